@@ -1,0 +1,59 @@
+"""DELST for the Hugging Face ecosystem: hyperbolic image-gene pretraining on spatial transcriptomics.
+
+Importing the package registers its classes with transformers' auto classes, which costs what importing those costs. The data
+room, the trainer and the evaluation are loaded on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+
+from .configuration_delst import DelstConfig, DelstGeneConfig
+from .feature_extraction_delst import DelstGeneFeatureExtractor
+from .modeling_delst import DelstGeneModel, DelstModel, DelstOutput
+from .processing_delst import DelstProcessor
+
+if TYPE_CHECKING:
+    from .data.collator import DelstCollator
+    from .data.dataset import write_dataset
+    from .data.slide import Slide
+    from .trainer import DelstTrainer, DelstTrainingArguments
+
+__version__ = "0.1.0"
+
+AutoConfig.register("delst", DelstConfig)
+AutoConfig.register("delst_gene", DelstGeneConfig)
+AutoModel.register(DelstConfig, DelstModel)
+AutoModel.register(DelstGeneConfig, DelstGeneModel)
+AutoFeatureExtractor.register(DelstConfig, DelstGeneFeatureExtractor)
+AutoProcessor.register(DelstConfig, DelstProcessor)
+
+_LAZY = {
+    "DelstCollator": "data.collator",
+    "DelstTrainer": "trainer",
+    "DelstTrainingArguments": "trainer",
+    "Slide": "data.slide",
+    "write_dataset": "data.dataset",
+}
+
+__all__ = [
+    "DelstConfig",
+    "DelstGeneConfig",
+    "DelstGeneFeatureExtractor",
+    "DelstGeneModel",
+    "DelstModel",
+    "DelstOutput",
+    "DelstProcessor",
+    "DelstCollator",
+    "DelstTrainer",
+    "DelstTrainingArguments",
+    "Slide",
+    "write_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

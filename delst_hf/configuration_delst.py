@@ -1,0 +1,163 @@
+"""Configuration of DELST: a Hugging Face vision backbone, a gene encoder and a hyperbolic head."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, ViTConfig
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, allowed))}.")
+
+
+def _check_range(name: str, value: float, low: float, high: float = math.inf, closed: bool = False) -> None:
+    inside = low <= value <= high if closed else low < value <= high
+    if not inside or not math.isfinite(value):
+        bounds = f"{'at least' if closed else 'above'} {low}" + (f" and at most {high}" if high < math.inf else "")
+        raise ValueError(f"{name}={value!r} is out of range: it must be {bounds}.")
+
+
+@strict
+class DelstGeneConfig(PreTrainedConfig):
+    """Configuration of the gene encoder.
+
+    Args:
+        encoder: ``"linear"`` (one matrix, a baseline that a biologist can read) or ``"mlp"``.
+        num_genes: Size of the gene vocabulary, the width of ``gene_values``.
+        hidden_size: Width of the encoder's output and of its hidden layers.
+        num_hidden_layers: Number of blocks (linear, layer norm, GELU, dropout) of the ``"mlp"`` encoder.
+        dropout: Dropout probability after each block of the ``"mlp"`` encoder.
+        layer_norm_eps: Epsilon of the layer norms.
+        initializer_range: Standard deviation of the normal initialisation, None for ``1/sqrt(fan_in)``.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    model_type = "delst_gene"
+    base_config_key = "gene_config"
+
+    encoder: str = "mlp"
+    num_genes: int = 1000
+    hidden_size: int = 512
+    num_hidden_layers: int = 2
+    dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float | int | None = None
+
+    def __post_init__(self, **kwargs):
+        _check_choice("encoder", self.encoder, ("linear", "mlp"))
+        for name in ("num_genes", "hidden_size", "num_hidden_layers"):
+            _check_range(name, getattr(self, name), 1, closed=True)
+        _check_range("dropout", self.dropout, 0, 1, closed=True)
+        super().__post_init__(**kwargs)
+
+
+@strict
+class DelstConfig(PreTrainedConfig):
+    """Configuration of `DelstModel`.
+
+    What the paper (arXiv 2503.00804) leaves open is a switch here, with a default chosen on evidence (docs/results.md).
+
+    Args:
+        vision_config: Configuration of any backbone that ``AutoModel.from_config`` builds; a ViT-B/16 when omitted.
+        gene_config: A `DelstGeneConfig` or its dict.
+        projection_dim: Dimension of the joint embedding.
+        geometry: ``"lorentz"`` (hyperbolic, the method), or the baselines ``"cosine"`` and ``"euclidean"``.
+        curvature_init: Initial ``c`` of the hyperboloid of curvature ``-c``. Learned within [init/10, 10 init].
+        learn_curvature: Whether ``c`` is learned.
+        logit_scale_init: Logarithm of the initial similarity multiplier.
+        logit_scale_max: The multiplier (not its logarithm) is clamped to this by the trainer.
+        cross_entailment_weight: ``lambda`` of the loss; None is 0.2 for the Lorentz geometry and 0 elsewhere.
+        intra_entailment_weight: ``beta`` of the loss; None is 0.1 for the Lorentz geometry and 0 elsewhere.
+        cross_parent: Which modality is the more general one, ``"gene"`` or ``"image"``.
+        intra_parent: Whether the spot with ``"fewer"`` or ``"more"`` expressed genes is the more general one.
+        intra_min_level_ratio: Two spots form an ordered pair when their levels differ at least by this factor.
+        min_radius: ``K`` of the half-aperture ``asin(2K / (sqrt(c) |x|))``.
+        cross_aperture_scale: ``eta``, the factor on the half-aperture of the cross-modal cones.
+        intra_aperture_scale: The same within a modality.
+        vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` or
+            ``"mean"``.
+        vision_feature_size: Width of the pooled backbone output; measured once and stored when None.
+        freeze_batch_norm: Keep BatchNorm statistics of the backbone fixed in training. Small batches ruin them, and
+            batch statistics leak information between the pairs of a contrastive batch.
+
+    Raises:
+        ValueError: If a value is out of its range, or an entailment weight is set for a geometry without cones.
+    """
+
+    model_type = "delst"
+    sub_configs = {"vision_config": AutoConfig, "gene_config": DelstGeneConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    gene_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 512
+    geometry: str = "lorentz"
+    curvature_init: float | int = 1.0
+    learn_curvature: bool = True
+    logit_scale_init: float | int = math.log(1 / 0.07)
+    logit_scale_max: float | int = 100.0
+    cross_entailment_weight: float | int | None = None
+    intra_entailment_weight: float | int | None = None
+    cross_parent: str = "gene"
+    intra_parent: str = "fewer"
+    intra_min_level_ratio: float | int = 1.25
+    min_radius: float | int = 0.1
+    cross_aperture_scale: float | int = 1.0
+    intra_aperture_scale: float | int = 1.0
+    vision_pooling: str = "auto"
+    vision_feature_size: int | None = None
+    freeze_batch_norm: bool = True
+
+    def __post_init__(self, **kwargs):
+        self.vision_config = self._as_vision_config(self.vision_config)
+        if self.gene_config is None:
+            self.gene_config = DelstGeneConfig()
+        elif isinstance(self.gene_config, dict):
+            self.gene_config = DelstGeneConfig(**self.gene_config)
+
+        has_cones = self.geometry == "lorentz"
+        if self.cross_entailment_weight is None:
+            self.cross_entailment_weight = 0.2 if has_cones else 0.0
+        if self.intra_entailment_weight is None:
+            self.intra_entailment_weight = 0.1 if has_cones else 0.0
+        self._check_values(has_cones)
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _as_vision_config(vision_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+        if vision_config is None:
+            return ViTConfig()
+        if isinstance(vision_config, dict):
+            vision_config = dict(vision_config)
+            if "model_type" not in vision_config:
+                raise ValueError(
+                    f"vision_config has no 'model_type' (keys: {sorted(vision_config)[:8]}). Give the backbone's own "
+                    "config, for example AutoConfig.from_pretrained(id), or add e.g. model_type='vit'."
+                )
+            return AutoConfig.for_model(vision_config.pop("model_type"), **vision_config)
+        return vision_config
+
+    def _check_values(self, has_cones: bool) -> None:
+        _check_choice("geometry", self.geometry, ("lorentz", "cosine", "euclidean"))
+        _check_choice("cross_parent", self.cross_parent, ("gene", "image"))
+        _check_choice("intra_parent", self.intra_parent, ("fewer", "more"))
+        _check_choice("vision_pooling", self.vision_pooling, ("auto", "pooler", "cls", "mean"))
+        _check_range("projection_dim", self.projection_dim, 1, closed=True)
+        for name in ("curvature_init", "min_radius", "cross_aperture_scale", "intra_aperture_scale"):
+            _check_range(name, getattr(self, name), 0)
+        _check_range("intra_min_level_ratio", self.intra_min_level_ratio, 1)
+        _check_range("logit_scale_max", self.logit_scale_max, math.exp(self.logit_scale_init))
+        for name in ("cross_entailment_weight", "intra_entailment_weight"):
+            weight = getattr(self, name)
+            _check_range(name, weight, 0, closed=True)
+            if weight > 0 and not has_cones:
+                raise ValueError(
+                    f"{name}={weight} needs geometry='lorentz': there are no entailment cones for geometry="
+                    f"{self.geometry!r}. Set the weight to 0, or leave it out."
+                )
+
+
+__all__ = ["DelstConfig", "DelstGeneConfig"]

@@ -1,0 +1,54 @@
+"""The columns of a dataset folder: one `datasets.Features` per config.
+
+The Arrow form of these (`Features.arrow_schema`) is stored in every parquet file, so `load_dataset` decodes images
+without being told.
+"""
+
+from datasets import Features, Image, List, Value
+
+SPOTS = Features(
+    {
+        "image": Image(),
+        # The expressed genes of the spot only: positions in the `genes` config, ascending, and their raw counts (> 0).
+        "gene_indices": List(Value("int32")),
+        "gene_counts": List(Value("int32")),
+        "slide_id": Value("string"),
+        "patient_id": Value("string"),
+        "barcode": Value("string"),
+        # Pixels of the slide image that the patch was cut from; x runs along columns, y along rows.
+        "x": Value("float64"),
+        "y": Value("float64"),
+        # -1 where the source has no array position.
+        "array_row": Value("int32"),
+        "array_col": Value("int32"),
+        # None where nobody labelled the spot.
+        "label": Value("string"),
+        "n_genes": Value("int32"),
+        "total_counts": Value("int64"),
+    }
+)
+
+GENES = Features({"gene_id": Value("string"), "symbol": Value("string"), "species": Value("string")})
+
+SLIDES = Features(
+    {
+        "slide_id": Value("string"),
+        "patient_id": Value("string"),
+        "technology": Value("string"),
+        "tissue": Value("string"),
+        "species": Value("string"),
+        # Micrometres per pixel of the image that x and y refer to.
+        "mpp": Value("float64"),
+        # Positions in `genes` of every gene the slide's table has: a gene outside is missing, not zero.
+        "measured_genes": List(Value("int32")),
+        "thumbnail": Image(),
+        # Who or what gave the labels; "" where there are none.
+        "label_source": Value("string"),
+        "image_width": Value("int32"),
+        "image_height": Value("int32"),
+        "patch_um": Value("float64"),
+        "patch_px": Value("int32"),
+    }
+)
+
+CONFIGS = {"spots": SPOTS, "genes": GENES, "slides": SLIDES}

@@ -1,0 +1,291 @@
+"""One tissue section in memory: its image, its spots, their counts, and the scale that joins pixels to micrometres."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+# Real scanners give 0.1 to 1 um/px and reduced "hires" images up to ~10; beyond this window units were mixed up.
+PLAUSIBLE_MPP = (0.05, 50.0)
+# Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
+_SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+_MAX_COUNT = np.iinfo(np.int32).max
+
+
+@dataclass
+class Slide:
+    """One section. Coordinates are continuous: the pixel in row i and column j covers y in [i, i+1) and x in [j, j+1).
+
+    Attributes:
+        slide_id: unique within a dataset; letters, digits, "_", "-" and ".".
+        image: uint8 (height, width, 3): an array, or anything with `.shape` and `[y0:y1, x0:x1]` slicing.
+        spots: index = barcodes; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown), label
+            (None when unknown). Missing array and label columns are added.
+        counts: (spots, genes) sparse raw counts.
+        genes: columns gene_id and symbol ("" when unknown), in the order of the columns of `counts`.
+        mpp: micrometres per pixel of `image`.
+        patient_id: slides of one patient never belong on both sides of a split.
+        technology: for example "Visium".
+        tissue: for example "breast".
+        species: for example "human".
+        label_source: "" without labels, else who or what gave them.
+    """
+
+    slide_id: str
+    image: Any
+    spots: pd.DataFrame
+    counts: sp.csr_matrix
+    genes: pd.DataFrame
+    mpp: float
+    patient_id: str
+    technology: str = ""
+    tissue: str = ""
+    species: str = ""
+    label_source: str = ""
+
+    def __post_init__(self) -> None:
+        self.spots = self.spots.copy()
+        for column, default in (("array_row", -1), ("array_col", -1), ("label", None)):
+            if column not in self.spots:
+                self.spots[column] = pd.Series([default] * len(self.spots), index=self.spots.index, dtype=object)
+
+    def validate(self) -> None:
+        """Refuses what would give wrong patches or wrong counts.
+
+        Raises:
+            ValueError: ids, shapes, duplicated barcodes, counts that are not raw counts, an implausible `mpp`, or spots
+                whose centre lies outside the image. The message names the next step.
+        """
+        self._check_names()
+        self._check_tables()
+        check_mpp(self.mpp, self.slide_id)
+        check_counts(self.counts, self.slide_id)
+        if self.counts.nnz == 0:
+            raise ValueError(
+                f"slide {self.slide_id!r}: every count is zero. Check that the counts belong to these spots."
+            )
+        outside = ~self._inside()
+        if outside.any():
+            raise ValueError(self._outside_message(outside))
+
+    def drop_outside(self) -> "Slide":
+        """Returns the slide without the spots whose centre lies outside the image.
+
+        Raises:
+            ValueError: most spots are outside: then the coordinates are wrong, not a few spots.
+        """
+        self._check_tables()
+        outside = ~self._inside()
+        if not outside.any():
+            return self
+        if 2 * outside.sum() > len(outside):
+            raise ValueError(self._outside_message(outside))
+        logger.warning("%s: dropped %d of %d spots outside the image", self.slide_id, outside.sum(), len(outside))
+        return replace(self, spots=self.spots[~outside], counts=self.counts.tocsr()[~outside])
+
+    def patches(self, patch_um: float, patch_px: int) -> Iterator[Image.Image]:
+        """Cuts one square patch per spot by physical size, in the order of `spots`.
+
+        The region of patch_um / mpp pixels centred on (x, y) is taken at sub-pixel precision and resampled once
+        (bicubic, antialiased); beyond the border of the image it is white. Only that region of `image` is read.
+
+        Args:
+            patch_um: side in micrometres.
+            patch_px: side of the result in pixels.
+
+        Yields:
+            RGB images of (patch_px, patch_px).
+
+        Raises:
+            ValueError: sizes or `mpp` that are not positive.
+        """
+        check_patch_size(patch_um, patch_px)
+        check_mpp(self.mpp, self.slide_id)
+        side = patch_um / self.mpp
+        for x, y in zip(self.spots["x"].to_numpy(float), self.spots["y"].to_numpy(float), strict=True):
+            yield self._patch(x - side / 2, y - side / 2, side, patch_px)
+
+    def thumbnail(self, max_px: int = 512) -> Image.Image:
+        """Returns the whole image with its longer side at most max_px, read in bands of rows."""
+        height, width = self.image.shape[:2]
+        factor = -(-max(height, width) // max_px)
+        reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+        rows = factor * max(1, 1024 // factor)
+        for top in range(0, height, rows):
+            band = Image.fromarray(np.ascontiguousarray(self.image[top : min(top + rows, height), 0:width]))
+            reduced.paste(band.reduce(factor), (0, top // factor))
+        return reduced
+
+    def _patch(self, left: float, top: float, side: float, patch_px: int) -> Image.Image:
+        x0, y0 = int(np.floor(left)), int(np.floor(top))
+        x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
+        height, width = self.image.shape[:2]
+        inner = np.asarray(self.image[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)])
+        if inner.shape[:2] == (y1 - y0, x1 - x0):
+            region = np.ascontiguousarray(inner)
+        else:
+            region = np.full((y1 - y0, x1 - x0, 3), 255, dtype=np.uint8)
+            row, column = max(-y0, 0), max(-x0, 0)
+            region[row : row + inner.shape[0], column : column + inner.shape[1]] = inner
+        box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
+        return Image.fromarray(region).resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
+
+    def _check_names(self) -> None:
+        if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id):
+            raise ValueError(
+                f"slide_id {self.slide_id!r} cannot name a file. Allowed: letters, digits, '_', '-' and '.', beginning with "
+                "a letter or digit. Pass another slide_id (--slide-id)."
+            )
+        if not isinstance(self.patient_id, str) or not self.patient_id:
+            raise ValueError(
+                f"slide {self.slide_id!r}: patient_id is {self.patient_id!r}. Allowed: a non-empty string."
+            )
+
+    def _check_tables(self) -> None:
+        where, n_spots, n_genes = f"slide {self.slide_id!r}", len(self.spots), len(self.genes)
+        missing = [name for name in ("x", "y") if name not in self.spots] + [
+            name for name in ("gene_id", "symbol") if name not in self.genes
+        ]
+        if missing:
+            raise ValueError(
+                f"{where}: columns {missing} are missing. Needed: spots with x, y; genes with gene_id, symbol."
+            )
+        if n_spots == 0 or n_genes == 0:
+            raise ValueError(
+                f"{where} is empty: {n_spots} spots, {n_genes} genes. Check the filters and the ids that join them."
+            )
+        if self.counts.shape != (n_spots, n_genes):
+            hint = "Transpose it." if self.counts.shape == (n_genes, n_spots) else "Align the three tables."
+            raise ValueError(
+                f"{where}: counts have shape {self.counts.shape}; {n_spots} spots x {n_genes} genes expected. {hint}"
+            )
+        shape = tuple(self.image.shape)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or self.image.dtype != np.uint8:
+            raise ValueError(
+                f"{where}: the image is {self.image.dtype} {shape}. Allowed: uint8 (height, width, 3). "
+                "Convert it with delst_hf.data.images.to_rgb."
+            )
+        duplicated = self.spots.index[self.spots.index.duplicated()]
+        if len(duplicated):
+            raise ValueError(
+                f"{where}: {len(duplicated)} barcodes are duplicated, e.g. {duplicated[0]!r}. Each spot needs its own; "
+                "if several sections were joined, split them first."
+            )
+        undefined = int((~np.isfinite(self.spots[["x", "y"]].to_numpy(float))).any(axis=1).sum())
+        if undefined:
+            raise ValueError(
+                f"{where}: {undefined} of {n_spots} spots have no coordinates (NaN). Drop them, or complete x and y."
+            )
+        odd = [value for value in self.spots["label"] if not (isinstance(value, str) or pd.isna(value))]
+        if odd:
+            raise ValueError(
+                f"{where}: label {odd[0]!r} is not text. Allowed: str, or None where unknown. Convert with astype(str)."
+            )
+
+    def _inside(self, x_name: str = "x", y_name: str = "y") -> np.ndarray:
+        height, width = self.image.shape[:2]
+        x, y = self.spots[x_name].to_numpy(float), self.spots[y_name].to_numpy(float)
+        return (x >= 0) & (x < width) & (y >= 0) & (y < height)
+
+    def _outside_message(self, outside: np.ndarray) -> str:
+        height, width = self.image.shape[:2]
+        x, y, n = self.spots["x"], self.spots["y"], len(outside)
+        found = (
+            f"slide {self.slide_id!r}: {outside.sum()} of {n} spots lie outside the image "
+            f"(x {x.min():.1f}..{x.max():.1f}, y {y.min():.1f}..{y.max():.1f}; image {width} wide, {height} high)."
+        )
+        swapped = self._inside("y", "x").sum()
+        if swapped > n - outside.sum():
+            return f"{found} With x and y swapped, {swapped} would be inside: swap them."
+        if 2 * outside.sum() > n:
+            return f"{found} The scale is probably wrong: scale them to this image, or give the image they refer to."
+        return f"{found} Drop them with outside='drop' (--drop-outside), or correct their coordinates."
+
+
+def check_mpp(mpp: float | None, slide_id: str) -> None:
+    """Raises a ValueError unless `mpp` is a plausible number of micrometres per pixel."""
+    low, high = PLAUSIBLE_MPP
+    if mpp is None or not np.isfinite(mpp) or not low <= mpp <= high:
+        raise ValueError(
+            f"slide {slide_id!r}: mpp is {mpp}. Allowed: {low} to {high} micrometres per pixel. Give the scanner's "
+            "value (mpp=, --mpp); a 20x scan has about 0.5."
+        )
+
+
+def check_patch_size(patch_um: float, patch_px: int) -> None:
+    """Raises a ValueError unless both sizes are positive."""
+    if not (np.isfinite(patch_um) and patch_um > 0):
+        raise ValueError(f"patch_um is {patch_um}. Allowed: a positive number of micrometres, e.g. 112.")
+    if int(patch_px) != patch_px or patch_px < 1:
+        raise ValueError(f"patch_px is {patch_px}. Allowed: a positive whole number of pixels, e.g. 224.")
+
+
+def describe_bad_counts(counts: Any) -> str | None:
+    """Says what keeps a matrix (dense or sparse) from being raw counts; None when it is."""
+    values = counts.data if sp.issparse(counts) else np.asarray(counts)
+    if values.dtype.kind not in "iufb":
+        return f"values of type {values.dtype}"
+    if values.size == 0 or values.dtype.kind == "b":
+        return None
+    if values.dtype.kind == "f":
+        undefined = int((~np.isfinite(values)).sum())
+        if undefined:
+            return f"{undefined} values are NaN or infinite"
+    if values.min() < 0:
+        return f"{int((values < 0).sum())} values are negative, the smallest {values.min():g}; it looks already scaled"
+    if values.dtype.kind == "f":
+        fractions = values[values != np.floor(values)]
+        if fractions.size:
+            found = f"{fractions.size} values are not whole numbers, e.g. {fractions[0]:g}"
+            return f"{found}; it looks already normalised or log-transformed"
+    return f"the largest value is {values.max():g}, above {_MAX_COUNT}" if values.max() > _MAX_COUNT else None
+
+
+def check_counts(
+    counts: Any, slide_id: str, hint: str = "give raw counts, e.g. adata.layers['counts'] or adata.raw"
+) -> None:
+    """Raises a ValueError that ends in `hint` unless the matrix (dense or sparse) holds raw counts."""
+    problem = describe_bad_counts(counts)
+    if problem:
+        raise ValueError(
+            f"slide {slide_id!r}: these are not counts: {problem}. Allowed: whole numbers from 0. Next: {hint}."
+        )
+
+
+def make_genes(names: Sequence[str], gene_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Makes the gene table of a Slide; without ids, names that look like Ensembl gene ids are taken as ids."""
+    symbols = pd.Series(names, dtype=object).astype(str)
+    if gene_ids is not None:
+        ids = pd.Series(gene_ids, dtype=object).fillna("").astype(str)
+    else:
+        is_id = symbols.map(lambda name: _ENSEMBL.fullmatch(name) is not None)
+        ids, symbols = symbols.where(is_id, ""), symbols.where(~is_id, "")
+    return pd.DataFrame({"gene_id": ids.to_numpy(), "symbol": symbols.to_numpy()})
+
+
+def sum_duplicate_genes(
+    counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str
+) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Adds up the columns of genes that share both gene_id and symbol, with a warning."""
+    group = genes.groupby(["gene_id", "symbol"], sort=False).ngroup().to_numpy()
+    if len(group) == group.max(initial=-1) + 1:
+        return counts, genes
+    first = ~pd.Series(group).duplicated().to_numpy()
+    repeated = genes[~first].iloc[0]
+    logger.warning(
+        "%s: summed %d duplicated gene columns, e.g. %s",
+        slide_id,
+        (~first).sum(),
+        repeated["symbol"] or repeated["gene_id"],
+    )
+    summing = sp.csr_matrix((np.ones(len(group), counts.dtype), (np.arange(len(group)), group)))
+    return (counts @ summing).tocsr(), genes[first].reset_index(drop=True)

@@ -1,0 +1,128 @@
+"""A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import datasets
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from datasets import Dataset
+
+LEVEL_KEYS = ("n_genes", "total_counts", "shuffled")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The three tables of a dataset folder.
+
+    Attributes:
+        spots: One row a spot, with a column ``spot_index`` (its position) beside those of the folder.
+        genes: One row a gene; ``gene_indices`` of the spots point into it.
+        slides: One row a slide.
+    """
+
+    spots: Dataset
+    genes: pd.DataFrame
+    slides: pd.DataFrame
+
+    @classmethod
+    def load(cls, path: str, **kwargs) -> "Study":
+        """Open a dataset folder or a dataset of the Hub.
+
+        Args:
+            path: Folder written by ``delst prepare``, or a Hub id.
+            **kwargs: Passed to ``datasets.load_dataset``, for example ``revision=``.
+        """
+        spots, genes, slides = (
+            datasets.load_dataset(path, name, split="train", **kwargs) for name in ("spots", "genes", "slides")
+        )
+        spots = spots.add_column("spot_index", np.arange(len(spots)))
+        slides = slides.remove_columns("thumbnail") if "thumbnail" in slides.column_names else slides
+        return cls(spots=spots, genes=genes.to_pandas(), slides=slides.to_pandas())
+
+    @cached_property
+    def slide_of_spot(self) -> np.ndarray:
+        """Slide id of every spot (spots,)."""
+        return np.asarray(self.spots.with_format("numpy")["slide_id"][:])
+
+    @property
+    def slide_ids(self) -> list[str]:
+        """Slide ids in the order of the folder."""
+        return list(self.slides["slide_id"])
+
+    @property
+    def gene_names(self) -> list[str]:
+        """What names a gene here: its symbol, or its id where it has no symbol."""
+        return [symbol or gene_id for symbol, gene_id in zip(self.genes["symbol"], self.genes["gene_id"], strict=True)]
+
+    @property
+    def measured_genes(self) -> dict[str, np.ndarray]:
+        """Indices of the genes that each slide's panel measures."""
+        return {row.slide_id: np.asarray(row.measured_genes) for row in self.slides.itertuples()}
+
+    def patients(self, slide_ids: Iterable[str]) -> set[str]:
+        """Patients of these slides."""
+        chosen = self.slides[self.slides["slide_id"].isin(list(slide_ids))]
+        return set(chosen["patient_id"])
+
+    def check_slides(self, slide_ids: Sequence[str]) -> None:
+        """Refuse slides that the folder does not hold.
+
+        Raises:
+            ValueError: Naming the unknown slides and those there are.
+        """
+        unknown = [slide_id for slide_id in slide_ids if slide_id not in self.slide_ids]
+        if unknown:
+            raise ValueError(f"No slide {unknown} in this dataset. It holds {self.slide_ids}.")
+
+    def subset(self, slide_ids: Sequence[str]) -> Dataset:
+        """The spots of these slides, in the order of the folder.
+
+        Raises:
+            ValueError: If a slide is not in the folder.
+        """
+        self.check_slides(slide_ids)
+        return self.spots.select(np.flatnonzero(np.isin(self.slide_of_spot, list(slide_ids))))
+
+    def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
+        """Counts of these spots as a sparse matrix (spots, genes)."""
+        # The arrow table itself does not know of `select`, hence flatten_indices.
+        table = spots.select_columns(["gene_indices", "gene_counts"]).flatten_indices().data.table
+        indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
+        lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
+        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return scipy.sparse.csr_matrix(
+            (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
+            shape=(len(spots), len(self.genes)),
+        )
+
+
+def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.ndarray:
+    """The key by which the intra-modal loss orders spots.
+
+    Args:
+        spots: Spots with ``n_genes``, ``total_counts`` and ``slide_id``.
+        key: ``"n_genes"``, the number of expressed genes; ``"total_counts"``, a control for sequencing depth; or
+            ``"shuffled"``, a control for having any order at all: the numbers of expressed genes, permuted once among the
+            spots of each slide.
+        seed: Seed of the permutation.
+
+    Returns:
+        Levels (spots,) float32.
+
+    Raises:
+        ValueError: If the key is not known.
+    """
+    if key not in LEVEL_KEYS:
+        raise ValueError(f"level_key={key!r} is not known. Choose one of {', '.join(map(repr, LEVEL_KEYS))}.")
+    columns = spots.with_format("numpy")
+    level = np.asarray(columns["total_counts" if key == "total_counts" else "n_genes"][:], dtype=np.float32)
+    if key == "shuffled":
+        generator = np.random.default_rng(seed)
+        slides = np.asarray(columns["slide_id"][:])
+        for slide in np.unique(slides):
+            rows = np.flatnonzero(slides == slide)
+            level[rows] = level[generator.permutation(rows)]
+    return level

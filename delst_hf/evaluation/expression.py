@@ -1,0 +1,275 @@
+"""Gene expression predicted from features by ridge regression, scored by Pearson correlation gene by gene."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import sparse
+
+from .preparation import FlooredScaler, finite_matrix, group_folds, group_names
+
+RIDGE_ALPHAS: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-1, 6, 15))
+
+
+@dataclass(frozen=True)
+class RidgePrediction:
+    """Expression predicted for the test rows, and how the penalty was chosen.
+
+    Attributes:
+        predicted: (test rows, genes) in the unit of the training targets.
+        alpha: the penalty chosen on the training groups.
+        alphas: (alphas,) the penalties tried, ascending.
+        validation_pearson: (alphas,) mean gene-wise Pearson on the left-out training groups; higher is better.
+        num_folds: folds behind `validation_pearson`.
+    """
+
+    predicted: np.ndarray
+    alpha: float
+    alphas: np.ndarray
+    validation_pearson: np.ndarray
+    num_folds: int
+
+
+def log_normalize(counts: Any, target_sum: float = 1e4) -> Any:
+    """Scale every spot to the same library size and take log(1 + x). A spot without counts stays zero.
+
+    Args:
+        counts: (spots, genes) raw counts, dense or any scipy sparse matrix.
+        target_sum: counts per spot after scaling.
+
+    Returns:
+        (spots, genes) float32, dense for dense counts and csr for sparse ones.
+
+    Raises:
+        ValueError: if a count is negative, NaN or infinite, the counts are no matrix, or `target_sum` is not positive.
+    """
+    if not (np.isfinite(target_sum) and target_sum > 0):
+        raise ValueError(f"target_sum is {target_sum}; allowed is a positive number. The usual value is 1e4.")
+    # In float64, where the sum of a million counts is exact, and in a copy, so that the caller's counts stay.
+    if sparse.issparse(counts):
+        matrix = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
+        matrix.sum_duplicates()
+        factors = _library_factors(matrix.data, np.asarray(matrix.sum(axis=1)).reshape(-1), target_sum)
+        matrix.data = np.log1p(matrix.data * np.repeat(factors, np.diff(matrix.indptr)))
+        return matrix.astype(np.float32)
+    values = np.asarray(counts, dtype=np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"counts have the shape {values.shape}; allowed is (spots, genes). Pass one row per spot.")
+    factors = _library_factors(values, values.sum(axis=1), target_sum)
+    return np.log1p(values * factors[:, None]).astype(np.float32)
+
+
+def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
+    """Choose the genes of highest variance. Pass training spots only, or the choice leaks.
+
+    Args:
+        values: (spots, genes) log-normalised expression of the training spots, dense or sparse.
+        num_genes: how many genes to choose.
+
+    Returns:
+        (num_genes,) column indices, most variable first; equal variances in the order of the columns.
+
+    Raises:
+        ValueError: if fewer than `num_genes` genes are there, or `values` are empty or not finite.
+    """
+    num_columns = values.shape[1] if len(values.shape) == 2 else 0
+    if not 1 <= num_genes <= num_columns:
+        raise ValueError(
+            f"num_genes is {num_genes}; allowed is 1 to {num_columns}, the genes of these values. "
+            "Ask for fewer genes, as with --num-genes, when the panel is small."
+        )
+    if sparse.issparse(values):
+        matrix = sparse.csr_matrix(values, dtype=np.float64)
+        finite_matrix(matrix.data.reshape(-1, 1) if matrix.nnz else np.zeros((1, 1)), "values")
+        mean = np.asarray(matrix.mean(axis=0)).reshape(-1)
+        variance = np.asarray(matrix.multiply(matrix).mean(axis=0)).reshape(-1) - mean**2
+    else:
+        variance = finite_matrix(values, "values").var(axis=0)
+    return np.argsort(-variance, kind="stable")[:num_genes]
+
+
+def gene_pearson(predicted: ArrayLike, measured: ArrayLike) -> np.ndarray:
+    """Pearson correlation of prediction and measurement over spots, gene by gene. 1 is perfect, 0 is chance.
+
+    Args:
+        predicted: (spots, genes).
+        measured: (spots, genes).
+
+    Returns:
+        (genes,) correlations in [-1, 1]. A constant prediction has learnt nothing and gets 0.0. A gene whose
+        measurement is constant cannot be scored at all and gets NaN: leave it out of means and count it.
+
+    Raises:
+        ValueError: if the shapes differ or a value is not finite.
+    """
+    first, second = finite_matrix(predicted, "predicted"), finite_matrix(measured, "measured")
+    if first.shape != second.shape:
+        raise ValueError(
+            f"predicted has the shape {first.shape} and measured {second.shape}; they must be equal. "
+            "Pass the same spots and genes, in the same order."
+        )
+    first_constant, second_constant = _constant_columns(first), _constant_columns(second)
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    # Scaling by the largest value first keeps squares of very small expression from underflowing to zero.
+    first /= np.where(first_constant, 1.0, np.abs(first).max(axis=0))
+    second /= np.where(second_constant, 1.0, np.abs(second).max(axis=0))
+    norms = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
+    correlation = (first * second).sum(axis=0) / np.where(first_constant | second_constant, 1.0, norms)
+    correlation = np.where(first_constant, 0.0, np.clip(correlation, -1.0, 1.0))
+    return np.where(second_constant, np.nan, correlation)
+
+
+def ridge_prediction(
+    train_features: ArrayLike,
+    train_targets: ArrayLike,
+    test_features: ArrayLike,
+    train_groups: Sequence[Any] | np.ndarray,
+    alphas: Sequence[float] = RIDGE_ALPHAS,
+) -> RidgePrediction:
+    """Predict expression by ridge regression on standardised features, the penalty chosen on training groups alone.
+
+    The scaler and the mean of the targets are fitted anew in each fold. The penalty alpha in
+    |Y - X W|^2 + alpha |W|^2 is the one of the highest mean gene-wise Pearson on left-out groups (five contiguous
+    blocks where there is one group only); on a tie the larger. Nothing here is random.
+
+    Args:
+        train_features: (train rows, columns).
+        train_targets: (train rows, genes) log-normalised expression.
+        test_features: (test rows, columns).
+        train_groups: (train rows,) the slide or patient of each row.
+        alphas: positive penalties to choose from.
+
+    Raises:
+        ValueError: if shapes do not match, a value is not finite, a penalty is not positive, or no training gene varies.
+    """
+    features, targets = finite_matrix(train_features, "train_features"), finite_matrix(train_targets, "train_targets")
+    unseen = finite_matrix(test_features, "test_features")
+    if len(features) != len(targets) or features.shape[1] != unseen.shape[1]:
+        raise ValueError(
+            f"train_features {features.shape}, train_targets {targets.shape} and test_features {unseen.shape} do not "
+            "match; features and targets need the same training rows, and both features the same columns."
+        )
+    penalties = _checked_alphas(alphas)
+    folds = group_folds(group_names(train_groups, len(features), "train_groups"))
+    scores = np.array([_fold_scores(features, targets, fit, held, penalties) for fit, held in folds])
+    usable = ~np.isnan(scores).any(axis=1)
+    if not usable.any():
+        raise ValueError(
+            f"no gene of train_targets {targets.shape} varies within a left-out training group, so no alpha can be "
+            "chosen. Pass more training spots, or choose genes with most_variable_genes."
+        )
+    validation = scores[usable].mean(axis=0)
+    best = int(np.flatnonzero(validation >= validation.max() - 1e-12)[-1])
+    predicted = _ridge_predictions(features, targets, unseen, penalties[best : best + 1])[0]
+    return RidgePrediction(predicted, float(penalties[best]), penalties, validation, int(usable.sum()))
+
+
+def expression_prediction(
+    train_features: ArrayLike,
+    train_targets: ArrayLike,
+    test_features: ArrayLike,
+    test_targets: ArrayLike,
+    train_groups: Sequence[Any] | np.ndarray,
+    alphas: Sequence[float] = RIDGE_ALPHAS,
+) -> dict[str, float]:
+    """Score features by the expression that `ridge_prediction` reads out of them on unseen spots.
+
+    Args:
+        train_features, train_targets, test_features, train_groups, alphas: as in `ridge_prediction`.
+        test_targets: (test rows, genes) in the unit and gene order of `train_targets`.
+
+    Returns:
+        pearson_mean and pearson_median: over the genes that vary on the test rows, pooled over these rows; 1 is
+        perfect and 0 is chance. validation_pearson: the same on left-out training groups, at the chosen alpha.
+        alpha; alpha_at_edge: 1.0 when alpha is the smallest or largest tried, so that a wider grid might do better.
+        num_genes, num_constant_genes (constant on the test rows, left out of the means), num_constant_predictions
+        (scored 0.0), num_train, num_test, num_folds.
+
+    Raises:
+        ValueError: as `ridge_prediction`, or if every gene is constant on the test rows.
+    """
+    prediction = ridge_prediction(train_features, train_targets, test_features, train_groups, alphas)
+    measured = finite_matrix(test_targets, "test_targets")
+    correlation = gene_pearson(prediction.predicted, measured)
+    scored = ~np.isnan(correlation)
+    if not scored.any():
+        raise ValueError(
+            f"all {len(scored)} genes are constant over the {len(measured)} test rows, so there is nothing to "
+            "correlate with. Test on more spots, or choose genes that are expressed."
+        )
+    chosen = prediction.alphas == prediction.alpha
+    return {
+        "pearson_mean": float(correlation[scored].mean()),
+        "pearson_median": float(np.median(correlation[scored])),
+        "validation_pearson": float(prediction.validation_pearson[chosen][0]),
+        "alpha": prediction.alpha,
+        "alpha_at_edge": float(len(chosen) > 1 and bool(chosen[0] or chosen[-1])),
+        "num_genes": float(len(scored)),
+        "num_constant_genes": float((~scored).sum()),
+        "num_constant_predictions": float(_constant_columns(prediction.predicted).sum()),
+        "num_train": float(len(np.asarray(train_features))),
+        "num_test": float(len(measured)),
+        "num_folds": float(prediction.num_folds),
+    }
+
+
+def _library_factors(stored: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
+    """Factors (spots,) that bring the totals to `target_sum`, 0 for an empty spot; `stored` holds all counts."""
+    if not np.isfinite(stored).all() or (stored < 0).any():
+        raise ValueError(
+            "counts hold negative, NaN or infinite values; allowed are counts from 0 up. Pass the raw counts, "
+            "not scaled or centred expression."
+        )
+    return np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
+
+
+def _fold_scores(
+    features: np.ndarray, targets: np.ndarray, fit: np.ndarray, held: np.ndarray, alphas: np.ndarray
+) -> np.ndarray:
+    """Mean gene-wise Pearson (alphas,) on the rows `held` after fitting on `fit`; NaN where no gene varies."""
+    scored = ~_constant_columns(targets[held])
+    if not scored.any():
+        return np.full(len(alphas), np.nan)
+    predictions = _ridge_predictions(features[fit], targets[fit][:, scored], features[held], alphas)
+    return np.array([gene_pearson(predicted, targets[held][:, scored]).mean() for predicted in predictions])
+
+
+def _ridge_predictions(
+    features: np.ndarray, targets: np.ndarray, unseen: np.ndarray, alphas: np.ndarray
+) -> list[np.ndarray]:
+    """Predictions (unseen rows, genes) of one ridge regression per alpha, from one eigendecomposition.
+
+    With X standardised (rows, columns), Y centred and Z the unseen rows,
+        X'X = V L V'   gives   Z W = (Z V) (L + alpha)^-1 (V' X' Y)          (columns x columns: the primal)
+        X X' = U L U'  gives   Z W = (Z X' U) (L + alpha)^-1 (U' Y)          (rows x rows: the dual)
+    Both hold for every alpha > 0; the smaller matrix is the one decomposed.
+    """
+    scaler = FlooredScaler.fit(features)
+    inputs, queries = scaler.transform(features), scaler.transform(unseen)
+    target_mean = targets.mean(axis=0)
+    centred = targets - target_mean
+    if inputs.shape[1] <= inputs.shape[0]:
+        eigenvalues, vectors = np.linalg.eigh(inputs.T @ inputs)
+        left, right = queries @ vectors, vectors.T @ (inputs.T @ centred)
+    else:
+        eigenvalues, vectors = np.linalg.eigh(inputs @ inputs.T)
+        left, right = (queries @ inputs.T) @ vectors, vectors.T @ centred
+    eigenvalues = np.maximum(eigenvalues, 0.0)  # rounding may leave the zero ones slightly negative
+    return [(left / (eigenvalues + alpha)) @ right + target_mean for alpha in alphas]
+
+
+def _constant_columns(values: np.ndarray) -> np.ndarray:
+    """Which columns (columns,) do not vary beyond rounding."""
+    return np.ptp(values, axis=0) <= 8 * np.finfo(np.float64).eps * np.abs(values).max(axis=0)
+
+
+def _checked_alphas(alphas: Sequence[float]) -> np.ndarray:
+    penalties = np.unique(np.asarray(alphas, dtype=np.float64))
+    if penalties.size == 0 or not np.isfinite(penalties).all() or penalties[0] <= 0:
+        raise ValueError(
+            f"alphas are {list(alphas)}; allowed is at least one positive number. "
+            "Leave the argument out for 0.1 to 1e6 in half decades."
+        )
+    return penalties

@@ -1,0 +1,194 @@
+"""Tissue labels predicted from features by a linear classifier, scored by macro-F1 on unseen slides.
+
+The classifier is that of the STimage-1K4M benchmark (scikit-learn's SGDClassifier with log loss, L2 penalty and
+balanced class weights). The split is not: the benchmark splits by spot, where neighbours leak from training to test;
+here the caller passes the rows of whole slides, and alpha is chosen by leaving one training slide out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.linear_model import SGDClassifier
+from sklearn.metrics import f1_score, recall_score
+
+from .preparation import FlooredScaler, finite_matrix, group_folds, group_names, missing_rows
+
+PROBE_ALPHAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
+# Choosing alpha repeats every fit for every fold; two seeds steady that choice at 2/5 of the cost.
+SELECTION_SEEDS = 2
+
+
+def linear_probe(
+    train_features: ArrayLike,
+    train_labels: Sequence[str | None] | np.ndarray,
+    test_features: ArrayLike,
+    test_labels: Sequence[str | None] | np.ndarray,
+    train_groups: Sequence[Any] | np.ndarray,
+    alphas: Sequence[float] = PROBE_ALPHAS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+) -> dict[str, float]:
+    """Fit a linear probe on training slides and score it on test slides.
+
+    Features are standardised by a `FlooredScaler` fitted on the rows that are fitted. Alpha is the one of the highest
+    mean macro-F1 over left-out training groups (five contiguous blocks where there is one group only) and the first
+    two seeds; on a tie the larger. Rows without a label (None, NaN, '' or 'nan') are dropped and counted.
+
+    Macro-F1 and balanced accuracy average over the classes present in the test labels. A test class that training
+    never saw stays in that average with 0 and is counted.
+
+    Args:
+        train_features: (train rows, columns).
+        train_labels: (train rows,) strings.
+        test_features: (test rows, columns).
+        test_labels: (test rows,) strings.
+        train_groups: (train rows,) the slide or patient of each row.
+        alphas: positive L2 penalties to choose from.
+        seeds: one final fit each.
+
+    Returns:
+        macro_f1_mean, macro_f1_sd, balanced_accuracy_mean, balanced_accuracy_sd: over the seeds (sd with n - 1, 0.0
+        for one seed); 1 is perfect. majority_macro_f1: what always answering the commonest training class gets.
+        chance_balanced_accuracy: 1 / test classes. alpha, alpha_at_edge (1.0: a wider grid might do better),
+        validation_macro_f1 (NaN-free; 0.0 when one alpha leaves nothing to choose), num_train, num_test,
+        num_dropped_train, num_dropped_test, num_train_classes, num_test_classes, num_unseen_classes, num_seeds.
+
+    Raises:
+        ValueError: if shapes do not match, a feature is not finite, training has fewer than two classes, no test row
+            has a label, or alphas or seeds are not usable.
+        TypeError: if a label is neither a string nor missing.
+    """
+    features, labels, kept = _labelled_rows(train_features, train_labels, "train")
+    unseen, truth, kept_test = _labelled_rows(test_features, test_labels, "test")
+    groups = group_names(train_groups, len(kept), "train_groups")[kept]
+    penalties, seeds = _checked_grid(alphas, seeds)
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise ValueError(
+            f"the labelled training rows hold {len(classes)} class(es): {classes.tolist()}; a probe needs at least 2. "
+            "Train on slides that are annotated with more than one label."
+        )
+    if len(truth) == 0:
+        raise ValueError(f"none of the {len(kept_test)} test rows has a label; test on an annotated slide.")
+    if features.shape[1] != unseen.shape[1]:
+        raise ValueError(
+            f"train_features have {features.shape[1]} columns and test_features {unseen.shape[1]}; they must be equal. "
+            "Embed both with the same model."
+        )
+    alpha, validation = _choose_alpha(features, labels, groups, penalties, seeds[:SELECTION_SEEDS])
+    predictions = _probe_predictions(features, labels, unseen, alpha, seeds)
+    scores = np.array([macro_f1(truth, predicted) for predicted in predictions])
+    recalls = np.array([_macro_recall(truth, predicted) for predicted in predictions])
+    test_classes = np.unique(truth)
+    return {
+        "macro_f1_mean": float(scores.mean()),
+        "macro_f1_sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+        "balanced_accuracy_mean": float(recalls.mean()),
+        "balanced_accuracy_sd": float(recalls.std(ddof=1)) if len(recalls) > 1 else 0.0,
+        "majority_macro_f1": macro_f1(truth, np.full(len(truth), _majority(labels))),
+        "chance_balanced_accuracy": 1.0 / len(test_classes),
+        "alpha": alpha,
+        "alpha_at_edge": float(len(penalties) > 1 and alpha in (penalties[0], penalties[-1])),
+        "validation_macro_f1": validation,
+        "num_train": float(len(labels)),
+        "num_test": float(len(truth)),
+        "num_dropped_train": float((~kept).sum()),
+        "num_dropped_test": float((~kept_test).sum()),
+        "num_train_classes": float(len(classes)),
+        "num_test_classes": float(len(test_classes)),
+        "num_unseen_classes": float(len(np.setdiff1d(test_classes, classes))),
+        "num_seeds": float(len(seeds)),
+    }
+
+
+def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """F1 averaged over the classes present in `truth` (rows,), each with the same weight; 1 is perfect."""
+    return float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0))
+
+
+def _macro_recall(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Balanced accuracy: recall averaged over the classes present in `truth`."""
+    return float(recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0))
+
+
+def _majority(labels: np.ndarray) -> str:
+    """The commonest label, the first by name on a tie."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return str(classes[counts.argmax()])
+
+
+def _probe_predictions(
+    features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, alpha: float, seeds: Sequence[int]
+) -> list[np.ndarray]:
+    """Labels (unseen rows,) predicted by one classifier per seed."""
+    scaler = FlooredScaler.fit(features)
+    inputs, queries = scaler.transform(features), scaler.transform(unseen)
+    predictions = []
+    for seed in seeds:
+        classifier = SGDClassifier(
+            loss="log_loss",
+            penalty="l2",
+            alpha=alpha,
+            class_weight="balanced",
+            max_iter=10_000,
+            random_state=seed,
+            n_jobs=-1,  # one thread per class; the result does not depend on it
+        )
+        predictions.append(classifier.fit(inputs, labels).predict(queries))
+    return predictions
+
+
+def _choose_alpha(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, alphas: list[float], seeds: Sequence[int]
+) -> tuple[float, float]:
+    """Return the alpha of the highest mean macro-F1 on left-out groups, and that F1."""
+    if len(alphas) == 1:
+        return alphas[0], 0.0
+    # A fold whose fitting rows are all of one class has no classifier and says nothing about alpha.
+    folds = [(fit, held) for fit, held in group_folds(groups) if len(np.unique(labels[fit])) > 1]
+    if not folds:
+        raise ValueError(
+            "leaving any training group out leaves a single class, so no alpha can be chosen. Train on more annotated "
+            f"slides, or pass one alpha instead of {alphas}."
+        )
+    best_alpha, best_score = alphas[0], -1.0
+    for alpha in alphas:
+        scores = [
+            macro_f1(labels[held], predicted)
+            for fit, held in folds
+            for predicted in _probe_predictions(features[fit], labels[fit], features[held], alpha, seeds)
+        ]
+        if np.mean(scores) > best_score:
+            best_alpha, best_score = alpha, float(np.mean(scores))
+    return best_alpha, best_score
+
+
+def _labelled_rows(
+    features: ArrayLike, labels: Sequence[str | None] | np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the features and labels of the rows that have a label, and which rows these are (rows,)."""
+    matrix, values = finite_matrix(features, f"{name}_features"), list(labels)
+    if len(values) != len(matrix):
+        raise ValueError(
+            f"{name}_labels has {len(values)} entries and {name}_features {len(matrix)} rows; pass one label per row, "
+            "None where a spot is not annotated."
+        )
+    kept = ~missing_rows(values)
+    for row in np.flatnonzero(kept):
+        value = values[row]
+        if not isinstance(value, str):
+            raise TypeError(
+                f"{name}_labels holds {value!r} ({type(value).__name__}) in row {row}; allowed are strings, and None "
+                "where a spot is not annotated. Turn class numbers into names with ClassLabel.int2str."
+            )
+    return matrix[kept], np.array([str(values[row]) for row in np.flatnonzero(kept)], dtype=str), kept
+
+
+def _checked_grid(alphas: Sequence[float], seeds: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Return the alphas in descending order, so that the larger wins a tie, and the seeds."""
+    if len(alphas) == 0 or not all(np.isfinite(alpha) and alpha > 0 for alpha in alphas):
+        raise ValueError(f"alphas are {list(alphas)}; allowed is at least one positive number, such as {PROBE_ALPHAS}.")
+    if len(seeds) == 0 or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}; allowed is at least one, each once, such as (0, 1, 2, 3, 4).")
+    return sorted({float(alpha) for alpha in alphas}, reverse=True), [int(seed) for seed in seeds]

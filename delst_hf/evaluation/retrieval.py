@@ -1,0 +1,208 @@
+"""How well an embedding of one modality finds its partner of the other in the whole pool.
+
+Ranks are fair to ties: where several targets score the same as the true one, every order of them is taken as equally
+likely. An embedding that collapsed to one point comes out at chance and not at rank 1.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import digamma
+
+from .preparation import finite_matrix
+
+GEOMETRIES = ("cosine", "euclidean", "lorentz")
+Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class _Ties(NamedTuple):
+    """For each query (queries,): targets that score above the true one, and targets that score the same, itself in."""
+
+    above: np.ndarray
+    equal: np.ndarray
+
+
+def retrieval(
+    query_embeds: ArrayLike,
+    target_embeds: ArrayLike,
+    *,
+    similarity: str | Similarity,
+    curvature: float | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk_size: int = 1024,
+) -> dict[str, float]:
+    """Rank all targets for every query. The answer to the i-th query is the i-th target.
+
+    Args:
+        query_embeds: (pool, dim). For "lorentz" the space part of points on the hyperboloid of curvature -c.
+        target_embeds: (pool, dim), alike.
+        similarity: "cosine", "euclidean" (negative distance), "lorentz" (negative geodesic distance), or a function of
+            queries (m, dim) and targets (n, dim) that returns scores (m, n), high for similar, where the score of a
+            pair does not depend on the rest of its chunk.
+        curvature: the positive c, needed by "lorentz" and not looked at by the others.
+        ks: depths of recall. A k beyond the pool gives 1.0.
+        chunk_size: rows and columns of the similarity tile held at a time.
+
+    Returns:
+        recall@k: probability that the true target is among the first k; high is good, chance is k / pool_size.
+        median_rank and mean_rank: low is good, 1 is perfect, chance is (pool_size + 1) / 2. mrr: mean reciprocal rank,
+        high is good. pool_size: all of them depend on it. Each is the expectation over random orders of tied targets.
+
+    Raises:
+        ValueError: if the shapes differ, a value is not finite, or an option is not one of those allowed.
+    """
+    queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
+    if queries.shape[0] != targets.shape[0]:
+        raise ValueError(
+            f"{len(queries)} queries and {len(targets)} targets; they must be as many, because the answer to the i-th "
+            "query is the i-th target. Embed both modalities of the same spots."
+        )
+    if any(k != int(k) or k < 1 for k in ks):
+        raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; allowed is 1 or more. 1024 holds 8 MB at a time.")
+    if callable(similarity):
+        ties = _count(queries, targets, similarity, None, chunk_size)
+    else:
+        queries, targets = _as_inner_product(queries, targets, similarity, curvature)
+        # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
+        rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * _longest(targets)
+        ties = _count(queries, targets, _dot, rounding, chunk_size)
+    above, equal = ties
+    ranks = 1 + above + (equal - 1) / 2
+    result = {f"recall@{int(k)}": float((np.clip(k - above, 0, equal) / equal).mean()) for k in ks}
+    result["median_rank"] = float(np.median(ranks))
+    result["mean_rank"] = float(ranks.mean())
+    # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
+    result["mrr"] = float(((digamma(above + equal + 1) - digamma(above + 1)) / equal).mean())
+    result["pool_size"] = float(len(ranks))
+    return result
+
+
+def bidirectional_retrieval(
+    image_embeds: ArrayLike,
+    gene_embeds: ArrayLike,
+    geometry: str,
+    curvature: float | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk_size: int = 1024,
+) -> dict[str, float]:
+    """Retrieve genes by image and images by gene over the whole pool, with chance beside it.
+
+    Args:
+        image_embeds: (pool, dim); the space part for "lorentz".
+        gene_embeds: (pool, dim), of the same spots in the same order.
+        geometry: "cosine", "euclidean" or "lorentz".
+        curvature: the positive c, needed by "lorentz" and not looked at by the others.
+        ks, chunk_size: as in `retrieval`.
+
+    Returns:
+        The keys of `retrieval` with the prefixes image_to_gene_ and gene_to_image_, once pool_size, chance_recall@k
+        and chance_median_rank.
+
+    Raises:
+        ValueError: as `retrieval`.
+    """
+    result: dict[str, float] = {}
+    directions = (("image_to_gene", image_embeds, gene_embeds), ("gene_to_image", gene_embeds, image_embeds))
+    for name, queries, targets in directions:
+        scores = retrieval(queries, targets, similarity=geometry, curvature=curvature, ks=ks, chunk_size=chunk_size)
+        pool_size = scores.pop("pool_size")
+        result |= {f"{name}_{key}": value for key, value in scores.items()}
+    result["pool_size"] = pool_size
+    result |= {f"chance_recall@{int(k)}": min(1.0, k / pool_size) for k in ks}
+    result["chance_median_rank"] = (pool_size + 1) / 2
+    return result
+
+
+def _as_inner_product(
+    queries: np.ndarray, targets: np.ndarray, geometry: str, curvature: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewrite both sides so that their plain dot product orders the targets of a query as the geometry does.
+
+    cosine     unit vectors
+    euclidean  -|q - t|^2 / 2 = q.t - |t|^2 / 2 - |q|^2 / 2, whose last term is the same for all targets
+    lorentz    -acosh(-c <q,t>_L) / sqrt(c) rises with <q,t>_L = q.t - q_time t_time
+    """
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"similarity is {geometry!r}; allowed are {', '.join(GEOMETRIES)} or a function.")
+    if queries.shape[1] != targets.shape[1]:
+        raise ValueError(
+            f"queries have {queries.shape[1]} dimensions and targets {targets.shape[1]}; they must be equal. "
+            "Pass the projected embeddings, not the features of the towers."
+        )
+    if geometry == "cosine":
+        return _unit(queries), _unit(targets)
+    if geometry == "euclidean":
+        # Distances do not change when both sides move, and near the origin the squares cancel least.
+        centre = targets.mean(axis=0)
+        queries, targets = queries - centre, targets - centre
+        half_square = (targets**2).sum(axis=1, keepdims=True) / 2
+        return np.hstack([queries, np.ones((len(queries), 1))]), np.hstack([targets, -half_square])
+    if curvature is None or not (np.isfinite(curvature) and curvature > 0):
+        raise ValueError(
+            f"curvature is {curvature}; 'lorentz' needs a positive number c, where the hyperboloid has curvature -c. "
+            "Pass the curvature of the model that made the embeddings."
+        )
+    return np.hstack([queries, -_time(queries, curvature)]), np.hstack([targets, _time(targets, curvature)])
+
+
+def _count(
+    queries: np.ndarray, targets: np.ndarray, score: Similarity, rounding: np.ndarray | None, chunk_size: int
+) -> _Ties:
+    """Count, tile by tile, the targets that score above and equal to the true one.
+
+    Scores that differ by no more than `rounding` (queries,) count as equal: a matrix product may give two copies of one
+    vector different last bits. When it is None, rounding is judged by the precision and size of the scores.
+    """
+    above, equal = np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries), dtype=np.int64)
+    for rows in _chunks(len(queries), chunk_size):
+        diagonal_tile = _scores(score, queries[rows], targets[rows])
+        true = np.diagonal(diagonal_tile)[:, None].astype(np.float64)
+        if rounding is None:
+            largest = np.abs(diagonal_tile).max(axis=1, keepdims=True)
+            margin = 16 * float(np.finfo(diagonal_tile.dtype).eps) * largest.astype(np.float64)
+        else:
+            margin = rounding[rows][:, None]
+        for columns in _chunks(len(targets), chunk_size):
+            tile = diagonal_tile if columns == rows else _scores(score, queries[rows], targets[columns])
+            above[rows] += (tile > true + margin).sum(axis=1)
+            equal[rows] += (np.abs(tile - true) <= margin).sum(axis=1)
+    return _Ties(above, equal)
+
+
+def _scores(score: Similarity, queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    tile = np.asarray(score(queries, targets))
+    tile = tile if np.issubdtype(tile.dtype, np.floating) else tile.astype(np.float64)
+    if tile.shape != (len(queries), len(targets)) or not np.isfinite(tile).all():
+        raise ValueError(
+            f"the similarity gave scores of the shape {tile.shape}, finite: {bool(np.isfinite(tile).all())}; allowed are "
+            f"finite scores of the shape {(len(queries), len(targets))}, one row per query."
+        )
+    return tile
+
+
+def _chunks(length: int, chunk_size: int) -> Iterator[slice]:
+    for start in range(0, length, chunk_size):
+        yield slice(start, min(start + chunk_size, length))
+
+
+def _dot(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return queries @ targets.T
+
+
+def _longest(vectors: np.ndarray) -> float:
+    return float(np.linalg.norm(vectors, axis=1).max())
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1. A zero row has no direction and stays zero: equally similar to all, hence at chance."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1.0)
+
+
+def _time(space: np.ndarray, curvature: float) -> np.ndarray:
+    """The time part (rows, 1) of points on the hyperboloid, sqrt(1/c + |x|^2) (MERU, arXiv 2304.09172)."""
+    return np.sqrt(1 / curvature + (space**2).sum(axis=1, keepdims=True))

@@ -1,0 +1,166 @@
+"""Counts by gene name -> what the gene encoder reads: the vocabulary's genes, normalised, with a mask of what was measured."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature, FeatureExtractionMixin
+
+logger = logging.getLogger(__name__)
+
+
+class DelstGeneFeatureExtractor(FeatureExtractionMixin):
+    """Aligns counts to a gene vocabulary and normalises them.
+
+    The vocabulary is saved with the model. Counts are scaled to one library size, over all genes given, and log1p-transformed.
+    Missing is not zero: genes of the vocabulary that the input lacks are zero in ``gene_values`` and False in ``gene_mask``.
+
+    Args:
+        vocabulary: Gene names in the order of the model's input; unique.
+        target_sum: Library size that every spot is scaled to, in counts.
+        min_match_rate: Below this share of the vocabulary found in the input, a warning is given.
+        error_match_rate: Below this share, an error: the names are then of another kind (Ensembl ids for symbols), or of
+            another species.
+
+    Raises:
+        ValueError: If the vocabulary is empty or has duplicates.
+    """
+
+    model_input_names = ["gene_values", "gene_mask", "level"]
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str] = (),
+        target_sum: float = 1e4,
+        min_match_rate: float = 0.5,
+        error_match_rate: float = 0.05,
+        **kwargs: Any,
+    ):
+        self.vocabulary = [str(name) for name in vocabulary]
+        if len(set(self.vocabulary)) != len(self.vocabulary):
+            seen: set[str] = set()
+            twice = next(name for name in self.vocabulary if name in seen or seen.add(name))
+            raise ValueError(f"The vocabulary names {twice!r} more than once. Give unique gene names.")
+        self.target_sum = target_sum
+        self.min_match_rate = min_match_rate
+        self.error_match_rate = error_match_rate
+        super().__init__(**kwargs)
+
+    def match(self, gene_names: Sequence[str]) -> np.ndarray:
+        """Position in the vocabulary of each given gene.
+
+        Args:
+            gene_names: Names of the measured genes (genes,).
+
+        Returns:
+            (genes,) int64, -1 for genes outside the vocabulary.
+
+        Raises:
+            ValueError: If fewer than `error_match_rate` of the vocabulary's genes are among the names.
+        """
+        if not self.vocabulary:
+            raise ValueError(
+                "This feature extractor has no vocabulary. Build it with DelstGeneFeatureExtractor(vocabulary=[...]) or "
+                "load it with from_pretrained from a model folder."
+            )
+        position = {name: i for i, name in enumerate(self.vocabulary)}
+        columns = np.fromiter((position.get(str(name), -1) for name in gene_names), np.int64, len(gene_names))
+        found = len(np.unique(columns[columns >= 0]))
+        rate = found / len(self.vocabulary)
+        if found == 0 or rate < self.error_match_rate:
+            raise ValueError(
+                f"Only {found} of the vocabulary's {len(self.vocabulary)} genes are among the {len(columns)} given names. "
+                f"The vocabulary has names such as {self.vocabulary[:3]}, the input {[str(n) for n in gene_names[:3]]}: "
+                "give names of the same kind (symbol or Ensembl id), species and case."
+            )
+        if rate < self.min_match_rate:
+            logger.warning(
+                "%d of the vocabulary's %d genes (%.0f %%) are among the given names; the others are masked as not measured.",
+                found,
+                len(self.vocabulary),
+                100 * rate,
+            )
+        return columns
+
+    def normalize(self, counts: np.ndarray, total_counts: np.ndarray) -> np.ndarray:
+        """``log1p(counts * target_sum / total_counts)``; a spot without counts stays zero.
+
+        Args:
+            counts: Counts of the vocabulary's genes (batch, vocabulary).
+            total_counts: Counts of all measured genes of each spot (batch,).
+
+        Returns:
+            (batch, vocabulary) float32.
+        """
+        scale = self.target_sum / np.maximum(total_counts, 1)
+        return np.log1p(counts * scale[:, None]).astype(np.float32)
+
+    def __call__(
+        self,
+        counts: Any,
+        gene_names: Sequence[str] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Turn counts into model inputs.
+
+        Args:
+            counts: Raw counts, (batch, genes) or (genes,): numpy, torch, scipy.sparse, a pandas DataFrame whose columns are the
+                gene names, or a mapping from gene name to counts.
+            gene_names: Names of the genes (genes,). Names given twice are summed.
+            return_tensors: ``"pt"`` or ``"np"``.
+
+        Returns:
+            ``gene_values`` (batch, vocabulary) float32, ``gene_mask`` (batch, vocabulary) bool, ``level`` (batch,) float32, the
+            number of expressed genes among all that were given.
+
+        Raises:
+            ValueError: If there are no names, shapes disagree, the values are not counts, or almost no gene matches.
+        """
+        values, names = _as_matrix(counts, gene_names)
+        _check_counts(values)
+        columns = self.match(names)
+        known = columns >= 0
+        aligned = np.zeros((len(values), len(self.vocabulary)), dtype=np.float64)
+        np.add.at(aligned.T, columns[known], values.T[known])
+        mask = np.zeros(len(self.vocabulary), dtype=bool)
+        mask[columns[known]] = True
+        data = {
+            "gene_values": self.normalize(aligned, values.sum(1)),
+            "gene_mask": np.tile(mask, (len(values), 1)),
+            "level": (values > 0).sum(1).astype(np.float32),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def _as_matrix(counts: Any, gene_names: Sequence[str] | None) -> tuple[np.ndarray, Sequence[str]]:
+    """Any accepted form of counts as a dense (batch, genes) float64 array and its gene names."""
+    if gene_names is None:
+        if hasattr(counts, "columns"):
+            gene_names = [str(name) for name in counts.columns]
+        elif isinstance(counts, Mapping):
+            gene_names, counts = list(counts), np.stack([np.asarray(column) for column in counts.values()], axis=-1)
+        else:
+            raise ValueError("gene_names is missing. Pass the names of the genes, in the order of the columns of counts.")
+    dense = counts.toarray() if hasattr(counts, "toarray") else counts
+    values = np.atleast_2d(np.asarray(dense, dtype=np.float64))
+    if values.ndim != 2 or values.shape[1] != len(gene_names):
+        hint = " The matrix looks transposed: pass counts.T." if values.shape[0] == len(gene_names) else ""
+        raise ValueError(f"counts has shape {values.shape}, but there are {len(gene_names)} gene names.{hint}")
+    return values, gene_names
+
+
+def _check_counts(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError("counts holds NaN or infinite values. Give raw counts; leave genes that were not measured out.")
+    if (values < 0).any():
+        raise ValueError(f"counts holds negative values (lowest {values.min():g}). Give raw counts, not scaled values.")
+    if (values != np.floor(values)).any():
+        raise ValueError(
+            "counts holds fractions: it looks normalised or log-transformed already. Give raw counts (in AnnData often "
+            "adata.layers['counts'] or adata.raw.X); this class normalises them."
+        )
+
+
+__all__ = ["DelstGeneFeatureExtractor"]

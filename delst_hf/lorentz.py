@@ -1,0 +1,182 @@
+"""The Lorentz model of hyperbolic space, as pure functions of tensors.
+
+One convention throughout: the hyperboloid has curvature ``-c`` with ``c > 0``, and a point is kept by its *space part*
+``x`` of shape (..., dim); its time coordinate ``x_t = sqrt(1/c + |x|^2)`` is derived. ``curvature`` is ``c``, a float or
+a 0-d tensor. The *rapidity* of a point is ``sqrt(c)`` times its distance to the origin: ``sinh(rapidity) = sqrt(c) |x|``.
+
+Distances and angles are computed from polar coordinates (rapidity and direction) instead of from the Lorentzian inner
+product. The two agree in exact arithmetic, but the inner product subtracts two numbers of the size of ``cosh(r)^2``, which
+in float32 leaves nothing of the distance between neighbours from a rapidity of about 6 on.
+
+All functions compute in the dtype that they are given; callers lift bf16 and fp16 to float32 first.
+Sources: MERU (arXiv 2304.09172), entailment cones (arXiv 1804.01882).
+"""
+
+import torch
+from torch import Tensor
+
+MAX_RAPIDITY = 8.0
+"""`exp_map0` keeps points within this rapidity, where float32 still resolves distances; trained models live near 1."""
+
+
+def _sqrt(curvature: float | Tensor) -> float | Tensor:
+    return curvature**0.5
+
+
+def _tiny(x: Tensor) -> float:
+    """A norm below which a vector counts as zero: far under any embedding, yet its square is a normal number."""
+    return torch.finfo(x.dtype).tiny ** 0.5 * 2**10
+
+
+def time_component(x: Tensor, curvature: float | Tensor) -> Tensor:
+    """Time coordinate of points on the hyperboloid.
+
+    Args:
+        x: Space parts (..., dim).
+        curvature: ``c > 0``.
+
+    Returns:
+        ``sqrt(1/c + |x|^2)``, shape (..., 1).
+    """
+    return (1.0 / curvature + x.square().sum(-1, keepdim=True)).sqrt()
+
+
+def rapidity(x: Tensor, curvature: float | Tensor) -> Tensor:
+    """``sqrt(c)`` times the distance of points (..., dim) to the origin, shape (...)."""
+    return torch.asinh(_sqrt(curvature) * torch.linalg.vector_norm(x, dim=-1))
+
+
+def radius(x: Tensor, curvature: float | Tensor) -> Tensor:
+    """Hyperbolic distance of points (..., dim) to the origin, shape (...). High means specific, low means general."""
+    return rapidity(x, curvature) / _sqrt(curvature)
+
+
+def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
+    """Exponential map at the origin: a tangent vector becomes the point at distance ``|v|`` in its direction.
+
+    Args:
+        v: Tangent vectors at the origin (..., dim).
+        curvature: ``c > 0``.
+
+    Returns:
+        Space parts (..., dim), their rapidity capped at `MAX_RAPIDITY` (where capped, the radial gradient is zero).
+    """
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(_tiny(v))
+    r = _sqrt(curvature) * length
+    return v / length * (torch.sinh(r.clamp_max(MAX_RAPIDITY)) / _sqrt(curvature))
+
+
+def log_map0(x: Tensor, curvature: float | Tensor) -> Tensor:
+    """Logarithmic map at the origin, the inverse of `exp_map0`: Euclidean coordinates for linear probes.
+
+    Args:
+        x: Space parts (..., dim).
+        curvature: ``c > 0``.
+
+    Returns:
+        Tangent vectors at the origin (..., dim).
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_tiny(x))
+    return x / length * (torch.asinh(_sqrt(curvature) * length) / _sqrt(curvature))
+
+
+def _direction(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_tiny(x))
+
+
+def _distance_from_haversine(h: Tensor, curvature: float | Tensor, eps: float) -> Tensor:
+    """``2 asinh(sqrt(h)) / sqrt(c)`` with a zero gradient where ``h <= eps``, where the true one is undefined."""
+    resolved = h > eps
+    root = torch.where(resolved, h, torch.ones_like(h)).sqrt()
+    return torch.where(resolved, 2.0 * torch.asinh(root) / _sqrt(curvature), torch.zeros_like(h))
+
+
+def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
+    """Geodesic distance between paired points.
+
+    With rapidities ``r`` and directions ``u``, ``sinh^2(sqrt(c) d / 2) = sinh^2((r_x - r_y)/2) + sinh(r_x) sinh(r_y)
+    |u_x - u_y|^2 / 4``: no cancellation, so float32 keeps five digits up to the radius cap.
+
+    Args:
+        x: Space parts (..., dim).
+        y: Space parts (..., dim), broadcast against `x`.
+        curvature: ``c > 0``.
+
+    Returns:
+        Distances, shape (...). Zero, with zero gradient, at identical points.
+    """
+    x_norm, y_norm = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
+    radial = torch.sinh((rapidity(x, curvature) - rapidity(y, curvature)) / 2).square()
+    angular = (_direction(x) - _direction(y)).square().sum(-1)
+    return _distance_from_haversine(
+        radial + curvature * x_norm * y_norm * angular / 4, curvature, eps=torch.finfo(x.dtype).tiny
+    )
+
+
+def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
+    """Geodesic distance of every row of `x` to every row of `y`, by one matrix product.
+
+    The radial part is exact as in `distance`; the angular part ``|x||y| - x.y`` carries the rounding of the product, about
+    ``eps * sinh(r)^2``, which matters for neighbours closer than that and for nothing else.
+
+    Args:
+        x: Space parts (n, dim).
+        y: Space parts (m, dim).
+        curvature: ``c > 0``.
+
+    Returns:
+        Distances (n, m). Pairs that float arithmetic cannot tell apart are at 0, with zero gradient.
+    """
+    x_norm, y_norm = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
+    radial = torch.sinh((rapidity(x, curvature)[:, None] - rapidity(y, curvature)[None, :]) / 2).square()
+    angular = (x_norm[:, None] * y_norm[None, :] - x @ y.T).clamp_min(0)
+    return _distance_from_haversine(radial + curvature / 2 * angular, curvature, eps=torch.finfo(x.dtype).eps)
+
+
+def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1) -> Tensor:
+    """Half-aperture of the entailment cone with its apex at `x`, opening away from the origin.
+
+    Args:
+        x: Apices, space parts (..., dim).
+        curvature: ``c > 0``.
+        min_radius: ``K``. Points with ``sqrt(c)|x| <= 2K`` entail a whole half-space (angle pi/2).
+
+    Returns:
+        ``asin(2K / (sqrt(c)|x|))`` in (0, pi/2], shape (...). High means general: a wide cone, an apex near the origin.
+    """
+    scaled = _sqrt(curvature) * torch.linalg.vector_norm(x, dim=-1)
+    # asin has an infinite slope at 1: its argument stops one eps short, and the clamp's gradient there is zero.
+    limit = 1.0 - torch.finfo(x.dtype).eps
+    return torch.asin((2.0 * min_radius / scaled.clamp_min(_tiny(x))).clamp_max(limit))
+
+
+def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> Tensor:
+    """Angle at `parent` between the ray that leaves the origin and the geodesic to `child`.
+
+    This is ``pi`` minus the angle at the parent of the triangle (origin, parent, child). By the four-part formula of
+    hyperbolic trigonometry, with ``t`` the angle between the two points as seen from the origin,
+
+        angle = atan2(sin(t) sinh(r_child), sinh(r_child - r_parent) - (1 - cos(t)) cosh(r_parent) sinh(r_child)),
+
+    which equals MERU's arccos expression but neither subtracts large numbers nor has a boundary to clamp.
+
+    Args:
+        parent: Space parts (..., dim).
+        child: Space parts (..., dim).
+        curvature: ``c > 0``.
+
+    Returns:
+        Angles in [0, pi], shape (...). Low means that the child lies straight behind its parent. 0, with zero gradient,
+        where parent and child coincide.
+    """
+    r_parent, r_child = rapidity(parent, curvature), rapidity(child, curvature)
+    u_parent, u_child = _direction(parent), _direction(child)
+    chord_squared = (u_parent - u_child).square().sum(-1)
+    chord = torch.linalg.vector_norm(u_parent - u_child, dim=-1)
+    sine = chord * torch.linalg.vector_norm(u_parent + u_child, dim=-1) / 2
+    y = sine * torch.sinh(r_child)
+    x = torch.sinh(r_child - r_parent) - chord_squared / 2 * torch.cosh(r_parent) * torch.sinh(r_child)
+    # atan2(0, 0) has no gradient, and next to it one of 1/length: both points are then the same to the dtype.
+    defined = torch.maximum(x.abs(), y.abs()) > torch.finfo(parent.dtype).eps
+    angle = torch.atan2(torch.where(defined, y, torch.zeros_like(y)), torch.where(defined, x, torch.ones_like(x)))
+    return angle

@@ -1,0 +1,215 @@
+"""The three losses of DELST (arXiv 2503.00804), as free functions of embeddings; `DelstModel.forward` composes them.
+
+``L = contrastive + lambda * cross-modal entailment + beta * intra-modal entailment``
+
+All compute in float32 (float64 where the input is). With several processes, embeddings are gathered, never logits, and
+the gradients averaged by DDP equal those of one process with the joined batch.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional
+import torch.nn.functional as F
+from torch import Tensor
+
+from .lorentz import exterior_angle, half_aperture, pairwise_distance
+
+
+def _lift(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def world_size() -> int:
+    """Number of processes that train together, 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
+    """Join the rows of all ranks in rank order, with exact gradients (summed over the ranks that used them).
+
+    Every rank must call it. Ranks may hold different numbers of rows, as in an uneven last batch.
+
+    Args:
+        x: Local rows (local_batch, ...).
+
+    Returns:
+        The joined rows (global_batch, ...) and the index of this rank's first row in them.
+    """
+    if world_size() == 1:
+        return x, 0
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    sizes = [int(count) for count in counts]
+    start = sum(sizes[: dist.get_rank()])
+    padded = F.pad(x, [0, 0] * (x.dim() - 1) + [0, max(sizes) - len(x)])
+    if x.is_floating_point():
+        blocks = torch.distributed.nn.functional.all_gather(padded)
+    else:
+        blocks = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(blocks, padded)
+    return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)]), start
+
+
+def similarity_logits(
+    x: Tensor, y: Tensor, logit_scale: float | Tensor, curvature: float | Tensor = 1.0, geometry: str = "lorentz"
+) -> Tensor:
+    """Similarity of every row of `x` to every row of `y`, times `logit_scale`.
+
+    Args:
+        x: Embeddings (n, dim): space parts (lorentz), unit vectors (cosine) or plain vectors (euclidean).
+        y: Embeddings (m, dim).
+        logit_scale: The multiplier itself, already exponentiated.
+        curvature: ``c > 0``, used by the Lorentz geometry.
+        geometry: ``"lorentz"`` or ``"euclidean"`` (negative distance), ``"cosine"`` (dot product).
+
+    Returns:
+        Logits (n, m), float32 or better. High means similar.
+
+    Raises:
+        ValueError: If the geometry is not known.
+    """
+    x, y = _lift(x), _lift(y)
+    if geometry == "lorentz":
+        return -logit_scale * pairwise_distance(x, y, curvature)
+    if geometry == "euclidean":
+        return -logit_scale * torch.cdist(x, y)
+    if geometry == "cosine":
+        return logit_scale * (x @ y.T)
+    raise ValueError(f"geometry={geometry!r} is not known. Choose one of 'lorentz', 'euclidean', 'cosine'.")
+
+
+def contrastive_loss(
+    image_embeds: Tensor,
+    gene_embeds: Tensor,
+    logit_scale: float | Tensor,
+    curvature: float | Tensor = 1.0,
+    geometry: str = "lorentz",
+    across_ranks: bool = False,
+) -> Tensor:
+    """Symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
+
+    Args:
+        image_embeds: Embeddings of the patches (batch, dim).
+        gene_embeds: Embeddings of the same spots' expression (batch, dim), in the same order.
+        logit_scale: The multiplier itself, already exponentiated.
+        curvature: ``c > 0``, used by the Lorentz geometry.
+        geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
+        across_ranks: Take the negatives of all ranks: local rows against global columns. The mean of the returned value
+            over the ranks is then the loss of the joined batch.
+
+    Returns:
+        0-d tensor. log(batch) is chance.
+
+    Raises:
+        ValueError: If the two batches differ in shape.
+    """
+    if image_embeds.shape != gene_embeds.shape:
+        raise ValueError(
+            f"image_embeds {tuple(image_embeds.shape)} and gene_embeds {tuple(gene_embeds.shape)} must have one shape: "
+            "row i of both is the same spot."
+        )
+    if across_ranks and world_size() > 1:
+        all_images, start = gather_across_ranks(image_embeds)
+        all_genes, _ = gather_across_ranks(gene_embeds)
+        target = torch.arange(start, start + len(image_embeds), device=image_embeds.device)
+        by_image = similarity_logits(image_embeds, all_genes, logit_scale, curvature, geometry)
+        by_gene = similarity_logits(gene_embeds, all_images, logit_scale, curvature, geometry)
+        total = F.cross_entropy(by_image, target, reduction="sum") + F.cross_entropy(by_gene, target, reduction="sum")
+        # Not the local mean: ranks with fewer rows must weigh less once DDP averages the gradients.
+        return total * world_size() / (2 * len(all_images))
+    logits = similarity_logits(image_embeds, gene_embeds, logit_scale, curvature, geometry)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def entailment_loss(
+    parent: Tensor,
+    child: Tensor,
+    curvature: float | Tensor,
+    aperture_scale: float = 1.0,
+    min_radius: float = 0.1,
+) -> Tensor:
+    """How far, in radians, children lie outside the entailment cones of their parents.
+
+    ``mean(max(0, exterior_angle(parent, child) - aperture_scale * half_aperture(parent)))``
+
+    Args:
+        parent: The more general points, space parts (pairs, dim).
+        child: The more specific points, space parts (pairs, dim).
+        curvature: ``c > 0``.
+        aperture_scale: ``eta``; below 1 asks for more than the cone, above 1 forgives.
+        min_radius: ``K`` of the half-aperture.
+
+    Returns:
+        0-d tensor; 0 when every child is inside its cone, and for zero pairs.
+    """
+    parent, child = _lift(parent), _lift(child)
+    angle = exterior_angle(parent, child, curvature)
+    outside = F.relu(angle - aperture_scale * half_aperture(parent, curvature, min_radius))
+    return outside.sum() / max(outside.numel(), 1)
+
+
+def ordered_pairs(
+    level: Tensor, slide_ids: Tensor | None = None, parent: str = "fewer", min_level_ratio: float = 1.25
+) -> tuple[Tensor, Tensor]:
+    """Pairs of spots of one slide whose levels differ clearly, the general one first.
+
+    The spots of each slide are sorted by level, and the spot of rank r is paired with the one half a slide further up: every
+    spot is in at most one pair, no pair is of near neighbours in rank, and no random number is drawn (a shuffled batch is
+    draw enough), so a resumed or a distributed run pairs the same spots.
+
+    Args:
+        level: Hierarchy key (batch,), for example the number of expressed genes.
+        slide_ids: Slide of each spot (batch,) int; None takes all spots for one slide.
+        parent: ``"fewer"`` makes the spot of the lower level the parent, ``"more"`` the other.
+        min_level_ratio: Pairs whose levels differ by a smaller factor are dropped.
+
+    Returns:
+        Indices of parents and of children, both (pairs,) with ``pairs <= batch / 2``.
+
+    Raises:
+        ValueError: If `level` holds NaN or negative values, or `parent` is not known.
+    """
+    if parent not in ("fewer", "more"):
+        raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
+    if not bool((level >= 0).all()):
+        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
+    slides = torch.zeros_like(level, dtype=torch.long) if slide_ids is None else slide_ids
+    order = torch.argsort(level, stable=True)
+    order = order[torch.argsort(slides[order], stable=True)]
+    _, group, sizes = torch.unique_consecutive(slides[order], return_inverse=True, return_counts=True)
+    rank = torch.arange(len(order), device=level.device) - (sizes.cumsum(0) - sizes)[group]
+    lower = torch.nonzero(rank < sizes[group] // 2).squeeze(-1)
+    low, high = order[lower], order[lower + (sizes[group[lower]] + 1) // 2]
+    clear = (level[high] >= min_level_ratio * level[low]) & (level[high] > level[low])
+    low, high = low[clear], high[clear]
+    return (low, high) if parent == "fewer" else (high, low)
+
+
+def intra_entailment_loss(
+    embeds: Tensor,
+    level: Tensor,
+    curvature: float | Tensor,
+    slide_ids: Tensor | None = None,
+    parent: str = "fewer",
+    min_level_ratio: float = 1.25,
+    aperture_scale: float = 1.0,
+    min_radius: float = 0.1,
+) -> Tensor:
+    """Entailment among spots of one modality: the spot of the more general level entails the more specific one.
+
+    Args:
+        embeds: Space parts of one modality (batch, dim).
+        level: Hierarchy key (batch,), for example the number of expressed genes.
+        curvature: ``c > 0``.
+        slide_ids: Slide of each spot (batch,) int; pairs stay within a slide. None takes all spots for one slide.
+        parent: Whether ``"fewer"`` or ``"more"`` expressed genes make the parent.
+        min_level_ratio: The clear gap that makes a pair.
+        aperture_scale: ``eta`` of the cones.
+        min_radius: ``K`` of the half-aperture.
+
+    Returns:
+        0-d tensor; 0 when the batch holds no ordered pair.
+    """
+    parents, children = ordered_pairs(level, slide_ids, parent, min_level_ratio)
+    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius)

@@ -1,0 +1,124 @@
+"""Pretrain DELST on the spots of a dataset folder.
+
+    accelerate launch training/pretrain.py training/configs/toy.yaml
+    accelerate launch training/pretrain.py training/configs/her2st.yaml --geometry cosine --seed 1
+    torchrun --nproc_per_node 2 training/pretrain.py training/configs/toy.yaml
+
+Options on the command line win over the file. A run that was killed goes on from its last whole checkpoint with
+--resume_from_checkpoint true. The result is OUTPUT_DIR/model: load it with DelstModel.from_pretrained.
+Negatives come from all processes; gradient accumulation does not add negatives.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
+
+from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
+from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments
+from delst_hf.data.study import Study, hierarchy_level
+from delst_hf.data.vocabulary import select_vocabulary
+from delst_hf.evaluation.expression import log_normalize
+from delst_hf.hub import save_checkpoint_folder, training_record
+from delst_hf.trainer import DelstTrainer, DelstTrainingArguments, last_complete_checkpoint
+
+
+def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
+    """Slides to train on and to validate on; the two and the test slides may not overlap."""
+    study.check_slides([*data.train_slides, *data.validation_slides, *data.test_slides])
+    held_out = [*data.validation_slides, *data.test_slides]
+    train = data.train_slides or [slide for slide in study.slide_ids if slide not in held_out]
+    overlap = sorted(set(train) & set(held_out) | set(data.validation_slides) & set(data.test_slides))
+    if overlap or not train:
+        raise ValueError(
+            f"Training slides {train}, validation {data.validation_slides} and test {data.test_slides} must not overlap, "
+            "and at least one slide must be left for training."
+        )
+    return train, data.validation_slides
+
+
+def build_processor(arguments, vocabulary: list[str]) -> DelstProcessor:
+    """The backbone's own image processor, at the size of the run, joined with the vocabulary."""
+    size = {} if arguments.image_size is None else {"height": arguments.image_size, "width": arguments.image_size}
+    options = {"size": size, "do_center_crop": False} if size else {}
+    if arguments.vision is None:
+        image_processor = ViTImageProcessorPil(**options)
+    else:
+        image_processor = AutoImageProcessor.from_pretrained(arguments.vision, backend="pil", **options)
+    return DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary))
+
+
+def build_model(arguments, num_genes: int) -> DelstModel:
+    """A model around a pretrained backbone, or around one that starts from scratch."""
+    config = arguments.config_arguments()
+    vision_config = config.pop("vision_config")
+    config["gene_config"]["num_genes"] = num_genes
+    if arguments.vision is not None:
+        return DelstModel.from_vision_gene_pretrained(arguments.vision, **config)
+    vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
+    if arguments.image_size is not None:
+        vision_config.setdefault("image_size", arguments.image_size)
+    return DelstModel(DelstConfig(vision_config=vision_config, **config))
+
+
+def resume_point(training: DelstTrainingArguments) -> str | None:
+    """The checkpoint to go on from; refuses to write over a run that is not resumed."""
+    wanted = training.resume_from_checkpoint
+    last = last_complete_checkpoint(training.output_dir)
+    if wanted is None or wanted.lower() == "false":
+        if last or os.path.exists(os.path.join(training.output_dir, "model")):
+            raise ValueError(
+                f"{training.output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
+                "another --output_dir."
+            )
+        return None
+    return last if wanted.lower() == "true" else wanted
+
+
+def main() -> None:
+    data, arguments, training = parse_arguments(
+        (DataArguments, ModelArguments, DelstTrainingArguments), description=__doc__ or ""
+    )
+    checkpoint = resume_point(training)
+    set_seed(training.seed)
+    study = Study.load(data.dataset)
+    train_slides, validation_slides = choose_slides(study, data)
+
+    train_spots = study.subset(train_slides)
+    counts = study.counts(train_spots)
+    vocabulary = select_vocabulary(counts, study.gene_names, data.num_genes, data.min_spots)
+    processor = build_processor(arguments, vocabulary)
+    model = build_model(arguments, num_genes=len(vocabulary))
+    column = {name: i for i, name in reversed(list(enumerate(study.gene_names)))}
+    means = np.asarray(log_normalize(counts).mean(0)).ravel()[[column[name] for name in vocabulary]]
+    model.gene_model.set_missing_values(torch.from_numpy(means))
+
+    level = hierarchy_level(train_spots, data.level_key, training.seed)
+    trainer = DelstTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_spots.add_column("level", level),
+        eval_dataset=study.subset(validation_slides) if validation_slides else None,
+        data_collator=DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        record = training_record(
+            dataset=os.path.basename(os.path.normpath(data.dataset)),
+            train_slides=train_slides,
+            validation_slides=validation_slides,
+            vision=arguments.vision,
+            level_key=data.level_key,
+            seed=training.seed,
+            log_history=trainer.state.log_history,
+        )
+        folder = save_checkpoint_folder(Path(training.output_dir) / "model", model, processor, record)
+        print(f"Checkpoint: {folder}")
+
+
+if __name__ == "__main__":
+    main()
