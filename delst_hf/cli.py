@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 when done, 2 for a mistake of the user, 130 when interrupted.
     """
     arguments = build_parser().parse_args(argv)
-    _show_log()
     try:
-        arguments.run(arguments)
+        with _log_on_stderr():
+            arguments.run(arguments)
     except KeyboardInterrupt:
         print("delst: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
@@ -257,14 +258,19 @@ def _split(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
 
 
-def _show_log() -> None:
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
     """Shows the package's own messages on stderr; other libraries keep their own settings."""
-    logger = logging.getLogger("delst_hf")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    logger, handler = logging.getLogger("delst_hf"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class DelstGeneModel(DelstPreTrainedModel):
         else:
             widths = [config.num_genes] + [config.hidden_size] * config.num_hidden_layers
             self.layers = nn.Sequential(
-                *(self._block(config, *pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+                *(self._block(config, width_in, width_out) for width_in, width_out in pairwise(widths))
             )
         self.post_init()
 
@@ -240,7 +241,9 @@ class DelstModel(DelstPreTrainedModel):
         """
         if not isinstance(vision, PreTrainedModel):
             vision, config = _load_vision_model(os.fspath(vision), dict(vision_kwargs or {}), config)
-        model_config = DelstConfig(vision_config=vision.config, gene_config=gene_config, **config)
+        # A composite configuration resets the attention implementation of its parts; the backbone keeps its own.
+        attention = {"attn_implementation": {"vision_config": vision.config._attn_implementation}}
+        model_config = DelstConfig(vision_config=vision.config, gene_config=gene_config, **{**attention, **config})
         return cls(model_config, vision_model=vision).eval()
 
     def train(self, mode: bool = True) -> "DelstModel":
@@ -362,17 +365,21 @@ class DelstModel(DelstPreTrainedModel):
         """
         vision_output = self._encode_images(pixel_values, **kwargs)
         gene_output = self.gene_model(gene_values, gene_mask)
+        image_embeds = self.embed_features(vision_output.pooler_output, "image")
+        gene_embeds = self.embed_features(gene_output.pooler_output, "gene")
+        if return_loss:
+            results = self._losses(image_embeds, gene_embeds, level, slide_ids, across_ranks)
+        else:
+            logits = self.similarity(image_embeds, gene_embeds)
+            results = {"logits_per_image": logits, "logits_per_gene": logits.T}
+        # Built at the end and in one piece: the order of a ModelOutput, and of its tuple, is that of assignment.
         output = DelstOutput(
-            image_embeds=self.embed_features(vision_output.pooler_output, "image"),
-            gene_embeds=self.embed_features(gene_output.pooler_output, "gene"),
+            **results,
+            image_embeds=image_embeds,
+            gene_embeds=gene_embeds,
             vision_model_output=vision_output,
             gene_model_output=gene_output,
         )
-        if return_loss:
-            self._add_losses(output, level, slide_ids, across_ranks)
-        else:
-            output.logits_per_image = self.similarity(output.image_embeds, output.gene_embeds)
-            output.logits_per_gene = output.logits_per_image.T
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
@@ -382,27 +389,28 @@ class DelstModel(DelstPreTrainedModel):
             scale = self.logit_scale.float().exp()
             return similarity_logits(image_embeds, gene_embeds, scale, self.curvature, self.config.geometry)
 
-    def _add_losses(
-        self, output: DelstOutput, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool
-    ) -> None:
-        """Write every term and their weighted sum into `output`."""
-        config, image, gene, curvature = self.config, output.image_embeds, output.gene_embeds, self.curvature
+    def _losses(
+        self, image: Tensor, gene: Tensor, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool
+    ) -> dict[str, Tensor]:
+        """Every term of the objective and, first, their weighted sum."""
+        config, curvature = self.config, self.curvature
         with torch.autocast(device_type=image.device.type, enabled=False):
-            output.contrastive_loss = contrastive_loss(
+            contrastive = contrastive_loss(
                 image, gene, self.logit_scale.float().exp(), curvature, config.geometry, across_ranks
             )
-            output.loss = output.contrastive_loss
+            terms = {"loss": contrastive, "contrastive_loss": contrastive}
             if across_ranks and config.geometry == "lorentz":
                 image, gene = gather_across_ranks(image)[0], gather_across_ranks(gene)[0]
             if config.cross_entailment_weight > 0:
                 parent, child = (gene, image) if config.cross_parent == "gene" else (image, gene)
-                output.cross_entailment_loss = entailment_loss(
-                    parent, child, curvature, config.cross_aperture_scale, config.min_radius
-                )
-                output.loss = output.loss + config.cross_entailment_weight * output.cross_entailment_loss
+                cross = entailment_loss(parent, child, curvature, config.cross_aperture_scale, config.min_radius)
+                terms["cross_entailment_loss"] = cross
+                terms["loss"] = terms["loss"] + config.cross_entailment_weight * cross
             if config.intra_entailment_weight > 0:
-                output.intra_entailment_loss = self._intra_loss(image, gene, level, slide_ids, across_ranks)
-                output.loss = output.loss + config.intra_entailment_weight * output.intra_entailment_loss
+                intra = self._intra_loss(image, gene, level, slide_ids, across_ranks)
+                terms["intra_entailment_loss"] = intra
+                terms["loss"] = terms["loss"] + config.intra_entailment_weight * intra
+        return terms
 
     def _intra_loss(
         self, image: Tensor, gene: Tensor, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool

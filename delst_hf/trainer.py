@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from .evaluation.hierarchy import cone_statistics
@@ -40,6 +41,10 @@ class DelstTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."},
     )
+    stain_jitter: float = field(
+        default=0.0,
+        metadata={"help": "Strength of a random change of scale and offset of each colour channel of a training patch."},
+    )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
     learning_rate: float = field(
         default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
@@ -58,6 +63,8 @@ class DelstTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
         if self.save_total_limit == 1:
             raise ValueError(
                 "save_total_limit=1 would delete the last whole checkpoint before the new one is known to be whole. "
@@ -97,6 +104,14 @@ class DelstTrainer(Trainer):
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
         self.add_callback(ClampScalars)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in the base class, but no spot is dropped: `dataloader_drop_last` is meant for training batches."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""
@@ -138,12 +153,15 @@ class DelstTrainer(Trainer):
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
         if model.training and self.args.augment:
             inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
+        if model.training and self.args.stain_jitter > 0:
+            inputs["pixel_values"] = random_stain(inputs["pixel_values"], self.args.stain_jitter)
         outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
         mode = "train" if model.training else "eval"
         sums = self._sums[mode]
         for term in LOSS_TERMS:
-            if outputs[term] is not None:
-                sums[term] = sums[term] + outputs[term].detach()
+            value = getattr(outputs, term)
+            if value is not None:
+                sums[term] = sums[term] + value.detach()
         sums["batches"] = sums["batches"] + 1
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -226,6 +244,12 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
         patches = pixel_values[rows].flip(-1) if k >= 4 else pixel_values[rows]
         turned[rows] = torch.rot90(patches, k % 4, dims=(-2, -1))
     return turned
+
+
+def random_stain(pixel_values: Tensor, strength: float) -> Tensor:
+    """Change scale and offset of each channel of each normalised patch (batch, channels, height, width) by up to `strength`."""
+    scale, offset = (strength * (2 * torch.rand(2, *pixel_values.shape[:2], 1, 1) - 1)).to(pixel_values)
+    return pixel_values * (1 + scale) + offset
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:

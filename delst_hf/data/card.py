@@ -1,4 +1,4 @@
-"""The README of a dataset folder: YAML that names the configs for `load_dataset`, then what a reader of its page needs."""
+"""The README of a dataset folder: YAML that names the configs for `load_dataset`, then what a reader needs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from .schema import CONFIGS
 _TEXT = """
 # Spatial transcriptomics: {num_slides} slides, {num_spots} spots, {num_genes} genes
 
-One row per spot: an image patch of {patch_um:g} um, stored as {patch_px} x {patch_px} px ({stored}), with the raw counts
-of the expressed genes. Written by `delst prepare`. Licence of the data: {licence}.
+One row per spot: an image patch of {patch_um:g} um, stored as {patch_px} x {patch_px} px ({stored}), with the raw
+counts of the expressed genes. Written by `delst prepare`. Licence of the data: {licence}.
 
 ```python
 from datasets import load_dataset
@@ -43,6 +43,7 @@ def dataset_card(
     num_genes: int,
     stored: str,
     licence: str,
+    fingerprint: str,
 ) -> str:
     """Returns the text of README.md.
 
@@ -53,13 +54,20 @@ def dataset_card(
         num_genes: rows of the `genes` config.
         stored: how patches are encoded, in words.
         licence: an identifier of the Hub.
+        fingerprint: of the content.
     """
+    # `datasets` names its cache after the folder's last part and this YAML, not after its path or content: without the
+    # fingerprint, a dataset that was replaced, or another folder of the same name, would be answered from the cache.
     header = {
         "license": licence,
         "tags": ["spatial-transcriptomics", "histology", "delst"],
         "configs": [
-            {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.parquet"}]}
-            | ({"default": True} if name == "spots" else {})
+            {
+                "config_name": name,
+                "default": name == "spots",
+                "description": f"content {fingerprint}",
+                "data_files": [{"split": "train", "path": f"{name}/*.parquet"}],
+            }
             for name in CONFIGS
         ],
     }

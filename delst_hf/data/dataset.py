@@ -9,6 +9,7 @@ The folder appears under its name only when it is complete.
 """
 
 import glob
+import hashlib
 import io
 import logging
 import os
@@ -102,8 +103,10 @@ def write_dataset(
         summary = _write_folder(slides, folder, options, output)
         rows = pq.read_table(folder / "slides" / "slides.parquet").drop(["thumbnail"]).to_pylist()
         stored = f"JPEG, quality {quality}" if options.image_format == "jpeg" else "PNG"
-        card = dataset_card(rows, summary.slides, summary.labels, summary.num_genes, stored, licence)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        text = dataset_card(
+            rows, summary.slides, summary.labels, summary.num_genes, stored, licence, _fingerprint(folder)
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return summary
 
 
@@ -126,8 +129,8 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
     if not output.is_dir() or not _ENTRIES <= entries or entries - _ENTRIES:
         strangers = sorted(entries - _ENTRIES)[:3]
         raise FileExistsError(
-            f"{output} exists and is not just a dataset folder (it holds {strangers or 'no complete dataset'}), so it is "
-            "never replaced. Choose another output."
+            f"{output} exists and is not just a dataset folder (it holds {strangers or 'no complete dataset'}), so it "
+            "is never replaced. Choose another output."
         )
     if not overwrite:
         raise FileExistsError(
@@ -177,6 +180,15 @@ def _complete_or_nothing(output: Path) -> Iterator[Path]:
         raise
 
 
+def _fingerprint(folder: Path) -> str:
+    """Hash of all parquet files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.parquet")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -222,8 +234,8 @@ def _write_spots(slide: Slide, measured: np.ndarray, path: Path, options: _Optio
     side = options.patch_um / slide.mpp
     if options.patch_px > _UPSAMPLING_ALARM * side:
         logger.warning(
-            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image, a larger patch_um or a "
-            "smaller patch_px",
+            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image, a larger patch_um "
+            "or a smaller patch_px",
             slide.slide_id, options.patch_um, side, options.patch_px,
         )  # fmt: skip
     counts = slide.counts.tocsr().astype(np.int32)

@@ -142,8 +142,8 @@ class Slide:
     def _check_names(self) -> None:
         if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id):
             raise ValueError(
-                f"slide_id {self.slide_id!r} cannot name a file. Allowed: letters, digits, '_', '-' and '.', beginning with "
-                "a letter or digit. Pass another slide_id (--slide-id)."
+                f"slide_id {self.slide_id!r} cannot name a file. Allowed: letters, digits, '_', '-' and '.', beginning "
+                "with a letter or digit. Pass another slide_id (--slide-id)."
             )
         if not isinstance(self.patient_id, str) or not self.patient_id:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Synthetic H&E-like slides with a planted hierarchy: more tissue structure goes with more expressed genes.
 
 A smooth field in 0..1, the level of structure, covers each slide. It sets what is drawn (white adipose cells, pink
-stroma, glands with a lumen, ducts filled by cells, dense tumour: ever more nuclei) and which genes are on: a programme gene is
-expressed where the level exceeds the gene's own threshold, so the genes of a lower level are a subset of a higher's.
-Library size varies independently of the level. Stain and expression differ a little between slides and patients.
+stroma, glands with a lumen, ducts filled by cells, dense tumour: ever more nuclei) and which genes are on: a programme
+gene is expressed where the level exceeds the gene's own threshold, so the genes of a lower level are a subset of a
+higher's. Library size varies independently of the level. Stain differs between slides, expression between patients.
 """
 
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ def _sample_counts(
 ) -> sp.csr_matrix:
     """Negative-binomial counts (spots, genes): nested programmes, markers of a region, and genes that are always on."""
     genes = np.random.default_rng([seed, 1])
-    mean = genes.lognormal(np.log(4.0), 0.5, num_genes)
+    mean = 1.5 + genes.lognormal(np.log(3.0), 0.5, num_genes)
     num_programme, num_markers = int(0.6 * num_genes), int(0.25 * num_genes)
     threshold = np.zeros(num_genes)
     threshold[:num_programme] = np.linspace(0.03, 0.95, num_programme)

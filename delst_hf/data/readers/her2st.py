@@ -144,7 +144,7 @@ def read_her2st(
     table["label"] = pd.Series([named.get(barcode) for barcode in shared], index=shared, dtype=object)
     if named and table["label"].isna().all():
         raise ValueError(
-            f"section {section!r}: none of the {len(named)} labels in {files.labels} names a spot. Ids look like '10x21'."
+            f"section {section!r}: none of {len(named)} labels in {files.labels} names a spot. Ids look like '10x21'."
         )
     return Slide(
         slide_id=section,

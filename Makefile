@@ -1,0 +1,34 @@
+# `make pretrain` and `make test` do everything, set-up included, on a machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOY := runs/toy
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: pretrain test lint clean
+
+# torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The main job on the embedded default: synthetic slides in, a checkpoint and its evaluation on an unseen patient out.
+pretrain: $(VENV)/installed
+	rm -rf $(TOY)/pretrain
+	$(BIN)/delst prepare toy --output $(TOY)/data --overwrite
+	$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu.yaml training/pretrain.py training/configs/toy.yaml
+	$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu.yaml training/evaluate.py \
+		--model $(TOY)/pretrain/model --dataset $(TOY)/data --test-slides toy_D1 --output $(TOY)/results.json
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,73 @@
+"""What every test shares: no network, caches in a temporary folder, the way to real tissue."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+# The models of the tests are tiny: threads cost more than they save.
+torch.set_num_threads(1)
+
+# Before anything imports datasets or huggingface_hub: both read the environment once.
+_CACHE = tempfile.TemporaryDirectory(prefix="delst-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = str(Path(_CACHE.name) / "datasets")
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder ../shared of real tissue; the test is skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("no real tissue: ../shared/data is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> Path:
+    """A dataset folder of three toy slides of two patients, 36 spots each, patches of 32 px."""
+    from delst_hf.data.dataset import write_dataset
+    from delst_hf.data.toy import make_toy_slide
+
+    slides = (make_toy_slide(name, spots_per_side=6, image_px=400) for name in ("toy_A1", "toy_A2", "toy_B1"))
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    write_dataset(slides, folder, patch_um=112, patch_px=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_study(toy_folder):
+    from delst_hf.data.study import Study
+
+    return Study.load(str(toy_folder))
+
+
+@pytest.fixture
+def tiny_processor(toy_study):
+    from transformers import ViTImageProcessorPil
+
+    from delst_hf import DelstGeneFeatureExtractor, DelstProcessor
+
+    image_processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    return DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=toy_study.gene_names[::2]))
+
+
+@pytest.fixture
+def tiny_model(tiny_processor):
+    """A ViT of two thin layers with a gene encoder for `tiny_processor`, the same weights every time."""
+    import torch
+    from transformers import ViTConfig
+
+    from delst_hf import DelstConfig, DelstModel
+
+    torch.manual_seed(0)
+    vision = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    num_genes = len(tiny_processor.feature_extractor.vocabulary)
+    return DelstModel(
+        DelstConfig(vision_config=vision, gene_config={"num_genes": num_genes, "hidden_size": 16}, projection_dim=8)
+    )

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from delst_hf import DelstTrainingArguments
+from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments, split_names
+
+CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").glob("*.yaml"))
+
+
+def parse(*argv: str):
+    return parse_arguments((DataArguments, ModelArguments, DelstTrainingArguments), "test", list(argv))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_to_its_values(config, monkeypatch, tmp_path):
+    written = yaml.safe_load(config.read_text())
+    parsed = parse(str(config))
+    for name, value in written.items():
+        found = next(getattr(part, name) for part in parsed if hasattr(part, name))
+        if name.endswith("_slides"):
+            assert found == value.split(",")
+        elif name == "vision_config":
+            assert yaml.safe_load(found) == value
+        elif name.endswith("learning_rate"):
+            assert found == float(value)
+        elif name == "report_to":
+            assert found in (value, [value], [])
+        else:
+            assert str(getattr(found, "value", found)) in (str(value), str(float(value)) if isinstance(value, int) else "")
+
+
+def test_options_win_over_the_file(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"dataset: d\noutput_dir: {tmp_path}\nlearning_rate: 1e-3\nseed: 1\ngeometry: cosine\n")
+    _, model, training = parse(str(config), "--learning_rate", "5e-4", "--geometry", "euclidean")
+    assert training.learning_rate == 5e-4 and training.seed == 1 and model.geometry == "euclidean"
+
+
+def test_config_arguments_build_a_config(tmp_path):
+    from delst_hf import DelstConfig
+
+    _, model, _ = parse("--dataset", "d", "--output_dir", str(tmp_path), "--gene_encoder", "linear", "--projection_dim", "7")
+    arguments = model.config_arguments()
+    arguments.pop("vision_config")
+    config = DelstConfig(**arguments)
+    assert config.gene_config.encoder == "linear" and config.projection_dim == 7
+    assert config.cross_entailment_weight == 0.2
+
+
+def test_lists_of_slides():
+    assert split_names("C2, C3,") == ["C2", "C3"] and split_names(None) == [] and split_names([2, "b"]) == ["2", "b"]
+
+
+def test_a_file_that_is_no_mapping(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("- dataset\n")
+    with pytest.raises(ValueError, match="must be a YAML mapping"):
+        parse(str(config))
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "factor on the half-aperture of the cross- modal cones" in text or "cross-modal cones" in text
+    assert "--cross_parent" in text and "Hierarchy key of the intra-modal loss" in text

@@ -1,0 +1,159 @@
+"""`delst` as a user types it: what it prints, what it writes, and how it refuses."""
+
+import ast
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+import delst_hf.cli
+from delst_hf.cli import main
+
+FORMATS = ("her2st", "anndata", "toy")
+
+
+@pytest.fixture
+def her2st(tmp_path):
+    """Sections Z1 and Z2 of 3 x 3 spots in the HER2ST layout."""
+    data = tmp_path / "src" / "data"
+    grid = pd.DataFrame([(x, y) for x in (1, 2, 3) for y in (1, 2, 3)], columns=["x", "y"])
+    grid["pixel_x"], grid["pixel_y"], grid["selected"] = grid["x"] * 40, grid["y"] * 40, 1
+    counts = pd.DataFrame(np.arange(18).reshape(9, 2), columns=["GA", "GB"])
+    counts.index = grid["x"].astype(str) + "x" + grid["y"].astype(str)
+    for section in ("Z1", "Z2"):
+        for folder in ("ST-cnts", "ST-spotfiles", f"ST-imgs/Z/{section}"):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+        counts.to_csv(data / f"ST-cnts/{section}.tsv.gz", sep="\t")
+        grid.to_csv(data / f"ST-spotfiles/{section}_selection.tsv", sep="\t", index=False)
+        Image.new("RGB", (160, 160), "pink").save(data / f"ST-imgs/Z/{section}/he.jpg")
+    return tmp_path / "src"
+
+
+@pytest.mark.parametrize("command", [[], ["prepare"], *(["prepare", name] for name in FORMATS)])
+def test_help_teaches_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert " ".join(["delst", *command]) in text.split("usage: ")[1]
+    assert "delst prepare" in text[text.rindex("\n\n") :]
+    if command == ["prepare"]:
+        assert all(name in text for name in FORMATS)
+
+
+def test_help_needs_no_heavy_import():
+    tree = ast.parse(Path(delst_hf.cli.__file__).read_text())
+    modules = [name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names]
+    modules += [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert len(modules) >= 4
+    assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
+
+
+def test_prepare_toy(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "toy", "--slides", "1", "--seed", "3", "--output", "toy", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert f"dataset  {tmp_path / 'toy'}" in printed
+    assert "slides   1: toy_A1 196" in printed
+    assert "genes    200" in printed
+    line = next(line for line in printed.splitlines() if line.startswith("open"))
+    rows = eval(line.split(None, 1)[1], {"datasets": sys.modules["datasets"]})
+    assert len(rows) == 196
+    assert rows[0]["image"].size == (64, 64)
+
+
+def test_prepare_her2st(her2st, tmp_path, capsys):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("section,id,label\nZ2,1x1,duct\nZ1,3x3,fat\n")
+    output = tmp_path / "out"
+    arguments = ["prepare", "her2st", str(her2st), "--output", str(output), "--labels", str(labels)]
+    size = ["--patch-um", "100", "--patch-px", "32", "--image-format", "png", "--quiet"]
+    assert main([*arguments, *size, "--sections", "Z2"]) == 0
+    assert main([*arguments, *size, "--overwrite"]) == 0  # without --sections: all of them
+    printed = capsys.readouterr().out
+    assert "slides   1: Z2 9" in printed
+    assert "slides   2: Z1 9, Z2 9" in printed
+    rows = load_dataset(str(output))["train"]
+    assert rows["label"][:] == [None] * 8 + ["fat"] + ["duct"] + [None] * 8
+    slides = load_dataset(str(output), "slides")["train"]
+    assert slides["mpp"][:] == pytest.approx([5.0, 5.0])
+    assert slides["label_source"][:] == ["labels.csv"] * 2
+    assert slides["patch_px"][:] == [32, 32]
+    assert rows[0]["image"].format == "PNG"
+
+
+def test_prepare_anndata(tmp_path, capsys):
+    import anndata
+
+    files = []
+    for name in ("one", "two"):
+        adata = anndata.AnnData(X=np.ones((2, 3), dtype=np.float32), var=pd.DataFrame(index=["A", "B", "C"]))
+        adata.obsm["spatial"] = np.array([[30.0, 40.0], [60.0, 20.0]])
+        adata.obs["kind"] = ["t", "s"]
+        image = np.full((50, 80, 3), 0.5, dtype=np.float32)
+        scale = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 20.0}
+        adata.uns["spatial"] = {"lib": {"images": {"hires": image}, "scalefactors": scale}}
+        files.append(str(tmp_path / f"{name}.h5ad"))
+        adata.write_h5ad(files[-1])
+    base = ["prepare", "anndata", *files, "--output", str(tmp_path / "out"), "--patch-px", "16", "--quiet"]
+    assert main(base) == 2
+    assert "slide_id 'lib' is given twice" in capsys.readouterr().err
+    assert main([*base, "--slide-id", "S1,S2", "--patient-id", "P", "--spot-um", "100", "--label-key", "kind"]) == 0
+    rows = load_dataset(str(tmp_path / "out"))["train"]
+    assert rows["slide_id"][:] == ["S1", "S1", "S2", "S2"]
+    assert rows["label"][:] == ["t", "s", "t", "s"]
+    assert set(rows["patient_id"]) == {"P"}
+    assert load_dataset(str(tmp_path / "out"), "slides")["train"]["mpp"][:] == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["her2st", "SRC", "--sections", "Q9"], "no section 'Q9' under"),
+        (["her2st", "nowhere"], "no data/ST-cnts under nowhere"),
+        (["her2st", "SRC", "--labels", "none.csv"], "no labels file at none.csv"),
+        (["her2st", "SRC", "--mpp", "500"], "mpp is 500.0. Allowed"),
+        (["her2st", "SRC", "--patch-um", "0"], "patch_um is 0.0"),
+        (["anndata", "none.h5ad"], "no file at none.h5ad"),
+        (["anndata", __file__, __file__, "--slide-id", "a"], "--slide-id names 1 slides for 2 files"),
+        (["anndata", __file__, __file__, "--image", __file__], "--image is one image, but 2 files"),
+        (["anndata", __file__], "is not an .h5ad file"),
+        (["toy", "--slides", "0"], "num_slides is 0"),
+        (["toy", "--quality", "101"], "quality is 101"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_status_2(her2st, tmp_path, capsys, arguments, message):
+    arguments = [str(her2st) if part == "SRC" else part for part in arguments]
+    before = sorted(tmp_path.iterdir())
+    assert main(["prepare", *arguments, "--output", str(tmp_path / "out"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("delst: error: ")
+    assert message in last
+    assert "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_key_error_is_shown_without_quotes(her2st, tmp_path, capsys):
+    (her2st / "data/ST-spotfiles/Z1_selection.tsv").write_text("x\ty\n1\t1\n")
+    assert main(["prepare", "her2st", str(her2st), "--output", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "delst: error: Z1_selection.tsv: columns ['pixel_x', 'pixel_y'] are missing" in capsys.readouterr().err
+
+
+def test_debug_shows_where_it_failed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data/ST-cnts"):
+        main(["--debug", "prepare", "her2st", "nowhere", "--output", str(tmp_path / "out")])
+
+
+def test_interruption_is_no_traceback(tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("delst_hf.data.toy.make_toy_slide", interrupt)
+    assert main(["prepare", "toy", "--output", str(tmp_path / "out")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from delst_hf import DelstCollator
+
+
+@pytest.fixture
+def collator(tiny_processor, toy_study):
+    return DelstCollator(tiny_processor, toy_study.gene_names, toy_study.slide_ids, toy_study.measured_genes)
+
+
+def test_batch_equals_the_processor(collator, tiny_processor, toy_study):
+    rows = [toy_study.spots[i] for i in (0, 40, 80)]
+    batch = collator(rows)
+    counts = toy_study.counts(toy_study.spots)[[0, 40, 80]]
+    expected = tiny_processor(
+        images=[row["image"] for row in rows], counts=counts, gene_names=toy_study.gene_names, return_tensors="pt"
+    )
+    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(batch["gene_values"], expected["gene_values"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(batch["gene_mask"], expected["gene_mask"])
+    torch.testing.assert_close(batch["level"], expected["level"])
+    assert batch["labels"].tolist() == [0, 40, 80]
+    assert batch["slide_ids"].tolist() == [0, 1, 2]
+    assert batch["return_loss"] is True
+
+
+def test_undecoded_images_give_the_same_batch(collator, toy_study):
+    from datasets import Image
+
+    undecoded = toy_study.spots.cast_column("image", Image(decode=False))
+    assert isinstance(undecoded[0]["image"], dict)
+    torch.testing.assert_close(
+        collator([undecoded[0]])["pixel_values"], collator([toy_study.spots[0]])["pixel_values"], rtol=0, atol=0
+    )
+
+
+def test_patches_of_another_size_are_resized(tiny_processor, toy_study):
+    tiny_processor.image_processor.size = {"height": 16, "width": 16}
+    collator = DelstCollator(tiny_processor, toy_study.gene_names, toy_study.slide_ids)
+    row = toy_study.spots[0]
+    expected = tiny_processor.image_processor([row["image"]], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(collator([row])["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("switch", ["do_normalize", "do_rescale"])
+def test_fused_pass_obeys_the_image_processor(tiny_processor, toy_study, switch):
+    setattr(tiny_processor.image_processor, switch, False)
+    collator = DelstCollator(tiny_processor, toy_study.gene_names, toy_study.slide_ids)
+    row = toy_study.spots[5]
+    expected = tiny_processor.image_processor([row["image"]], return_tensors="pt")["pixel_values"].float()
+    torch.testing.assert_close(collator([row])["pixel_values"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_level_column_wins_over_the_number_of_genes(collator, toy_study):
+    row = toy_study.spots[0]
+    assert collator([row])["level"].item() == row["n_genes"]
+    assert collator([{**row, "level": 7.0}])["level"].item() == 7.0
+
+
+def test_genes_outside_a_panel_are_masked(tiny_processor, toy_study):
+    panels = dict(toy_study.measured_genes)
+    panels["toy_A2"] = np.arange(10)
+    collator = DelstCollator(tiny_processor, toy_study.gene_names, toy_study.slide_ids, panels)
+    mask = collator([toy_study.spots[0], toy_study.spots[40]])["gene_mask"]
+    # The vocabulary is every second gene, so the first ten genes hold five of it.
+    assert mask[0].all() and mask[1].tolist() == [True] * 5 + [False] * (mask.shape[1] - 5)
+
+
+def test_genes_of_one_name_are_summed(tiny_processor, toy_study):
+    names = toy_study.gene_names
+    collator = DelstCollator(tiny_processor, [*names, names[0]], ["s"])
+    row = {"gene_indices": [0, 1, len(names)], "gene_counts": [1, 10, 4], "total_counts": 15}
+    assert collator.gene_values([row])[0, 0] == pytest.approx(np.log1p(5 * 1e4 / 15))

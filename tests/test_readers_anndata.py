@@ -1,0 +1,202 @@
+"""The AnnData reader, on files that the test writes with anndata and on the real section A1."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from PIL import Image
+
+from delst_hf.data.readers.anndata_visium import read_anndata
+
+
+def make_adata(image=None) -> anndata.AnnData:
+    """Four spots; the full resolution is 400 x 320 px, the hires image a quarter of it."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (80, 100, 3), dtype=np.uint8) if image is None else image
+    adata = anndata.AnnData(
+        X=sp.csr_matrix(np.arange(12, dtype=np.float32).reshape(4, 3)),
+        obs=pd.DataFrame(
+            {
+                "in_tissue": [1, 1, 0, 1],
+                "array_row": [0, 1, 2, 3],
+                "array_col": [5, 6, 7, 8],
+                "label": ["a", None, "c", "b"],
+            },
+            index=["AA-1", "AC-1", "AG-1", "AT-1"],
+        ),
+        var=pd.DataFrame({"gene_ids": ["ENSG1", "ENSG2", "ENSG3"]}, index=["G1", "G2", "G3"]),
+    )
+    adata.obsm["spatial"] = np.array([[40, 80], [100, 120], [0, 0], [399, 319]])
+    adata.uns["spatial"] = {
+        "LIB": {
+            "images": {"hires": pixels, "lowres": pixels[::2, ::2]},
+            "scalefactors": {
+                "tissue_hires_scalef": 0.25,
+                "tissue_lowres_scalef": 0.125,
+                "spot_diameter_fullres": 110.0,
+            },
+        }
+    }
+    return adata
+
+
+def write(adata, path):
+    adata.write_h5ad(path)
+    return path
+
+
+def test_coordinates_and_scale_are_those_of_the_image(tmp_path):
+    adata = make_adata()
+    slide = read_anndata(write(adata, tmp_path / "a.h5ad"), species="human")
+    slide.validate()
+    assert (slide.slide_id, slide.patient_id, slide.species) == ("LIB", "LIB", "human")
+    np.testing.assert_array_equal(slide.image, adata.uns["spatial"]["LIB"]["images"]["hires"])
+    # AG-1 is not on tissue.
+    assert list(slide.spots.index) == ["AA-1", "AC-1", "AT-1"]
+    assert slide.spots[["x", "y"]].to_numpy().tolist() == [[10, 20], [25, 30], [99.75, 79.75]]
+    assert slide.spots["array_row"].tolist() == [0, 1, 3]
+    assert slide.spots["array_col"].tolist() == [5, 6, 8]
+    assert slide.spots["label"].tolist() == ["a", None, "b"]
+    assert slide.label_source == "obs['label']"
+    # A spot of 55 um is 110 px: 0.5 um per full-resolution pixel, 2 um per hires pixel.
+    assert slide.mpp == pytest.approx(2.0)
+    assert slide.counts.toarray().tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11]]
+    assert slide.counts.dtype == np.int32
+    assert slide.genes.to_numpy().tolist() == [["ENSG1", "G1"], ["ENSG2", "G2"], ["ENSG3", "G3"]]
+
+
+def test_mpp_is_that_of_the_full_resolution(tmp_path):
+    path = write(make_adata(), tmp_path / "a.h5ad")
+    assert read_anndata(path, mpp=0.3).mpp == pytest.approx(1.2)
+    assert read_anndata(path, spot_diameter_um=100).mpp == pytest.approx(100 / 110 * 4)
+
+
+def test_a_full_resolution_image_can_be_given(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (320, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "full.png")
+    slide = read_anndata(write(make_adata(), tmp_path / "a.h5ad"), image=tmp_path / "full.png")
+    np.testing.assert_array_equal(slide.image, pixels)
+    assert slide.spots["x"].tolist() == [40, 100, 399]
+    assert slide.mpp == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_float_images_as_scanpy_stores_them(tmp_path, dtype):
+    original = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    slide = read_anndata(write(make_adata(image=(original / 255).astype(dtype)), tmp_path / "a.h5ad"))
+    np.testing.assert_array_equal(slide.image, original)
+
+
+def test_lowres_is_used_without_hires(tmp_path):
+    adata = make_adata()
+    del adata.uns["spatial"]["LIB"]["images"]["hires"]
+    slide = read_anndata(write(adata, tmp_path / "a.h5ad"))
+    assert slide.image.shape == (40, 50, 3)
+    assert slide.spots["x"].tolist() == [5, 12.5, 49.875]
+    assert slide.mpp == pytest.approx(4.0)
+
+
+def test_counts_are_found_where_the_user_says(tmp_path):
+    adata = make_adata()
+    counts = adata.X.copy()
+    adata.raw = anndata.AnnData(X=counts, obs=adata.obs, var=adata.var)
+    adata.layers["counts"] = counts * 2
+    adata.X = counts.log1p()
+    path = write(adata, tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match=r"already normalised.*with counts in this file: \['counts', 'raw'\].*--layer"):
+        read_anndata(path)
+    assert read_anndata(path, layer="counts").counts.toarray()[1].tolist() == [6, 8, 10]
+    assert read_anndata(path, layer="raw").counts.toarray()[1].tolist() == [3, 4, 5]
+    with pytest.raises(KeyError, match=r"no layer 'spliced'. Available: \['counts', 'raw'\]"):
+        read_anndata(path, layer="spliced")
+
+
+def test_dense_counts_and_no_optional_columns(tmp_path):
+    adata = make_adata()
+    adata.X = adata.X.toarray()
+    adata.obs, adata.var = adata.obs[[]], adata.var[[]]
+    slide = read_anndata(write(adata, tmp_path / "a.h5ad"), slide_id="mine", patient_id="P1")
+    assert (slide.slide_id, slide.patient_id, slide.label_source) == ("mine", "P1", "")
+    assert slide.counts.toarray().tolist() == np.arange(12).reshape(4, 3).tolist()
+    assert slide.spots["array_row"].tolist() == [-1] * 4
+    assert slide.genes["gene_id"].tolist() == [""] * 3
+
+
+def test_one_of_several_libraries(tmp_path):
+    adata = make_adata()
+    adata.uns["spatial"]["TWO"] = adata.uns["spatial"]["LIB"]
+    with pytest.raises(ValueError, match=r"holds 2 libraries: \['LIB', 'TWO'\].*--library-id"):
+        read_anndata(write(adata, tmp_path / "a.h5ad"))
+    with pytest.raises(KeyError, match=r"obs\['library_id'\] does not say"):
+        read_anndata(tmp_path / "a.h5ad", library_id="TWO")
+    adata.obs["library_id"] = ["LIB", "TWO", "TWO", "TWO"]
+    slide = read_anndata(write(adata, tmp_path / "b.h5ad"), library_id="TWO")
+    assert list(slide.spots.index) == ["AC-1", "AT-1"]
+    with pytest.raises(KeyError, match=r"no library 'X' in .*Available: \['LIB', 'TWO'\]"):
+        read_anndata(tmp_path / "b.h5ad", library_id="X")
+
+
+def without(*path):
+    def remove(adata):
+        for name in path[:-1]:
+            adata = getattr(adata, name) if isinstance(adata, anndata.AnnData) else adata[name]
+        del adata[path[-1]]
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "error", "match"),
+    [
+        (without("obsm", "spatial"), {}, KeyError, r"obsm\['spatial'\] is missing"),
+        (without("uns", "spatial"), {}, KeyError, r"uns\['spatial'\] is missing.*squidpy.read.visium"),
+        (without("uns", "spatial", "LIB", "images"), {}, KeyError, "no 'hires' or 'lowres' image.*--image"),
+        (
+            without("uns", "spatial", "LIB", "scalefactors", "tissue_hires_scalef"), {}, KeyError,
+            "tissue_hires_scalef is None; scalefactors has .*spot_diameter_fullres",
+        ),
+        (
+            without("uns", "spatial", "LIB", "scalefactors", "spot_diameter_fullres"), {}, ValueError,
+            "spot_diameter_fullres is None.*--mpp",
+        ),
+        (lambda adata: None, {"label_key": "pathology"}, KeyError, "no column 'pathology' in obs. Available: .*label"),
+        (lambda adata: None, {"spot_diameter_um": 0.0}, ValueError, "spot_diameter_um is 0.0"),
+    ],
+)  # fmt: skip
+def test_missing_parts_are_named(tmp_path, damage, options, error, match):
+    adata = make_adata()
+    damage(adata)
+    with pytest.raises(error, match=match):
+        read_anndata(write(adata, tmp_path / "a.h5ad"), **options)
+
+
+def test_files_that_are_no_anndata_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        read_anndata(tmp_path / "none.h5ad")
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(ValueError, match="not an .h5ad file"):
+        read_anndata(tmp_path / "a.csv")
+    path = write(make_adata(), tmp_path / "a.h5ad")
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"cannot read .*a\.h5ad.*truncated"):
+        read_anndata(path)
+
+
+def test_real_section_a1(shared_dir):
+    path = shared_dir / "data/her2st_A1_visium_style.h5ad"
+    slide = read_anndata(path, spot_diameter_um=100)
+    slide.validate()
+    assert slide.counts.shape == (346, 15045)
+    assert slide.spots["label"].value_counts().to_dict() == {
+        "invasive cancer": 282, "connective tissue": 24, "cancer in situ": 21, "adipose tissue": 12, "undetermined": 5,
+        "immune infiltrate": 2,
+    }  # fmt: skip
+    counts = pd.read_csv(shared_dir / "data/her2st/data/ST-cnts/A1.tsv.gz", sep="\t", index_col=0)
+    expected = counts.loc[slide.spots.index, slide.genes["symbol"]].to_numpy()
+    np.testing.assert_array_equal(slide.counts.toarray(), expected)
+    # The spot of 100 um is 29 px of the reduced image.
+    assert 100 / slide.mpp == pytest.approx(29, abs=0.1)
+    # Background is black: spots in the right frame are on tissue.
+    on_tissue = slide.image[slide.spots["y"].astype(int), slide.spots["x"].astype(int)].sum(axis=1) > 0
+    assert on_tissue.mean() > 0.95

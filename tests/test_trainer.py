@@ -1,0 +1,250 @@
+import copy
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
+from delst_hf.trainer import SCALARS, last_complete_checkpoint, random_orientation
+
+
+@pytest.fixture
+def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
+    def make(output: str = "run", model: DelstModel | None = None, **options):
+        options = {"max_steps": 6, "per_device_train_batch_size": 24, "save_strategy": "no", "logging_steps": 2} | options
+        arguments = DelstTrainingArguments(
+            output_dir=str(tmp_path / output), use_cpu=True, report_to=[], disable_tqdm=True, seed=3, **options
+        )
+        return DelstTrainer(
+            model=copy.deepcopy(tiny_model) if model is None else model,
+            args=arguments,
+            train_dataset=toy_study.subset(["toy_A1", "toy_A2"]),
+            eval_dataset=toy_study.subset(["toy_B1"]),
+            data_collator=DelstCollator(
+                tiny_processor, toy_study.gene_names, toy_study.slide_ids, toy_study.measured_genes
+            ),
+            processing_class=tiny_processor,
+        )
+
+    return make
+
+
+def test_every_trained_parameter_moves_and_the_loss_falls(make_trainer):
+    trainer = make_trainer(max_steps=30, learning_rate=5e-3)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    still = [name for name, p in trainer.model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
+    assert still == []
+    losses = [entry["contrastive_loss"] for entry in trainer.state.log_history if "contrastive_loss" in entry]
+    assert losses[0] > np.log(24) * 0.9 and losses[-1] < losses[0] - 0.2
+
+
+def test_logs_hold_every_term_and_the_state_of_the_hyperboloid(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    config = trainer.model.config
+    total = (
+        entry["contrastive_loss"]
+        + config.cross_entailment_weight * entry["cross_entailment_loss"]
+        + config.intra_entailment_weight * entry["intra_entailment_loss"]
+    )
+    assert entry["loss"] == pytest.approx(total, rel=1e-4)
+    for key in ("curvature", "curvature_at_clamp", "logit_scale", "image_radius", "gene_radius", "image_half_aperture",
+                "gene_half_aperture", "in_cone_matched", "in_cone_mismatched"):  # fmt: skip
+        assert np.isfinite(entry[key]), key
+
+
+def test_terms_are_averages_since_the_last_log(make_trainer):
+    each = make_trainer("each", logging_steps=1, augment=False)
+    each.train()
+    pairs = make_trainer("pairs", logging_steps=2, augment=False)
+    pairs.train()
+    single = [entry["contrastive_loss"] for entry in each.state.log_history if "contrastive_loss" in entry]
+    double = [entry["contrastive_loss"] for entry in pairs.state.log_history if "contrastive_loss" in entry]
+    np.testing.assert_allclose(double, np.reshape(single, (-1, 2)).mean(1), rtol=1e-5)
+
+
+def test_evaluation_is_retrieval_over_the_whole_set(make_trainer, toy_study):
+    from delst_hf.evaluation.embed import embed
+    from delst_hf.evaluation.retrieval import retrieval
+
+    trainer = make_trainer(per_device_eval_batch_size=16)
+    metrics = trainer.evaluate()
+    embeddings = embed(trainer.model, trainer.eval_dataset, trainer.data_collator, progress=False)
+    curvature = trainer.model.curvature.item()
+    expected = retrieval(embeddings.image_embeds, embeddings.gene_embeds, similarity="lorentz", curvature=curvature)
+    assert metrics["eval_pool_size"] == 36
+    assert metrics["eval_image_to_gene_recall@5"] == pytest.approx(expected["recall@5"])
+    assert metrics["eval_contrastive_loss"] > 0
+
+
+def test_parameter_groups(make_trainer):
+    trainer = make_trainer(learning_rate=1e-3, vision_learning_rate=1e-4, scalar_learning_rate=1e-2, weight_decay=0.2)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    groups = trainer.parameter_groups(trainer.model)
+    found = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sorted(found) == sorted(name for name, p in trainer.model.named_parameters() if p.requires_grad)
+    for name in SCALARS:
+        assert found[name] == (1e-2, 0.0)
+    assert found["visual_projection.weight"] == (1e-3, 0.2)
+    assert found["gene_model.layers.0.0.weight"] == (1e-3, 0.2)
+    assert found["gene_model.layers.0.0.bias"] == (1e-3, 0.0)
+    assert found["vision_model.embeddings.patch_embeddings.projection.weight"] == (1e-4, 0.2)
+    assert found["vision_model.layernorm.weight"] == (1e-4, 0.0)
+    optimizer = trainer.create_optimizer()
+    assert [group["betas"][1] for group in optimizer.param_groups] == [0.98] * len(groups)
+
+
+def test_scalars_are_clamped_after_the_step(make_trainer):
+    trainer = make_trainer(scalar_learning_rate=5.0, max_steps=3, logging_steps=1)
+    trainer.train()
+    model = trainer.model
+    low, high = model.curvature_bounds
+    assert low * 0.999 <= model.curvature.item() <= high * 1.001
+    assert model.logit_scale.exp().item() <= 100.01
+    assert max(model.log_image_scale.item(), model.log_gene_scale.item()) <= 0
+    # Steps of 5 throw the curvature at a bound, and the log says so.
+    assert any(entry.get("curvature_at_clamp") == 1.0 for entry in trainer.state.log_history)
+
+
+def test_frozen_backbone_stays(make_trainer):
+    trainer = make_trainer(freeze_vision=True)
+    before = {name: tensor.clone() for name, tensor in trainer.model.vision_model.state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.vision_model.state_dict().items())
+
+
+@pytest.mark.parametrize("geometry", ["cosine", "euclidean"])
+def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
+    config = copy.deepcopy(tiny_model.config)
+    config.geometry, config.cross_entailment_weight, config.intra_entailment_weight = geometry, 0.0, 0.0
+    trainer = make_trainer(model=DelstModel(config))
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert np.isfinite(entry["contrastive_loss"]) and "curvature" not in entry and "cross_entailment_loss" not in entry
+
+
+@pytest.mark.parametrize("step", [3, 4], ids=["at the end of an epoch", "within an epoch"])
+def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step):
+    whole = make_trainer("whole", save_strategy="steps", save_steps=step)
+    whole.train()
+    run = shutil.copytree(whole.args.output_dir, whole.args.output_dir + "-killed")
+    shutil.rmtree(os.path.join(run, "checkpoint-6"))
+    resumed = make_trainer("whole-killed", save_strategy="steps", save_steps=step)
+    torch.manual_seed(99)
+    with caplog.at_level(logging.WARNING):
+        resumed.train(resume_from_checkpoint=last_complete_checkpoint(run))
+    assert "missing keys" not in caplog.text.lower()
+    assert resumed.state.global_step == 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    halfway = DelstModel.from_pretrained(os.path.join(run, f"checkpoint-{step}"))
+    assert not torch.equal(whole.model.visual_projection.weight, halfway.visual_projection.weight)
+
+
+def test_checkpoint_is_complete_and_loads(make_trainer):
+    trainer = make_trainer(save_strategy="steps", save_steps=3, save_total_limit=2)
+    trainer.train()
+    checkpoint = last_complete_checkpoint(trainer.args.output_dir)
+    assert checkpoint.endswith("checkpoint-6")
+    loaded = DelstModel.from_pretrained(checkpoint).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in trainer.model.state_dict().items())
+    assert {"model.safetensors", "config.json", "processor_config.json"} <= set(os.listdir(checkpoint))
+    assert set(load_file(os.path.join(checkpoint, "model.safetensors"))) == set(trainer.model.state_dict())
+
+
+def test_half_written_checkpoint_is_not_taken(make_trainer, monkeypatch):
+    trainer = make_trainer(save_strategy="steps", save_steps=3)
+    monkeypatch.setattr(
+        trainer, "_save_optimizer_and_scheduler",
+        lambda folder: (_ for _ in ()).throw(KeyboardInterrupt) if folder.endswith("6") else None,
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    run = trainer.args.output_dir
+    assert os.path.exists(os.path.join(run, "checkpoint-6", "model.safetensors"))
+    assert last_complete_checkpoint(run).endswith("checkpoint-3")
+    assert last_complete_checkpoint(os.path.join(run, "none")) is None
+
+
+def test_limits_that_would_lose_work_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_total_limit=2 or more"):
+        DelstTrainingArguments(output_dir=str(tmp_path), save_total_limit=1)
+    with pytest.raises(ValueError, match="remove_unused_columns"):
+        DelstTrainingArguments(output_dir=str(tmp_path), remove_unused_columns=True)
+
+
+def test_orientations_are_the_eight_of_a_square():
+    torch.manual_seed(0)
+    patch = torch.arange(9.0).view(1, 1, 3, 3)
+    turned = random_orientation(patch.expand(400, 1, 3, 3))
+    seen = {tuple(t.flatten().tolist()) for t in turned}
+    by_hand = {tuple(torch.rot90(p, k, (-2, -1)).flatten().tolist()) for p in (patch, patch.flip(-1)) for k in range(4)}
+    assert seen == by_hand
+
+
+TWO_RANKS = """
+import sys, torch, torch.distributed as dist
+from transformers import set_seed
+from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
+from delst_hf.data.study import Study
+
+folder, data = sys.argv[1:]
+study = Study.load(data)
+arguments = DelstTrainingArguments(output_dir=folder + "/out", use_cpu=True, report_to=[], disable_tqdm=True, augment=False)
+model = DelstModel.from_pretrained(folder)
+collator = DelstCollator(DelstProcessor.from_pretrained(folder), study.gene_names, study.slide_ids)
+trainer = DelstTrainer(model=model, args=arguments, train_dataset=study.spots, data_collator=collator)
+assert dist.get_world_size() == 2, dist.get_world_size()
+wrapped = trainer.accelerator.prepare_model(trainer.model)
+wrapped.train()
+for module in wrapped.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+rows = range(0, 14) if dist.get_rank() == 0 else range(14, 24)
+batch = trainer._prepare_inputs(collator([study.spots[3 * i] for i in rows]))
+loss = trainer.compute_loss(wrapped, batch)
+trainer.accelerator.backward(loss)
+total = loss.detach().clone()
+dist.all_reduce(total)
+if dist.get_rank() == 0:
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    torch.save({"loss": total / 2, "gradients": gradients}, folder + "/two_ranks.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_give_the_gradients_of_the_joined_batch(tiny_model, tiny_processor, toy_study, toy_folder, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    script = tmp_path / "two_ranks.py"
+    script.write_text(textwrap.dedent(TWO_RANKS))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, str(script), str(tmp_path), str(toy_folder)], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    found = torch.load(tmp_path / "two_ranks.pt")
+
+    model = DelstModel.from_pretrained(tmp_path).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = DelstCollator(tiny_processor, toy_study.gene_names, toy_study.slide_ids)(
+        [toy_study.spots[3 * i] for i in range(24)]
+    )
+    batch.pop("labels")
+    loss = model(**batch).loss
+    loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+    assert set(found["gradients"]) == set(expected) and len(expected) > 20
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: n + m)
