@@ -38,6 +38,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "DelstCollator",
     "DelstConfig",
     "DelstGeneConfig",
     "DelstGeneFeatureExtractor",
@@ -45,7 +46,6 @@ __all__ = [
     "DelstModel",
     "DelstOutput",
     "DelstProcessor",
-    "DelstCollator",
     "DelstTrainer",
     "DelstTrainingArguments",
     "Slide",

@@ -21,14 +21,14 @@ class DataArguments:
     """Which tissue to learn from."""
 
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
-    train_slides: str | None = field(
-        default=None, metadata={"help": "Slides to train on, by commas. Default: all that are not held out."}
+    train_slides: str = field(
+        default="", metadata={"help": "Slides to train on, by commas. Default: all that are not held out."}
     )
-    validation_slides: str | None = field(
-        default=None, metadata={"help": "Held-out slides, by commas, on which the run is watched."}
+    validation_slides: str = field(
+        default="", metadata={"help": "Held-out slides, by commas, on which the run is watched."}
     )
-    test_slides: str | None = field(
-        default=None, metadata={"help": "Held-out slides, by commas, that this run must never read."}
+    test_slides: str = field(
+        default="", metadata={"help": "Held-out slides, by commas, that this run must never read."}
     )
     num_genes: int | None = field(
         default=1000, metadata={"help": "Size of the vocabulary: the most variable genes of the training slides."}
@@ -44,16 +44,10 @@ class DataArguments:
         },
     )
 
-    def __post_init__(self) -> None:
-        for name in ("train_slides", "validation_slides", "test_slides"):
-            setattr(self, name, split_names(getattr(self, name)))
 
-
-def split_names(names: str | list[str] | None) -> list[str]:
-    """``"C2,C3"`` -> ``["C2", "C3"]``; a list of a YAML file stays one."""
-    if isinstance(names, list):
-        return [str(name) for name in names]
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
+def split_names(names: str) -> list[str]:
+    """``"C2, C3"`` -> ``["C2", "C3"]``."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _documented_fields(config_class: type, prefix: str, skip: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
@@ -109,7 +103,7 @@ ModelArguments = make_dataclass(
 )
 
 
-def parse_arguments(classes: tuple[type, ...], description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse_arguments(classes: tuple[Any, ...], description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
     """Parse ``[config.yaml] [--option value ...]``; options win over the file.
 
     Args:

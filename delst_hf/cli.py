@@ -1,6 +1,6 @@
 """The `delst` command. Each subcommand is one `add_*` function for its arguments and one `_run_*` that does the work.
 
-Heavy imports stay inside the functions that need them, so that `delst --help` answers at once.
+Imports of datasets, pandas and anndata stay inside the functions that need them, so that `--help` does not wait for them.
 """
 
 import argparse

@@ -3,12 +3,12 @@
 import json
 import os
 import platform
-import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .atomic import complete_or_nothing
 from .modeling_delst import DelstModel
 from .processing_delst import DelstProcessor
 
@@ -30,22 +30,11 @@ def save_checkpoint_folder(
         The folder.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.incomplete-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with complete_or_nothing(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         if training is not None:
             (partial / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-            os.replace(folder, replaced)
-            os.replace(partial, folder)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -279,7 +279,7 @@ class DelstModel(DelstPreTrainedModel):
         return self.config.curvature_init / 10, self.config.curvature_init * 10
 
     def embed_features(self, features: Tensor, modality: str) -> Tensor:
-        """Head of one modality, in float32 under any autocast: projection, scale, and the map onto the manifold.
+        """Head of one modality, in float32 under any autocast: standardise, project, scale, map onto the manifold.
 
         Args:
             features: Pooled features of the backbone or of the gene encoder (batch, width).
@@ -294,7 +294,10 @@ class DelstModel(DelstPreTrainedModel):
             else (self.gene_projection, self.log_gene_scale)
         )
         with torch.autocast(device_type=features.device.type, enabled=False):
-            projected = F.linear(features.float(), projection.weight.float())
+            # Backbones differ a hundredfold in the size of their features. Standardised, every one of them starts near
+            # radius 1, neither collapsed to the origin nor beyond the radius cap, where gradients vanish.
+            standardised = F.layer_norm(features.float(), features.shape[-1:])
+            projected = F.linear(standardised, projection.weight.float())
             if self.config.geometry == "cosine":
                 return F.normalize(projected, dim=-1)
             projected = projected * log_scale.float().exp()

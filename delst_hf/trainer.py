@@ -41,10 +41,6 @@ class DelstTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."},
     )
-    stain_jitter: float = field(
-        default=0.0,
-        metadata={"help": "Strength of a random change of scale and offset of each colour channel of a training patch."},
-    )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
     learning_rate: float = field(
         default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
@@ -92,6 +88,7 @@ class DelstTrainer(Trainer):
     """
 
     args: DelstTrainingArguments
+    model: DelstModel
 
     def __init__(self, *args: Any, processing_class: DelstProcessor | None = None, **kwargs: Any):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
@@ -99,7 +96,7 @@ class DelstTrainer(Trainer):
         self.processor = processing_class
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
-        self._sums: dict[str, dict[str, Tensor]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
@@ -153,8 +150,6 @@ class DelstTrainer(Trainer):
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
         if model.training and self.args.augment:
             inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
-        if model.training and self.args.stain_jitter > 0:
-            inputs["pixel_values"] = random_stain(inputs["pixel_values"], self.args.stain_jitter)
         outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
         mode = "train" if model.training else "eval"
         sums = self._sums[mode]
@@ -183,7 +178,7 @@ class DelstTrainer(Trainer):
 
     def retrieval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Retrieval in both directions over the whole evaluation set."""
-        image_embeds, gene_embeds = prediction.predictions
+        image_embeds, gene_embeds = prediction.predictions[:2]
         model = self.accelerator.unwrap_model(self.model)
         return bidirectional_retrieval(image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item())
 
@@ -236,7 +231,7 @@ class DelstTrainer(Trainer):
 
 
 def random_orientation(pixel_values: Tensor) -> Tensor:
-    """Turn each patch (batch, channels, side, side) to one of its eight orientations, drawn from torch's generator of the CPU."""
+    """Turn each patch (batch, channels, side, side) to one of its eight orientations, drawn from torch's CPU generator."""
     choice = torch.randint(8, (len(pixel_values),))
     turned = pixel_values.clone()
     for k in range(1, 8):
@@ -244,12 +239,6 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
         patches = pixel_values[rows].flip(-1) if k >= 4 else pixel_values[rows]
         turned[rows] = torch.rot90(patches, k % 4, dims=(-2, -1))
     return turned
-
-
-def random_stain(pixel_values: Tensor, strength: float) -> Tensor:
-    """Change scale and offset of each channel of each normalised patch (batch, channels, height, width) by up to `strength`."""
-    scale, offset = (strength * (2 * torch.rand(2, *pixel_values.shape[:2], 1, 1) - 1)).to(pixel_values)
-    return pixel_values * (1 + scale) + offset
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:

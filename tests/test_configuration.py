@@ -147,7 +147,10 @@ def test_an_integer_is_taken_where_the_gene_config_means_a_float(name, value):
         ({"cross_entailment_weight": -0.1}, "cross_entailment_weight=-0.1 is out of range: it must be at least 0"),
         ({"intra_entailment_weight": -1}, "intra_entailment_weight=-1"),
         ({"intra_entailment_weight": math.nan}, "intra_entailment_weight=nan"),
-        ({"geometry": "cosine", "cross_entailment_weight": 0.2}, "cross_entailment_weight=0.2 needs geometry='lorentz'"),
+        (
+            {"geometry": "cosine", "cross_entailment_weight": 0.2},
+            "cross_entailment_weight=0.2 needs geometry='lorentz'",
+        ),
         ({"geometry": "cosine", "intra_entailment_weight": 0.1}, "intra_entailment_weight=0.1 .*'cosine'.*weight to 0"),
         ({"geometry": "euclidean", "intra_entailment_weight": 0.1}, "no entailment cones for geometry='euclidean'"),
         ({"gene_config": {"encoder": "cnn"}}, "encoder='cnn' is not known.*'linear', 'mlp'"),

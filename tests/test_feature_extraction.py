@@ -98,7 +98,10 @@ def test_one_spot_without_a_batch_axis():
 
 def test_the_names_of_a_dataframe_may_be_overruled():
     table = pd.DataFrame(COUNTS, columns=["c", "x", "a", "b"])
-    assert make_extractor()(table, NAMES)["gene_values"].tolist() == make_extractor()(COUNTS, NAMES)["gene_values"].tolist()
+    assert (
+        make_extractor()(table, NAMES)["gene_values"].tolist()
+        == make_extractor()(COUNTS, NAMES)["gene_values"].tolist()
+    )
 
 
 def test_tensors_on_request():
@@ -117,7 +120,7 @@ def test_the_input_is_left_alone():
     assert (counts == COUNTS).all()
 
 
-# --- matching -----------------------------------------------------------------------------------------------------------
+# --- matching -------------------------------------------------------------------------------------------------------
 
 
 def test_match_gives_positions():
@@ -125,7 +128,9 @@ def test_match_gives_positions():
 
 
 def test_no_match_is_an_error():
-    with pytest.raises(ValueError, match=r"Only 0 of the vocabulary's 4 genes .*'A', 'B', 'C'.*'ENSG1'.*symbol or Ensembl"):
+    with pytest.raises(
+        ValueError, match=r"Only 0 of the vocabulary's 4 genes .*'A', 'B', 'C'.*'ENSG1'.*symbol or Ensembl"
+    ):
         make_extractor(error_match_rate=0.0)([[1, 2]], ["ENSG1", "ENSG2"])
 
 
@@ -157,7 +162,7 @@ def test_a_vocabulary_with_duplicates_is_refused():
         DelstGeneFeatureExtractor(["A", "B", "C", "B"])
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,11 @@ def test_a_vocabulary_with_duplicates_is_refused():
         ([[1, 0.5]], ["A", "B"], r"fractions: it looks normalised.*adata.layers\['counts'\]"),
         ([[1, 2]], None, "gene_names is missing"),
         ([[1, 2, 3]], ["A", "B"], r"shape \(1, 3\), but there are 2 gene names.$"),
-        ([[1, 2, 3], [4, 5, 6]], ["A", "B"], r"shape \(2, 3\), but there are 2 gene names. The matrix looks transposed"),
+        (
+            [[1, 2, 3], [4, 5, 6]],
+            ["A", "B"],
+            r"shape \(2, 3\), but there are 2 gene names. The matrix looks transposed",
+        ),
         (np.ones((2, 2, 2)), ["A", "B"], r"shape \(2, 2, 2\)"),
     ],
 )
@@ -178,7 +187,7 @@ def test_what_is_refused(counts, names, message):
         make_extractor()(counts, names)
 
 
-# --- saving -------------------------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_load(tmp_path):

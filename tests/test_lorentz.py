@@ -1,4 +1,4 @@
-"""Hyperboloid maths against geoopt, MERU's formulas and trigonometry by hand, in float64; then float32 and the edges."""
+"""Hyperboloid maths against geoopt, MERU's formulas and trigonometry by hand in float64; float32 and the edges."""
 
 import math
 
@@ -53,7 +53,7 @@ def random_pair(curvature: float, n: int = 40, low: float = 0.05, high: float = 
     )
 
 
-# --- maps ---------------------------------------------------------------------------------------------------------------
+# --- maps -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
@@ -112,7 +112,7 @@ def test_maps_at_the_origin_are_the_identity_to_first_order(dtype):
         torch.testing.assert_close(jacobian, torch.eye(3, dtype=dtype))
 
 
-# --- distances ----------------------------------------------------------------------------------------------------------
+# --- distances ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
@@ -148,14 +148,16 @@ def test_distance_broadcasts():
 @pytest.mark.parametrize("curvature", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("rapidity", [0.01, 0.1, 1.0, 3.0, 5.0, 6.0])
 def test_float32_distance_between_neighbours(rapidity, curvature):
-    """Half the points lie behind their neighbour, half beside it; the oracle sees the same rounded points in float64."""
+    """Half the points lie behind their neighbour, half beside it; the oracle sees the same rounded points."""
     gap = min(0.1, rapidity)
     u, other = directions(64, 16, seed=3), directions(64, 16, seed=4)
     across = other - (other * u).sum(-1, keepdim=True) * u
     turn = torch.as_tensor(gap / math.sinh(rapidity))
     beside = u * turn.cos() + across / across.norm(dim=-1, keepdim=True) * turn.sin()
     x = at_rapidity(u, rapidity, curvature).float()
-    y = torch.cat([at_rapidity(u[:32], rapidity + gap, curvature), at_rapidity(beside[32:], rapidity, curvature)]).float()
+    y = torch.cat(
+        [at_rapidity(u[:32], rapidity + gap, curvature), at_rapidity(beside[32:], rapidity, curvature)]
+    ).float()
     expected = geoopt_distance(x, y, curvature)
     tolerance = 6e-5 if rapidity > 5 else 3e-5
     torch.testing.assert_close(lorentz.distance(x, y, curvature).double(), expected, rtol=tolerance, atol=0)
@@ -178,7 +180,7 @@ def test_float32_resolves_points_on_one_ray_at_the_radius_cap():
     torch.testing.assert_close(lorentz.distance(x, y, 1.0).double(), expected, rtol=1e-3, atol=0)
 
 
-# --- cones --------------------------------------------------------------------------------------------------------------
+# --- cones ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
@@ -255,7 +257,7 @@ def test_a_cone_holds_what_lies_behind_it():
     assert angles[0] < aperture < angles[-1]
 
 
-# --- gradients ----------------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------------------------
 
 FUNCTIONS_OF_PAIRS = {
     "distance": lorentz.distance,
@@ -300,7 +302,16 @@ def test_curvature_may_be_a_float_or_a_tensor(name, dtype):
 @pytest.mark.parametrize("name", FUNCTIONS_OF_PAIRS)
 @pytest.mark.parametrize(
     "case",
-    ["identical", "both at origin", "parent at origin", "child at origin", "opposite", "same ray", "at the cap", "adjacent"],
+    [
+        "identical",
+        "both at origin",
+        "parent at origin",
+        "child at origin",
+        "opposite",
+        "same ray",
+        "at the cap",
+        "adjacent",
+    ],
 )
 def test_gradients_are_finite_at_the_edges(case, name, dtype):
     u = directions(6, 4)
@@ -345,3 +356,21 @@ def test_the_distance_gradient_has_unit_length_right_up_to_identical_points(dtyp
     v = torch.tensor([[0.7 + step, 0.0]], dtype=dtype, requires_grad=True)
     lorentz.distance(lorentz.exp_map0(v, 1.0), lorentz.exp_map0(base, 1.0), 1.0).sum().backward()
     assert v.grad[0, 0].item() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-4, 1e-9, 1e-14])
+def test_next_to_the_origin_distances_are_euclidean(scale, dtype):
+    x, y = ((directions(20, seed=seed) * scale).to(dtype) for seed in (1, 2))
+    expected = (x.double() / scale - y.double() / scale).norm(dim=-1)
+    torch.testing.assert_close(lorentz.distance(x, y, 3.0).double() / scale, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_angle_to_a_child_closer_than_the_rounding_has_no_gradient(dtype):
+    parent = torch.tensor([[0.7, 0.0]], dtype=dtype, requires_grad=True)
+    child = torch.tensor([[0.7, 0.3 * torch.finfo(dtype).eps]], dtype=dtype, requires_grad=True)
+    angle = lorentz.exterior_angle(parent, child, 1.0)
+    angle.sum().backward()
+    assert angle.item() == 0
+    assert parent.grad.abs().max() == child.grad.abs().max() == 0

@@ -71,7 +71,7 @@ def entailment_by_hand(parent, child, curvature: float, scale: float, min_radius
     return total / len(parent)
 
 
-# --- contrastive --------------------------------------------------------------------------------------------------------
+# --- contrastive ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -146,7 +146,7 @@ def test_bfloat16_is_lifted_before_any_arithmetic(geometry):
     assert loss.item() == contrastive_loss(image.float(), gene.float(), 3.0, 0.7, geometry).item()
 
 
-# --- entailment ---------------------------------------------------------------------------------------------------------
+# --- entailment -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scale", "min_radius"), [(1.0, 0.1), (0.7, 0.1), (1.2, 0.3)])
@@ -192,7 +192,7 @@ def test_no_pairs_cost_nothing_and_have_a_zero_gradient(dtype):
     assert curvature.grad == 0
 
 
-# --- ordered pairs ------------------------------------------------------------------------------------------------------
+# --- ordered pairs --------------------------------------------------------------------------------------------------
 
 
 def pairs_by_hand(level, slide, parent="fewer", ratio=1.25) -> list[tuple[int, int]]:
@@ -292,7 +292,7 @@ def test_intra_entailment_loss_is_the_loop(modality, parent):
     assert loss.item() == pytest.approx(expected, rel=1e-8)
 
 
-# --- several processes --------------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------------------------
 
 SIZES = [5, 3]  # rows of each rank: uneven on purpose
 LEVEL = torch.tensor([900, 20, 30, 700, 650, 10, 15, 800])

@@ -24,8 +24,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstGeneModel, DelstModel, DelstOutput
-from delst_hf.losses import contrastive_loss, entailment_loss, intra_entailment_loss
 from delst_hf.lorentz import exp_map0, rapidity
+from delst_hf.losses import contrastive_loss, entailment_loss, intra_entailment_loss
 from delst_hf.modeling_delst import pool_vision_output
 
 GENES, DIM, BATCH, SIZE = 12, 6, 5, 32
@@ -75,7 +75,12 @@ def assert_equal_outputs(first: DelstModel, second: DelstModel):
         assert torch.equal(one[name], two[name]), name
 
 
-# --- forward ------------------------------------------------------------------------------------------------------------
+def standardised(features: torch.Tensor) -> torch.Tensor:
+    centred = features.float() - features.float().mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+# --- forward --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -123,7 +128,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(parent):
     image, gene, c = output.image_embeds, output.gene_embeds, torch.tensor(0.5)
     contrastive = contrastive_loss(image, gene, 1 / 0.07, c)
     cross = entailment_loss(*((gene, image) if parent == "gene" else (image, gene)), c, 0.8, 0.2)
-    intra = [intra_entailment_loss(x, batch["level"], c, batch["slide_ids"], "more", 2.0, 1.2, 0.2) for x in (image, gene)]
+    intra = [
+        intra_entailment_loss(x, batch["level"], c, batch["slide_ids"], "more", 2.0, 1.2, 0.2) for x in (image, gene)
+    ]
     assert cross > 0 and intra[0] > 0 and intra[1] > 0 and intra[0] != intra[1]
     torch.testing.assert_close(output.contrastive_loss, contrastive)
     torch.testing.assert_close(output.cross_entailment_loss, cross)
@@ -185,9 +192,18 @@ def test_embeddings_lie_at_the_length_of_the_scaled_projection():
         (output.image_embeds, output.vision_model_output.pooler_output, model.visual_projection.weight),
         (output.gene_embeds, output.gene_model_output.pooler_output, model.gene_projection.weight),
     ):
-        tangent = features @ weight.T / math.sqrt(DIM)
-        torch.testing.assert_close(embeds, exp_map0(tangent, 2.0))
+        tangent = standardised(features) @ weight.T / math.sqrt(DIM)
+        torch.testing.assert_close(embeds, exp_map0(tangent, 2.0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(rapidity(embeds, 2.0), math.sqrt(2) * tangent.norm(dim=-1))
+
+
+@pytest.mark.parametrize("modality", ["image", "gene"])
+def test_new_models_start_near_radius_one_whatever_the_size_of_the_features(modality):
+    model = make_model(projection_dim=64)
+    features = torch.randn(50, 16 if modality == "image" else 10, generator=torch.Generator().manual_seed(0))
+    embeds = model.embed_features(features, modality)
+    assert 0.7 < rapidity(embeds, 1.0).mean() < 1.3
+    torch.testing.assert_close(model.embed_features(100 * features + 7, modality), embeds, rtol=1e-3, atol=1e-4)
 
 
 def test_cosine_embeddings_are_unit_vectors():
@@ -209,7 +225,7 @@ def test_checkpoints_of_another_vocabulary_are_refused(tmp_path):
         DelstModel.from_pretrained(tmp_path, config=config)
 
 
-# --- training -----------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -313,7 +329,7 @@ def test_freeze_batch_norm(frozen):
     assert not any(module.training for module in model.eval().modules())
 
 
-# --- missing genes ------------------------------------------------------------------------------------------------------
+# --- missing genes --------------------------------------------------------------------------------------------------
 
 
 def test_masked_genes_have_no_influence():
@@ -356,7 +372,7 @@ def test_missing_values_stand_in_and_are_saved(tmp_path):
     assert torch.equal(DelstModel.from_pretrained(tmp_path).gene_model.missing_values, means)
 
 
-# --- precision ----------------------------------------------------------------------------------------------------------
+# --- precision ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("geometry", ["lorentz", "cosine", "euclidean"])
@@ -383,15 +399,19 @@ def test_the_head_stays_in_float32_in_a_bfloat16_model(geometry):
     features = output.vision_model_output.pooler_output
     assert features.dtype == torch.bfloat16
     assert output.loss.dtype == output.image_embeds.dtype == output.gene_embeds.dtype == torch.float32
-    projected = F.linear(features.float(), model.visual_projection.weight.float())
+    projected = F.linear(standardised(features), model.visual_projection.weight.float())
     scaled = projected * model.log_image_scale.float().exp()
-    by_geometry = {"cosine": F.normalize(projected, dim=-1), "euclidean": scaled, "lorentz": exp_map0(scaled, model.curvature)}
-    torch.testing.assert_close(output.image_embeds, by_geometry[geometry], rtol=1e-6, atol=1e-7)
+    by_geometry = {
+        "cosine": F.normalize(projected, dim=-1),
+        "euclidean": scaled,
+        "lorentz": exp_map0(scaled, model.curvature),
+    }
+    torch.testing.assert_close(output.image_embeds, by_geometry[geometry], rtol=1e-5, atol=1e-6)
     output.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -434,7 +454,7 @@ def test_auto_model_builds_from_a_config():
     assert type(AutoModel.from_config(DelstGeneConfig(num_genes=4, hidden_size=3))) is DelstGeneModel
 
 
-# --- pretrained backbones -----------------------------------------------------------------------------------------------
+# --- pretrained backbones -------------------------------------------------------------------------------------------
 
 GENE_CONFIG = DelstGeneConfig(num_genes=GENES, hidden_size=10)
 
@@ -444,7 +464,9 @@ def test_from_vision_gene_pretrained_takes_the_weights_of_a_folder(backbone, tmp
     torch.manual_seed(3)
     vision = AutoModel.from_config(BACKBONES[backbone])
     vision.save_pretrained(tmp_path)
-    model = DelstModel.from_vision_gene_pretrained(tmp_path, gene_config=GENE_CONFIG, projection_dim=DIM, min_radius=0.3)
+    model = DelstModel.from_vision_gene_pretrained(
+        tmp_path, gene_config=GENE_CONFIG, projection_dim=DIM, min_radius=0.3
+    )
     assert not model.training and model.dtype == torch.float32
     assert (model.config.projection_dim, model.config.min_radius) == (DIM, 0.3)
     state, expected = model.vision_model.state_dict(), vision.state_dict()
@@ -482,7 +504,10 @@ def test_a_folder_that_is_not_there_is_named(relative, tmp_path, monkeypatch):
 
 def test_a_two_tower_checkpoint_gives_its_vision_tower(tmp_path):
     vision = {**TRANSFORMER, "projection_dim": 8}
-    text = {key: value for key, value in TRANSFORMER.items() if "size" not in key} | {"hidden_size": 16, "vocab_size": 20}
+    text = {key: value for key, value in TRANSFORMER.items() if "size" not in key} | {
+        "hidden_size": 16,
+        "vocab_size": 20,
+    }
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     clip.save_pretrained(tmp_path)
     model = DelstModel.from_vision_gene_pretrained(tmp_path, gene_config=GENE_CONFIG, projection_dim=DIM)
@@ -509,7 +534,7 @@ def test_a_classifier_without_a_pooler_is_pooled_by_its_class_token(tmp_path, ca
     assert_equal_outputs(DelstModel.from_pretrained(tmp_path / "delst"), model)
 
 
-# --- pooling ------------------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------------------------
 
 
 def test_pooling_by_hand():
@@ -524,7 +549,9 @@ def test_pooling_by_hand():
     assert pool_vision_output(alone, "auto").tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
     assert pool_vision_output(both, "cls").tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
     assert pool_vision_output(a_map, "mean").tolist() == [[1.5, 5.5, 9.5, 13.5]]
-    with pytest.raises(ValueError, match="vision_pooling='pooler', but this backbone has no pooler. Use 'cls' or 'mean'"):
+    with pytest.raises(
+        ValueError, match="vision_pooling='pooler', but this backbone has no pooler. Use 'cls' or 'mean'"
+    ):
         pool_vision_output(alone, "pooler")
     with pytest.raises(ValueError, match="vision_pooling='cls', but this backbone returns a feature map"):
         pool_vision_output(a_map, "cls")

@@ -74,7 +74,13 @@ def test_model_input_names():
 def test_save_and_load_in_one_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     processor = make_processor()
-    tiny = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 32}
+    tiny = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "image_size": 32,
+    }
     model = DelstModel(DelstConfig(vision_config={"model_type": "vit", **tiny}, gene_config={"num_genes": 3})).eval()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

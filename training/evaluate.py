@@ -29,8 +29,8 @@ class EvaluationArguments:
     model: str = field(metadata={"help": "Checkpoint folder, or a model id of the Hub."})
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     test_slides: str = field(metadata={"help": "Slides to score, by commas."})
-    train_slides: str | None = field(
-        default=None, metadata={"help": "Slides to fit the probes on, by commas. Default: those of the pretraining."}
+    train_slides: str = field(
+        default="", metadata={"help": "Slides to fit the probes on, by commas. Default: those of the pretraining."}
     )
     frozen_backbone: str | None = field(
         default=None,
@@ -39,6 +39,9 @@ class EvaluationArguments:
     num_genes: int = field(default=100, metadata={"help": "Predict this many of the most variable genes."})
     num_seeds: int = field(default=3, metadata={"help": "Random backbones and shuffles to average over."})
     ignore_labels: str = field(default="undetermined", metadata={"help": "Labels that are no tissue class, by commas."})
+    baselines: bool = field(
+        default=True, metadata={"help": "Score the baselines too: colour, random-init and frozen backbone, shuffled pairs."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Spots a batch when embedding."})
     allow_seen_slides: bool = field(
         default=False, metadata={"help": "Score slides although the checkpoint was trained on them. Never report that."}
@@ -78,6 +81,7 @@ def main() -> None:
         num_genes=arguments.num_genes,
         seeds=range(arguments.num_seeds),
         ignore_labels=split_names(arguments.ignore_labels),
+        baselines=arguments.baselines,
         batch_size=arguments.batch_size,
     )
     if not state.is_main_process:

@@ -11,6 +11,7 @@ Negatives come from all processes; gradient accumulation does not add negatives.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import yaml
 from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
 
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
-from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments
+from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments, split_names
 from delst_hf.data.study import Study, hierarchy_level
 from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.evaluation.expression import log_normalize
@@ -28,22 +29,22 @@ from delst_hf.trainer import DelstTrainer, DelstTrainingArguments, last_complete
 
 def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
     """Slides to train on and to validate on; the two and the test slides may not overlap."""
-    study.check_slides([*data.train_slides, *data.validation_slides, *data.test_slides])
-    held_out = [*data.validation_slides, *data.test_slides]
-    train = data.train_slides or [slide for slide in study.slide_ids if slide not in held_out]
-    overlap = sorted(set(train) & set(held_out) | set(data.validation_slides) & set(data.test_slides))
-    if overlap or not train:
+    train, validation, test = map(split_names, (data.train_slides, data.validation_slides, data.test_slides))
+    study.check_slides([*train, *validation, *test])
+    train = train or [slide for slide in study.slide_ids if slide not in {*validation, *test}]
+    if not train or set(train) & {*validation, *test} or set(validation) & set(test):
         raise ValueError(
-            f"Training slides {train}, validation {data.validation_slides} and test {data.test_slides} must not overlap, "
-            "and at least one slide must be left for training."
+            f"Training slides {train}, validation {validation} and test {test} must not overlap, and at least one slide "
+            "must be left for training."
         )
-    return train, data.validation_slides
+    return train, validation
 
 
 def build_processor(arguments, vocabulary: list[str]) -> DelstProcessor:
     """The backbone's own image processor, at the size of the run, joined with the vocabulary."""
-    size = {} if arguments.image_size is None else {"height": arguments.image_size, "width": arguments.image_size}
-    options = {"size": size, "do_center_crop": False} if size else {}
+    options: dict[str, Any] = {}
+    if arguments.image_size is not None:
+        options = {"size": {"height": arguments.image_size, "width": arguments.image_size}, "do_center_crop": False}
     if arguments.vision is None:
         image_processor = ViTImageProcessorPil(**options)
     else:
@@ -67,11 +68,12 @@ def build_model(arguments, num_genes: int) -> DelstModel:
 def resume_point(training: DelstTrainingArguments) -> str | None:
     """The checkpoint to go on from; refuses to write over a run that is not resumed."""
     wanted = training.resume_from_checkpoint
-    last = last_complete_checkpoint(training.output_dir)
+    output_dir = Path(training.output_dir or ".")
+    last = last_complete_checkpoint(output_dir)
     if wanted is None or wanted.lower() == "false":
-        if last or os.path.exists(os.path.join(training.output_dir, "model")):
+        if last or (output_dir / "model").exists():
             raise ValueError(
-                f"{training.output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
+                f"{output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
                 "another --output_dir."
             )
         return None
@@ -116,7 +118,7 @@ def main() -> None:
             seed=training.seed,
             log_history=trainer.state.log_history,
         )
-        folder = save_checkpoint_folder(Path(training.output_dir) / "model", model, processor, record)
+        folder = save_checkpoint_folder(Path(training.output_dir or ".") / "model", model, processor, record)
         print(f"Checkpoint: {folder}")
 
 

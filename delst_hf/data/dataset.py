@@ -12,12 +12,8 @@ import glob
 import hashlib
 import io
 import logging
-import os
-import shutil
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..atomic import complete_or_nothing
 from .card import dataset_card
 from .schema import CONFIGS, GENES, SLIDES, SPOTS
 from .slide import Slide, check_patch_size
@@ -99,7 +96,7 @@ def write_dataset(
     options = _Options(patch_um, patch_px, image_format.lower(), quality, outside, progress)
     _check_options(options)
     output = check_output(output, overwrite)
-    with _complete_or_nothing(output) as folder:
+    with complete_or_nothing(output) as folder:
         summary = _write_folder(slides, folder, options, output)
         rows = pq.read_table(folder / "slides" / "slides.parquet").drop(["thumbnail"]).to_pylist()
         stored = f"JPEG, quality {quality}" if options.image_format == "jpeg" else "PNG"
@@ -126,7 +123,7 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if output.is_dir() and not entries:
         return output
-    if not output.is_dir() or not _ENTRIES <= entries or entries - _ENTRIES:
+    if not output.is_dir() or not entries >= _ENTRIES or entries - _ENTRIES:
         strangers = sorted(entries - _ENTRIES)[:3]
         raise FileExistsError(
             f"{output} exists and is not just a dataset folder (it holds {strangers or 'no complete dataset'}), so it "
@@ -151,35 +148,6 @@ def _check_options(options: _Options) -> None:
         raise ValueError(f"quality is {options.quality}. Allowed: 1 to 100; 95 is hard to tell from the original.")
 
 
-@contextmanager
-def _complete_or_nothing(output: Path) -> Iterator[Path]:
-    """Gives a hidden sibling folder to write in; it becomes `output` on success and is removed on any exception."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    folder = output.parent / f".{output.name}.incomplete-{mark}"
-    folder.mkdir()
-    try:
-        yield folder
-        for path in sorted(folder.rglob("*"), reverse=True):
-            _fsync(path)
-        _fsync(folder)
-        if output.exists() and any(output.iterdir()):
-            old = output.parent / f".{output.name}.replaced-{mark}"
-            os.replace(output, old)
-            try:
-                os.replace(folder, output)
-            except BaseException:
-                os.replace(old, output)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(folder, output)
-        _fsync(output.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def _fingerprint(folder: Path) -> str:
     """Hash of all parquet files."""
     digest = hashlib.sha256()
@@ -187,14 +155,6 @@ def _fingerprint(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_folder(slides: Iterable[Slide], folder: Path, options: _Options, output: Path) -> DatasetSummary:

@@ -60,7 +60,7 @@ class Study:
     @property
     def measured_genes(self) -> dict[str, np.ndarray]:
         """Indices of the genes that each slide's panel measures."""
-        return {row.slide_id: np.asarray(row.measured_genes) for row in self.slides.itertuples()}
+        return dict(zip(self.slide_ids, map(np.asarray, self.slides["measured_genes"]), strict=True))
 
     def patients(self, slide_ids: Iterable[str]) -> set[str]:
         """Patients of these slides."""

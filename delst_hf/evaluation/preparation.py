@@ -3,7 +3,7 @@
 Everything here that is fitted is fitted on training rows only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
     return matrix
 
 
-def missing_rows(values: Sequence[Any]) -> np.ndarray:
+def missing_rows(values: Iterable[Any]) -> np.ndarray:
     """Which values (rows,) are missing: None, NaN, pandas.NA, an empty string, or the 'nan' that numpy makes of NaN."""
     return np.array([bool(pd.isna(value)) or str(value).strip() in ("", "nan") for value in values], dtype=bool)
 

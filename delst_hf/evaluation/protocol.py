@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from ..data.collator import DelstCollator
 from ..data.study import Study
-from ..losses import world_size
 from ..lorentz import log_map0
+from ..losses import world_size
 from ..modeling_delst import DelstModel
 from ..processing_delst import DelstProcessor
 from .baselines import colour_statistics, permutation_within
@@ -34,15 +34,16 @@ def evaluate_checkpoint(
     num_genes: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
     ignore_labels: Sequence[str] = ("undetermined",),
+    baselines: bool = True,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Results:
-    """Expression prediction, linear probe and retrieval on each test slide, everything fitted on the training slides only.
+    """Expression prediction, linear probe and retrieval on each test slide, all fitted on the training slides only.
 
-    Arms of the table: colour statistics of the patch; the backbone with random weights (mean and sd over `seeds`); the frozen
-    backbone that the training started from; the backbone of the checkpoint; its image embeddings (in the tangent space at the
-    origin); and the checkpoint's backbone with the targets of the training spots shuffled within their slide, which must come
-    out at chance. Every process embeds a share of the spots, the first one scores.
+    Arms of the table: colour statistics of the patch; the backbone with random weights (mean and sd over `seeds`); the
+    frozen backbone that the training started from; the backbone of the checkpoint; its image embeddings (in the tangent
+    space at the origin); and the checkpoint's backbone with the targets of the training spots shuffled within their
+    slide, which must come out at chance. Every process embeds a share of the spots, the first one scores.
 
     Args:
         model: The checkpoint's model.
@@ -54,12 +55,13 @@ def evaluate_checkpoint(
         num_genes: How many of the most variable genes of the training spots to predict.
         seeds: Seeds of the random backbones and of the shuffles.
         ignore_labels: Labels that are no tissue class.
+        baselines: False leaves the baseline arms out, for a run whose baselines stand elsewhere.
         batch_size: Spots a batch when embedding.
         progress: Show progress bars.
 
     Returns:
-        ``arms`` (one row an arm and test slide), ``retrieval`` and ``hierarchy`` (one row a test slide), ``genes`` and the slides.
-        Empty on processes other than the first.
+        ``arms`` (one row an arm and test slide), ``retrieval`` and ``hierarchy`` (one row a test slide), ``genes`` and
+        the slides. Empty on processes other than the first.
 
     Raises:
         ValueError: If a slide is unknown, or is used for both training and testing.
@@ -75,21 +77,25 @@ def evaluate_checkpoint(
     collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
 
     def run(some_model: DelstModel) -> Embeddings:
-        return embed(some_model.to(model.device), spots, collator, batch_size, progress=progress)
+        some_model.to(device=model.device)  # type: ignore[call-arg]
+        return embed(some_model, spots, collator, batch_size, progress=progress)
 
     embeddings = run(model)
-    backbones = _baseline_backbones(model, frozen_backbone, seeds, run)
+    backbones = _baseline_backbones(model, frozen_backbone, seeds, run) if baselines else {}
     if world_size() > 1 and torch.distributed.get_rank() > 0:
         return {}
     task = _Task(study, spots, train_slides, test_slides, num_genes, ignore_labels)
     features = {
-        "colour statistics": [colour_statistics(row["image"] for row in spots.select_columns("image"))],
         **backbones,
         "DELST backbone": [embeddings.features],
         "DELST embedding": [_tangent(model, embeddings.image_embeds)],
     }
+    if baselines:
+        patches = (row["image"] for row in spots.select_columns("image"))
+        features = {"colour statistics": [colour_statistics(patches)], **features}
     arms = [row for arm, repeats in features.items() for row in task.score(arm, repeats)]
-    arms += task.score("DELST backbone, shuffled pairs", [embeddings.features] * len(seeds), shuffle_seeds=seeds)
+    if baselines:
+        arms += task.score("DELST backbone, shuffled pairs", [embeddings.features] * len(seeds), shuffle_seeds=seeds)
     return {
         "train_slides": list(train_slides),
         "test_slides": list(test_slides),
@@ -112,8 +118,9 @@ def _baseline_backbones(
             random.append(run(DelstModel(model.config)).features)
     baselines = {"random-init backbone": random}
     if frozen_backbone is not None:
-        same_size = {"gene_config": model.config.gene_config, "vision_pooling": model.config.vision_pooling}
-        frozen = DelstModel.from_vision_gene_pretrained(frozen_backbone, **same_size)
+        frozen = DelstModel.from_vision_gene_pretrained(
+            frozen_backbone, model.gene_model.config, vision_pooling=model.config.vision_pooling
+        )
         baselines["frozen backbone"] = [run(frozen).features]
     return baselines
 

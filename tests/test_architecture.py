@@ -1,0 +1,279 @@
+"""The house itself: imports run one way, and the six model files work without the package on the Hub."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTImageProcessorPil
+from transformers.dynamic_module_utils import get_relative_imports
+
+from delst_hf import DelstConfig, DelstGeneConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
+
+PACKAGE = Path(__file__).resolve().parents[1] / "delst_hf"
+MODEL_FILES = [
+    "configuration_delst",
+    "lorentz",
+    "losses",
+    "modeling_delst",
+    "feature_extraction_delst",
+    "processing_delst",
+]
+
+# The order of reading. A module imports from the lines above its own; a folder stands for all that lies in it and is
+# not named itself, and within such a folder imports may only not be circular.
+ORDER = [
+    *MODEL_FILES,
+    "atomic",
+    "evaluation",
+    "data/schema",
+    "data/images",
+    "data/slide",
+    "data/readers",
+    "data/toy",
+    "data/card",
+    "data/dataset",
+    "data/study",
+    "data/vocabulary",
+    "data/collator",
+    "data/__init__",
+    "evaluation/protocol",  # joins the evaluations to a study, hence not with its neighbours
+    "arguments",
+    "trainer",
+    "hub",
+    "cli",
+]
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+MODULES.remove("__init__")
+
+
+def room_of(module: str) -> str:
+    parts = module.split("/")
+    for depth in range(len(parts), 0, -1):
+        if "/".join(parts[:depth]) in ORDER:
+            return "/".join(parts[:depth])
+    raise AssertionError(f"delst_hf/{module}.py has no place in ORDER: give it one in tests/test_architecture.py")
+
+
+def source_of(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def as_module(dotted: list[str]) -> str:
+    """The file behind a dotted path: the module itself, or the __init__ of a package."""
+    path = "/".join(dotted)
+    return path if path in MODULES else f"{path}/__init__".lstrip("/")
+
+
+def imports_of(module: str, tree: ast.Module | None = None) -> Iterator[tuple[int, str]]:
+    """Line and target of every import of a module of delst_hf, wherever it stands, lazily or for type checking too."""
+    folder = module.split("/")[:-1]
+    for node in ast.walk(tree or source_of(module)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "delst_hf":
+                    yield node.lineno, as_module(alias.name.split(".")[1:])
+        elif isinstance(node, ast.ImportFrom):
+            named = node.module.split(".") if node.module else []
+            if node.level:
+                base = folder[: len(folder) - node.level + 1] + named
+            elif named[0] == "delst_hf":
+                base = named[1:]
+            else:
+                continue
+            for alias in node.names:
+                inner = "/".join([*base, alias.name])
+                is_module = inner in MODULES or f"{inner}/__init__" in MODULES
+                yield node.lineno, as_module([*base, alias.name] if is_module else base)
+
+
+def against_the_order(module: str, tree: ast.Module | None = None) -> list[str]:
+    wrong = []
+    for line, target in imports_of(module, tree):
+        if target == "__init__":
+            wrong.append(f"delst_hf/{module}.py:{line} imports the package itself; import the module that is meant")
+            continue
+        own, other = room_of(module), room_of(target)
+        if own != other and ORDER.index(other) > ORDER.index(own):
+            wrong.append(f"delst_hf/{module}.py:{line} imports {target}, which comes later in the order of reading")
+    return wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    assert against_the_order(module) == []
+
+
+def test_every_place_of_the_order_is_taken():
+    assert {room_of(module) for module in MODULES} >= set(ORDER)
+
+
+def test_imports_within_a_room_are_not_circular():
+    graph = {module: {target for _, target in imports_of(module)} for module in MODULES}
+    tuple(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("lorentz", "from .losses import contrastive_loss"),
+        ("modeling_delst", "def f():\n    from .trainer import DelstTrainer"),
+        ("data/schema", "from .slide import Slide"),
+        ("data/schema", "from . import slide"),
+        ("data/readers/her2st", "from ..dataset import write_dataset"),
+        ("evaluation/embed", "import delst_hf.data.slide"),
+        ("trainer", "from delst_hf.cli import main"),
+        ("trainer", "from . import __version__"),
+        ("trainer", "import delst_hf"),
+    ],
+)
+def test_a_wrong_import_would_be_seen(module, statement):
+    assert len(against_the_order(module, ast.parse(statement))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("data/readers/her2st", "from ..slide import Slide"),
+        ("evaluation/embed", "from ..modeling_delst import DelstModel"),
+        ("cli", "from .data import slide"),
+        ("cli", "import os, delst_hf.hub"),
+    ],
+)
+def test_a_right_import_is_left_in_peace(module, statement):
+    assert against_the_order(module, ast.parse(statement)) == []
+
+
+@pytest.mark.parametrize("module", [*MODULES, "__init__"])
+def test_the_package_imports_neither_scripts_nor_tests(module):
+    for node in ast.walk(source_of(module)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        assert {name.split(".")[0] for name in names}.isdisjoint({"training", "tests", "examples", "benchmarks"})
+
+
+def test_importing_the_package_loads_the_six_model_files_only():
+    eager = {node.module for node in source_of("__init__").body if isinstance(node, ast.ImportFrom) and node.level == 1}
+    assert eager <= set(MODEL_FILES)
+
+
+# --- the six files that travel --------------------------------------------------------------------------------------
+
+ALLOWED_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("module", MODEL_FILES)
+def test_model_files_import_only_what_travels_with_them(module):
+    siblings = set()
+    for node in ast.walk(source_of(module)):
+        where = f"delst_hf/{module}.py:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            libraries = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, f"{where}: only siblings travel"
+            assert node.module in MODEL_FILES, f"{where}: only `from .sibling import name`, one of {MODEL_FILES}"
+            assert node.lineno == node.end_lineno and node.col_offset == 0, f"{where}: on its own line, at the top"
+            siblings.add(node.module)
+            continue
+        elif isinstance(node, ast.ImportFrom):
+            libraries = {node.module.split(".")[0]}
+        else:
+            continue
+        foreign = libraries - ALLOWED_LIBRARIES - sys.stdlib_module_names
+        assert not foreign, f"{where}: {foreign} would have to be installed by who loads the checkpoint"
+    # transformers reads the imports with a regular expression, docstrings included: it must see what Python sees.
+    assert set(get_relative_imports(PACKAGE / f"{module}.py")) == siblings
+
+
+@pytest.mark.parametrize("module", ["modeling_delst", "processing_delst"])
+def test_the_entry_files_import_every_sibling_that_they_need_themselves(module):
+    direct = {target for _, target in imports_of(module)}
+    assert direct, "an entry file without siblings: the test would be blind"
+    for sibling in direct:
+        assert {target for _, target in imports_of(sibling)} <= direct
+
+
+LOAD_WITHOUT_THE_PACKAGE = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "delst_hf":
+            raise ModuleNotFoundError("blocked: " + name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import delst_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("delst_hf could be imported: the test would be blind")
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+folder, inputs, outputs = sys.argv[1:]
+model, info = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not any(info.values()), info
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+for thing in (model, processor, processor.feature_extractor, config):
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing)
+given = torch.load(inputs)
+batch = processor(given["images"].numpy(), given["counts"], given["names"], return_tensors="pt")
+with torch.no_grad():
+    output = model(**batch, return_loss=True)
+torch.save({"image_embeds": output.image_embeds, "gene_embeds": output.gene_embeds, "loss": output.loss}, outputs)
+"""
+
+
+def test_an_exported_folder_works_without_the_package(tmp_path, monkeypatch):
+    auto_classes = {
+        DelstConfig: "AutoConfig",
+        DelstModel: "AutoModel",
+        DelstGeneFeatureExtractor: "AutoFeatureExtractor",
+        DelstProcessor: "AutoProcessor",
+    }
+    for owner, name in auto_classes.items():  # what register_for_auto_class does, undone after the test
+        monkeypatch.setattr(owner, "_auto_class", name)
+    torch.manual_seed(0)
+    tiny = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "image_size": 16,
+    }
+    vision = {"model_type": "vit", "patch_size": 8, **tiny}
+    gene = DelstGeneConfig(num_genes=3, hidden_size=8)
+    model = DelstModel(DelstConfig(vision_config=vision, gene_config=gene, projection_dim=4)).eval()
+    image_processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(["A", "B", "C"]))
+    folder = tmp_path / "exported"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert {path.stem for path in folder.glob("*.py")} == set(MODEL_FILES)
+
+    counts, names = np.array([[1, 2, 3], [9, 0, 80]]), ["C", "A", "B"]
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    torch.save({"images": torch.tensor(images), "counts": torch.tensor(counts), "names": names}, tmp_path / "inputs.pt")
+    script = tmp_path / "load.py"
+    script.write_text(LOAD_WITHOUT_THE_PACKAGE)
+    places = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(script), str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")]
+    result = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **places, "PYTHONPATH": ""}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    with torch.no_grad():
+        expected = model(**processor(list(images), counts, names, return_tensors="pt"), return_loss=True)
+    outputs = torch.load(tmp_path / "outputs.pt")
+    assert all(torch.equal(outputs[name], expected[name]) for name in ("image_embeds", "gene_embeds", "loss"))

@@ -1,0 +1,65 @@
+"""The scripts as a user runs them, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from delst_hf import DelstModel, DelstProcessor
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--validation_slides", "toy_A2", "--test_slides", "toy_B1", "--image_size", "32", "--max_steps", "4", "--save_steps", "2",
+    "--per_device_train_batch_size", "8", "--save_strategy", "steps", "--disable_tqdm", "true", "--use_cpu", "true",
+]  # fmt: skip
+
+
+def run(*command: str, succeed: bool = True) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) == succeed, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def pretrained(toy_folder, tmp_path_factory) -> Path:
+    """OUTPUT_DIR of a run of two processes under torchrun."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(output), *SMALL]
+    text = run(*launcher, "training/pretrain.py", *arguments)
+    assert f"Checkpoint: {output / 'model'}" in text
+    return output
+
+
+def test_two_processes_train_one_model(pretrained):
+    state = json.loads((pretrained / "checkpoint-4" / "trainer_state.json").read_text())
+    # 36 training spots, 2 processes of 8 rows, last batch dropped: 2 steps an epoch. One process would make 4.
+    assert state["epoch"] == 2.0
+    assert (pretrained / "checkpoint-4" / "rng_state_1.pth").exists()
+    record = json.loads((pretrained / "model" / "training.json").read_text())
+    assert record["train_slides"] == ["toy_A1"] and record["validation_slides"] == ["toy_A2"]
+    model = DelstModel.from_pretrained(pretrained / "model")
+    processor = DelstProcessor.from_pretrained(pretrained / "model")
+    assert model.config.gene_config.num_genes == len(processor.feature_extractor.vocabulary)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def test_a_finished_run_is_not_written_over(pretrained, toy_folder):
+    arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(pretrained), *SMALL]
+    assert "holds a run already" in run("training/pretrain.py", *arguments, succeed=False)
+
+
+def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder, tmp_path):
+    command = ["training/evaluate.py", "--model", str(pretrained / "model"), "--dataset", str(toy_folder)]
+    options = ["--num-genes", "20", "--num-seeds", "2"]
+    text = run(*command, "--test-slides", "toy_B1", "--output", str(tmp_path / "results.json"), *options)
+    assert "DELST embedding" in text and "recall@10" in text
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["train_slides"] == ["toy_A1"] and results["test_slides"] == ["toy_B1"]
+    refused = run(*command, "--test-slides", "toy_A1", *options, succeed=False)
+    assert "trained on ['toy_A1']" in refused
