@@ -12,11 +12,8 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lorentz import exterior_angle, half_aperture, pairwise_distance
-
-
-def _lift(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+from .contrastive import lift, tiled_contrastive
+from .lorentz import exterior_angle, half_aperture
 
 
 def world_size() -> int:
@@ -50,43 +47,20 @@ def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
     return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)]), start
 
 
-def similarity_logits(
-    x: Tensor, y: Tensor, logit_scale: float | Tensor, curvature: float | Tensor = 1.0, geometry: str = "lorentz"
-) -> Tensor:
-    """Similarity of every row of `x` to every row of `y`, times `logit_scale`.
-
-    Args:
-        x: Embeddings (n, dim): space parts (lorentz), unit vectors (cosine) or plain vectors (euclidean).
-        y: Embeddings (m, dim).
-        logit_scale: The multiplier itself, already exponentiated.
-        curvature: ``c > 0``, used by the Lorentz geometry.
-        geometry: ``"lorentz"`` or ``"euclidean"`` (negative distance), ``"cosine"`` (dot product).
-
-    Returns:
-        Logits (n, m), float32 or better. High means similar.
-
-    Raises:
-        ValueError: If the geometry is not known.
-    """
-    x, y = _lift(x), _lift(y)
-    if geometry == "lorentz":
-        return -logit_scale * pairwise_distance(x, y, curvature)
-    if geometry == "euclidean":
-        return -logit_scale * torch.cdist(x, y)
-    if geometry == "cosine":
-        return logit_scale * (x @ y.T)
-    raise ValueError(f"geometry={geometry!r} is not known. Choose one of 'lorentz', 'euclidean', 'cosine'.")
-
-
 def contrastive_loss(
     image_embeds: Tensor,
     gene_embeds: Tensor,
     logit_scale: float | Tensor,
     curvature: float | Tensor = 1.0,
     geometry: str = "lorentz",
+    chunk_size: int | None = None,
+    *,
     across_ranks: bool = False,
 ) -> Tensor:
     """Symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
+
+    The similarity matrix is never formed: `contrastive.TiledInfoNCE` walks it in tiles, in both passes. Memory grows with
+    the batch and not with its square.
 
     Args:
         image_embeds: Embeddings of the patches (batch, dim).
@@ -94,32 +68,29 @@ def contrastive_loss(
         logit_scale: The multiplier itself, already exponentiated.
         curvature: ``c > 0``, used by the Lorentz geometry.
         geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
-        across_ranks: Take the negatives of all ranks: local rows against global columns. The mean of the returned value
-            over the ranks is then the loss of the joined batch.
+        chunk_size: Rows and columns of a tile; None takes what is fast on the device. It bounds the memory and changes the
+            result by no more than rounding.
+        across_ranks: Take the negatives of all ranks: local images against the genes of all ranks, whose tiles serve both
+            directions. The mean of the returned value over the ranks is then the loss of the joined batch, and gradients
+            averaged over the ranks, as by DDP, are its gradients.
 
     Returns:
         0-d tensor. log(batch) is chance.
 
     Raises:
-        ValueError: If the two batches differ in shape.
+        ValueError: If the two batches differ in shape, or the geometry or the chunk size is not one.
     """
     if image_embeds.shape != gene_embeds.shape:
         raise ValueError(
             f"image_embeds {tuple(image_embeds.shape)} and gene_embeds {tuple(gene_embeds.shape)} must have one shape: "
             "row i of both is the same spot."
         )
-    if across_ranks and world_size() > 1:
-        all_images, start = gather_across_ranks(image_embeds)
-        all_genes, _ = gather_across_ranks(gene_embeds)
-        target = torch.arange(start, start + len(image_embeds), device=image_embeds.device)
-        by_image = similarity_logits(image_embeds, all_genes, logit_scale, curvature, geometry)
-        by_gene = similarity_logits(gene_embeds, all_images, logit_scale, curvature, geometry)
-        total = F.cross_entropy(by_image, target, reduction="sum") + F.cross_entropy(by_gene, target, reduction="sum")
-        # Not the local mean: ranks with fewer rows must weigh less once DDP averages the gradients.
-        return total * world_size() / (2 * len(all_images))
-    logits = similarity_logits(image_embeds, gene_embeds, logit_scale, curvature, geometry)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    start, across_ranks = 0, across_ranks and world_size() > 1
+    if across_ranks:
+        gene_embeds, start = gather_across_ranks(gene_embeds)
+    return tiled_contrastive(
+        image_embeds, gene_embeds, logit_scale, curvature, geometry, chunk_size, start=start, across_ranks=across_ranks
+    )
 
 
 def entailment_loss(
@@ -143,7 +114,7 @@ def entailment_loss(
     Returns:
         0-d tensor; 0 when every child is inside its cone, and for zero pairs.
     """
-    parent, child = _lift(parent), _lift(child)
+    parent, child = lift(parent), lift(child)
     angle = exterior_angle(parent, child, curvature)
     outside = F.relu(angle - aperture_scale * half_aperture(parent, curvature, min_radius))
     return outside.sum() / max(outside.numel(), 1)

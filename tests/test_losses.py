@@ -11,6 +11,7 @@ import torch.multiprocessing
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
+from delst_hf.contrastive import similarity_logits
 from delst_hf.lorentz import exp_map0
 from delst_hf.losses import (
     contrastive_loss,
@@ -18,7 +19,6 @@ from delst_hf.losses import (
     gather_across_ranks,
     intra_entailment_loss,
     ordered_pairs,
-    similarity_logits,
     world_size,
 )
 
@@ -319,10 +319,10 @@ def loss_of_rows(geometry: str, rows: slice, across_ranks: bool) -> tuple[torch.
     if geometry == "cosine":
         image, gene = (x / x.norm(dim=-1, keepdim=True) for x in (image, gene))
     if geometry != "lorentz":
-        loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks)
+        loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks=across_ranks)
         return loss, [*weights, scale]
     image, gene = exp_map0(image, curvature), exp_map0(gene, curvature)
-    loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks)
+    loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks=across_ranks)
     level, slides = LEVEL[rows], SLIDES[rows]
     if across_ranks:
         image, gene, level, slides = (gather_across_ranks(x)[0] for x in (image, gene, level, slides))
