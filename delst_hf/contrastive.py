@@ -176,16 +176,21 @@ def _log_sums(
     return log_rows, log_columns, nearest
 
 
-def _is_unresolved(nearest: Tensor, floor: Tensor, gap: Tensor, multiplier: Tensor, geometry: str) -> Tensor:
-    """Whether rounding of the products may move the loss or its gradients by more than `TOLERANCE` of themselves.
+def _is_unresolved(
+    nearest: Tensor, floor: Tensor, own_logits: Tensor, own_floor: Tensor, gap: Tensor, multiplier: Tensor, geometry: str
+) -> Tensor:
+    """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
     An error ``e`` of ``h`` moves a logit by ``e * multiplier * slope(h)`` and, relatively, its gradient by ``e / 2h``. Both
-    are worst for the nearest foreign column of a row, and count as much as the row's probability of foreign columns.
+    are worst for the nearest foreign column of a row. To this comes the rounding of long logits, and of the direction in
+    which an own pair lies that is all but one point. All count as much as the row's probability of foreign columns.
     """
-    _, slope = _measure_and_slope(nearest, geometry)
+    eps = torch.finfo(floor.dtype).eps
+    measure, slope = _measure_and_slope(nearest, geometry)
     foreign = torch.sigmoid(gap)
-    error = foreign * floor.squeeze(-1) * (multiplier * slope + 0.5 / nearest)
-    return error.sum() > TOLERANCE * foreign.sum()
+    error = floor.squeeze(-1) * (multiplier * slope + 0.5 / nearest) + eps * multiplier * measure
+    error = error + torch.where(own_logits == 0, 0.0, own_floor * multiplier / own_logits.abs())
+    return (foreign * error).nan_to_num(0.0, posinf=0.0).sum() > TOLERANCE * foreign.sum()
 
 
 def _join_ranks(log_columns: Tensor, own_logits: Tensor, unresolved: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,7 +268,8 @@ class TiledInfoNCE(torch.autograd.Function):
             floor = _resolution(left, right, x.shape[-1])
             log_rows, log_columns, nearest = _log_sums(left, right, floor, multiplier, geometry, start, chunk_size)
             row_gap = log_rows - own_logits
-            unresolved = _is_unresolved(nearest, floor, row_gap, multiplier, geometry)
+            own_floor = torch.finfo(left.dtype).eps * inputs[3].sqrt() * torch.linalg.vector_norm(inputs[0], dim=-1)
+            unresolved = _is_unresolved(nearest, floor, own_logits, own_floor, row_gap, multiplier, geometry)
             own_columns = own_logits
             if across_ranks:
                 log_columns, own_columns, unresolved = _join_ranks(log_columns, own_logits, unresolved, start)
