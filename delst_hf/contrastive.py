@@ -127,7 +127,7 @@ def _prepare(
 def _measure(h: Tensor, geometry: str) -> Tensor:
     if geometry == "lorentz":
         return scaled_distance(h)
-    return h.sqrt() if geometry == "euclidean" else h
+    return h.sqrt() if geometry == "euclidean" else h.clone()
 
 
 def _measure_and_slope(h: Tensor, geometry: str) -> tuple[Tensor, Tensor]:
@@ -158,19 +158,32 @@ def _tiles(rows: int, columns: int, chunk_size: int) -> Iterator[tuple[slice, sl
             yield slice(row, row + chunk_size), slice(column, column + chunk_size)
 
 
+def _products(left: Tensor, right: Tensor, floor: Tensor, geometry: str) -> tuple[Tensor, Tensor | None]:
+    """A tile of ``h``, no less than its resolution, and where it is at that in float64 (None: nowhere that matters).
+
+    There the measure is taken for 0, with zero gradient, so that exact duplicates are exact.
+    """
+    h = left @ right.T
+    if geometry == "cosine":
+        return h, None
+    h = torch.maximum(h, floor, out=h)
+    return h, h == floor if h.dtype == torch.float64 else None
+
+
 def _log_sums(
     left: Tensor, right: Tensor, floor: Tensor, multiplier: Tensor, geometry: str, start: int, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of the logits of each row (n,) and each column (m,) without the own pairs, and the least ``h`` of a row."""
     log_rows, log_columns = left.new_full((len(left),), -torch.inf), right.new_full((len(right),), -torch.inf)
-    nearest = left.new_full((len(left),), torch.inf)
+    nearest, factor = left.new_full((len(left),), torch.inf), -multiplier
     for rows, columns in _tiles(len(left), len(right), chunk_size):
-        h = left[rows] @ right[columns].T
-        if geometry != "cosine":
-            h = torch.maximum(h, floor[rows], out=h)
+        h, coincident = _products(left[rows], right[columns], floor[rows], geometry)
         h.diagonal(rows.start + start - columns.start).fill_(torch.inf)
         nearest[rows] = torch.minimum(nearest[rows], h.amin(1))
-        logits = _measure(h, geometry).mul_(-multiplier)
+        logits = _measure(h, geometry).mul_(factor)
+        if coincident is not None:
+            coincident.diagonal(rows.start + start - columns.start).fill_(False)
+            logits.masked_fill_(coincident, 0.0)
         log_rows[rows] = torch.logaddexp(log_rows[rows], logits.logsumexp(1))
         log_columns[columns] = torch.logaddexp(log_columns[columns], logits.logsumexp(0))
     return log_rows, log_columns, nearest
@@ -181,16 +194,18 @@ def _is_unresolved(
 ) -> Tensor:
     """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
-    An error ``e`` of ``h`` moves a logit by ``e * multiplier * slope(h)`` and, relatively, its gradient by ``e / 2h``. Both
-    are worst for the nearest foreign column of a row. To this comes the rounding of long logits, and of the direction in
-    which an own pair lies that is all but one point. All count as much as the row's probability of foreign columns.
+    An error of ``h`` counts most in the nearest foreign column of a row: by how far it may lengthen that logit, and as a
+    share of ``h``, which is in the gradient. To this comes the rounding of long logits, and of the direction in which an own
+    pair lies that is all but one point. All weigh as much as foreign columns may, at worst, have of the row's probability.
     """
-    eps = torch.finfo(floor.dtype).eps
-    measure, slope = _measure_and_slope(nearest, geometry)
-    foreign = torch.sigmoid(gap)
-    error = floor.squeeze(-1) * (multiplier * slope + 0.5 / nearest) + eps * multiplier * measure
+    eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
+    measure = _measure(nearest, geometry)
+    shift = multiplier * (measure - _measure((nearest - floor).clamp_min(0.0), geometry))
+    error = shift + 0.5 * floor / nearest + eps * multiplier * measure
     error = error + torch.where(own_logits == 0, 0.0, own_floor * multiplier / own_logits.abs())
-    return (foreign * error).nan_to_num(0.0, posinf=0.0).sum() > TOLERANCE * foreign.sum()
+    foreign = torch.sigmoid(gap + shift)
+    # A row without foreign columns has no nearest one: inf - inf above.
+    return (foreign * error).nan_to_num(0.0, posinf=0.0).sum() > TOLERANCE * foreign.nan_to_num(0.0).sum()
 
 
 def _join_ranks(log_columns: Tensor, own_logits: Tensor, unresolved: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,10 +238,10 @@ def _walk_back(
     floor = _resolution(left, right, dim)
     grad_left, grad_right, grad_multiplier = torch.zeros_like(left), torch.zeros_like(right), torch.zeros_like(multiplier)
     for rows, columns in _tiles(len(left), len(right), chunk_size):
-        h = left[rows] @ right[columns].T
-        if geometry != "cosine":
-            h = torch.maximum(h, floor[rows], out=h)
+        h, coincident = _products(left[rows], right[columns], floor[rows], geometry)
         measure, slope = _measure_and_slope(h, geometry)
+        if coincident is not None:
+            measure, slope = measure.masked_fill_(coincident, 0.0), slope.masked_fill_(coincident, 0.0)
         logits = measure * -multiplier
         by_row = torch.sub(logits, log_rows[rows, None]).exp_()
         probability = by_row.add_(torch.sub(logits, log_columns[columns], out=logits).exp_())

@@ -99,6 +99,7 @@ def entailment_loss(
     curvature: float | Tensor,
     aperture_scale: float = 1.0,
     min_radius: float = 0.1,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """How far, in radians, children lie outside the entailment cones of their parents.
 
@@ -110,6 +111,7 @@ def entailment_loss(
         curvature: ``c > 0``.
         aperture_scale: ``eta``; below 1 asks for more than the cone, above 1 forgives.
         min_radius: ``K`` of the half-aperture.
+        counts: (pairs,) bool, which pairs count; None when all do.
 
     Returns:
         0-d tensor; 0 when every child is inside its cone, and for zero pairs.
@@ -117,7 +119,40 @@ def entailment_loss(
     parent, child = lift(parent), lift(child)
     angle = exterior_angle(parent, child, curvature)
     outside = F.relu(angle - aperture_scale * half_aperture(parent, curvature, min_radius))
-    return outside.sum() / max(outside.numel(), 1)
+    if counts is None:
+        return outside.sum() / max(outside.numel(), 1)
+    return (outside * counts).sum() / counts.sum().clamp_min(1)
+
+
+def _half_slide_pairs(
+    level: Tensor, slide_ids: Tensor | None, parent: str, min_level_ratio: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ordered_pairs` before the choice: one candidate for each spot, parents, children and which count, all (batch,).
+
+    Of fixed shape, so that a device need not be waited for.
+    """
+    if parent not in ("fewer", "more"):
+        raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
+    # A wait for the device, but a short one: the contrastive loss has waited for all that came before.
+    if not bool((level >= 0).all()):
+        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
+    order = torch.argsort(level, stable=True)
+    position = torch.arange(len(order), device=level.device)
+    first, last = torch.zeros_like(position), torch.full_like(position, len(order) - 1)
+    if slide_ids is not None:
+        order = order[torch.argsort(slide_ids[order], stable=True)]
+        slides = slide_ids[order]
+        # Where the slide of each position begins and ends, both by running over the borders.
+        border = slides[1:] != slides[:-1]
+        first[1:] = torch.where(border, position[1:], 0)
+        last[:-1] = torch.where(border, position[:-1], len(order) - 1)
+        first, last = first.cummax(0).values, last.flip(0).cummin(0).values.flip(0)
+    size = last - first + 1
+    partner = position + (size + 1) // 2
+    low, high = order, order[partner.clamp_max(len(order) - 1)]
+    clear = (level[high] >= min_level_ratio * level[low]) & (level[high] > level[low])
+    counts = (partner <= last) & clear
+    return (low, high, counts) if parent == "fewer" else (high, low, counts)
 
 
 def ordered_pairs(
@@ -141,20 +176,8 @@ def ordered_pairs(
     Raises:
         ValueError: If `level` holds NaN or negative values, or `parent` is not known.
     """
-    if parent not in ("fewer", "more"):
-        raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
-    if not bool((level >= 0).all()):
-        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
-    slides = torch.zeros_like(level, dtype=torch.long) if slide_ids is None else slide_ids
-    order = torch.argsort(level, stable=True)
-    order = order[torch.argsort(slides[order], stable=True)]
-    _, group, sizes = torch.unique_consecutive(slides[order], return_inverse=True, return_counts=True)
-    rank = torch.arange(len(order), device=level.device) - (sizes.cumsum(0) - sizes)[group]
-    lower = torch.nonzero(rank < sizes[group] // 2).squeeze(-1)
-    low, high = order[lower], order[lower + (sizes[group[lower]] + 1) // 2]
-    clear = (level[high] >= min_level_ratio * level[low]) & (level[high] > level[low])
-    low, high = low[clear], high[clear]
-    return (low, high) if parent == "fewer" else (high, low)
+    parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
+    return parents[counts], children[counts]
 
 
 def intra_entailment_loss(
@@ -167,7 +190,7 @@ def intra_entailment_loss(
     aperture_scale: float = 1.0,
     min_radius: float = 0.1,
 ) -> Tensor:
-    """Entailment among spots of one modality: the spot of the more general level entails the more specific one.
+    """Entailment among spots of one modality, by the pairs of `ordered_pairs`: the more general entails the other.
 
     Args:
         embeds: Space parts of one modality (batch, dim).
@@ -182,5 +205,5 @@ def intra_entailment_loss(
     Returns:
         0-d tensor; 0 when the batch holds no ordered pair.
     """
-    parents, children = ordered_pairs(level, slide_ids, parent, min_level_ratio)
-    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius)
+    parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
+    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius, counts)

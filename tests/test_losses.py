@@ -372,7 +372,8 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path):
         whole = slice(0, sum(SIZES))
         loss, leaves = loss_of_model(whole, False) if name == "model" else loss_of_rows(name, whole, False)
         loss.backward()
-        tolerance = {"rtol": 1e-4, "atol": 1e-6} if name == "model" else {"rtol": 1e-10, "atol": 1e-12}
+        # The model is in float32: 1e-6 of its largest gradients, which are near 100.
+        tolerance = {"rtol": 1e-4, "atol": 1e-4} if name == "model" else {"rtol": 1e-10, "atol": 1e-12}
         for results in ranks:
             for value, expected in zip(results[name], [loss.detach()] + [leaf.grad for leaf in leaves], strict=True):
                 torch.testing.assert_close(value, expected, **tolerance)
