@@ -319,10 +319,10 @@ def loss_of_rows(geometry: str, rows: slice, across_ranks: bool) -> tuple[torch.
     if geometry == "cosine":
         image, gene = (x / x.norm(dim=-1, keepdim=True) for x in (image, gene))
     if geometry != "lorentz":
-        loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks=across_ranks)
+        loss = contrastive_loss(image, gene, scale, curvature, geometry, chunk_size=3, across_ranks=across_ranks)
         return loss, [*weights, scale]
     image, gene = exp_map0(image, curvature), exp_map0(gene, curvature)
-    loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks=across_ranks)
+    loss = contrastive_loss(image, gene, scale, curvature, geometry, chunk_size=3, across_ranks=across_ranks)
     level, slides = LEVEL[rows], SLIDES[rows]
     if across_ranks:
         image, gene, level, slides = (gather_across_ranks(x)[0] for x in (image, gene, level, slides))
