@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .lorentz import distance, haversine_factors, pairwise_distance, scaled_distance
+from .lorentz import distance, haversine_factors, pairwise_distance
 
 GEOMETRIES = ("lorentz", "euclidean", "cosine")
 TOLERANCE = 1e-4
@@ -124,21 +124,25 @@ def _prepare(
     return F.pad(left, padding), F.pad(right, padding), own_logits, multiplier
 
 
-def _measure(h: Tensor, geometry: str) -> Tensor:
-    if geometry == "lorentz":
-        return scaled_distance(h)
-    return h.sqrt() if geometry == "euclidean" else h.clone()
+def _measure(h: Tensor, geometry: str, out: Tensor) -> Tensor:
+    """The measure of ``h``, written into `out`."""
+    if geometry == "lorentz":  # as lorentz.scaled_distance, in place
+        return torch.addcmul(h, h, h, out=out).sqrt_().add_(h).mul_(2.0).log1p_()
+    return torch.sqrt(h, out=out) if geometry == "euclidean" else out.copy_(h)
 
 
-def _measure_and_slope(h: Tensor, geometry: str) -> tuple[Tensor, Tensor]:
-    """The measure and its derivative by ``h``, sharing their square root."""
+def _measure_and_slope(h: Tensor, geometry: str, out: Tensor) -> Tensor:
+    """The measure of ``h``, which takes its place, and, written into `out`, its derivative by ``h``."""
     if geometry == "cosine":
-        return h, torch.ones_like(h)
+        out.fill_(1.0)
+        return h
     if geometry == "euclidean":
-        root = h.sqrt()
-        return root, 0.5 / root
-    root = torch.addcmul(h, h, h).sqrt_()
-    return torch.add(h, root).mul_(2.0).log1p_(), root.reciprocal_()
+        torch.rsqrt(h, out=out).mul_(0.5)
+        return h.sqrt_()
+    torch.addcmul(h, h, h, out=out).sqrt_()
+    h.add_(out).mul_(2.0).log1p_()
+    out.reciprocal_()
+    return h
 
 
 def _resolution(left: Tensor, right: Tensor, dim: int) -> Tensor:
@@ -152,18 +156,25 @@ def _resolution(left: Tensor, right: Tensor, dim: int) -> Tensor:
 # --- the walk over tiles ----------------------------------------------------------------------------------------------
 
 
-def _tiles(rows: int, columns: int, chunk_size: int) -> Iterator[tuple[slice, slice]]:
-    for row in range(0, rows, chunk_size):
-        for column in range(0, columns, chunk_size):
-            yield slice(row, row + chunk_size), slice(column, column + chunk_size)
+def _tiles(left: Tensor, right: Tensor, chunk_size: int, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
+    """Rows and columns of each tile, and uninitialised buffers of its shape.
+
+    The memory of all tiles is one: on a CPU, giving it back and asking for it again takes longer than the arithmetic.
+    """
+    memory = left.new_empty(buffers, min(chunk_size, len(left)) * min(chunk_size, len(right)))
+    for row in range(0, len(left), chunk_size):
+        for column in range(0, len(right), chunk_size):
+            shape = min(chunk_size, len(left) - row), min(chunk_size, len(right) - column)
+            tile = [buffer[: shape[0] * shape[1]].view(shape) for buffer in memory]
+            yield slice(row, row + shape[0]), slice(column, column + shape[1]), tile
 
 
-def _products(left: Tensor, right: Tensor, floor: Tensor, geometry: str) -> tuple[Tensor, Tensor | None]:
+def _products(left: Tensor, right: Tensor, floor: Tensor, geometry: str, out: Tensor) -> tuple[Tensor, Tensor | None]:
     """A tile of ``h``, no less than its resolution, and where it is at that in float64 (None: nowhere that matters).
 
     There the measure is taken for 0, with zero gradient, so that exact duplicates are exact.
     """
-    h = left @ right.T
+    h = torch.mm(left, right.T, out=out)
     if geometry == "cosine":
         return h, None
     h = torch.maximum(h, floor, out=h)
@@ -176,11 +187,11 @@ def _log_sums(
     """Log-sum-exp of the logits of each row (n,) and each column (m,) without the own pairs, and the least ``h`` of a row."""
     log_rows, log_columns = left.new_full((len(left),), -torch.inf), right.new_full((len(right),), -torch.inf)
     nearest, factor = left.new_full((len(left),), torch.inf), -multiplier
-    for rows, columns in _tiles(len(left), len(right), chunk_size):
-        h, coincident = _products(left[rows], right[columns], floor[rows], geometry)
+    for rows, columns, (h, scratch) in _tiles(left, right, chunk_size, buffers=2):
+        h, coincident = _products(left[rows], right[columns], floor[rows], geometry, out=h)
         h.diagonal(rows.start + start - columns.start).fill_(torch.inf)
         nearest[rows] = torch.minimum(nearest[rows], h.amin(1))
-        logits = _measure(h, geometry).mul_(factor)
+        logits = _measure(h, geometry, out=scratch).mul_(factor)
         if coincident is not None:
             coincident.diagonal(rows.start + start - columns.start).fill_(False)
             logits.masked_fill_(coincident, 0.0)
@@ -205,8 +216,10 @@ def _is_unresolved(
     pair lies that is all but one point. All weigh as much as foreign columns may, at worst, have of the row's probability.
     """
     eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
-    measure = _measure(nearest, geometry)
-    shift = multiplier * (measure - _measure((nearest - floor).clamp_min(0.0), geometry))
+    measure, pessimistic = (
+        _measure(h, geometry, out=torch.empty_like(h)) for h in (nearest, (nearest - floor).clamp_min(0.0))
+    )
+    shift = multiplier * (measure - pessimistic)
     error = shift + 0.5 * floor / nearest + eps * multiplier * measure
     error = error + torch.where(own_logits == 0, 0.0, own_floor * multiplier / own_logits.abs())
     foreign = torch.sigmoid(gap + shift)
@@ -243,19 +256,17 @@ def _walk_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `_prepare`."""
     left, right, _, multiplier = outputs
-    floor = _resolution(left, right, dim)
-    grad_left, grad_right, grad_multiplier = (
-        torch.zeros_like(left),
-        torch.zeros_like(right),
-        torch.zeros_like(multiplier),
-    )
-    for rows, columns in _tiles(len(left), len(right), chunk_size):
-        h, coincident = _products(left[rows], right[columns], floor[rows], geometry)
-        measure, slope = _measure_and_slope(h, geometry)
+    floor, factor = _resolution(left, right, dim), -multiplier
+    grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
+    grad_multiplier = torch.zeros_like(multiplier)
+    for rows, columns, (h, slope, logits, by_row) in _tiles(left, right, chunk_size, buffers=4):
+        h, coincident = _products(left[rows], right[columns], floor[rows], geometry, out=h)
+        measure = _measure_and_slope(h, geometry, out=slope)
         if coincident is not None:
-            measure, slope = measure.masked_fill_(coincident, 0.0), slope.masked_fill_(coincident, 0.0)
-        logits = measure * -multiplier
-        by_row = torch.sub(logits, log_rows[rows, None]).exp_()
+            measure.masked_fill_(coincident, 0.0)
+            slope.masked_fill_(coincident, 0.0)
+        torch.mul(measure, factor, out=logits)
+        torch.sub(logits, log_rows[rows, None], out=by_row).exp_()
         probability = by_row.add_(torch.sub(logits, log_columns[columns], out=logits).exp_())
         probability.diagonal(rows.start + start - columns.start).zero_()
         grad_multiplier -= measure.mul_(probability).sum()
@@ -263,7 +274,7 @@ def _walk_back(
             grad_h = slope.mul_(probability)
             grad_left[rows].addmm_(grad_h, right[columns])
             grad_right[columns].addmm_(grad_h.T, left[rows])
-    return grad_left.mul_(-multiplier), grad_right.mul_(-multiplier), own_slope, grad_multiplier
+    return grad_left.mul_(factor), grad_right.mul_(factor), own_slope, grad_multiplier
 
 
 class TiledInfoNCE(torch.autograd.Function):
@@ -341,8 +352,8 @@ class TiledInfoNCE(torch.autograd.Function):
         return *(next(found) if leaf.requires_grad else None for leaf in leaves), None, None, None, None
 
 
-CHUNK_SIZES = {"cpu": 1024}
-"""Rows and columns of a tile by device. On a CPU a tile of 1024 stays in the cache; elsewhere 4096 fills the device."""
+CHUNK_SIZES = {"cpu": 512}
+"""Rows and columns of a tile by device. The buffers of 512 stay in the cache of a core; 4096, elsewhere, is unmeasured."""
 
 
 @torch.compiler.disable(recursive=True)

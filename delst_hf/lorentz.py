@@ -148,7 +148,9 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
     with torch.no_grad():  # the product does not depend on the centre, so neither do the gradients
         count = max(len(x) + len(y), 1)
         centre = (rapidities[0].sum() + rapidities[1].sum()) / count
-        pole = (_direction(x).sum(0) + _direction(y).sum(0)) / count
+        pole = (
+            sum((1 / norm.clamp_min(_tiny(x))).T @ points for points, norm in zip((x, y), norms, strict=True)) / count
+        )
     parts = []
     for points, norm, r in zip((x, y), norms, rapidities, strict=True):
         offset, scaled = _sqrt(curvature) * (points - norm * pole), _sqrt(curvature) * norm

@@ -186,8 +186,8 @@ def errors(points, scale: float, curvature: float, dtype: torch.dtype) -> list[f
 def test_float32_is_within_1e_4_of_float64(case, dtype):
     """Rapidity 0 to the cap, curvature 0.1 to 10, 2 to 1024 dimensions, logit scale 1 to 100."""
     for dim in (2, 16, 1024):
-        for rapidity in (0.0, 0.01, 0.3, 1.0, 3.0, MAX_RAPIDITY):
-            for scale, curvature in [(1.0, 0.1), (14.3, 0.1), (14.3, 1.0), (14.3, 10.0), (100.0, 0.1), (100.0, 10.0)]:
+        for rapidity in (0.0, 0.01, 1.0, 3.0, MAX_RAPIDITY):
+            for scale, curvature in [(1.0, 10.0), (14.3, 1.0), (100.0, 0.1), (100.0, 10.0)]:
                 found = errors(points_of(case, dim, rapidity, curvature), scale, curvature, dtype)
                 # Gradients of bfloat16 points are themselves bfloat16, of a relative resolution of 2^-8.
                 limits = [1e-4, *[1e-4 if dtype == torch.float32 else 2**-8] * 2, 1e-4, 1e-4]
