@@ -87,8 +87,15 @@ def _direction(x: Tensor) -> Tensor:
 def _distance_from_haversine(h: Tensor, curvature: float | Tensor, eps: float) -> Tensor:
     """``2 asinh(sqrt(h)) / sqrt(c)`` with a zero gradient where ``h <= eps``, where the true one is undefined."""
     resolved = h > eps
-    root = torch.where(resolved, h, torch.ones_like(h)).sqrt()
-    return torch.where(resolved, 2.0 * torch.asinh(root) / _sqrt(curvature), torch.zeros_like(h))
+    return torch.where(resolved, scaled_distance(torch.where(resolved, h, torch.ones_like(h))), 0.0) / _sqrt(curvature)
+
+
+def scaled_distance(h: Tensor) -> Tensor:
+    """``sqrt(c) d = 2 asinh(sqrt(h))`` from ``h = sinh^2(sqrt(c) d / 2) > 0``, any shape.
+
+    Written as ``log1p(2 (h + sqrt(h + h^2)))``, which on a CPU is twenty times as fast as torch's asinh and acosh.
+    """
+    return torch.log1p(2.0 * (h + torch.sqrt(h + h * h)))
 
 
 def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
@@ -114,11 +121,18 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
     )
 
 
-def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
-    """Geodesic distance of every row of `x` to every row of `y`, by one matrix product.
+def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices whose product holds ``h = sinh^2(sqrt(c) d(x_i, y_j) / 2)`` of every pair.
 
-    The radial part is exact as in `distance`; the angular part ``|x||y| - x.y`` carries the rounding of the product, about
-    ``eps * sinh(r)^2``, which matters for neighbours closer than that and for nothing else.
+    `distance` splits ``h`` into a radial and an angular part. With any rapidity ``q`` and any vector ``p``, and
+    ``s, k = sinh, cosh((r - q)/2)``, ``e = sqrt(c)(x - |x| p)`` for each point, both are sums of products of one number of
+    `x` with one of `y`,
+
+        sinh^2((r_x - r_y)/2) = s_x^2 k_y^2 + k_x^2 s_y^2 - 2 s_x k_x s_y k_y
+        c (|x||y| - x.y) / 2 = sqrt(c) (|x| |e_y|^2 / n_y + |e_x|^2 / n_x |y|) / 4 - e_x.e_y / 2,      n = sqrt(c)|x|
+
+    and so one matrix product holds them all. ``q`` and ``p`` are the mean rapidity and the mean direction of all points:
+    the product then rounds in proportion to the spread of the points instead of to their distance from the origin.
 
     Args:
         x: Space parts (n, dim).
@@ -126,12 +140,43 @@ def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor
         curvature: ``c > 0``.
 
     Returns:
-        Distances (n, m). Pairs that float arithmetic cannot tell apart are at 0, with zero gradient.
+        ``left`` (n, dim + 5) and ``right`` (m, dim + 5) with ``h = left @ right.T``, and the first `dim` columns those of
+        the offsets ``e``.
     """
-    x_norm, y_norm = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
-    radial = torch.sinh((rapidity(x, curvature)[:, None] - rapidity(y, curvature)[None, :]) / 2).square()
-    angular = (x_norm[:, None] * y_norm[None, :] - x @ y.T).clamp_min(0)
-    return _distance_from_haversine(radial + curvature / 2 * angular, curvature, eps=torch.finfo(x.dtype).eps)
+    norms = [torch.linalg.vector_norm(points, dim=-1, keepdim=True) for points in (x, y)]
+    rapidities = [torch.asinh(_sqrt(curvature) * norm) for norm in norms]
+    with torch.no_grad():  # the product does not depend on the centre, so neither do the gradients
+        count = max(len(x) + len(y), 1)
+        centre = (rapidities[0].sum() + rapidities[1].sum()) / count
+        pole = (
+            sum((1 / norm.clamp_min(_tiny(x))).T @ points for points, norm in zip((x, y), norms, strict=True)) / count
+        )
+    parts = []
+    for points, norm, r in zip((x, y), norms, rapidities, strict=True):
+        offset, scaled = _sqrt(curvature) * (points - norm * pole), _sqrt(curvature) * norm
+        spread = offset.square().sum(-1, keepdim=True) / scaled.clamp_min(_tiny(x))
+        parts.append((offset, scaled, spread, torch.sinh((r - centre) / 2), torch.cosh((r - centre) / 2)))
+    (e_x, n_x, spread_x, s_x, k_x), (e_y, n_y, spread_y, s_y, k_y) = parts
+    left = torch.cat([e_x / -2, n_x / 4, spread_x / 4, s_x.square(), k_x.square(), -2 * s_x * k_x], dim=-1)
+    right = torch.cat([e_y, spread_y, n_y, k_y.square(), s_y.square(), s_y * k_y], dim=-1)
+    return left, right
+
+
+def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
+    """Geodesic distance of every row of `x` to every row of `y`, by one matrix product (`haversine_factors`).
+
+    Args:
+        x: Space parts (n, dim).
+        y: Space parts (m, dim).
+        curvature: ``c > 0``.
+
+    Returns:
+        Distances (n, m). ``sinh^2(sqrt(c) d / 2)`` carries the rounding of the product, a few eps of the value that points
+        as far apart as the batch is wide would have: this matters to pairs a hundred times closer than that and to no
+        others. Pairs that float arithmetic cannot tell apart are at 0, with zero gradient.
+    """
+    left, right = haversine_factors(x, y, curvature)
+    return _distance_from_haversine(left @ right.T, curvature, eps=torch.finfo(x.dtype).eps)
 
 
 def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1) -> Tensor:

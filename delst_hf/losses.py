@@ -12,11 +12,8 @@ import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lorentz import exterior_angle, half_aperture, pairwise_distance
-
-
-def _lift(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+from .contrastive import lift, tiled_contrastive
+from .lorentz import exterior_angle, half_aperture
 
 
 def world_size() -> int:
@@ -50,43 +47,20 @@ def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
     return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)]), start
 
 
-def similarity_logits(
-    x: Tensor, y: Tensor, logit_scale: float | Tensor, curvature: float | Tensor = 1.0, geometry: str = "lorentz"
-) -> Tensor:
-    """Similarity of every row of `x` to every row of `y`, times `logit_scale`.
-
-    Args:
-        x: Embeddings (n, dim): space parts (lorentz), unit vectors (cosine) or plain vectors (euclidean).
-        y: Embeddings (m, dim).
-        logit_scale: The multiplier itself, already exponentiated.
-        curvature: ``c > 0``, used by the Lorentz geometry.
-        geometry: ``"lorentz"`` or ``"euclidean"`` (negative distance), ``"cosine"`` (dot product).
-
-    Returns:
-        Logits (n, m), float32 or better. High means similar.
-
-    Raises:
-        ValueError: If the geometry is not known.
-    """
-    x, y = _lift(x), _lift(y)
-    if geometry == "lorentz":
-        return -logit_scale * pairwise_distance(x, y, curvature)
-    if geometry == "euclidean":
-        return -logit_scale * torch.cdist(x, y)
-    if geometry == "cosine":
-        return logit_scale * (x @ y.T)
-    raise ValueError(f"geometry={geometry!r} is not known. Choose one of 'lorentz', 'euclidean', 'cosine'.")
-
-
 def contrastive_loss(
     image_embeds: Tensor,
     gene_embeds: Tensor,
     logit_scale: float | Tensor,
     curvature: float | Tensor = 1.0,
     geometry: str = "lorentz",
+    chunk_size: int | None = None,
+    *,
     across_ranks: bool = False,
 ) -> Tensor:
     """Symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
+
+    The similarity matrix is never formed: `contrastive.TiledInfoNCE` walks it in tiles, in both passes. Memory grows with
+    the batch and not with its square.
 
     Args:
         image_embeds: Embeddings of the patches (batch, dim).
@@ -94,32 +68,29 @@ def contrastive_loss(
         logit_scale: The multiplier itself, already exponentiated.
         curvature: ``c > 0``, used by the Lorentz geometry.
         geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
-        across_ranks: Take the negatives of all ranks: local rows against global columns. The mean of the returned value
-            over the ranks is then the loss of the joined batch.
+        chunk_size: Rows and columns of a tile; None takes what is fast on the device. It bounds the memory and changes the
+            result by no more than rounding.
+        across_ranks: Take the negatives of all ranks: local images against the genes of all ranks, whose tiles serve both
+            directions. The mean of the returned value over the ranks is then the loss of the joined batch, and gradients
+            averaged over the ranks, as by DDP, are its gradients.
 
     Returns:
         0-d tensor. log(batch) is chance.
 
     Raises:
-        ValueError: If the two batches differ in shape.
+        ValueError: If the two batches differ in shape, or the geometry or the chunk size is not one.
     """
     if image_embeds.shape != gene_embeds.shape:
         raise ValueError(
             f"image_embeds {tuple(image_embeds.shape)} and gene_embeds {tuple(gene_embeds.shape)} must have one shape: "
             "row i of both is the same spot."
         )
-    if across_ranks and world_size() > 1:
-        all_images, start = gather_across_ranks(image_embeds)
-        all_genes, _ = gather_across_ranks(gene_embeds)
-        target = torch.arange(start, start + len(image_embeds), device=image_embeds.device)
-        by_image = similarity_logits(image_embeds, all_genes, logit_scale, curvature, geometry)
-        by_gene = similarity_logits(gene_embeds, all_images, logit_scale, curvature, geometry)
-        total = F.cross_entropy(by_image, target, reduction="sum") + F.cross_entropy(by_gene, target, reduction="sum")
-        # Not the local mean: ranks with fewer rows must weigh less once DDP averages the gradients.
-        return total * world_size() / (2 * len(all_images))
-    logits = similarity_logits(image_embeds, gene_embeds, logit_scale, curvature, geometry)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    start, across_ranks = 0, across_ranks and world_size() > 1
+    if across_ranks:
+        gene_embeds, start = gather_across_ranks(gene_embeds)
+    return tiled_contrastive(
+        image_embeds, gene_embeds, logit_scale, curvature, geometry, chunk_size, start=start, across_ranks=across_ranks
+    )
 
 
 def entailment_loss(
@@ -128,6 +99,7 @@ def entailment_loss(
     curvature: float | Tensor,
     aperture_scale: float = 1.0,
     min_radius: float = 0.1,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """How far, in radians, children lie outside the entailment cones of their parents.
 
@@ -139,14 +111,48 @@ def entailment_loss(
         curvature: ``c > 0``.
         aperture_scale: ``eta``; below 1 asks for more than the cone, above 1 forgives.
         min_radius: ``K`` of the half-aperture.
+        counts: (pairs,) bool, which pairs count; None when all do.
 
     Returns:
         0-d tensor; 0 when every child is inside its cone, and for zero pairs.
     """
-    parent, child = _lift(parent), _lift(child)
+    parent, child = lift(parent), lift(child)
     angle = exterior_angle(parent, child, curvature)
     outside = F.relu(angle - aperture_scale * half_aperture(parent, curvature, min_radius))
-    return outside.sum() / max(outside.numel(), 1)
+    if counts is None:
+        return outside.sum() / max(outside.numel(), 1)
+    return (outside * counts).sum() / counts.sum().clamp_min(1)
+
+
+def _half_slide_pairs(
+    level: Tensor, slide_ids: Tensor | None, parent: str, min_level_ratio: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ordered_pairs` before the choice: one candidate for each spot, parents, children and which count, all (batch,).
+
+    Of fixed shape, so that a device need not be waited for.
+    """
+    if parent not in ("fewer", "more"):
+        raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
+    # A wait for the device, but a short one: the contrastive loss has waited for all that came before.
+    if not bool((level >= 0).all()):
+        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
+    order = torch.argsort(level, stable=True)
+    position = torch.arange(len(order), device=level.device)
+    first, last = torch.zeros_like(position), torch.full_like(position, len(order) - 1)
+    if slide_ids is not None:
+        order = order[torch.argsort(slide_ids[order], stable=True)]
+        slides = slide_ids[order]
+        # Where the slide of each position begins and ends, both by running over the borders.
+        border = slides[1:] != slides[:-1]
+        first[1:] = torch.where(border, position[1:], 0)
+        last[:-1] = torch.where(border, position[:-1], len(order) - 1)
+        first, last = first.cummax(0).values, last.flip(0).cummin(0).values.flip(0)
+    size = last - first + 1
+    partner = position + (size + 1) // 2
+    low, high = order, order[partner.clamp_max(len(order) - 1)]
+    clear = (level[high] >= min_level_ratio * level[low]) & (level[high] > level[low])
+    counts = (partner <= last) & clear
+    return (low, high, counts) if parent == "fewer" else (high, low, counts)
 
 
 def ordered_pairs(
@@ -170,20 +176,8 @@ def ordered_pairs(
     Raises:
         ValueError: If `level` holds NaN or negative values, or `parent` is not known.
     """
-    if parent not in ("fewer", "more"):
-        raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
-    if not bool((level >= 0).all()):
-        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
-    slides = torch.zeros_like(level, dtype=torch.long) if slide_ids is None else slide_ids
-    order = torch.argsort(level, stable=True)
-    order = order[torch.argsort(slides[order], stable=True)]
-    _, group, sizes = torch.unique_consecutive(slides[order], return_inverse=True, return_counts=True)
-    rank = torch.arange(len(order), device=level.device) - (sizes.cumsum(0) - sizes)[group]
-    lower = torch.nonzero(rank < sizes[group] // 2).squeeze(-1)
-    low, high = order[lower], order[lower + (sizes[group[lower]] + 1) // 2]
-    clear = (level[high] >= min_level_ratio * level[low]) & (level[high] > level[low])
-    low, high = low[clear], high[clear]
-    return (low, high) if parent == "fewer" else (high, low)
+    parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
+    return parents[counts], children[counts]
 
 
 def intra_entailment_loss(
@@ -196,7 +190,7 @@ def intra_entailment_loss(
     aperture_scale: float = 1.0,
     min_radius: float = 0.1,
 ) -> Tensor:
-    """Entailment among spots of one modality: the spot of the more general level entails the more specific one.
+    """Entailment among spots of one modality, by the pairs of `ordered_pairs`: the more general entails the other.
 
     Args:
         embeds: Space parts of one modality (batch, dim).
@@ -211,5 +205,5 @@ def intra_entailment_loss(
     Returns:
         0-d tensor; 0 when the batch holds no ordered pair.
     """
-    parents, children = ordered_pairs(level, slide_ids, parent, min_level_ratio)
-    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius)
+    parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
+    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius, counts)

@@ -15,8 +15,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .configuration_delst import DelstConfig, DelstGeneConfig
+from .contrastive import similarity_logits
 from .lorentz import exp_map0
-from .losses import contrastive_loss, entailment_loss, gather_across_ranks, intra_entailment_loss, similarity_logits
+from .losses import contrastive_loss, entailment_loss, gather_across_ranks, intra_entailment_loss
 
 logger = logging.getLogger(__name__)
 
@@ -403,7 +404,7 @@ class DelstModel(DelstPreTrainedModel):
         config, curvature = self.config, self.curvature
         with torch.autocast(device_type=image.device.type, enabled=False):
             contrastive = contrastive_loss(
-                image, gene, self.logit_scale.float().exp(), curvature, config.geometry, across_ranks
+                image, gene, self.logit_scale.float().exp(), curvature, config.geometry, across_ranks=across_ranks
             )
             terms = {"loss": contrastive, "contrastive_loss": contrastive}
             if across_ranks and config.geometry == "lorentz":

@@ -11,6 +11,7 @@ import torch.multiprocessing
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
+from delst_hf.contrastive import similarity_logits
 from delst_hf.lorentz import exp_map0
 from delst_hf.losses import (
     contrastive_loss,
@@ -18,7 +19,6 @@ from delst_hf.losses import (
     gather_across_ranks,
     intra_entailment_loss,
     ordered_pairs,
-    similarity_logits,
     world_size,
 )
 
@@ -319,10 +319,10 @@ def loss_of_rows(geometry: str, rows: slice, across_ranks: bool) -> tuple[torch.
     if geometry == "cosine":
         image, gene = (x / x.norm(dim=-1, keepdim=True) for x in (image, gene))
     if geometry != "lorentz":
-        loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks)
+        loss = contrastive_loss(image, gene, scale, curvature, geometry, chunk_size=3, across_ranks=across_ranks)
         return loss, [*weights, scale]
     image, gene = exp_map0(image, curvature), exp_map0(gene, curvature)
-    loss = contrastive_loss(image, gene, scale, curvature, geometry, across_ranks)
+    loss = contrastive_loss(image, gene, scale, curvature, geometry, chunk_size=3, across_ranks=across_ranks)
     level, slides = LEVEL[rows], SLIDES[rows]
     if across_ranks:
         image, gene, level, slides = (gather_across_ranks(x)[0] for x in (image, gene, level, slides))
@@ -372,7 +372,8 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path):
         whole = slice(0, sum(SIZES))
         loss, leaves = loss_of_model(whole, False) if name == "model" else loss_of_rows(name, whole, False)
         loss.backward()
-        tolerance = {"rtol": 1e-4, "atol": 1e-6} if name == "model" else {"rtol": 1e-10, "atol": 1e-12}
+        # The model is in float32: 1e-6 of its largest gradients, which are near 100.
+        tolerance = {"rtol": 1e-4, "atol": 1e-4} if name == "model" else {"rtol": 1e-10, "atol": 1e-12}
         for results in ranks:
             for value, expected in zip(results[name], [loss.detach()] + [leaf.grad for leaf in leaves], strict=True):
                 torch.testing.assert_close(value, expected, **tolerance)

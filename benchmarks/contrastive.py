@@ -1,0 +1,237 @@
+"""Contrastive loss: time and memory against the forms it replaces, measured side by side in one run.
+
+    python benchmarks/contrastive.py             the bars of docs/performance.md, on CPU and, where there is one, on GPU
+    python benchmarks/contrastive.py --quick     the same paths at a tiny size, in seconds; its ratios mean nothing
+
+Forward + backward in the Lorentz geometry, float32, for gradients by both embeddings, logit scale and curvature:
+
+    tiled        delst_hf.losses.contrastive_loss
+    two-matrix   what published hyperbolic models do: for each direction a matrix of Lorentzian inner products, its acosh,
+                 and a cross entropy, all by autograd
+    one-matrix   the same with one matrix for both directions
+    products     the four matrix products that a loss without the matrix needs: logits, logits again, two gradients
+
+Each repeat runs all forms one after the other; a ratio is the median over the repeats of the ratio within a repeat. "Bytes
+kept" are those that autograd saves for the backward pass, every storage counted once, inputs included.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from delst_hf.lorentz import exp_map0
+from delst_hf.losses import contrastive_loss
+
+MIB = 2**20
+CPU_SECONDS = False  # --cpu-seconds
+
+
+def inner_products(x: Tensor, y: Tensor, curvature: Tensor) -> Tensor:
+    """``-c <x, y>_L`` of every pair, by its definition."""
+    x_time = (1 / curvature + (x * x).sum(-1)).sqrt()
+    y_time = (1 / curvature + (y * y).sum(-1)).sqrt()
+    return curvature * (x_time[:, None] * y_time[None, :] - x @ y.T)
+
+
+def logits_by_acosh(x: Tensor, y: Tensor, scale: Tensor, curvature: Tensor) -> Tensor:
+    return -scale * torch.acosh(inner_products(x, y, curvature).clamp_min(1 + 1e-7)) / curvature.sqrt()
+
+
+def two_matrix_loss(x: Tensor, y: Tensor, scale: Tensor, curvature: Tensor) -> Tensor:
+    target = torch.arange(len(x), device=x.device)
+    by_image, by_gene = logits_by_acosh(x, y, scale, curvature), logits_by_acosh(y, x, scale, curvature)
+    return (F.cross_entropy(by_image, target) + F.cross_entropy(by_gene, target)) / 2
+
+
+def one_matrix_loss(x: Tensor, y: Tensor, scale: Tensor, curvature: Tensor) -> Tensor:
+    target = torch.arange(len(x), device=x.device)
+    logits = logits_by_acosh(x, y, scale, curvature)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "tiled": contrastive_loss,
+    "two-matrix": two_matrix_loss,
+    "one-matrix": one_matrix_loss,
+}
+
+
+def make_inputs(size: int, dim: int, device: str) -> list[Tensor]:
+    """Matching pairs near radius 1 whose loss is neither chance nor 0, logit scale 1/0.07 and curvature 1."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(size, dim, generator=generator)
+    gene = image + 1.5 * torch.randn(size, dim, generator=generator)
+    points = [exp_map0(1.0 * v / v.norm(dim=-1, keepdim=True).mean(), 1.0) for v in (image, gene)]
+    return [tensor.to(device).requires_grad_() for tensor in (*points, torch.tensor(1 / 0.07), torch.tensor(1.0))]
+
+
+def loss_and_backward(name: str, inputs: list[Tensor]) -> list[Tensor]:
+    loss = LOSSES[name](*inputs)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def four_products(inputs: list[Tensor], chunk_size: int = 8192) -> None:
+    """In slices of rows, so that it fits where the tiled loss does."""
+    x, y = (tensor.detach() for tensor in inputs[:2])
+    grad_y = torch.zeros_like(y)
+    for rows in x.split(chunk_size):
+        for _ in range(2):
+            table = rows @ y.T
+        _ = table @ y
+        grad_y.addmm_(table.T, rows)
+
+
+def bytes_kept(name: str, inputs: list[Tensor]) -> int:
+    storages: dict[int, int] = {}
+    kept = []  # alive until counted: an address must not be given out twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _loss = LOSSES[name](*inputs)
+    return sum(storages.values())
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    clock = time.process_time if CPU_SECONDS and device == "cpu" else time.perf_counter
+    start = clock()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def measure(size: int, dim: int, repeats: int, device: str, names: list[str]) -> dict[str, list[float]]:
+    """Seconds of each form in each repeat, the forms interleaved; one repeat before that to warm up."""
+    inputs = make_inputs(size, dim, device)
+    runs: dict[str, Callable[[], object]] = {name: lambda name=name: loss_and_backward(name, inputs) for name in names}
+    runs["products"] = lambda: four_products(inputs)
+    table: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            elapsed = seconds(run, device)
+            if repeat:
+                table[name].append(elapsed)
+    return table
+
+
+def ratio(table: dict[str, list[float]], over: str, under: str) -> float:
+    return statistics.median(a / b for a, b in zip(table[over], table[under], strict=True))
+
+
+def bar(text: str, value: float, limit: float, unit: str = "") -> None:
+    print(f"  {'pass' if value <= limit else 'MISS'}  {text}: {value:.3g}{unit} (at most {limit:g}{unit})", flush=True)
+
+
+def peak_memory(size: int, dim: int, threads: int) -> int:
+    """Bytes of the whole process, torch included, at its peak: one loss and its backward pass in a fresh process."""
+    command = [sys.executable, __file__, "--peak-of", str(size), "--dim", str(dim), "--threads", str(threads)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def report_cpu(options: argparse.Namespace) -> None:
+    size, dim = options.size, options.dim
+    print(
+        f"CPU, {torch.get_num_threads()} threads, N={size}, D={dim}, float32, {options.repeats} repeats"
+        + (", CPU seconds" if CPU_SECONDS else "")
+    )
+    table = measure(size, dim, options.repeats, "cpu", list(LOSSES))
+    inputs = make_inputs(size, dim, "cpu")
+    kept = {name: bytes_kept(name, inputs) for name in LOSSES}
+    for name, times in table.items():
+        memory = f"{kept[name] / MIB:10.1f} MiB kept" if name in kept else ""
+        print(f"  {name:<12}{statistics.median(times):9.3f} s {memory}")
+    bar("time, tiled / two-matrix", ratio(table, "tiled", "two-matrix"), 0.40)
+    print(f"        time, tiled / one-matrix: {ratio(table, 'tiled', 'one-matrix'):.3g}")
+    bar("bytes kept, tiled / two-matrix", kept["tiled"] / kept["two-matrix"], 0.025)
+    bar("time, tiled / products", ratio(table, "tiled", "products"), 1.8)
+    doubled = bytes_kept("tiled", make_inputs(2 * size, dim, "cpu")) / kept["tiled"]
+    bar("bytes kept, 2N / N", doubled, 2.1)
+    results, expected = (loss_and_backward(name, inputs) for name in ("tiled", "two-matrix"))
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(results, expected, strict=True))
+    bar("largest difference of loss and gradients from two-matrix", worst, 1e-3)
+    base, peak = peak_memory(1, dim, options.threads), peak_memory(options.large, dim, options.threads)
+    half = peak_memory(options.large // 2, dim, options.threads)
+    print(f"Whole process, N={options.large}")
+    bar("peak memory", peak / 2**30, 2.0, " GiB")
+    bar("peak memory beyond N=1, N against N/2", (peak - base) / max(half - base, 1), 2.2)
+
+
+def report_gpu(options: argparse.Namespace) -> None:
+    print(f"GPU, {torch.cuda.get_device_name()}, D={options.dim}, float32 without TF32")
+    torch.backends.cuda.matmul.allow_tf32 = False  # for the other forms; ours sees to it itself
+    size = options.gpu_size
+    names = list(LOSSES)
+    while size:
+        try:
+            torch.cuda.empty_cache()
+            table = measure(size, options.dim, options.repeats, "cuda", names)
+        except torch.cuda.OutOfMemoryError:
+            if names == ["tiled"]:
+                print(f"  N={size}: out of memory")
+                return
+            names.remove("two-matrix" if "two-matrix" in names else names[-1])
+            print(f"  N={size}: forms with a matrix do not all fit; going on with {names}")
+            continue
+        torch.cuda.reset_peak_memory_stats()
+        loss_and_backward("tiled", make_inputs(size, options.dim, "cuda"))
+        peak = torch.cuda.max_memory_allocated() / MIB
+        times = ", ".join(f"{name} {statistics.median(values):.3f} s" for name, values in table.items())
+        ratios = ", ".join(f"tiled / {name} {ratio(table, 'tiled', name):.3g}" for name in table if name != "tiled")
+        print(f"  N={size}: {times}; {ratios}; peak of tiled {peak:.0f} MiB", flush=True)
+        if statistics.median(table["tiled"]) > options.gpu_seconds:
+            return  # memory is not the limit any more
+        size *= 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=4096, help="N of the comparison on the CPU")
+    parser.add_argument("--large", type=int, default=16384, help="N of the peak memory on the CPU")
+    parser.add_argument("--dim", type=int, default=512, help="D, width of the embeddings")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=7, help="repeats of each form; medians are printed")
+    parser.add_argument(
+        "--cpu-seconds",
+        action="store_true",
+        help="count CPU seconds instead of elapsed ones: for a machine that is shared",
+    )
+    parser.add_argument("--gpu-size", type=int, default=32768, help="first N on the GPU, doubled while it fits")
+    parser.add_argument("--gpu-seconds", type=float, default=60, help="stop doubling once a step takes longer")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    global CPU_SECONDS
+    CPU_SECONDS = options.cpu_seconds
+    torch.set_num_threads(options.threads)
+    if options.peak_of:
+        loss_and_backward("tiled", make_inputs(options.peak_of, options.dim, "cpu"))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    if options.quick:
+        options.size, options.large, options.dim, options.repeats, options.gpu_size = 64, 128, 16, 1, 64
+        options.gpu_seconds = 0.0
+    report_cpu(options)
+    if torch.cuda.is_available():
+        report_gpu(options)
+    else:
+        print("No GPU here: nothing measured on one.")
+
+
+if __name__ == "__main__":
+    main()
