@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from .evaluation.hierarchy import cone_statistics
 from .evaluation.retrieval import bidirectional_retrieval
+from .gradient_cache import cached_loss
 from .losses import world_size
 from .modeling_delst import DelstModel, DelstOutput
 from .processing_delst import DelstProcessor
@@ -25,10 +26,17 @@ LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_los
 
 @dataclass
 class DelstTrainingArguments(TrainingArguments):
-    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections).
+    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections)."""
 
-    Gradient accumulation does not add negatives: each micro-batch is contrasted within itself.
-    """
+    contrastive_micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching): memory of the "
+            "towers as for the micro-batch, negatives and gradients as for the whole batch of all processes, at the cost of "
+            "one more forward pass. Gradient accumulation does not add negatives (each of its batches is contrasted within "
+            "itself); this does."
+        },
+    )
 
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision backbone. Defaults to learning_rate."}
@@ -39,7 +47,9 @@ class DelstTrainingArguments(TrainingArguments):
     )
     augment: bool = field(
         default=True,
-        metadata={"help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."},
+        metadata={
+            "help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."
+        },
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
     learning_rate: float = field(
@@ -49,7 +59,9 @@ class DelstTrainingArguments(TrainingArguments):
         default=0.2, metadata={"help": "Weight decay of matrices; norms, biases and the scalars are spared."}
     )
     adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator reads all columns."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads all columns."}
+    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Drop the last, smaller training batch, whose contrastive loss is easier."}
     )
@@ -65,6 +77,10 @@ class DelstTrainingArguments(TrainingArguments):
             raise ValueError(
                 "save_total_limit=1 would delete the last whole checkpoint before the new one is known to be whole. "
                 "Use save_total_limit=2 or more."
+            )
+        if self.contrastive_micro_batch_size is not None and self.contrastive_micro_batch_size < 1:
+            raise ValueError(
+                f"contrastive_micro_batch_size={self.contrastive_micro_batch_size} must be 1 or more, or left out."
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
@@ -94,6 +110,10 @@ class DelstTrainer(Trainer):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
         super().__init__(*args, **kwargs)
         self.processor = processing_class
+        # `forward` takes keyword arguments for the backbone, not `num_items_in_batch`. Left True, the base class would not
+        # divide the loss by the number of accumulated batches.
+        self.model_accepts_loss_kwargs = False
+        self._check_gradient_caching()
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -122,7 +142,9 @@ class DelstTrainer(Trainer):
         """Parameters that are trained, grouped by role, with their learning rate and weight decay."""
         decayed = set(self.get_decay_parameter_names(model))
         rates = {
-            "vision": self.args.learning_rate if self.args.vision_learning_rate is None else self.args.vision_learning_rate,
+            "vision": self.args.learning_rate
+            if self.args.vision_learning_rate is None
+            else self.args.vision_learning_rate,
             "head": self.args.learning_rate,
             "scalar": self.args.scalar_learning_rate,
         }
@@ -150,7 +172,10 @@ class DelstTrainer(Trainer):
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
         if model.training and self.args.augment:
             inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
-        outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
+        if model.training and self.args.contrastive_micro_batch_size is not None:
+            outputs = self._cached_loss(model, inputs)
+        else:
+            outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
         mode = "train" if model.training else "eval"
         sums = self._sums[mode]
         for term in LOSS_TERMS:
@@ -160,6 +185,34 @@ class DelstTrainer(Trainer):
         sums["batches"] = sums["batches"] + 1
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _cached_loss(self, model: nn.Module, inputs: dict[str, Any]) -> DelstOutput:
+        return cached_loss(
+            model,
+            self.accelerator.unwrap_model(self.model),
+            inputs,
+            self.args.contrastive_micro_batch_size or 1,
+            # The base class divides the returned loss by the number of accumulated batches; these it does not see.
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            across_ranks=world_size() > 1,
+            no_sync=lambda: self.accelerator.no_sync(model),
+        )
+
+    def _check_gradient_caching(self) -> None:
+        """Refuse what gradient caching cannot do exactly."""
+        if self.args.contrastive_micro_batch_size is None:
+            return
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "contrastive_micro_batch_size sends several backward passes into one step, which DeepSpeed does not take. "
+                "Train with DDP (multi_gpu.yaml) or FSDP, or leave the option out."
+            )
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms and not self.model.config.freeze_batch_norm:
+            raise ValueError(
+                "contrastive_micro_batch_size with freeze_batch_norm=False would normalise each micro-batch by itself and "
+                "count its statistics twice. Leave freeze_batch_norm at True."
+            )
 
     def prediction_step(
         self,
@@ -180,7 +233,9 @@ class DelstTrainer(Trainer):
         """Retrieval in both directions over the whole evaluation set."""
         image_embeds, gene_embeds = prediction.predictions[:2]
         model = self.accelerator.unwrap_model(self.model)
-        return bidirectional_retrieval(image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item())
+        return bidirectional_retrieval(
+            image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item()
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss terms since the last log, the scalars and the state of the hyperboloid."""

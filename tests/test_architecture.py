@@ -45,6 +45,7 @@ ORDER = [
     "data/__init__",
     "evaluation/protocol",  # joins the evaluations to a study, hence not with its neighbours
     "arguments",
+    "gradient_cache",
     "trainer",
     "hub",
     "cli",

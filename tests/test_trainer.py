@@ -193,7 +193,7 @@ def test_orientations_are_the_eight_of_a_square():
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
-from transformers import set_seed
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
 from delst_hf.data.study import Study
 
@@ -213,11 +213,37 @@ rows = range(0, 14) if dist.get_rank() == 0 else range(14, 24)
 batch = trainer._prepare_inputs(collator([study.spots[3 * i] for i in rows]))
 loss = trainer.compute_loss(wrapped, batch)
 trainer.accelerator.backward(loss)
-total = loss.detach().clone()
-dist.all_reduce(total)
+found = {}
+
+def keep(name, loss):
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    found[name] = {"loss": total / 2, "gradients": {k: p.grad for k, p in model.named_parameters() if p.grad is not None}}
+    model.zero_grad()
+
+keep("plain", loss)
+# 3 micro-batches on one rank and 2 on the other.
+arguments.contrastive_micro_batch_size, trainer.current_gradient_accumulation_steps = 5, 1
+reduced = []
+
+def counted(state, bucket):
+    reduced.append(1)
+    return allreduce_hook(None, bucket)
+
+wrapped.register_comm_hook(None, counted)
+for _ in range(2):  # twice: the second step must find DDP as the first one did
+    model.zero_grad()
+    reduced.clear()
+    loss = trainer.compute_loss(wrapped, batch)
+    trainer.accelerator.backward(loss)
+keep("cached", loss)
+buckets = len(reduced)
+reduced.clear()
+arguments.contrastive_micro_batch_size = None
+trainer.accelerator.backward(trainer.compute_loss(wrapped, batch))
+assert buckets == len(reduced) > 0, (buckets, len(reduced))  # gradients are averaged once, not once a micro-batch
 if dist.get_rank() == 0:
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    torch.save({"loss": total / 2, "gradients": gradients}, folder + "/two_ranks.pt")
+    torch.save(found, folder + "/two_ranks.pt")
 dist.destroy_process_group()
 """
 
@@ -244,7 +270,9 @@ def test_two_ranks_give_the_gradients_of_the_joined_batch(tiny_model, tiny_proce
     loss = model(**batch).loss
     loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
-    assert set(found["gradients"]) == set(expected) and len(expected) > 20
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: n + m)
+    for way, atol in (("plain", 2e-6), ("cached", 1e-5)):
+        torch.testing.assert_close(found[way]["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+        gradients = found[way]["gradients"]
+        assert set(gradients) == set(expected) and len(expected) > 20
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=atol, msg=lambda m, n=name: n + m)
