@@ -11,6 +11,8 @@ import json
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,19 +25,72 @@ ARMS = {
     "Lorentz + cross + intra": [],
     "Lorentz + cross + intra, order shuffled": ["--level_key", "shuffled"],
     "Lorentz + strong cross + intra": [*STRONG, "--intra_entailment_weight", "0.3"],
-    "Lorentz + strong cross + intra, order shuffled": [*STRONG, "--intra_entailment_weight", "0.3", "--level_key", "shuffled"],
+    "Lorentz + strong cross + intra, order shuffled": [
+        *STRONG,
+        "--intra_entailment_weight",
+        "0.3",
+        "--level_key",
+        "shuffled",
+    ],
 }
+BASELINES = ("colour statistics", "random-init backbone", "frozen backbone", "shuffled pairs")
 BASELINE_ARM = "Lorentz + cross + intra"
 SLIDES = ("C5", "B4")
 
 
+@dataclass(frozen=True)
+class Column:
+    """One metric of the tables, shown once for each test slide."""
+
+    key: str
+    title: str
+    digits: int = 3
+    factor: float = 1.0
+
+
+TABLES = {
+    "Prediction": [
+        Column("backbone pearson_mean", "Pearson, backbone"),
+        Column("embedding pearson_mean", "Pearson, embedding"),
+        Column("backbone probe_macro_f1_mean", "probe F1, backbone"),
+        Column("embedding probe_macro_f1_mean", "probe F1, embedding"),
+    ],
+    "Retrieval over the whole slide": [
+        Column("image_to_gene_recall@10", "image to gene R@10, %", 1, 100),
+        Column("gene_to_image_recall@10", "gene to image R@10, %", 1, 100),
+        Column("image_to_gene_median_rank", "image to gene median rank", 0),
+    ],
+    "Hierarchy": [
+        Column("curvature", "curvature", 2),
+        Column("image_radius", "image radius", 2),
+        Column("gene_radius", "gene radius", 2),
+        Column("gene_half_aperture", "gene half-aperture, degrees", 0),
+        Column("in_cone_matched", "in cone", 2),
+        Column("in_cone_mismatched", "in cone, mismatched", 2),
+        Column("image_radius_level_rho", "rho(image radius, genes)", 2),
+        Column("gene_radius_level_rho", "rho(gene radius, genes)", 2),
+    ],
+}
+# (row, slide, metric) -> its values, one a seed; a baseline of several networks brings its own spread.
+Values = dict[tuple[str, str, str], list[float]]
+
+
+def run_folder(options: argparse.Namespace, arm: str, seed: int) -> Path:
+    return Path(options.output) / f"{arm.replace(' ', '_').replace(',', '')}-{seed}"
+
+
 def run_arm(options: argparse.Namespace, arm: str, seed: int) -> None:
     """Pretrain and evaluate one arm with one seed, unless its results are there."""
-    folder = Path(options.output) / f"{arm.replace(' ', '_').replace(',', '')}-{seed}"
+    folder = run_folder(options, arm, seed)
     if (folder / "results.json").is_file():
         return
     dataset = ["--dataset", options.dataset]
-    pretrain = [sys.executable, str(ROOT / "training/pretrain.py"), str(ROOT / "training/configs/her2st.yaml"), *dataset]
+    pretrain = [
+        sys.executable,
+        str(ROOT / "training/pretrain.py"),
+        str(ROOT / "training/configs/her2st.yaml"),
+        *dataset,
+    ]
     pretrain += ["--vision", options.vision, "--output_dir", str(folder), "--seed", str(seed), "--disable_tqdm", "true"]
     evaluate = [sys.executable, str(ROOT / "training/evaluate.py"), *dataset, "--model", str(folder / "model")]
     evaluate += ["--test_slides", ",".join(SLIDES), "--output", str(folder / "results.json")]
@@ -46,84 +101,68 @@ def run_arm(options: argparse.Namespace, arm: str, seed: int) -> None:
     subprocess.run(evaluate, check=True, stdout=subprocess.DEVNULL)
 
 
-def summarise(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Every metric of every row of the table, as the list of its values over the seeds (one value for a baseline)."""
-    table: dict[str, dict[str, list[float]]] = {}
-
-    def add(row: str, key: str, values: list[float]) -> None:
-        table.setdefault(row, {}).setdefault(key, []).extend(values)
-
+def collect(options: argparse.Namespace) -> Values:
+    """The values of every row of the tables, from the results that are there."""
+    values: Values = defaultdict(list)
     for arm in ARMS:
         for seed in options.seeds:
-            path = Path(options.output) / f"{arm.replace(' ', '_').replace(',', '')}-{seed}" / "results.json"
+            path = run_folder(options, arm, seed) / "results.json"
             if not path.is_file():
                 continue
             results = json.loads(path.read_text())
-            for found in results["arms"]:
-                kind, slide = found["arm"], found["slide"]
-                if not kind.startswith("DELST") or "shuffled" in kind:
-                    row = kind.replace("DELST backbone, ", "")
-                    for key in ("pearson_mean", "probe_macro_f1_mean"):
-                        add(row, f"{slide} {key}", [found[key]])
-                        add(row, f"{slide} {key} sd", [found[f"{key}_sd"]] if f"{key}_sd" in found else [])
-                    continue
-                what = "pearson" if kind == "DELST backbone" else "embedding pearson"
-                add(arm, f"{slide} {what}_mean".replace("pearson_mean", "pearson_mean"), [found["pearson_mean"]])
-                if kind == "DELST backbone":
-                    add(arm, f"{slide} probe_macro_f1_mean", [found["probe_macro_f1_mean"]])
-            for found in results["retrieval"]:
-                if "shuffled" not in found["arm"]:
-                    for key in ("image_to_gene_recall@10", "gene_to_image_recall@10", "image_to_gene_median_rank"):
-                        add(arm, f"{found['slide']} {key}", [found[key]])
-            for found in results["hierarchy"]:
-                for key, value in found.items():
-                    if key != "slide":
-                        add(arm, f"{found['slide']} {key}", [value])
-    return table
+            for row in results["arms"]:
+                trained = row["arm"] in ("DELST backbone", "DELST embedding")
+                name = arm if trained else row["arm"].removeprefix("DELST backbone, ")
+                kind = row["arm"].removeprefix("DELST ") if trained else "backbone"
+                for key in ("pearson_mean", "pearson_mean_sd", "probe_macro_f1_mean", "probe_macro_f1_mean_sd"):
+                    if key in row:
+                        values[name, row["slide"], f"{kind} {key}"].append(row[key])
+            for row in [*results["retrieval"], *results["hierarchy"]]:
+                name = row.get("arm", "DELST").replace("DELST, shuffled pairs", "shuffled pairs").replace("DELST", arm)
+                for key, value in row.items():
+                    if key not in ("arm", "slide"):
+                        values[name, row["slide"], key].append(value)
+    return values
 
 
-def cell(row: dict[str, list[float]], key: str, digits: int = 3, percent: bool = False) -> str:
+def cell(values: Values, row: str, slide: str, column: Column) -> str:
     """Mean and sample standard deviation over the seeds."""
-    values = [100 * value if percent else value for value in row.get(key, [])]
-    if not values:
+    found = [column.factor * value for value in values.get((row, slide, column.key), [])]
+    if not found:
         return ""
-    spread = statistics.stdev(values) if len(values) > 1 else next(iter(row.get(f"{key} sd", [])), None)
-    return f"{statistics.mean(values):.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+    own_spread = values.get((row, slide, f"{column.key}_sd"), [None])[0]
+    spread = statistics.stdev(found) if len(found) > 1 else own_spread
+    return f"{statistics.mean(found):.{column.digits}f}" + ("" if spread is None else f" ± {spread:.{column.digits}f}")
 
 
-def print_tables(table: dict[str, dict[str, list[float]]]) -> None:
-    """The tables of docs/results.md, in Markdown."""
-    blocks = {
-        "Prediction": [(f"{s} {k}", k, s, 3, False) for k in ("pearson_mean", "embedding pearson_mean", "probe_macro_f1_mean") for s in SLIDES],
-        "Retrieval": [(f"{s} {k}", k, s, 1, "recall" in k) for k in ("image_to_gene_recall@10", "gene_to_image_recall@10", "image_to_gene_median_rank") for s in SLIDES],
-        "Hierarchy": [(f"{s} {k}", k, s, 2, False) for k in ("image_radius_level_rho", "image_radius", "gene_radius", "gene_half_aperture", "in_cone_matched", "in_cone_mismatched") for s in SLIDES],
-    }  # fmt: skip
-    for title, columns in blocks.items():
-        rows = {name: row for name, row in table.items() if any(key in row for key, *_ in columns)}
-        print(f"\n### {title}\n")
-        print("| arm | " + " | ".join(f"{slide} {key.replace('_', ' ')}" for _, key, slide, *_ in columns) + " |")
+def print_tables(values: Values) -> None:
+    """The tables of docs/results.md, in Markdown, each cell the two test slides."""
+    rows = sorted({row for row, _, _ in values}, key=lambda row: [*BASELINES, *ARMS].index(row))
+    for title, columns in TABLES.items():
+        shown = [row for row in rows if any((row, SLIDES[0], column.key) in values for column in columns)]
+        print(f"\n### {title} ({' / '.join(SLIDES)})\n")
+        print("| arm | " + " | ".join(column.title for column in columns) + " |")
         print("|---" * (len(columns) + 1) + "|")
-        for name, row in rows.items():
-            print(f"| {name} | " + " | ".join(cell(row, key, digits, percent) for key, _, _, digits, percent in columns) + " |")
+        for row in shown:
+            cells = (" / ".join(cell(values, row, slide, column) for slide in SLIDES) for column in columns)
+            print(f"| {row} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="runs/her2st/data", help="dataset folder written by `delst prepare her2st`")
+    parser.add_argument(
+        "--dataset", default="runs/her2st/data", help="dataset folder written by `delst prepare her2st`"
+    )
     parser.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
     parser.add_argument("--output", default="runs/her2st/arms", help="where each run is kept")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--summary", help="write the values behind the table to this JSON file")
+    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     options = parser.parse_args()
     if not options.table:
         for seed in options.seeds:
             for arm in ARMS:
                 run_arm(options, arm, seed)
-    table = summarise(options)
-    print_tables(table)
-    if options.summary:
-        Path(options.summary).write_text(json.dumps(table, indent=1) + "\n")
+    print_tables(collect(options))
 
 
 if __name__ == "__main__":

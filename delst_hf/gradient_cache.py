@@ -82,7 +82,8 @@ def cached_loss(
     loss = terms.pop("loss")
     # The value is that of the loss, the gradient that of the surrogate.
     loss = loss + (surrogate - surrogate.detach())
-    return DelstOutput(loss=loss, **terms, image_embeds=image_embeds, gene_embeds=gene_embeds)
+    named: dict[str, Any] = dict(terms)
+    return DelstOutput(loss=loss, **named, image_embeds=image_embeds, gene_embeds=gene_embeds)
 
 
 def _micro_batches(inputs: Mapping[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
@@ -108,11 +109,11 @@ def _gradients_of_the_loss(
     core: DelstModel, image_embeds: Tensor, gene_embeds: Tensor, inputs: Mapping[str, Any], across_ranks: bool
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor], list[tuple[nn.Parameter, Tensor]]]:
     """Terms without graph, the loss's gradients on both embeddings, and those on the scalars that it uses directly."""
-    embeds = [image_embeds.detach().requires_grad_(), gene_embeds.detach().requires_grad_()]
+    image, gene = image_embeds.detach().requires_grad_(), gene_embeds.detach().requires_grad_()
     scalars = [parameter for parameter in core.parameters(recurse=False) if parameter.requires_grad]
     with torch.enable_grad():
-        terms = core.loss_terms(*embeds, inputs.get("level"), inputs.get("slide_ids"), across_ranks)
+        terms = core.loss_terms(image, gene, inputs.get("level"), inputs.get("slide_ids"), across_ranks)
         # autograd.grad and not backward: it fires no hook, so DDP does not take the scalars for finished.
-        found = torch.autograd.grad(terms["loss"], [*embeds, *scalars], allow_unused=True)
+        found = torch.autograd.grad(terms["loss"], [image, gene, *scalars], allow_unused=True)
     used = [(scalar, gradient) for scalar, gradient in zip(scalars, found[2:]) if gradient is not None]
     return {name: term.detach() for name, term in terms.items()}, (found[0], found[1]), used

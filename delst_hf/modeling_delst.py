@@ -57,11 +57,11 @@ class DelstOutput(ModelOutput):
 class DelstPreTrainedModel(PreTrainedModel):
     """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through."""
 
-    config_class = DelstConfig
-    config: DelstConfig
+    config_class: type[PreTrainedConfig] = DelstConfig
+    config: Any
     base_model_prefix = "delst"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -93,9 +93,10 @@ class DelstGeneModel(DelstPreTrainedModel):
 
     config_class = DelstGeneConfig
     config: DelstGeneConfig
+    missing_values: Tensor
     base_model_prefix = "gene_model"
     main_input_name = "gene_values"
-    input_modalities = ()
+    input_modalities = []
 
     def __init__(self, config: DelstGeneConfig):
         super().__init__(config)
@@ -123,7 +124,9 @@ class DelstGeneModel(DelstPreTrainedModel):
         """Set what stands in for a gene that a panel does not measure, usually its mean over the training spots (genes,)."""
         self.missing_values.copy_(values)
 
-    def forward(self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(
+        self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """Encode expression.
 
         Args:
@@ -191,11 +194,11 @@ class DelstModel(DelstPreTrainedModel):
         self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
         # One object, so that settings such as the attention implementation reach the tower.
         self.vision_model.config = self.config.vision_config
-        self.gene_model = DelstGeneModel(config.gene_config)
+        self.gene_model = DelstGeneModel(self.config.gene_config)
         if config.vision_feature_size is None:
             config.vision_feature_size = self._measure_vision_feature_size()
         self.visual_projection = nn.Linear(config.vision_feature_size, config.projection_dim, bias=False)
-        self.gene_projection = nn.Linear(config.gene_config.hidden_size, config.projection_dim, bias=False)
+        self.gene_projection = nn.Linear(self.config.gene_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
         # Scalars that the geometry does not use are kept (one checkpoint layout) but not trained.
         has_curvature, has_scale = config.geometry == "lorentz", config.geometry != "cosine"
@@ -303,7 +306,8 @@ class DelstModel(DelstPreTrainedModel):
             projected = projected * log_scale.float().exp()
             return projected if self.config.geometry == "euclidean" else exp_map0(projected, self.curvature)
 
-    def _encode_images(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def _encode_images(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        """The backbone's output with its pooled features (batch, width) as ``pooler_output``, whatever the backbone."""
         outputs = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,

@@ -1,7 +1,6 @@
 """DelstTrainer: transformers' Trainer with the dual entailment losses, their diagnostics, and scalars that stay in range."""
 
 import functools
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
+from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
 from .evaluation.hierarchy import cone_statistics
 from .evaluation.retrieval import bidirectional_retrieval
 from .gradient_cache import cached_loss
@@ -20,7 +21,6 @@ from .modeling_delst import DelstModel, DelstOutput
 from .processing_delst import DelstProcessor
 
 SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
-COMPLETE = "complete"
 LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
 
 
@@ -73,10 +73,11 @@ class DelstTrainingArguments(TrainingArguments):
         super().__post_init__()
         # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
-        if self.save_total_limit == 1:
+        least = 3 if self.load_best_model_at_end else 2
+        if self.save_total_limit is not None and 0 < self.save_total_limit < least:
             raise ValueError(
-                "save_total_limit=1 would delete the last whole checkpoint before the new one is known to be whole. "
-                "Use save_total_limit=2 or more."
+                f"save_total_limit={self.save_total_limit} would delete the last whole checkpoint before the new one is known "
+                f"to be whole. Use save_total_limit={least} or more{' (the best one counts)' if least == 3 else ''}."
             )
         if self.contrastive_micro_batch_size is not None and self.contrastive_micro_batch_size < 1:
             raise ValueError(
@@ -100,7 +101,7 @@ class DelstTrainer(Trainer):
     It logs every loss term, the curvature and whether it sits at a clamp, the logit scale, and for the Lorentz geometry radius,
     half-aperture and the fraction of pairs inside the cone beside its mismatched control. On an evaluation set it adds
     retrieval over the whole set. Negatives come from all processes. Checkpoints carry a marker once they are whole; resume
-    with ``train(resume_from_checkpoint=last_complete_checkpoint(output_dir))``.
+    with ``train(resume_from_checkpoint=True)``.
     """
 
     args: DelstTrainingArguments
@@ -172,6 +173,7 @@ class DelstTrainer(Trainer):
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
         if model.training and self.args.augment:
             inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
+        outputs: Any
         if model.training and self.args.contrastive_micro_batch_size is not None:
             outputs = self._cached_loss(model, inputs)
         else:
@@ -231,7 +233,8 @@ class DelstTrainer(Trainer):
 
     def retrieval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Retrieval in both directions over the whole evaluation set."""
-        image_embeds, gene_embeds = prediction.predictions[:2]
+        predictions: Any = prediction.predictions
+        image_embeds, gene_embeds = predictions
         model = self.accelerator.unwrap_model(self.model)
         return bidirectional_retrieval(
             image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item()
@@ -277,12 +280,30 @@ class DelstTrainer(Trainer):
         if self.processor is not None and self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in the base class, but only a checkpoint that was written to its end is gone on from.
+
+        Args:
+            resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
+            *args: Passed to the base class.
+            **kwargs: Passed to the base class.
+
+        Raises:
+            ValueError: If there is no whole checkpoint, or the one given is not whole.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial=trial))
+        if self.args.should_save:
+            prepare_for_checkpoint(run, self.state.global_step)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            (checkpoint / COMPLETE).touch()
+            mark_complete(run / f"checkpoint-{self.state.global_step}")
 
 
 def random_orientation(pixel_values: Tensor) -> Tensor:
@@ -294,13 +315,3 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
         patches = pixel_values[rows].flip(-1) if k >= 4 else pixel_values[rows]
         turned[rows] = torch.rot90(patches, k % 4, dims=(-2, -1))
     return turned
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The latest checkpoint that was written to its end, None when there is none.
-
-    Args:
-        output_dir: Output folder of a `DelstTrainer`.
-    """
-    whole = [marker.parent for marker in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[-1]))) if whole else None

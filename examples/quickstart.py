@@ -1,6 +1,6 @@
 """Embed a slide and find, for its first patch, the spots whose genes lie nearest.
 
-    python examples/quickstart.py runs/toy/pretrain/model runs/toy/data toy_D1
+python examples/quickstart.py runs/toy/pretrain/model runs/toy/data toy_D1
 """
 
 import sys

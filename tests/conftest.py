@@ -45,20 +45,18 @@ def toy_study(toy_folder):
     return Study.load(str(toy_folder))
 
 
-@pytest.fixture
-def tiny_processor(toy_study):
+def make_tiny_processor(study):
+    """A processor of 32-px patches whose vocabulary is every second gene of the study."""
     from transformers import ViTImageProcessorPil
 
     from delst_hf import DelstGeneFeatureExtractor, DelstProcessor
 
     image_processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    return DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=toy_study.gene_names[::2]))
+    return DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=study.gene_names[::2]))
 
 
-@pytest.fixture
-def tiny_model(tiny_processor):
-    """A ViT of two thin layers with a gene encoder for `tiny_processor`, the same weights every time."""
-    import torch
+def make_tiny_model(num_genes: int):
+    """A ViT of two thin layers with a gene encoder, the same weights every time."""
     from transformers import ViTConfig
 
     from delst_hf import DelstConfig, DelstModel
@@ -67,7 +65,16 @@ def tiny_model(tiny_processor):
     vision = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
     )
-    num_genes = len(tiny_processor.feature_extractor.vocabulary)
     return DelstModel(
         DelstConfig(vision_config=vision, gene_config={"num_genes": num_genes, "hidden_size": 16}, projection_dim=8)
     )
+
+
+@pytest.fixture
+def tiny_processor(toy_study):
+    return make_tiny_processor(toy_study)
+
+
+@pytest.fixture
+def tiny_model(tiny_processor):
+    return make_tiny_model(len(tiny_processor.feature_extractor.vocabulary))

@@ -46,6 +46,7 @@ ORDER = [
     "evaluation/protocol",  # joins the evaluations to a study, hence not with its neighbours
     "arguments",
     "gradient_cache",
+    "checkpoints",
     "trainer",
     "hub",
     "cli",

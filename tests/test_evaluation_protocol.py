@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model, make_tiny_processor
 
 from delst_hf import DelstCollator
 from delst_hf.evaluation.embed import embed
@@ -23,11 +24,16 @@ def test_embeddings_are_the_models_in_order(tiny_model, tiny_processor, toy_stud
     assert found.features.shape == (36, 16)
 
 
-@pytest.fixture
-def results(tiny_model, tiny_processor, toy_study):
-    return evaluate_checkpoint(
-        tiny_model, tiny_processor, toy_study, ["toy_A1", "toy_A2"], ["toy_B1"], num_genes=20, seeds=(0, 1), progress=False
-    )
+def evaluate_tiny(study, **options):
+    processor = make_tiny_processor(study)
+    model = make_tiny_model(len(processor.feature_extractor.vocabulary))
+    options = {"num_genes": 20, "seeds": (0, 1), "progress": False} | options
+    return evaluate_checkpoint(model, processor, study, ["toy_A1", "toy_A2"], ["toy_B1"], **options)
+
+
+@pytest.fixture(scope="module")
+def results(toy_study):
+    return evaluate_tiny(toy_study)
 
 
 def test_every_arm_is_there(results):
@@ -66,12 +72,14 @@ def test_shuffled_pairs_come_out_at_chance(results):
     assert results["retrieval"][1]["image_to_gene_median_rank"] == pytest.approx(18.5, abs=8)
 
 
-def test_same_seeds_give_the_same_results(results, tiny_model, tiny_processor, toy_study):
+def test_same_seeds_give_the_same_results(results, toy_study):
     torch.manual_seed(99)
-    again = evaluate_checkpoint(
-        tiny_model, tiny_processor, toy_study, ["toy_A1", "toy_A2"], ["toy_B1"], num_genes=20, seeds=(0, 1), progress=False
-    )
-    assert again == results
+    assert evaluate_tiny(toy_study) == results
+
+
+def test_without_baselines_only_the_checkpoint_is_scored(results, toy_study):
+    alone = evaluate_tiny(toy_study, baselines=False)
+    assert alone["arms"] == [row for row in results["arms"] if row["arm"] in ("DELST backbone", "DELST embedding")]
 
 
 def test_table_shows_every_row(results):

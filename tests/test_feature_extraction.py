@@ -158,7 +158,7 @@ def test_an_extractor_without_a_vocabulary_is_no_use():
 
 
 def test_a_vocabulary_with_duplicates_is_refused():
-    with pytest.raises(ValueError, match="names 'B' more than once"):
+    with pytest.raises(ValueError, match="names 'B' 2 times"):
         DelstGeneFeatureExtractor(["A", "B", "C", "B"])
 
 

@@ -5,20 +5,29 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
-from delst_hf.trainer import SCALARS, last_complete_checkpoint, random_orientation
+from delst_hf.checkpoints import last_complete_checkpoint
+from delst_hf.trainer import SCALARS, random_orientation
 
 
 @pytest.fixture
 def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
     def make(output: str = "run", model: DelstModel | None = None, **options):
-        options = {"max_steps": 6, "per_device_train_batch_size": 24, "save_strategy": "no", "logging_steps": 2} | options
+        options = {
+            "max_steps": 6,
+            "per_device_train_batch_size": 24,
+            "save_strategy": "no",
+            "logging_steps": 2,
+        } | options
         arguments = DelstTrainingArguments(
             output_dir=str(tmp_path / output), use_cpu=True, report_to=[], disable_tqdm=True, seed=3, **options
         )
@@ -141,13 +150,31 @@ def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step):
     resumed = make_trainer("whole-killed", save_strategy="steps", save_steps=step)
     torch.manual_seed(99)
     with caplog.at_level(logging.WARNING):
-        resumed.train(resume_from_checkpoint=last_complete_checkpoint(run))
+        resumed.train(resume_from_checkpoint=True)
     assert "missing keys" not in caplog.text.lower()
     assert resumed.state.global_step == 6
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     halfway = DelstModel.from_pretrained(os.path.join(run, f"checkpoint-{step}"))
     assert not torch.equal(whole.model.visual_projection.weight, halfway.visual_projection.weight)
+
+
+def test_resumed_run_ends_with_the_same_best_model(make_trainer):
+    # This term rises in the first steps: the best model is neither the last one nor one after the interruption.
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.03,
+               "load_best_model_at_end": True, "metric_for_best_model": "eval_cross_entailment_loss", "greater_is_better": False}  # fmt: skip
+    whole = make_trainer("best", **options)
+    whole.train()
+    best = whole.state.best_global_step
+    assert 1 <= best < 5, "the test would be blind"
+    for step in (5, 6):
+        shutil.rmtree(os.path.join(whole.args.output_dir, f"checkpoint-{step}"))
+    resumed = make_trainer("best", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_global_step == best
+    kept = load_file(os.path.join(whole.args.output_dir, f"checkpoint-{best}", "model.safetensors"))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, kept[name]) and torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
 def test_checkpoint_is_complete_and_loads(make_trainer):
@@ -173,11 +200,37 @@ def test_half_written_checkpoint_is_not_taken(make_trainer, monkeypatch):
     assert os.path.exists(os.path.join(run, "checkpoint-6", "model.safetensors"))
     assert last_complete_checkpoint(run).endswith("checkpoint-3")
     assert last_complete_checkpoint(os.path.join(run, "none")) is None
+    # The Trainer's own way of finding a checkpoint would take the half-written one.
+    assert get_last_checkpoint(run).endswith("checkpoint-6")
+    taken = []
+    monkeypatch.setattr(Trainer, "train", lambda self, checkpoint: taken.append(checkpoint))
+    trainer.train(resume_from_checkpoint=True)
+    assert taken[0].endswith("checkpoint-3")
+    with pytest.raises(ValueError, match="checkpoint-6 is no whole checkpoint.*Go on from .*checkpoint-3"):
+        trainer.train(resume_from_checkpoint=os.path.join(run, "checkpoint-6"))
+    with pytest.raises(ValueError, match="none holds no whole checkpoint"):
+        make_trainer("none").train(resume_from_checkpoint=True)
+
+
+def test_leftovers_do_not_push_out_whole_checkpoints(make_trainer):
+    trainer = make_trainer(save_strategy="steps", save_steps=2, save_total_limit=2)
+    run = Path(trainer.args.output_dir)
+    for step in (4, 9):  # as a killed run leaves them: one is written over, one is younger than all that follow
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+    (run / "checkpoint-4" / "complete").touch()
+    (run / "checkpoint-4" / "stale").touch()
+    trainer.train()
+    assert sorted(folder.name for folder in run.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert not (run / "checkpoint-4" / "stale").exists()
 
 
 def test_limits_that_would_lose_work_are_refused(tmp_path):
     with pytest.raises(ValueError, match="save_total_limit=2 or more"):
         DelstTrainingArguments(output_dir=str(tmp_path), save_total_limit=1)
+    with pytest.raises(ValueError, match="save_total_limit=2 .*save_total_limit=3 or more"):
+        DelstTrainingArguments(
+            output_dir=str(tmp_path), save_total_limit=2, load_best_model_at_end=True, eval_strategy="steps"
+        )
     with pytest.raises(ValueError, match="remove_unused_columns"):
         DelstTrainingArguments(output_dir=str(tmp_path), remove_unused_columns=True)
 

@@ -34,13 +34,16 @@ class EvaluationArguments:
     )
     frozen_backbone: str | None = field(
         default=None,
-        metadata={"help": "Backbone before pretraining, for the frozen arm. Default: the one the training record names."},
+        metadata={
+            "help": "Backbone before pretraining, for the frozen arm. Default: the one the training record names."
+        },
     )
     num_genes: int = field(default=100, metadata={"help": "Predict this many of the most variable genes."})
     num_seeds: int = field(default=3, metadata={"help": "Random backbones and shuffles to average over."})
     ignore_labels: str = field(default="undetermined", metadata={"help": "Labels that are no tissue class, by commas."})
     baselines: bool = field(
-        default=True, metadata={"help": "Score the baselines too: colour, random-init and frozen backbone, shuffled pairs."}
+        default=True,
+        metadata={"help": "Score the baselines too: colour, random-init and frozen backbone, shuffled pairs."},
     )
     batch_size: int = field(default=64, metadata={"help": "Spots a batch when embedding."})
     allow_seen_slides: bool = field(
@@ -90,7 +93,9 @@ def main() -> None:
     if arguments.output:
         output = Path(arguments.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(training_record(model=arguments.model, **results), indent=2) + "\n", encoding="utf-8")
+        output.write_text(
+            json.dumps(training_record(model=arguments.model, **results), indent=2) + "\n", encoding="utf-8"
+        )
         print(f"\nResults: {output}")
     print(f"\nCheckpoint: {arguments.model}")
 

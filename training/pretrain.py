@@ -6,7 +6,8 @@
 
 Options on the command line win over the file. A run that was killed goes on from its last whole checkpoint with
 --resume_from_checkpoint true. The result is OUTPUT_DIR/model: load it with DelstModel.from_pretrained.
-Negatives come from all processes; gradient accumulation does not add negatives.
+Negatives come from all processes. Gradient accumulation does not add negatives; --contrastive_micro_batch_size lets a batch
+of any size fit into memory with all of its negatives.
 """
 
 import os
@@ -20,11 +21,12 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
 
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
 from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments, split_names
+from delst_hf.checkpoints import last_complete_checkpoint, whole_checkpoint
 from delst_hf.data.study import Study, hierarchy_level
 from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.evaluation.expression import log_normalize
 from delst_hf.hub import save_checkpoint_folder, training_record
-from delst_hf.trainer import DelstTrainer, DelstTrainingArguments, last_complete_checkpoint
+from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
 
 
 def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
@@ -77,7 +79,8 @@ def resume_point(training: DelstTrainingArguments) -> str | None:
                 "another --output_dir."
             )
         return None
-    return last if wanted.lower() == "true" else wanted
+    # A run that was killed before its first checkpoint begins again.
+    return last if wanted.lower() == "true" else whole_checkpoint(wanted, output_dir)
 
 
 def main() -> None:
