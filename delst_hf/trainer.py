@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
+from .data.sampler import BATCH_SAMPLING, SlideSampler
 from .evaluation.hierarchy import cone_statistics
 from .evaluation.retrieval import bidirectional_retrieval
 from .gradient_cache import cached_loss
@@ -52,6 +54,18 @@ class DelstTrainingArguments(TrainingArguments):
         },
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
+    batch_sampling: str = field(
+        default="random",
+        metadata={
+            "help": "Which spots meet in a batch: any (random), slides in proportion (balanced), or those of one slide, whose "
+            "negatives are hard (within_slide).",
+            "choices": BATCH_SAMPLING,
+        },
+    )
+    min_spot_distance_um: float = field(
+        default=0.0,
+        metadata={"help": "Spots of one slide closer than this (um) are never in one batch: they are near-duplicates."},
+    )
     learning_rate: float = field(
         default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
     )
@@ -83,8 +97,18 @@ class DelstTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"contrastive_micro_batch_size={self.contrastive_micro_batch_size} must be 1 or more, or left out."
             )
+        if self.slide_aware and not self.dataloader_drop_last:
+            raise ValueError(
+                f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
+                "batches only. Leave dataloader_drop_last at True."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
+
+    @property
+    def slide_aware(self) -> bool:
+        """Whether batches are put together by slide and position."""
+        return self.batch_sampling != "random" or self.min_spot_distance_um != 0
 
 
 class ClampScalars(TrainerCallback):
@@ -130,6 +154,11 @@ class DelstTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if not self.args.slide_aware:
+            return super()._get_train_sampler(train_dataset)
+        return slide_sampler(self.train_dataset if train_dataset is None else train_dataset, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""
@@ -304,6 +333,35 @@ class DelstTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(run / f"checkpoint-{self.state.global_step}")
+
+
+def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:
+    """The sampler of slide-aware batches over the joined batch of all processes.
+
+    Args:
+        spots: Spots with ``slide_id``, and with ``x_um`` and ``y_um`` where a distance is to be kept.
+        args: Training arguments.
+
+    Raises:
+        ValueError: If a column is missing, or no batch can be made (see `SlideSampler`).
+    """
+    wanted = ["slide_id", "x_um", "y_um"] if args.min_spot_distance_um else ["slide_id"]
+    missing = [name for name in wanted if name not in spots.column_names]
+    if missing:
+        raise ValueError(
+            f"batch_sampling={args.batch_sampling!r} with min_spot_distance_um={args.min_spot_distance_um:g} needs the columns "
+            f"{missing}. Give spots of a Study; Study.with_positions_um adds x_um and y_um."
+        )
+    columns = spots.with_format("numpy")
+    positions = np.stack([columns["x_um"][:], columns["y_um"][:]], axis=1) if args.min_spot_distance_um else None
+    return SlideSampler(
+        np.asarray(columns["slide_id"][:]),
+        args.train_batch_size * args.world_size,
+        args.batch_sampling,
+        positions,
+        args.min_spot_distance_um,
+        args.seed if args.data_seed is None else args.data_seed,
+    )
 
 
 def random_orientation(pixel_values: Tensor) -> Tensor:

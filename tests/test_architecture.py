@@ -41,6 +41,7 @@ ORDER = [
     "data/dataset",
     "data/study",
     "data/vocabulary",
+    "data/sampler",
     "data/collator",
     "data/__init__",
     "evaluation/protocol",  # joins the evaluations to a study, hence not with its neighbours

@@ -141,13 +141,22 @@ def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
     assert np.isfinite(entry["contrastive_loss"]) and "curvature" not in entry and "cross_entailment_loss" not in entry
 
 
-@pytest.mark.parametrize("step", [3, 4], ids=["at the end of an epoch", "within an epoch"])
-def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step):
-    whole = make_trainer("whole", save_strategy="steps", save_steps=step)
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (3, {}),
+        (4, {}),
+        (4, {"batch_sampling": "balanced", "contrastive_micro_batch_size": 10}),
+        (5, {"batch_sampling": "within_slide", "per_device_train_batch_size": 16, "freeze_vision": True}),
+    ],
+    ids=["at the end of an epoch", "within an epoch", "balanced and cached", "within a slide, frozen"],
+)
+def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step, options):
+    whole = make_trainer("whole", save_strategy="steps", save_steps=step, **options)
     whole.train()
     run = shutil.copytree(whole.args.output_dir, whole.args.output_dir + "-killed")
     shutil.rmtree(os.path.join(run, "checkpoint-6"))
-    resumed = make_trainer("whole-killed", save_strategy="steps", save_steps=step)
+    resumed = make_trainer("whole-killed", save_strategy="steps", save_steps=step, **options)
     torch.manual_seed(99)
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint=True)
@@ -161,8 +170,15 @@ def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step):
 
 def test_resumed_run_ends_with_the_same_best_model(make_trainer):
     # This term rises in the first steps: the best model is neither the last one nor one after the interruption.
-    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.03,
-               "load_best_model_at_end": True, "metric_for_best_model": "eval_cross_entailment_loss", "greater_is_better": False}  # fmt: skip
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "learning_rate": 0.03,
+    }
+    options |= {"load_best_model_at_end": True, "greater_is_better": False}
+    options["metric_for_best_model"] = "eval_cross_entailment_loss"
     whole = make_trainer("best", **options)
     whole.train()
     best = whole.state.best_global_step

@@ -102,10 +102,13 @@ def main() -> None:
     model.gene_model.set_missing_values(torch.from_numpy(means))
 
     level = hierarchy_level(train_spots, data.level_key, training.seed)
+    train_spots = train_spots.add_column("level", level)
+    if training.min_spot_distance_um:
+        train_spots = study.with_positions_um(train_spots)
     trainer = DelstTrainer(
         model=model,
         args=training,
-        train_dataset=train_spots.add_column("level", level),
+        train_dataset=train_spots,
         eval_dataset=study.subset(validation_slides) if validation_slides else None,
         data_collator=DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes),
         processing_class=processor,

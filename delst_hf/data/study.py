@@ -86,6 +86,26 @@ class Study:
         self.check_slides(slide_ids)
         return self.spots.select(np.flatnonzero(np.isin(self.slide_of_spot, list(slide_ids))))
 
+    def with_positions_um(self, spots: Dataset) -> Dataset:
+        """These spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.
+
+        Raises:
+            ValueError: If a slide's micrometres per pixel are not known.
+        """
+        columns = spots.with_format("numpy")
+        slides = np.asarray(columns["slide_id"][:])
+        mpp = dict(zip(self.slide_ids, self.slides["mpp"], strict=True))
+        unknown = [str(name) for name in np.unique(slides) if not mpp[name] > 0]
+        if unknown:
+            raise ValueError(
+                f"Slides {unknown} have no micrometres per pixel (mpp), so distances on them are not known. Prepare them with "
+                "their mpp, or leave min_spot_distance_um out."
+            )
+        scale = np.asarray([mpp[name] for name in slides])
+        for axis in ("x", "y"):
+            spots = spots.add_column(f"{axis}_um", scale * np.asarray(columns[axis][:]))
+        return spots
+
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
         """Counts of these spots as a sparse matrix (spots, genes)."""
         # The arrow table itself does not know of `select`, hence flatten_indices.
