@@ -323,7 +323,7 @@ def test_two_ranks_give_the_gradients_of_the_joined_batch(tiny_model, tiny_proce
     script = tmp_path / "two_ranks.py"
     script.write_text(textwrap.dedent(TWO_RANKS))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([*launch, str(script), str(tmp_path), str(toy_folder)], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     found = torch.load(tmp_path / "two_ranks.pt")

@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[1]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SMALL = [
     "--validation_slides", "toy_A2", "--test_slides", "toy_B1", "--image_size", "32", "--max_steps", "4", "--save_steps", "2",
-    "--per_device_train_batch_size", "8", "--contrastive_micro_batch_size", "3", "--batch_sampling", "balanced", "--save_strategy", "steps", "--disable_tqdm", "true", "--use_cpu", "true",
+    "--per_device_train_batch_size", "8", "--contrastive_micro_batch_size", "3", "--batch_sampling", "balanced",
+    "--save_strategy", "steps", "--disable_tqdm", "true", "--use_cpu", "true",
 ]  # fmt: skip
 
 
 def run(*command: str, succeed: bool = True) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode == 0) == succeed, done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -56,7 +57,7 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
     output = tmp_path / "killed"
     command = [*LAUNCHER, "training/pretrain.py", "training/configs/toy.yaml", "--dataset", str(toy_folder)]
     command += ["--output_dir", str(output), *SMALL, "--save_steps", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
     )
