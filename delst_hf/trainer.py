@@ -2,113 +2,31 @@
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
-from .data.sampler import BATCH_SAMPLING, SlideSampler
+from .data.collator import DelstCollator
+from .data.sampler import SlideSampler
+from .data.study import SpotRows
 from .evaluation.hierarchy import cone_statistics
 from .evaluation.retrieval import bidirectional_retrieval
 from .gradient_cache import cached_loss
 from .losses import world_size
 from .modeling_delst import DelstModel, DelstOutput
 from .processing_delst import DelstProcessor
+from .training_arguments import DelstTrainingArguments
 
 SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
 LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
-
-
-@dataclass
-class DelstTrainingArguments(TrainingArguments):
-    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections)."""
-
-    contrastive_micro_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching): memory of the "
-            "towers as for the micro-batch, negatives and gradients as for the whole batch of all processes, at the cost of "
-            "one more forward pass. Gradient accumulation does not add negatives (each of its batches is contrasted within "
-            "itself); this does."
-        },
-    )
-
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the vision backbone. Defaults to learning_rate."}
-    )
-    scalar_learning_rate: float = field(
-        default=1e-2,
-        metadata={"help": "Learning rate of the curvature, the logit scale and the scale of each modality."},
-    )
-    augment: bool = field(
-        default=True,
-        metadata={
-            "help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."
-        },
-    )
-    freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
-    batch_sampling: str = field(
-        default="random",
-        metadata={
-            "help": "Which spots meet in a batch: any (random), slides in proportion (balanced), or those of one slide, whose "
-            "negatives are hard (within_slide).",
-            "choices": BATCH_SAMPLING,
-        },
-    )
-    min_spot_distance_um: float = field(
-        default=0.0,
-        metadata={"help": "Spots of one slide closer than this (um) are never in one batch: they are near-duplicates."},
-    )
-    learning_rate: float = field(
-        default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
-    )
-    weight_decay: float = field(
-        default=0.2, metadata={"help": "Weight decay of matrices; norms, biases and the scalars are spared."}
-    )
-    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator reads all columns."}
-    )
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Drop the last, smaller training batch, whose contrastive loss is easier."}
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "The collator's spot index, passed on to the metrics."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
-        self.data_seed = self.seed if self.data_seed is None else self.data_seed
-        least = 3 if self.load_best_model_at_end else 2
-        if self.save_total_limit is not None and 0 < self.save_total_limit < least:
-            raise ValueError(
-                f"save_total_limit={self.save_total_limit} would delete the last whole checkpoint before the new one is known "
-                f"to be whole. Use save_total_limit={least} or more{' (the best one counts)' if least == 3 else ''}."
-            )
-        if self.contrastive_micro_batch_size is not None and self.contrastive_micro_batch_size < 1:
-            raise ValueError(
-                f"contrastive_micro_batch_size={self.contrastive_micro_batch_size} must be 1 or more, or left out."
-            )
-        if self.slide_aware and not self.dataloader_drop_last:
-            raise ValueError(
-                f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
-                "batches only. Leave dataloader_drop_last at True."
-            )
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
-
-    @property
-    def slide_aware(self) -> bool:
-        """Whether batches are put together by slide and position."""
-        return self.batch_sampling != "random" or self.min_spot_distance_um != 0
 
 
 class ClampScalars(TrainerCallback):
@@ -155,10 +73,21 @@ class DelstTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        if isinstance(dataset, Dataset) and isinstance(self.data_collator, DelstCollator):
+            dataset = SpotRows(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As in the base class, and patches that the loader left as uint8 are normalised on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        return self.data_collator.finish(inputs) if isinstance(self.data_collator, DelstCollator) else inputs
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not self.args.slide_aware:
             return super()._get_train_sampler(train_dataset)
-        return slide_sampler(self.train_dataset if train_dataset is None else train_dataset, self.args)
+        spots = self.train_dataset if train_dataset is None else train_dataset
+        return slide_sampler(spots.spots if isinstance(spots, SpotRows) else spots, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""

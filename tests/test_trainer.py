@@ -55,6 +55,18 @@ def test_every_trained_parameter_moves_and_the_loss_falls(make_trainer):
     assert losses[0] > np.log(24) * 0.9 and losses[-1] < losses[0] - 0.2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_deferred_patches_train_to_the_same_weights(make_trainer, workers):
+    plain = make_trainer("plain")
+    plain.train()
+    deferred = make_trainer("deferred", dataloader_num_workers=workers)
+    deferred.data_collator.defer_pixels = True
+    deferred.train()
+    assert deferred.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, deferred.model.state_dict()[name]), name
+
+
 def test_logs_hold_every_term_and_the_state_of_the_hyperboloid(make_trainer):
     trainer = make_trainer()
     trainer.train()

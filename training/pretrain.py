@@ -110,7 +110,9 @@ def main() -> None:
         args=training,
         train_dataset=train_spots,
         eval_dataset=study.subset(validation_slides) if validation_slides else None,
-        data_collator=DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes),
+        data_collator=DelstCollator(
+            processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True
+        ),
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -7,6 +7,7 @@ from functools import cached_property
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import scipy.sparse
 from datasets import Dataset
 
@@ -117,6 +118,28 @@ class Study:
             (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
             shape=(len(spots), len(self.genes)),
         )
+
+
+class SpotRows:
+    """Spots for a loader: a batch is an arrow table, never a list of Python objects.
+
+    A row of a `Dataset` holds thousands of gene indices, each of which would become a Python integer only to be read once.
+
+    Args:
+        spots: Spots of a `Study`.
+    """
+
+    def __init__(self, spots: Dataset):
+        self.spots = spots.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    def __getitem__(self, index: int) -> pa.Table:
+        return self.spots[[index]]
+
+    def __getitems__(self, indices: list[int]) -> pa.Table:
+        return self.spots[indices]
 
 
 def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.ndarray:
