@@ -129,7 +129,9 @@ class DelstTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, DelstOutput]:
         """Losses over the joined batch of all processes; their terms are kept for the next log."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
-        if model.training and self.args.augment:
+        if (
+            model.training and self.args.augment and inputs["pixel_values"].dim() == 4
+        ):  # cached features have no upright
             inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
         outputs: Any
         if model.training and self.args.contrastive_micro_batch_size is not None:

@@ -34,6 +34,28 @@ class DelstTrainingArguments(TrainingArguments):
             "help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."
         },
     )
+    cache_features: bool = field(
+        default=False,
+        metadata={
+            "help": "With freeze_vision: embed all spots once, keep the features in OUTPUT_DIR, and train the heads on them. "
+            "Patches are then not turned (augment has no effect)."
+        },
+    )
+    lora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft)."
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    lora_saving: str = field(
+        default="merged",
+        metadata={
+            "help": "Save the trained backbone merged with LoRA (OUTPUT_DIR/model, a plain DelstModel), or LoRA and heads "
+            "without the backbone (OUTPUT_DIR/adapter, for delst_hf.lora.load_adapter).",
+            "choices": ("merged", "adapter"),
+        },
+    )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
     batch_sampling: str = field(
         default="random",
@@ -83,6 +105,13 @@ class DelstTrainingArguments(TrainingArguments):
                 f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
                 "batches only. Leave dataloader_drop_last at True."
             )
+        if self.cache_features and (self.lora or not self.freeze_vision):
+            raise ValueError(
+                "cache_features keeps what the backbone makes of each patch, so the backbone must stay as it is: add "
+                "--freeze_vision true" + (" and leave --lora out." if self.lora else ", or leave cache_features out.")
+            )
+        if self.lora and self.freeze_vision:
+            raise ValueError("lora trains beside the backbone, freeze_vision nothing of it. Choose one of the two.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
 

@@ -47,6 +47,8 @@ ORDER = [
     "evaluation/embed",  # joins a model to a study, hence not with its neighbours
     "evaluation/protocol",  # the same, of all evaluations
     "arguments",
+    "lora",
+    "cached_features",
     "training_arguments",
     "gradient_cache",
     "checkpoints",

@@ -65,23 +65,20 @@ class DelstCollator:
             ``pixel_values``, ``gene_values``, ``gene_mask``, ``level``, ``slide_ids``, ``labels`` (the spot index) and
             ``return_loss``.
         """
+        return {"pixel_values": self.pixel_values(_Columns(rows).values("image")), **self.all_but_pixels(rows)}
+
+    def all_but_pixels(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Any]:
+        """The batch without its patches; the rows need no ``image``."""
         columns = _Columns(rows)
         level = columns.numbers("level" if "level" in columns else "n_genes")
-        return {
-            "pixel_values": self.pixel_values(columns.values("image")),
-            **self.genes(rows),
-            "level": torch.from_numpy(level.astype(np.float32)),
-            "labels": torch.from_numpy(columns.numbers("spot_index").astype(np.int64)),
-            "return_loss": True,
-        }
-
-    def genes(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Tensor]:
-        """What the gene encoder reads, and the slides: ``gene_values``, ``gene_mask`` and ``slide_ids``."""
-        slides = torch.tensor([self.slide_index[slide] for slide in _Columns(rows).values("slide_id")])
+        slides = torch.tensor([self.slide_index[slide] for slide in columns.values("slide_id")])
         return {
             "gene_values": torch.from_numpy(self.gene_values(rows)),
             "gene_mask": self.slide_mask[slides],
+            "level": torch.from_numpy(level.astype(np.float32)),
             "slide_ids": slides,
+            "labels": torch.from_numpy(columns.numbers("spot_index").astype(np.int64)),
+            "return_loss": True,
         }
 
     def gene_values(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> np.ndarray:
