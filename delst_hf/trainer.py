@@ -57,6 +57,8 @@ class DelstTrainer(Trainer):
         # divide the loss by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
         self._check_gradient_caching()
+        if self.is_fsdp_enabled:
+            replicate_scalars(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -264,6 +266,28 @@ class DelstTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(run / f"checkpoint-{self.state.global_step}")
+
+
+def replicate_scalars(model: DelstModel, plugin: Any) -> None:
+    """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them whole, their gradients averaged.
+
+    Args:
+        model: The model, not yet wrapped.
+        plugin: Accelerate's ``FullyShardedDataParallelPlugin``.
+    """
+    holder = nn.Module()
+    for name in SCALARS:
+        holder.register_parameter(name, getattr(model, name))
+    plugin.ignored_modules = [holder]
+
+    def average(parameter: nn.Parameter) -> None:
+        # Also right when gradients add up: what earlier passes left is the same on all processes, so its mean is itself.
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= world_size()  # type: ignore[operator]
+
+    for parameter in holder.parameters():
+        if parameter.requires_grad and world_size() > 1:
+            parameter.register_post_accumulate_grad_hook(average)
 
 
 def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:

@@ -30,6 +30,14 @@ def run(*command: str, succeed: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+def numbers(tree, path: str = "") -> dict[str, float]:
+    """Every number of a JSON tree, by its path."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: value for name, part in items for key, value in numbers(part, f"{path}/{name}").items()}
+    return {path: float(tree)} if isinstance(tree, int | float) else {}
+
+
 @pytest.fixture(scope="module")
 def pretrained(toy_folder, tmp_path_factory) -> Path:
     """OUTPUT_DIR of a run of two processes under torchrun."""
@@ -94,6 +102,11 @@ def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder
     assert "DELST embedding" in text and "recall@10" in text
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["train_slides"] == ["toy_A1"] and results["test_slides"] == ["toy_B1"]
+    # Two processes embed a share each: the same spots in the same order, none twice, and one table.
+    shared = run(*LAUNCHER, *command, "--test-slides", "toy_B1", "--output", str(tmp_path / "two.json"), *options)
+    assert shared.count("DELST embedding") == text.count("DELST embedding")
+    one, two = numbers(results), numbers(json.loads((tmp_path / "two.json").read_text()))
+    assert len(one) > 20 and two == pytest.approx(one, rel=1e-4, abs=1e-5)
     refused = run(*command, "--test-slides", "toy_A1", *options, succeed=False)
     assert "trained on ['toy_A1']" in refused
 

@@ -109,11 +109,13 @@ class DelstCollator:
         transform = self.pixel_transform
         if transform is None or any(image.size != transform.size for image in opened):
             return self.processor.image_processor(opened, return_tensors="pt")["pixel_values"]
-        pixels = np.empty((len(opened), *transform.size[::-1], 3), dtype=np.uint8)
+        # Pillow keeps RGB in four bytes a pixel. Copied as they are, they cost a quarter of what taking three of them costs;
+        # the view of the first three is free.
+        pixels = np.empty((len(opened), *transform.size[::-1], 4), dtype=np.uint8)
         for i, image in enumerate(opened):  # decoded straight into the batch, one after the other, while in cache
-            pixels[i] = np.asarray(image)
+            _decode_into(pixels[i], image)
             opened[i] = None  # else the batch would be held twice
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(pixels)[..., :3].permute(0, 3, 1, 2)
         return batch if self.defer_pixels else transform(batch)
 
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -178,8 +180,24 @@ class _PixelTransform:
 
         From the collator that is channels-last, in which convolutions run faster (by a third on a CPU), and no copy is made.
         """
-        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
-        return torch.addcmul(shift, pixels.float(), scale)
+        rows = pixels.permute(0, 2, 3, 1).float().contiguous()
+        # A whole line of pixels at a time: channels alone, three in number, would leave vector units idle.
+        lines = rows.flatten(2)
+        scale, shift = (x.flatten().repeat(rows.shape[2]).to(pixels.device) for x in (self.scale, self.shift))
+        torch.addcmul(shift, lines, scale, out=lines)
+        return rows.permute(0, 3, 1, 2)
+
+
+def _decode_into(pixels: np.ndarray, image: Image.Image) -> None:
+    """Put a patch into its place (height, width, 4) uint8; the fourth byte has no meaning."""
+    image.load()
+    if hasattr(image, "__arrow_c_array__"):  # Pillow from 11.2 on lends its memory
+        try:
+            pixels.reshape(-1)[:] = pa.array(image).flatten().to_numpy()
+            return
+        except ValueError:  # in several blocks, as very large images are
+            pass
+    pixels[..., :3] = np.asarray(image)
 
 
 def _open(image: Any) -> Image.Image:
