@@ -376,7 +376,7 @@ class DelstModel(DelstPreTrainedModel):
         image_embeds = self.embed_features(vision_output.pooler_output, "image")
         gene_embeds = self.embed_features(gene_output.pooler_output, "gene")
         if return_loss:
-            results = self._losses(image_embeds, gene_embeds, level, slide_ids, across_ranks)
+            results = self.loss_terms(image_embeds, gene_embeds, level, slide_ids, across_ranks)
         else:
             logits = self.similarity(image_embeds, gene_embeds)
             results = {"logits_per_image": logits, "logits_per_gene": logits.T}
@@ -397,10 +397,30 @@ class DelstModel(DelstPreTrainedModel):
             scale = self.logit_scale.float().exp()
             return similarity_logits(image_embeds, gene_embeds, scale, self.curvature, self.config.geometry)
 
-    def _losses(
-        self, image: Tensor, gene: Tensor, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool
+    def loss_terms(
+        self,
+        image_embeds: Tensor,
+        gene_embeds: Tensor,
+        level: Tensor | None = None,
+        slide_ids: Tensor | None = None,
+        across_ranks: bool = False,
     ) -> dict[str, Tensor]:
-        """Every term of the objective and, first, their weighted sum."""
+        """Every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
+
+        Args:
+            image_embeds: Image embeddings (batch, projection_dim).
+            gene_embeds: Gene embeddings of the same spots (batch, projection_dim).
+            level: Hierarchy key (batch,), needed by the intra-modal loss.
+            slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
+            across_ranks: Take negatives and ordered pairs from all processes; all must call it.
+
+        Returns:
+            ``loss``, ``contrastive_loss`` and the entailment terms whose weight is above 0 (0-d tensors).
+
+        Raises:
+            ValueError: If the intra-modal loss is asked for without `level`.
+        """
+        image, gene = image_embeds, gene_embeds
         config, curvature = self.config, self.curvature
         with torch.autocast(device_type=image.device.type, enabled=False):
             contrastive = contrastive_loss(

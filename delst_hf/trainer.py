@@ -1,77 +1,32 @@
 """DelstTrainer: transformers' Trainer with the dual entailment losses, their diagnostics, and scalars that stay in range."""
 
 import functools
-import os
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader, Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
+from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
+from .data.collator import DelstCollator
+from .data.sampler import SlideSampler
+from .data.study import SpotRows
 from .evaluation.hierarchy import cone_statistics
 from .evaluation.retrieval import bidirectional_retrieval
+from .gradient_cache import cached_loss
 from .losses import world_size
 from .modeling_delst import DelstModel, DelstOutput
 from .processing_delst import DelstProcessor
+from .training_arguments import DelstTrainingArguments
 
 SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
-COMPLETE = "complete"
 LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
-
-
-@dataclass
-class DelstTrainingArguments(TrainingArguments):
-    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections).
-
-    Gradient accumulation does not add negatives: each micro-batch is contrasted within itself.
-    """
-
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the vision backbone. Defaults to learning_rate."}
-    )
-    scalar_learning_rate: float = field(
-        default=1e-2,
-        metadata={"help": "Learning rate of the curvature, the logit scale and the scale of each modality."},
-    )
-    augment: bool = field(
-        default=True,
-        metadata={
-            "help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."
-        },
-    )
-    freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
-    learning_rate: float = field(
-        default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
-    )
-    weight_decay: float = field(
-        default=0.2, metadata={"help": "Weight decay of matrices; norms, biases and the scalars are spared."}
-    )
-    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator reads all columns."}
-    )
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Drop the last, smaller training batch, whose contrastive loss is easier."}
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "The collator's spot index, passed on to the metrics."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
-        self.data_seed = self.seed if self.data_seed is None else self.data_seed
-        if self.save_total_limit == 1:
-            raise ValueError(
-                "save_total_limit=1 would delete the last whole checkpoint before the new one is known to be whole. "
-                "Use save_total_limit=2 or more."
-            )
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
 
 
 class ClampScalars(TrainerCallback):
@@ -88,7 +43,7 @@ class DelstTrainer(Trainer):
     It logs every loss term, the curvature and whether it sits at a clamp, the logit scale, and for the Lorentz geometry radius,
     half-aperture and the fraction of pairs inside the cone beside its mismatched control. On an evaluation set it adds
     retrieval over the whole set. Negatives come from all processes. Checkpoints carry a marker once they are whole; resume
-    with ``train(resume_from_checkpoint=last_complete_checkpoint(output_dir))``.
+    with ``train(resume_from_checkpoint=True)``.
     """
 
     args: DelstTrainingArguments
@@ -98,6 +53,12 @@ class DelstTrainer(Trainer):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
         super().__init__(*args, **kwargs)
         self.processor = processing_class
+        # `forward` takes keyword arguments for the backbone, not `num_items_in_batch`. Left True, the base class would not
+        # divide the loss by the number of accumulated batches.
+        self.model_accepts_loss_kwargs = False
+        self._check_gradient_caching()
+        if self.is_fsdp_enabled:
+            replicate_scalars(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -113,6 +74,22 @@ class DelstTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        if isinstance(dataset, Dataset) and isinstance(self.data_collator, DelstCollator):
+            dataset = SpotRows(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As in the base class, and patches that the loader left as uint8 are normalised on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        return self.data_collator.finish(inputs) if isinstance(self.data_collator, DelstCollator) else inputs
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if not self.args.slide_aware:
+            return super()._get_train_sampler(train_dataset)
+        spots = self.train_dataset if train_dataset is None else train_dataset
+        return slide_sampler(spots.spots if isinstance(spots, SpotRows) else spots, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""
@@ -154,9 +131,15 @@ class DelstTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, DelstOutput]:
         """Losses over the joined batch of all processes; their terms are kept for the next log."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
-        if model.training and self.args.augment:
+        if (
+            model.training and self.args.augment and inputs["pixel_values"].dim() == 4
+        ):  # cached features have no upright
             inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
-        outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
+        outputs: Any
+        if model.training and self.args.contrastive_micro_batch_size is not None:
+            outputs = self._cached_loss(model, inputs)
+        else:
+            outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
         mode = "train" if model.training else "eval"
         sums = self._sums[mode]
         for term in LOSS_TERMS:
@@ -166,6 +149,34 @@ class DelstTrainer(Trainer):
         sums["batches"] = sums["batches"] + 1
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _cached_loss(self, model: nn.Module, inputs: dict[str, Any]) -> DelstOutput:
+        return cached_loss(
+            model,
+            self.accelerator.unwrap_model(self.model),
+            inputs,
+            self.args.contrastive_micro_batch_size or 1,
+            # The base class divides the returned loss by the number of accumulated batches; these it does not see.
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            across_ranks=world_size() > 1,
+            no_sync=lambda: self.accelerator.no_sync(model),
+        )
+
+    def _check_gradient_caching(self) -> None:
+        """Refuse what gradient caching cannot do exactly."""
+        if self.args.contrastive_micro_batch_size is None:
+            return
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "contrastive_micro_batch_size sends several backward passes into one step, which DeepSpeed does not take. "
+                "Train with DDP (multi_gpu.yaml) or FSDP, or leave the option out."
+            )
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms and not self.model.config.freeze_batch_norm:
+            raise ValueError(
+                "contrastive_micro_batch_size with freeze_batch_norm=False would normalise each micro-batch by itself and "
+                "count its statistics twice. Leave freeze_batch_norm at True."
+            )
 
     def prediction_step(
         self,
@@ -231,12 +242,81 @@ class DelstTrainer(Trainer):
         if self.processor is not None and self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in the base class, but only a checkpoint that was written to its end is gone on from.
+
+        Args:
+            resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
+            *args: Passed to the base class.
+            **kwargs: Passed to the base class.
+
+        Raises:
+            ValueError: If there is no whole checkpoint, or the one given is not whole.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial=trial))
+        if self.args.should_save:
+            prepare_for_checkpoint(run, self.state.global_step)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            (checkpoint / COMPLETE).touch()
+            mark_complete(run / f"checkpoint-{self.state.global_step}")
+
+
+def replicate_scalars(model: DelstModel, plugin: Any) -> None:
+    """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them whole, their gradients averaged.
+
+    Args:
+        model: The model, not yet wrapped.
+        plugin: Accelerate's ``FullyShardedDataParallelPlugin``.
+    """
+    holder = nn.Module()
+    for name in SCALARS:
+        holder.register_parameter(name, getattr(model, name))
+    plugin.ignored_modules = [holder]
+
+    def average(parameter: nn.Parameter) -> None:
+        # Also right when gradients add up: what earlier passes left is the same on all processes, so its mean is itself.
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= world_size()  # type: ignore[operator]
+
+    for parameter in holder.parameters():
+        if parameter.requires_grad and world_size() > 1:
+            parameter.register_post_accumulate_grad_hook(average)
+
+
+def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:
+    """The sampler of slide-aware batches over the joined batch of all processes.
+
+    Args:
+        spots: Spots with ``slide_id``, and with ``x_um`` and ``y_um`` where a distance is to be kept.
+        args: Training arguments.
+
+    Raises:
+        ValueError: If a column is missing, or no batch can be made (see `SlideSampler`).
+    """
+    wanted = ["slide_id", "x_um", "y_um"] if args.min_spot_distance_um else ["slide_id"]
+    missing = [name for name in wanted if name not in spots.column_names]
+    if missing:
+        raise ValueError(
+            f"batch_sampling={args.batch_sampling!r} with min_spot_distance_um={args.min_spot_distance_um:g} needs the columns "
+            f"{missing}. Give spots of a Study; Study.with_positions_um adds x_um and y_um."
+        )
+    columns = spots.with_format("numpy")
+    positions = np.stack([columns["x_um"][:], columns["y_um"][:]], axis=1) if args.min_spot_distance_um else None
+    return SlideSampler(
+        np.asarray(columns["slide_id"][:]),
+        args.train_batch_size * args.world_size,
+        args.batch_sampling,
+        positions,
+        args.min_spot_distance_um,
+        args.seed if args.data_seed is None else args.data_seed,
+    )
 
 
 def random_orientation(pixel_values: Tensor) -> Tensor:
@@ -248,13 +328,3 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
         patches = pixel_values[rows].flip(-1) if k >= 4 else pixel_values[rows]
         turned[rows] = torch.rot90(patches, k % 4, dims=(-2, -1))
     return turned
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The latest checkpoint that was written to its end, None when there is none.
-
-    Args:
-        output_dir: Output folder of a `DelstTrainer`.
-    """
-    whole = [marker.parent for marker in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[-1]))) if whole else None

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from delst_hf import DelstCollator
+from delst_hf.data.study import SpotRows
 
 
 @pytest.fixture
@@ -73,3 +74,51 @@ def test_genes_of_one_name_are_summed(tiny_processor, toy_study):
     collator = DelstCollator(tiny_processor, [*names, names[0]], ["s"])
     row = {"gene_indices": [0, 1, len(names)], "gene_counts": [1, 10, 4], "total_counts": 15}
     assert collator.gene_values([row])[0, 0] == pytest.approx(np.log1p(5 * 1e4 / 15))
+
+
+@pytest.mark.parametrize("level", [False, True])
+def test_an_arrow_table_gives_the_batch_of_its_rows(collator, toy_study, level):
+    spots = toy_study.spots.add_column("level", np.arange(108.0)) if level else toy_study.spots
+    chosen = [80, 3, 41, 3]
+    expected = collator([spots[i] for i in chosen])
+    for spots_in_order in (spots, spots.select(range(108))):  # with and without an indices mapping
+        found = collator(SpotRows(spots_in_order).__getitems__(chosen))
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    assert found["level"].tolist() == (chosen if level else [toy_study.spots[i]["n_genes"] for i in chosen])
+    assert len(SpotRows(spots)) == 108 and SpotRows(spots)[7]["spot_index"].to_pylist() == [7]
+
+
+def test_deferred_patches_are_bytes_until_finished(tiny_processor, toy_study):
+    names, slides = toy_study.gene_names, toy_study.slide_ids
+    rows = [toy_study.spots[i] for i in (0, 50)]
+    deferred = DelstCollator(tiny_processor, names, slides, defer_pixels=True)
+    batch = deferred(rows)
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert torch.equal(batch["pixel_values"][1], torch.from_numpy(np.array(rows[1]["image"])).permute(2, 0, 1))
+    expected = DelstCollator(tiny_processor, names, slides)(rows)
+    finished = deferred.finish(batch)
+    assert set(finished) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(finished[name], value, rtol=0, atol=0)
+    # What needs no finishing passes through: a finished batch, and patches that had to be resized.
+    assert torch.equal(deferred.finish(finished)["pixel_values"], finished["pixel_values"])
+    tiny_processor.image_processor.size = {"height": 16, "width": 16}
+    resized = DelstCollator(tiny_processor, names, slides, defer_pixels=True)(rows)["pixel_values"]
+    assert resized.dtype == torch.float32 and resized.shape[-1] == 16
+
+
+def test_older_pillow_and_images_in_blocks_decode_alike(collator, toy_study, monkeypatch):
+    rows = [toy_study.spots[i] for i in (0, 50)]
+    expected = collator(rows)["pixel_values"]
+    calls = []
+
+    def in_blocks(self, schema=None):
+        calls.append(1)
+        raise ValueError("not in one block")
+
+    monkeypatch.setattr("PIL.Image.Image.__arrow_c_array__", in_blocks, raising=False)
+    assert torch.equal(collator(rows)["pixel_values"], expected) and calls
+    monkeypatch.delattr("PIL.Image.Image.__arrow_c_array__")
+    assert torch.equal(collator(rows)["pixel_values"], expected)

@@ -5,14 +5,18 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
-from delst_hf.trainer import SCALARS, last_complete_checkpoint, random_orientation
+from delst_hf.checkpoints import last_complete_checkpoint
+from delst_hf.trainer import SCALARS, random_orientation
 
 
 @pytest.fixture
@@ -49,6 +53,18 @@ def test_every_trained_parameter_moves_and_the_loss_falls(make_trainer):
     assert still == []
     losses = [entry["contrastive_loss"] for entry in trainer.state.log_history if "contrastive_loss" in entry]
     assert losses[0] > np.log(24) * 0.9 and losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_deferred_patches_train_to_the_same_weights(make_trainer, workers):
+    plain = make_trainer("plain")
+    plain.train()
+    deferred = make_trainer("deferred", dataloader_num_workers=workers)
+    deferred.data_collator.defer_pixels = True
+    deferred.train()
+    assert deferred.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, deferred.model.state_dict()[name]), name
 
 
 def test_logs_hold_every_term_and_the_state_of_the_hyperboloid(make_trainer):
@@ -137,22 +153,56 @@ def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
     assert np.isfinite(entry["contrastive_loss"]) and "curvature" not in entry and "cross_entailment_loss" not in entry
 
 
-@pytest.mark.parametrize("step", [3, 4], ids=["at the end of an epoch", "within an epoch"])
-def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step):
-    whole = make_trainer("whole", save_strategy="steps", save_steps=step)
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (3, {}),
+        (4, {}),
+        (4, {"batch_sampling": "balanced", "contrastive_micro_batch_size": 10}),
+        (5, {"batch_sampling": "within_slide", "per_device_train_batch_size": 16, "freeze_vision": True}),
+    ],
+    ids=["at the end of an epoch", "within an epoch", "balanced and cached", "within a slide, frozen"],
+)
+def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step, options):
+    whole = make_trainer("whole", save_strategy="steps", save_steps=step, **options)
     whole.train()
     run = shutil.copytree(whole.args.output_dir, whole.args.output_dir + "-killed")
     shutil.rmtree(os.path.join(run, "checkpoint-6"))
-    resumed = make_trainer("whole-killed", save_strategy="steps", save_steps=step)
+    resumed = make_trainer("whole-killed", save_strategy="steps", save_steps=step, **options)
     torch.manual_seed(99)
     with caplog.at_level(logging.WARNING):
-        resumed.train(resume_from_checkpoint=last_complete_checkpoint(run))
+        resumed.train(resume_from_checkpoint=True)
     assert "missing keys" not in caplog.text.lower()
     assert resumed.state.global_step == 6
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     halfway = DelstModel.from_pretrained(os.path.join(run, f"checkpoint-{step}"))
     assert not torch.equal(whole.model.visual_projection.weight, halfway.visual_projection.weight)
+
+
+def test_resumed_run_ends_with_the_same_best_model(make_trainer):
+    # This term rises in the first steps: the best model is neither the last one nor one after the interruption.
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "learning_rate": 0.03,
+    }
+    options |= {"load_best_model_at_end": True, "greater_is_better": False}
+    options["metric_for_best_model"] = "eval_cross_entailment_loss"
+    whole = make_trainer("best", **options)
+    whole.train()
+    best = whole.state.best_global_step
+    assert 1 <= best < 5, "the test would be blind"
+    for step in (5, 6):
+        shutil.rmtree(os.path.join(whole.args.output_dir, f"checkpoint-{step}"))
+    resumed = make_trainer("best", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_global_step == best
+    kept = load_file(os.path.join(whole.args.output_dir, f"checkpoint-{best}", "model.safetensors"))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, kept[name]) and torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
 def test_checkpoint_is_complete_and_loads(make_trainer):
@@ -178,11 +228,37 @@ def test_half_written_checkpoint_is_not_taken(make_trainer, monkeypatch):
     assert os.path.exists(os.path.join(run, "checkpoint-6", "model.safetensors"))
     assert last_complete_checkpoint(run).endswith("checkpoint-3")
     assert last_complete_checkpoint(os.path.join(run, "none")) is None
+    # The Trainer's own way of finding a checkpoint would take the half-written one.
+    assert get_last_checkpoint(run).endswith("checkpoint-6")
+    taken = []
+    monkeypatch.setattr(Trainer, "train", lambda self, checkpoint: taken.append(checkpoint))
+    trainer.train(resume_from_checkpoint=True)
+    assert taken[0].endswith("checkpoint-3")
+    with pytest.raises(ValueError, match="checkpoint-6 is no whole checkpoint.*Go on from .*checkpoint-3"):
+        trainer.train(resume_from_checkpoint=os.path.join(run, "checkpoint-6"))
+    with pytest.raises(ValueError, match="none holds no whole checkpoint"):
+        make_trainer("none").train(resume_from_checkpoint=True)
+
+
+def test_leftovers_do_not_push_out_whole_checkpoints(make_trainer):
+    trainer = make_trainer(save_strategy="steps", save_steps=2, save_total_limit=2)
+    run = Path(trainer.args.output_dir)
+    for step in (4, 9):  # as a killed run leaves them: one is written over, one is younger than all that follow
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+    (run / "checkpoint-4" / "complete").touch()
+    (run / "checkpoint-4" / "stale").touch()
+    trainer.train()
+    assert sorted(folder.name for folder in run.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert not (run / "checkpoint-4" / "stale").exists()
 
 
 def test_limits_that_would_lose_work_are_refused(tmp_path):
     with pytest.raises(ValueError, match="save_total_limit=2 or more"):
         DelstTrainingArguments(output_dir=str(tmp_path), save_total_limit=1)
+    with pytest.raises(ValueError, match="save_total_limit=2 .*save_total_limit=3 or more"):
+        DelstTrainingArguments(
+            output_dir=str(tmp_path), save_total_limit=2, load_best_model_at_end=True, eval_strategy="steps"
+        )
     with pytest.raises(ValueError, match="remove_unused_columns"):
         DelstTrainingArguments(output_dir=str(tmp_path), remove_unused_columns=True)
 
@@ -198,7 +274,7 @@ def test_orientations_are_the_eight_of_a_square():
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
-from transformers import set_seed
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
 from delst_hf.data.study import Study
 
@@ -218,11 +294,37 @@ rows = range(0, 14) if dist.get_rank() == 0 else range(14, 24)
 batch = trainer._prepare_inputs(collator([study.spots[3 * i] for i in rows]))
 loss = trainer.compute_loss(wrapped, batch)
 trainer.accelerator.backward(loss)
-total = loss.detach().clone()
-dist.all_reduce(total)
+found = {}
+
+def keep(name, loss):
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    found[name] = {"loss": total / 2, "gradients": {k: p.grad for k, p in model.named_parameters() if p.grad is not None}}
+    model.zero_grad()
+
+keep("plain", loss)
+# 3 micro-batches on one rank and 2 on the other.
+arguments.contrastive_micro_batch_size, trainer.current_gradient_accumulation_steps = 5, 1
+reduced = []
+
+def counted(state, bucket):
+    reduced.append(1)
+    return allreduce_hook(None, bucket)
+
+wrapped.register_comm_hook(None, counted)
+for _ in range(2):  # twice: the second step must find DDP as the first one did
+    model.zero_grad()
+    reduced.clear()
+    loss = trainer.compute_loss(wrapped, batch)
+    trainer.accelerator.backward(loss)
+keep("cached", loss)
+buckets = len(reduced)
+reduced.clear()
+arguments.contrastive_micro_batch_size = None
+trainer.accelerator.backward(trainer.compute_loss(wrapped, batch))
+assert buckets == len(reduced) > 0, (buckets, len(reduced))  # gradients are averaged once, not once a micro-batch
 if dist.get_rank() == 0:
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    torch.save({"loss": total / 2, "gradients": gradients}, folder + "/two_ranks.pt")
+    torch.save(found, folder + "/two_ranks.pt")
 dist.destroy_process_group()
 """
 
@@ -233,7 +335,7 @@ def test_two_ranks_give_the_gradients_of_the_joined_batch(tiny_model, tiny_proce
     script = tmp_path / "two_ranks.py"
     script.write_text(textwrap.dedent(TWO_RANKS))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([*launch, str(script), str(tmp_path), str(toy_folder)], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     found = torch.load(tmp_path / "two_ranks.pt")
@@ -249,9 +351,9 @@ def test_two_ranks_give_the_gradients_of_the_joined_batch(tiny_model, tiny_proce
     loss = model(**batch).loss
     loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
-    assert set(found["gradients"]) == set(expected) and len(expected) > 20
-    for name, gradient in expected.items():
-        torch.testing.assert_close(
-            found["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: n + m
-        )
+    for way, atol in (("plain", 2e-6), ("cached", 1e-5)):
+        torch.testing.assert_close(found[way]["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+        gradients = found[way]["gradients"]
+        assert set(gradients) == set(expected) and len(expected) > 20
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=atol, msg=lambda m, n=name: n + m)

@@ -2,36 +2,48 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from delst_hf import DelstModel, DelstProcessor
 
 ROOT = Path(__file__).parents[1]
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SMALL = [
     "--validation_slides", "toy_A2", "--test_slides", "toy_B1", "--image_size", "32", "--max_steps", "4", "--save_steps", "2",
-    "--per_device_train_batch_size", "8", "--save_strategy", "steps", "--disable_tqdm", "true", "--use_cpu", "true",
+    "--per_device_train_batch_size", "8", "--contrastive_micro_batch_size", "3", "--batch_sampling", "balanced",
+    "--save_strategy", "steps", "--disable_tqdm", "true", "--use_cpu", "true",
 ]  # fmt: skip
 
 
 def run(*command: str, succeed: bool = True) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode == 0) == succeed, done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def numbers(tree, path: str = "") -> dict[str, float]:
+    """Every number of a JSON tree, by its path."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: value for name, part in items for key, value in numbers(part, f"{path}/{name}").items()}
+    return {path: float(tree)} if isinstance(tree, int | float) else {}
 
 
 @pytest.fixture(scope="module")
 def pretrained(toy_folder, tmp_path_factory) -> Path:
     """OUTPUT_DIR of a run of two processes under torchrun."""
     output = tmp_path_factory.mktemp("run") / "out"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(output), *SMALL]
-    text = run(*launcher, "training/pretrain.py", *arguments)
+    text = run(*LAUNCHER, "training/pretrain.py", *arguments)
     assert f"Checkpoint: {output / 'model'}" in text
     return output
 
@@ -49,6 +61,35 @@ def test_two_processes_train_one_model(pretrained):
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
+def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_folder, tmp_path):
+    output = tmp_path / "killed"
+    command = [*LAUNCHER, "training/pretrain.py", "training/configs/toy.yaml", "--dataset", str(toy_folder)]
+    command += ["--output_dir", str(output), *SMALL, "--save_steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 300
+    while not (output / "checkpoint-2").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
+    # The launcher and both processes, in the middle of writing the second checkpoint.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (output / "checkpoint-1" / "complete").exists() and not (output / "checkpoint-4").exists()
+
+    run(*command, "--resume_from_checkpoint", "true")
+    states = [
+        json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text()) for folder in (pretrained, output)
+    ]
+    assert states[0]["global_step"] == states[1]["global_step"] == 4
+    whole, resumed = (load_file(folder / "model" / "model.safetensors") for folder in (pretrained, output))
+    early = load_file(output / "checkpoint-1" / "model.safetensors") if (output / "checkpoint-1").exists() else None
+    assert set(whole) == set(resumed)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    assert early is None or not torch.equal(early["visual_projection.weight"], whole["visual_projection.weight"])
+
+
 def test_a_finished_run_is_not_written_over(pretrained, toy_folder):
     arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(pretrained), *SMALL]
     assert "holds a run already" in run("training/pretrain.py", *arguments, succeed=False)
@@ -61,6 +102,11 @@ def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder
     assert "DELST embedding" in text and "recall@10" in text
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["train_slides"] == ["toy_A1"] and results["test_slides"] == ["toy_B1"]
+    # Two processes embed a share each: the same spots in the same order, none twice, and one table.
+    shared = run(*LAUNCHER, *command, "--test-slides", "toy_B1", "--output", str(tmp_path / "two.json"), *options)
+    assert shared.count("DELST embedding") == text.count("DELST embedding")
+    one, two = numbers(results), numbers(json.loads((tmp_path / "two.json").read_text()))
+    assert len(one) > 20 and two == pytest.approx(one, rel=1e-4, abs=1e-5)
     refused = run(*command, "--test-slides", "toy_A1", *options, succeed=False)
     assert "trained on ['toy_A1']" in refused
 

@@ -6,10 +6,12 @@
 
 Options on the command line win over the file. A run that was killed goes on from its last whole checkpoint with
 --resume_from_checkpoint true. The result is OUTPUT_DIR/model: load it with DelstModel.from_pretrained.
-Negatives come from all processes; gradient accumulation does not add negatives.
+Negatives come from all processes. Gradient accumulation does not add negatives; --contrastive_micro_batch_size lets a batch
+of any size fit into memory with all of its negatives.
 """
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
 
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
 from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments, split_names
+from delst_hf.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
+from delst_hf.checkpoints import last_complete_checkpoint, whole_checkpoint
 from delst_hf.data.study import Study, hierarchy_level
 from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.evaluation.expression import log_normalize
 from delst_hf.hub import save_checkpoint_folder, training_record
-from delst_hf.trainer import DelstTrainer, DelstTrainingArguments, last_complete_checkpoint
+from delst_hf.lora import add_lora, merge_lora, save_adapter
+from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
 
 
 def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
@@ -71,13 +76,14 @@ def resume_point(training: DelstTrainingArguments) -> str | None:
     output_dir = Path(training.output_dir or ".")
     last = last_complete_checkpoint(output_dir)
     if wanted is None or wanted.lower() == "false":
-        if last or (output_dir / "model").exists():
+        if last or (output_dir / "model").exists() or (output_dir / "adapter").exists():
             raise ValueError(
                 f"{output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
                 "another --output_dir."
             )
         return None
-    return last if wanted.lower() == "true" else wanted
+    # A run that was killed before its first checkpoint begins again.
+    return last if wanted.lower() == "true" else whole_checkpoint(wanted, output_dir)
 
 
 def main() -> None:
@@ -85,6 +91,10 @@ def main() -> None:
         (DataArguments, ModelArguments, DelstTrainingArguments), description=__doc__ or ""
     )
     checkpoint = resume_point(training)
+    if training.lora and training.lora_saving == "adapter" and arguments.vision is None:
+        raise ValueError(
+            "lora_saving='adapter' leaves out the backbone, so it needs one that can be loaded: give --vision."
+        )
     set_seed(training.seed)
     study = Study.load(data.dataset)
     train_slides, validation_slides = choose_slides(study, data)
@@ -99,15 +109,14 @@ def main() -> None:
     model.gene_model.set_missing_values(torch.from_numpy(means))
 
     level = hierarchy_level(train_spots, data.level_key, training.seed)
-    trainer = DelstTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_spots.add_column("level", level),
-        eval_dataset=study.subset(validation_slides) if validation_slides else None,
-        data_collator=DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes),
-        processing_class=processor,
-    )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_spots = train_spots.add_column("level", level)
+    if training.min_spot_distance_um:
+        train_spots = study.with_positions_um(train_spots)
+    validation_spots = study.subset(validation_slides) if validation_slides else None
+    collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
+    if training.lora:
+        add_lora(model, training.lora_rank)
+    trainer = train(model, training, train_spots, validation_spots, collator, checkpoint)
     if trainer.is_world_process_zero():
         record = training_record(
             dataset=os.path.basename(os.path.normpath(data.dataset)),
@@ -118,8 +127,37 @@ def main() -> None:
             seed=training.seed,
             log_history=trainer.state.log_history,
         )
-        folder = save_checkpoint_folder(Path(training.output_dir or ".") / "model", model, processor, record)
-        print(f"Checkpoint: {folder}")
+        print(f"Checkpoint: {save(model, processor, training, record)}")
+
+
+def train(model, training, train_spots, validation_spots, collator, checkpoint) -> DelstTrainer:
+    """Train on patches, or with --cache_features on features of them that are made here, once."""
+    data: dict[str, Any] = {"train_dataset": train_spots, "eval_dataset": validation_spots, "data_collator": collator}
+    context: Any = nullcontext()
+    if training.cache_features:
+        model.to(training.device)
+        options = {"batch_size": training.eval_batch_size, "num_workers": training.dataloader_num_workers}
+        for name in ("train_dataset", "eval_dataset"):
+            if data[name] is not None:
+                features = cached_features(model, data[name], collator, training.output_dir, **options)
+                data[name] = FeatureRows(data[name], features, collator)
+        data["data_collator"], context = as_it_is, without_backbone(model)
+    with context:
+        trainer = DelstTrainer(model=model, args=training, processing_class=collator.processor, **data)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def save(
+    model: DelstModel, processor: DelstProcessor, training: DelstTrainingArguments, record: dict[str, Any]
+) -> Path:
+    """OUTPUT_DIR/model, or OUTPUT_DIR/adapter where only LoRA and the heads are wanted."""
+    output_dir = Path(training.output_dir or ".")
+    if training.lora and training.lora_saving == "adapter":
+        return save_adapter(output_dir / "adapter", model, processor, record["vision"], training.lora_rank)
+    if training.lora:
+        merge_lora(model)
+    return save_checkpoint_folder(output_dir / "model", model, processor, record)
 
 
 if __name__ == "__main__":

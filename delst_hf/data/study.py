@@ -7,6 +7,7 @@ from functools import cached_property
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import scipy.sparse
 from datasets import Dataset
 
@@ -86,6 +87,26 @@ class Study:
         self.check_slides(slide_ids)
         return self.spots.select(np.flatnonzero(np.isin(self.slide_of_spot, list(slide_ids))))
 
+    def with_positions_um(self, spots: Dataset) -> Dataset:
+        """These spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.
+
+        Raises:
+            ValueError: If a slide's micrometres per pixel are not known.
+        """
+        columns = spots.with_format("numpy")
+        slides = np.asarray(columns["slide_id"][:])
+        mpp = dict(zip(self.slide_ids, self.slides["mpp"], strict=True))
+        unknown = [str(name) for name in np.unique(slides) if not mpp[name] > 0]
+        if unknown:
+            raise ValueError(
+                f"Slides {unknown} have no micrometres per pixel (mpp), so distances on them are not known. Prepare them with "
+                "their mpp, or leave min_spot_distance_um out."
+            )
+        scale = np.asarray([mpp[name] for name in slides])
+        for axis in ("x", "y"):
+            spots = spots.add_column(f"{axis}_um", scale * np.asarray(columns[axis][:]))
+        return spots
+
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
         """Counts of these spots as a sparse matrix (spots, genes)."""
         # The arrow table itself does not know of `select`, hence flatten_indices.
@@ -97,6 +118,28 @@ class Study:
             (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
             shape=(len(spots), len(self.genes)),
         )
+
+
+class SpotRows:
+    """Spots for a loader: a batch is an arrow table, never a list of Python objects.
+
+    A row of a `Dataset` holds thousands of gene indices, each of which would become a Python integer only to be read once.
+
+    Args:
+        spots: Spots of a `Study`.
+    """
+
+    def __init__(self, spots: Dataset):
+        self.spots = spots.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    def __getitem__(self, index: int) -> pa.Table:
+        return self.spots[[index]]
+
+    def __getitems__(self, indices: list[int]) -> pa.Table:
+        return self.spots[indices]
 
 
 def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.ndarray:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.collator import DelstCollator
+from ..data.study import SpotRows
 from ..losses import gather_across_ranks, world_size
 from ..modeling_delst import DelstModel
 
@@ -52,16 +54,21 @@ def embed(
     model.eval()
     rank, ranks = (torch.distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
     shard = np.array_split(np.arange(len(spots)), ranks)[rank]
+    rows = spots.select(shard)
+    fast = isinstance(collator, DelstCollator)
     loader: DataLoader = DataLoader(
-        spots.select(shard),  # type: ignore[arg-type]
+        SpotRows(rows) if fast else rows,  # type: ignore[arg-type]
         batch_size=batch_size,
         collate_fn=collator,
         num_workers=num_workers,
+        pin_memory=model.device.type == "cuda",
     )
     parts: list[tuple[Tensor, ...]] = []
     for batch in tqdm(loader, desc="embed", unit="batch", disable=not progress or rank > 0, leave=False):
-        inputs = {key: batch[key].to(model.device) for key in ("pixel_values", "gene_values", "gene_mask")}
-        output = model(**inputs)
+        inputs = {
+            key: batch[key].to(model.device, non_blocking=True) for key in ("pixel_values", "gene_values", "gene_mask")
+        }
+        output = model(**(collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs))
         features = output.vision_model_output.pooler_output
         parts.append((features.float(), output.image_embeds, output.gene_embeds))
     joined = (gather_across_ranks(torch.cat(part))[0].cpu().numpy() for part in zip(*parts, strict=True))

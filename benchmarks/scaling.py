@@ -1,0 +1,149 @@
+"""How a step grows with the batch and with processes: measured at small sizes, modelled beyond.
+
+    python benchmarks/scaling.py                      # measured and modelled
+    python benchmarks/scaling.py --sizes 512,1024,2048 --processes 1,2,4
+    python benchmarks/scaling.py --model-only
+
+The backbone is left out of what is measured (its cost is flops times spots); measured are heads and losses on features, as in
+cached-feature training. Seconds are CPU seconds of one process, on a CPU with one thread; processes talk by gloo.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from transformers import ViTConfig
+
+from delst_hf import DelstConfig, DelstModel
+from delst_hf.cached_features import without_backbone
+
+GENES, WIDTH, DIM = 1000, 384, 512
+# Assumptions of the model, each to be replaced by your own measurement.
+GPU_FLOPS = 300e12  # sustained in bf16 by an H100-class GPU on a ViT
+LINK = 200e9  # bytes a second and GPU between GPUs of one machine, sustained
+DOLLARS = 2.5  # a GPU hour
+ROW_BYTES = 60e3  # a 224-px JPEG and the counts of a spot
+CORE_ROWS = 1800  # rows a second and core, benchmarks/data_path.py
+BACKBONES = {
+    "ViT-S/16": (22e6, 9.2e9),
+    "ViT-L/16": (304e6, 123e9),
+    "ViT-g/14": (1.13e9, 580e9),
+}  # parameters, forward flops
+
+
+def make_batch(rows: int, rank: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return {
+        "pixel_values": torch.randn(rows, WIDTH, generator=generator),
+        "gene_values": torch.rand(rows, GENES, generator=generator),
+        "level": torch.randint(50, 5000, (rows,), generator=generator).float(),
+        "slide_ids": torch.randint(0, 20, (rows,), generator=generator),
+    }
+
+
+def worker(rank: int, ranks: int, total: int, repeats: int, port: int, results) -> None:
+    """One process of a step over `total` spots: CPU seconds, bytes kept for backward, bytes received from others."""
+    torch.set_num_threads(1)
+    if ranks > 1:
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    torch.manual_seed(0)
+    small = ViTConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=6, image_size=16)
+    model = DelstModel(DelstConfig(vision_config=small, gene_config={"num_genes": GENES}, projection_dim=DIM)).train()
+    batch = make_batch(total // ranks, rank)
+    kept = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    seconds = []
+    with without_backbone(model):
+        for step in range(repeats + 1):
+            start = time.process_time()
+            if step == 0:
+                with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                    loss = model(**batch, return_loss=True, across_ranks=ranks > 1).loss
+            else:
+                loss = model(**batch, return_loss=True, across_ranks=ranks > 1).loss
+            loss.backward()
+            seconds.append(time.process_time() - start)
+    if rank == 0:
+        results.put((statistics.median(seconds[1:]), kept))
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def measure(ranks: int, total: int, repeats: int, port: int) -> tuple[float, int]:
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(worker, (ranks, total, repeats, port, results), nprocs=ranks)
+    return results.get()
+
+
+def measured(sizes: list[int], processes: list[int], repeats: int) -> None:
+    print(f"Heads and losses, {GENES} genes, dim {DIM}: CPU seconds and MB kept for backward of one process")
+    print(f"{'joined batch':>12s}" + "".join(f"{f'{ranks} processes':>24s}" for ranks in processes))
+    port = 29650
+    for total in sizes:
+        cells = []
+        for ranks in processes:
+            port += 1
+            seconds, kept = measure(ranks, total, repeats, port)
+            cells.append(f"{seconds:14.2f} s {kept / 1e6:5.0f} MB")
+        print(f"{total:12d}" + "".join(f"{cell:>24s}" for cell in cells), flush=True)
+
+
+def gathered_bytes(total: int, ranks: int) -> float:
+    """Bytes that a process receives in a step: both embeddings, for two losses, there and as gradients back; float32."""
+    return 2 * 2 * 2 * total * DIM * 4 * (ranks - 1) / ranks
+
+
+def step_seconds(backbone: str, total: int, ranks: int, cached: bool) -> dict[str, float]:
+    """The parts of a step of `total` spots on `ranks` GPUs."""
+    parameters, forward = BACKBONES[backbone]
+    passes = 4 if cached else 3
+    return {
+        "towers": passes * forward * total / ranks / GPU_FLOPS,
+        "loss": 12 * total**2 * DIM / ranks / (GPU_FLOPS / 10),  # float32 products
+        "gather": gathered_bytes(total, ranks) / LINK,
+        "gradients": 2 * 4 * parameters * (ranks - 1) / ranks / LINK,
+    }
+
+
+def modelled(spots: float, epochs: int, ranks: int) -> None:
+    print(f"\n{spots:.3g} spots, {epochs} epochs, {ranks} GPUs; reading {spots * ROW_BYTES / 1e12:.2g} TB an epoch")
+    print(f"{'backbone':10s} {'joined batch':>12s} {'s a step':>9s} {'towers':>7s} {'loss':>7s} {'gather':>7s} "
+          f"{'gradients':>9s} {'hours':>8s} {'dollars':>9s} {'cores':>6s}")  # fmt: skip
+    for backbone in BACKBONES:
+        for total in (1024, 16384, 65536):
+            parts = step_seconds(backbone, total, ranks, cached=total > 1024)
+            step = sum(parts.values())
+            hours = epochs * spots / total * step / 3600
+            shares = " ".join(f"{100 * parts[name] / step:6.1f}%" for name in ("towers", "loss", "gather"))
+            print(f"{backbone:10s} {total:12d} {step:9.3f} {shares} {100 * parts['gradients'] / step:8.1f}% {hours:8.1f} "
+                  f"{hours * ranks * DOLLARS:9.0f} {total / step / CORE_ROWS:6.0f}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="256,512,1024,2048", help="joined batches, by commas")
+    parser.add_argument("--processes", default="1,2,4", help="numbers of processes, by commas")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model-only", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.model_only:
+        measured(
+            [int(size) for size in arguments.sizes.split(",")],
+            [int(number) for number in arguments.processes.split(",")],
+            arguments.repeats,
+        )
+    modelled(4e6, epochs=15, ranks=8)
+    modelled(4e8, epochs=15, ranks=64)
+    modelled(4e8, epochs=15, ranks=8)
+
+
+if __name__ == "__main__":
+    main()
