@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ..images import read_image, to_rgb
+from ..images import open_image, to_rgb
 from ..slide import Slide, check_counts, describe_bad_counts, make_genes, sum_duplicate_genes
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _gene_ids(var: pd.DataFrame) -> list[str] | None:
 def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> tuple[np.ndarray, float]:
     """Returns the image and its scale: pixels of it per full-resolution pixel."""
     if image is not None:
-        return read_image(image), 1.0
+        return open_image(image), 1.0
     images = library.get("images", {})
     key = next((key for key in ("hires", "lowres") if key in images), None)
     if key is None:

@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import theilslopes
 
-from ..images import read_image
+from ..images import open_image
 from ..slide import Slide, check_counts, make_genes, sum_duplicate_genes
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def read_her2st(
         )
     return Slide(
         slide_id=section,
-        image=read_image(files.image),
+        image=open_image(files.image),
         spots=table,
         counts=matrix,
         genes=genes,
