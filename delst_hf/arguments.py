@@ -62,7 +62,9 @@ def _documented_fields(config_class: type, prefix: str, skip: tuple[str, ...]) -
         kind = next(t for t in (bool, float, int, str) if t in options)
         help_text = re.sub(r"\s+", " ", documented[name]).replace("``", "").replace("%", "%%")
         metadata = {"help": help_text}
-        fields.append((prefix + name, kind | None if default is None else kind, field(default=default, metadata=metadata)))
+        fields.append(
+            (prefix + name, kind | None if default is None else kind, field(default=default, metadata=metadata))
+        )
     return fields
 
 

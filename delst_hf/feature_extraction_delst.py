@@ -142,7 +142,9 @@ def _as_matrix(counts: Any, gene_names: Sequence[str] | None) -> tuple[np.ndarra
         elif isinstance(counts, Mapping):
             gene_names, counts = list(counts), np.stack([np.asarray(column) for column in counts.values()], axis=-1)
         else:
-            raise ValueError("gene_names is missing. Pass the names of the genes, in the order of the columns of counts.")
+            raise ValueError(
+                "gene_names is missing. Pass the names of the genes, in the order of the columns of counts."
+            )
     dense = counts.toarray() if hasattr(counts, "toarray") else counts
     values = np.atleast_2d(np.asarray(dense, dtype=np.float64))
     if values.ndim != 2 or values.shape[1] != len(gene_names):
@@ -153,7 +155,9 @@ def _as_matrix(counts: Any, gene_names: Sequence[str] | None) -> tuple[np.ndarra
 
 def _check_counts(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
-        raise ValueError("counts holds NaN or infinite values. Give raw counts; leave genes that were not measured out.")
+        raise ValueError(
+            "counts holds NaN or infinite values. Give raw counts; leave genes that were not measured out."
+        )
     if (values < 0).any():
         raise ValueError(f"counts holds negative values (lowest {values.min():g}). Give raw counts, not scaled values.")
     if (values != np.floor(values)).any():

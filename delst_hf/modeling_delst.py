@@ -123,7 +123,9 @@ class DelstGeneModel(DelstPreTrainedModel):
         """Set what stands in for a gene that a panel does not measure, usually its mean over the training spots (genes,)."""
         self.missing_values.copy_(values)
 
-    def forward(self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(
+        self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """Encode expression.
 
         Args:

@@ -16,7 +16,6 @@ class DelstProcessor(ProcessorMixin):
         feature_extractor: The gene side, with the vocabulary.
     """
 
-
     def __init__(self, image_processor: Any, feature_extractor: DelstGeneFeatureExtractor):
         super().__init__(image_processor, feature_extractor)
 

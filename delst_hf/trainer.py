@@ -39,7 +39,9 @@ class DelstTrainingArguments(TrainingArguments):
     )
     augment: bool = field(
         default=True,
-        metadata={"help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."},
+        metadata={
+            "help": "Turn each training patch to one of its eight orientations at random: tissue has no upright."
+        },
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
     learning_rate: float = field(
@@ -49,7 +51,9 @@ class DelstTrainingArguments(TrainingArguments):
         default=0.2, metadata={"help": "Weight decay of matrices; norms, biases and the scalars are spared."}
     )
     adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator reads all columns."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads all columns."}
+    )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Drop the last, smaller training batch, whose contrastive loss is easier."}
     )
@@ -122,7 +126,9 @@ class DelstTrainer(Trainer):
         """Parameters that are trained, grouped by role, with their learning rate and weight decay."""
         decayed = set(self.get_decay_parameter_names(model))
         rates = {
-            "vision": self.args.learning_rate if self.args.vision_learning_rate is None else self.args.vision_learning_rate,
+            "vision": self.args.learning_rate
+            if self.args.vision_learning_rate is None
+            else self.args.vision_learning_rate,
             "head": self.args.learning_rate,
             "scalar": self.args.scalar_learning_rate,
         }
@@ -180,7 +186,9 @@ class DelstTrainer(Trainer):
         """Retrieval in both directions over the whole evaluation set."""
         image_embeds, gene_embeds = prediction.predictions[:2]
         model = self.accelerator.unwrap_model(self.model)
-        return bidirectional_retrieval(image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item())
+        return bidirectional_retrieval(
+            image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item()
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss terms since the last log, the scalars and the state of the hyperboloid."""

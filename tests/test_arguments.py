@@ -26,7 +26,10 @@ def test_every_config_parses_to_its_values(config, monkeypatch, tmp_path):
         elif name == "report_to":
             assert found in (value, [value], [])
         else:
-            assert str(getattr(found, "value", found)) in (str(value), str(float(value)) if isinstance(value, int) else "")
+            assert str(getattr(found, "value", found)) in (
+                str(value),
+                str(float(value)) if isinstance(value, int) else "",
+            )
 
 
 def test_options_win_over_the_file(tmp_path):
@@ -39,7 +42,9 @@ def test_options_win_over_the_file(tmp_path):
 def test_config_arguments_build_a_config(tmp_path):
     from delst_hf import DelstConfig
 
-    _, model, _ = parse("--dataset", "d", "--output_dir", str(tmp_path), "--gene_encoder", "linear", "--projection_dim", "7")
+    _, model, _ = parse(
+        "--dataset", "d", "--output_dir", str(tmp_path), "--gene_encoder", "linear", "--projection_dim", "7"
+    )
     arguments = model.config_arguments()
     arguments.pop("vision_config")
     config = DelstConfig(**arguments)

@@ -26,7 +26,14 @@ def test_embeddings_are_the_models_in_order(tiny_model, tiny_processor, toy_stud
 @pytest.fixture
 def results(tiny_model, tiny_processor, toy_study):
     return evaluate_checkpoint(
-        tiny_model, tiny_processor, toy_study, ["toy_A1", "toy_A2"], ["toy_B1"], num_genes=20, seeds=(0, 1), progress=False
+        tiny_model,
+        tiny_processor,
+        toy_study,
+        ["toy_A1", "toy_A2"],
+        ["toy_B1"],
+        num_genes=20,
+        seeds=(0, 1),
+        progress=False,
     )
 
 
@@ -69,7 +76,14 @@ def test_shuffled_pairs_come_out_at_chance(results):
 def test_same_seeds_give_the_same_results(results, tiny_model, tiny_processor, toy_study):
     torch.manual_seed(99)
     again = evaluate_checkpoint(
-        tiny_model, tiny_processor, toy_study, ["toy_A1", "toy_A2"], ["toy_B1"], num_genes=20, seeds=(0, 1), progress=False
+        tiny_model,
+        tiny_processor,
+        toy_study,
+        ["toy_A1", "toy_A2"],
+        ["toy_B1"],
+        num_genes=20,
+        seeds=(0, 1),
+        progress=False,
     )
     assert again == results
 

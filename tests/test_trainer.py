@@ -18,7 +18,12 @@ from delst_hf.trainer import SCALARS, last_complete_checkpoint, random_orientati
 @pytest.fixture
 def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
     def make(output: str = "run", model: DelstModel | None = None, **options):
-        options = {"max_steps": 6, "per_device_train_batch_size": 24, "save_strategy": "no", "logging_steps": 2} | options
+        options = {
+            "max_steps": 6,
+            "per_device_train_batch_size": 24,
+            "save_strategy": "no",
+            "logging_steps": 2,
+        } | options
         arguments = DelstTrainingArguments(
             output_dir=str(tmp_path / output), use_cpu=True, report_to=[], disable_tqdm=True, seed=3, **options
         )
@@ -247,4 +252,6 @@ def test_two_ranks_give_the_gradients_of_the_joined_batch(tiny_model, tiny_proce
     torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
     assert set(found["gradients"]) == set(expected) and len(expected) > 20
     for name, gradient in expected.items():
-        torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            found["gradients"][name], gradient, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: n + m
+        )

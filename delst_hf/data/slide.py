@@ -23,6 +23,10 @@ _SAME_SCALE_PX = 0.05
 _MAX_COUNT = np.iinfo(np.int32).max
 
 
+class WrongFrameError(ValueError):
+    """Spots that do not lie where tissue is: their coordinates belong to another image or scale."""
+
+
 @dataclass(frozen=True)
 class StoredPatches:
     """Patches that a data set brings along.
@@ -125,7 +129,7 @@ class Slide:
             )
         outside = ~self._inside()
         if outside.any():
-            raise ValueError(self._outside_message(outside))
+            raise WrongFrameError(self._outside_message(outside))
 
     def drop_outside(self) -> "Slide":
         """Returns the slide without the spots whose centre lies outside the image.
@@ -138,7 +142,7 @@ class Slide:
         if not outside.any():
             return self
         if 2 * outside.sum() > len(outside):
-            raise ValueError(self._outside_message(outside))
+            raise WrongFrameError(self._outside_message(outside))
         logger.warning("%s: dropped %d of %d spots outside the image", self.slide_id, outside.sum(), len(outside))
         return self.select(~outside)
 
@@ -281,7 +285,7 @@ class Slide:
         )
         swapped = self._inside("y", "x").sum()
         if swapped > n - outside.sum():
-            return f"{found} With x and y swapped, {swapped} would be inside: swap them."
+            return f"{found} With x and y swapped, {swapped} would be inside: swap them (--swap-xy)."
         if 2 * outside.sum() > n:
             return f"{found} The scale is probably wrong: scale them to this image, or give the image they refer to."
         return f"{found} Drop them with outside='drop' (--drop-outside), or correct their coordinates."

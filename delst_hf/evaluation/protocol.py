@@ -237,7 +237,11 @@ def format_results(results: Results) -> str:
     keys = ("recall@1", "recall@5", "recall@10", "median_rank")
     for direction in ("image_to_gene", "gene_to_image"):
         rows = [
-            [f"{row['slide']} {row['arm']}", f"{row['pool_size']:.0f}", *(f"{row[f'{direction}_{key}']:.3g}" for key in keys)]
+            [
+                f"{row['slide']} {row['arm']}",
+                f"{row['pool_size']:.0f}",
+                *(f"{row[f'{direction}_{key}']:.3g}" for key in keys),
+            ]
             for row in results["retrieval"]
         ]
         blocks.append(_table([direction.replace("_", " "), "pool", *keys], rows))
@@ -262,7 +266,9 @@ def _cells(row: Results) -> tuple[str, str]:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+        )
         for line in [header, ["-" * width for width in widths], *rows]
     ]
     return "\n".join(line.rstrip() for line in lines)
