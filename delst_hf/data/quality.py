@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 # H&E on glass: background is nearly white and nearly colourless. Chroma = largest minus smallest channel, 0 to 255.
 _CHROMA = 20
 _DARK = 190
+# Darker than any dye: where somebody cut the background out.
+_BLACK = 12
 # A frame is wrong if fewer spots than this lie on tissue although tissue would have room for them.
 _ON_TISSUE = 0.5
 # Fewer spots tell nothing about a frame.
@@ -64,9 +66,9 @@ class QualityFilter:
 
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
-    """Marks tissue in uint8 RGB (..., 3): what is coloured or dark. White glass and grey haze are background."""
+    """Marks tissue in uint8 RGB (..., 3): what is coloured or dark. White glass, grey haze and masked black are not."""
     largest, smallest = pixels.max(-1), pixels.min(-1)
-    return (largest - smallest >= _CHROMA) | (largest < _DARK)
+    return ((largest - smallest >= _CHROMA) | (largest < _DARK)) & (largest >= _BLACK)
 
 
 def tissue_fraction(patch: Image.Image) -> float:
