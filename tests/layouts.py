@@ -47,7 +47,9 @@ def make_source(seed: int = 0) -> Source:
     return Source(pixels, spots, counts, [f"ENSG{i:011d}" for i in range(6)], symbols)
 
 
-def assert_same(slide: Slide, source: Source, scale: float = 1.0, mpp: float | None = 5.0, with_ids: bool = True) -> None:
+def assert_same(
+    slide: Slide, source: Source, scale: float = 1.0, mpp: float | None = 5.0, with_ids: bool = True
+) -> None:
     """Counts, genes, coordinates and patches of a slide are those of the source, spot by spot."""
     slide.validate()
     assert sorted(slide.spots.index) == sorted(source.spots.index)

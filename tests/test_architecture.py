@@ -57,6 +57,9 @@ ORDER = [
     "arguments",
     "trainer",
     "hub",
+    "data/publish",
+    "prepare_formats",
+    "prepare",
     "cli",
 ]
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))

@@ -26,7 +26,8 @@ def legacy(source):
     columns, rows = np.meshgrid(np.arange(4) + 7, np.arange(3) + 2)
     x, y = columns.ravel(), rows.ravel()
     source.spots = pd.DataFrame(
-        {"x": 40.0 * x - 200, "y": 40.0 * y, "array_row": y, "array_col": x}, index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)]
+        {"x": 40.0 * x - 200, "y": 40.0 * y, "array_row": y, "array_col": x},
+        index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)],
     )
     return source
 
@@ -95,7 +96,9 @@ def write_counts(folder, source, form):
         write_10x_h5(path, source)
     elif form == "h5ad":
         var = pd.DataFrame({"gene_ids": source.gene_ids}, index=source.symbols)
-        anndata.AnnData(X=source.counts.astype(np.float32), obs=pd.DataFrame(index=table.index), var=var).write_h5ad(path)
+        anndata.AnnData(X=source.counts.astype(np.float32), obs=pd.DataFrame(index=table.index), var=var).write_h5ad(
+            path
+        )
     elif form == "parquet":
         table.columns = source.gene_ids  # column names of a parquet file are unique
         table.reset_index(names="barcode").to_parquet(path)
@@ -112,7 +115,13 @@ def test_every_form_of_counts(tmp_path, source, form):
     table.assign(kind=[f"k{i % 3}" for i in range(12)]).to_csv(tmp_path / "xy.csv", index=False)
     tifffile.imwrite(tmp_path / "he.tif", source.pixels, photometric="rgb", tile=(64, 64))
     slide = read_generic(
-        tmp_path / "he.tif", path, tmp_path / "xy.csv", barcode_column="spot", label_column="kind", mpp=5.0, slide_id="S1"
+        tmp_path / "he.tif",
+        path,
+        tmp_path / "xy.csv",
+        barcode_column="spot",
+        label_column="kind",
+        mpp=5.0,
+        slide_id="S1",
     )
     if form == "parquet":
         assert slide.genes["gene_id"].tolist() == source.gene_ids

@@ -168,8 +168,12 @@ def test_visium_hd_bins_are_spots(tmp_path, source):
         assert (slide.slide_id, slide.spot_um, slide.technology) == ("HD1", 16.0, "Visium HD")
     assert read_visium_hd(tmp_path / "HD1").slide_id == "HD1"
     assert read_visium_hd(tmp_path / "HD1").spot_um == 8.0
-    assert_same(read_visium_hd(tmp_path / "HD1/outs/binned_outputs/square_002um", bin_um=2), source, scale=0.5, mpp=0.25)
-    with pytest.raises(FileNotFoundError, match=r"no square_024um.*'square_002um', 'square_008um', 'square_016um'.*--bin-um"):
+    assert_same(
+        read_visium_hd(tmp_path / "HD1/outs/binned_outputs/square_002um", bin_um=2), source, scale=0.5, mpp=0.25
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"no square_024um.*'square_002um', 'square_008um', 'square_016um'.*--bin-um"
+    ):
         read_visium_hd(tmp_path / "HD1", bin_um=24)
     with pytest.raises(FileNotFoundError, match="is a Visium HD run.*visium-hd"):
         read_visium(tmp_path / "HD1")
