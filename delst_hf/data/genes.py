@@ -204,7 +204,10 @@ def _human(name: str) -> str:
 def _mouse(name: str) -> str:
     if name.upper().startswith("MT-"):
         return "mt-" + _mouse(name[3:])
-    return re.sub(r"[A-Za-z]", lambda letter: letter[0].upper(), name.lower(), count=1)
+    if re.match(r"H2-", name, re.I):  # the histocompatibility genes keep their capitals
+        return name.upper()
+    name = re.sub(r"[A-Za-z]", lambda letter: letter[0].upper(), name.lower(), count=1)
+    return re.sub(r"^(\d{5,}[A-Z]\d+)rik$", r"\1Rik", name)
 
 
 def _rename(table: pd.DataFrame, aliases: Mapping[str, tuple[str, str]], slide_id: str) -> pd.DataFrame:

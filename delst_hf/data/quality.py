@@ -15,6 +15,8 @@ _CHROMA = 20
 _DARK = 190
 # Darker than any dye: where somebody cut the background out.
 _BLACK = 12
+# Share of a slide that its most common colour must have to be taken for glass.
+_COMMON = 0.05
 # A frame is wrong if fewer spots than this lie on tissue although tissue would have room for them.
 _ON_TISSUE = 0.5
 # Fewer spots tell nothing about a frame.
@@ -77,9 +79,20 @@ def tissue_fraction(patch: Image.Image) -> float:
     return float(tissue_mask(np.asarray(patch.reduce(factor))).mean())
 
 
+def slide_mask(thumbnail: np.ndarray) -> np.ndarray:
+    """Like `tissue_mask`, for a whole slide: what has the colour of its glass, which may be tinted, is background too."""
+    mask = tissue_mask(thumbnail)
+    colours, numbers = np.unique((thumbnail // 8).reshape(-1, 3), axis=0, return_counts=True)
+    glass = colours[numbers.argmax()].astype(int) * 8 + 4
+    # Only what is bright, pale and common can be glass; a slide that is all tissue has none.
+    if glass.max() < _DARK or glass.max() - glass.min() > 2 * _CHROMA or numbers.max() < _COMMON * numbers.sum():
+        return mask
+    return mask & (np.abs(thumbnail.astype(int) - glass).max(-1) > _CHROMA)
+
+
 def share_on_tissue(slide: Slide, thumbnail: Image.Image) -> float:
-    """Share of spots whose centre, or its surroundings of 2 %, touches tissue in a thumbnail of the slide."""
-    mask = tissue_mask(np.asarray(thumbnail))
+    """Share of spots whose surroundings, 2 % of the slide wide, are at least a quarter tissue in a thumbnail of it."""
+    mask = slide_mask(np.asarray(thumbnail))
     margin = max(1, round(0.01 * max(mask.shape)))
     height, width = slide.image.shape[:2]
     rows = (slide.spots["y"].to_numpy(float) * mask.shape[0] / height).astype(int)
