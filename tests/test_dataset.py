@@ -110,7 +110,7 @@ def test_the_card_names_configs_slides_and_labels(folder):
     assert [config["config_name"] for config in header["configs"]] == ["spots", "genes", "slides"]
     assert "2 slides, 130 spots, 31 genes" in text
     assert "patch of 40 um, stored as 20 x 20 px (PNG)" in text
-    assert "| toy_B1 | B | 9 | 4 | synthetic | synthetic | synthetic | 2.0000 | none |" in text
+    assert "| toy_B1 | B | train | 9 | 4 | synthetic | synthetic | synthetic | 2.0000 | none | unknown |" in text
     assert "| (none) | 1 |" in text
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from PIL import Image
 
-from delst_hf.data.readers.anndata_visium import read_anndata
+from delst_hf.data.readers.anndata_visium import find_anndata_slides, read_anndata
 
 
 def make_adata(image=None) -> anndata.AnnData:
@@ -200,3 +200,46 @@ def test_real_section_a1(shared_dir):
     # Background is black: spots in the right frame are on tissue.
     on_tissue = slide.image[slide.spots["y"].astype(int), slide.spots["x"].astype(int)].sum(axis=1) > 0
     assert on_tissue.mean() > 0.95
+
+
+def two_slides(make_library=True) -> anndata.AnnData:
+    """Two sections in one file, whose barcodes repeat."""
+    first, second = make_adata(), make_adata(np.full((80, 100, 3), 77, np.uint8))
+    adata = anndata.concat([first, second], keys=["A", "B"], label="section")
+    adata.var = first.var
+    if make_library:
+        adata.uns["spatial"] = {"A": first.uns["spatial"]["LIB"], "B": second.uns["spatial"]["LIB"]}
+    return adata
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_several_slides_by_a_column_of_obs(tmp_path, suffix):
+    path = tmp_path / f"two.{suffix}"
+    two_slides().write_h5ad(path) if suffix == "h5ad" else two_slides().write_zarr(path)
+    assert find_anndata_slides(path, "section") == ["A", "B"]
+    for name, value in (("A", None), ("B", 77)):
+        slide = read_anndata(path, slide_key="section", slide_value=name)
+        slide.validate()
+        assert (slide.slide_id, list(slide.spots.index)) == (name, ["AA-1", "AC-1", "AT-1"])
+        assert slide.counts.toarray().tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11]]
+        assert value is None or (slide.image == value).all()
+    with pytest.raises(KeyError, match=r"no column 'slice' in obs. Available: .*section"):
+        find_anndata_slides(path, "slice")
+    with pytest.raises(ValueError, match=r"no spot has obs\['section'\] = 'C'. There are \['A', 'B'\]"):
+        read_anndata(path, slide_key="section", slide_value="C")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zarr_round_trip_and_without_a_library(tmp_path):
+    make_adata().write_zarr(tmp_path / "a.zarr")
+    assert read_anndata(tmp_path / "a.zarr").counts.toarray().tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11]]
+    adata = make_adata()
+    del adata.uns["spatial"]
+    write(adata, tmp_path / "plain.h5ad")
+    with pytest.raises(KeyError, match=r"uns\['spatial'\] is missing.*--image"):
+        read_anndata(tmp_path / "plain.h5ad")
+    pixels = np.random.default_rng(1).integers(0, 256, (320, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "full.png")
+    slide = read_anndata(tmp_path / "plain.h5ad", image=tmp_path / "full.png", mpp=0.5)
+    assert (slide.slide_id, slide.mpp) == ("plain", 0.5)

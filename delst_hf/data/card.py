@@ -1,18 +1,28 @@
 """The README of a dataset folder: YAML that names the configs for `load_dataset`, then what a reader needs."""
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .schema import CONFIGS
 
+# Identifiers as the Hub's list has them; a licence in words is named under "other".
+_DATA_LICENCE = re.compile(
+    r"unknown|other|mit|apache-2\.0|openrail|(cc-by[a-z-]*|gpl|lgpl|bsd|odbl|pddl|cc0)[a-z0-9.-]*", re.I
+)
+
 _TEXT = """
 # Spatial transcriptomics: {num_slides} slides, {num_spots} spots, {num_genes} genes
 
-One row per spot: an image patch of {patch_um:g} um, stored as {patch_px} x {patch_px} px ({stored}), with the raw
-counts of the expressed genes. Written by `delst prepare`. Licence of the data: {licence}.
+One row per spot: an image patch of {patch_um} um, stored as {patch_px} px ({stored}), with the raw counts of the expressed
+genes. Written by `delst prepare`. Licence of the data: {licence}.
+
+{examples}
 
 ```python
 from datasets import load_dataset
@@ -23,17 +33,33 @@ genes = load_dataset(path, "genes")["train"]    # row i is the gene that gene_in
 slides = load_dataset(path, "slides")["train"]  # mpp, measured_genes, thumbnail, ...
 ```
 
-The one split, `train`, holds all slides: split by `slide_id` or `patient_id`, never by spot. A gene outside a slide's
-`measured_genes` is missing there, not zero.
+{split_text} A gene outside a slide's `measured_genes` is missing there, not zero.
 
-| slide | patient | spots | genes measured | technology | tissue | species | um per px | labels from |
-|---|---|---|---|---|---|---|---|---|
+- Technology: {technologies}
+- Tissue: {tissues}
+- Species: {species}
+- Patients: {num_patients}
+- Patch: {patch_um} um = {patch_px} px
+
+| slide | patient | split | spots | genes measured | technology | tissue | species | um per px | labels from | made from |
+|---|---|---|---|---|---|---|---|---|---|---|
 {slide_rows}
 
 | label | spots |
 |---|---|
 {label_rows}
 """
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of all parquet files of a dataset folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.parquet")):
+        if ".parts" in path.parts:
+            continue
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def dataset_card(
@@ -44,6 +70,8 @@ def dataset_card(
     stored: str,
     licence: str,
     fingerprint: str,
+    splits: Sequence[str] = (),
+    split_text: str = "",
 ) -> str:
     """Returns the text of README.md.
 
@@ -55,10 +83,12 @@ def dataset_card(
         stored: how patches are encoded, in words.
         licence: an identifier of the Hub.
         fingerprint: of the content.
+        splits: the splits of `spots`; none where it is not split.
+        split_text: what to say about them.
     """
     # `datasets` names its cache after the folder's last part and this YAML, not after its path or content: without the
     # fingerprint, a dataset that was replaced, or another folder of the same name, would be answered from the cache.
-    header = {
+    header: dict[str, Any] = {
         "license": licence,
         "tags": ["spatial-transcriptomics", "histology", "delst"],
         "configs": [
@@ -66,29 +96,56 @@ def dataset_card(
                 "config_name": name,
                 "default": name == "spots",
                 "description": f"content {fingerprint}",
-                "data_files": [{"split": "train", "path": f"{name}/*.parquet"}],
+                "data_files": [{"split": split, "path": path} for split, path in _files(name, splits)],
             }
             for name in CONFIGS
         ],
     }
+    if _DATA_LICENCE.fullmatch(licence):
+        header["license"] = licence.lower()
+    else:
+        header |= {"license": "other", "license_name": licence}
     text = _TEXT.format(
         num_slides=len(slides),
         num_spots=sum(spots_per_slide.values()),
         num_genes=num_genes,
-        patch_um=slides[0]["patch_um"],
-        patch_px=slides[0]["patch_px"],
+        patch_um=_several(f"{slide['patch_um']:g}" for slide in slides),
+        patch_px=_several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides),
         stored=stored,
         licence=licence,
+        examples=" ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3)),
+        split_text=split_text,
+        technologies=_several(slide["technology"] for slide in slides),
+        tissues=_several(slide["tissue"] for slide in slides),
+        species=_several(slide["species"] for slide in slides),
+        num_patients=len({slide["patient_id"] for slide in slides}),
         slide_rows="\n".join(_slide_row(slide, spots_per_slide[slide["slide_id"]]) for slide in slides),
         label_rows="\n".join(_row(label, number) for label, number in labels.most_common()),
     )
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n{text}"
 
 
+def stored_suffix(stored: str) -> str:
+    """Suffix of the example patches."""
+    return "png" if stored.startswith("PNG") else "jpg"
+
+
+def _files(name: str, splits: Sequence[str]) -> list[tuple[str, str]]:
+    if name != "spots" or not splits:
+        return [("train", f"{name}/*.parquet")]
+    return [(split, f"{name}/{split}/*.parquet") for split in splits]
+
+
+def _several(values: Iterable[str]) -> str:
+    """Each value once, in order; "unknown" for those that nobody gave."""
+    return ", ".join(dict.fromkeys(value or "unknown" for value in values))
+
+
 def _slide_row(slide: Mapping[str, Any], num_spots: int) -> str:
     known = [slide[name] or "unknown" for name in ("technology", "tissue", "species")]
     scale, source = f"{slide['mpp']:.4f}", slide["label_source"] or "none"
-    return _row(slide["slide_id"], slide["patient_id"], num_spots, len(slide["measured_genes"]), *known, scale, source)
+    names = slide["slide_id"], slide["patient_id"], slide["split"]
+    return _row(*names, num_spots, len(slide["measured_genes"]), *known, scale, source, slide["source"] or "unknown")
 
 
 def _row(*cells: object) -> str:

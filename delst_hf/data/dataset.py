@@ -1,66 +1,53 @@
 """Slides to a dataset folder that `datasets.load_dataset` opens, in memory or streamed.
 
     DIR/README.md                  dataset card; its YAML names the configs and their files
-    DIR/spots/<slide_id>.parquet   one row per spot, in row groups of 100
+    DIR/spots/<slide_id>.parquet   one row per spot, in row groups of 100; in DIR/spots/<split>/ where the dataset is split
     DIR/genes/genes.parquet        the union of the slides' genes, in order of first appearance
     DIR/slides/slides.parquet      one row per slide
+    DIR/examples/                  three patches for the card
+    DIR/previews/<slide_id>.png    if asked for
 
-The folder appears under its name only when it is complete.
+The folder appears under its name only when it is complete. Each slide is first a part of its own (`part`); when all are
+there, they are joined (`merge`). A run that is to be resumed keeps its finished parts.
 """
 
-import glob
+import errno
 import hashlib
-import io
+import json
 import logging
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import multiprocessing
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic import complete_or_nothing
-from .card import dataset_card
-from .schema import CONFIGS, GENES, SLIDES, SPOTS
-from .slide import Slide, check_patch_size
+from .merge import DatasetSummary, join_parts, merge_datasets
+from .output import check_output, clear_unfinished, parts_folder
+from .part import PatchOptions, write_part
+from .quality import QualityFilter
+from .slide import Slide
+from .splits import SplitRequest
+
+__all__ = ["DatasetSummary", "check_output", "merge_datasets", "shard", "write_dataset"]
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_GROUP = 100
-_ENTRIES = {"README.md", *CONFIGS}
-_UPSAMPLING_ALARM = 2.0
-
-
-@dataclass
-class DatasetSummary:
-    """What was written: spots per slide, spots per label, the number of genes."""
-
-    path: Path
-    slides: dict[str, int] = field(default_factory=dict)
-    labels: Counter[str] = field(default_factory=Counter)
-    num_genes: int = 0
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How patches are cut and stored."""
-
-    patch_um: float
-    patch_px: int
-    image_format: str
-    quality: int
-    outside: str
-    progress: bool
+Job = Callable[[], Slide]
+_T = TypeVar("_T")
+_FORMAT_VERSION = 2
 
 
 def write_dataset(
-    slides: Iterable[Slide],
+    slides: Iterable[Slide | Job],
     output: str | Path,
     *,
     patch_um: float = 112.0,
@@ -68,6 +55,15 @@ def write_dataset(
     image_format: str = "jpeg",
     quality: int = 95,
     outside: str = "error",
+    off_tissue: str = "error",
+    swap_xy: bool = False,
+    quality_filter: QualityFilter | None = None,
+    aliases: dict[str, tuple[str, str]] | None = None,
+    split: SplitRequest | None = None,
+    preview: bool = False,
+    max_shard_bytes: int = 256 * 2**20,
+    num_proc: int = 1,
+    resume: bool = False,
     overwrite: bool = False,
     licence: str = "unknown",
     progress: bool = False,
@@ -75,191 +71,187 @@ def write_dataset(
     """Writes a dataset folder. Slides are taken one at a time, so a generator keeps memory at one slide.
 
     Args:
-        slides: the slides; each is validated before its patches are cut.
+        slides: slides, or functions that read one each (`functools.partial(read_her2st, root, "C2")`), which alone can be
+            spread over processes and resumed; each is checked before its patches are cut.
         output: the folder to make.
         patch_um: side of a patch in micrometres.
         patch_px: side of a stored patch in pixels.
         image_format: "jpeg" or "png".
         quality: of JPEG, 1 to 100.
         outside: what to do with spots whose centre lies outside the image: "error" or "drop".
+        off_tissue: what to do when most spots lie beside the tissue: "error" or "allow".
+        swap_xy: take x for y and y for x.
+        quality_filter: what a spot must have to be kept.
+        aliases: see `delst_hf.data.genes.read_aliases`.
+        split: how to split; None puts every slide into "train".
+        preview: write a picture of each slide with its spots into DIR/previews.
+        max_shard_bytes: a slide's rows go on in a further file beyond this.
+        num_proc: slides that are worked on at a time, a process each.
+        resume: keep finished slides in a hidden folder beside the output until all are done, and take them up from there.
         overwrite: replace a dataset folder at `output`, after the new one is complete.
         licence: for the dataset card, an identifier of the Hub.
-        progress: show a bar per slide.
+        progress: show a bar per slide, or one over the slides with several processes.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: a bad argument, no slides, a slide id given twice, or a slide that `Slide.validate` refuses.
+        ValueError: a bad argument, no slides, a slide id given twice, or a slide that the checks refuse.
         FileExistsError: `output` exists and `overwrite` is False, or it holds something that is not a dataset folder.
+        OSError: the disk is full.
     """
-    options = _Options(patch_um, patch_px, image_format.lower(), quality, outside, progress)
-    _check_options(options)
+    if split is not None:
+        split.check()
+    if num_proc < 1:
+        raise ValueError(f"num_proc is {num_proc}. Allowed: 1 or more (--num-proc).")
     output = check_output(output, overwrite)
-    with complete_or_nothing(output) as folder:
-        summary = _write_folder(slides, folder, options, output)
-        rows = pq.read_table(folder / "slides" / "slides.parquet").drop(["thumbnail"]).to_pylist()
-        stored = f"JPEG, quality {quality}" if options.image_format == "jpeg" else "PNG"
-        text = dataset_card(
-            rows, summary.slides, summary.labels, summary.num_genes, stored, licence, _fingerprint(folder)
-        )
-        (folder / "README.md").write_text(text, encoding="utf-8")
-    return summary
+    options = PatchOptions(
+        patch_um, patch_px, image_format.lower(), quality, outside, off_tissue, swap_xy, preview, max_shard_bytes,
+        quality_filter or QualityFilter(), aliases, progress and num_proc == 1, str(output),
+    )  # fmt: skip
+    options.check()
+    with (
+        _full_disk_explained(output),
+        complete_or_nothing(output) as folder,
+        _workspace(output, folder, resume) as work,
+    ):
+        parts = _write_parts(slides, work, options, num_proc, progress)
+        return join_parts(parts, folder, output, split, licence)
 
 
-def check_output(output: str | Path, overwrite: bool = False) -> Path:
-    """Returns the absolute output path if a dataset may be written there, without touching anything.
+def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
+    """The jobs of one of several runs, consecutive so that merged outputs are in the order of one run.
 
     Raises:
-        FileExistsError: something is there that may not be replaced.
+        ValueError: an index outside 0 to number - 1.
     """
-    output = Path(output).expanduser().resolve()
-    for stale in output.parent.glob(f".{glob.escape(output.name)}.incomplete-*"):
-        logger.warning(
-            "%s is left over from a run that was killed or is still running; if none is running, delete it", stale
+    if number < 1 or not 0 <= index < number:
+        raise ValueError(
+            f"shard_index is {index} of {number} shards. Allowed: 0 to num_shards - 1 (--shard-index, --num-shards)."
         )
-    if not output.exists():
-        return output
-    entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if output.is_dir() and not entries:
-        return output
-    if not output.is_dir() or not entries >= _ENTRIES or entries - _ENTRIES:
-        strangers = sorted(entries - _ENTRIES)[:3]
-        raise FileExistsError(
-            f"{output} exists and is not just a dataset folder (it holds {strangers or 'no complete dataset'}), so it "
-            "is never replaced. Choose another output."
+    return jobs[len(jobs) * index // number : len(jobs) * (index + 1) // number]
+
+
+@contextmanager
+def _workspace(output: Path, folder: Path, resume: bool) -> Iterator[Path]:
+    """Where parts are written: beside the output to be resumed, else within the unfinished folder."""
+    work = parts_folder(output) if resume else folder / ".parts"
+    clear_unfinished(work)
+    work.mkdir(exist_ok=True)
+    try:
+        yield work
+    except BaseException:
+        clear_unfinished(work)
+        raise
+    shutil.rmtree(work)
+
+
+@contextmanager
+def _full_disk_explained(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(output.parent if output.parent.exists() else ".").free / 2**30
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full ({free:.1f} GiB free where {output} is written). Nothing was left half-written. Free some "
+            "space, or choose an --output on another disk, and run the same command again",
+        ) from error
+
+
+def _write_parts(
+    slides: Iterable[Slide | Job], work: Path, options: PatchOptions, num_proc: int, progress: bool
+) -> list[Path]:
+    """Writes one part per slide that is not there yet; returns them in the order of the slides."""
+    if num_proc == 1:
+        parts: list[Path] = []
+        seen: set[str] = set()
+        for item in slides:  # not enumerate, which would hold on to the last slide
+            part = work / _key(item, options, len(parts))
+            if part.exists() and part not in parts:
+                logger.info("taken up from an earlier run: %s", _slide_id(part))
+            elif not part.exists():
+                _write_whole(item, part, options)
+            # Otherwise its image stays alive while the next slide is read.
+            del item
+            _refuse_twice(_slide_id(part), seen)
+            parts.append(part)
+        return parts
+    jobs = list(slides)
+    if any(isinstance(job, Slide) for job in jobs):
+        raise ValueError(
+            "slides in memory cannot be spread over processes. Give functions that read them, such as "
+            "functools.partial(read_her2st, root, 'C2'), or num_proc=1."
         )
-    if not overwrite:
-        raise FileExistsError(
-            f"{output} already holds a dataset. Choose another output, or replace it with overwrite=True (--overwrite)."
-        )
-    return output
+    parts = [work / _key(job, options, index) for index, job in enumerate(jobs)]
+    todo = {part: job for part, job in zip(parts, jobs, strict=True) if not part.exists()}
+    if len(todo) < len(parts):
+        logger.info("%d of %d slides taken up from an earlier run", len(parts) - len(todo), len(parts))
+    # A fresh interpreter each: threads of torch and arrow do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    level = logging.getLogger("delst_hf").level
+    with ProcessPoolExecutor(num_proc, context, initializer=_log_in_worker, initargs=(level,)) as pool:
+        futures = {pool.submit(_write_whole, job, part, options): part for part, job in todo.items()}
+        try:
+            with tqdm(total=len(parts), initial=len(parts) - len(todo), unit="slide", disable=not progress) as bar:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    seen = set()
+    for part in parts:
+        _refuse_twice(_slide_id(part), seen)
+    return parts
 
 
-def _check_options(options: _Options) -> None:
-    check_patch_size(options.patch_um, options.patch_px)
-    for name, value, allowed in (
-        ("image_format", options.image_format, ("jpeg", "png")),
-        ("outside", options.outside, ("error", "drop")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))}.")
-    if not 1 <= options.quality <= 100:
-        raise ValueError(f"quality is {options.quality}. Allowed: 1 to 100; 95 is hard to tell from the original.")
+def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
+    """Writes a part under another name and renames it when it is complete."""
+    unfinished = part.parent / f"{part.name}.unfinished-{uuid.uuid4().hex[:8]}"
+    unfinished.mkdir()
+    try:
+        write_part(item if isinstance(item, Slide) else item(), unfinished, options)
+        os.replace(unfinished, part)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
-def _fingerprint(folder: Path) -> str:
-    """Hash of all parquet files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.parquet")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+def _refuse_twice(slide_id: str, seen: set[str]) -> None:
+    if slide_id in seen:
+        raise ValueError(f"slide_id {slide_id!r} is given twice. Give each its own (--slide-id), or leave one out.")
+    seen.add(slide_id)
 
 
-def _write_folder(slides: Iterable[Slide], folder: Path, options: _Options, output: Path) -> DatasetSummary:
-    for config in CONFIGS:
-        (folder / config).mkdir()
-    summary = DatasetSummary(output)
-    genes: dict[tuple[str, str, str], int] = {}
-    with pq.ParquetWriter(folder / "slides" / "slides.parquet", SLIDES.arrow_schema) as writer:
-        for slide in slides:
-            if slide.slide_id in summary.slides:
-                raise ValueError(
-                    f"slide_id {slide.slide_id!r} is given twice. Give each its own (--slide-id), or leave one out."
-                )
-            slide = slide.drop_outside() if options.outside == "drop" else slide
-            slide.validate()
-            keys = [
-                (gene_id, symbol, slide.species) for gene_id, symbol in slide.genes[["gene_id", "symbol"]].to_numpy()
-            ]
-            measured = np.array([genes.setdefault(key, len(genes)) for key in keys], dtype=np.int32)
-            _write_spots(slide, measured, folder / "spots" / f"{slide.slide_id}.parquet", options)
-            writer.write_table(pa.Table.from_pylist([_slide_row(slide, measured, options)], schema=SLIDES.arrow_schema))
-            summary.slides[slide.slide_id] = len(slide.spots)
-            summary.labels.update("(none)" if pd.isna(label) else label for label in slide.spots["label"])
-            # Otherwise this image stays alive while the next slide is read.
-            del slide
-    if not summary.slides:
-        raise ValueError("there are no slides to write. Give at least one.")
-    columns = zip(*genes, strict=True)
-    table = {name: list(values) for name, values in zip(("gene_id", "symbol", "species"), columns, strict=True)}
-    pq.write_table(pa.table(table, schema=GENES.arrow_schema), folder / "genes" / "genes.parquet")
-    summary.num_genes = len(genes)
-    return summary
+def _slide_id(part: Path) -> str:
+    return next(iter(sorted((part / "spots").glob("*.parquet")))).stem.split("--0000")[0]
 
 
-def _write_spots(slide: Slide, measured: np.ndarray, path: Path, options: _Options) -> None:
-    """Writes the rows of one slide, 100 at a time; `measured` maps the slide's genes to the dataset's."""
-    side = options.patch_um / slide.mpp
-    if options.patch_px > _UPSAMPLING_ALARM * side:
-        logger.warning(
-            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image, a larger patch_um "
-            "or a smaller patch_px",
-            slide.slide_id, options.patch_um, side, options.patch_px,
-        )  # fmt: skip
-    counts = slide.counts.tocsr().astype(np.int32)
-    counts.sum_duplicates()
-    counts.eliminate_zeros()
-    mapped = type(counts)(
-        (counts.data, measured[counts.indices], counts.indptr), shape=(counts.shape[0], int(measured.max()) + 1)
-    )
-    mapped.sort_indices()
-    patches = slide.patches(options.patch_um, options.patch_px)
-    bar = tqdm(patches, total=len(slide.spots), desc=slide.slide_id, unit="spot", disable=not options.progress)
-    with pq.ParquetWriter(path, SPOTS.arrow_schema, use_dictionary=["slide_id", "patient_id", "label"]) as writer:
-        batch: list[dict[str, bytes | None]] = []
-        for index, patch in enumerate(bar):
-            batch.append({"bytes": _encode(patch, options.image_format, options.quality), "path": None})
-            if len(batch) == _ROWS_PER_GROUP or index + 1 == len(slide.spots):
-                writer.write_table(_spot_rows(slide, mapped, index + 1 - len(batch), batch))
-                batch = []
-
-
-def _spot_rows(slide: Slide, counts: Any, start: int, images: list[dict[str, bytes | None]]) -> pa.Table:
-    """Makes the rows from `start` on, one for each of the images."""
-    stop = start + len(images)
-    spots, counts = slide.spots.iloc[start:stop], counts[start:stop]
-    columns = {
-        "image": images,
-        "gene_indices": pa.ListArray.from_arrays(
-            pa.array(counts.indptr, pa.int32()), pa.array(counts.indices, pa.int32())
-        ),
-        "gene_counts": pa.ListArray.from_arrays(pa.array(counts.indptr, pa.int32()), pa.array(counts.data, pa.int32())),
-        "slide_id": [slide.slide_id] * len(spots),
-        "patient_id": [slide.patient_id] * len(spots),
-        "barcode": [str(barcode) for barcode in spots.index],
-        "x": spots["x"].to_numpy(float),
-        "y": spots["y"].to_numpy(float),
-        "array_row": spots["array_row"].to_numpy(np.int32),
-        "array_col": spots["array_col"].to_numpy(np.int32),
-        "label": [None if pd.isna(label) else label for label in spots["label"]],
-        "n_genes": np.diff(counts.indptr).astype(np.int32),
-        "total_counts": np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel(),
+def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:
+    """Names the part of a job by all that decides its content: the reader, its arguments, its files, the options."""
+    if isinstance(item, Slide) or not isinstance(item, partial):
+        return f"{index:05d}"
+    values = [*item.args, *item.keywords.values()]
+    files = [_state(Path(value)) for value in values if isinstance(value, str | Path) and os.path.exists(value)]
+    told = [_FORMAT_VERSION, item.func.__module__, item.func.__qualname__, repr(item.args), repr(item.keywords), files]
+    described = {
+        name: repr(value) for name, value in vars(options).items() if name not in ("progress", "refused_preview")
     }
-    schema = SPOTS.arrow_schema
-    return pa.table([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
+    return hashlib.sha256(json.dumps([told, described], default=repr).encode()).hexdigest()[:24]
 
 
-def _slide_row(slide: Slide, measured: np.ndarray, options: _Options) -> dict[str, Any]:
-    height, width = slide.image.shape[:2]
-    names = ("slide_id", "patient_id", "technology", "tissue", "species", "label_source")
-    return {name: getattr(slide, name) for name in names} | {
-        "mpp": float(slide.mpp),
-        "measured_genes": np.sort(measured),
-        "thumbnail": {"bytes": _encode(slide.thumbnail(), "jpeg", 90), "path": None},
-        "image_width": width,
-        "image_height": height,
-        "patch_um": float(options.patch_um),
-        "patch_px": int(options.patch_px),
-    }
+def _state(path: Path) -> list[Any]:
+    """Sizes and times of a file, or of those in a folder: another file is another slide."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())[:5000]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _encode(image: Image.Image, image_format: str, quality: int) -> bytes:
-    """Encodes an image; JPEG keeps colour at full resolution, since stain carries much of the signal."""
-    buffer = io.BytesIO()
-    image.save(
-        buffer,
-        **({"format": "JPEG", "quality": quality, "subsampling": 0} if image_format == "jpeg" else {"format": "PNG"}),
-    )
-    return buffer.getvalue()
+def _log_in_worker(level: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    own = logging.getLogger("delst_hf")
+    own.addHandler(handler)
+    own.setLevel(level or logging.WARNING)

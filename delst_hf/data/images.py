@@ -1,14 +1,70 @@
-"""Images from files and from arrays of any kind to what a `Slide` holds: uint8 RGB, (height, width, 3)."""
+"""Image files of any kind to what a `Slide` holds: uint8 RGB, (height, width, 3), at once or region by region."""
 
+import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .pixels import to_rgb
+from .tiff import TiffImage
+
+__all__ = ["check_readable", "open_image", "read_image", "to_rgb"]
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Formats of scanners that are no TIFF, or a TIFF whose tiles overlap: left to openslide.
+_OPENSLIDE_SUFFIXES = {".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".zvi"}
+
+
+def open_image(path: str | Path) -> Any:
+    """Opens the image of a slide without reading more than it must.
+
+    What a file is, is told by its first bytes, not by its suffix: STimage-1K4M, for one, has TIFF and JPEG named ".png".
+
+    Args:
+        path: a TIFF of any kind (read region by region), JPEG, PNG or whatever else Pillow opens (read at once), or a format
+            of openslide (with the extra `openslide`).
+
+    Returns:
+        uint8 (height, width, 3): an array, or an object with `.shape`, `.dtype` and `[y0:y1, x0:x1]`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: it may not be read.
+        ValueError: the file is truncated, corrupt or not an image.
+        ImportError: the format needs openslide, which is not installed.
+    """
+    path = check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF).")
+    if path.suffix.lower() in _OPENSLIDE_SUFFIXES:
+        from .openslide_image import OpenSlideImage
+
+        return OpenSlideImage(path)
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in _TIFF_MAGIC
+    return TiffImage(path) if is_tiff else read_image(path)
+
+
+def check_readable(path: str | Path, what: str = "file", advice: str = "Give the path of an existing file.") -> Path:
+    """Returns the path if it is a file that may be read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: it may not be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} file at {path}. {advice}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(
+            f"the {what} {path} may not be read by this user. Ask its owner for access, or `chmod u+r` it."
+        )
+    return path
+
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image file as stored; an EXIF rotation is not applied, because spot tables refer to the stored pixels.
+    """Reads a whole image file as stored; an EXIF rotation is not applied, because spot tables refer to the stored pixels.
 
     Args:
         path: a file that Pillow opens (JPEG, PNG, plain TIFF, ...), of any size.
@@ -20,9 +76,7 @@ def read_image(path: str | Path) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, corrupt or not an image.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file at {path}. Give the path of the slide's image (JPEG, PNG or TIFF).")
+    path = check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF).")
     # Slides are routinely larger than Pillow's guard against decompression bombs; the file is the user's own.
     guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -37,51 +91,3 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = guard
-
-
-def to_rgb(array: np.ndarray) -> np.ndarray:
-    """Converts a grey, RGB or RGBA array to uint8 RGB.
-
-    Args:
-        array: (height, width) or (height, width, 1 | 3 | 4); uint8, uint16, or float in 0..1 or in 0..255.
-
-    Returns:
-        uint8 (height, width, 3); the input itself when it is that already.
-
-    Raises:
-        ValueError: another shape, another type, or floats outside 0..255 or not finite.
-    """
-    array = np.asarray(array)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(
-            f"the image has shape {array.shape}. Allowed: (height, width), or (height, width, channels) with 1, 3 or 4 "
-            "channels last. Transpose it, or pick the RGB image."
-        )
-    array = _to_uint8(array)
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.float32) / 255
-        array = np.rint(array[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
-
-
-def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scales uint16 and float images to uint8; which float range is meant is told by the largest value."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
-        return np.rint(array / np.float32(257)).astype(np.uint8)
-    if array.dtype.kind in "iuf":
-        low, high = float(array.min()), float(array.max())
-        # A float slightly off 0..1 is rounding of the tool that wrote it; NaN fails both comparisons.
-        if low >= -1e-3 and high <= 255.5:
-            scale = 255.0 if array.dtype.kind == "f" and high <= 1.001 else 1.0
-            return np.clip(np.rint(array * np.float32(scale)), 0, 255).astype(np.uint8)
-        raise ValueError(
-            f"the image has {array.dtype} values from {low:g} to {high:g}. Allowed: uint8, uint16, or floats in 0..1 "
-            "or 0..255. Rescale it before."
-        )
-    raise ValueError(f"the image has values of type {array.dtype}. Allowed: uint8, uint16 or float. Convert it before.")

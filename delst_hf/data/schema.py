@@ -25,6 +25,8 @@ SPOTS = Features(
         "label": Value("string"),
         "n_genes": Value("int32"),
         "total_counts": Value("int64"),
+        # Share of the patch that is tissue, 0 to 1.
+        "tissue_fraction": Value("float32"),
     }
 )
 
@@ -48,6 +50,12 @@ SLIDES = Features(
         "image_height": Value("int32"),
         "patch_um": Value("float64"),
         "patch_px": Value("int32"),
+        # Diameter of a spot, or side of a bin, in micrometres; None where unknown.
+        "spot_um": Value("float64"),
+        # Format and names of the files that the slide was read from.
+        "source": Value("string"),
+        # "train" unless the folder was split; "spot" where spots of the slide are in several splits.
+        "split": Value("string"),
     }
 )
 

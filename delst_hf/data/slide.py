@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,55 @@ PLAUSIBLE_MPP = (0.05, 50.0)
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+# A side within a twentieth of a pixel of patch_px moves no border of the patch by more than that.
+_SAME_SCALE_PX = 0.05
 _MAX_COUNT = np.iinfo(np.int32).max
+
+
+class WrongFrameError(ValueError):
+    """Spots that do not lie where tissue is: their coordinates belong to another image or scale."""
+
+
+@dataclass(frozen=True)
+class StoredPatches:
+    """Patches that a data set brings along.
+
+    Attributes:
+        pixels: uint8 (patches, px, px, 3), an array or a dataset of h5py.
+        rows: (spots,) the patch of each spot.
+        patch_um: side of a patch in micrometres.
+    """
+
+    pixels: Any
+    rows: np.ndarray
+    patch_um: float
+
+    def select(self, keep: np.ndarray) -> "StoredPatches":
+        """Keeps the patches of the spots (spots,) that are True."""
+        return replace(self, rows=self.rows[keep])
+
+    def cutter(self, patch_um: float, patch_px: int) -> Callable[[int], Image.Image]:
+        """Like `Slide.cutter`: the centre of the stored patch, resampled if its pixels are of another size.
+
+        Raises:
+            ValueError: a larger patch than the stored one was asked for.
+        """
+        if patch_um > self.patch_um * 1.001:
+            raise ValueError(
+                f"patch_um is {patch_um:g}, but the stored patches are {self.patch_um:g} um wide. Ask for at most that "
+                "(--patch-um), or give the whole-slide image."
+            )
+        stored_px = self.pixels.shape[1]
+        side = stored_px * min(1.0, patch_um / self.patch_um)
+        box = ((stored_px - side) / 2, (stored_px - side) / 2, (stored_px + side) / 2, (stored_px + side) / 2)
+
+        def cut(position: int) -> Image.Image:
+            image = Image.fromarray(np.asarray(self.pixels[int(self.rows[position])]))
+            if side == stored_px == patch_px:
+                return image
+            return image.resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
+
+        return cut
 
 
 @dataclass
@@ -38,6 +86,9 @@ class Slide:
         tissue: for example "breast".
         species: for example "human".
         label_source: "" without labels, else who or what gave them.
+        spot_um: diameter of a spot, or side of a bin, in micrometres; None when unknown.
+        source: the format and the names of the files that the slide was read from.
+        stored_patches: patches that were cut before, where there is no image to cut them from.
     """
 
     slide_id: str
@@ -51,6 +102,9 @@ class Slide:
     tissue: str = ""
     species: str = ""
     label_source: str = ""
+    spot_um: float | None = None
+    source: str = ""
+    stored_patches: "StoredPatches | None" = None
 
     def __post_init__(self) -> None:
         self.spots = self.spots.copy()
@@ -75,7 +129,7 @@ class Slide:
             )
         outside = ~self._inside()
         if outside.any():
-            raise ValueError(self._outside_message(outside))
+            raise WrongFrameError(self._outside_message(outside))
 
     def drop_outside(self) -> "Slide":
         """Returns the slide without the spots whose centre lies outside the image.
@@ -88,15 +142,25 @@ class Slide:
         if not outside.any():
             return self
         if 2 * outside.sum() > len(outside):
-            raise ValueError(self._outside_message(outside))
+            raise WrongFrameError(self._outside_message(outside))
         logger.warning("%s: dropped %d of %d spots outside the image", self.slide_id, outside.sum(), len(outside))
-        return replace(self, spots=self.spots[~outside], counts=self.counts.tocsr()[~outside])
+        return self.select(~outside)
+
+    def select(self, keep: np.ndarray) -> "Slide":
+        """Returns the slide with only these spots.
+
+        Args:
+            keep: (spots,) bool.
+        """
+        stored = None if self.stored_patches is None else self.stored_patches.select(keep)
+        return replace(self, spots=self.spots[keep], counts=self.counts.tocsr()[keep], stored_patches=stored)
 
     def patches(self, patch_um: float, patch_px: int) -> Iterator[Image.Image]:
         """Cuts one square patch per spot by physical size, in the order of `spots`.
 
         The region of patch_um / mpp pixels centred on (x, y) is taken at sub-pixel precision and resampled once
-        (bicubic, antialiased); beyond the border of the image it is white. Only that region of `image` is read.
+        (bicubic, antialiased); beyond the border of the image it is white. Only that region of `image` is read. Where that
+        side equals patch_px, no pixel is resampled: the crop at the nearest whole pixel is the patch.
 
         Args:
             patch_um: side in micrometres.
@@ -108,15 +172,29 @@ class Slide:
         Raises:
             ValueError: sizes or `mpp` that are not positive.
         """
+        cut = self.cutter(patch_um, patch_px)
+        yield from (cut(position) for position in range(len(self.spots)))
+
+    def cutter(self, patch_um: float, patch_px: int) -> Callable[[int], Image.Image]:
+        """Returns a function from the position of a spot to its patch, for cutting in another order than `patches`."""
         check_patch_size(patch_um, patch_px)
         check_mpp(self.mpp, self.slide_id)
+        if self.stored_patches is not None:
+            return self.stored_patches.cutter(patch_um, patch_px)
         side = patch_um / self.mpp
-        for x, y in zip(self.spots["x"].to_numpy(float), self.spots["y"].to_numpy(float), strict=True):
-            yield self._patch(x - side / 2, y - side / 2, side, patch_px)
+        x, y = (self.spots[name].to_numpy(float) - side / 2 for name in "xy")
+        if abs(side - patch_px) < _SAME_SCALE_PX:
+            left, top = np.rint(x), np.rint(y)
+            return lambda position: self._patch(left[position], top[position], patch_px, patch_px)
+        return lambda position: self._patch(x[position], y[position], side, patch_px)
 
     def thumbnail(self, max_px: int = 512) -> Image.Image:
         """Returns the whole image with its longer side at most max_px, read in bands of rows."""
         height, width = self.image.shape[:2]
+        small = self.image.overview(max_px) if hasattr(self.image, "overview") else None
+        if small is not None:
+            factor = -(-max(small.shape) // max_px)
+            return Image.fromarray(small).reduce(factor)
         factor = -(-max(height, width) // max_px)
         reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
         rows = factor * max(1, 1024 // factor)
@@ -129,13 +207,15 @@ class Slide:
         x0, y0 = int(np.floor(left)), int(np.floor(top))
         x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
         height, width = self.image.shape[:2]
-        inner = np.asarray(self.image[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)])
+        inner = np.asarray(self.image[max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)])
         if inner.shape[:2] == (y1 - y0, x1 - x0):
             region = np.ascontiguousarray(inner)
         else:
             region = np.full((y1 - y0, x1 - x0, 3), 255, dtype=np.uint8)
             row, column = max(-y0, 0), max(-x0, 0)
             region[row : row + inner.shape[0], column : column + inner.shape[1]] = inner
+        if side == patch_px and (left, top) == (x0, y0):
+            return Image.fromarray(region)
         box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
         return Image.fromarray(region).resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
 
@@ -205,7 +285,7 @@ class Slide:
         )
         swapped = self._inside("y", "x").sum()
         if swapped > n - outside.sum():
-            return f"{found} With x and y swapped, {swapped} would be inside: swap them."
+            return f"{found} With x and y swapped, {swapped} would be inside: swap them (--swap-xy)."
         if 2 * outside.sum() > n:
             return f"{found} The scale is probably wrong: scale them to this image, or give the image they refer to."
         return f"{found} Drop them with outside='drop' (--drop-outside), or correct their coordinates."

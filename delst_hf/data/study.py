@@ -36,9 +36,9 @@ class Study:
             path: Folder written by ``delst prepare``, or a Hub id.
             **kwargs: Passed to ``datasets.load_dataset``, for example ``revision=``.
         """
-        spots, genes, slides = (
-            datasets.load_dataset(path, name, split="train", **kwargs) for name in ("spots", "genes", "slides")
-        )
+        genes, slides = (datasets.load_dataset(path, name, split="train", **kwargs) for name in ("genes", "slides"))
+        # A folder may be split; here slides are chosen by name, so all of it is opened.
+        spots = datasets.concatenate_datasets(list(datasets.load_dataset(path, "spots", **kwargs).values()))
         spots = spots.add_column("spot_index", np.arange(len(spots)))
         slides = slides.remove_columns("thumbnail") if "thumbnail" in slides.column_names else slides
         return cls(spots=spots, genes=genes.to_pandas(), slides=slides.to_pandas())

@@ -41,9 +41,19 @@ def make_toy_slides(num_slides: int = 5, *, seed: int = 0, **options: float) -> 
     Raises:
         ValueError: num_slides below 1.
     """
+    names = toy_slide_names(num_slides)
+    return (make_toy_slide(name, seed=seed, **options) for name in names)  # type: ignore[arg-type]
+
+
+def toy_slide_names(num_slides: int) -> list[str]:
+    """The slides' ids: toy_A1, toy_A2, toy_B1, toy_C1, ...
+
+    Raises:
+        ValueError: num_slides below 1.
+    """
     if num_slides < 1:
         raise ValueError(f"num_slides is {num_slides}. Allowed: 1 or more (--slides).")
-    return (make_toy_slide(name, seed=seed, **options) for name in islice(_names(), num_slides))  # type: ignore[arg-type]
+    return list(islice(_names(), num_slides))
 
 
 def make_toy_slide(

@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import theilslopes
 
-from ..images import read_image
+from ..images import open_image
 from ..slide import Slide, check_counts, make_genes, sum_duplicate_genes
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def read_her2st(
     counts = _read_counts(files.counts, section)
     spots = _read_spots(files.spots)
     if mpp is None:
-        mpp = _mpp_from_pitch(spots, section)
+        mpp = mpp_from_pitch(spots, section)
     selected = spots[spots["selected"] == 1] if "selected" in spots else spots
     shared = counts.index[counts.index.isin(selected.index)]
     if len(shared) == 0:
@@ -148,7 +148,7 @@ def read_her2st(
         )
     return Slide(
         slide_id=section,
-        image=read_image(files.image),
+        image=open_image(files.image),
         spots=table,
         counts=matrix,
         genes=genes,
@@ -162,6 +162,8 @@ def read_her2st(
         else files.labels.name
         if labels is not None
         else "pathologist",
+        spot_um=100.0,
+        source=f"her2st: {files.counts.name}, {files.spots.name}, {files.image.name}",
     )
 
 
@@ -242,7 +244,7 @@ def _read_spots(path: Path) -> pd.DataFrame:
     return spots
 
 
-def _mpp_from_pitch(spots: pd.DataFrame, section: str) -> float:
+def mpp_from_pitch(spots: pd.DataFrame, section: str) -> float:
     """Pitch of the array (200 um) over its pitch in pixels: the median slope of pixel against array position, per axis.
 
     The median of neighbour distances would be too small: the spots of one array jitter, and the nearest is taken.

@@ -1,0 +1,243 @@
+"""Gene names put in order: Ensembl versions, case by species, aliases, duplicates, and the union of several panels."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .images import check_readable
+
+logger = logging.getLogger(__name__)
+
+_ENSEMBL = re.compile(r"(ENS([A-Z]*)G\d{6,})(\.\d+)?(_PAR_Y)?")
+# Space Ranger prefixes genes by genome when a reference holds two.
+_GENOME_PREFIX = re.compile(r"^(?:GRCh38|hg19|hg38|GRCm39|mm10|mm39)_+(?=.)")
+_SPECIES_OF_PREFIX = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "SSC": "pig", "GAL": "chicken"}
+_SPECIES_NAMES = {
+    "homo sapiens": "human",
+    "hs": "human",
+    "mus musculus": "mouse",
+    "mm": "mouse",
+    "rattus norvegicus": "rat",
+}
+_STRANGERS = 0.01
+_FEW_MATCHES = 0.5
+
+
+def canonical_species(name: str) -> str:
+    """Returns "human" for "Homo sapiens" and the like; another name in lower case."""
+    name = " ".join(str(name).lower().split())
+    return _SPECIES_NAMES.get(name, name)
+
+
+def read_aliases(path: str | Path) -> dict[str, tuple[str, str]]:
+    """Reads a mapping of gene names.
+
+    Args:
+        path: CSV or TSV with the column alias (a symbol or an Ensembl id as it may be found) and symbol or gene_id or both:
+            what the gene is to be called.
+
+    Returns:
+        (gene_id, symbol) by alias in lower case; "" where the table says nothing.
+
+    Raises:
+        KeyError: a missing column.
+        ValueError: an alias that is given two meanings.
+    """
+    path = check_readable(path, "alias", "Give a CSV with the columns alias, symbol and, where known, gene_id.")
+    table = pd.read_csv(path, sep=None, engine="python", dtype=str, keep_default_na=False)
+    if "alias" not in table or not {"symbol", "gene_id"} & set(table):
+        raise KeyError(
+            f"{path.name}: columns {list(table)} found; needed are alias, and symbol or gene_id. Rename them."
+        )
+    aliases: dict[str, tuple[str, str]] = {}
+    blank = [""] * len(table)
+    for alias, gene_id, symbol in zip(
+        table["alias"], table.get("gene_id", blank), table.get("symbol", blank), strict=True
+    ):
+        meaning = (_bare_id(gene_id.strip()), symbol.strip())
+        if aliases.setdefault(_bare_id(alias.strip()).lower(), meaning) != meaning:
+            raise ValueError(f"{path.name}: the alias {alias!r} has two meanings. Keep one row for it.")
+    return aliases
+
+
+def clean_genes(
+    counts: sp.csr_matrix,
+    genes: pd.DataFrame,
+    slide_id: str,
+    species: str = "",
+    aliases: Mapping[str, tuple[str, str]] | None = None,
+) -> tuple[sp.csr_matrix, pd.DataFrame, str]:
+    """Brings the genes of one slide into the form in which slides can be joined; what changed is logged.
+
+    Args:
+        counts: (spots, genes) raw counts.
+        genes: columns gene_id and symbol.
+        slide_id: for messages.
+        species: of the slide; "" takes what the Ensembl ids say.
+        aliases: see `read_aliases`.
+
+    Returns:
+        Counts and genes, duplicates summed, and the species. Versions of Ensembl ids and prefixes of genomes are gone, the
+        case of symbols is that of the species, aliases are replaced.
+
+    Raises:
+        ValueError: genes of two species and no `species` that says which to keep, or none of the species' own.
+    """
+    table = pd.DataFrame(
+        {name: [_GENOME_PREFIX.sub("", str(value).strip()) for value in genes[name]] for name in ("gene_id", "symbol")}
+    )
+    table["gene_id"] = [_bare_id(value) for value in table["gene_id"]]
+    keep, species = _one_species(table["gene_id"], canonical_species(species), slide_id)
+    counts, table = counts.tocsr()[:, keep], table[keep].reset_index(drop=True)
+    table["symbol"] = _case_by_species(table["symbol"], species, slide_id)
+    if aliases:
+        table = _rename(table, aliases, slide_id)
+    counts, table = _sum_duplicates(counts, table, slide_id)
+    return counts, table, species
+
+
+def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Joins gene tables of several slides or folders into one.
+
+    Two rows are one gene if their species agree (or one is unknown) and their Ensembl ids agree; a row without an id joins the
+    gene of that symbol, if exactly one has it; a row without a symbol joins by its id alone.
+
+    Args:
+        tables: each with columns gene_id, symbol, species.
+
+    Returns:
+        The union in order of first appearance (gene_id, symbol, species), and for each table the row of the union that each
+        of its genes is (genes,).
+    """
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["gene_id", "symbol", "species"])
+    species = [canonical_species(name) for name in rows["species"]]
+    known = sorted(set(species) - {""})
+    species = [name or (known[0] if len(known) == 1 else "") for name in species]
+    ids = [_bare_id(value) for value in rows["gene_id"]]
+    symbols = rows["symbol"].tolist()
+    ids_of_symbol: dict[tuple[str, str], set[str]] = {}
+    for kind, gene_id, symbol in zip(species, ids, symbols, strict=True):
+        if gene_id and symbol:
+            ids_of_symbol.setdefault((kind, symbol.casefold()), set()).add(gene_id)
+    keys = []
+    for kind, gene_id, symbol in zip(species, ids, symbols, strict=True):
+        candidates = ids_of_symbol.get((kind, symbol.casefold()), set())
+        resolved = gene_id or (next(iter(candidates)) if len(candidates) == 1 else "")
+        keys.append((kind, resolved, "" if resolved else symbol.casefold()))
+    index: dict[tuple[str, str, str], int] = {}
+    which = np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int32)
+    union = pd.DataFrame({"gene_id": [key[1] for key in index], "symbol": "", "species": [key[0] for key in index]})
+    named: dict[int, str] = {}
+    for place, symbol in zip(which.tolist(), symbols, strict=True):
+        if symbol:
+            named.setdefault(place, symbol)
+    union["symbol"] = [named.get(place, "") for place in range(len(union))]
+    borders = np.cumsum([len(table) for table in tables])[:-1]
+    return union, np.split(which, borders) if tables else []
+
+
+def _bare_id(value: str) -> str:
+    match = _ENSEMBL.fullmatch(str(value))
+    return match[1] if match else str(value)
+
+
+def _one_species(ids: pd.Series, species: str, slide_id: str) -> tuple[np.ndarray, str]:
+    """Which genes to keep (genes,) bool, and the species."""
+    matches = [_ENSEMBL.fullmatch(value) for value in ids]
+    told = np.array([_SPECIES_OF_PREFIX.get(m[2], "ENS" + m[2]) if m else "" for m in matches], dtype=object)
+    numbers = {str(name): int((told == name).sum()) for name in sorted(set(told) - {""})}
+    common = [name for name, number in numbers.items() if number > _STRANGERS * sum(numbers.values())]
+    if not numbers:
+        return np.ones(len(told), dtype=bool), species
+    if not species and len(common) > 1:
+        raise ValueError(
+            f"slide {slide_id!r} mixes species: Ensembl ids of {numbers}. Say which genes to keep (--species {common[0]}), "
+            "and prepare the other species as a dataset of its own."
+        )
+    species = species or common[0]
+    if (
+        species not in numbers
+        and set(numbers) & set(_SPECIES_OF_PREFIX.values())
+        and species in _SPECIES_OF_PREFIX.values()
+    ):
+        raise ValueError(
+            f"slide {slide_id!r}: species is {species!r}, but its Ensembl ids are of {numbers}. Correct the species "
+            f"(--species {common[0]})."
+        )
+    foreign = (told != "") & (told != species) & np.isin(told, list(_SPECIES_OF_PREFIX.values()))
+    if species not in numbers:
+        foreign[:] = False
+    if foreign.any():
+        logger.warning("%s: left out %d genes of other species than %s", slide_id, foreign.sum(), species)
+    return ~foreign, species
+
+
+def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[str]:
+    """Upper case for human, a capital first letter for mouse and rat; only where most symbols are in the other case."""
+    names = symbols.tolist()
+    lettered = [name for name in names if sum(letter.isalpha() for letter in name) >= 3]
+    if species == "human":
+        wrong, change = (
+            [name for name in lettered if re.sub("orf", "", name).upper() != re.sub("orf", "", name)],
+            _human,
+        )
+    elif species in ("mouse", "rat"):
+        wrong, change = [name for name in lettered if name == name.upper()], _mouse
+    else:
+        return names
+    if 2 * len(wrong) <= len(lettered):
+        return names
+    logger.warning("%s: changed the case of symbols to that of %s, e.g. %s to %s",
+                   slide_id, species, wrong[0], change(wrong[0]))  # fmt: skip
+    return [change(name) for name in names]
+
+
+def _human(name: str) -> str:
+    return re.sub(r"^(C(?:\d+|X|Y))ORF(\d+)", r"\1orf\2", name.upper())
+
+
+def _mouse(name: str) -> str:
+    if name.upper().startswith("MT-"):
+        return "mt-" + _mouse(name[3:])
+    if re.match(r"H2-", name, re.I):  # the histocompatibility genes keep their capitals
+        return name.upper()
+    name = re.sub(r"[A-Za-z]", lambda letter: letter[0].upper(), name.lower(), count=1)
+    return re.sub(r"^(\d{5,}[A-Z]\d+)rik$", r"\1Rik", name)
+
+
+def _rename(table: pd.DataFrame, aliases: Mapping[str, tuple[str, str]], slide_id: str) -> pd.DataFrame:
+    targets = {name.lower() for pair in aliases.values() for name in pair if name}
+    ids, symbols, renamed, known = [], [], 0, 0
+    for gene_id, symbol in zip(table["gene_id"], table["symbol"], strict=True):
+        found = aliases.get(symbol.lower()) if symbol else None
+        found = found or (aliases.get(gene_id.lower()) if gene_id else None)
+        new_id, new_symbol = (found[0] or gene_id, found[1] or symbol) if found else (gene_id, symbol)
+        renamed += (new_id, new_symbol) != (gene_id, symbol)
+        known += found is not None or symbol.lower() in targets or gene_id.lower() in targets
+        ids.append(new_id)
+        symbols.append(new_symbol)
+    rate = known / max(len(table), 1)
+    report = logger.warning if rate < _FEW_MATCHES else logger.info
+    report("%s: %d of %d genes (%.0f %%) are in the alias table, %d were renamed%s",
+           slide_id, known, len(table), 100 * rate, renamed,
+           "; is it of this species and panel?" if rate < _FEW_MATCHES else "")  # fmt: skip
+    return pd.DataFrame({"gene_id": ids, "symbol": symbols})
+
+
+def _sum_duplicates(counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Adds up the columns of one gene: the same id, or without an id the same symbol."""
+    key = [gene_id or f"symbol {symbol}" for gene_id, symbol in zip(genes["gene_id"], genes["symbol"], strict=True)]
+    group = pd.factorize(np.array(key, dtype=object))[0]
+    first = ~pd.Series(group).duplicated().to_numpy()
+    if first.all():
+        return counts, genes
+    example = genes[~first].iloc[0]
+    logger.warning("%s: summed %d columns of genes that are there twice, e.g. %s",
+                   slide_id, (~first).sum(), example["symbol"] or example["gene_id"])  # fmt: skip
+    summing = sp.csr_matrix((np.ones(len(group), counts.dtype), (np.arange(len(group)), group)))
+    return (counts @ summing).tocsr(), genes[first].reset_index(drop=True)

@@ -1,0 +1,303 @@
+"""Parts or whole dataset folders, with different gene panels, to one dataset folder."""
+
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+import yaml
+
+from ..atomic import complete_or_nothing
+from .card import dataset_card, fingerprint
+from .genes import union_genes
+from .output import check_output
+from .schema import CONFIGS, GENES, SLIDES, SPOTS
+from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
+
+logger = logging.getLogger(__name__)
+
+_SHARD = re.compile(r"--\d{5}$")
+_FEW_SHARED = 0.5
+
+
+@dataclass
+class DatasetSummary:
+    """What was written: spots per slide, spots per label, spots per split, the number of genes."""
+
+    path: Path
+    slides: dict[str, int] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    num_genes: int = 0
+    splits: Counter[str] = field(default_factory=Counter)
+
+
+def merge_datasets(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    split: SplitRequest | None = None,
+    overwrite: bool = False,
+    licence: str | None = None,
+) -> DatasetSummary:
+    """Merges dataset folders; genes are joined by Ensembl id or, where a panel has none, by symbol.
+
+    A gene that a folder does not measure stays missing for its slides (`measured_genes`); columns that turn out to be one
+    gene are summed. Patches are copied as they are.
+
+    Args:
+        folders: written by `write_dataset` or by this.
+        output: the folder to make.
+        split: how to split the result; None keeps the splits that the folders have.
+        overwrite: replace a dataset at `output`, after the new one is complete.
+        licence: None keeps the licence of the folders if they agree, else "other".
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: a folder is no dataset folder.
+        ValueError: no folders, a slide given twice, or a split that leaves a patient on two sides.
+        FileExistsError: see `check_output`.
+    """
+    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    if not paths:
+        raise ValueError("there are no datasets to merge. Name at least one folder.")
+    for path in paths:
+        missing = [name for name in ("README.md", *CONFIGS) if not (path / name).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{path} is no complete dataset folder: {missing} missing. Make it with delst prepare."
+            )
+    licences = sorted({_licence_of(path) for path in paths})
+    chosen = licence or (licences[0] if len(licences) == 1 else "other")
+    output = check_output(output, overwrite)
+    with complete_or_nothing(output) as folder:
+        return join_parts(paths, folder, output, split, chosen, keep_parts=True)
+
+
+def join_parts(
+    parts: Sequence[Path],
+    folder: Path,
+    output: Path,
+    request: SplitRequest | None,
+    licence: str,
+    keep_parts: bool = False,
+) -> DatasetSummary:
+    """Writes a dataset folder from parts.
+
+    Args:
+        parts: folders in the layout of `part` or of a dataset.
+        folder: where to write.
+        output: what the folder will be called.
+        request: how to split; None keeps what the parts say.
+        licence: for the card.
+        keep_parts: copy files instead of moving them.
+    """
+    genes = [_table(part / "genes" / "genes.parquet", GENES.arrow_schema) for part in parts]
+    slides = [_table(part / "slides" / "slides.parquet", SLIDES.arrow_schema) for part in parts]
+    rows = [row for table in slides for row in table.drop_columns(["thumbnail"]).to_pylist()]
+    _check_unique(rows)
+    union, places = union_genes([table.to_pandas() for table in genes])
+    _report_overlap(slides, places, len(union))
+    plan = _plan(rows, request)
+    summary = DatasetSummary(output, num_genes=len(union))
+    for config in CONFIGS:
+        (folder / config).mkdir()
+    for part, table, place in zip(parts, slides, places, strict=True):
+        counted = _place_spots(part, folder, place, plan, summary, keep_parts)
+        for slide_id in table["slide_id"].to_pylist():
+            summary.slides[slide_id] = counted[slide_id]
+        _copy_pictures(part, folder)
+    _write_tables(folder, union, slides, places, plan)
+    final = pq.read_table(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
+    _write_examples(folder)
+    text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), licence, fingerprint(folder),
+                        splits=_present(folder), split_text=plan.describe())  # fmt: skip
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return summary
+
+
+def _table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Reads a table; columns that an older version did not write are null."""
+    table = pq.read_table(path)
+    columns = [
+        table[name].cast(schema.field(name).type) if name in table.column_names
+        else pa.nulls(len(table), schema.field(name).type) for name in schema.names
+    ]  # fmt: skip
+    return pa.table(columns, schema=schema)
+
+
+def _check_unique(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise ValueError("there are no slides to write. Give at least one.")
+    repeated = [name for name, number in Counter(row["slide_id"] for row in rows).items() if number > 1]
+    if repeated:
+        raise ValueError(f"slide_id {repeated[0]!r} is given twice. Give each its own (--slide-id), or leave one out.")
+    for name in ("patch_um", "patch_px"):
+        sizes = sorted({row[name] for row in rows})
+        if len(sizes) > 1:
+            logger.warning("slides have patches of different %s: %s", name, sizes)
+
+
+def _report_overlap(slides: Sequence[pa.Table], places: Sequence[np.ndarray], num_genes: int) -> None:
+    """Says how well the panels match; few shared genes are mostly a matter of names, not of biology."""
+    panels = [(table["slide_id"][0].as_py(), set(place.tolist())) for table, place in zip(slides, places, strict=True)]
+    everywhere = set.intersection(*(panel for _, panel in panels))
+    if all(len(panel) == num_genes for _, panel in panels):
+        return
+    logger.info("genes: %d in all, %d in every panel", num_genes, len(everywhere))
+    for i, (slide_id, panel) in enumerate(panels):
+        others = set().union(*(other for j, (_, other) in enumerate(panels) if j != i))
+        rate = len(panel & others) / max(len(panel), 1)
+        if others and rate < _FEW_SHARED:
+            logger.warning("%s: only %.0f %% of its %d genes are in another panel. Are names of one kind (symbols or Ensembl "
+                           "ids) and one species? An alias table helps (--aliases)",
+                           slide_id, 100 * rate, len(panel))  # fmt: skip
+
+
+def _plan(rows: Sequence[Mapping[str, Any]], request: SplitRequest | None) -> SplitPlan:
+    slides = [(row["slide_id"], row["patient_id"]) for row in rows]
+    kept = {row["slide_id"]: row["split"] or "train" for row in rows}
+    if request is not None or set(kept.values()) == {"train"}:
+        return plan_split(slides, request)
+    if "spot" not in kept.values():
+        check_leak(slides, kept, "slide")
+    return SplitPlan(None, kept)
+
+
+def _place_spots(
+    part: Path, folder: Path, place: np.ndarray, plan: SplitPlan, summary: DatasetSummary, keep: bool
+) -> Counter[str]:
+    """Brings the spots of one part into the folder; returns the number of spots per slide."""
+    counted: Counter[str] = Counter()
+    # Files of one slide in order: a split by spot goes by the position of a spot within its slide.
+    by_slide: dict[str, list[Path]] = {}
+    for path in sorted((part / "spots").rglob("*.parquet")):
+        by_slide.setdefault(_SHARD.sub("", path.stem), []).append(path)
+    same = bool((place == np.arange(len(place))).all())
+    for slide_id, files in by_slide.items():
+        lengths = [pq.ParquetFile(path).metadata.num_rows for path in files]
+        splits = plan.of_spots(slide_id, sum(lengths))
+        start = 0
+        for path, length in zip(files, lengths, strict=True):
+            own = splits[start : start + length]
+            if plan.request is None and path.parent.name in SPLITS:
+                own = np.full(length, path.parent.name, dtype=object)
+            start += length
+            labels = pq.read_table(path, columns=["label"])["label"].to_pylist()
+            summary.labels.update("(none)" if label is None else label for label in labels)
+            summary.splits.update(own.tolist())
+            goals = {
+                name: _free_path(folder / "spots" / (name if plan.is_split else ""), slide_id) for name in set(own)
+            }
+            if same and len(goals) == 1 and pq.read_schema(path).equals(SPOTS.arrow_schema):
+                (shutil.copyfile if keep else shutil.move)(path, goals[own[0]])
+            else:
+                _rewrite(path, place, own, goals)
+        counted[slide_id] = sum(lengths)
+    return counted
+
+
+def _free_path(folder: Path, slide_id: str) -> Path:
+    """The next file of a slide that is not there yet."""
+    folder.mkdir(exist_ok=True)
+    number, path = 0, folder / f"{slide_id}.parquet"
+    while path.exists():
+        number += 1
+        path = folder / f"{slide_id}--{number:05d}.parquet"
+    return path
+
+
+def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[str, Path]) -> None:
+    """Copies a file of spots with its genes renumbered, to one file a split."""
+    file, start = pq.ParquetFile(path), 0
+    writers = {name: pq.ParquetWriter(goal, SPOTS.arrow_schema) for name, goal in goals.items()}
+    try:
+        for group in range(file.num_row_groups):
+            rows = _renumber(file.read_row_group(group), place)
+            own = splits[start : start + len(rows)]
+            start += len(rows)
+            for name, writer in writers.items():
+                chosen = rows if len(writers) == 1 else rows.filter(pa.array(own == name))
+                if len(chosen):
+                    writer.write_table(chosen)
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
+    """Replaces gene indices by their places in the union; counts of genes that became one are summed."""
+    indices, counts = (rows[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
+    lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
+    indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    width = int(place.max(initial=-1)) + 1
+    values = counts.flatten().to_numpy().astype(np.int64)
+    matrix = sp.csr_matrix((values, place[indices.flatten().to_numpy()], indptr), shape=(len(rows), width))
+    matrix.sum_duplicates()  # also sorts
+    offsets = pa.array(matrix.indptr, pa.int32())
+    changed = {
+        "gene_indices": pa.ListArray.from_arrays(offsets, pa.array(matrix.indices, pa.int32())),
+        "gene_counts": pa.ListArray.from_arrays(offsets, pa.array(matrix.data, pa.int32())),
+        "n_genes": pa.array(np.diff(matrix.indptr), pa.int32()),
+    }
+    schema = SPOTS.arrow_schema
+    columns = [
+        changed[name] if name in changed else rows[name].combine_chunks() if name in rows.column_names
+        else pa.nulls(len(rows), schema.field(name).type) for name in schema.names
+    ]  # fmt: skip
+    return pa.table([column.cast(schema.field(name).type) for name, column in zip(schema.names, columns, strict=True)],
+                    schema=schema)  # fmt: skip
+
+
+def _write_tables(folder: Path, union: pd.DataFrame, slides: Sequence[pa.Table], places, plan: SplitPlan) -> None:
+    pq.write_table(pa.Table.from_pandas(union, GENES.arrow_schema, preserve_index=False).replace_schema_metadata(
+        GENES.arrow_schema.metadata), folder / "genes" / "genes.parquet")  # fmt: skip
+    drawn = plan.request is not None and plan.request.by == "spot"
+    with pq.ParquetWriter(folder / "slides" / "slides.parquet", SLIDES.arrow_schema) as writer:
+        for table, place in zip(slides, places, strict=True):
+            rows = table.to_pylist()
+            for row in rows:
+                row["measured_genes"] = np.unique(place[np.asarray(row["measured_genes"], dtype=np.int64)])
+                row["split"] = "spot" if drawn else plan.of_slide.get(row["slide_id"], "train")
+            writer.write_table(pa.Table.from_pylist(rows, schema=SLIDES.arrow_schema))
+
+
+def _copy_pictures(part: Path, folder: Path) -> None:
+    if (part / "previews").is_dir():
+        shutil.copytree(part / "previews", folder / "previews", dirs_exist_ok=True)
+
+
+def _write_examples(folder: Path) -> None:
+    """Three patches for the card: from the middle of the first, the middle and the last slide."""
+    (folder / "examples").mkdir()
+    files = sorted((folder / "spots").rglob("*.parquet"))
+    for number, fraction in enumerate((0.2, 0.5, 0.8)):
+        file = pq.ParquetFile(files[int(fraction * len(files))])
+        group = file.read_row_group(int(fraction * file.num_row_groups), columns=["image"])
+        data = group["image"][int(fraction * len(group))].as_py()["bytes"]
+        suffix = "jpg" if data[:2] == b"\xff\xd8" else "png"
+        (folder / "examples" / f"{number + 1}.{suffix}").write_bytes(data)
+
+
+def _stored(folder: Path) -> str:
+    return "JPEG" if list((folder / "examples").glob("*.jpg")) else "PNG"
+
+
+def _present(folder: Path) -> list[str]:
+    """Splits that the folder has; none where it is not split."""
+    return [name for name in SPLITS if (folder / "spots" / name).is_dir()]
+
+
+def _licence_of(folder: Path) -> str:
+    _, header, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return str(yaml.safe_load(header).get("license", "unknown"))

@@ -1,0 +1,67 @@
+"""Slides in a scanner's own format, by openslide (optional: `pip install delst-hf[openslide]`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .pixels import to_rgb
+
+
+class OpenSlideImage:
+    """Full resolution of a slide as uint8 RGB, read region by region; what is transparent is white.
+
+    Attributes:
+        shape: (height, width, 3).
+        dtype: uint8.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: str | Path):
+        """Opens the slide; no pixel is decoded.
+
+        Raises:
+            ImportError: openslide is not installed.
+            ValueError: openslide cannot read the file.
+        """
+        try:
+            import openslide
+        except ImportError as error:
+            raise ImportError(
+                f"{Path(path).name} is in a scanner's format that needs openslide: pip install 'delst-hf[openslide]', or "
+                "convert it to a tiled TIFF."
+            ) from error
+        self.path = Path(path)
+        try:
+            self._slide = openslide.OpenSlide(str(path))
+        except openslide.OpenSlideError as error:
+            raise ValueError(
+                f"openslide cannot read {path}: {error}. The file is damaged or of another format: export it as a tiled TIFF."
+            ) from error
+        width, height = self._slide.dimensions
+        self.shape = (height, width, 3)
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel as the scanner states it, or None."""
+        value = self._slide.properties.get("openslide.mpp-x")
+        return float(value) if value else None
+
+    def overview(self, longest_px: int) -> np.ndarray:
+        """The whole slide with a longer side of at least this, or as large as it is."""
+        fitting = [level for level, size in enumerate(self._slide.level_dimensions) if max(size) >= longest_px]
+        level = fitting[-1] if fitting else 0
+        return to_rgb(np.asarray(self._slide.read_region((0, 0), level, self._slide.level_dimensions[level])))
+
+    def __getitem__(self, region: Any) -> np.ndarray:
+        """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
+        rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
+        (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
+        if y1 <= y0 or x1 <= x0:
+            return np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
+        pixels = to_rgb(np.asarray(self._slide.read_region((x0, y0), 0, (x1 - x0, y1 - y0))))
+        return pixels[::step_y, ::step_x]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)

@@ -1,0 +1,263 @@
+"""One slide to a part of a dataset: its patches cut and encoded, its genes cleaned, whole or not there.
+
+    PART/spots/<slide_id>.parquet      rows in the order of the slide, row groups of 100; more files where one grows too large
+    PART/genes/genes.parquet           the slide's own genes
+    PART/slides/slides.parquet         one row
+    PART/previews/<slide_id>.png       if asked for
+
+A part has the layout of a dataset folder without a card, so joining parts and merging datasets are one thing (`merge`).
+"""
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .genes import clean_genes
+from .preview import draw_preview
+from .quality import QualityFilter, describe_wrong_frame, tissue_fraction
+from .schema import CONFIGS, GENES, SLIDES, SPOTS
+from .slide import Slide, WrongFrameError, check_patch_size
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_GROUP = 100
+# Encoded patches that wait for their turn, because patches are cut in the order of the image's tiles.
+_BUFFER_BYTES = 192 * 2**20
+_UPSAMPLING_ALARM = 2.0
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """How slides are checked and how patches are cut and stored; the meaning is that of `write_dataset`'s arguments."""
+
+    patch_um: float = 112.0
+    patch_px: int = 224
+    image_format: str = "jpeg"
+    quality: int = 95
+    outside: str = "error"
+    off_tissue: str = "error"
+    swap_xy: bool = False
+    preview: bool = False
+    max_shard_bytes: int = 256 * 2**20
+    quality_filter: QualityFilter = field(default_factory=QualityFilter)
+    aliases: dict[str, tuple[str, str]] | None = None
+    progress: bool = False
+    refused_preview: str = ""
+
+    def check(self) -> None:
+        """Raises a ValueError for an option that cannot be."""
+        check_patch_size(self.patch_um, self.patch_px)
+        for name, value, allowed in (
+            ("image_format", self.image_format, ("jpeg", "png")),
+            ("outside", self.outside, ("error", "drop")),
+            ("off_tissue", self.off_tissue, ("error", "allow")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))}.")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}. Allowed: 1 to 100; 95 is hard to tell from the original.")
+        if self.max_shard_bytes < 2**20:
+            raise ValueError(f"max_shard_bytes is {self.max_shard_bytes}. Allowed: a megabyte (2**20) or more.")
+        self.quality_filter.check()
+
+
+def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
+    """Checks a slide and writes its part.
+
+    Args:
+        slide: the slide.
+        folder: a new, empty folder.
+        options: how.
+
+    Raises:
+        ValueError: what `Slide.validate`, `clean_genes` and the quality checks refuse.
+    """
+    slide, thumbnail = _checked(slide, options)
+    for name in CONFIGS:
+        (folder / name).mkdir(parents=True)
+    if options.preview:
+        (folder / "previews").mkdir()
+        draw_preview(slide, options.patch_um).save(folder / "previews" / f"{slide.slide_id}.png")
+    _write_spots(slide, folder / "spots", options)
+    genes = pa.table(
+        {
+            "gene_id": slide.genes["gene_id"].tolist(),
+            "symbol": slide.genes["symbol"].tolist(),
+            "species": [slide.species] * len(slide.genes),
+        },
+        schema=GENES.arrow_schema,
+    )
+    pq.write_table(genes, folder / "genes" / "genes.parquet")
+    row = _slide_row(slide, thumbnail, options)
+    pq.write_table(pa.Table.from_pylist([row], schema=SLIDES.arrow_schema), folder / "slides" / "slides.parquet")
+
+
+def encode(image: Image.Image, image_format: str, quality: int) -> bytes:
+    """Encodes an image; JPEG keeps colour at full resolution, since stain carries much of the signal."""
+    buffer = io.BytesIO()
+    if image_format == "jpeg":
+        image.save(buffer, format="JPEG", quality=quality, subsampling=0)
+    else:
+        image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
+    """The slide as it will be written, and its thumbnail."""
+    if options.swap_xy:
+        slide = replace(slide, spots=slide.spots.rename(columns={"x": "y", "y": "x"}))
+    try:
+        slide = slide.drop_outside() if options.outside == "drop" else slide
+        slide.validate()
+        counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
+        slide = replace(slide, counts=counts, genes=genes, species=species)
+        slide = options.quality_filter.by_counts(slide)
+        thumbnail = slide.thumbnail()
+        wrong = describe_wrong_frame(slide, thumbnail)
+        if wrong and options.off_tissue == "error":
+            raise WrongFrameError(f"{wrong} To keep them as they are: off_tissue='allow' (--allow-off-tissue).")
+        if wrong:
+            logger.warning(wrong)
+    except WrongFrameError as error:
+        path = f"{options.refused_preview or slide.slide_id}.{slide.slide_id}.refused.png"
+        draw_preview(slide, options.patch_um).save(path)
+        raise WrongFrameError(f"{error} The spots on the image: {os.path.relpath(path)}") from error
+    return slide, thumbnail
+
+
+def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:
+    side = options.patch_um / slide.mpp
+    if slide.stored_patches is None and options.patch_px > _UPSAMPLING_ALARM * side:
+        logger.warning(
+            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image, a larger patch_um "
+            "or a smaller patch_px",
+            slide.slide_id, options.patch_um, side, options.patch_px,
+        )  # fmt: skip
+    shards = _Shards(folder, slide.slide_id, options.max_shard_bytes)
+    counts = slide.counts.tocsr()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    waiting: list[tuple[int, bytes, float]] = []
+    removed = 0
+    try:
+        for position, data, tissue in _encoded_patches(slide, options):
+            if tissue < options.quality_filter.min_tissue:
+                removed += 1
+                continue
+            waiting.append((position, data, tissue))
+            if len(waiting) == _ROWS_PER_GROUP:
+                shards.write(_spot_rows(slide, counts, waiting))
+                waiting = []
+        if waiting:
+            shards.write(_spot_rows(slide, counts, waiting))
+    finally:
+        shards.close()
+    if removed:
+        logger.warning("%s: removed %d of %d spots whose patch is less than %g tissue",
+                       slide.slide_id, removed, len(slide.spots), options.quality_filter.min_tissue)  # fmt: skip
+    if removed == len(slide.spots):
+        raise ValueError(
+            f"slide {slide.slide_id!r}: no patch has {options.quality_filter.min_tissue:g} tissue. Lower --min-tissue, and "
+            "look at the slide with --preview."
+        )
+
+
+def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int, bytes, float]]:
+    """Position, encoded patch and tissue fraction, in the order of the spots.
+
+    Within a block patches are cut along the rows of the image, so that each tile of a TIFF is decoded about once.
+    """
+    cut = slide.cutter(options.patch_um, options.patch_px)
+    side = options.patch_um / slide.mpp
+    block = max(_ROWS_PER_GROUP, int(_BUFFER_BYTES / (1.5 * options.patch_px**2)))
+    x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
+    with tqdm(total=len(slide.spots), desc=slide.slide_id, unit="spot", disable=not options.progress) as bar:
+        for start in range(0, len(slide.spots), block):
+            stop = min(start + block, len(slide.spots))
+            encoded: list[tuple[bytes, float]] = [(b"", 0.0)] * (stop - start)
+            order = start + np.lexsort((x[start:stop], y[start:stop] // max(side, 512)))
+            for position in order.tolist():
+                patch = cut(position)
+                data = encode(patch, options.image_format, options.quality)
+                encoded[position - start] = (data, tissue_fraction(patch))
+                bar.update()
+            yield from ((start + i, *pair) for i, pair in enumerate(encoded))
+
+
+class _Shards:
+    """Parquet files of one slide; a new one is begun when the last has grown to the limit."""
+
+    def __init__(self, folder: Path, slide_id: str, limit: int):
+        self.folder, self.slide_id, self.limit = folder, slide_id, limit
+        self.number, self.size = 0, 0
+        self.writer: pq.ParquetWriter | None = None
+
+    def write(self, rows: pa.Table) -> None:
+        if self.writer is not None and self.size >= self.limit:
+            self.close()
+            if self.number == 0:
+                os.replace(self.folder / f"{self.slide_id}.parquet", self.folder / f"{self.slide_id}--00000.parquet")
+            self.number, self.size = self.number + 1, 0
+        if self.writer is None:
+            suffix = f"--{self.number:05d}" if self.number else ""
+            self.writer = pq.ParquetWriter(self.folder / f"{self.slide_id}{suffix}.parquet", SPOTS.arrow_schema)
+        self.writer.write_table(rows)
+        self.size += rows.nbytes
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]]) -> pa.Table:
+    """Makes the rows of these spots."""
+    positions = np.array([position for position, _, _ in patches])
+    spots, counts = slide.spots.iloc[positions], counts[positions]
+    columns = {
+        "image": [{"bytes": data, "path": None} for _, data, _ in patches],
+        "gene_indices": pa.ListArray.from_arrays(
+            pa.array(counts.indptr, pa.int32()), pa.array(counts.indices, pa.int32())
+        ),
+        "gene_counts": pa.ListArray.from_arrays(pa.array(counts.indptr, pa.int32()), pa.array(counts.data, pa.int32())),
+        "slide_id": [slide.slide_id] * len(spots),
+        "patient_id": [slide.patient_id] * len(spots),
+        "barcode": [str(barcode) for barcode in spots.index],
+        "x": spots["x"].to_numpy(float),
+        "y": spots["y"].to_numpy(float),
+        "array_row": spots["array_row"].to_numpy(np.int32),
+        "array_col": spots["array_col"].to_numpy(np.int32),
+        "label": [None if pd.isna(label) else label for label in spots["label"]],
+        "n_genes": np.diff(counts.indptr).astype(np.int32),
+        "total_counts": np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel(),
+        "tissue_fraction": np.array([tissue for _, _, tissue in patches], dtype=np.float32),
+    }
+    schema = SPOTS.arrow_schema
+    return pa.table([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def _slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> dict[str, Any]:
+    height, width = slide.image.shape[:2]
+    names = ("slide_id", "patient_id", "technology", "tissue", "species", "label_source", "source")
+    return {name: getattr(slide, name) for name in names} | {
+        "mpp": float(slide.mpp),
+        "measured_genes": np.arange(len(slide.genes), dtype=np.int32),
+        "thumbnail": {"bytes": encode(thumbnail, "jpeg", 90), "path": None},
+        "image_width": width,
+        "image_height": height,
+        "patch_um": float(options.patch_um),
+        "patch_px": int(options.patch_px),
+        "spot_um": None if slide.spot_um is None else float(slide.spot_um),
+        "split": "train",
+    }

@@ -1,0 +1,123 @@
+"""Is there tissue under the spots, and enough counts in them: measured per patch, filtered with a report."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .slide import Slide
+
+logger = logging.getLogger(__name__)
+
+# H&E on glass: background is nearly white and nearly colourless. Chroma = largest minus smallest channel, 0 to 255.
+_CHROMA = 20
+_DARK = 190
+# Darker than any dye: where somebody cut the background out.
+_BLACK = 12
+# Share of a slide that its most common colour must have to be taken for glass.
+_COMMON = 0.05
+# A frame is wrong if fewer spots than this lie on tissue although tissue would have room for them.
+_ON_TISSUE = 0.5
+# Fewer spots tell nothing about a frame.
+_ENOUGH_SPOTS = 8
+
+
+@dataclass(frozen=True)
+class QualityFilter:
+    """What a spot must have to be kept.
+
+    Attributes:
+        min_counts: sum of its counts.
+        min_genes: number of its expressed genes.
+        min_tissue: share of its patch that is tissue, 0 to 1.
+    """
+
+    min_counts: int = 0
+    min_genes: int = 0
+    min_tissue: float = 0.0
+
+    def check(self) -> None:
+        """Raises a ValueError for values that no spot could have."""
+        for name, value in (("min_counts", self.min_counts), ("min_genes", self.min_genes)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}. Allowed: 0 (keep all) or more (--{name.replace('_', '-')}).")
+        if not 0 <= self.min_tissue <= 1:
+            raise ValueError(f"min_tissue is {self.min_tissue}. Allowed: a share from 0 to 1 (--min-tissue).")
+
+    def by_counts(self, slide: Slide) -> Slide:
+        """Returns the slide without spots of few counts or genes; says how many of each were removed.
+
+        Raises:
+            ValueError: no spot is left.
+        """
+        totals = np.asarray(slide.counts.sum(axis=1)).ravel()
+        expressed = np.diff(slide.counts.tocsr().indptr)
+        poor, few = totals < self.min_counts, expressed < self.min_genes
+        if not (poor | few).any():
+            return slide
+        logger.warning("%s: removed %d of %d spots: %d with fewer than %d counts, %d with fewer than %d genes",
+                       slide.slide_id, (poor | few).sum(), len(totals), poor.sum(), self.min_counts, few.sum(),
+                       self.min_genes)  # fmt: skip
+        if (poor | few).all():
+            raise ValueError(
+                f"slide {slide.slide_id!r}: no spot has {self.min_counts} counts and {self.min_genes} genes; the median spot "
+                f"has {np.median(totals):g} and {np.median(expressed):g}. Lower --min-counts or --min-genes."
+            )
+        return slide.select(~(poor | few))
+
+
+def tissue_mask(pixels: np.ndarray) -> np.ndarray:
+    """Marks tissue in uint8 RGB (..., 3): what is coloured or dark. White glass, grey haze and masked black are not."""
+    largest, smallest = pixels.max(-1), pixels.min(-1)
+    return ((largest - smallest >= _CHROMA) | (largest < _DARK)) & (largest >= _BLACK)
+
+
+def tissue_fraction(patch: Image.Image) -> float:
+    """Share of a patch that is tissue, 0 to 1, judged on means of blocks of 8 px so that noise does not count."""
+    factor = 8 if min(patch.size) >= 64 else 4 if min(patch.size) >= 16 else 1
+    return float(tissue_mask(np.asarray(patch.reduce(factor))).mean())
+
+
+def slide_mask(thumbnail: np.ndarray) -> np.ndarray:
+    """Like `tissue_mask`, for a whole slide: what has the colour of its glass, which may be tinted, is background too."""
+    mask = tissue_mask(thumbnail)
+    colours, numbers = np.unique((thumbnail // 8).reshape(-1, 3), axis=0, return_counts=True)
+    glass = colours[numbers.argmax()].astype(int) * 8 + 4
+    # Only what is bright, pale and common can be glass; a slide that is all tissue has none.
+    if glass.max() < _DARK or glass.max() - glass.min() > 2 * _CHROMA or numbers.max() < _COMMON * numbers.sum():
+        return mask
+    return mask & (np.abs(thumbnail.astype(int) - glass).max(-1) > _CHROMA)
+
+
+def share_on_tissue(slide: Slide, thumbnail: Image.Image) -> float:
+    """Share of spots whose surroundings, 2 % of the slide wide, are at least a quarter tissue in a thumbnail of it."""
+    mask = slide_mask(np.asarray(thumbnail))
+    margin = max(1, round(0.01 * max(mask.shape)))
+    height, width = slide.image.shape[:2]
+    rows = (slide.spots["y"].to_numpy(float) * mask.shape[0] / height).astype(int)
+    columns = (slide.spots["x"].to_numpy(float) * mask.shape[1] / width).astype(int)
+    # Sums over a square by an integral image: one lookup of four corners per spot.
+    integral = np.pad(mask, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    top, bottom = np.clip(rows - margin, 0, mask.shape[0]), np.clip(rows + margin + 1, 0, mask.shape[0])
+    left, right = np.clip(columns - margin, 0, mask.shape[1]), np.clip(columns + margin + 1, 0, mask.shape[1])
+    inside = integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]
+    return float((4 * inside > (bottom - top) * (right - left)).mean())
+
+
+def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:
+    """Says what is wrong when most spots lie beside the tissue; None when they lie on it."""
+    share = share_on_tissue(slide, thumbnail)
+    if share >= _ON_TISSUE or len(slide.spots) < _ENOUGH_SPOTS:
+        return None
+    found = f"slide {slide.slide_id!r}: only {share:.0%} of {len(slide.spots)} spots lie on tissue."
+    if not tissue_mask(np.asarray(thumbnail)).any():
+        return f"{found} The image is blank: give the H&E image of this slide."
+    swapped = slide.spots.rename(columns={"x": "y", "y": "x"})
+    height, width = slide.image.shape[:2]
+    inside = (swapped["x"].between(0, width - 1) & swapped["y"].between(0, height - 1)).mean()
+    if inside > _ON_TISSUE:
+        other = Slide(slide.slide_id, slide.image, swapped, slide.counts, slide.genes, slide.mpp, slide.patient_id)
+        if share_on_tissue(other, thumbnail) > max(_ON_TISSUE, 1.5 * share):
+            return f"{found} With x and y swapped, most would: swap them (--swap-xy)."
+    return f"{found} The coordinates are probably of another image or another scale: give the image they refer to."

@@ -1,0 +1,95 @@
+"""Anything else: an image, counts and a table of coordinates with named columns."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ..images import open_image
+from ..slide import Slide
+from .matrices import join_spots, read_counts, read_table
+
+
+def read_generic(
+    image: str | Path,
+    counts: str | Path,
+    coordinates: str | Path,
+    *,
+    barcode_column: str = "barcode",
+    x_column: str = "x",
+    y_column: str = "y",
+    label_column: str | None = None,
+    scale: float = 1.0,
+    orientation: str = "auto",
+    layer: str | None = None,
+    mpp: float | None = None,
+    spot_um: float | None = None,
+    slide_id: str | None = None,
+    patient_id: str | None = None,
+    technology: str = "",
+    tissue: str = "",
+    species: str = "",
+) -> Slide:
+    """Reads one slide from three files.
+
+    Args:
+        image: the image.
+        counts: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx, or a folder with matrix.mtx.
+        coordinates: CSV, TSV or parquet, one row a spot.
+        barcode_column: column of the coordinates that names the spot as the counts do; its first column if there is none.
+        x_column: column with x (to the right) in pixels, times `scale`.
+        y_column: column with y (downwards).
+        label_column: column with labels.
+        scale: pixels of the image per unit of the coordinates.
+        orientation: "spots" or "genes" as the rows of a table of counts; "auto" tells it from the names.
+        layer: layer of an .h5ad with raw counts.
+        mpp: micrometres per pixel of the image; by default what a TIFF states.
+        spot_um: diameter of a spot.
+        slide_id: by default the name of the counts without its suffixes.
+        patient_id: by default the slide id.
+        technology: for the slides table.
+        tissue: for the slides table.
+        species: for the slides and genes tables.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        KeyError: a missing column; the message lists those there are.
+        ValueError: a damaged file, an unknown scale, or nothing in common.
+    """
+    name = Path(coordinates).name
+    table = read_table(coordinates, "coordinates")
+    if barcode_column not in table and barcode_column == "barcode" and table.index.name != "barcode":
+        barcode_column = str(table.columns[0])
+    missing = [column for column in (barcode_column, x_column, y_column, label_column)
+               if column is not None and column not in table and column != table.index.name]  # fmt: skip
+    if missing:
+        raise KeyError(
+            f"{name}: columns {missing} are missing; found {list(table.columns)}. Name those that hold them (--barcode-column, "
+            "--x-column, --y-column, --label-column)."
+        )
+    if barcode_column in table:
+        table = table.set_index(barcode_column)
+    table.index = table.index.astype(str)
+    slide_id = slide_id or Path(counts).name.split(".")[0]
+    spots, matrix = join_spots(table, found := read_counts(counts, orientation, layer), slide_id)
+    pixels = open_image(image)
+    mpp = mpp if mpp is not None else getattr(pixels, "mpp", None)
+    if mpp is None:
+        raise ValueError(
+            f"slide {slide_id!r}: mpp is unknown, and {Path(image).name} does not state it. Give the micrometres per pixel of "
+            "the image (--mpp); a 20x scan has about 0.5."
+        )
+    result = pd.DataFrame(
+        {"x": spots[x_column].astype(float) * scale, "y": spots[y_column].astype(float) * scale}, index=spots.index
+    )
+    for column in ("array_row", "array_col"):
+        if column in spots:
+            result[column] = spots[column].fillna(-1).astype(int)
+    if label_column is not None:
+        labels = [None if pd.isna(label) or not str(label).strip() else str(label) for label in spots[label_column]]
+        result["label"] = pd.Series(labels, index=spots.index, dtype=object)
+    return Slide(
+        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, mpp=float(mpp),
+        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
+        label_source="" if label_column is None else f"{name}: {label_column}", spot_um=spot_um,
+        source=f"table: {Path(counts).name}, {name}, {Path(image).name}",
+    )  # fmt: skip

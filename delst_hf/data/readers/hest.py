@@ -1,0 +1,147 @@
+"""HEST-1k (mahmoodlab/HEST): a folder as it is downloaded from the Hub.
+
+ROOT/st/{id}.h5ad        raw counts, obsm["spatial"] in pixels of the full-resolution image
+ROOT/wsis/{id}.tif       pyramidal TIFF
+ROOT/patches/{id}.h5     img (patches, 224, 224, 3) at 0.5 um per pixel, barcode, coords (top left, full resolution)
+ROOT/metadata/{id}.json  and ROOT/HEST_v*.csv: pixel_size_um_estimated, species, organ, patient, st_technology, ...
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..images import open_image, to_rgb
+from ..slide import Slide, StoredPatches, make_genes
+from .anndata_visium import open_anndata, raw_counts
+
+logger = logging.getLogger(__name__)
+
+PATCH_UM = 112.0
+_SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0}
+
+
+def find_hest_samples(root: str | Path) -> list[str]:
+    """Ids that have counts and an image or patches.
+
+    Raises:
+        FileNotFoundError: no st folder.
+    """
+    root = Path(root).expanduser()
+    if not (root / "st").is_dir():
+        raise FileNotFoundError(f"no st/ in {root}. Give the folder of HEST-1k, with st/ and wsis/ or patches/ in it.")
+    ids = sorted(path.stem for path in (root / "st").glob("*.h5ad"))
+    return [name for name in ids if (root / f"wsis/{name}.tif").exists() or (root / f"patches/{name}.h5").exists()]
+
+
+def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patient_id: str | None = None) -> Slide:
+    """Reads one sample: patches from its whole-slide image, or, where that was not downloaded, its stored patches.
+
+    Args:
+        root: the folder of HEST-1k.
+        sample: for example "TENX95".
+        mpp: micrometres per pixel; by default pixel_size_um_estimated of the metadata.
+        patient_id: by default dataset title and patient of the metadata, since "Patient 1" is in many data sets, else the id.
+
+    Returns:
+        The slide. Without the whole-slide image, x and y are those of the reduced image within the .h5ad.
+
+    Raises:
+        FileNotFoundError: the counts, or both image and patches, are missing.
+        KeyError: the metadata do not state the scale.
+        ValueError: a damaged file.
+    """
+    root = Path(root).expanduser()
+    path = root / "st" / f"{sample}.h5ad"
+    if not path.is_file():
+        raise FileNotFoundError(f"no sample {sample!r} in {root / 'st'}. Available: {find_hest_samples(root)[:20]}.")
+    adata = open_anndata(path)
+    meta = _metadata(root, sample)
+    counts, var = raw_counts(adata, None, sample)
+    ids = next((var[name].astype(object).tolist() for name in ("gene_ids", "gene_id") if name in var), None)
+    mpp = mpp if mpp is not None else _number(meta.get("pixel_size_um_estimated"))
+    if mpp is None:
+        raise KeyError(f"{sample}: no pixel_size_um_estimated in its metadata. Give the scale (--mpp).")
+    image, scale, stored, keep, image_name = _pixels(root, sample, adata)
+    xy = np.asarray(adata.obsm["spatial"], dtype=float) * scale
+    spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=adata.obs_names.astype(str))
+    for column in ("array_row", "array_col"):
+        if column in adata.obs:
+            spots[column] = pd.to_numeric(adata.obs[column]).fillna(-1).astype(int).to_numpy()
+    title, patient = str(meta.get("dataset_title") or ""), str(meta.get("patient") or "")
+    technology = str(meta.get("st_technology") or "")
+    slide = Slide(
+        slide_id=sample, image=image, spots=spots[keep], counts=counts[keep], genes=make_genes(list(var.index), ids),
+        mpp=mpp / scale, patient_id=patient_id or (f"{title} / {patient}" if patient not in ("", "nan") else sample),
+        technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
+        species=str(meta.get("species") or ""), source=f"hest: {path.name}, {image_name}",
+        spot_um=_number(meta.get("spot_diameter")) or _SPOT_UM.get(technology.lower()), stored_patches=stored,
+    )  # fmt: skip
+    return _without_controls(slide)
+
+
+def _metadata(root: Path, sample: str) -> dict[str, Any]:
+    path = root / "metadata" / f"{sample}.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    for table in sorted(root.glob("HEST*.csv"), reverse=True):
+        rows = pd.read_csv(table)
+        if "id" in rows and (rows["id"] == sample).any():
+            row = rows[rows["id"] == sample].iloc[0]
+            return {str(name): (None if pd.isna(value) else value) for name, value in row.items()}
+    logger.warning(
+        "%s: no metadata/%s.json and no row in HEST*.csv: species, organ and patient are unknown", sample, sample
+    )
+    return {}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatches | None, np.ndarray, str]:
+    """Image, its scale, stored patches, which spots are kept (spots,) bool, and the name of the file."""
+    everything = np.ones(adata.n_obs, dtype=bool)
+    wsi = root / "wsis" / f"{sample}.tif"
+    if wsi.is_file():
+        return open_image(wsi), 1.0, None, everything, wsi.name
+    path = root / "patches" / f"{sample}.h5"
+    if not path.is_file():
+        raise FileNotFoundError(f"neither {wsi} nor {path} is there. Download one of them.")
+    import h5py
+
+    library = next(iter(adata.uns["spatial"].values()))
+    image = to_rgb(np.asarray(library["images"]["downscaled_fullres"]))
+    scale = float(library["scalefactors"]["tissue_downscaled_fullres_scalef"])
+    try:
+        file = h5py.File(path, "r")
+        barcodes = [name.decode() if isinstance(name, bytes) else str(name) for name in file["barcode"][:].ravel()]
+        pixels = file["img"]
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"cannot read {path}: {error}. It has no img and barcode, or is truncated: download it again."
+        ) from error
+    row_of = {barcode: row for row, barcode in enumerate(barcodes)}
+    rows = np.array([row_of.get(barcode, -1) for barcode in adata.obs_names.astype(str)])
+    if (rows < 0).any():
+        logger.warning("%s: left out %d spots without a stored patch", sample, (rows < 0).sum())
+    keep = rows >= 0
+    return image, scale, StoredPatches(pixels, rows[keep], PATCH_UM), keep, path.name
+
+
+def _without_controls(slide: Slide) -> Slide:
+    """Leaves out the control probes of Xenium."""
+    names = slide.genes["symbol"].str
+    control = names.startswith(("NegControl", "BLANK", "Blank", "antisense", "UnassignedCodeword", "Deprecated"))
+    if control.any():
+        logger.info("%s: left out %d control probes", slide.slide_id, control.sum())
+        slide.counts = slide.counts.tocsr()[:, (~control).to_numpy()]
+        slide.genes = slide.genes[~control].reset_index(drop=True)
+    return slide

@@ -1,0 +1,238 @@
+"""10x Genomics Visium and Visium HD: the `outs` folder of Space Ranger.
+
+OUTS/filtered_feature_bc_matrix.h5, or the folder filtered_feature_bc_matrix/ with matrix.mtx.gz, barcodes, features
+OUTS/spatial/tissue_positions.csv (Space Ranger 2 on, with a header), tissue_positions_list.csv (before, without one) or
+    tissue_positions.parquet (HD): barcode, in_tissue, array_row, array_col, pxl_row_in_fullres (y), pxl_col_in_fullres (x)
+OUTS/spatial/scalefactors_json.json, tissue_hires_image.png, tissue_lowres_image.png
+HD: OUTS/binned_outputs/square_008um/ has the same, with bin_size_um and microns_per_pixel among the scale factors
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..images import open_image
+from ..slide import Slide
+from .lattice import PITCH_UM, visium_lattice_mpp
+from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
+
+logger = logging.getLogger(__name__)
+
+SPOT_UM = 55.0  # diameter
+_COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+_POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+
+
+def read_visium(
+    path: str | Path,
+    *,
+    slide_id: str | None = None,
+    image: str | Path | None = None,
+    mpp: float | None = None,
+    patient_id: str | None = None,
+    technology: str = "Visium",
+    tissue: str = "",
+    species: str = "",
+) -> Slide:
+    """Reads the spots on tissue of one Visium slide.
+
+    Args:
+        path: the folder `outs`, or the one that holds it.
+        slide_id: by default the name of the folder that holds `outs`.
+        image: the full-resolution image; by default the reduced one in the folder, with coordinates scaled into it.
+        mpp: micrometres per FULL-RESOLUTION pixel. By default 100 um over the pitch of the spots, or, where they are not on
+            the lattice of a Visium slide, 55 um over spot_diameter_fullres.
+        patient_id: by default the slide id.
+        technology: for the slides table.
+        tissue: for example "breast".
+        species: for example "human"; by default from the Ensembl ids.
+
+    Returns:
+        The slide with gene ids and symbols. `slide.validate()` is left to the caller.
+
+    Raises:
+        FileNotFoundError: a file of the layout is missing.
+        ValueError: a damaged file, an unknown scale, or positions and counts that have nothing in common.
+        KeyError: a missing column or scale factor.
+    """
+    folder = _outs(Path(path).expanduser())
+    slide_id = slide_id or _name(folder)
+    factors = _scale_factors(folder / "spatial")
+    positions = _positions(folder / "spatial")
+    if mpp is None:
+        mpp = _mpp(positions, factors, slide_id)
+    return _slide(folder, slide_id, factors, positions, mpp, image, SPOT_UM, patient_id, technology, tissue, species)
+
+
+def read_visium_hd(
+    path: str | Path,
+    *,
+    bin_um: int = 8,
+    slide_id: str | None = None,
+    image: str | Path | None = None,
+    mpp: float | None = None,
+    patient_id: str | None = None,
+    technology: str = "Visium HD",
+    tissue: str = "",
+    species: str = "",
+) -> Slide:
+    """Reads one bin size of a Visium HD slide; bins are its spots, and their side is kept in `spot_um`.
+
+    Args:
+        path: the folder `outs`, the one that holds it, `binned_outputs`, or one `square_...um`.
+        bin_um: side of a bin in micrometres: which `square_...um` to read.
+        slide_id: by default the name of the folder that holds `outs`.
+        image: the full-resolution image; by default the reduced one.
+        mpp: micrometres per FULL-RESOLUTION pixel; by default microns_per_pixel of the scale factors.
+        patient_id: by default the slide id.
+        technology: for the slides table.
+        tissue: for example "breast".
+        species: for example "human"; by default from the Ensembl ids.
+
+    Raises:
+        FileNotFoundError: a file of the layout, or this bin size, is missing; the message lists those there are.
+        ValueError, KeyError: see `read_visium`.
+    """
+    folder = _bin_folder(Path(path).expanduser(), bin_um)
+    factors = _scale_factors(folder / "spatial")
+    stated = float(factors.get("bin_size_um", bin_um))
+    if mpp is None:
+        mpp = factors.get("microns_per_pixel")
+    if mpp is None:
+        mpp = stated / _factor(factors, "spot_diameter_fullres", folder)
+    outs = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
+    return _slide(
+        folder, slide_id or _name(outs), factors, _positions(folder / "spatial"), float(mpp), image, stated, patient_id,
+        technology, tissue, species,
+    )  # fmt: skip
+
+
+def scaled_image(image: str | Path | None, spatial: Path, factors: dict[str, Any], name: str) -> tuple[Any, float, str]:
+    """The full-resolution image if it is given, else the reduced one; its scale and its file name."""
+    if image is not None:
+        return open_image(image), 1.0, Path(image).name
+    for kind in ("hires", "lowres"):
+        found = next((path for path in sorted(spatial.glob(f"tissue_{kind}_image.*"))), None)
+        if found is not None:
+            logger.warning(
+                "%s: patches are cut from the reduced %s; give the full-resolution image (--image)", name, found.name
+            )
+            return open_image(found), _factor(factors, f"tissue_{kind}_scalef", spatial), found.name
+    raise FileNotFoundError(
+        f"no tissue_hires_image.png or tissue_lowres_image.png in {spatial}. Give the full-resolution image (--image)."
+    )
+
+
+def _slide(folder, slide_id, factors, positions, mpp, image, spot_um, patient_id, technology, tissue, species) -> Slide:
+    counts = _counts(folder)
+    pixels, scale, image_name = scaled_image(image, folder / "spatial", factors, slide_id)
+    on_tissue = positions[positions["in_tissue"].astype(int) > 0]
+    spots, matrix = join_spots(on_tissue, counts, slide_id)
+    table = pd.DataFrame(
+        {
+            "x": spots["pxl_col_in_fullres"].astype(float) * scale,
+            "y": spots["pxl_row_in_fullres"].astype(float) * scale,
+            "array_row": spots["array_row"].astype(int),
+            "array_col": spots["array_col"].astype(int),
+        },
+        index=spots.index,
+    )
+    return Slide(
+        slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=mpp / scale,
+        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, spot_um=spot_um,
+        source=f"{'visium-hd' if technology == 'Visium HD' else 'visium'}: {counts.name}, {image_name}",
+    )  # fmt: skip
+
+
+def _outs(path: Path) -> Path:
+    for folder in (path, path / "outs"):
+        if (folder / "spatial").is_dir():
+            return folder
+    if (path / "binned_outputs").is_dir() or (path / "outs" / "binned_outputs").is_dir():
+        raise FileNotFoundError(f"{path} is a Visium HD run. Read it with `delst prepare visium-hd` (read_visium_hd).")
+    raise FileNotFoundError(f"no spatial/ in {path}. Give the folder `outs` of Space Ranger.")
+
+
+def _bin_folder(path: Path, bin_um: int) -> Path:
+    wanted = f"square_{int(bin_um):03d}um"
+    if path.name == wanted and (path / "spatial").is_dir():
+        return path
+    for root in (path, path / "outs"):
+        for folder in (root / "binned_outputs", root):
+            if (folder / wanted / "spatial").is_dir():
+                return folder / wanted
+            if known := sorted(found.name for found in folder.glob("square_*um")):
+                raise FileNotFoundError(f"no {wanted} in {folder}. There are {known}: choose one (--bin-um).")
+    raise FileNotFoundError(f"no binned_outputs/{wanted} in {path}. Give the folder `outs` of a Visium HD run.")
+
+
+def _name(outs: Path) -> str:
+    return outs.resolve().parent.name if outs.resolve().name == "outs" else outs.resolve().name
+
+
+def _counts(folder: Path) -> Counts:
+    files = sorted(folder.glob("*filtered_feature_bc_matrix.h5"))
+    if files:
+        return read_10x_h5(files[0])
+    if (folder / "filtered_feature_bc_matrix").is_dir():
+        return read_mtx(folder / "filtered_feature_bc_matrix")
+    raise FileNotFoundError(f"no filtered_feature_bc_matrix.h5 and no folder filtered_feature_bc_matrix in {folder}.")
+
+
+def _positions(spatial: Path) -> pd.DataFrame:
+    found = next((spatial / name for name in _POSITIONS if (spatial / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"none of {', '.join(_POSITIONS)} in {spatial}. Give the whole `outs` folder.")
+    headless = found.name == "tissue_positions_list.csv"
+    table = read_table(found, "positions", **({"header": None, "sep": ","} if headless else {}))
+    if headless and len(table) and str(table.iloc[0, 1]) == "in_tissue":  # some tools write the old name with a header
+        table = table.iloc[1:]
+    if headless and table.shape[1] == len(_COLUMNS):
+        table.columns = _COLUMNS
+    missing = sorted(set(_COLUMNS) - {*table.columns, table.index.name})
+    if missing:
+        raise KeyError(f"{found.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")
+    table = table if table.index.name == "barcode" else table.set_index("barcode")
+    return table.set_index(table.index.astype(str)).astype(dict.fromkeys(_COLUMNS[1:], float))
+
+
+def _scale_factors(spatial: Path) -> dict[str, Any]:
+    path = spatial / "scalefactors_json.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no scalefactors_json.json in {spatial}. Give the whole `outs` folder.")
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}. It is truncated: download it again.") from error
+
+
+def _factor(factors: dict[str, Any], name: str, where: Path) -> float:
+    value = factors.get(name)
+    if value is None or not np.isfinite(value) or value <= 0:
+        raise KeyError(
+            f"{name} is {value} in scalefactors_json.json of {where}; it has {sorted(factors)}. Give the micrometres per pixel "
+            "(--mpp), or the full-resolution image (--image)."
+        )
+    return float(value)
+
+
+def _mpp(positions: pd.DataFrame, factors: dict[str, Any], slide_id: str) -> float:
+    array = positions[["array_row", "array_col"]].to_numpy(float)
+    pixels = positions[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(float)
+    found = visium_lattice_mpp(array, pixels)
+    if found is not None:
+        logger.info("%s: the spots' pitch of %g um gives mpp = %.4f at full resolution", slide_id, PITCH_UM, found)
+        return found
+    diameter = factors.get("spot_diameter_fullres")
+    if diameter is None or not np.isfinite(diameter) or diameter <= 0:
+        raise ValueError(
+            f"slide {slide_id!r}: spot_diameter_fullres is {diameter}, so the scale is unknown. Give the micrometres per "
+            "full-resolution pixel (--mpp)."
+        )
+    logger.info("%s: a spot of %g um is %.1f px, so mpp = %.4f at full resolution",
+                slide_id, SPOT_UM, diameter, SPOT_UM / diameter)  # fmt: skip
+    return SPOT_UM / float(diameter)

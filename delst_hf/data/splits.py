@@ -1,0 +1,158 @@
+"""Train, validation and test by patient, by slide, or (asked for by name, because neighbours leak) by spot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+UNITS = ("patient", "slide", "spot")
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """How a dataset is to be split.
+
+    Attributes:
+        by: "patient", "slide" or "spot".
+        test: share of patients, slides or spots for testing, 0 to 1.
+        validation: share for validation.
+        seed: equal seeds give equal splits.
+        test_slides: slides to test on, instead of drawing them.
+        validation_slides: slides to validate on, instead of drawing them.
+    """
+
+    by: str = "patient"
+    test: float = 0.2
+    validation: float = 0.0
+    seed: int = 0
+    test_slides: tuple[str, ...] = ()
+    validation_slides: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises a ValueError for a request that no data could fulfil."""
+        if self.by not in UNITS:
+            raise ValueError(f"split is {self.by!r}. Allowed: {', '.join(map(repr, UNITS))} (--split).")
+        if not (0 <= self.test < 1 and 0 <= self.validation < 1 and 0 < self.test + self.validation < 1):
+            raise ValueError(
+                f"test {self.test:g} and validation {self.validation:g} are no shares that leave something to train on. "
+                "Allowed: 0 to 1, together more than 0 and less than 1 (--test-fraction, --validation-fraction)."
+            )
+        if self.by == "spot" and (self.test_slides or self.validation_slides):
+            raise ValueError(
+                "split='spot' draws spots of every slide: name no slides, or split by 'slide' or 'patient'."
+            )
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The split of every slide, or what is drawn per spot, and a sentence for the card."""
+
+    request: SplitRequest | None
+    of_slide: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there is more than the one split "train"."""
+        return self.request is not None or bool(set(self.of_slide.values()) - {"train"})
+
+    def of_spots(self, slide_id: str, num_spots: int) -> np.ndarray:
+        """Split of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
+        request = self.request
+        if request is None or request.by != "spot":
+            return np.full(num_spots, self.of_slide.get(slide_id, "train"), dtype=object)
+        order = np.random.default_rng([request.seed, crc32(slide_id.encode())]).permutation(num_spots)
+        test, validation = round(request.test * num_spots), round(request.validation * num_spots)
+        result = np.full(num_spots, "train", dtype=object)
+        result[order[:test]] = "test"
+        result[order[test : test + validation]] = "validation"
+        return result
+
+    def describe(self) -> str:
+        """One or two sentences for the dataset card."""
+        request = self.request
+        if request is None and self.is_split:
+            named = [f"{name}: {', '.join(slides)}" for name in (*SPLITS, "spot") if (slides := self._slides(name))]
+            return f"Split as the folders were that this one was merged from. {'; '.join(named)}."
+        if request is None:
+            return "The one split, `train`, holds all slides: split by `slide_id` or `patient_id`, never by spot."
+        if request.by == "spot":
+            return (
+                f"Split by **spot** (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
+                "slide): neighbouring spots of one section are on both sides, so test figures are too good."
+            )
+        named = [f"{name}: {', '.join(slides)}" for name in SPLITS if (slides := self._slides(name))]
+        drawn = "slides named by hand" if request.test_slides or request.validation_slides else f"seed {request.seed}"
+        return f"Split by **{request.by}** ({drawn}); no patient is in two splits. {'; '.join(named)}."
+
+    def _slides(self, split: str) -> list[str]:
+        return [slide_id for slide_id, own in self.of_slide.items() if own == split]
+
+
+def plan_split(slides: Sequence[tuple[str, str]], request: SplitRequest | None) -> SplitPlan:
+    """Assigns slides to splits.
+
+    Args:
+        slides: (slide_id, patient_id) of every slide.
+        request: None puts all into train.
+
+    Raises:
+        ValueError: too few patients or slides, unknown slides, or a patient on two sides.
+    """
+    if request is None or request.by == "spot":
+        if request is not None:
+            request.check()
+        return SplitPlan(request, {slide_id: "train" for slide_id, _ in slides} if request is None else {})
+    request.check()
+    if request.test_slides or request.validation_slides:
+        of_slide = _named(slides, request)
+    else:
+        units = [patient if request.by == "patient" else slide_id for slide_id, patient in slides]
+        of_unit = _drawn(sorted(set(units)), request)
+        of_slide = {slide_id: of_unit[unit] for (slide_id, _), unit in zip(slides, units, strict=True)}
+    check_leak(slides, of_slide, request.by)
+    return SplitPlan(request, of_slide)
+
+
+def check_leak(slides: Sequence[tuple[str, str]], of_slide: Mapping[str, str], by: str) -> None:
+    """Raises a ValueError if a patient's slides are in two splits."""
+    where: dict[str, set[str]] = {}
+    for slide_id, patient in slides:
+        where.setdefault(patient, set()).add(of_slide[slide_id])
+    torn = sorted(patient for patient, splits in where.items() if len(splits) > 1)
+    if torn:
+        raise ValueError(
+            f"split={by!r} leaves patient {torn[0]!r} in {' and '.join(sorted(where[torn[0]]))} ({len(torn)} such patients). "
+            "Neighbouring sections of one patient are nearly copies: use split='patient' (--split patient), or ask for the "
+            "leak by name with split='spot' (--split spot)."
+        )
+
+
+def _named(slides: Sequence[tuple[str, str]], request: SplitRequest) -> dict[str, str]:
+    known = [slide_id for slide_id, _ in slides]
+    unknown = sorted({*request.test_slides, *request.validation_slides} - set(known))
+    both = sorted(set(request.test_slides) & set(request.validation_slides))
+    if unknown or both:
+        raise ValueError(
+            f"slides {unknown or both} are {'not in the data' if unknown else 'to be in both test and validation'}. The slides "
+            f"are {known}. Correct --test-slides or --validation-slides."
+        )
+    of_slide = dict.fromkeys(known, "train")
+    of_slide |= dict.fromkeys(request.validation_slides, "validation") | dict.fromkeys(request.test_slides, "test")
+    if "train" not in of_slide.values():
+        raise ValueError("no slide is left to train on. Name fewer slides for testing and validation.")
+    return of_slide
+
+
+def _drawn(units: Sequence[str], request: SplitRequest) -> dict[str, str]:
+    test = max(1, round(request.test * len(units))) if request.test else 0
+    validation = max(1, round(request.validation * len(units))) if request.validation else 0
+    if test + validation >= len(units):
+        raise ValueError(
+            f"{len(units)} {request.by}s are too few to split: {test} for testing and {validation} for validation leave none "
+            "to train on. Add slides, ask for less, or set --patient-id if the slides are of several patients."
+        )
+    order = np.random.default_rng(request.seed).permutation(len(units))
+    splits = ["test"] * test + ["validation"] * validation + ["train"] * (len(units) - test - validation)
+    return {units[i]: split for i, split in zip(order, splits, strict=True)}

@@ -1,0 +1,180 @@
+"""TIFF slides of any size as arrays: only the tiles under the region that is asked for are read and decoded."""
+
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from .pixels import to_rgb
+
+_CACHE_BYTES = 256 * 2**20
+# One strip for the whole image is how many tools write: decoding it needs all of it at once.
+_LARGEST_CHUNK = 2**30
+_RETILE = (
+    "Convert it to tiles, e.g. `vips tiffsave IN.tif OUT.tif --tile --pyramid --compression jpeg --Q 95 --bigtiff`"
+)
+
+
+class TiffImage:
+    """One level of a TIFF (tiled or in strips, plain, OME, SVS, BigTIFF) as uint8 RGB.
+
+    Decoded tiles are kept up to a fixed number of bytes, so memory does not grow with the slide. The object can be sent
+    to another process; the file is opened again there.
+
+    Attributes:
+        shape: (height, width, 3).
+        dtype: uint8.
+        level_shapes: (height, width) of every level of the pyramid, the largest first.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: str | Path, level: int = 0, cache_bytes: int = _CACHE_BYTES):
+        """Opens the file and reads its directory; no pixel is decoded.
+
+        Args:
+            path: a TIFF.
+            level: of the pyramid, 0 for full resolution.
+            cache_bytes: decoded tiles that are kept.
+
+        Raises:
+            ValueError: a truncated or damaged file, or an image that is neither grey nor RGB of 8 or 16 bits.
+        """
+        self.path, self.level, self.cache_bytes = Path(path), level, cache_bytes
+        try:
+            self._open()
+        except (tifffile.TiffFileError, IndexError, KeyError, OSError) as error:
+            raise ValueError(
+                f"cannot read the TIFF {self.path}: {error}. It is truncated or damaged: download or export it again."
+            ) from error
+
+    def _open(self) -> None:
+        self._file = tifffile.TiffFile(self.path)
+        series = max(self._file.series, key=lambda one: int(np.prod(_height_width(one))))
+        self.level_shapes = [_height_width(level) for level in series.levels]
+        if not 0 <= self.level < len(series.levels):
+            raise ValueError(f"{self.path.name}: no level {self.level}. It has {len(series.levels)}: 0 is the largest.")
+        chosen = series.levels[self.level]
+        height, width = _height_width(chosen)
+        self.shape = (height, width, 3)
+        self._pages = [page for page in chosen.pages if page is not None]
+        page = self._pages[0]
+        if chosen.axes not in ("YX", "YXS", "SYX", "CYX") or page.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"{self.path.name}: an image with axes {chosen.axes}, shape {chosen.shape} of {page.dtype}. Allowed: grey, "
+                "RGB or RGBA of 8 or 16 bits. A fluorescence stack is no histology image: export the H&E as RGB."
+            )
+        self._planes = len(self._pages) if chosen.axes == "CYX" else 1
+        if self._planes not in (1, 3):
+            raise ValueError(
+                f"{self.path.name}: {self._planes} channels in separate planes. Allowed: 1 or 3. Export the H&E as RGB."
+            )
+        self._chunk = page.chunks[1:3] if page.planarconfig == 2 and len(page.chunks) == 3 else page.chunks[:2]
+        self._grid = (-(-height // self._chunk[0]), -(-width // self._chunk[1]))
+        self._separate = page.samplesperpixel if page.planarconfig == 2 else 1
+        self._check_complete()
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cached = 0
+
+    def _check_complete(self) -> None:
+        size = os.path.getsize(self.path)
+        for page in self._pages:
+            needed = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
+            if needed > size or len(page.dataoffsets) < self._grid[0] * self._grid[1] * self._separate:
+                raise ValueError(
+                    f"the TIFF {self.path} is truncated: its pixels reach to byte {needed}, but it has {size}. Download or "
+                    "export it again."
+                )
+        chunk = int(np.prod(self._chunk)) * 3
+        if chunk > _LARGEST_CHUNK:
+            raise ValueError(
+                f"{self.path.name} is no tiled TIFF: {chunk / 2**30:.1f} GiB would be decoded at once. {_RETILE}."
+            )
+
+    @property
+    def mpp(self) -> float | None:
+        """Micrometres per pixel as the file states it (OME, Aperio, or pixels per centimetre); None where it does not."""
+        described = self._file.ome_metadata or self._pages[0].description or ""
+        scale = self.level_shapes[0][1] / self.shape[1]
+        if found := re.search(r'PhysicalSizeX="([\d.eE+-]+)"(?:[^>]*?PhysicalSizeXUnit="([^"]*)")?', described):
+            if found[2] in (None, "µm", "um", "&#181;m"):
+                return float(found[1]) * scale
+        elif found := re.search(r"\bMPP\s*=\s*([\d.]+)", described):
+            return float(found[1]) * scale
+        tags = self._pages[0].tags
+        unit, resolution = tags.get("ResolutionUnit"), tags.get("XResolution")
+        if unit is not None and resolution is not None and int(unit.value) == 3 and resolution.value[0] > 0:
+            return 1e4 * resolution.value[1] / resolution.value[0]
+        return None
+
+    def overview(self, longest_px: int) -> np.ndarray | None:
+        """The smallest stored level whose longer side is at least this; None where the pyramid has no reduced level."""
+        fitting = [index for index, shape in enumerate(self.level_shapes) if max(shape) >= longest_px]
+        if not fitting or fitting[-1] <= self.level or max(self.level_shapes[fitting[-1]]) > 8 * longest_px:
+            return None
+        return TiffImage(self.path, fitting[-1])[:, :]
+
+    def __getitem__(self, region: Any) -> np.ndarray:
+        """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
+        rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
+        (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
+        height, width = max(y1 - y0, 0), max(x1 - x0, 0)
+        if not height or not width:
+            return np.empty((height, width, 3), np.uint8)
+        result = np.empty((height, width, 3), np.uint8)
+        tall, wide = self._chunk
+        for i in range(y0 // tall, -(-y1 // tall)):
+            for j in range(x0 // wide, -(-x1 // wide)):
+                tile = self._tile(i * self._grid[1] + j)
+                top, left = i * tall, j * wide
+                a, b = max(y0, top), min(y1, top + tile.shape[0])
+                c, d = max(x0, left), min(x1, left + tile.shape[1])
+                result[a - y0 : b - y0, c - x0 : d - x0] = tile[a - top : b - top, c - left : d - left]
+        return result[::step_y, ::step_x]
+
+    def _tile(self, index: int) -> np.ndarray:
+        """One tile as uint8 (rows, columns, 3), from the cache or decoded."""
+        if (tile := self._cache.get(index)) is not None:
+            self._cache.move_to_end(index)
+            return tile
+        per_plane = self._grid[0] * self._grid[1]
+        planes = [
+            self._decode(page, plane * per_plane + index) for page in self._pages[: self._planes]
+            for plane in range(self._separate)
+        ]  # fmt: skip
+        tile = to_rgb(np.ascontiguousarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)))
+        self._cache[index], self._cached = tile, self._cached + tile.nbytes
+        while self._cached > self.cache_bytes and len(self._cache) > 1:
+            self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return tile
+
+    def _decode(self, page: Any, index: int) -> np.ndarray:
+        count = page.databytecounts[index]
+        if not count:  # a tile that the scanner left out: background
+            return np.full((*self._chunk, 1 if self._separate > 1 else page.samplesperpixel), 255, page.dtype)
+        try:
+            handle = self._file.filehandle
+            handle.seek(page.dataoffsets[index])
+            encoded = handle.read(count)  # on its own line: `page.decode` may itself read from the file on first use
+            decoded = page.decode(encoded, index, jpegtables=page.jpegtables)[0]
+        except Exception as error:  # every codec has its own errors
+            raise ValueError(
+                f"cannot decode tile {index} of {self.path}: {error}. The file is damaged, or its compression needs another "
+                "version of imagecodecs: download or export it again."
+            ) from error
+        return decoded[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "level": self.level, "cache_bytes": self.cache_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _height_width(series: Any) -> tuple[int, int]:
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    return int(sizes.get("Y", 0)), int(sizes.get("X", 0))

@@ -1,0 +1,179 @@
+"""Legacy Spatial Transcriptomics in the style of STUtility, and slides given as an image and two tables."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from layouts import assert_same, make_source, write_10x_h5, write_mtx
+from PIL import Image
+
+from delst_hf.data.readers.generic import read_generic
+from delst_hf.data.readers.legacy_st import read_legacy_st
+
+
+@pytest.fixture
+def source():
+    return make_source()
+
+
+# --- legacy ST ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def legacy(source):
+    """The same spots on an array of 4 x 3 with a pitch of 40 px."""
+    columns, rows = np.meshgrid(np.arange(4) + 7, np.arange(3) + 2)
+    x, y = columns.ravel(), rows.ravel()
+    source.spots = pd.DataFrame(
+        {"x": 40.0 * x - 200, "y": 40.0 * y, "array_row": y, "array_col": x},
+        index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)],
+    )
+    return source
+
+
+def write_legacy(folder, source, transposed=False, suffix=".tsv.gz"):
+    counts = pd.DataFrame(source.counts, index=source.spots.index, columns=source.symbols)
+    counts = counts.T if transposed else counts
+    counts.to_csv(folder / f"S1{suffix}", sep="," if "csv" in suffix else "\t")
+    table = pd.DataFrame(
+        {
+            "x": source.spots["array_col"], "y": source.spots["array_row"],
+            "new_x": source.spots["array_col"] + 0.03, "new_y": source.spots["array_row"] - 0.02,
+            "pixel_x": source.spots["x"], "pixel_y": source.spots["y"], "selected": 1,
+        }
+    )  # fmt: skip
+    extra = pd.DataFrame({"x": [20], "y": [20], "new_x": [20], "new_y": [20], "pixel_x": [600.0], "pixel_y": [800.0],
+                          "selected": [0]})  # fmt: skip
+    pd.concat([table, extra]).to_csv(folder / "spot_data-S1.tsv", sep="\t", index=False)
+    Image.fromarray(source.pixels).save(folder / "S1.png")
+    return folder / f"S1{suffix}", folder / "spot_data-S1.tsv", folder / "S1.png"
+
+
+@pytest.mark.parametrize("suffix", [".tsv.gz", ".tsv", ".csv"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_legacy_counts_lie_either_way(tmp_path, legacy, transposed, suffix):
+    slide = read_legacy_st(*write_legacy(tmp_path, legacy, transposed, suffix), species="human")
+    assert_same(slide, legacy, with_ids=False)
+    assert (slide.slide_id, slide.spot_um) == ("S1", 100.0)
+    assert slide.spots["array_col"].tolist() == legacy.spots["array_col"].tolist()
+
+
+def test_legacy_labels(tmp_path, legacy):
+    files = write_legacy(tmp_path, legacy)
+    (tmp_path / "labels.csv").write_text("x,y,label\n7,2,tumour\n8.02,1.98,none\n10,4,fat\n")
+    slide = read_legacy_st(*files, labels=tmp_path / "labels.csv")
+    assert slide.spots["label"].dropna().to_dict() == {"7x2": "tumour", "10x4": "fat"}
+    assert slide.label_source == "labels.csv"
+    (tmp_path / "labels.csv").write_text("spot,kind\n")
+    with pytest.raises(KeyError, match="columns label, and id or x and y, are needed"):
+        read_legacy_st(*files, labels=tmp_path / "labels.csv")
+
+
+def test_legacy_mistakes(tmp_path, legacy):
+    counts, spots, image = write_legacy(tmp_path, legacy)
+    pd.DataFrame(legacy.counts, index=[f"s{i}" for i in range(12)], columns=legacy.symbols).to_csv(tmp_path / "bad.csv")
+    with pytest.raises(ValueError, match=r"neither rows \(\['s0', 's1'\]\) nor columns"):
+        read_legacy_st(tmp_path / "bad.csv", spots, image)
+    pd.read_csv(spots, sep="\t").drop(columns="pixel_x").to_csv(tmp_path / "bad.tsv", sep="\t")
+    with pytest.raises(KeyError, match=r"columns \['pixel_x'\] are missing"):
+        read_legacy_st(counts, tmp_path / "bad.tsv", image)
+    counts.write_bytes(counts.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"cannot read the counts .*S1\.tsv\.gz.*truncated"):
+        read_legacy_st(counts, spots, image)
+
+
+# --- image, counts and coordinates ----------------------------------------------------------------------------------
+
+
+def write_counts(folder, source, form):
+    table = pd.DataFrame(source.counts, index=source.spots.index, columns=source.symbols)
+    path = folder / f"S1.{form.split()[0]}"
+    if form == "mtx":
+        write_mtx(folder / "matrix", source)
+        return folder / "matrix" / "matrix.mtx.gz"
+    if form == "h5":
+        write_10x_h5(path, source)
+    elif form == "h5ad":
+        var = pd.DataFrame({"gene_ids": source.gene_ids}, index=source.symbols)
+        anndata.AnnData(X=source.counts.astype(np.float32), obs=pd.DataFrame(index=table.index), var=var).write_h5ad(
+            path
+        )
+    elif form == "parquet":
+        table.columns = source.gene_ids  # column names of a parquet file are unique
+        table.reset_index(names="barcode").to_parquet(path)
+    else:
+        (table.T if "genes" in form else table).to_csv(path, sep="\t" if "tsv" in form else ",")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+@pytest.mark.parametrize("form", ["csv", "csv.gz", "tsv", "tsv.gz genes", "csv genes", "h5", "h5ad", "parquet", "mtx"])
+def test_every_form_of_counts(tmp_path, source, form):
+    path = write_counts(tmp_path, source, form)
+    table = source.spots.sample(frac=1, random_state=0).reset_index(names="spot")
+    table.assign(kind=[f"k{i % 3}" for i in range(12)]).to_csv(tmp_path / "xy.csv", index=False)
+    tifffile.imwrite(tmp_path / "he.tif", source.pixels, photometric="rgb", tile=(64, 64))
+    slide = read_generic(
+        tmp_path / "he.tif",
+        path,
+        tmp_path / "xy.csv",
+        barcode_column="spot",
+        label_column="kind",
+        mpp=5.0,
+        slide_id="S1",
+    )
+    if form == "parquet":
+        assert slide.genes["gene_id"].tolist() == source.gene_ids
+        slide.genes["symbol"] = source.symbols
+    assert_same(slide, source, with_ids=form in ("h5", "h5ad", "mtx", "parquet"))
+    named = dict(zip(table["spot"], [f"k{i % 3}" for i in range(12)], strict=True))
+    assert slide.spots["label"].to_dict() == named
+    assert slide.label_source == "xy.csv: kind"
+
+
+def test_columns_scale_and_resolution(tmp_path, source):
+    path = write_counts(tmp_path, source, "csv")
+    table = pd.DataFrame({"name": source.spots.index, "px": source.spots["x"] * 2, "py": source.spots["y"] * 2})
+    table.to_csv(tmp_path / "xy.tsv", sep="\t", index=False)
+    tifffile.imwrite(tmp_path / "he.tif", source.pixels, resolution=(2000, 2000), resolutionunit="CENTIMETER")
+    options = {"barcode_column": "name", "x_column": "px", "y_column": "py", "scale": 0.5}
+    assert_same(read_generic(tmp_path / "he.tif", path, tmp_path / "xy.tsv", **options), source, with_ids=False)
+    with pytest.raises(KeyError, match=r"columns \['x', 'y'\] are missing; found \['name', 'px', 'py'\].*--x-column"):
+        read_generic(tmp_path / "he.tif", path, tmp_path / "xy.tsv")
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    with pytest.raises(ValueError, match=r"mpp is unknown, and he\.png does not state it.*--mpp"):
+        read_generic(tmp_path / "he.png", path, tmp_path / "xy.tsv", **options)
+
+
+def test_a_transposed_matrix_is_told_by_its_names(tmp_path, source):
+    source.symbols = [f"LOC{i}" for i in range(6)]
+    path = write_counts(tmp_path, source, "csv genes")
+    source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    files = tmp_path / "he.png", path, tmp_path / "xy.csv"
+    with pytest.raises(ValueError, match="The matrix is transposed: its columns are the spots.*--orientation genes"):
+        read_generic(*files, mpp=5.0)
+    assert_same(read_generic(*files, mpp=5.0, orientation="genes"), source, with_ids=False)
+    with pytest.raises(ValueError, match="orientation is 'up'"):
+        read_generic(*files, mpp=5.0, orientation="up")
+
+
+def test_nothing_in_common_is_refused(tmp_path, source):
+    path = write_counts(tmp_path, source, "csv")
+    source.spots.index = [name.removesuffix("-1") for name in source.spots.index]
+    source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    with pytest.raises(ValueError, match=r"no spot of the positions \(\['BARCODE00', .*same suffix \(-1\)"):
+        read_generic(tmp_path / "he.png", path, tmp_path / "xy.csv", mpp=5.0)
+
+
+def test_text_among_the_counts_and_unknown_forms(tmp_path, source):
+    (tmp_path / "a.csv").write_text("spot,A,B\ns1,1,x\ns2,2,y\n")
+    source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    with pytest.raises(ValueError, match=r"a\.csv: column 'B' holds text"):
+        read_generic(tmp_path / "he.png", tmp_path / "a.csv", tmp_path / "xy.csv", mpp=5.0)
+    (tmp_path / "a.rds").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.rds: unknown form of counts. Allowed: \.csv"):
+        read_generic(tmp_path / "he.png", tmp_path / "a.rds", tmp_path / "xy.csv", mpp=5.0)
