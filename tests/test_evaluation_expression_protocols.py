@@ -99,6 +99,15 @@ def test_pooled_pearson_sees_slides_and_per_slide_does_not():
     assert within.name == "hest[pcc=per_slide]"
 
 
+def test_only_test_spots_are_scored():
+    features, targets, genes, groups = planted()
+    test = (groups == "P2") & (np.arange(180) % 2 == 0)
+    found = expression_protocol(features, targets, genes, groups, test=test)
+    everyone = expression_protocol(features, targets, genes, groups)
+    assert found.metrics["num_folds"] == 1 and np.isnan(found.predicted[~test]).all()
+    np.testing.assert_allclose(found.predicted[test], everyone.predicted[test], rtol=1e-5)
+
+
 def test_constant_genes_are_counted_and_not_scored():
     features, targets, genes, groups = planted()
     targets[groups == "P1", 0] = 1.0

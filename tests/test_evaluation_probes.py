@@ -119,6 +119,17 @@ def test_unlabelled_spots_get_no_prediction():
     assert found["num_spots"] == 85 and all(value is None for value in predicted[:5]) and predicted[5] in "abc"
 
 
+def test_only_test_spots_are_scored_and_their_group_never_trains():
+    features, labels, slides = planted(90, distance=1.0)
+    test = np.zeros(90, dtype=bool)
+    test[[70, 80, 85]] = True  # all of s3
+    found, predicted = label_probe(features, labels, slides, probe="knn", test=test)
+    everyone, all_predicted = label_probe(features, labels, slides, probe="knn")
+    assert found["num_folds"] == 1 and found["num_spots"] == 3 and everyone["num_spots"] == 90
+    np.testing.assert_array_equal(predicted[test], all_predicted[test])
+    assert all(value is None for value in predicted[~test])
+
+
 def test_knn_equals_sklearn():
     features, labels, _ = planted(distance=1.0)
     train, test = features[:160], features[160:]

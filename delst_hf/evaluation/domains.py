@@ -61,16 +61,22 @@ def spatial_domains(
     """
     rows, xy = finite_matrix(features, "features"), finite_matrix(positions, "positions")
     if xy.shape != (len(rows), 2):
-        raise ValueError(f"positions have the shape {xy.shape}; allowed is ({len(rows)}, 2), the x and y of every spot.")
+        raise ValueError(
+            f"positions have the shape {xy.shape}; allowed is ({len(rows)}, 2), the x and y of every spot."
+        )
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}. Choose one of them.")
     names = group_names(slides, len(rows), "slides")
     kept = np.zeros(len(rows), dtype=bool) if labels is None else ~missing_rows(labels)
-    truth = np.asarray([] if labels is None else labels, dtype=object)[kept[: 0 if labels is None else None]].astype(str)
+    truth = np.asarray([] if labels is None else labels, dtype=object)[kept[: 0 if labels is None else None]].astype(
+        str
+    )
     if num_domains is None:
         num_domains = max(2, len(np.unique(truth))) if kept.any() else 7
     if not 2 <= num_domains < len(rows):
-        raise ValueError(f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer.")
+        raise ValueError(
+            f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
+        )
     if method == "kmeans":
         domains = KMeans(num_domains, n_init=10, random_state=seed).fit_predict(rows)
     else:

@@ -57,6 +57,7 @@ def expression_protocol(
     pca: int | None = HEST_COMPONENTS,
     slides: Sequence[Any] | np.ndarray | None = None,
     seed: int = HEST_SEED,
+    test: np.ndarray | None = None,
 ) -> ExpressionResult:
     """Predict expression on left-out groups by the protocol of HEST-Benchmark or a named variant of it.
 
@@ -72,6 +73,8 @@ def expression_protocol(
             spots are fewer, as many as there are.
         slides: (spots,) needed by pcc="per_slide".
         seed: of the PCA's solver.
+        test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
+            without such spots only train.
 
     Returns:
         The result; its metrics are pearson_mean (over genes, then folds: 1 is perfect, 0 is chance), pearson_sd (n, over
@@ -103,7 +106,11 @@ def expression_protocol(
         raise ValueError("pcc='per_slide' needs slides, which is None. Pass the slide of every spot.")
     parts = names if pcc == "pooled" else group_names(slides, len(rows), "slides")  # type: ignore[arg-type]
     predicted, fold_genes, alphas, widths = np.full(values.shape, np.nan), [], [], []
-    for fit, held in group_folds(names):
+    scored = np.ones(len(rows), dtype=bool) if test is None else np.asarray(test, dtype=bool)
+    for fit, whole_group in group_folds(names):
+        held = whole_group[scored[whole_group]]
+        if len(held) == 0:
+            continue
         inputs, queries = _reduced(rows[fit], rows[held], pca, seed)
         factor = _cv_factor(rows[fit], values[fit], names[fit], pca, seed) if alpha == "cv" else 1.0
         alphas.append(factor * hest_alpha(inputs.shape[1], values.shape[1]))

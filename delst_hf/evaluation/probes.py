@@ -36,6 +36,7 @@ def label_probe(
     curvature: float | None = None,
     k: int = 20,
     seed: int = 0,
+    test: np.ndarray | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Predict every spot's label from spots of other slides or patients, and score the predictions.
 
@@ -50,6 +51,8 @@ def label_probe(
         curvature: positive c, for "lorentz" and for "prototype".
         k: neighbours of "knn".
         seed: of the linear probe's classifier.
+        test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
+            without such spots only train.
 
     Returns:
         Scores and predictions. Scores: macro_f1 over all spots that could be predicted, pooled over the folds (1 is
@@ -66,13 +69,14 @@ def label_probe(
     if protocol == "stimage1k4m":
         return stimage1k4m_probe(features, labels), np.full(len(labels), None, dtype=object)
     rows, truth, kept = labelled_rows(features, labels, "all")
+    scored = np.ones(len(truth), dtype=bool) if test is None else np.asarray(test, dtype=bool)[kept]
     if groups is None:
         raise ValueError(f"groups is None; split={split!r} needs the {split} of every spot. Pass one name per spot.")
     names = group_names(groups, len(kept), "groups")[kept]
     predicted, common = np.full((2, len(truth)), None, dtype=object)
     scores = []
-    for group in np.unique(names):
-        fit, held = np.flatnonzero(names != group), np.flatnonzero(names == group)
+    for group in np.unique(names[scored]):
+        fit, held = np.flatnonzero(names != group), np.flatnonzero((names == group) & scored)
         if len(np.unique(truth[fit])) < 2:
             continue
         parts = rows[fit], truth[fit], rows[held]

@@ -100,7 +100,9 @@ def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -
     """
     values = finite_matrix(np.asarray(scores, dtype=np.float64).reshape(-1, 1), "scores")[:, 0]
     if len(values) != len(labels):
-        raise ValueError(f"{len(values)} scores and {len(labels)} labels; pass one label per spot, None where there is none.")
+        raise ValueError(
+            f"{len(values)} scores and {len(labels)} labels; pass one label per spot, None where there is none."
+        )
     kept = ~missing_rows(labels)
     truth, ranks = np.asarray(labels, dtype=object)[kept].astype(str), rankdata(values[kept])
     result = {}
@@ -139,7 +141,9 @@ def impute_by_retrieval(
     queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
     known = finite_matrix(target_expression, "target_expression")
     if len(known) != len(targets):
-        raise ValueError(f"{len(targets)} target_embeds and {len(known)} rows of target_expression; they must be as many.")
+        raise ValueError(
+            f"{len(targets)} target_embeds and {len(known)} rows of target_expression; they must be as many."
+        )
     if k < 1:
         raise ValueError(f"k is {k}; allowed is 1 or more. 20 neighbours are usual.")
     left, right = as_inner_product(queries, targets, geometry, curvature)
