@@ -74,7 +74,7 @@ def test_leiden_says_what_to_install(monkeypatch):
 
 
 def test_errors_name_the_next_step():
-    features, positions, slides, labels = planted()
+    features, positions, slides, _ = planted()
     with pytest.raises(ValueError, match="method is 'louvain'; allowed are kmeans, leiden"):
         spatial_domains(features, positions, slides, method="louvain")
     with pytest.raises(ValueError, match=r"shape \(288, 1\); allowed is \(288, 2\)"):

@@ -128,7 +128,7 @@ def test_traversal_names_specific_then_general_then_the_origin():
     direction = np.array([1.0, 0, 0])
     candidates = at(np.array([2.0, 1.0]), np.stack([direction, direction]))
     steps = traversal(at(np.array([2.1]), direction[None])[0], candidates, ["specific", "general"], 1.0, steps=8)
-    assert [row["nearest"] for row in steps][0] == "specific" and steps[-2]["nearest"] == "general"
+    assert steps[0]["nearest"] == "specific" and steps[-2]["nearest"] == "general"
     assert [row["radius"] for row in steps] == pytest.approx(np.linspace(2.1, 0, 8))
     assert not steps[0]["origin_nearer"] and steps[-1]["origin_nearer"]
     assert steps[0]["distance"] == pytest.approx(0.1, abs=1e-6)

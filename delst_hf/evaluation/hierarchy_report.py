@@ -21,7 +21,7 @@ MEANINGS = {
     "gene_radius": "Mean distance of gene profiles to the origin. The parent modality should be the lower one.",
     "image_half_aperture": "Mean half-angle of the images' cones in degrees. Near 90 a cone is a half-space and holds nearly "
     "anything.",
-    "gene_half_aperture": "Mean half-angle of the genes' cones in degrees. Near 90: cone collapse, the parents lie at the origin.",
+    "gene_half_aperture": "Mean half-angle of the genes' cones in degrees. Near 90: cone collapse, parents at the origin.",
     "in_cone_matched": "Share of spots whose child lies in its parent's cone. Means something only above its control.",
     "in_cone_mismatched": "The control: the same with the child of another spot. As high as the matched share: the cones are "
     "wide, not right.",
@@ -173,7 +173,7 @@ def rank_correlation(
 
 
 def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> float:
-    """Share (0 to 1) of the variance of within-slide ranks that the labels explain, less what chance would (epsilon squared)."""
+    """Share (0 to 1) of the variance of within-slide ranks that the labels explain, less chance (epsilon squared)."""
     ranks = np.empty(len(values))
     for slide in np.unique(slides):
         rows = slides == slide
