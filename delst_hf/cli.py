@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of `delst` with all its subcommands."""
+    from .commands_evaluate import add_evaluate, add_report
+
     parser = argparse.ArgumentParser(
         prog="delst",
         description="Hyperbolic image-gene pretraining on spatial transcriptomics.",
@@ -52,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
+    add_evaluate(commands)
+    add_report(commands)
     return parser
 
 

@@ -43,10 +43,18 @@ ORDER = [
     "data/vocabulary",
     "data/collator",
     "data/__init__",
+    "evaluation/checkpoint_suite",
     "evaluation/protocol",  # joins the evaluations to a study, hence not with its neighbours
     "arguments",
     "trainer",
     "hub",
+    "metrics",
+    "results",
+    "pictures",
+    "drawing",
+    "plots",
+    "report",
+    "commands_evaluate",
     "cli",
 ]
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
