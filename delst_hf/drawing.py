@@ -40,7 +40,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def tissue(axes: Axes, places: np.ndarray, image: np.ndarray | None, extent: tuple[float, float] | None) -> None:
-    margin = 1.5 * pitch(places)
+    margin = 0.8 * pitch(places)
     (left, top), (right, bottom) = places.min(axis=0) - margin, places.max(axis=0) + margin
     if image is not None and extent is not None:
         pale = 0.55 * image + 0.45 * 255

@@ -34,7 +34,8 @@ _PROTOCOL_NOTES = {
     "knn_probe": "Majority of the 20 nearest spots of other groups.",
     "prototype_probe": "Nearest of one hyperbolic prototype a class, learnt at fixed curvature.",
     "stimage1k4m": "STimage-1K4M's own protocol: random spots, so neighbours leak. For comparison with published numbers only.",
-    "hest": "HEST-Benchmark: PCA-256, its ridge without intercept, Pearson over the pooled test spots, log(1 + counts).",
+    "hest": "HEST-Benchmark: PCA-256, its ridge without intercept, Pearson over the pooled test spots, log(1 + counts). In "
+    "brackets what a variant changes: alpha chosen on training groups, Pearson within slides, no PCA (nor scaler).",
     "retrieval": "Whole pool of test spots; recall depends on the pool's size, so chance stands beside it.",
     "retrieval_within": "Each query against its own slide only: knowing the slide does not help.",
     "imputation": "Expression of an image as the mean of the 20 nearest training spots' genes. Nothing is fitted.",
@@ -46,7 +47,7 @@ _COLUMNS = {
     "knn_probe": ("macro_f1", "balanced_accuracy", "majority_macro_f1", "num_folds"),
     "prototype_probe": ("macro_f1", "balanced_accuracy", "majority_macro_f1", "num_folds"),
     "stimage1k4m": ("macro_f1_mean", "macro_f1_sd", "alpha", "num_spots"),
-    "hest": ("pearson_mean", "pearson_sd", "num_folds"),
+    "hest": ("pearson_mean",),
     "retrieval": ("image_to_gene_recall@10", "gene_to_image_recall@10", "chance_recall@10", "image_to_gene_mean_rank",
                   "image_to_gene_median_rank", "image_to_gene_mrr", "pool_size"),
     "retrieval_within": ("image_to_gene_recall@10", "gene_to_image_recall@10", "chance_recall@10",
@@ -92,10 +93,9 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
     parts += ["<h2>Arms and their baselines</h2>", _arms_table(record)]
     parts += [_figure(picture) for picture in pictures if picture.name.startswith("arms-")]
     parts.append(_comparisons(record))
-    parts.append(_protocol_tables(record))
     parts.append("<h2>Pictures</h2>")
     parts += [_figure(picture) for picture in pictures if not picture.name.startswith("arms-")]
-    parts += [_hierarchy(record), _traversals(record), _foot(record)]
+    parts += [_protocol_tables(record), _hierarchy(record), _traversals(record), _foot(record)]
     title = html.escape(f"DELST: {names[0]} on {', '.join(record['test_slides'])}")
     # An icon of no bytes, so that a browser does not ask a server for one.
     return (
@@ -111,7 +111,7 @@ def _head(record: Record, name: str) -> str:
     caveat = " They hold for these slides, not for other patients." if unit == "spots" else ""
     return (
         f"<h1>{html.escape(name)}</h1><p class='soft'>Scored on {html.escape(', '.join(record['test_slides']))}, which the "
-        f"model has not seen; probes fitted on {html.escape(', '.join(record['train_slides']))} or, by protocol, on other groups. "
+        f"model has not seen. Probes are fitted on {html.escape(', '.join(record['train_slides']))} or on other groups. "
         f"Labels: {html.escape(labels)}. Intervals are 95 % bootstrap over {unit}.{caveat}</p>"
     )
 
@@ -157,7 +157,15 @@ def figure_svg(picture: Picture) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Ids such as "figure_1" are the same in every figure.
     prefix = _id(picture)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    seen: set[str] = set()
+
+    def own(match: re.Match[str]) -> str:
+        # An image that a figure shows twice comes with the same id twice; the first is the one referred to.
+        repeated = match[1] in seen
+        seen.add(match[1])
+        return "" if repeated else f' id="{prefix}-{match[1]}"'
+
+    svg = re.sub(r'\sid="([^"]*)"', own, svg)
     svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     svg = svg.replace(INK, "currentColor")
     label = html.escape(picture.title, quote=True)
@@ -181,8 +189,8 @@ def _number(value: Any) -> str:
 
 
 def _with_interval(row: Mapping[str, Any], metric: str) -> str:
-    interval = row["intervals"].get(metric)
-    shown = _number(row["metrics"].get(metric))
+    interval, value = row["intervals"].get(metric), row["metrics"].get(metric)
+    shown = f"{value:.0f}" if value is not None and metric.startswith(("num_", "pool_")) else _number(value)
     return shown if not interval else f"{shown} ({_number(interval['low'])} to {_number(interval['high'])})"
 
 
@@ -240,7 +248,7 @@ def _protocol_tables(record: Record) -> str:
     parts = ["<h2>Protocols</h2>"] if record.get("protocols") else []
     for protocol in dict.fromkeys(row["protocol"] for row in record.get("protocols", [])):
         kind = protocol.split("[")[0]
-        if kind not in _COLUMNS:
+        if kind not in _COLUMNS or protocol.startswith("hest["):
             continue
         rows = [row for row in record["protocols"] if row["protocol"] == protocol]
         columns = [key for key in _COLUMNS[kind] if any(key in row["metrics"] for row in rows)]
@@ -250,8 +258,19 @@ def _protocol_tables(record: Record) -> str:
         parts.append(
             f"<h3>{html.escape(protocol)}</h3><p class='soft'>{html.escape(_PROTOCOL_NOTES[kind] + split)}</p>"
         )
-        parts.append(_table(header, cells))
+        parts.append(_hest_table(record) if kind == "hest" else _table(header, cells))
     return "".join(parts)
+
+
+def _hest_table(record: Record) -> str:
+    """The variants of HEST side by side."""
+    rows = [row for row in record["protocols"] if row["protocol"].split("[")[0] == "hest"]
+    variants = list(dict.fromkeys(row["protocol"] for row in rows))
+    cells = {(row["arm"], row["protocol"]): _with_interval(row, "pearson_mean") for row in rows}
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    return _table(
+        ["pearson mean", *variants], [[arm, *(cells.get((arm, name), "-") for name in variants)] for arm in arms]
+    )
 
 
 def _hierarchy(record: Record) -> str:
