@@ -53,6 +53,7 @@ ORDER = [
     "pictures",
     "drawing",
     "plots",
+    "report_figures",
     "report",
     "commands_evaluate",
     "cli",

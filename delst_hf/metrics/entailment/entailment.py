@@ -5,7 +5,7 @@ import datasets
 import evaluate
 import numpy as np
 
-_DESCRIPTION = "How well cones tell matched pairs from mismatched ones. The fraction inside means something only above its control."
+_DESCRIPTION = "How well cones tell matched pairs from mismatched ones, with the control beside the fraction inside."
 _CITATION = ""
 _INPUTS = """
 Args:
