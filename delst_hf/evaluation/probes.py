@@ -36,6 +36,7 @@ def label_probe(
     curvature: float | None = None,
     k: int = 20,
     seed: int = 0,
+    alphas: Sequence[float] = (1.0, 0.01, 0.0001),
     test: np.ndarray | None = None,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Predict every spot's label from spots of other slides or patients, and score the predictions.
@@ -51,6 +52,7 @@ def label_probe(
         curvature: positive c, for "lorentz" and for "prototype".
         k: neighbours of "knn".
         seed: of the linear probe's classifier.
+        alphas: of the linear probe, chosen by leaving one training group out; a single one is taken as it is.
         test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
             without such spots only train.
 
@@ -81,9 +83,7 @@ def label_probe(
             continue
         parts = rows[fit], truth[fit], rows[held]
         if probe == "linear":
-            alpha, _ = choose_alpha(
-                rows[fit], truth[fit], names[fit], checked_grid((1.0, 0.01, 0.0001), [seed])[0], [seed]
-            )
+            alpha, _ = choose_alpha(rows[fit], truth[fit], names[fit], checked_grid(alphas, [seed])[0], [seed])
             predicted[held] = probe_predictions(*parts, alpha, [seed])[0]
         elif probe == "knn":
             predicted[held] = knn_predictions(*parts, k, geometry, curvature)
