@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of `delst` with all its subcommands."""
+    from .commands_evaluate import add_evaluate, add_report
+
     parser = argparse.ArgumentParser(
         prog="delst",
         description="Hyperbolic image-gene pretraining on spatial transcriptomics.",
@@ -53,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_merge(commands)
     add_vocabulary(commands)
     add_push(commands)
+    add_evaluate(commands)
+    add_report(commands)
     return parser
 
 

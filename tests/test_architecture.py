@@ -56,6 +56,7 @@ ORDER = [
     "data/collator",
     "data/__init__",
     "evaluation/embed",  # joins a model to a study, hence not with its neighbours
+    "evaluation/checkpoint_suite",
     "evaluation/protocol",  # the same, of all evaluations
     "arguments",
     "lora",
@@ -68,6 +69,14 @@ ORDER = [
     "data/publish",
     "prepare_formats",
     "prepare",
+    "metrics",
+    "results",
+    "pictures",
+    "drawing",
+    "plots",
+    "report_figures",
+    "report",
+    "commands_evaluate",
     "cli",
 ]
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))

@@ -1,9 +1,10 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from delst_hf.evaluation.retrieval import bidirectional_retrieval, retrieval
+from delst_hf.evaluation.retrieval import bidirectional_retrieval, retrieval, retrieval_ranks, retrieval_within
 
 
 def distances(queries, targets, geometry, curvature=None):
@@ -132,6 +133,61 @@ def test_both_directions_and_chance():
     assert result["pool_size"] == 40 and result["chance_median_rank"] == 20.5
     assert [result[f"chance_recall@{k}"] for k in (1, 10, 100)] == [1 / 40, 1 / 4, 1.0]
     assert all(type(value) is float for value in result.values())
+
+
+def test_ranks_are_those_behind_the_scores():
+    queries, targets = pairs()
+    ranks = retrieval_ranks(queries, targets, similarity="lorentz", curvature=0.4)
+    result = retrieval(queries, targets, similarity="lorentz", curvature=0.4)
+    assert ranks.shape == (60,) and ranks.mean() == result["mean_rank"] and (ranks <= 5).mean() == result["recall@5"]
+
+
+@pytest.mark.parametrize("similarity", ["lorentz", lambda q, t: q @ t.T])
+def test_a_sample_of_queries_is_ranked_against_the_whole_pool(similarity):
+    queries, targets = pairs(num_pairs=80)
+    everyone = retrieval_ranks(queries, targets, similarity=similarity, curvature=0.4)
+    rows = np.sort(np.random.default_rng(3).choice(80, 25, replace=False))
+    sample = retrieval(queries, targets, similarity=similarity, curvature=0.4, num_queries=25, seed=3, chunk_size=9)
+    assert sample["mean_rank"] == pytest.approx(everyone[rows].mean()) and sample["pool_size"] == 80
+    with pytest.raises(ValueError, match="num_queries is 0"):
+        retrieval(queries, targets, similarity=similarity, curvature=0.4, num_queries=0)
+
+
+def test_a_large_pool_needs_no_more_memory_than_its_embeddings_and_a_tile():
+    """60,000 pairs: the matrix of scores would be 29 GB. What a million takes follows, as it is linear in the pool."""
+    generator = np.random.default_rng(0)
+    pool, dim = 60_000, 8
+    queries = generator.normal(size=(pool, dim))
+    targets = queries + 0.01 * generator.normal(size=(pool, dim))
+    tracemalloc.start()
+    found = retrieval(queries, targets, similarity="lorentz", curvature=1.0, num_queries=300)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tile = 1024 * 1024 * 8
+    assert peak < 6 * pool * (dim + 1) * 8 + 5 * tile
+    assert found["recall@1"] > 0.9 and found["pool_size"] == pool
+
+
+def test_within_slide_a_model_of_slides_alone_is_at_chance():
+    generator = np.random.default_rng(0)
+    slides = np.repeat(["s1", "s2", "s3", "s4"], 50)
+    centre = np.repeat(10 * np.eye(4), 50, axis=0)
+    images, genes = centre + generator.normal(size=(200, 4)), centre + generator.normal(size=(200, 4))
+    pool = bidirectional_retrieval(images, genes, "euclidean")
+    within = retrieval_within(images, genes, slides, "euclidean")
+    assert pool["image_to_gene_recall@10"] > 3 * pool["chance_recall@10"]
+    assert within["image_to_gene_recall@10"] == pytest.approx(within["chance_recall@10"], abs=0.08)
+    assert within["num_slides"] == 4 and within["pool_size"] == 50 and within["chance_recall@10"] == pytest.approx(0.2)
+
+
+def test_within_slide_equals_the_mean_over_slides():
+    images, genes = pairs(num_pairs=60)
+    slides = np.repeat(["a", "b"], [20, 40])
+    within = retrieval_within(images, genes, slides, "lorentz", 0.5)
+    first = bidirectional_retrieval(images[:20], genes[:20], "lorentz", 0.5)
+    second = bidirectional_retrieval(images[20:], genes[20:], "lorentz", 0.5)
+    for key in ("image_to_gene_recall@5", "gene_to_image_mrr", "chance_median_rank"):
+        assert within[key] == pytest.approx((first[key] + 2 * second[key]) / 3)
 
 
 def test_errors_name_the_next_step():

@@ -59,10 +59,10 @@ def linear_probe(
             has a label, or alphas or seeds are not usable.
         TypeError: if a label is neither a string nor missing.
     """
-    features, labels, kept = _labelled_rows(train_features, train_labels, "train")
-    unseen, truth, kept_test = _labelled_rows(test_features, test_labels, "test")
+    features, labels, kept = labelled_rows(train_features, train_labels, "train")
+    unseen, truth, kept_test = labelled_rows(test_features, test_labels, "test")
     groups = group_names(train_groups, len(kept), "train_groups")[kept]
-    penalties, seeds = _checked_grid(alphas, seeds)
+    penalties, seeds = checked_grid(alphas, seeds)
     classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError(
@@ -76,17 +76,17 @@ def linear_probe(
             f"train_features have {features.shape[1]} columns and test_features {unseen.shape[1]}; they must be equal. "
             "Embed both with the same model."
         )
-    alpha, validation = _choose_alpha(features, labels, groups, penalties, seeds[:SELECTION_SEEDS])
-    predictions = _probe_predictions(features, labels, unseen, alpha, seeds)
+    alpha, validation = choose_alpha(features, labels, groups, penalties, seeds[:SELECTION_SEEDS])
+    predictions = probe_predictions(features, labels, unseen, alpha, seeds)
     scores = np.array([macro_f1(truth, predicted) for predicted in predictions])
-    recalls = np.array([_macro_recall(truth, predicted) for predicted in predictions])
+    recalls = np.array([macro_recall(truth, predicted) for predicted in predictions])
     test_classes = np.unique(truth)
     return {
         "macro_f1_mean": float(scores.mean()),
         "macro_f1_sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
         "balanced_accuracy_mean": float(recalls.mean()),
         "balanced_accuracy_sd": float(recalls.std(ddof=1)) if len(recalls) > 1 else 0.0,
-        "majority_macro_f1": macro_f1(truth, np.full(len(truth), _majority(labels))),
+        "majority_macro_f1": macro_f1(truth, np.full(len(truth), majority(labels))),
         "chance_balanced_accuracy": 1.0 / len(test_classes),
         "alpha": alpha,
         "alpha_at_edge": float(len(penalties) > 1 and alpha in (penalties[0], penalties[-1])),
@@ -107,18 +107,18 @@ def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0))
 
 
-def _macro_recall(truth: np.ndarray, predicted: np.ndarray) -> float:
+def macro_recall(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Balanced accuracy: recall averaged over the classes present in `truth`."""
     return float(recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0))
 
 
-def _majority(labels: np.ndarray) -> str:
+def majority(labels: np.ndarray) -> str:
     """The commonest label, the first by name on a tie."""
     classes, counts = np.unique(labels, return_counts=True)
     return str(classes[counts.argmax()])
 
 
-def _probe_predictions(
+def probe_predictions(
     features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, alpha: float, seeds: Sequence[int]
 ) -> list[np.ndarray]:
     """Labels (unseen rows,) predicted by one classifier per seed."""
@@ -139,7 +139,7 @@ def _probe_predictions(
     return predictions
 
 
-def _choose_alpha(
+def choose_alpha(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, alphas: list[float], seeds: Sequence[int]
 ) -> tuple[float, float]:
     """Return the alpha of the highest mean macro-F1 on left-out groups, and that F1."""
@@ -157,14 +157,14 @@ def _choose_alpha(
         scores = [
             macro_f1(labels[held], predicted)
             for fit, held in folds
-            for predicted in _probe_predictions(features[fit], labels[fit], features[held], alpha, seeds)
+            for predicted in probe_predictions(features[fit], labels[fit], features[held], alpha, seeds)
         ]
         if np.mean(scores) > best_score:
             best_alpha, best_score = alpha, float(np.mean(scores))
     return best_alpha, best_score
 
 
-def _labelled_rows(
+def labelled_rows(
     features: ArrayLike, labels: Sequence[str | None] | np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the features and labels of the rows that have a label, and which rows these are (rows,)."""
@@ -185,7 +185,7 @@ def _labelled_rows(
     return matrix[kept], np.array([str(values[row]) for row in np.flatnonzero(kept)], dtype=str), kept
 
 
-def _checked_grid(alphas: Sequence[float], seeds: Sequence[int]) -> tuple[list[float], list[int]]:
+def checked_grid(alphas: Sequence[float], seeds: Sequence[int]) -> tuple[list[float], list[int]]:
     """Return the alphas in descending order, so that the larger wins a tie, and the seeds."""
     if len(alphas) == 0 or not all(np.isfinite(alpha) and alpha > 0 for alpha in alphas):
         raise ValueError(f"alphas are {list(alphas)}; allowed is at least one positive number, such as {PROBE_ALPHAS}.")

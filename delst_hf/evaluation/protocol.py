@@ -14,6 +14,7 @@ from ..losses import world_size
 from ..modeling_delst import DelstModel
 from ..processing_delst import DelstProcessor
 from .baselines import colour_statistics, permutation_within
+from .checkpoint_suite import Signatures, run_suite
 from .embed import Embeddings, embed
 from .expression import expression_prediction, log_normalize, most_variable_genes
 from .hierarchy import hierarchy
@@ -37,6 +38,9 @@ def evaluate_checkpoint(
     baselines: bool = True,
     batch_size: int = 64,
     progress: bool = True,
+    protocols: Sequence[str] = (),
+    signatures: Signatures | None = None,
+    resamples: int = 1000,
 ) -> Results:
     """Expression prediction, linear probe and retrieval on each test slide, all fitted on the training slides only.
 
@@ -58,10 +62,13 @@ def evaluate_checkpoint(
         baselines: False leaves the baseline arms out, for a run whose baselines stand elsewhere.
         batch_size: Spots a batch when embedding.
         progress: Show progress bars.
+        protocols: Protocols of `suite.SUITE` to run on the same embeddings besides.
+        signatures: Gene signatures for zero-shot maps (see `checkpoint_suite.run_suite`).
+        resamples: Of every bootstrapped interval.
 
     Returns:
         ``arms`` (one row an arm and test slide), ``retrieval`` and ``hierarchy`` (one row a test slide), ``genes`` and
-        the slides. Empty on processes other than the first.
+        the slides; with `protocols` also what `checkpoint_suite.run_suite` returns. Empty on processes other than the first.
 
     Raises:
         ValueError: If a slide is unknown, or is used for both training and testing.
@@ -96,7 +103,24 @@ def evaluate_checkpoint(
     arms = [row for arm, repeats in features.items() for row in task.score(arm, repeats)]
     if baselines:
         arms += task.score("DELST backbone, shuffled pairs", [embeddings.features] * len(seeds), shuffle_seeds=seeds)
+    suite = {}
+    if protocols:
+        suite = run_suite(
+            model,
+            processor,
+            study,
+            spots,
+            embeddings,
+            {arm: repeats[0] for arm, repeats in features.items()},
+            test_slides,
+            protocols=protocols,
+            signatures=signatures,
+            ignore_labels=ignore_labels,
+            seed=seeds[0],
+            resamples=resamples,
+        )
     return {
+        **suite,
         "train_slides": list(train_slides),
         "test_slides": list(test_slides),
         "genes": [study.gene_names[i] for i in task.genes],

@@ -5,13 +5,13 @@ likely. An embedding that collapsed to one point comes out at chance and not at 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import digamma
 
-from .preparation import finite_matrix
+from .preparation import finite_matrix, group_names
 
 GEOMETRIES = ("cosine", "euclidean", "lorentz")
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -23,6 +23,9 @@ class _Ties(NamedTuple):
     above: np.ndarray
     equal: np.ndarray
 
+    def expected_ranks(self) -> np.ndarray:
+        return 1 + self.above + (self.equal - 1) / 2
+
 
 def retrieval(
     query_embeds: ArrayLike,
@@ -32,8 +35,13 @@ def retrieval(
     curvature: float | None = None,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int = 1024,
+    num_queries: int | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Rank all targets for every query. The answer to the i-th query is the i-th target.
+
+    Memory is that of the embeddings in float64 and of one tile, so a pool of a million 256-dimensional pairs fits in 10 GB.
+    Its 10^12 scores are hours of work: `num_queries` ranks a random sample of queries against the whole pool.
 
     Args:
         query_embeds: (pool, dim). For "lorentz" the space part of points on the hyperboloid of curvature -c.
@@ -44,6 +52,8 @@ def retrieval(
         curvature: the positive c, needed by "lorentz" and not looked at by the others.
         ks: depths of recall. A k beyond the pool gives 1.0.
         chunk_size: rows and columns of the similarity tile held at a time.
+        num_queries: rank only so many queries, drawn without replacement; None ranks all. The pool stays whole.
+        seed: of that draw.
 
     Returns:
         recall@k: probability that the true target is among the first k; high is good, chance is k / pool_size.
@@ -53,32 +63,97 @@ def retrieval(
     Raises:
         ValueError: if the shapes differ, a value is not finite, or an option is not one of those allowed.
     """
+    if any(k != int(k) or k < 1 for k in ks):
+        raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
+    pool = len(np.asarray(target_embeds))
+    rows = None
+    if num_queries is not None and num_queries < pool:
+        if num_queries < 1:
+            raise ValueError(f"num_queries is {num_queries}; allowed is 1 or more, or None for all of them.")
+        rows = np.sort(np.random.default_rng(seed).choice(pool, num_queries, replace=False))
+    ties = _rank(query_embeds, target_embeds, similarity, curvature, chunk_size, rows)
+    above, equal = ties
+    result = {f"recall@{int(k)}": float((np.clip(k - above, 0, equal) / equal).mean()) for k in ks}
+    ranks = ties.expected_ranks()
+    result["median_rank"] = float(np.median(ranks))
+    result["mean_rank"] = float(ranks.mean())
+    # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
+    result["mrr"] = float(((digamma(above + equal + 1) - digamma(above + 1)) / equal).mean())
+    result["pool_size"] = float(pool)
+    return result
+
+
+def retrieval_ranks(
+    query_embeds: ArrayLike,
+    target_embeds: ArrayLike,
+    *,
+    similarity: str | Similarity,
+    curvature: float | None = None,
+    chunk_size: int = 1024,
+) -> np.ndarray:
+    """Rank (pool,) of the true target of each query, the mean over the orders of tied targets: 1 is perfect.
+
+    Arguments and errors are those of `retrieval`. Ranks are what a bootstrap over spots draws from.
+    """
+    return _rank(query_embeds, target_embeds, similarity, curvature, chunk_size, None).expected_ranks()
+
+
+def retrieval_within(
+    image_embeds: ArrayLike,
+    gene_embeds: ArrayLike,
+    slides: Sequence[Any] | np.ndarray,
+    geometry: str,
+    curvature: float | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """`bidirectional_retrieval` with the pool of each query limited to its own slide, averaged over spots.
+
+    A model that only knows staining and depth finds the slide, and with it much of a whole pool's recall; within a slide that
+    does not help.
+
+    Args:
+        image_embeds, gene_embeds, geometry, curvature, ks: as in `bidirectional_retrieval`.
+        slides: (pool,) the slide of each spot.
+
+    Returns:
+        The keys of `bidirectional_retrieval`, weighted by the spots of a slide (ranks and chance too); num_slides.
+    """
+    image, gene = finite_matrix(image_embeds, "image_embeds"), finite_matrix(gene_embeds, "gene_embeds")
+    names = group_names(slides, len(image), "slides")
+    result: dict[str, float] = {}
+    for slide in np.unique(names):
+        rows = names == slide
+        scores = bidirectional_retrieval(image[rows], gene[rows], geometry, curvature, ks)
+        for key, value in scores.items():
+            result[key] = result.get(key, 0.0) + value * rows.sum() / len(names)
+    return {**result, "num_slides": float(len(np.unique(names)))}
+
+
+def _rank(
+    query_embeds: ArrayLike,
+    target_embeds: ArrayLike,
+    similarity: str | Similarity,
+    curvature: float | None,
+    chunk_size: int,
+    rows: np.ndarray | None,
+) -> "_Ties":
+    """Count the better and the equal targets of every query, or of the queries `rows`."""
     queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
     if queries.shape[0] != targets.shape[0]:
         raise ValueError(
             f"{len(queries)} queries and {len(targets)} targets; they must be as many, because the answer to the i-th "
             "query is the i-th target. Embed both modalities of the same spots."
         )
-    if any(k != int(k) or k < 1 for k in ks):
-        raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; allowed is 1 or more. 1024 holds 8 MB at a time.")
+    own = np.arange(len(targets)) if rows is None else rows
     if callable(similarity):
-        ties = _count(queries, targets, similarity, None, chunk_size)
-    else:
-        queries, targets = _as_inner_product(queries, targets, similarity, curvature)
-        # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
-        rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * _longest(targets)
-        ties = _count(queries, targets, _dot, rounding, chunk_size)
-    above, equal = ties
-    ranks = 1 + above + (equal - 1) / 2
-    result = {f"recall@{int(k)}": float((np.clip(k - above, 0, equal) / equal).mean()) for k in ks}
-    result["median_rank"] = float(np.median(ranks))
-    result["mean_rank"] = float(ranks.mean())
-    # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
-    result["mrr"] = float(((digamma(above + equal + 1) - digamma(above + 1)) / equal).mean())
-    result["pool_size"] = float(len(ranks))
-    return result
+        return _count(queries[own], targets, own, similarity, None, chunk_size)
+    queries, targets = as_inner_product(queries, targets, similarity, curvature)
+    queries = queries if rows is None else queries[own]
+    # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
+    rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * _longest(targets)
+    return _count(queries, targets, own, _dot, rounding, chunk_size)
 
 
 def bidirectional_retrieval(
@@ -117,7 +192,7 @@ def bidirectional_retrieval(
     return result
 
 
-def _as_inner_product(
+def as_inner_product(
     queries: np.ndarray, targets: np.ndarray, geometry: str, curvature: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewrite both sides so that their plain dot product orders the targets of a query as the geometry does.
@@ -150,27 +225,34 @@ def _as_inner_product(
 
 
 def _count(
-    queries: np.ndarray, targets: np.ndarray, score: Similarity, rounding: np.ndarray | None, chunk_size: int
+    queries: np.ndarray,
+    targets: np.ndarray,
+    own: np.ndarray,
+    score: Similarity,
+    rounding: np.ndarray | None,
+    chunk_size: int,
 ) -> _Ties:
-    """Count, tile by tile, the targets that score above and equal to the true one.
+    """Count, tile by tile, the targets that score above and equal to the true one, which is target `own` (queries,).
 
     Scores that differ by no more than `rounding` (queries,) count as equal: a matrix product may give two copies of one
     vector different last bits. When it is None, rounding is judged by the precision and size of the scores.
     """
     above, equal = np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries), dtype=np.int64)
     for rows in _chunks(len(queries), chunk_size):
-        diagonal_tile = _scores(score, queries[rows], targets[rows])
-        true = np.diagonal(diagonal_tile)[:, None].astype(np.float64)
+        true_tile = _scores(score, queries[rows], targets[own[rows]])
+        true = np.diagonal(true_tile)[:, None].astype(np.float64)
         if rounding is None:
-            largest = np.abs(diagonal_tile).max(axis=1, keepdims=True)
-            margin = 16 * float(np.finfo(diagonal_tile.dtype).eps) * largest.astype(np.float64)
+            largest = np.abs(true_tile).max(axis=1, keepdims=True)
+            margin = 16 * float(np.finfo(true_tile.dtype).eps) * largest.astype(np.float64)
         else:
             margin = rounding[rows][:, None]
         for columns in _chunks(len(targets), chunk_size):
-            tile = diagonal_tile if columns == rows else _scores(score, queries[rows], targets[columns])
+            # With all queries, the tile on the diagonal is there already.
+            reuse = len(own) == len(targets) and columns == rows
+            tile = true_tile if reuse else _scores(score, queries[rows], targets[columns])
             above[rows] += (tile > true + margin).sum(axis=1)
             equal[rows] += (np.abs(tile - true) <= margin).sum(axis=1)
-    return _Ties(above, equal)
+    return _Ties(above, np.maximum(equal, 1))
 
 
 def _scores(score: Similarity, queries: np.ndarray, targets: np.ndarray) -> np.ndarray:

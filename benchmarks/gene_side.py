@@ -1,0 +1,168 @@
+"""The gene side alone, on the eight annotated sections of HER2ST: counts and a pathologist's labels, no images here.
+
+    python benchmarks/gene_side.py --source ../shared/data/her2st --arms runs/her2st/arms
+
+Two tables of docs/evaluation.md. Labels: macro-F1 and kNN of gene embeddings against PCA and the counts themselves, one
+patient left out at a time. Radius: does the order of a model mean biology or depth? Its gene radius against expressed genes,
+total counts, genes given counts, and labels, within slides and across, beside the level shuffled within slides.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.decomposition import PCA
+
+from delst_hf import DelstModel, DelstProcessor
+from delst_hf.evaluation.baselines import permutation_within
+from delst_hf.evaluation.expression import log_normalize
+from delst_hf.evaluation.hierarchy_report import explained_by_labels, rank_correlation
+from delst_hf.evaluation.probes import label_probe
+from delst_hf.lorentz import log_map0, radius
+
+SECTIONS = ("A1", "B1", "C1", "D1", "E1", "F1", "G2", "H1")
+PRETRAINING = ("C2", "C3", "C4")
+COMPONENTS = 50
+PROBE_ALPHA = 0.01  # fixed: choosing it per fold is 22 times the work
+
+
+def read_counts(source: Path, section: str) -> pd.DataFrame:
+    return pd.read_csv(source / f"data/ST-cnts/{section}.tsv.gz", sep="\t", index_col=0)
+
+
+def read_labels(source: Path, section: str) -> pd.Series:
+    """Label by array position; their coordinates are floats, rounded to join."""
+    table = pd.read_csv(source / f"data/ST-pat/lbl/{section}_labeled_coordinates.tsv", sep="\t").dropna(
+        subset=["x", "y"]
+    )
+    index = table["x"].round().astype(int).astype(str) + "x" + table["y"].round().astype(int).astype(str)
+    labels = table["label"].set_axis(index)
+    return labels[~labels.index.duplicated()]
+
+
+def read_sections(source: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Counts (spots, genes) of the eight sections, the slide of each spot, and its label or None."""
+    counts, slides, labels = [], [], []
+    for section in SECTIONS:
+        table = read_counts(source, section)
+        found = read_labels(source, section).reindex(table.index)
+        counts.append(table)
+        slides += [section] * len(table)
+        labels += [None if pd.isna(label) or label == "undetermined" else str(label) for label in found]
+    return pd.concat(counts).fillna(0), np.array(slides), np.array(labels, dtype=object)
+
+
+@torch.no_grad()
+def embed_genes(folder: Path, counts: pd.DataFrame, slides: np.ndarray, random_seed: int | None = None):
+    """Gene embeddings (spots, dim) and the model; of a model with random weights when a seed is given."""
+    processor = DelstProcessor.from_pretrained(folder)
+    if random_seed is None:
+        model = DelstModel.from_pretrained(folder)
+    else:
+        torch.manual_seed(random_seed)
+        model = DelstModel(DelstModel.config_class.from_pretrained(folder))
+    model.eval()
+    parts = []
+    for slide in np.unique(slides):  # in the order of SECTIONS, which is alphabetical
+        table = counts[slides == slide]
+        batch = processor.feature_extractor(table.to_numpy(), list(table.columns), return_tensors="pt")
+        parts.append(model.get_gene_features(batch["gene_values"], batch["gene_mask"]).pooler_output)
+    return torch.cat(parts), model
+
+
+def tangent(embeds: torch.Tensor, model: DelstModel) -> np.ndarray:
+    if model.config.geometry != "lorentz":
+        return embeds.double().numpy()
+    return log_map0(embeds.double(), model.curvature.item()).numpy()
+
+
+def baselines(source: Path, counts: pd.DataFrame, vocabulary: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    expression = log_normalize(counts.to_numpy())
+    chosen = [i for i, gene in enumerate(counts.columns) if gene in set(vocabulary)]
+    yield f"raw counts, {len(chosen)} genes", counts.to_numpy()[:, chosen]
+    yield f"log counts, {len(chosen)} genes", expression[:, chosen]
+    yield f"PCA-{COMPONENTS} of these sections", PCA(COMPONENTS, random_state=0).fit_transform(expression[:, chosen])
+    seen = (
+        pd.concat([read_counts(source, section) for section in PRETRAINING]).reindex(columns=counts.columns).fillna(0)
+    )
+    pca = PCA(COMPONENTS, random_state=0).fit(log_normalize(seen.to_numpy())[:, chosen])
+    yield f"PCA-{COMPONENTS} of the pretraining slides", pca.transform(expression[:, chosen])
+
+
+def probe_row(features: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> dict[str, float]:
+    """Each section is of another patient, so leaving a section out leaves a patient out."""
+    row = {}
+    for probe in ("linear", "knn"):
+        options = {"probe": probe, "geometry": "cosine", "alphas": [PROBE_ALPHA]}
+        scores, _ = label_probe(features, labels, slides, split="patient", **options)
+        row |= {f"{probe} macro-F1": scores["macro_f1"], f"{probe} balanced accuracy": scores["balanced_accuracy"]}
+        row["majority macro-F1"] = scores["majority_macro_f1"]
+    return row
+
+
+def radius_row(radii: np.ndarray, counts: pd.DataFrame, labels: np.ndarray, slides: np.ndarray) -> dict[str, float]:
+    genes, totals = (counts > 0).sum(axis=1).to_numpy(float), counts.sum(axis=1).to_numpy(float)
+    known = np.array([label is not None for label in labels])
+    return {
+        "genes, across slides": rank_correlation(radii, genes),
+        "genes, within": rank_correlation(radii, genes, slides),
+        "total counts, within": rank_correlation(radii, totals, slides),
+        "genes given counts, within": rank_correlation(radii, genes, slides, given=totals),
+        "genes shuffled, within": rank_correlation(radii, genes[permutation_within(slides, 0)], slides),
+        "labels explain": explained_by_labels(radii[known], labels[known].astype(str), slides[known]),
+    }
+
+
+def print_table(title: str, rows: dict[str, list[dict[str, float]]]) -> None:
+    columns = list(next(iter(rows.values()))[0])
+    print(f"\n### {title}\n\n| | runs | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 2) + "|")
+    for name, found in rows.items():
+        cells = []
+        for column in columns:
+            values = [row[column] for row in found]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        print(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder of almaan/her2st")
+    parser.add_argument(
+        "--arms", type=Path, default=Path("runs/her2st/arms"), help="folder of benchmarks/her2st_arms.py"
+    )
+    parser.add_argument("--probe-runs", type=int, default=3, help="probe so many seeds of each arm")
+    parser.add_argument("--output", type=Path, help="also write the rows as JSON")
+    options = parser.parse_args()
+    counts, slides, labels = read_sections(options.source)
+    runs = sorted(path.parent for path in options.arms.glob("*/results.json"))
+    probes, radii, embeddings = {}, defaultdict(list), defaultdict(list)
+    for run in runs:
+        arm = run.name.rsplit("-", 1)[0].replace("_", " ")
+        embeds, model = embed_genes(run / "model", counts, slides)
+        if model.config.geometry == "lorentz":
+            found = radius(embeds.double(), model.curvature.item()).numpy()
+            radii[arm].append(radius_row(found, counts, labels, slides))
+        embeddings[arm].append(tangent(embeds, model))
+    print_table("Spearman of the gene radius", radii)
+    vocabulary = DelstProcessor.from_pretrained(runs[0] / "model").feature_extractor.vocabulary
+    features = {name: [values] for name, values in baselines(options.source, counts, vocabulary)}
+    random = [embed_genes(runs[0] / "model", counts, slides, random_seed=seed) for seed in range(3)]
+    features["random-init gene encoder"] = [tangent(*pair) for pair in random]
+    for name, found in {**features, **embeddings}.items():
+        probes[name] = [probe_row(values, labels, slides) for values in found[: options.probe_runs]]
+        print(name, probes[name], flush=True)
+    known = pd.Series([label for label in labels if label is not None])
+    print(f"\n{len(slides)} spots, {len(known)} labelled: {known.value_counts().to_dict()}")
+    print_table("Labels from genes, one patient left out at a time", probes)
+    if options.output:
+        options.output.write_text(json.dumps({"probes": probes, "radius": radii}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

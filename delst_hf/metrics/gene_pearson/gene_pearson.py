@@ -1,0 +1,45 @@
+"""Mean gene-wise Pearson correlation of predicted and measured expression, as a module for `evaluate`."""
+
+# `evaluate` copies this file away from the package and reads its imports line by line: one a line, absolute.
+import datasets
+import evaluate
+import numpy as np
+
+from delst_hf.evaluation.expression import gene_pearson
+
+_DESCRIPTION = "Pearson correlation over spots, gene by gene, and its mean. 1 is perfect, 0 is chance."
+_CITATION = ""
+_INPUTS = """
+Args:
+    predictions: (spots, genes) predicted expression.
+    references: (spots, genes) measured expression, same unit and genes.
+Returns:
+    gene_pearson: mean over the genes whose measurement varies; gene_pearson_median; num_genes of them.
+"""
+
+
+class GenePearson(evaluate.Metric):
+    """Mean Pearson over genes; batches may be added with `add_batch` and are scored as one."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        row = datasets.Sequence(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": row, "references": row}),
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        scores = gene_pearson(np.asarray(predictions), np.asarray(references))
+        scored = scores[~np.isnan(scores)]
+        if scored.size == 0:
+            raise ValueError(
+                f"none of the {len(scores)} genes varies over the {len(references)} spots, so nothing can be correlated. "
+                "Score more spots, or genes that are expressed."
+            )
+        return {
+            "gene_pearson": float(scored.mean()),
+            "gene_pearson_median": float(np.median(scored)),
+            "num_genes": float(scored.size),
+        }

@@ -1,0 +1,273 @@
+"""Figures of an evaluation. Each function takes arrays and returns a matplotlib Figure; nothing is shown or saved.
+
+Categories differ by colour (Okabe and Ito, legible with any colour vision) and by marker, so that they survive a grey print;
+continuous values use cividis, which rises evenly in lightness. All text and lines are drawn in `INK`, near black, which
+`report` replaces by the reader's own text colour.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from numpy.typing import ArrayLike
+
+from .drawing import (
+    COLOURMAP,
+    FONT_SIZE,
+    INK,
+    LEGEND,
+    PALETTE,
+    category_handles,
+    colour_bar,
+    draw_categories,
+    draw_cone,
+    draw_numbers,
+    many,
+    plain_axes,
+    single,
+    tissue,
+    to_disk,
+)
+
+
+def spatial_map(
+    x: ArrayLike,
+    y: ArrayLike,
+    values: Sequence[Any],
+    *,
+    title: str = "",
+    image: np.ndarray | None = None,
+    extent: tuple[float, float] | None = None,
+    limits: tuple[float, float] | None = None,
+    unit: str = "",
+) -> Figure:
+    """Values at their places on the tissue: strings as categories, numbers as a scale, None not drawn.
+
+    Args:
+        x: (spots,) pixels of the slide image, to the right.
+        y: (spots,) downwards.
+        values: (spots,) labels, domains, or numbers such as a gene, a signature or a radius.
+        title: Above the map.
+        image: The tissue (height, width, 3) to lie beneath, drawn pale.
+        extent: Width and height of the slide image in the unit of x and y.
+        limits: Ends of the colour scale; by default the 2nd and 98th percentile.
+        unit: Beside the colour scale.
+    """
+    return spatial_maps(x, y, {title: values}, image=image, extent=extent, limits=limits, unit=unit)
+
+
+def spatial_maps(
+    x: ArrayLike,
+    y: ArrayLike,
+    panels: Mapping[str, Sequence[Any]],
+    *,
+    image: np.ndarray | None = None,
+    extent: tuple[float, float] | None = None,
+    limits: tuple[float, float] | None = None,
+    unit: str = "",
+) -> Figure:
+    """Several maps of one slide side by side, such as a label and its prediction, or a gene measured and predicted.
+
+    Categories share their colours across panels. Numbers have a scale of their own in each panel unless `limits` are given.
+
+    Raises:
+        ValueError: if a panel has not one value per spot.
+    """
+    places = np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
+    for name, values in panels.items():
+        if len(values) != len(places):
+            raise ValueError(f"panel {name!r} has {len(values)} values for {len(places)} spots; pass one per spot.")
+    categories = sorted({str(v) for values in panels.values() for v in values if isinstance(v, str)})
+    size = 4.0
+    figure = Figure(figsize=(size * len(panels) + (1.5 if categories else 0.3), size + 0.25), layout="constrained")
+    for number, (name, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        tissue(axes, places, image, extent)
+        if any(isinstance(value, str) for value in values):
+            draw_categories(axes, places, values, categories, size)
+        else:
+            draw_numbers(figure, axes, places, values, limits, unit, size)
+        axes.set_title(name, color=INK, fontsize=FONT_SIZE + 1)
+    if categories:
+        figure.legend(handles=category_handles(categories), loc="outside right upper", **LEGEND)
+    return figure
+
+
+def poincare_disk(
+    image_plane: ArrayLike,
+    gene_plane: ArrayLike,
+    curvature: float,
+    labels: Sequence[str | None] | None = None,
+    level: ArrayLike | None = None,
+    cone_of: int | None = None,
+    min_radius: float = 0.1,
+    parent: str = "gene",
+) -> Figure:
+    """Both modalities in the Poincare disk: the distance to the centre is the true one, the angle that of a 2-D projection.
+
+    Args:
+        image_plane: (spots, 2) tangent coordinates at the origin, projected to a plane, at their full length.
+        gene_plane: (spots, 2) alike.
+        curvature: The positive c.
+        labels: (spots,) colour the points by them; else by `level`.
+        level: (spots,) hierarchy key, such as the number of expressed genes.
+        cone_of: Draw the entailment cone of this spot's parent point, and join the spot's two points by a line.
+        min_radius: K of the cone.
+        parent: The modality of the cone's apex, "gene" or "image".
+    """
+    planes = {"image": np.asarray(image_plane, dtype=float), "gene": np.asarray(gene_plane, dtype=float)}
+    disks = {name: to_disk(plane, curvature) for name, plane in planes.items()}
+    by_label = labels is not None and any(label is not None for label in labels)
+    figure = Figure(figsize=(10.0, 5.0), layout="constrained")
+    categories = (
+        sorted({str(label) for label in labels if label is not None}) if by_label and labels is not None else []
+    )
+    colours = np.asarray(level, dtype=float) if level is not None else np.zeros(len(planes["image"]))
+    points = None
+    for number, (modality, disk) in enumerate(disks.items()):
+        axes = figure.add_subplot(1, 2, number + 1)
+        if cone_of is not None:
+            draw_cone(axes, planes[parent][cone_of], curvature, min_radius)
+        if by_label and labels is not None:
+            draw_categories(axes, disk, labels, categories, 4.0, marker_size=16.0)
+        else:
+            points = axes.scatter(
+                disk[:, 0], disk[:, 1], c=colours, cmap=COLOURMAP, s=14, linewidths=0, rasterized=many(disk)
+            )
+        if cone_of is not None:
+            pair = np.stack([disks["gene"][cone_of], disks["image"][cone_of]])
+            axes.plot(*pair.T, color=INK, lw=1.2)
+            axes.plot(*pair[:1].T, marker="s", color=INK, ms=6, mfc="none")
+            axes.plot(*pair[1:].T, marker="o", color=INK, ms=6, mfc="none")
+        axes.add_patch(Circle((0, 0), 1, fill=False, color=INK, lw=0.8))
+        axes.plot(0, 0, "+", color=INK, ms=8)
+        axes.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect="equal")
+        axes.axis("off")
+        axes.set_title({"image": "images", "gene": "genes"}[modality], color=INK, fontsize=FONT_SIZE + 1)
+    if by_label:
+        figure.legend(handles=category_handles(categories), loc="outside right upper", **LEGEND)
+    elif points is not None:
+        colour_bar(figure, points, "expressed genes", list(figure.axes))
+    return figure
+
+
+def radius_histograms(radii: Mapping[str, ArrayLike]) -> Figure:
+    """Distance to the origin per modality: low is general, high is specific. Hatched and outlined, so grey tells them apart."""
+    figure, axes = single((6.0, 3.0))
+    values = {name: np.asarray(value, dtype=float) for name, value in radii.items()}
+    edges = np.linspace(0, max(value.max() for value in values.values()) * 1.05, 50).tolist()
+    for (name, value), colour, hatch in zip(values.items(), (PALETTE[4], PALETTE[0]), ("", "////")):
+        axes.hist(value, edges, histtype="stepfilled", alpha=0.45, color=colour)
+        axes.hist(
+            value, edges, histtype="step", color=colour, lw=1.6, hatch=hatch, label=f"{name} (mean {value.mean():.2f})"
+        )
+    axes.set(xlabel="distance to the origin", ylabel="spots")
+    axes.legend(**LEGEND)
+    return figure
+
+
+def retrieval_gallery(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Query patches, and the spots that were retrieved by their genes.
+
+    Args:
+        rows: One a query: "query" (patch, caption) and "retrieved", a list of (patch, caption, is the query's own spot).
+            Patches are arrays (height, width, 3).
+    """
+    width = 1 + max(len(row["retrieved"]) for row in rows)
+    figure = Figure(figsize=(1.75 * width, 2.2 * len(rows) + 0.2), layout="constrained")
+    for number, row in enumerate(rows):
+        cells = [(*row["query"], False), *row["retrieved"]]
+        for column, (patch, caption, own) in enumerate(cells):
+            axes = figure.add_subplot(len(rows), width, number * width + column + 1)
+            axes.imshow(patch)
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(color=INK, linewidth=3.0 if own else (1.5 if column == 0 else 0.4))
+            axes.set_xlabel(caption, color=INK, fontsize=FONT_SIZE - 2)
+            if number == 0:
+                axes.set_title("query" if column == 0 else f"rank {column}", color=INK, fontsize=FONT_SIZE)
+    return figure
+
+
+def gene_pearson_plot(rows: Sequence[Mapping[str, Any]], top: int = 25) -> Figure:
+    """Pearson of the best and of all genes, with intervals.
+
+    Args:
+        rows: One a gene: gene, pearson, low, high.
+        top: So many of the highest are named; the small panel shows all of them in order.
+    """
+    ordered = sorted(rows, key=lambda row: row["pearson"], reverse=True)
+    shown = ordered[:top]
+    figure = Figure(figsize=(8.5, 0.19 * len(shown) + 1.1), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    place = np.arange(len(shown))[::-1]
+    middle = np.array([row["pearson"] for row in shown])
+    error = np.abs(np.array([[row["low"], row["high"]] for row in shown]).T - middle)
+    left.errorbar(middle, place, xerr=error, fmt="o", ms=4, color=PALETTE[4], ecolor=PALETTE[4], elinewidth=1)
+    left.set_yticks(place, [row["gene"] for row in shown])
+    left.set(xlabel="Pearson, 95 % interval", ylim=(-0.8, len(shown) - 0.2))
+    low, high = (np.array([row[key] for row in ordered]) for key in ("low", "high"))
+    right.fill_between(np.arange(len(ordered)), low, high, color=PALETTE[4], alpha=0.3, lw=0)
+    right.plot([row["pearson"] for row in ordered], color=PALETTE[4])
+    right.set(xlabel=f"all {len(ordered)} genes in order", ylabel="Pearson")
+    for axes in (left, right):
+        plain_axes(axes)
+        (axes.axvline if axes is left else axes.axhline)(0, color=INK, lw=0.8, ls=":")
+    left.grid(axis="y", visible=False)
+    return figure
+
+
+def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each loss term, curvature with its clamps, radii and the cone fractions over the epochs of a training log."""
+    panels: dict[str, tuple[str, ...]] = {
+        "loss": ("loss", "eval_loss"),
+        "contrastive loss": ("contrastive_loss",),
+        "entailment losses": ("cross_entailment_loss", "intra_entailment_loss"),
+        "curvature": ("curvature",),
+        "radius": ("image_radius", "gene_radius"),
+        "in cone": ("in_cone_matched", "in_cone_mismatched"),
+    }
+    panels = {title: keys for title, keys in panels.items() if any(key in row for key in keys for row in log)}
+    if not panels:
+        raise ValueError(f"the log of {len(log)} rows holds no loss; pass `log_history` of a DELST training.")
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.3 * lines), layout="constrained")
+    for number, (title, keys) in enumerate(panels.items()):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        for key, colour, style in zip(keys, (PALETTE[4], PALETTE[5]), ("-", "--")):
+            found = [(row["epoch"], row[key]) for row in log if row.get(key) is not None and "epoch" in row]
+            if found:
+                axes.plot(*zip(*found), style, color=colour, label=key.replace("_", " "), marker=".", ms=4)
+        if title == "curvature":
+            stopped = [(row["epoch"], row["curvature"]) for row in log if row.get("curvature_at_clamp")]
+            if stopped:
+                axes.plot(*zip(*stopped), "X", color=PALETTE[5], ms=8, label="at a clamp")
+        axes.set_title(title, color=INK, fontsize=FONT_SIZE)
+        axes.set_xlabel("epoch")
+        plain_axes(axes)
+        if len(axes.lines) > 1:
+            axes.legend(**LEGEND)
+    return figure
+
+
+def arms_plot(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
+    """Arms in one column with their spread, the baselines set apart by open markers.
+
+    Args:
+        rows: One an arm: name, value, low and high (or None), baseline (bool).
+        xlabel: What the value is, and whether high is good.
+    """
+    figure, axes = single((7.0, 0.32 * len(rows) + 0.9))
+    for place, row in zip(range(len(rows))[::-1], rows):
+        colour = PALETTE[7] if row.get("baseline") else PALETTE[4]
+        if row.get("low") is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
+        axes.plot(row["value"], place, "s" if row.get("baseline") else "o", ms=7, color=colour,
+                  mfc="none" if row.get("baseline") else colour, mew=1.6)  # fmt: skip
+    axes.set_yticks(range(len(rows))[::-1], [row["name"] for row in rows])
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
+    axes.grid(axis="y", visible=False)
+    return figure

@@ -1,0 +1,212 @@
+"""`delst evaluate` and `delst report` as a user types them, on toy slides."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import make_tiny_model, make_tiny_processor
+
+from delst_hf.cli import main
+from delst_hf.evaluation.suite import SUITE
+from delst_hf.hub import save_checkpoint_folder, training_record
+from delst_hf.results import compare_results, data_fingerprint, model_index, read_results, write_results
+
+LOG = [{"epoch": float(i), "loss": 5.0 / (i + 1), "contrastive_loss": 4.0 / (i + 1), "curvature": 1.0 - i / 10,
+        "curvature_at_clamp": float(i == 3), "image_radius": 1.0, "gene_radius": 0.8} for i in range(4)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(toy_study, tmp_path_factory) -> Path:
+    processor = make_tiny_processor(toy_study)
+    model = make_tiny_model(len(processor.feature_extractor.vocabulary))
+    folder = tmp_path_factory.mktemp("run") / "model"
+    record = training_record(train_slides=["toy_A1", "toy_A2"], log_history=LOG)
+    return save_checkpoint_folder(folder, model, processor, record)
+
+
+def evaluate(checkpoint, toy_folder, output, *options):
+    signatures = output.with_suffix(".signatures.json")
+    signatures.write_text(json.dumps({"planted": {"genes": {"TOY100": 1.0, "TOY110": 0.5}, "region": "tumour"}}))
+    command = ["evaluate", str(checkpoint), str(toy_folder), "--output", str(output), "--num-genes", "20"]
+    more = ["--num-seeds", "1", "--resamples", "40", "--signatures", str(signatures), *options]
+    assert main([*command, *more]) == 0
+    return read_results(output)
+
+
+@pytest.fixture(scope="module")
+def results_file(checkpoint, toy_folder, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("results") / "results.json"
+    evaluate(checkpoint, toy_folder, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def record(results_file):
+    return read_results(results_file)
+
+
+def test_every_protocol_ran_on_unseen_slides(record):
+    assert record["test_slides"] == ["toy_B1"] and record["train_slides"] == ["toy_A1", "toy_A2"]
+    found = {row["protocol"].split("[")[0] for row in record["protocols"]}
+    assert found == {"linear_probe", "knn_probe", "prototype_probe", "hest", "retrieval", "retrieval_within",
+                     "imputation", "zero_shot", "domains", "hierarchy"}  # fmt: skip
+    names = {row["protocol"] for row in record["protocols"]}
+    assert {"hest", "hest[alpha=cv]", "hest[pcc=per_slide]", "hest[pca=None]"} <= names
+    arms = {row["arm"] for row in record["protocols"] if row["protocol"] == "hest"}
+    assert arms == {"colour statistics", "random-init backbone", "DELST backbone", "DELST embedding"}
+    hest = next(row for row in record["protocols"] if row["protocol"] == "hest")
+    assert len(hest["genes"]) == 50 and hest["split"] == "patient" and record["interval_unit"] == "spots"
+
+
+def test_intervals_hold_their_value_and_controls_are_at_chance(record):
+    intervals = [
+        (row["metrics"][name], found) for row in record["protocols"] for name, found in row["intervals"].items()
+    ]
+    assert len(intervals) > 15
+    for value, found in intervals:
+        assert found["low"] <= found["value"] <= found["high"] and found["unit"] == "spots"
+        assert found["value"] == pytest.approx(value, abs=1e-6)
+    shuffled = next(row for row in record["protocols"] if row["arm"] == "DELST, shuffled pairs")
+    assert shuffled["metrics"]["image_to_gene_mean_rank"] == pytest.approx(18.5, abs=6)
+    assert any(
+        row["first"] == "DELST backbone" and row["second"] == "colour statistics" for row in record["comparisons"]
+    )
+
+
+def test_results_say_how_to_get_them_again(record, toy_study):
+    assert record["seeds"] == [0] and len(record["data_fingerprint"]) == 16 and record["num_spots"] == 108
+    assert {"torch", "numpy", "delst-hf"} <= set(record["versions"]) and record["command"]
+    assert record["data_fingerprint"] == data_fingerprint(toy_study.spots)
+    assert data_fingerprint(toy_study.spots.select(range(107))) != record["data_fingerprint"]
+
+
+def test_the_same_command_gives_the_same_digits(record, checkpoint, toy_folder, tmp_path):
+    again = evaluate(checkpoint, toy_folder, tmp_path / "again.json", "--protocols", "hest,retrieval,signatures,probes")
+    rows = {(row["protocol"], row["arm"], str(row.get("region"))): row for row in record["protocols"]}
+    assert len(again["protocols"]) > 15
+    for row in again["protocols"]:
+        first = rows[row["protocol"], row["arm"], str(row.get("region"))]
+        assert (first["metrics"], first["intervals"]) == (row["metrics"], row["intervals"])
+    assert again["arms"] == record["arms"]
+
+
+def test_model_index_is_what_the_hub_reads(record):
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    name, results = model_index_to_eval_results(model_index(record, "toy"))
+    assert name == "toy" and all(isinstance(result, EvalResult) for result in results)
+    found = {result.metric_name: result.metric_value for result in results}
+    row = next(r for r in record["protocols"] if (r["protocol"], r["arm"]) == ("hest", "DELST backbone"))
+    assert found["Pearson, HEST protocol"] == pytest.approx(row["metrics"]["pearson_mean"], abs=1e-4)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing_and_with_another_by_something(record):
+    same = compare_results(record, record, resamples=30)
+    assert len(same) >= 5 and all(row["difference"] == row["low"] == row["high"] == 0 for row in same)
+    other = {**record, "spots": {**record["spots"], "rank:image_to_gene": [1.0] * 36}}
+    ranks = next(r for r in compare_results(other, record, resamples=30) if r["metric"] == "recall@10")
+    assert ranks["difference"] > 0.3 and ranks["low"] > 0
+    with pytest.raises(ValueError, match="different data: fingerprints"):
+        compare_results(record, {**record, "data_fingerprint": "0"})
+
+
+def test_mistakes_end_with_one_line(checkpoint, toy_folder, tmp_path, capsys):
+    base = ["evaluate", str(checkpoint), str(toy_folder)]
+    bad = tmp_path / "bad.json"
+    bad.write_text("[1]")
+    for options, message in (
+        (["--test-slides", "toy_A1"], "was trained on ['toy_A1']"),
+        (["--protocols", "plip"], "protocols ['plip'] are not known"),
+        (["--signatures", str(tmp_path / "none.json")], "no signatures at"),
+        (["--signatures", str(bad)], "must be JSON such as"),
+    ):
+        assert main([*base, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "none.json"), "--output", str(tmp_path / "r.html")]) == 2
+    assert "no results at" in capsys.readouterr().err
+    assert main(["report", str(bad), "--output", str(tmp_path / "r.html")]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+def test_nan_is_written_as_null(tmp_path):
+    path = write_results(
+        tmp_path / "r.json", {"arms": [{"a": np.float64("nan")}], "test_slides": ["s"], "x": np.int64(3)}
+    )
+    assert read_results(path) == {"arms": [{"a": None}], "test_slides": ["s"], "x": 3}
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+FIGURES = ("arms-0", "arms-1", "arms-2", "labels-toy_B1", "gene-toy_B1", "signature-toy_B1", "domains-toy_B1",
+           "radius-toy_B1", "radius-histograms", "poincare-labels", "poincare-level", "gallery", "genes",
+           "training")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(results_file, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    other = folder / "other.json"
+    record = json.loads(results_file.read_text())
+    for row in record["protocols"]:
+        row["metrics"] = {key: None if value is None else value * 0.9 for key, value in row["metrics"].items()}
+    other.write_text(json.dumps(record))
+    files = [str(results_file), str(other), str(other)]
+    options = ["--names", "ours,theirs,theirs", "--output", str(folder / "report.html")]
+    assert main(["report", *files, *options, "--model-index", str(folder / "index.yaml")]) == 0
+    assert yaml.safe_load((folder / "index.yaml").read_text())["model-index"][0]["name"] == "ours"
+    return folder / "report.html"
+
+
+def test_report_is_one_file_that_asks_for_nothing(report):
+    text = report.read_text()
+    for name in FIGURES:
+        assert f'id="figure-{name.replace("_", "-")}"' in text, name
+    assert "theirs (2)" in text or "figure-spread-0" in text
+    addresses = [part.split('"')[0] for part in text.split('href="')[1:]] + [
+        p.split('"')[0] for p in text.split('src="')[1:]
+    ]
+    assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
+    assert "@import" not in text and "<script" not in text and "#010203" not in text
+    ids = [part.split('"')[0] for part in text.split(' id="')[1:]]
+    assert len(ids) == len(set(ids)), "ids of different figures collide"
+
+
+def test_same_results_same_report(results_file, report, tmp_path):
+    for name in ("a.html", "b.html"):
+        assert main(["report", str(results_file), "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_report_in_a_browser(report, tmp_path):
+    """Headless Chromium lays every figure out with a size, and its console stays empty."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: install Debian's `chromium`")
+    probe = tmp_path / "probe.html"
+    # Sizes are written into the document, which --dump-dom prints.
+    script = (
+        "<script>window.addEventListener('load',()=>{for(const f of document.querySelectorAll('figure')){"
+        "const b=f.querySelector('svg').getBoundingClientRect();f.dataset.size=b.width>50&&b.height>50?'seen':'empty'}})"
+        "</script></body>"
+    )
+    probe.write_text(report.read_text().replace("</body>", script))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+             "--enable-logging=stderr", "--v=0", "--dump-dom"]  # fmt: skip
+    done = subprocess.run([browser, *flags, probe.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = done.stdout.split("<figure ")[1:]
+    assert len(figures) >= len(FIGURES) and all('data-size="seen"' in figure.split(">")[0] for figure in figures)
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_suite_names_are_those_of_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in SUITE)
