@@ -10,6 +10,7 @@ cached-feature training. Seconds are CPU seconds of one process, on a CPU with o
 
 import argparse
 import statistics
+import tempfile
 import time
 
 import torch
@@ -44,15 +45,27 @@ def make_batch(rows: int, rank: int) -> dict[str, torch.Tensor]:
     }
 
 
-def worker(rank: int, ranks: int, total: int, repeats: int, port: int, results) -> None:
-    """One process of a step over `total` spots: CPU seconds, bytes kept for backward, bytes received from others."""
+def worker(rank: int, ranks: int, sizes: list[int], repeats: int, address: str, results) -> None:
+    """One process of the steps over each joined batch; the first one reports CPU seconds and bytes kept for backward."""
     torch.set_num_threads(1)
     if ranks > 1:
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+        dist.init_process_group("gloo", address, rank=rank, world_size=ranks)
     torch.manual_seed(0)
     small = ViTConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=6, image_size=16)
     model = DelstModel(DelstConfig(vision_config=small, gene_config={"num_genes": GENES}, projection_dim=DIM)).train()
-    batch = make_batch(total // ranks, rank)
+    with without_backbone(model):
+        for total in sizes:
+            batch = make_batch(total // ranks, rank)
+            _, kept = one_step(model, batch, ranks > 1)
+            seconds = [one_step(model, batch, ranks > 1)[0] for _ in range(repeats)]
+            if rank == 0:
+                results.put((statistics.median(seconds), kept))
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def one_step(model: DelstModel, batch: dict[str, torch.Tensor], across_ranks: bool) -> tuple[float, int]:
+    """CPU seconds of a forward and backward pass, and the bytes that the graph kept in between."""
     kept = 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -60,40 +73,26 @@ def worker(rank: int, ranks: int, total: int, repeats: int, port: int, results) 
         kept += tensor.numel() * tensor.element_size()
         return tensor
 
-    seconds = []
-    with without_backbone(model):
-        for step in range(repeats + 1):
-            start = time.process_time()
-            if step == 0:
-                with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                    loss = model(**batch, return_loss=True, across_ranks=ranks > 1).loss
-            else:
-                loss = model(**batch, return_loss=True, across_ranks=ranks > 1).loss
-            loss.backward()
-            seconds.append(time.process_time() - start)
-    if rank == 0:
-        results.put((statistics.median(seconds[1:]), kept))
-    if ranks > 1:
-        dist.destroy_process_group()
-
-
-def measure(ranks: int, total: int, repeats: int, port: int) -> tuple[float, int]:
-    results = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(worker, (ranks, total, repeats, port, results), nprocs=ranks)
-    return results.get()
+    start = time.process_time()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = model(**batch, return_loss=True, across_ranks=across_ranks).loss
+    loss.backward()
+    return time.process_time() - start, kept
 
 
 def measured(sizes: list[int], processes: list[int], repeats: int) -> None:
+    """Prints a row for each joined batch and a column for each number of processes."""
     print(f"Heads and losses, {GENES} genes, dim {DIM}: CPU seconds and MB kept for backward of one process")
+    columns = []
+    for ranks in processes:
+        results = mp.get_context("spawn").Queue()
+        with tempfile.TemporaryDirectory() as folder:
+            mp.spawn(worker, (ranks, sizes, repeats, f"file://{folder}/meet", results), nprocs=ranks)
+        columns.append([results.get() for _ in sizes])
     print(f"{'joined batch':>12s}" + "".join(f"{f'{ranks} processes':>24s}" for ranks in processes))
-    port = 29650
-    for total in sizes:
-        cells = []
-        for ranks in processes:
-            port += 1
-            seconds, kept = measure(ranks, total, repeats, port)
-            cells.append(f"{seconds:14.2f} s {kept / 1e6:5.0f} MB")
-        print(f"{total:12d}" + "".join(f"{cell:>24s}" for cell in cells), flush=True)
+    for row, total in enumerate(sizes):
+        cells = (f"{seconds:14.2f} s {kept / 1e6:5.0f} MB" for seconds, kept in (column[row] for column in columns))
+        print(f"{total:12d}" + "".join(f"{cell:>24s}" for cell in cells))
 
 
 def gathered_bytes(total: int, ranks: int) -> float:

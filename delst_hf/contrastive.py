@@ -120,8 +120,10 @@ def _prepare(
     else:
         left, right = -x, y
         own_logits, multiplier = scale * (x * own).sum(-1), scale
-    padding = (0, -left.shape[-1] % 8)  # odd row lengths keep matrix units from aligned loads
-    return F.pad(left, padding), F.pad(right, padding), own_logits, multiplier
+    if x.device.type != "cpu":  # rows of odd length keep matrix units from aligned loads
+        padding = (0, -left.shape[-1] % 8)
+        left, right = F.pad(left, padding), F.pad(right, padding)
+    return left, right, own_logits, multiplier
 
 
 def _measure(h: Tensor, geometry: str, out: Tensor) -> Tensor:

@@ -113,12 +113,12 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
     Returns:
         Distances, shape (...). Zero, with zero gradient, at identical points.
     """
-    x_norm, y_norm = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y, dim=-1)
-    radial = torch.sinh((rapidity(x, curvature) - rapidity(y, curvature)) / 2).square()
-    angular = (_direction(x) - _direction(y)).square().sum(-1)
-    return _distance_from_haversine(
-        radial + curvature * x_norm * y_norm * angular / 4, curvature, eps=torch.finfo(x.dtype).tiny
-    )
+    x_norm, y_norm = (torch.linalg.vector_norm(points, dim=-1, keepdim=True) for points in (x, y))
+    r_x, r_y = torch.asinh(_sqrt(curvature) * x_norm), torch.asinh(_sqrt(curvature) * y_norm)
+    chord = torch.linalg.vector_norm(x / x_norm.clamp_min(_tiny(x)) - y / y_norm.clamp_min(_tiny(y)), dim=-1)
+    radial = torch.sinh((r_x - r_y) / 2).square().squeeze(-1)
+    angular = chord.square() * (x_norm * y_norm).squeeze(-1)
+    return _distance_from_haversine(radial + curvature / 4 * angular, curvature, eps=torch.finfo(x.dtype).tiny)
 
 
 def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
 
     Returns:
         ``left`` (n, dim + 5) and ``right`` (m, dim + 5) with ``h = left @ right.T``, and the first `dim` columns those of
-        the offsets ``e``.
+        the offsets, ``e / sqrt(2)`` and ``-e / sqrt(2)``.
     """
     norms = [torch.linalg.vector_norm(points, dim=-1, keepdim=True) for points in (x, y)]
     rapidities = [torch.asinh(_sqrt(curvature) * norm) for norm in norms]
@@ -153,11 +153,14 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
         )
     parts = []
     for points, norm, r in zip((x, y), norms, rapidities, strict=True):
-        offset, scaled = _sqrt(curvature) * (points - norm * pole), _sqrt(curvature) * norm
-        spread = offset.square().sum(-1, keepdim=True) / scaled.clamp_min(_tiny(x))
+        scale = (curvature / 2) ** 0.5 * (-1 if parts else 1)
+        offset = points * scale - (norm * scale) * pole  # in this form, one pass less over (n, dim)
+        spread = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).square()
+        scaled = _sqrt(curvature) * norm
+        spread = 2 * spread / scaled.clamp_min(_tiny(x))
         parts.append((offset, scaled, spread, torch.sinh((r - centre) / 2), torch.cosh((r - centre) / 2)))
     (e_x, n_x, spread_x, s_x, k_x), (e_y, n_y, spread_y, s_y, k_y) = parts
-    left = torch.cat([e_x / -2, n_x / 4, spread_x / 4, s_x.square(), k_x.square(), -2 * s_x * k_x], dim=-1)
+    left = torch.cat([e_x, n_x / 4, spread_x / 4, s_x.square(), k_x.square(), -2 * s_x * k_x], dim=-1)
     right = torch.cat([e_y, spread_y, n_y, k_y.square(), s_y.square(), s_y * k_y], dim=-1)
     return left, right
 

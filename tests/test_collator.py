@@ -107,18 +107,3 @@ def test_deferred_patches_are_bytes_until_finished(tiny_processor, toy_study):
     tiny_processor.image_processor.size = {"height": 16, "width": 16}
     resized = DelstCollator(tiny_processor, names, slides, defer_pixels=True)(rows)["pixel_values"]
     assert resized.dtype == torch.float32 and resized.shape[-1] == 16
-
-
-def test_older_pillow_and_images_in_blocks_decode_alike(collator, toy_study, monkeypatch):
-    rows = [toy_study.spots[i] for i in (0, 50)]
-    expected = collator(rows)["pixel_values"]
-    calls = []
-
-    def in_blocks(self, schema=None):
-        calls.append(1)
-        raise ValueError("not in one block")
-
-    monkeypatch.setattr("PIL.Image.Image.__arrow_c_array__", in_blocks, raising=False)
-    assert torch.equal(collator(rows)["pixel_values"], expected) and calls
-    monkeypatch.delattr("PIL.Image.Image.__arrow_c_array__")
-    assert torch.equal(collator(rows)["pixel_values"], expected)

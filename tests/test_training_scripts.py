@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,15 +66,17 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
     command = [*LAUNCHER, "training/pretrain.py", "training/configs/toy.yaml", "--dataset", str(toy_folder)]
     command += ["--output_dir", str(output), *SMALL, "--save_steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 300
     while not (output / "checkpoint-2").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
-    # The launcher and both processes, in the middle of writing the second checkpoint.
-    os.killpg(process.pid, signal.SIGKILL)
+    # The launcher and both processes, which are sessions of their own, in the middle of writing the second checkpoint.
+    launcher = psutil.Process(process.pid)
+    family = [launcher, *launcher.children(recursive=True)]
+    for member in family:
+        member.kill()
     process.wait()
+    assert len(family) >= 3 and not psutil.wait_procs(family, timeout=60)[1]
     assert (output / "checkpoint-1" / "complete").exists() and not (output / "checkpoint-4").exists()
 
     run(*command, "--resume_from_checkpoint", "true")
