@@ -75,7 +75,7 @@ def draw_categories(
         rows = np.array([value == category for value in values])
         colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
         x, y = places[rows].T
-        axes.scatter(x, y, c=colour, marker=marker, s=size, lw=0.3, ec="#333333", rasterized=many(places))
+        axes.scatter(x, y, c=colour, marker=marker, s=size, lw=0.3, ec="#808080", rasterized=many(places))
 
 
 def draw_numbers(
@@ -91,7 +91,7 @@ def draw_numbers(
     there = np.isfinite(numbers)
     low, high = limits or (np.quantile(numbers[there], [0.02, 0.98]) if there.any() else (0.0, 1.0))
     x, y = places[there].T
-    points = axes.scatter(x, y, c=numbers[there], cmap=COLOURMAP, vmin=low, vmax=high, lw=0.3, ec="#333333",
+    points = axes.scatter(x, y, c=numbers[there], cmap=COLOURMAP, vmin=low, vmax=high, lw=0.3, ec="#808080",
                           s=spot_size(axes, places, inches), rasterized=many(places))  # fmt: skip
     colour_bar(figure, points, unit, [axes])
 
@@ -107,7 +107,7 @@ def colour_bar(figure: Figure, points: Any, unit: str, axes: list[Axes]) -> None
 
 def category_handles(categories: Sequence[str]) -> list[Line2D]:
     return [
-        Line2D([], [], ls="", marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], mec="#333333", mew=0.4,
+        Line2D([], [], ls="", marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], mec="#808080", mew=0.4,
                ms=7, label=category)
         for i, category in enumerate(categories)
     ]  # fmt: skip

@@ -134,7 +134,7 @@ def poincare_disk(
             draw_categories(axes, disk, labels, categories, 4.0, marker_size=16.0)
         else:
             points = axes.scatter(
-                disk[:, 0], disk[:, 1], c=colours, cmap=COLOURMAP, s=14, linewidths=0, rasterized=many(disk)
+                disk[:, 0], disk[:, 1], c=colours, cmap=COLOURMAP, s=16, lw=0.3, ec="#808080", rasterized=many(disk)
             )
         if cone_of is not None:
             pair = np.stack([disks["gene"][cone_of], disks["image"][cone_of]])

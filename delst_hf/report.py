@@ -151,7 +151,9 @@ def figure_svg(picture: Picture) -> str:
     buffer = io.StringIO()
     # The salt keeps ids of different figures apart, and equal figures equal to the byte.
     with matplotlib.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path", "figure.dpi": 100}):
-        picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        picture.figure.savefig(
+            buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
