@@ -268,9 +268,8 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
 
     known = find_hest_samples(arguments.source)
     samples = split_names(arguments.samples) or known
-    return _named(samples, known, "--samples", arguments.source) and [
-        partial(read_hest, arguments.source, name, mpp=arguments.mpp) for name in samples
-    ]
+    _check_named(samples, known, "--samples", arguments.source)
+    return [partial(read_hest, arguments.source, name, mpp=arguments.mpp) for name in samples]
 
 
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
@@ -286,16 +285,14 @@ def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
     known = find_stimage_slides(arguments.source)
     slides = split_names(arguments.slides) or known
     options = {"mpp": arguments.mpp, "spot_um": arguments.spot_um}
-    return _named(slides, known, "--slides", arguments.source) and [
-        partial(read_stimage, arguments.source, name, **options) for name in slides
-    ]
+    _check_named(slides, known, "--slides", arguments.source)
+    return [partial(read_stimage, arguments.source, name, **options) for name in slides]
 
 
-def _named(names: list[str], known: list[str], option: str, source: str) -> list[str]:
+def _check_named(names: list[str], known: list[str], option: str, source: str) -> None:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise FileNotFoundError(f"{source} has no complete slide {unknown or ''}. Available: {known[:20]} ({option}).")
-    return names
 
 
 def _xenium_arguments(parser: argparse.ArgumentParser) -> None:

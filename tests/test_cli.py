@@ -161,3 +161,47 @@ def test_interruption_is_no_traceback(tmp_path, capsys, monkeypatch):
     assert main(["prepare", "toy", "--output", str(tmp_path / "out")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_a_cluster_merge(tmp_path, capsys):
+    command = ["prepare", "toy", "--slides", "2", "--output", str(tmp_path / "toy"), "--quiet", "--patch-px", "8"]
+    for index in range(2):
+        assert main([*command, "--shard-index", str(index), "--num-shards", "2"]) == 0
+    folders = sorted(str(path) for path in tmp_path.iterdir())
+    assert [Path(path).name for path in folders] == ["toy-00000-of-00002", "toy-00001-of-00002"]
+    assert main(["merge", *folders, "--output", str(tmp_path / "toy"), "--split", "spot"]) == 0
+    assert "splits   " in capsys.readouterr().out
+    assert main(["vocabulary", str(tmp_path / "toy"), "--num-genes", "7", "--output", str(tmp_path / "genes.txt")]) == 0
+    assert len((tmp_path / "genes.txt").read_text().split()) == 7
+    for wrong, message in (
+        (["--shard-index", "0"], "belong together"),
+        (["--shard-index", "2", "--num-shards", "2"], "shard_index is 2 of 2"),
+        (["--shard-index", "0", "--num-shards", "2", "--split", "slide"], "Give --split to delst merge"),
+        (["--min-tissue", "2"], "min_tissue is 2.0"),
+        (["--test-fraction", "1", "--split", "slide"], "no shares that leave something"),
+        (["--aliases", "none.csv"], "no alias file at none.csv"),
+    ):
+        assert main([*command, "--overwrite", *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_prepare_visium_and_table(tmp_path, capsys):
+    from layouts import make_source, write_outs
+
+    source = make_source()
+    write_outs(tmp_path / "S1" / "outs", source)
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    base = ["--output", str(tmp_path / "out"), "--overwrite", "--quiet", "--patch-px", "24", "--patch-um", "120"]
+    assert (
+        main(["prepare", "visium", str(tmp_path / "S1"), "--image", str(tmp_path / "he.png"), *base, "--preview"]) == 0
+    )
+    assert "slides   1: S1 12" in capsys.readouterr().out
+    assert (tmp_path / "out" / "previews" / "S1.png").is_file()
+    files = ["--image", str(tmp_path / "he.png"), "--counts", str(tmp_path / "S1/outs/filtered_feature_bc_matrix.h5")]
+    command = ["prepare", "table", *files, "--coordinates", str(tmp_path / "xy.csv"), "--mpp", "5", "--slide-id", "T"]
+    assert main([*command, *base]) == 0
+    assert "slides   1: T 12" in capsys.readouterr().out
+    assert load_dataset(str(tmp_path / "out"), "slides")["train"]["source"][:] == [
+        "table: filtered_feature_bc_matrix.h5, xy.csv, he.png"
+    ]

@@ -178,9 +178,8 @@ def test_a_large_slide_goes_on_in_further_files(tmp_path, monkeypatch):
     write_dataset([slide], tmp_path / "d", **options)
     names = sorted(path.name for path in (tmp_path / "d" / "spots").iterdir())
     assert len(names) > 1
-    assert names == [f"toy_A1--{i:05d}.parquet" if i else "toy_A1.parquet" for i in [*range(1, len(names)), 0]]
-    rows = load_dataset(str(tmp_path / "d"))["train"]
-    assert sorted(rows["barcode"][:]) == sorted(slide.spots.index)
+    assert names == [f"toy_A1--{i:05d}.parquet" for i in range(len(names))]
+    assert load_dataset(str(tmp_path / "d"))["train"]["barcode"][:] == list(slide.spots.index)
     with pytest.raises(ValueError, match="max_shard_bytes is 5"):
         write_dataset([slide], tmp_path / "e", max_shard_bytes=5)
 

@@ -1,5 +1,6 @@
 """Parts or whole dataset folders, with different gene panels, to one dataset folder."""
 
+import glob
 import logging
 import re
 import shutil
@@ -20,6 +21,7 @@ from ..atomic import complete_or_nothing
 from .card import dataset_card, fingerprint
 from .genes import union_genes
 from .output import check_output
+from .part import DICTIONARY
 from .schema import CONFIGS, GENES, SLIDES, SPOTS
 from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
 
@@ -197,7 +199,8 @@ def _place_spots(
             summary.labels.update("(none)" if label is None else label for label in labels)
             summary.splits.update(own.tolist())
             goals = {
-                name: _free_path(folder / "spots" / (name if plan.is_split else ""), slide_id) for name in set(own)
+                name: _free_path(folder / "spots" / (name if plan.is_split else ""), slide_id, len(files) > 1)
+                for name in set(own)
             }
             if same and len(goals) == 1 and pq.read_schema(path).equals(SPOTS.arrow_schema):
                 (shutil.copyfile if keep else shutil.move)(path, goals[own[0]])
@@ -207,20 +210,19 @@ def _place_spots(
     return counted
 
 
-def _free_path(folder: Path, slide_id: str) -> Path:
-    """The next file of a slide that is not there yet."""
+def _free_path(folder: Path, slide_id: str, several: bool) -> Path:
+    """The next file of a slide that is not there yet; numbered from 0 where there are several, so that names sort in order."""
     folder.mkdir(exist_ok=True)
-    number, path = 0, folder / f"{slide_id}.parquet"
-    while path.exists():
-        number += 1
-        path = folder / f"{slide_id}--{number:05d}.parquet"
-    return path
+    number = len(list(folder.glob(f"{glob.escape(slide_id)}--[0-9]*.parquet")))
+    return folder / (f"{slide_id}--{number:05d}.parquet" if several else f"{slide_id}.parquet")
 
 
 def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[str, Path]) -> None:
     """Copies a file of spots with its genes renumbered, to one file a split."""
     file, start = pq.ParquetFile(path), 0
-    writers = {name: pq.ParquetWriter(goal, SPOTS.arrow_schema) for name, goal in goals.items()}
+    writers = {
+        name: pq.ParquetWriter(goal, SPOTS.arrow_schema, use_dictionary=DICTIONARY) for name, goal in goals.items()
+    }
     try:
         for group in range(file.num_row_groups):
             rows = _renumber(file.read_row_group(group), place)

@@ -35,6 +35,8 @@ _ROWS_PER_GROUP = 100
 # Encoded patches that wait for their turn, because patches are cut in the order of the image's tiles.
 _BUFFER_BYTES = 192 * 2**20
 _UPSAMPLING_ALARM = 2.0
+# Columns of few values. Patches are all different: looking for repeats among them costs as much as writing them.
+DICTIONARY = ["slide_id", "patient_id", "label", "array_row", "array_col", "gene_counts.list.element"]
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,8 @@ class _Shards:
             self.number, self.size = self.number + 1, 0
         if self.writer is None:
             suffix = f"--{self.number:05d}" if self.number else ""
-            self.writer = pq.ParquetWriter(self.folder / f"{self.slide_id}{suffix}.parquet", SPOTS.arrow_schema)
+            path = self.folder / f"{self.slide_id}{suffix}.parquet"
+            self.writer = pq.ParquetWriter(path, SPOTS.arrow_schema, use_dictionary=DICTIONARY)
         self.writer.write_table(rows)
         self.size += rows.nbytes
 

@@ -69,21 +69,26 @@ class QualityFilter:
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     """Marks tissue in uint8 RGB (..., 3): what is coloured or dark. White glass, grey haze and masked black are not."""
-    largest, smallest = pixels.max(-1), pixels.min(-1)
+    # By channel: numpy reduces a short last axis ten times slower.
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    largest = np.maximum(np.maximum(red, green), blue)
+    smallest = np.minimum(np.minimum(red, green), blue)
     return ((largest - smallest >= _CHROMA) | (largest < _DARK)) & (largest >= _BLACK)
 
 
 def tissue_fraction(patch: Image.Image) -> float:
-    """Share of a patch that is tissue, 0 to 1, judged on means of blocks of 8 px so that noise does not count."""
-    factor = 8 if min(patch.size) >= 64 else 4 if min(patch.size) >= 16 else 1
-    return float(tissue_mask(np.asarray(patch.reduce(factor))).mean())
+    """Share of a patch that is tissue, 0 to 1, on a grid of up to 32 x 32 of its pixels."""
+    sampled = patch.resize((min(32, patch.width), min(32, patch.height)), Image.Resampling.NEAREST)
+    return float(tissue_mask(np.asarray(sampled)).mean())
 
 
 def slide_mask(thumbnail: np.ndarray) -> np.ndarray:
     """Like `tissue_mask`, for a whole slide: what has the colour of its glass, which may be tinted, is background too."""
     mask = tissue_mask(thumbnail)
-    colours, numbers = np.unique((thumbnail // 8).reshape(-1, 3), axis=0, return_counts=True)
-    glass = colours[numbers.argmax()].astype(int) * 8 + 4
+    coarse = (thumbnail.reshape(-1, 3) // 8).astype(int)
+    numbers = np.bincount(coarse[:, 0] * 1024 + coarse[:, 1] * 32 + coarse[:, 2])
+    commonest = int(numbers.argmax())
+    glass = np.array([commonest // 1024, commonest // 32 % 32, commonest % 32]) * 8 + 4
     # Only what is bright, pale and common can be glass; a slide that is all tissue has none.
     if glass.max() < _DARK or glass.max() - glass.min() > 2 * _CHROMA or numbers.max() < _COMMON * numbers.sum():
         return mask

@@ -220,10 +220,10 @@ class Slide:
         return Image.fromarray(region).resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
 
     def _check_names(self) -> None:
-        if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id):
+        if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id) or "--" in self.slide_id:
             raise ValueError(
                 f"slide_id {self.slide_id!r} cannot name a file. Allowed: letters, digits, '_', '-' and '.', beginning "
-                "with a letter or digit. Pass another slide_id (--slide-id)."
+                "with a letter or digit, no '--'. Pass another slide_id (--slide-id)."
             )
         if not isinstance(self.patient_id, str) or not self.patient_id:
             raise ValueError(

@@ -61,7 +61,7 @@ class TiffImage:
         chosen = series.levels[self.level]
         height, width = _height_width(chosen)
         self.shape = (height, width, 3)
-        self._pages = [page for page in chosen.pages if page is not None]
+        self._pages: list[Any] = [page for page in chosen.pages if page is not None]
         page = self._pages[0]
         if chosen.axes not in ("YX", "YXS", "SYX", "CYX") or page.dtype not in (np.uint8, np.uint16):
             raise ValueError(

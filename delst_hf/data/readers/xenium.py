@@ -127,7 +127,7 @@ def _binned(
     logger.info(
         "%s: %d transcripts; left out %d below quality %g and %d controls", slide_id, seen, poor, min_qv, controls
     )
-    index = total.index.to_frame(index=False, name=["row", "column", "gene"])
+    index = total.index.to_frame(index=False, name=["row", "column", "gene"])  # type: ignore[arg-type]
     genes, gene_names = pd.factorize(index["gene"], sort=True)
     spot, squares = pd.factorize(pd.MultiIndex.from_frame(index[["row", "column"]]), sort=True)
     shape = (len(squares), len(gene_names))
