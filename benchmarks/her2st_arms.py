@@ -156,11 +156,14 @@ def main() -> None:
     parser.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
     parser.add_argument("--output", default="runs/her2st/arms", help="where each run is kept")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these arms, by their names in the table"
+    )
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
     options = parser.parse_args()
     if not options.table:
         for seed in options.seeds:
-            for arm in ARMS:
+            for arm in options.arms or ARMS:
                 run_arm(options, arm, seed)
     print_tables(collect(options))
 
