@@ -69,6 +69,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from .data.study import Study
     from .evaluation.protocol import evaluate_checkpoint, format_results
     from .hub import read_training_record
+    from .losses import process_rank
     from .modeling_delst import DelstModel
     from .processing_delst import DelstProcessor
     from .results import results_record, write_results
@@ -95,7 +96,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
         signatures=signatures,
         resamples=arguments.resamples,
     )
-    if not state.is_main_process:
+    if process_rank() > 0:
         return {}
     print(format_results(results))
     spots = study.subset([*train_slides, *test_slides])

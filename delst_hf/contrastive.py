@@ -50,7 +50,7 @@ def _full_precision(x: Tensor) -> Iterator[None]:
             finally:
                 torch.set_float32_matmul_precision(precision)
             return
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
         precisions = [backend.fp32_precision for backend in backends]
         for backend in backends:
             backend.fp32_precision = "ieee"
@@ -302,9 +302,10 @@ class TiledInfoNCE(torch.autograd.Function):
         start: int,
         across_ranks: bool,
     ) -> Tensor:
-        inputs, ctx.precise = (x, y, scale, curvature), False
+        inputs: Any = (x, y, scale, curvature)
+        ctx.precise = False
         while True:
-            left, right, own_logits, multiplier = _prepare(*inputs, geometry, start)
+            left, right, own_logits, multiplier = _prepare(*inputs, geometry, start)  # type: ignore[call-arg]
             floor = _resolution(left, right, x.shape[-1])
             log_rows, log_columns, nearest = _log_sums(left, right, floor, multiplier, geometry, start, chunk_size)
             row_gap = log_rows - own_logits
@@ -339,8 +340,8 @@ class TiledInfoNCE(torch.autograd.Function):
                 tensor.detach().requires_grad_(needed)
                 for tensor, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
             ]
-            lifted = [tensor.double() for tensor in leaves] if ctx.precise else leaves
-            outputs = _prepare(*lifted, ctx.geometry, ctx.start)
+            lifted: Any = [tensor.double() for tensor in leaves] if ctx.precise else leaves
+            outputs = _prepare(*lifted, ctx.geometry, ctx.start)  # type: ignore[call-arg]
             with torch.no_grad():
                 tiling = (ctx.geometry, ctx.start, ctx.chunk_size)
                 slopes = _walk_back(outputs, log_rows, log_columns, own_slope, *tiling, dim=leaves[0].shape[-1])

@@ -21,6 +21,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """Rank of this process among those that train together, 0 without torch.distributed.
+
+    accelerate's ``PartialState`` does not serve here: under torchrun on a CPU it calls every process the main one.
+    """
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
     """Join the rows of all ranks in rank order, with exact gradients (summed over the ranks that used them).
 

@@ -283,7 +283,7 @@ def replicate_scalars(model: DelstModel, plugin: Any) -> None:
     def average(parameter: nn.Parameter) -> None:
         # Also right when gradients add up: what earlier passes left is the same on all processes, so its mean is itself.
         torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= world_size()  # type: ignore[operator]
+        parameter.grad /= world_size()  # type: ignore[operator, assignment]
 
     for parameter in holder.parameters():
         if parameter.requires_grad and world_size() > 1:

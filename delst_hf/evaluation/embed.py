@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
-from ..losses import gather_across_ranks, world_size
+from ..losses import gather_across_ranks, process_rank, world_size
 from ..modeling_delst import DelstModel
 
 
@@ -52,8 +52,8 @@ def embed(
         progress: Show a progress bar, on the first process.
     """
     model.eval()
-    rank, ranks = (torch.distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
-    shard = np.array_split(np.arange(len(spots)), ranks)[rank]
+    rank = process_rank()
+    shard = np.array_split(np.arange(len(spots)), world_size())[rank]
     rows = spots.select(shard)
     fast = isinstance(collator, DelstCollator)
     loader: DataLoader = DataLoader(

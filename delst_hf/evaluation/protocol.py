@@ -10,7 +10,7 @@ from datasets import Dataset
 from ..data.collator import DelstCollator
 from ..data.study import Study
 from ..lorentz import log_map0
-from ..losses import world_size
+from ..losses import process_rank
 from ..modeling_delst import DelstModel
 from ..processing_delst import DelstProcessor
 from .baselines import colour_statistics, permutation_within
@@ -89,7 +89,7 @@ def evaluate_checkpoint(
 
     embeddings = run(model)
     backbones = _baseline_backbones(model, frozen_backbone, seeds, run) if baselines else {}
-    if world_size() > 1 and torch.distributed.get_rank() > 0:
+    if process_rank() > 0:
         return {}
     task = _Task(study, spots, train_slides, test_slides, num_genes, ignore_labels)
     features = {
