@@ -151,7 +151,7 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
         pole = (
             sum((1 / norm.clamp_min(_tiny(x))).T @ points for points, norm in zip((x, y), norms, strict=True)) / count
         )
-    parts = []
+    parts: list[tuple[Tensor, ...]] = []
     for points, norm, r in zip((x, y), norms, rapidities, strict=True):
         scale = (curvature / 2) ** 0.5 * (-1 if parts else 1)
         offset = points * scale - (norm * scale) * pole  # in this form, one pass less over (n, dim)
