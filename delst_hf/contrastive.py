@@ -102,14 +102,13 @@ def _euclidean_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return left, torch.cat([y, torch.ones_like(y_square), y_square], dim=-1)
 
 
-def _prepare(
-    x: Tensor, y: Tensor, scale: Tensor, curvature: Tensor, geometry: str, start: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _prepare(inputs: list[Tensor], geometry: str, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the tiles are made of: left factor (n, k), right factor (m, k), logits of the own pairs (n,), multiplier.
 
     The own pairs, row i of `x` with row ``start + i`` of `y`, are the ones that training brings together, where a matrix
     product has nothing left of a distance. They are computed one by one, to full precision, and left out of the tiles.
     """
+    x, y, scale, curvature = inputs
     own = y[start : start + len(x)]
     if geometry == "lorentz":
         left, right = haversine_factors(x, y, curvature)
@@ -302,10 +301,10 @@ class TiledInfoNCE(torch.autograd.Function):
         start: int,
         across_ranks: bool,
     ) -> Tensor:
-        inputs: Any = (x, y, scale, curvature)
+        inputs: list[Tensor] = [x, y, scale, curvature]
         ctx.precise = False
         while True:
-            left, right, own_logits, multiplier = _prepare(*inputs, geometry, start)  # type: ignore[call-arg]
+            left, right, own_logits, multiplier = _prepare(inputs, geometry, start)
             floor = _resolution(left, right, x.shape[-1])
             log_rows, log_columns, nearest = _log_sums(left, right, floor, multiplier, geometry, start, chunk_size)
             row_gap = log_rows - own_logits
@@ -318,7 +317,7 @@ class TiledInfoNCE(torch.autograd.Function):
             # The one point where the host waits for the device: pairs too near for float32 are worth a second walk.
             if not (can_be_resolved and bool(unresolved)):
                 break
-            inputs, ctx.precise = tuple(tensor.double() for tensor in inputs), True
+            inputs, ctx.precise = [tensor.double() for tensor in inputs], True
         column_gap = (log_columns - own_columns)[start : start + len(x)]
         # Not the local mean: ranks with fewer rows must weigh less once DDP averages the gradients.
         ctx.weight = (dist.get_world_size() if across_ranks else 1) / (2 * len(y))
@@ -340,8 +339,8 @@ class TiledInfoNCE(torch.autograd.Function):
                 tensor.detach().requires_grad_(needed)
                 for tensor, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
             ]
-            lifted: Any = [tensor.double() for tensor in leaves] if ctx.precise else leaves
-            outputs = _prepare(*lifted, ctx.geometry, ctx.start)  # type: ignore[call-arg]
+            lifted = [tensor.double() for tensor in leaves] if ctx.precise else leaves
+            outputs = _prepare(lifted, ctx.geometry, ctx.start)
             with torch.no_grad():
                 tiling = (ctx.geometry, ctx.start, ctx.chunk_size)
                 slopes = _walk_back(outputs, log_rows, log_columns, own_slope, *tiling, dim=leaves[0].shape[-1])
