@@ -87,6 +87,7 @@ def test_table_shows_every_row(results):
     for row in results["arms"]:
         assert row["arm"] in text
         assert f"{row['pearson_mean']:.3f}" in text
+    assert "No frozen backbone" in text
     assert "recall@10" in text and "in_cone_mismatched" in text and "  36  " in text
 
 

@@ -258,6 +258,10 @@ def format_results(results: Results) -> str:
         "seeds.",
         _table(header, body),
     ]
+    if "random-init backbone" in arms and "frozen backbone" not in arms:
+        blocks.append(
+            "No frozen backbone: the record of this checkpoint names none, as when it was trained from scratch."
+        )
     keys = ("recall@1", "recall@5", "recall@10", "median_rank")
     for direction in ("image_to_gene", "gene_to_image"):
         rows = [
