@@ -18,8 +18,8 @@ def complete_or_nothing(output: Path) -> Iterator[Path]:
     try:
         yield folder
         for path in sorted(folder.rglob("*"), reverse=True):
-            _fsync(path)
-        _fsync(folder)
+            fsync(path)
+        fsync(folder)
         if output.exists() and any(output.iterdir()):
             old = output.parent / f".{output.name}.replaced-{mark}"
             os.replace(output, old)
@@ -31,13 +31,14 @@ def complete_or_nothing(output: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(folder, output)
-        _fsync(output.parent)
+        fsync(output.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

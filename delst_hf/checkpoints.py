@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from .atomic import fsync
+
 COMPLETE = "complete"
 
 
@@ -59,14 +61,6 @@ def prepare_for_checkpoint(run: Path, step: int) -> None:
 def mark_complete(checkpoint: Path) -> None:
     """Bring every file of a checkpoint to the disk, and only then say that it is whole."""
     for path in [*checkpoint.rglob("*"), checkpoint]:
-        _fsync(path)
+        fsync(path)
     (checkpoint / COMPLETE).touch()
-    _fsync(checkpoint)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(checkpoint)
