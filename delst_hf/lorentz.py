@@ -154,7 +154,9 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
     parts: list[tuple[Tensor, ...]] = []
     for points, norm, r in zip((x, y), norms, rapidities, strict=True):
         scale = (curvature / 2) ** 0.5 * (-1 if parts else 1)
-        offset = points * scale - (norm * scale) * pole  # in this form, one pass less over (n, dim)
+        offset = torch.addmm(
+            points * scale, norm * scale, pole, alpha=-1
+        )  # one pass less over (n, dim), there and back
         spread = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).square()
         scaled = _sqrt(curvature) * norm
         spread = 2 * spread / scaled.clamp_min(_tiny(x))
