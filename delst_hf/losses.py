@@ -6,11 +6,13 @@ All compute in float32 (float64 where the input is). With several processes, emb
 the gradients averaged by DDP equal those of one process with the joined batch.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .contrastive import lift, tiled_contrastive
 from .lorentz import exterior_angle, half_aperture
@@ -47,12 +49,32 @@ def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
     sizes = [int(count) for count in counts]
     start = sum(sizes[: dist.get_rank()])
     padded = F.pad(x, [0, 0] * (x.dim() - 1) + [0, max(sizes) - len(x)])
-    if x.is_floating_point():
-        blocks = torch.distributed.nn.functional.all_gather(padded)
-    else:
-        blocks = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(blocks, padded)
+    blocks = _AllGather.apply(padded)
     return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)]), start
+
+
+class _AllGather(torch.autograd.Function):
+    """The tensors of all ranks, stacked; in the backward pass each rank gets the sum of their gradients for its own.
+
+    That of torch.distributed.nn is deprecated from torch 2.13 on, and its successor is not in torch 2.6.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        blocks = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(blocks, x.contiguous())
+        return torch.stack(blocks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:  # type: ignore[override]
+        if gradients.is_cuda:
+            own = torch.empty_like(gradients[0])
+            dist.reduce_scatter_tensor(own, gradients.contiguous())
+            return own
+        gradients = gradients.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradients)  # gloo came late to reduce_scatter
+        return gradients[dist.get_rank()]
 
 
 def contrastive_loss(
