@@ -1,16 +1,14 @@
 """DELST: an image encoder and a gene encoder whose embeddings meet on a Lorentz hyperboloid (arXiv 2503.00804)."""
 
-import logging
 import math
 import os
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
@@ -18,8 +16,8 @@ from .configuration_delst import DelstConfig, DelstGeneConfig
 from .contrastive import similarity_logits
 from .lorentz import exp_map0
 from .losses import contrastive_loss, entailment_loss, gather_across_ranks, intra_entailment_loss
-
-logger = logging.getLogger(__name__)
+from .modeling_delst_gene import DelstGeneModel
+from .vision_delst import load_vision_model, pool_vision_output
 
 
 @dataclass
@@ -73,113 +71,12 @@ class DelstPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             # 1/sqrt(fan_in) keeps unit variance through the projections, so that embeddings start at a radius near 1.
-            std = getattr(self.config, "initializer_range", None) or module.in_features**-0.5
-            init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, DelstGeneModel):
-            init.zeros_(module.missing_values)
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, DelstModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
             init.constant_(module.log_curvature, math.log(self.config.curvature_init))
             for log_scale in (module.log_image_scale, module.log_gene_scale):
                 init.constant_(log_scale, -0.5 * math.log(self.config.projection_dim))
-
-
-class DelstGeneModel(DelstPreTrainedModel):
-    """Gene encoder: normalised expression of the vocabulary's genes -> one feature vector a spot."""
-
-    config_class = DelstGeneConfig
-    config: DelstGeneConfig
-    missing_values: Tensor
-    base_model_prefix = "gene_model"
-    main_input_name = "gene_values"
-    input_modalities = []
-
-    def __init__(self, config: DelstGeneConfig):
-        super().__init__(config)
-        self.register_buffer("missing_values", torch.zeros(config.num_genes))
-        if config.encoder == "linear":
-            self.layers = nn.Sequential(nn.Linear(config.num_genes, config.hidden_size))
-        else:
-            widths = [config.num_genes] + [config.hidden_size] * config.num_hidden_layers
-            self.layers = nn.Sequential(
-                *(self._block(config, width_in, width_out) for width_in, width_out in pairwise(widths))
-            )
-        self.post_init()
-
-    @staticmethod
-    def _block(config: DelstGeneConfig, width_in: int, width_out: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(width_in, width_out),
-            nn.LayerNorm(width_out, eps=config.layer_norm_eps),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-        )
-
-    @torch.no_grad()
-    def set_missing_values(self, values: Tensor) -> None:
-        """Set what stands in for a gene that a panel does not measure, usually its mean over the training spots (genes,)."""
-        self.missing_values.copy_(values)
-
-    def forward(
-        self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Encode expression.
-
-        Args:
-            gene_values: Normalised expression (batch, num_genes).
-            gene_mask: (batch, num_genes) bool, True where the gene was measured. Elsewhere `missing_values` stand in: a
-                gene that the panel lacks is not a gene that the tissue lacks.
-
-        Returns:
-            ``pooler_output`` of shape (batch, hidden_size).
-
-        Raises:
-            ValueError: If the number of genes is not that of the vocabulary.
-        """
-        if gene_values.shape[-1] != self.config.num_genes:
-            raise ValueError(
-                f"gene_values has {gene_values.shape[-1]} genes, this model's vocabulary {self.config.num_genes}. Pass "
-                "counts through the model's own processor: DelstProcessor.from_pretrained(folder)(counts=, gene_names=)."
-            )
-        gene_values = gene_values.to(self.missing_values.dtype)
-        if gene_mask is not None:
-            gene_values = torch.where(gene_mask, gene_values, self.missing_values)
-        features = self.layers(gene_values)
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
-
-
-def pool_vision_output(outputs: Any, pooling: str) -> Tensor:
-    """One vector a patch from the output of any vision backbone.
-
-    Args:
-        outputs: Output with ``pooler_output`` (batch, width) or (batch, width, 1, 1), or with ``last_hidden_state`` as
-            tokens (batch, tokens, width) or as a map (batch, width, height, width).
-        pooling: ``"auto"``, ``"pooler"``, ``"cls"`` or ``"mean"``.
-
-    Returns:
-        Pooled features (batch, width).
-
-    Raises:
-        ValueError: If the backbone does not offer that kind of pooling.
-    """
-    pooled = getattr(outputs, "pooler_output", None)
-    if pooling == "auto":
-        pooling = "mean" if pooled is None else "pooler"
-    if pooling == "pooler":
-        if pooled is None:
-            raise ValueError("vision_pooling='pooler', but this backbone has no pooler. Use 'cls' or 'mean'.")
-        return pooled.flatten(1)
-    hidden = outputs.last_hidden_state
-    if pooling == "cls":
-        if hidden.dim() != 3:
-            raise ValueError("vision_pooling='cls', but this backbone returns a feature map. Use 'pooler' or 'mean'.")
-        return hidden[:, 0]
-    return hidden.flatten(2).mean(-1) if hidden.dim() == 4 else hidden.mean(1)
 
 
 class DelstModel(DelstPreTrainedModel):
@@ -244,7 +141,7 @@ class DelstModel(DelstPreTrainedModel):
             FileNotFoundError: If `vision` looks like a local path and is not a folder.
         """
         if not isinstance(vision, PreTrainedModel):
-            vision, config = _load_vision_model(os.fspath(vision), dict(vision_kwargs or {}), config)
+            vision, config = load_vision_model(os.fspath(vision), dict(vision_kwargs or {}), config)
         # A composite configuration resets the attention implementation of its parts; the backbone keeps its own.
         attention = {"attn_implementation": {"vision_config": vision.config._attn_implementation}}
         model_config = DelstConfig(vision_config=vision.config, gene_config=gene_config, **{**attention, **config})
@@ -469,28 +366,4 @@ class DelstModel(DelstPreTrainedModel):
         return (terms[0] + terms[1]) / 2
 
 
-def _load_vision_model(
-    vision: str, vision_kwargs: dict[str, Any], config: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a backbone; choose its pooling where its pooler came without weights.
-
-    Checkpoints of image classifiers have no pooler, and transformers then adds one at random: pooling by the class token
-    is what such a network was trained for.
-    """
-    if (vision.startswith(".") or os.path.isabs(vision)) and not os.path.isdir(vision):
-        raise FileNotFoundError(
-            f"No folder at {vision!r}. Give a folder that holds config.json and model.safetensors, or a Hub id "
-            "such as 'facebook/dinov2-small'."
-        )
-    vision_config: PreTrainedConfig = AutoConfig.from_pretrained(vision, **vision_kwargs)
-    vision_config = getattr(vision_config, "vision_config", vision_config)
-    model, info = AutoModel.from_pretrained(
-        vision, **{"dtype": torch.float32, **vision_kwargs, "config": vision_config, "output_loading_info": True}
-    )
-    if config.get("vision_pooling", "auto") == "auto" and any("pooler" in key for key in info["missing_keys"]):
-        logger.warning("%s has no pooler weights: vision_pooling='cls' is taken in place of a random pooler.", vision)
-        config = {**config, "vision_pooling": "cls"}
-    return model, config
-
-
-__all__ = ["DelstGeneModel", "DelstModel", "DelstOutput", "DelstPreTrainedModel", "pool_vision_output"]
+__all__ = ["DelstGeneModel", "DelstModel", "DelstOutput", "DelstPreTrainedModel"]
