@@ -1,0 +1,53 @@
+"""Runs a script against tests/hub_server.py in a process of its own: the Hub's address is read once, at import."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hub_server import HubServer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Put before a script: afterwards the package cannot be imported, as on a machine where it was never installed.
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "delst_hf":
+            raise ModuleNotFoundError("blocked: " + name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import delst_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("delst_hf could be imported: the test would be blind")
+"""
+
+
+def run_client(
+    server: HubServer, home: Path, script: str, *arguments: Any, token: str | None = "hf_me", check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a script as a client of the server, from the folder `home`, which holds its caches too.
+
+    Returns:
+        The finished process; its output as text.
+    """
+    caches = {"HF_DATASETS_CACHE": str(home / "datasets"), "HF_MODULES_CACHE": str(home / "modules")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **server.environment(home, token), **caches}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+    if check and result.returncode:
+        raise AssertionError(f"exit status {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
+    return result
+
+
+def answer_of(server: HubServer, home: Path, script: str, *arguments: Any, token: str | None = "hf_me") -> Any:
+    """What the script printed as its last line, which is JSON."""
+    return json.loads(run_client(server, home, script, *arguments, token=token).stdout.splitlines()[-1])
