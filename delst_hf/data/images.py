@@ -83,7 +83,9 @@ def read_image(path: str | Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return to_rgb(np.asarray(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr", "1") else image))
+                if image.mode in ("P", "PA"):
+                    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+                return to_rgb(np.asarray(image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "1") else image))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"cannot read the image {path}: {error}. Allowed: a complete JPEG, PNG or TIFF of 8 or 16 bits. "

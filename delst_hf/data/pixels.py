@@ -7,7 +7,8 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
     """Converts a grey, RGB or RGBA array to uint8 RGB.
 
     Args:
-        array: (height, width) or (height, width, 1 | 3 | 4); uint8, uint16, or float in 0..1 or in 0..255.
+        array: (height, width) or (height, width, 1 to 4), where 2 and 4 channels end with opacity; uint8, uint16, or float
+            in 0..1 or in 0..255.
 
     Returns:
         uint8 (height, width, 3); the input itself when it is that already.
@@ -18,15 +19,15 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
         raise ValueError(
-            f"the image has shape {array.shape}. Allowed: (height, width), or (height, width, channels) with 1, 3 or 4 "
+            f"the image has shape {array.shape}. Allowed: (height, width), or (height, width, channels) with 1 to 4 "
             "channels last. Transpose it, or pick the RGB image."
         )
     array = _to_uint8(array)
-    if array.shape[2] == 4:
-        alpha = array[:, :, 3:].astype(np.float32) / 255
-        array = np.rint(array[:, :, :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    if array.shape[2] in (2, 4):
+        alpha = array[:, :, -1:].astype(np.float32) / 255
+        array = np.rint(array[:, :, :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 

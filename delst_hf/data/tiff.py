@@ -3,17 +3,34 @@
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
+from PIL import Image
 
 from .pixels import to_rgb
 
 _CACHE_BYTES = 256 * 2**20
 # One strip for the whole image is how many tools write: decoding it needs all of it at once.
 _LARGEST_CHUNK = 2**30
+# Axes of length one around an image, and those along which planes of colour lie.
+_COLOUR_AXES = "CQS"
+_UM_PER_UNIT = {
+    "": 1.0,
+    "µm": 1.0,
+    "um": 1.0,
+    "&#181;m": 1.0,
+    "&#xb5;m": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+}
+# A resolution beyond is that of a screen or of a printer (72 dpi would be 353 um per pixel), not of a microscope.
+_MICROSCOPE_MPP = (0.02, 20.0)
 _RETILE = (
     "Convert it to tiles, e.g. `vips tiffsave IN.tif OUT.tif --tile --pyramid --compression jpeg --Q 95 --bigtiff`"
 )
@@ -63,22 +80,35 @@ class TiffImage:
         self.shape = (height, width, 3)
         self._pages: list[Any] = [page for page in chosen.pages if page is not None]
         page = self._pages[0]
-        if chosen.axes not in ("YX", "YXS", "SYX", "CYX") or page.dtype not in (np.uint8, np.uint16):
-            raise ValueError(
-                f"{self.path.name}: an image with axes {chosen.axes}, shape {chosen.shape} of {page.dtype}. Allowed: grey, "
-                "RGB or RGBA of 8 or 16 bits. A fluorescence stack is no histology image: export the H&E as RGB."
-            )
-        self._planes = len(self._pages) if chosen.axes == "CYX" else 1
-        if self._planes not in (1, 3):
-            raise ValueError(
-                f"{self.path.name}: {self._planes} channels in separate planes. Allowed: 1 or 3. Export the H&E as RGB."
-            )
+        self._planes = self._check_kind(chosen, page)
         self._chunk = page.chunks[1:3] if page.planarconfig == 2 and len(page.chunks) == 3 else page.chunks[:2]
         self._grid = (-(-height // self._chunk[0]), -(-width // self._chunk[1]))
         self._separate = page.samplesperpixel if page.planarconfig == 2 else 1
+        self._raw: np.ndarray | None = None
         self._check_complete()
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cached = 0
+
+    def _check_kind(self, chosen: Any, page: Any) -> int:
+        """Returns the number of pages that are the planes of one image; refuses what is no grey or colour image."""
+        axes = "".join(axis for axis, size in zip(chosen.axes, chosen.shape, strict=True) if size > 1 or axis in "YX")
+        colour = page.photometric in (0, 1, 2, 3, 5, 6)  # white is zero, black is zero, RGB, palette, CMYK, YCbCr
+        if (
+            axes not in ("YX", "YXS", *(f"{axis}YX" for axis in _COLOUR_AXES))
+            or not colour
+            or (page.dtype not in (np.uint8, np.uint16))
+        ):
+            raise ValueError(
+                f"{self.path.name}: an image with axes {chosen.axes}, shape {chosen.shape} of {page.dtype}, photometric "
+                f"{getattr(page.photometric, 'name', page.photometric)}. Allowed: grey, RGB, RGBA, palette, CMYK or YCbCr of 8 "
+                "or 16 bits. A fluorescence stack is no histology image: export the H&E as RGB."
+            )
+        planes = len(self._pages) if axes[0] in _COLOUR_AXES and page.planarconfig != 2 else 1
+        if planes not in (1, 3):
+            raise ValueError(
+                f"{self.path.name}: {planes} channels in separate planes. Allowed: 1 or 3. Export the H&E as RGB."
+            )
+        return planes
 
     def _check_complete(self) -> None:
         size = os.path.getsize(self.path)
@@ -89,27 +119,40 @@ class TiffImage:
                     f"the TIFF {self.path} is truncated: its pixels reach to byte {needed}, but it has {size}. Download or "
                     "export it again."
                 )
-        chunk = int(np.prod(self._chunk)) * 3
-        if chunk > _LARGEST_CHUNK:
+        chunk, page = int(np.prod(self._chunk)) * 3, self._pages[0]
+        if not page.is_tiled and self._planes == self._separate == 1 and page.is_memmappable:
+            # Uncompressed rows, one after the other: no strip need be read whole.
+            kind = page.dtype.newbyteorder(self._file.byteorder)
+            self._raw = np.memmap(self.path, kind, "r", page.dataoffsets[0], (*self.shape[:2], page.samplesperpixel))
+        elif chunk > _LARGEST_CHUNK:
             raise ValueError(
                 f"{self.path.name} is no tiled TIFF: {chunk / 2**30:.1f} GiB would be decoded at once. {_RETILE}."
             )
 
     @property
     def mpp(self) -> float | None:
-        """Micrometres per pixel as the file states it (OME, Aperio, or pixels per centimetre); None where it does not."""
-        described = self._file.ome_metadata or self._pages[0].description or ""
+        """Micrometres per pixel as the file states it (OME, Aperio, or pixels per length); None where it does not."""
         scale = self.level_shapes[0][1] / self.shape[1]
-        if found := re.search(r'PhysicalSizeX="([\d.eE+-]+)"(?:[^>]*?PhysicalSizeXUnit="([^"]*)")?', described):
-            if found[2] in (None, "µm", "um", "&#181;m"):
-                return float(found[1]) * scale
-        elif found := re.search(r"\bMPP\s*=\s*([\d.]+)", described):
-            return float(found[1]) * scale
+        return next(
+            (value * scale for value in self._stated() if _MICROSCOPE_MPP[0] <= value <= _MICROSCOPE_MPP[1]), None
+        )
+
+    def _stated(self) -> Iterator[float]:
+        """Statements about the full resolution, the most explicit first."""
+        width = self.level_shapes[0][1]
+        images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", self._file.ome_metadata or "")
+        for image in sorted(images, key=lambda one: f'SizeX="{width}"' not in one):  # the others are label and macro
+            size = re.search(r'\bPhysicalSizeX="([\d.eE+-]+)"', image)
+            unit = re.search(r'\bPhysicalSizeXUnit="([^"]*)"', image)
+            if size and (factor := _UM_PER_UNIT.get(unit[1] if unit else "")):
+                yield float(size[1]) * factor
+        if found := re.search(r"\bMPP\s*=\s*([\d.]+)", self._pages[0].description or ""):
+            yield float(found[1])
         tags = self._pages[0].tags
         unit, resolution = tags.get("ResolutionUnit"), tags.get("XResolution")
-        if unit is not None and resolution is not None and int(unit.value) == 3 and resolution.value[0] > 0:
-            return 1e4 * resolution.value[1] / resolution.value[0]
-        return None
+        length = {2: 25_400.0, 3: 10_000.0}.get(int(unit.value)) if unit is not None else None  # an inch, a centimetre
+        if length and resolution is not None and resolution.value[0] > 0:
+            yield length * resolution.value[1] / resolution.value[0]
 
     def overview(self, longest_px: int) -> np.ndarray | None:
         """The smallest stored level whose longer side is at least this; None where the pyramid has no reduced level."""
@@ -125,6 +168,8 @@ class TiffImage:
         height, width = max(y1 - y0, 0), max(x1 - x0, 0)
         if not height or not width:
             return np.empty((height, width, 3), np.uint8)
+        if self._raw is not None:
+            return _colours(np.array(self._raw[y0:y1, x0:x1], self._pages[0].dtype), self._pages[0])[::step_y, ::step_x]
         result = np.empty((height, width, 3), np.uint8)
         tall, wide = self._chunk
         for i in range(y0 // tall, -(-y1 // tall)):
@@ -146,7 +191,8 @@ class TiffImage:
             self._decode(page, plane * per_plane + index) for page in self._pages[: self._planes]
             for plane in range(self._separate)
         ]  # fmt: skip
-        tile = to_rgb(np.ascontiguousarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)))
+        joined = np.ascontiguousarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
+        tile = _colours(joined, self._pages[0])
         self._cache[index], self._cached = tile, self._cached + tile.nbytes
         while self._cached > self.cache_bytes and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].nbytes
@@ -160,7 +206,8 @@ class TiffImage:
             handle = self._file.filehandle
             handle.seek(page.dataoffsets[index])
             encoded = handle.read(count)  # on its own line: `page.decode` may itself read from the file on first use
-            decoded = page.decode(encoded, index, jpegtables=page.jpegtables)[0]
+            header = getattr(page.keyframe, "jpegheader", None)  # of Hamamatsu's NDPI
+            decoded = page.decode(encoded, index, jpegtables=page.jpegtables, jpegheader=header)[0]
         except Exception as error:  # every codec has its own errors
             raise ValueError(
                 f"cannot decode tile {index} of {self.path}: {error}. The file is damaged, or its compression needs another "
@@ -173,6 +220,26 @@ class TiffImage:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _colours(array: np.ndarray, page: Any) -> np.ndarray:
+    """Samples of a page (rows, columns, samples) as uint8 RGB, by its photometric interpretation."""
+    kind = int(page.photometric)
+    if kind == 3:  # a palette of 16 bits, stored (3, colours)
+        array = (page.colormap >> 8).astype(np.uint8).T[array[:, :, 0]]
+    elif kind == 0:
+        array = np.iinfo(array.dtype).max - array
+    elif kind == 5 and array.shape[2] == 4:
+        return np.asarray(Image.fromarray(_eight_bits(array), "CMYK").convert("RGB"))
+    elif kind == 6 and int(page.compression) not in (6, 7):  # a decoder of JPEG gives RGB
+        return np.asarray(Image.fromarray(_eight_bits(array), "YCbCr").convert("RGB"))
+    elif page.extrasamples and int(page.extrasamples[0]) == 0:  # a further sample that is no opacity
+        array = array[:, :, : array.shape[2] - len(page.extrasamples)]
+    return to_rgb(array)
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype == np.uint8 else (array // 257).astype(np.uint8)
 
 
 def _height_width(series: Any) -> tuple[int, int]:
