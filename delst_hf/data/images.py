@@ -83,9 +83,7 @@ def read_image(path: str | Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                if image.mode in ("P", "PA"):
-                    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-                return to_rgb(np.asarray(image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "1") else image))
+                return to_rgb(np.asarray(_plain(image)))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"cannot read the image {path}: {error}. Allowed: a complete JPEG, PNG or TIFF of 8 or 16 bits. "
@@ -93,3 +91,10 @@ def read_image(path: str | Path) -> np.ndarray:
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = guard
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Grey or colour by samples, for modes whose numbers are no samples of red, green and blue."""
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "1") else image
