@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .contrastive import similarity_logits
@@ -214,7 +216,10 @@ class DelstModel(DelstPreTrainedModel):
             attentions=getattr(outputs, "attentions", None),
         )
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """Embed patches.
 
         Args:
@@ -227,6 +232,7 @@ class DelstModel(DelstPreTrainedModel):
         outputs.pooler_output = self.embed_features(outputs.pooler_output, "image")
         return outputs
 
+    @can_return_tuple
     def get_gene_features(
         self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -239,10 +245,11 @@ class DelstModel(DelstPreTrainedModel):
         Returns:
             ``pooler_output`` holds the embeddings (batch, projection_dim).
         """
-        outputs = self.gene_model(gene_values, gene_mask, **kwargs)
+        outputs = self.gene_model(gene_values, gene_mask, return_dict=True, **kwargs)
         outputs.pooler_output = self.embed_features(outputs.pooler_output, "gene")
         return outputs
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -252,9 +259,8 @@ class DelstModel(DelstPreTrainedModel):
         slide_ids: Tensor | None = None,
         return_loss: bool | None = None,
         across_ranks: bool = False,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> DelstOutput | tuple[Any, ...]:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DelstOutput:
         """Embed pairs and, when asked, compute the losses.
 
         Args:
@@ -265,11 +271,10 @@ class DelstModel(DelstPreTrainedModel):
             slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
             return_loss: Compute the losses instead of the logits.
             across_ranks: Take negatives and ordered pairs from the batches of all processes; all must call forward.
-            return_dict: False for a plain tuple.
-            **kwargs: Passed to the vision backbone.
+            **kwargs: Passed to the vision backbone, save ``return_dict``: False for a plain tuple.
         """
         vision_output = self._encode_images(pixel_values, **kwargs)
-        gene_output = self.gene_model(gene_values, gene_mask)
+        gene_output = self.gene_model(gene_values, gene_mask, return_dict=True)
         image_embeds = self.embed_features(vision_output.pooler_output, "image")
         gene_embeds = self.embed_features(gene_output.pooler_output, "gene")
         if return_loss:
@@ -278,15 +283,13 @@ class DelstModel(DelstPreTrainedModel):
             logits = self.similarity(image_embeds, gene_embeds)
             results = {"logits_per_image": logits, "logits_per_gene": logits.T}
         # Built at the end and in one piece: the order of a ModelOutput, and of its tuple, is that of assignment.
-        output = DelstOutput(
+        return DelstOutput(
             **results,
             image_embeds=image_embeds,
             gene_embeds=gene_embeds,
             vision_model_output=vision_output,
             gene_model_output=gene_output,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
 
     def similarity(self, image_embeds: Tensor, gene_embeds: Tensor) -> Tensor:
         """Similarity of every image to every gene embedding, in this model's geometry: (images, genes)."""

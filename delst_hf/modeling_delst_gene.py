@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_delst import DelstGeneConfig
 
@@ -65,6 +66,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         """Set what stands in for a gene that a panel does not measure, usually its mean over the training spots (genes,)."""
         self.missing_values.copy_(values)
 
+    @can_return_tuple
     def forward(
         self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:

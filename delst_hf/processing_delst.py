@@ -1,9 +1,10 @@
 """One processor for both modalities: the backbone's image processor joined with the gene feature extractor."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .feature_extraction_delst import DelstGeneFeatureExtractor
 
@@ -24,8 +25,7 @@ class DelstProcessor(ProcessorMixin):
         images: Any = None,
         counts: Any = None,
         gene_names: Sequence[str] | None = None,
-        return_tensors: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare patches, expression or both.
 
@@ -33,8 +33,8 @@ class DelstProcessor(ProcessorMixin):
             images: One patch or a list of them: PIL images or uint8 arrays (height, width, 3).
             counts: Raw counts (batch, genes), as `DelstGeneFeatureExtractor` takes them.
             gene_names: Names of the genes (genes,).
-            return_tensors: ``"pt"`` or ``"np"``.
-            **kwargs: Passed to the image processor.
+            **kwargs: ``return_tensors`` (``"pt"`` or ``"np"``) and options of the image processor, flat or as
+                ``images_kwargs``.
 
         Returns:
             ``pixel_values`` (batch, 3, height, width) for images; ``gene_values``, ``gene_mask`` (batch, genes) and ``level``
@@ -45,11 +45,12 @@ class DelstProcessor(ProcessorMixin):
         """
         if images is None and counts is None:
             raise ValueError("Nothing to process: pass images=, counts= with gene_names=, or both.")
+        options = self._merge_kwargs(cast(Any, ProcessingKwargs), **kwargs)["images_kwargs"]
         data: dict[str, Any] = {}
         if images is not None:
-            data.update(self.image_processor(images, return_tensors=return_tensors, **kwargs))
+            data.update(self.image_processor(images, **options))
         if counts is not None:
-            data.update(self.feature_extractor(counts, gene_names, return_tensors=return_tensors))
+            data.update(self.feature_extractor(counts, gene_names, return_tensors=options.get("return_tensors")))
         if images is not None and counts is not None and len(data["pixel_values"]) != len(data["gene_values"]):
             raise ValueError(
                 f"{len(data['pixel_values'])} images but {len(data['gene_values'])} rows of counts: row i of both must be "

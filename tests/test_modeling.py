@@ -475,7 +475,8 @@ def test_from_vision_gene_pretrained_takes_the_weights_of_a_folder(backbone, tmp
     assert model.log_image_scale.item() == pytest.approx(-0.5 * math.log(DIM))
     with torch.no_grad():
         features = pool_vision_output(vision.eval()(make_batch()["pixel_values"]), "auto")
-        assert torch.equal(model(**make_batch()).vision_model_output.pooler_output, features)
+        # Not bit by bit: where weights lie in memory decides how a convolution sums.
+        torch.testing.assert_close(model(**make_batch()).vision_model_output.pooler_output, features)
 
 
 def test_from_vision_gene_pretrained_takes_a_backbone_in_memory():
