@@ -79,6 +79,8 @@ class DelstPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_curvature, math.log(self.config.curvature_init))
             for log_scale in (module.log_image_scale, module.log_gene_scale):
                 init.constant_(log_scale, -0.5 * math.log(self.config.projection_dim))
+        else:
+            super()._init_weights(module)
 
 
 class DelstModel(DelstPreTrainedModel):

@@ -28,25 +28,24 @@ class DelstGenePreTrainedModel(PreTrainedModel):
             # 1/sqrt(fan_in) keeps unit variance through the layers, so that embeddings start at a radius near 1.
             init.normal_(module.weight, std=self.config.initializer_range or module.in_features**-0.5)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
         elif isinstance(module, DelstGeneModel):
             init.zeros_(module.missing_values)
+        else:
+            super()._init_weights(module)
 
 
 class DelstGeneModel(DelstGenePreTrainedModel):
     """Gene encoder: normalised expression of the vocabulary's genes -> one feature vector a spot."""
 
-    missing_values: Tensor
-
     def __init__(self, config: DelstGeneConfig):
         super().__init__(config)
-        self.register_buffer("missing_values", torch.zeros(config.num_genes))
+        self.missing_values = nn.Buffer(torch.zeros(config.num_genes))
         if config.encoder == "linear":
+            # trf-ignore: TRF036 one layer, named as the blocks below are
             self.layers = nn.Sequential(nn.Linear(config.num_genes, config.hidden_size))
         else:
             widths = [config.num_genes] + [config.hidden_size] * config.num_hidden_layers
+            # trf-ignore: TRF036 the indices are in the parameter names of every checkpoint
             self.layers = nn.Sequential(
                 *(self._block(config, width_in, width_out) for width_in, width_out in pairwise(widths))
             )
@@ -54,6 +53,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
 
     @staticmethod
     def _block(config: DelstGeneConfig, width_in: int, width_out: int) -> nn.Sequential:
+        # trf-ignore: TRF036 a plain chain without branches or casts
         return nn.Sequential(
             nn.Linear(width_in, width_out),
             nn.LayerNorm(width_out, eps=config.layer_norm_eps),
@@ -61,6 +61,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
             nn.Dropout(config.dropout),
         )
 
+    # trf-ignore: TRF033 it fills a buffer that is saved with the weights, not a hyper-parameter
     @torch.no_grad()
     def set_missing_values(self, values: Tensor) -> None:
         """Set what stands in for a gene that a panel does not measure, usually its mean over the training spots (genes,)."""
