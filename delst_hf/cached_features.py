@@ -33,8 +33,8 @@ class CachedBackbone(nn.Module):
         self.config = config
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pass the features (batch, width) through, in a form that every kind of pooling leaves as it is."""
-        return BaseModelOutputWithPooling(last_hidden_state=pixel_values[:, None], pooler_output=pixel_values)
+        """Pass the features (batch, width) through: without a last hidden state, no kind of pooling touches them."""
+        return BaseModelOutputWithPooling(pooler_output=pixel_values)
 
 
 @contextmanager

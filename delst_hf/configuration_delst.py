@@ -78,8 +78,8 @@ class DelstConfig(PreTrainedConfig):
         min_radius: ``K`` of the half-aperture ``asin(2K / (sqrt(c) |x|))``.
         cross_aperture_scale: ``eta``, the factor on the half-aperture of the cross-modal cones.
         intra_aperture_scale: The same within a modality.
-        vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` or
-            ``"mean"``.
+        vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` (class
+            token), ``"mean"`` (of the patch tokens) or ``"cls+mean"`` (both, one after the other).
         vision_feature_size: Width of the pooled backbone output; measured once and stored when None.
         freeze_batch_norm: Keep BatchNorm statistics of the backbone fixed in training. Small batches ruin them, and
             batch statistics leak information between the pairs of a contrastive batch.
@@ -144,7 +144,7 @@ class DelstConfig(PreTrainedConfig):
         _check_choice("geometry", self.geometry, ("lorentz", "cosine", "euclidean"))
         _check_choice("cross_parent", self.cross_parent, ("gene", "image"))
         _check_choice("intra_parent", self.intra_parent, ("fewer", "more"))
-        _check_choice("vision_pooling", self.vision_pooling, ("auto", "pooler", "cls", "mean"))
+        _check_choice("vision_pooling", self.vision_pooling, ("auto", "pooler", "cls", "mean", "cls+mean"))
         _check_range("projection_dim", self.projection_dim, 1, closed=True)
         for name in ("curvature_init", "min_radius", "cross_aperture_scale", "intra_aperture_scale"):
             _check_range(name, getattr(self, name), 0)

@@ -19,7 +19,7 @@ from .contrastive import similarity_logits
 from .lorentz import exp_map0
 from .losses import contrastive_loss, entailment_loss, gather_across_ranks, intra_entailment_loss
 from .modeling_delst_gene import DelstGeneModel
-from .vision_delst import load_vision_model, pool_vision_output
+from .vision_delst import encode_images, load_vision_model, measure_vision_model
 
 
 @dataclass
@@ -98,7 +98,7 @@ class DelstModel(DelstPreTrainedModel):
         self.vision_model.config = self.config.vision_config
         self.gene_model = DelstGeneModel(self.config.gene_config)
         if config.vision_feature_size is None:
-            config.vision_feature_size = self._measure_vision_feature_size()
+            config.vision_feature_size = measure_vision_model(self.vision_model, config.vision_pooling)[0]
         self.visual_projection = nn.Linear(config.vision_feature_size, config.projection_dim, bias=False)
         self.gene_projection = nn.Linear(self.config.gene_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
@@ -108,18 +108,6 @@ class DelstModel(DelstPreTrainedModel):
         self.log_image_scale = nn.Parameter(torch.zeros(()), requires_grad=has_scale)
         self.log_gene_scale = nn.Parameter(torch.zeros(()), requires_grad=has_scale)
         self.post_init()
-
-    @torch.no_grad()
-    def _measure_vision_feature_size(self) -> int:
-        """Width of the pooled features, from one blank image: configurations do not agree on a name for it."""
-        size = getattr(self.config.vision_config, "image_size", None) or 64
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = getattr(self.config.vision_config, "num_channels", 3)
-        was_training = self.vision_model.training
-        blank = torch.zeros(1, channels, height, width, device=self.vision_model.device, dtype=self.vision_model.dtype)
-        features = pool_vision_output(self.vision_model.eval()(blank, return_dict=True), self.config.vision_pooling)
-        self.vision_model.train(was_training)
-        return features.shape[-1]
 
     @classmethod
     def from_vision_gene_pretrained(
@@ -208,16 +196,6 @@ class DelstModel(DelstPreTrainedModel):
             projected = projected * log_scale.float().exp()
             return projected if self.config.geometry == "euclidean" else exp_map0(projected, self.curvature)
 
-    def _encode_images(self, pixel_values: Tensor, **kwargs: Any) -> Any:
-        """The backbone's output with its pooled features (batch, width) as ``pooler_output``, whatever the backbone."""
-        outputs = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=pool_vision_output(outputs, self.config.vision_pooling),
-            hidden_states=getattr(outputs, "hidden_states", None),
-            attentions=getattr(outputs, "attentions", None),
-        )
-
     @can_return_tuple
     def get_image_features(
         self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
@@ -230,7 +208,7 @@ class DelstModel(DelstPreTrainedModel):
         Returns:
             ``pooler_output`` holds the embeddings (batch, projection_dim), ``last_hidden_state`` that of the backbone.
         """
-        outputs = self._encode_images(pixel_values, **kwargs)
+        outputs = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
         outputs.pooler_output = self.embed_features(outputs.pooler_output, "image")
         return outputs
 
@@ -275,7 +253,7 @@ class DelstModel(DelstPreTrainedModel):
             across_ranks: Take negatives and ordered pairs from the batches of all processes; all must call forward.
             **kwargs: Passed to the vision backbone, save ``return_dict``: False for a plain tuple.
         """
-        vision_output = self._encode_images(pixel_values, **kwargs)
+        vision_output = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
         gene_output = self.gene_model(gene_values, gene_mask, return_dict=True)
         image_embeds = self.embed_features(vision_output.pooler_output, "image")
         gene_embeds = self.embed_features(gene_output.pooler_output, "gene")

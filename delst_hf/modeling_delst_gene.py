@@ -21,6 +21,11 @@ class DelstGenePreTrainedModel(PreTrainedModel):
     base_model_prefix = "gene_model"
     main_input_name = "gene_values"
     input_modalities = []
+    # An implementation that is chosen for the backbone is set on every part, and refused by one that does not know it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

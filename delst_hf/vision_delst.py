@@ -7,37 +7,119 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 logger = logging.getLogger(__name__)
 
 
-def pool_vision_output(outputs: Any, pooling: str) -> Tensor:
+def encode_images(
+    vision_model: PreTrainedModel, pixel_values: Tensor, pooling: str, **kwargs: Any
+) -> BaseModelOutputWithPooling:
+    """Run a backbone; whatever it is, the pooled features (batch, width) are the ``pooler_output``.
+
+    Args:
+        vision_model: The backbone.
+        pixel_values: Patches (batch, channels, height, width).
+        pooling: As in `pool_vision_output`.
+        **kwargs: Passed to the backbone.
+    """
+    outputs = vision_model(pixel_values=pixel_values.to(vision_model.dtype), return_dict=True, **kwargs)
+    hidden = outputs.last_hidden_state
+    prefix = count_prefix_tokens(vision_model, hidden, *pixel_values.shape[2:])
+    return BaseModelOutputWithPooling(
+        last_hidden_state=hidden,
+        pooler_output=pool_vision_output(outputs, pooling, prefix),
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+    )
+
+
+def count_prefix_tokens(vision_model: PreTrainedModel, hidden: Tensor | None, *image_size: int) -> int:
+    """Tokens that stand before those of the patches: class token, distillation token, registers.
+
+    Configurations do not agree on how to say it, so it is the number of tokens less the number of patches.
+
+    Args:
+        vision_model: The backbone.
+        hidden: Its last hidden state; only tokens (batch, tokens, width) have a prefix.
+        *image_size: Height and width of the patches that went in, in pixels.
+    """
+    if hidden is None or hidden.dim() != 3:
+        return 0
+    if (timm_model := getattr(vision_model, "timm_model", None)) is not None:
+        return getattr(timm_model, "num_prefix_tokens", 0)
+    config = vision_model.config
+    if config.model_type == "dinov3_convnext":  # its mean feature, put before a map that is flattened
+        return 1
+    side = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
+    if side is None:
+        return 0
+    sides = (side, side) if isinstance(side, int) else side
+    patches = (image_size[0] // sides[0]) * (image_size[1] // sides[1])
+    return max(hidden.shape[1] - patches, 0)  # hierarchical backbones merge patches and have no prefix
+
+
+def pool_vision_output(outputs: Any, pooling: str, num_prefix_tokens: int = 0) -> Tensor:
     """One vector a patch from the output of any vision backbone.
 
     Args:
         outputs: Output with ``pooler_output`` (batch, width) or (batch, width, 1, 1), or with ``last_hidden_state`` as
-            tokens (batch, tokens, width) or as a map (batch, width, height, width).
-        pooling: ``"auto"``, ``"pooler"``, ``"cls"`` or ``"mean"``.
+            tokens (batch, tokens, width) or as a map (batch, width, height, width). Without a last hidden state it is
+            pooled already.
+        pooling: ``"auto"``, ``"pooler"``, ``"cls"``, ``"mean"`` or ``"cls+mean"``. The mean is that of the patch tokens.
+        num_prefix_tokens: Tokens before those of the patches, the first of them the class token (see
+            `count_prefix_tokens`).
 
     Returns:
-        Pooled features (batch, width).
+        Pooled features (batch, width), twice the width for ``"cls+mean"``.
 
     Raises:
         ValueError: If the backbone does not offer that kind of pooling.
     """
-    pooled = getattr(outputs, "pooler_output", None)
+    pooled, hidden = getattr(outputs, "pooler_output", None), outputs.last_hidden_state
     if pooling == "auto":
         pooling = "mean" if pooled is None else "pooler"
-    if pooling == "pooler":
-        if pooled is None:
-            raise ValueError("vision_pooling='pooler', but this backbone has no pooler. Use 'cls' or 'mean'.")
+    if pooling == "pooler" and pooled is None:
+        raise ValueError(
+            "vision_pooling='pooler', but this backbone has no pooler. Use 'mean', or 'cls' if it has a class token."
+        )
+    if pooling == "pooler" or hidden is None:
         return pooled.flatten(1)
-    hidden = outputs.last_hidden_state
-    if pooling == "cls":
-        if hidden.dim() != 3:
-            raise ValueError("vision_pooling='cls', but this backbone returns a feature map. Use 'pooler' or 'mean'.")
-        return hidden[:, 0]
-    return hidden.flatten(2).mean(-1) if hidden.dim() == 4 else hidden.mean(1)
+    if pooling == "mean":
+        return hidden.flatten(2).mean(-1) if hidden.dim() == 4 else hidden[:, num_prefix_tokens:].mean(1)
+    if num_prefix_tokens == 0:
+        kind = "returns a feature map" if hidden.dim() == 4 else "has patch tokens only, no class token"
+        raise ValueError(f"vision_pooling={pooling!r}, but this backbone {kind}. Use 'auto', 'pooler' or 'mean'.")
+    class_token = hidden[:, 0]
+    return class_token if pooling == "cls" else torch.cat([class_token, hidden[:, num_prefix_tokens:].mean(1)], dim=-1)
+
+
+@torch.no_grad()
+def measure_vision_model(vision_model: PreTrainedModel, pooling: str) -> tuple[int, int]:
+    """Width of the pooled features and number of prefix tokens, from one blank image of the backbone's own size.
+
+    Configurations do not agree on a name for either.
+
+    Args:
+        vision_model: The backbone.
+        pooling: As in `pool_vision_output`.
+    """
+    size = _image_size(vision_model)
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(vision_model.config, "num_channels", 3)
+    blank = torch.zeros(1, channels, height, width, device=vision_model.device)
+    was_training = vision_model.training
+    outputs = encode_images(vision_model.eval(), blank, pooling)
+    vision_model.train(was_training)
+    return outputs.pooler_output.shape[-1], count_prefix_tokens(vision_model, outputs.last_hidden_state, height, width)
+
+
+def _image_size(vision_model: PreTrainedModel) -> Any:
+    """Side of the images that a backbone was made for, or their height and width, in pixels."""
+    if (timm_model := getattr(vision_model, "timm_model", None)) is not None:
+        size = getattr(getattr(timm_model, "patch_embed", None), "img_size", None)
+        return size or timm_model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+    return getattr(vision_model.config, "image_size", None) or 64  # convolutions take any size
 
 
 def load_vision_model(
@@ -45,8 +127,19 @@ def load_vision_model(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a backbone; choose its pooling where its pooler came without weights.
 
-    Checkpoints of image classifiers have no pooler, and transformers then adds one at random: pooling by the class token
-    is what such a network was trained for.
+    Checkpoints of image classifiers have no pooler, and transformers then adds one at random: pooling by the class token,
+    or by the mean where there is none, is what such a network was trained for.
+
+    Args:
+        vision: Hub id or local folder.
+        vision_kwargs: Passed to ``AutoModel.from_pretrained``.
+        config: Arguments of `DelstConfig`.
+
+    Returns:
+        The backbone, and `config` with the pooling that was chosen.
+
+    Raises:
+        FileNotFoundError: If `vision` looks like a local path and is not a folder.
     """
     if (vision.startswith(".") or os.path.isabs(vision)) and not os.path.isdir(vision):
         raise FileNotFoundError(
@@ -58,10 +151,14 @@ def load_vision_model(
     model, info = AutoModel.from_pretrained(
         vision, **{"dtype": torch.float32, **vision_kwargs, "config": vision_config, "output_loading_info": True}
     )
-    if config.get("vision_pooling", "auto") == "auto" and any("pooler" in key for key in info["missing_keys"]):
-        logger.warning("%s has no pooler weights: vision_pooling='cls' is taken in place of a random pooler.", vision)
-        config = {**config, "vision_pooling": "cls"}
+    has_pooler = not any("pooler" in key or key.startswith("head.") for key in info["missing_keys"])
+    if config.get("vision_pooling", "auto") == "auto" and not has_pooler:
+        pooling = "cls" if measure_vision_model(model, "mean")[1] else "mean"
+        logger.warning(
+            "%s has no pooler weights: vision_pooling=%r is taken in place of a random pooler.", vision, pooling
+        )
+        config = {**config, "vision_pooling": pooling}
     return model, config
 
 
-__all__ = ["load_vision_model", "pool_vision_output"]
+__all__ = ["count_prefix_tokens", "encode_images", "load_vision_model", "measure_vision_model", "pool_vision_output"]

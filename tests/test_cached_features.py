@@ -27,9 +27,10 @@ def run(model, dataset, collator, folder, steps=4, resume=None, **options):
     return trainer
 
 
-@pytest.mark.parametrize("pooling", ["auto", "cls", "mean"])
+@pytest.mark.parametrize("pooling", ["auto", "cls", "mean", "cls+mean"])
 def test_heads_train_to_the_weights_of_the_frozen_run(tiny_model, toy_study, collator, tmp_path, pooling):
-    tiny_model.config.vision_pooling = pooling
+    config = tiny_model.config.to_dict() | {"vision_pooling": pooling, "vision_feature_size": None}
+    tiny_model = type(tiny_model)(type(tiny_model.config).from_dict(config))
     for module in tiny_model.vision_model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # the cached features are those of the backbone in eval mode

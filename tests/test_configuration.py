@@ -132,7 +132,7 @@ def test_an_integer_is_taken_where_the_gene_config_means_a_float(name, value):
         ({"geometry": "poincare"}, "geometry='poincare' is not known.*'lorentz', 'cosine', 'euclidean'"),
         ({"cross_parent": "text"}, "cross_parent='text' is not known.*'gene', 'image'"),
         ({"intra_parent": "most"}, "intra_parent='most' is not known.*'fewer', 'more'"),
-        ({"vision_pooling": "max"}, "vision_pooling='max' is not known.*'auto', 'pooler', 'cls', 'mean'"),
+        ({"vision_pooling": "max"}, "vision_pooling='max' is not known.*'auto', 'pooler', 'cls', 'mean', 'cls\\+mean'"),
         ({"projection_dim": 0}, "projection_dim=0 is out of range: it must be at least 1"),
         ({"curvature_init": 0.0}, "curvature_init=0.0 is out of range: it must be above 0"),
         ({"curvature_init": -1.0}, "curvature_init=-1.0"),

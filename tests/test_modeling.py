@@ -533,32 +533,3 @@ def test_a_classifier_without_a_pooler_is_pooled_by_its_class_token(tmp_path, ca
     assert chosen.config.vision_pooling == "mean"
     model.save_pretrained(tmp_path / "delst")
     assert_equal_outputs(DelstModel.from_pretrained(tmp_path / "delst"), model)
-
-
-# --- pooling --------------------------------------------------------------------------------------------------------
-
-
-def test_pooling_by_hand():
-    tokens = torch.arange(24.0).reshape(2, 3, 4)
-    pooled = torch.ones(2, 4, 1, 1)
-    both = BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
-    alone = BaseModelOutputWithPooling(last_hidden_state=tokens)
-    a_map = BaseModelOutputWithPooling(last_hidden_state=torch.arange(16.0).reshape(1, 4, 2, 2))
-    assert pool_vision_output(both, "auto").tolist() == [[1] * 4] * 2
-    assert pool_vision_output(both, "pooler").tolist() == [[1] * 4] * 2
-    assert pool_vision_output(both, "mean").tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
-    assert pool_vision_output(alone, "auto").tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
-    assert pool_vision_output(both, "cls").tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
-    assert pool_vision_output(a_map, "mean").tolist() == [[1.5, 5.5, 9.5, 13.5]]
-    with pytest.raises(
-        ValueError, match="vision_pooling='pooler', but this backbone has no pooler. Use 'cls' or 'mean'"
-    ):
-        pool_vision_output(alone, "pooler")
-    with pytest.raises(ValueError, match="vision_pooling='cls', but this backbone returns a feature map"):
-        pool_vision_output(a_map, "cls")
-
-
-@pytest.mark.parametrize(("backbone", "pooling"), [("ijepa", "pooler"), ("resnet", "cls")])
-def test_a_pooling_that_the_backbone_lacks_is_refused_when_the_model_is_built(backbone, pooling):
-    with pytest.raises(ValueError, match=f"vision_pooling='{pooling}'"):
-        make_model(backbone, vision_pooling=pooling)
