@@ -12,16 +12,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 logger = logging.getLogger(__name__)
 
 
-def encode_images(
-    vision_model: PreTrainedModel, pixel_values: Tensor, pooling: str, **kwargs: Any
-) -> BaseModelOutputWithPooling:
-    """Run a backbone; whatever it is, the pooled features (batch, width) are the ``pooler_output``.
+def encode_images(vision_model: PreTrainedModel, pixel_values: Tensor, pooling: str, **kwargs: Any) -> Any:
+    """Run a backbone.
 
     Args:
         vision_model: The backbone.
         pixel_values: Patches (batch, channels, height, width).
         pooling: As in `pool_vision_output`.
         **kwargs: Passed to the backbone.
+
+    Returns:
+        A `BaseModelOutputWithPooling` whose ``pooler_output`` are the pooled features (batch, width), whatever the backbone.
     """
     outputs = vision_model(pixel_values=pixel_values.to(vision_model.dtype), return_dict=True, **kwargs)
     hidden = outputs.last_hidden_state
@@ -76,7 +77,8 @@ def pool_vision_output(outputs: Any, pooling: str, num_prefix_tokens: int = 0) -
     Raises:
         ValueError: If the backbone does not offer that kind of pooling.
     """
-    pooled, hidden = getattr(outputs, "pooler_output", None), outputs.last_hidden_state
+    pooled: Any = getattr(outputs, "pooler_output", None)
+    hidden = outputs.last_hidden_state
     if pooling == "auto":
         pooling = "mean" if pooled is None else "pooler"
     if pooling == "pooler" and pooled is None:
