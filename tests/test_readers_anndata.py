@@ -243,3 +243,86 @@ def test_zarr_round_trip_and_without_a_library(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "full.png")
     slide = read_anndata(tmp_path / "plain.h5ad", image=tmp_path / "full.png", mpp=0.5)
     assert (slide.slide_id, slide.mpp) == ("plain", 0.5)
+
+
+IN_TISSUE = {
+    "integers": [1, 1, 0, 1],
+    "floats with a gap": [1.0, 1.0, np.nan, 1.0],
+    "booleans": [True, True, False, True],
+    "text": ["1", "1", "0", "1"],
+    "words": ["True", "True", "False", "True"],
+    "categories": pd.Categorical(["1", "1", "0", "1"]),
+    "categories of words": pd.Categorical(["in", "in", "out", "in"]),
+    "categories of booleans": pd.Categorical([True, True, False, True]),
+}
+
+
+@pytest.mark.parametrize("kind", IN_TISSUE)
+def test_in_tissue_of_every_type(tmp_path, kind):
+    adata = make_adata()
+    adata.obs["in_tissue"] = IN_TISSUE[kind]
+    assert list(read_anndata(write(adata, tmp_path / "a.h5ad")).spots.index) == ["AA-1", "AC-1", "AT-1"]
+
+
+def test_in_tissue_that_says_neither(tmp_path):
+    adata = make_adata()
+    adata.obs["in_tissue"] = ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match=r"obs\['in_tissue'\] holds 'a'. Allowed: 1 or 0"):
+        read_anndata(write(adata, tmp_path / "a.h5ad"))
+    adata.obs["in_tissue"] = 0
+    with pytest.raises(ValueError, match="no spot of 'LIB' is in_tissue"):
+        read_anndata(write(adata, tmp_path / "a.h5ad"))
+
+
+@pytest.mark.parametrize("kind", ["csc", "csr_array", "int64", "uint16", "float64", "dense int"])
+def test_counts_of_every_type(tmp_path, kind):
+    values = np.arange(12).reshape(4, 3)
+    adata = make_adata()
+    adata.X = {
+        "csc": sp.csc_matrix(values.astype(np.float32)), "csr_array": sp.csr_array(values), "dense int": values,
+    }.get(kind, sp.csr_matrix(values.astype(kind if kind in ("int64", "uint16", "float64") else int)))  # fmt: skip
+    slide = read_anndata(write(adata, tmp_path / "a.h5ad"))
+    np.testing.assert_array_equal(slide.counts.toarray(), values[[0, 1, 3]])
+
+
+IDS = [f"ENSG{i:011d}" for i in range(3)]
+VAR = {
+    "scanpy": pd.DataFrame({"gene_ids": IDS}, index=["G1", "G2", "G3"]),
+    "ensembl_id": pd.DataFrame({"ensembl_id": IDS}, index=["G1", "G2", "G3"]),
+    "cell2location": pd.DataFrame({"SYMBOL": ["G1", "G2", "G3"]}, index=IDS),
+    "gene_symbols": pd.DataFrame({"gene_symbols": ["G1", "G2", "G3"], "gene_ids": IDS}, index=IDS),
+    "cellxgene": pd.DataFrame({"feature_name": pd.Categorical(["G1", "G2", "G3"])}, index=IDS),
+}
+
+
+@pytest.mark.parametrize("kind", VAR)
+def test_genes_are_found_where_tools_put_them(tmp_path, kind):
+    adata = make_adata()
+    adata.var = VAR[kind]
+    genes = read_anndata(write(adata, tmp_path / "a.h5ad")).genes
+    assert (genes["symbol"].tolist(), genes["gene_id"].tolist()) == (["G1", "G2", "G3"], IDS)
+
+
+def test_antibodies_and_flags_beside_the_libraries(tmp_path):
+    adata = make_adata()
+    adata.var["feature_types"] = ["Gene Expression", "Antibody Capture", "Gene Expression"]
+    adata.uns["spatial"]["is_single"] = np.array([1])
+    adata.obsm["spatial"] = pd.DataFrame(adata.obsm["spatial"], index=adata.obs_names, columns=["x", "y"])
+    adata.obs["array_row"] = pd.Categorical(adata.obs["array_row"].astype(str))
+    slide = read_anndata(write(adata, tmp_path / "a.h5ad"))
+    assert slide.genes["symbol"].tolist() == ["G1", "G3"]
+    np.testing.assert_array_equal(slide.counts.toarray(), [[0, 2], [3, 5], [9, 11]])
+    assert slide.spots["array_row"].tolist() == [0, 1, 3]
+    assert slide.slide_id == "LIB"
+
+
+def test_the_column_that_names_the_libraries_is_found(tmp_path):
+    adata = make_adata()
+    adata.uns["spatial"]["B 2"] = adata.uns["spatial"]["LIB"]
+    adata.obs["sample"] = pd.Categorical(["LIB", "B 2", "LIB", "B 2"])
+    path = write(adata, tmp_path / "a.h5ad")
+    slide = read_anndata(path, library_id="B 2")
+    assert (slide.slide_id, list(slide.spots.index)) == ("B_2", ["AC-1", "AT-1"])
+    with pytest.raises(ValueError, match=r"holds 2 libraries: \['B 2', 'LIB'\].*--slide-key sample"):
+        read_anndata(path)
+    assert read_anndata(path, slide_key="sample", slide_value="B 2").slide_id == "B_2"

@@ -172,14 +172,24 @@ def write_xenium(folder, form="parquet", seed=0):
             "qv": rng.choice([5.0, 20.0, 40.0, 40.0], 3000).astype(np.float32),
         }
     )  # fmt: skip
+    if (
+        "3" in form
+    ):  # version 3 of the onboard analysis says what a codeword is; one control has the name of a gene here
+        control = table["feature_name"].str.startswith("Neg")
+        table["feature_name"] = table["feature_name"].where(~control, "Fiducial_1")
+        table["codeword_category"] = np.where(control, "negative_control_probe", "predesigned_gene")
+        if "is_gene" in form:
+            table["is_gene"] = ~control
     folder.mkdir()
-    if form == "parquet":
-        stored = table.assign(feature_name=table["feature_name"].str.encode("utf-8"))  # early versions store bytes
+    if form.startswith("parquet"):
+        stored = table  # versions up to 2 store bytes
+        if "3" not in form:
+            stored = table.assign(feature_name=table["feature_name"].str.encode("utf-8"))
         stored.to_parquet(folder / "transcripts.parquet", index=False)
     else:
-        table.to_csv(folder / f"transcripts.{form}", index=False)
+        table.to_csv(folder / f"transcripts.{form.split()[0]}", index=False)
     (folder / "experiment.xenium").write_text(json.dumps({"pixel_size": 0.25, "panel_organism": "Human"}))
-    return table[(table["qv"] >= 20) & ~table["feature_name"].str.startswith("Neg")]
+    return table[(table["qv"] >= 20) & ~table["feature_name"].str.startswith(("Neg", "Fiducial"))]
 
 
 def expected_counts(table, grid):
@@ -192,7 +202,7 @@ def expected_counts(table, grid):
     return counts
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv.gz", "csv"])
+@pytest.mark.parametrize("form", ["parquet", "csv.gz", "csv", "parquet 3", "parquet 3 is_gene", "csv.gz 3 is_gene"])
 def test_xenium_squares(tmp_path, source, form):
     kept = write_xenium(tmp_path / "out", form)
     Image.fromarray(np.asarray(Image.fromarray(source.pixels).resize((640, 480)))).save(tmp_path / "he.png")
@@ -205,6 +215,27 @@ def test_xenium_squares(tmp_path, source, form):
     assert slide.spots.loc["2x3", ["array_row", "array_col"]].tolist() == [2, 3]
     assert slide.spots.loc["2x3", ["x", "y"]].tolist() == [140 / 0.25, 100 / 0.25]
     assert (slide.mpp, slide.spot_um, slide.technology) == (0.25, 40.0, "Xenium")
+
+
+def test_xenium_in_many_batches_and_with_the_ids_of_its_panel(tmp_path, source, monkeypatch):
+    kept = write_xenium(tmp_path / "out")
+    shift = kept.assign(x_location=kept["x_location"] - 100)  # squares left of the origin
+    targets = [{"type": {"descriptor": "gene", "data": {"id": f"ENSG{i:011d}", "name": name}}}
+               for i, name in enumerate(["CD3E", "ACTB"])]  # fmt: skip
+    (tmp_path / "out" / "gene_panel.json").write_text(json.dumps({"payload": {"targets": targets}}))
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    monkeypatch.setattr("delst_hf.data.readers.xenium._transcripts",
+                        lambda folder: (shift[i : i + 100] for i in range(0, len(shift), 100)))  # fmt: skip
+    slide = read_xenium(tmp_path / "out", tmp_path / "he.png", grid_um=40)
+    ids = slide.genes.set_index("symbol")["gene_id"]
+    assert (ids["CD3E"], ids["ACTB"], ids["KRT5"]) == ("ENSG00000000000", "ENSG00000000001", "")
+    expected: dict = {}
+    for name, x, y in zip(shift["feature_name"], shift["x_location"], shift["y_location"], strict=True):
+        key = f"{int(np.floor(y / 40))}x{int(np.floor(x / 40))}", name
+        expected[key] = expected.get(key, 0) + 1
+    found = {(slide.spots.index[i], slide.genes["symbol"][j]): int(n)
+             for i, j, n in zip(*sp.find(slide.counts), strict=True)}  # fmt: skip
+    assert found == expected
 
 
 def test_xenium_with_an_aligned_image(tmp_path, source):

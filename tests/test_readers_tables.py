@@ -4,12 +4,15 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
+import scipy.sparse as sp
 import tifffile
 from layouts import assert_same, make_source, write_10x_h5, write_mtx
 from PIL import Image
 
 from delst_hf.data.readers.generic import read_generic
 from delst_hf.data.readers.legacy_st import read_legacy_st
+from delst_hf.data.readers.matrices import read_counts
 
 
 @pytest.fixture
@@ -146,17 +149,79 @@ def test_columns_scale_and_resolution(tmp_path, source):
         read_generic(tmp_path / "he.png", path, tmp_path / "xy.tsv", **options)
 
 
-def test_a_transposed_matrix_is_told_by_its_names(tmp_path, source):
+def test_a_transposed_matrix_is_told_by_the_names_of_the_spots(tmp_path, source):
     source.symbols = [f"LOC{i}" for i in range(6)]
     path = write_counts(tmp_path, source, "csv genes")
     source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
     Image.fromarray(source.pixels).save(tmp_path / "he.png")
     files = tmp_path / "he.png", path, tmp_path / "xy.csv"
+    for orientation in ("auto", "genes"):
+        assert_same(read_generic(*files, mpp=5.0, orientation=orientation), source, with_ids=False)
     with pytest.raises(ValueError, match="The matrix is transposed: its columns are the spots.*--orientation genes"):
-        read_generic(*files, mpp=5.0)
-    assert_same(read_generic(*files, mpp=5.0, orientation="genes"), source, with_ids=False)
+        read_generic(*files, mpp=5.0, orientation="spots")
     with pytest.raises(ValueError, match="orientation is 'up'"):
         read_generic(*files, mpp=5.0, orientation="up")
+
+
+DIALECTS = {
+    "byte order mark": {"encoding": "utf-8-sig"},
+    "windows lines": {"lineterminator": "\r\n"},
+    "semicolons": {"sep": ";"},
+    "semicolons and decimal commas": {"sep": ";", "decimal": ","},
+    "tabs": {"sep": "\t"},
+    "UTF-16": {"sep": "\t", "encoding": "utf-16"},
+    "code page": {"encoding": "cp1252"},
+    "quotes": {"quoting": 1},
+    "bz2": {"compression": "bz2"},
+    "xz": {"compression": "xz"},
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_tables_as_spreadsheets_and_browsers_leave_them(tmp_path, source, dialect):
+    """A suffix says nothing of the compression: browsers unpack .gz, and some tools write it without saying so."""
+    options = DIALECTS[dialect]
+    table = source.spots.assign(**{"région, of the (µm) slide": "graisse à gauche"})
+    table.to_csv(tmp_path / "xy.csv", index_label="spot name", **options)
+    counts = pd.DataFrame(source.counts, index=source.spots.index, columns=source.symbols)
+    counts.to_csv(tmp_path / "S1.csv", **options)
+    (tmp_path / "S1.csv").rename(tmp_path / "S1.csv.gz")
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    slide = read_generic(tmp_path / "he.png", tmp_path / "S1.csv.gz", tmp_path / "xy.csv", mpp=5.0,
+                         label_column="région, of the (µm) slide")  # fmt: skip
+    assert_same(slide, source, with_ids=False)
+    assert set(slide.spots["label"]) == {"graisse à gauche"}
+
+
+def test_a_large_table_is_made_sparse_piece_by_piece(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("delst_hf.data.readers.matrices._ROWS_AT_A_TIME", 5)
+    counts = read_counts(write_counts(tmp_path, source, "csv"))
+    np.testing.assert_array_equal(counts.matrix.toarray(), source.counts)
+    assert counts.barcodes.tolist() == source.spots.index.tolist()
+    assert counts.genes["symbol"].tolist() == source.symbols
+    (tmp_path / "none.csv").write_text("spot,A,B\n")
+    with pytest.raises(ValueError, match=r"none\.csv has no row of counts"):
+        read_counts(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["matrix.mtx", "GSM1_matrix.mtx", "counts.mtx", "S1.mtx"])
+def test_mtx_of_either_orientation_with_its_neighbours(tmp_path, source, columns, transposed, name):
+    prefix = {"GSM1_matrix.mtx": "GSM1_", "S1.mtx": "S1_"}.get(name, "")
+    scipy.io.mmwrite(tmp_path / name, sp.coo_matrix(source.counts if transposed else source.counts.T))
+    (tmp_path / f"{prefix}barcodes.tsv").write_text("".join(f"{barcode}\n" for barcode in source.spots.index))
+    kind = ["Gene Expression"] * 6
+    rows = zip(source.gene_ids, source.symbols, kind, strict=True)
+    lines = ["\t".join(row[1:2] if columns == 1 else row[:columns]) for row in rows]
+    (tmp_path / f"{prefix}features.tsv").write_text("".join(f"{line}\n" for line in lines))
+    counts = read_counts(tmp_path / name)
+    np.testing.assert_array_equal(counts.matrix.toarray(), source.counts)
+    assert counts.genes["symbol"].tolist() == source.symbols
+    assert counts.genes["gene_id"].tolist() == ([""] * 6 if columns == 1 else source.gene_ids)
+    (tmp_path / f"{prefix}barcodes.tsv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*barcodes\.tsv"):
+        read_counts(tmp_path / name)
 
 
 def test_nothing_in_common_is_refused(tmp_path, source):

@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import tifffile
 from layouts import assert_same, make_source, positions_table, write_10x_h5, write_mtx, write_outs, write_spatial
 from PIL import Image
@@ -30,6 +32,38 @@ def test_every_form_of_counts_and_positions(tmp_path, source, counts, positions)
     assert slide.spots["array_col"].tolist() == source.spots["array_col"].tolist()
     assert (slide.slide_id, slide.technology, slide.tissue, slide.spot_um) == ("S1", "Visium", "breast", 55.0)
     np.testing.assert_array_equal(slide.image[:, :], source.pixels)
+
+
+@pytest.mark.parametrize("options", [{"encoding": "utf-8-sig", "lineterminator": "\r\n"}, {"sep": ";"},
+                                     {"sep": ";", "decimal": ","}, {"index": True}])  # fmt: skip
+@pytest.mark.parametrize("name", ["tissue_positions.csv", "tissue_positions_list.csv"])
+def test_positions_that_went_through_a_spreadsheet(tmp_path, source, options, name):
+    outs = write_outs(tmp_path / "outs", source)
+    (outs / "spatial/tissue_positions.csv").unlink()
+    if "index" in options and "list" in name:
+        options = {}  # the old name with the header of the new one
+    positions_table(source).to_csv(outs / "spatial" / name, **({"index": False} | options))
+    assert_same(read_visium(outs), source, scale=0.5)
+
+
+def test_a_matrix_of_cell_ranger_2_and_a_name_with_a_prefix(tmp_path, source):
+    outs = write_outs(tmp_path / "V1 Human (breast)" / "outs", source)
+    (outs / "filtered_feature_bc_matrix.h5").unlink()
+    matrix = sp.csc_matrix(source.counts.T)
+    with h5py.File(outs / "V1_Breast_filtered_feature_bc_matrix.h5", "w") as file:
+        group = file.create_group("GRCh38")
+        for name, values in (("barcodes", source.spots.index.tolist()), ("genes", source.gene_ids),
+                             ("gene_names", source.symbols)):  # fmt: skip
+            group[name] = np.array(values, dtype="S32")
+        for name in ("data", "indices", "indptr", "shape"):
+            group[name] = getattr(matrix, name)
+    slide = read_visium(outs)
+    assert_same(slide, source, scale=0.5)
+    assert slide.slide_id == "V1_Human_breast"
+    with h5py.File(outs / "V1_Breast_filtered_feature_bc_matrix.h5", "a") as file:
+        file.copy("GRCh38", "mm10")
+    with pytest.raises(ValueError, match=r"holds 2 genomes \(\['GRCh38', 'mm10'\]\)"):
+        read_visium(outs)
 
 
 def test_the_reduced_images_stand_in_with_scaled_coordinates(tmp_path, source, caplog):

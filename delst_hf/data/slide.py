@@ -291,6 +291,12 @@ class Slide:
         return f"{found} Drop them with outside='drop' (--drop-outside), or correct their coordinates."
 
 
+def make_slide_id(name: str) -> str:
+    """A name of a file, a folder or a sample as a slide id: what no slide id may hold becomes "_"."""
+    cleaned = re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9_.-]+", "_", name)).lstrip("_.-").rstrip("_")
+    return cleaned or "slide"
+
+
 def check_mpp(mpp: float | None, slide_id: str) -> None:
     """Raises a ValueError unless `mpp` is a plausible number of micrometres per pixel."""
     low, high = PLAUSIBLE_MPP

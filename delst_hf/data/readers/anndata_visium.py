@@ -15,13 +15,34 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..images import check_readable, open_image, to_rgb
-from ..slide import Slide, check_counts, describe_bad_counts, make_genes, sum_duplicate_genes
+from ..slide import Slide, check_counts, describe_bad_counts, make_genes, make_slide_id, sum_duplicate_genes
 from .lattice import visium_lattice_mpp
+from .matrices import gene_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+# What scanpy, squidpy, cell2location, Seurat's converters and CELLxGENE call these columns of var, in lower case.
+_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "ensembl_ids", "ensemblid", "id")
+_SYMBOL_COLUMNS = (
+    "symbol",
+    "gene_symbols",
+    "gene_symbol",
+    "feature_name",
+    "gene_name",
+    "gene_names",
+    "gene_short_name",
+    "name",
+)
+_TYPE_COLUMNS = ("feature_types", "feature_type")
+# Reduced images, the sharpest first; "downscaled_fullres" is HEST's.
+_IMAGES = ("hires", "downscaled_fullres", "lowres")
+_TRUE, _FALSE = (
+    {"1", "1.0", "true", "t", "yes", "in"},
+    {"0", "0.0", "false", "f", "no", "out", "nan", "none", "", "<na>"},
+)
 
 
 def read_anndata(
@@ -74,12 +95,17 @@ def read_anndata(
     adata = open_anndata(path)
     of_slide = _rows_of_slide(adata, slide_key, slide_value, path.name)
     library_id, library = _library(adata, library_id, slide_value, image, path.name)
-    slide_id = slide_id or slide_value or library_id or path.stem
-    matrix, var = raw_counts(adata, layer, slide_id)
-    matrix, genes = sum_duplicate_genes(matrix, make_genes(list(var.index), _gene_ids(var)), slide_id)
+    slide_id = slide_id or make_slide_id(slide_value or library_id or path.stem)
+    matrix, genes = raw_counts(adata, layer, slide_id)
     pixels, scale = _image(library, image, path.name)
     spots = _spots(adata, label_key, scale, path.name)
-    keep = of_slide & _kept(adata, library_id, slide_key, path.name)
+    keep = of_slide & on_tissue(adata.obs, path.name)
+    if slide_key is None:
+        keep &= _rows_of_library(adata, library_id, path.name)
+    if not keep.any():
+        raise ValueError(
+            f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
+        )
     if mpp is None:
         mpp = _mpp(spots[keep], scale, library, spot_diameter_um, path.name)
     labelled = bool(spots["label"].notna().any())
@@ -150,24 +176,36 @@ def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | N
     return rows
 
 
+def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
+    """The entries of uns["spatial"] that hold images or scale factors; some tools put flags beside them."""
+    found = adata.uns.get("spatial")
+    if not isinstance(found, Mapping):
+        return {}
+    return {
+        str(name): library for name, library in found.items()
+        if isinstance(library, Mapping) and ("images" in library or "scalefactors" in library)
+    }  # fmt: skip
+
+
 def _library(
     adata: "AnnData", library_id: str | None, slide_value: str | None, image: object, name: str
 ) -> tuple[str, Mapping[str, Any]]:
-    libraries = adata.uns.get("spatial")
-    if not isinstance(libraries, Mapping) or not libraries:
+    libraries = _libraries(adata)
+    if not libraries:
         if image is not None:
             return "", {}
         raise KeyError(
             f"{name}: uns['spatial'] is missing; uns has {sorted(adata.uns)}. Read the slide with squidpy.read.visium "
             "or scanpy.read_visium, which keep its image and scale, and write that; or give the image (--image) and --mpp."
         )
-    known = sorted(map(str, libraries))
+    known = sorted(libraries)
     if library_id is None and slide_value in known:
         library_id = slide_value
     if library_id is None and len(known) > 1:
+        column = _library_column(adata, known)
         raise ValueError(
             f"{name} holds {len(known)} libraries: {known}. Choose one with library_id (--library-id), or read all of them by "
-            "the column of obs that names them (--slide-key)."
+            f"the column of obs that names them (--slide-key{f' {column}' if column else ''})."
         )
     library_id = library_id or known[0]
     if library_id not in libraries:
@@ -175,8 +213,14 @@ def _library(
     return library_id, libraries[library_id]
 
 
+def _library_column(adata: "AnnData", known: list[str]) -> str | None:
+    """The column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
+    columns = [str(name) for name in adata.obs if set(adata.obs[name].astype(str)) == set(known)]
+    return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
+
+
 def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Returns the chosen matrix as int32 counts (spots, genes) and the table of its genes.
+    """Returns the chosen matrix as int32 counts (spots, genes), and its genes: gene_id, symbol; antibodies are left out.
 
     Raises:
         KeyError: no such layer.
@@ -206,18 +250,32 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
     counts = sp.csr_matrix(matrix).astype(np.int32)
     counts.sum_duplicates()
     counts.eliminate_zeros()
-    return counts, var
+    kinds, genes = _column(var, _TYPE_COLUMNS), _genes(var)
+    keep = None if kinds is None else gene_features(kinds, slide_id)
+    if keep is not None:
+        counts, genes = counts[:, keep], genes[keep].reset_index(drop=True)
+    return sum_duplicate_genes(counts, genes, slide_id)
 
 
 def _layers(adata: "AnnData") -> list[str]:
     return sorted(adata.layers) + (["raw"] if adata.raw is not None else [])
 
 
-def _gene_ids(var: pd.DataFrame) -> list[str] | None:
-    for column in ("gene_ids", "gene_id"):
-        if column in var:
-            return var[column].astype(object).tolist()
-    return None
+def _genes(var: pd.DataFrame) -> pd.DataFrame:
+    """The genes of var; its index may be symbols, with ids in a column, or Ensembl ids, with symbols in a column."""
+    names = [str(name) for name in var.index]
+    table = make_genes(names)
+    if (table["gene_id"] != "").mean() > 0.5:  # the index is Ensembl ids
+        symbols = _column(var, _SYMBOL_COLUMNS)
+        return table if symbols is None else make_genes(symbols, names)
+    return make_genes(names, _column(var, _ID_COLUMNS))
+
+
+def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
+    """The first column with one of these names, in any case; missing values are ""."""
+    found = {str(column).lower(): column for column in reversed(list(var.columns))}
+    column = next((found[name] for name in names if name in found), None)
+    return None if column is None else ["" if pd.isna(value) else str(value) for value in var[column]]
 
 
 def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> tuple[np.ndarray, float]:
@@ -225,7 +283,7 @@ def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> t
     if image is not None:
         return open_image(image), 1.0
     images = library.get("images", {})
-    key = next((key for key in ("hires", "lowres") if key in images), None)
+    key = next((key for key in _IMAGES if key in images), None)
     if key is None:
         raise KeyError(
             f"{name}: no 'hires' or 'lowres' image in the library; found {sorted(images)}. Give a file (--image)."
@@ -288,18 +346,35 @@ def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> 
     return spots
 
 
-def _kept(adata: "AnnData", library_id: str, slide_key: str | None, name: str) -> np.ndarray:
-    """Spots of this library that lie on tissue."""
-    keep = np.ones(adata.n_obs, dtype=bool)
-    if slide_key is None and len(adata.uns.get("spatial", ())) > 1:
-        if "library_id" not in adata.obs:
-            raise KeyError(
-                f"{name} holds several libraries, but obs['library_id'] does not say which spot is whose. Add it."
-            )
-        keep &= (adata.obs["library_id"].astype(str) == library_id).to_numpy()
-    if "in_tissue" in adata.obs:
-        on_tissue = adata.obs["in_tissue"].astype(float).to_numpy() > 0
-        if (keep & ~on_tissue).any():
-            logger.info("%s: left out %d spots that are not in_tissue", name, (keep & ~on_tissue).sum())
-        keep &= on_tissue
+def _rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray:
+    """Spots of this library (spots,) bool, where the file holds several."""
+    known = sorted(_libraries(adata))
+    if len(known) < 2:
+        return np.ones(adata.n_obs, dtype=bool)
+    column = _library_column(adata, known)
+    if column is None:
+        raise KeyError(
+            f"{name} holds several libraries, but obs['library_id'] does not say which spot is whose. Add it; obs has "
+            f"{list(adata.obs.columns)}."
+        )
+    return (adata.obs[column].astype(str) == library_id).to_numpy()
+
+
+def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
+    """Spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
+
+    Raises:
+        ValueError: a value that says neither.
+    """
+    if "in_tissue" not in obs:
+        return np.ones(len(obs), dtype=bool)
+    told = obs["in_tissue"].astype(object).map(lambda value: str(value).strip().lower())
+    odd = sorted(set(told) - _TRUE - _FALSE)
+    if odd:
+        raise ValueError(
+            f"{name}: obs['in_tissue'] holds {odd[0]!r}. Allowed: 1 or 0, True or False. Correct the column."
+        )
+    keep = told.isin(_TRUE).to_numpy()
+    if not keep.all():
+        logger.info("%s: left out %d spots that are not in_tissue", name, (~keep).sum())
     return keep

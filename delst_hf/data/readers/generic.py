@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..images import open_image
-from ..slide import Slide
+from ..slide import Slide, make_slide_id
 from .matrices import join_spots, read_counts, read_table
 
 
@@ -69,8 +69,9 @@ def read_generic(
     if barcode_column in table:
         table = table.set_index(barcode_column)
     table.index = table.index.astype(str)
-    slide_id = slide_id or Path(counts).name.split(".")[0]
-    spots, matrix = join_spots(table, found := read_counts(counts, orientation, layer), slide_id)
+    slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
+    found = read_counts(counts, orientation, layer, barcodes=table.index)
+    spots, matrix = join_spots(table, found, slide_id)
     pixels = open_image(image)
     mpp = mpp if mpp is not None else getattr(pixels, "mpp", None)
     if mpp is None:

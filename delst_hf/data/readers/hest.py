@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image, to_rgb
-from ..slide import Slide, StoredPatches, make_genes
-from .anndata_visium import open_anndata, raw_counts
+from ..slide import Slide, StoredPatches
+from .anndata_visium import on_tissue, open_anndata, raw_counts
+from .xenium import CONTROLS
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         raise FileNotFoundError(f"no sample {sample!r} in {root / 'st'}. Available: {find_hest_samples(root)[:20]}.")
     adata = open_anndata(path)
     meta = _metadata(root, sample)
-    counts, var = raw_counts(adata, None, sample)
-    ids = next((var[name].astype(object).tolist() for name in ("gene_ids", "gene_id") if name in var), None)
+    adata = adata[on_tissue(adata.obs, path.name)]
+    counts, genes = raw_counts(adata, None, sample)
     mpp = mpp if mpp is not None else _number(meta.get("pixel_size_um_estimated"))
     if mpp is None:
         raise KeyError(f"{sample}: no pixel_size_um_estimated in its metadata. Give the scale (--mpp).")
@@ -74,7 +75,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     title, patient = str(meta.get("dataset_title") or ""), str(meta.get("patient") or "")
     technology = str(meta.get("st_technology") or "")
     slide = Slide(
-        slide_id=sample, image=image, spots=spots[keep], counts=counts[keep], genes=make_genes(list(var.index), ids),
+        slide_id=sample, image=image, spots=spots[keep], counts=counts[keep], genes=genes,
         mpp=mpp / scale, patient_id=patient_id or (f"{title} / {patient}" if patient not in ("", "nan") else sample),
         technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
         species=str(meta.get("species") or ""), source=f"hest: {path.name}, {image_name}",
@@ -139,7 +140,7 @@ def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatc
 def _without_controls(slide: Slide) -> Slide:
     """Leaves out the control probes of Xenium."""
     names = slide.genes["symbol"].str
-    control = names.startswith(("NegControl", "BLANK", "Blank", "antisense", "UnassignedCodeword", "Deprecated"))
+    control = names.startswith(CONTROLS)
     if control.any():
         logger.info("%s: left out %d control probes", slide.slide_id, control.sum())
         slide.counts = slide.counts.tocsr()[:, (~control).to_numpy()]

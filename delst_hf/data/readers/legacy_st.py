@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image
-from ..slide import Slide
+from ..slide import Slide, make_genes, make_slide_id
 from .her2st import PITCH_UM, mpp_from_pitch
 from .matrices import Counts, join_spots, read_counts, read_table
 
@@ -51,7 +51,7 @@ def read_legacy_st(
         ValueError: a damaged file, names that are no spots, counts that are not counts, nothing in common.
     """
     table = _by_spots(read_counts(counts, orientation="spots"))
-    slide_id = slide_id or Path(counts).name.split(".")[0]
+    slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
     positions = _positions(Path(spots))
     if mpp is None:
         mpp = mpp_from_pitch(positions, slide_id)
@@ -101,8 +101,6 @@ def _by_spots(counts: Counts) -> Counts:
                 f"{counts.name}: neither rows ({counts.barcodes[:2].tolist()}) nor columns ({columns[:2]}) are spots. Allowed: "
                 "names such as '10x21'."
             )
-        from ..slide import make_genes
-
         return Counts(counts.matrix.T.tocsr(), pd.Index(spots), make_genes(list(counts.barcodes)), counts.name)
     return Counts(counts.matrix, pd.Index(rows), counts.genes, counts.name)
 

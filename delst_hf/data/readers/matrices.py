@@ -1,12 +1,16 @@
 """Count matrices as they lie on disk, and what joins them to spots."""
 
+import bz2
 import gzip
 import logging
+import lzma
+import re
 import zipfile
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +22,13 @@ from ..slide import check_counts, make_genes
 
 logger = logging.getLogger(__name__)
 
-_TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet")
-_BROKEN = (EOFError, OSError, KeyError, ValueError, zlib.error, zipfile.BadZipFile, UnicodeDecodeError)
+GENE_EXPRESSION = "Gene Expression"
+_TABLE_SUFFIXES = (
+    *(kind + packed for packed in ("", ".gz", ".bz2", ".xz") for kind in (".csv", ".tsv", ".txt")),
+    ".parquet",
+)
+_BROKEN = (EOFError, OSError, KeyError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnicodeDecodeError)
+_ROWS_AT_A_TIME = 500
 
 
 @dataclass
@@ -40,7 +49,15 @@ class Counts:
 
 
 def read_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:
-    """Reads CSV, TSV (gzipped or not; the separator is told from the first line) or parquet.
+    """Reads CSV, TSV (gzip, bzip2 or xz, told by their first bytes) or parquet.
+
+    Separator, decimal comma and encoding are told from the beginning of the file: spreadsheets write semicolons, commas in
+    numbers, byte order marks and UTF-16.
+
+    Args:
+        path: the file.
+        what: for messages.
+        options: of `pandas.read_csv`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -50,24 +67,60 @@ def read_table(path: str | Path, what: str = "table", **options: Any) -> pd.Data
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        if "sep" not in options:
-            with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-                first = file.readline()
-            options["sep"] = max("\t,; ", key=first.count)
-        return pd.read_csv(path, **options)  # type: ignore[no-any-return]
+        with open_compressed(path) as file:
+            return pd.read_csv(file, **(_dialect(path) | options))  # type: ignore[no-any-return]
     except _BROKEN as error:
         raise ValueError(
             f"cannot read the {what} {path}: {error}. It is truncated or no table: download it again."
         ) from error
 
 
-def read_counts(path: str | Path, orientation: str = "auto", layer: str | None = None) -> Counts:
-    """Reads counts of any of these forms: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx or a folder with matrix.mtx.
+def open_compressed(path: Path) -> IO[bytes]:
+    """Opens a file that may be gzip, bzip2 or xz; a browser may have unpacked it without changing its name."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    for known, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if magic.startswith(known):
+            return opener(path, "rb")  # type: ignore[return-value, operator]
+    return path.open("rb")
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    """Options of `pandas.read_csv`."""
+    with open_compressed(path) as file:
+        start = file.read(1 << 20)
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = start.decode(encoding)
+    except UnicodeDecodeError as error:
+        # The end of the piece may cut a character; anything earlier is the code page of Windows.
+        if error.start < len(start) - 4:
+            encoding = "cp1252"
+        text = start.decode(encoding, errors="ignore")
+    first, _, rest = text.partition("\n")
+    sep = (
+        "\t"
+        if "\t" in first
+        else max(";,", key=first.count)
+        if set(";,") & set(first)
+        else " "
+        if " " in first
+        else ","
+    )
+    decimal = "," if sep == ";" and re.search(r"(?:^|;)\s*-?\d+,\d+\s*(?:;|\r?$)", rest, re.M) else "."
+    return {"sep": sep, "decimal": decimal, "encoding": encoding}
+
+
+def read_counts(
+    path: str | Path, orientation: str = "auto", layer: str | None = None, barcodes: Collection[str] = ()
+) -> Counts:
+    """Reads counts of any of these forms: CSV, TSV, parquet, 10x .h5, .h5ad, .zarr, .mtx or a folder with matrix.mtx.
 
     Args:
         path: the file, or the folder of an mtx matrix with its barcodes and features.
-        orientation: "spots" if spots are the rows, "genes" if genes are; "auto" tells it from the names where it can.
-        layer: of an .h5ad.
+        orientation: of a table, "spots" if spots are the rows, "genes" if genes are; "auto" tells it from the names.
+        layer: of an AnnData.
+        barcodes: names of spots, by which "auto" tells rows from columns; without them by the names of well-known genes.
 
     Raises:
         FileNotFoundError: no such file, or an mtx without its names.
@@ -77,22 +130,22 @@ def read_counts(path: str | Path, orientation: str = "auto", layer: str | None =
     name = path.name.lower()
     if orientation not in ("auto", "spots", "genes"):
         raise ValueError(f"orientation is {orientation!r}. Allowed: 'auto', 'spots' (as rows), 'genes' (as rows).")
+    if name.endswith((".h5ad", ".zarr")):
+        return _read_anndata(path, layer)
     if path.is_dir() or name.endswith((".mtx", ".mtx.gz")):
         return read_mtx(path)
     check_readable(path, "counts", "Give a CSV, TSV, parquet, .h5, .h5ad or .mtx.")
     if name.endswith(".h5"):
         return read_10x_h5(path)
-    if name.endswith(".h5ad"):
-        return _read_h5ad(path, layer)
     if not name.endswith(_TABLE_SUFFIXES):
         raise ValueError(
             f"{path.name}: unknown form of counts. Allowed: {', '.join(_TABLE_SUFFIXES)}, .h5, .h5ad, .mtx."
         )
-    return _from_table(path, orientation)
+    return _from_table(path, orientation, barcodes)
 
 
-def read_10x_h5(path: str | Path, feature_type: str = "Gene Expression") -> Counts:
-    """Reads a feature-barcode matrix in HDF5 as Cell Ranger 3 and Space Ranger write it.
+def read_10x_h5(path: str | Path) -> Counts:
+    """Reads a feature-barcode matrix in HDF5 as Space Ranger and Cell Ranger write it, or, a genome a group, Cell Ranger 2.
 
     Raises:
         ValueError: a damaged file or no such matrix.
@@ -102,27 +155,33 @@ def read_10x_h5(path: str | Path, feature_type: str = "Gene Expression") -> Coun
     path = check_readable(path, "counts")
     try:
         with h5py.File(path, "r") as file:
-            group = file["matrix"]
+            genomes = [name for name, group in file.items() if "gene_names" in group]
+            if len(genomes) > 1:
+                raise ValueError(f"it holds {len(genomes)} genomes ({genomes}), one matrix each")
+            group = file[genomes[0] if genomes else "matrix"]
             shape = group["shape"][:]
             matrix = sp.csr_matrix(
                 (group["data"][:], group["indices"][:], group["indptr"][:]), shape=tuple(shape[::-1])
             )
             barcodes = pd.Index(group["barcodes"].asstr()[:])
-            features = group["features"]
-            ids, names = features["id"].asstr()[:], features["name"].asstr()[:]
+            features = group if genomes else group["features"]
+            ids, names = (
+                features[name].asstr()[:] for name in (("genes", "gene_names") if genomes else ("id", "name"))
+            )
             kinds = features["feature_type"].asstr()[:] if "feature_type" in features else None
     except _BROKEN as error:
         raise ValueError(
             f"cannot read {path}: {error}. It is truncated, or no feature-barcode matrix of Space Ranger: download it again."
         ) from error
-    return _only_genes(Counts(matrix, barcodes, make_genes(list(names), list(ids)), path.name), kinds, feature_type)
+    return _only_genes(Counts(matrix, barcodes, make_genes(list(names), list(ids)), path.name), kinds)
 
 
-def read_mtx(path: str | Path, feature_type: str = "Gene Expression") -> Counts:
-    """Reads matrix.mtx(.gz) with barcodes.tsv(.gz) and features.tsv(.gz) (or genes.tsv) beside it; genes are its rows.
+def read_mtx(path: str | Path) -> Counts:
+    """Reads matrix.mtx(.gz) with barcodes.tsv(.gz) and features.tsv(.gz) (or genes.tsv) beside it.
 
     Args:
-        path: the folder, or the .mtx file; a prefix of its name (`sample_matrix.mtx`) is that of its neighbours.
+        path: the folder, or the .mtx file; a prefix of its name (`sample_matrix.mtx`) may be that of its neighbours. Genes
+            are its rows, or its columns where the numbers of names say so.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -137,14 +196,16 @@ def read_mtx(path: str | Path, feature_type: str = "Gene Expression") -> Counts:
             )
         path = found[0]
     check_readable(path, "counts")
-    prefix = path.name.split("matrix.mtx")[0]
     try:
-        matrix = sp.csr_matrix(scipy.io.mmread(path)).T.tocsr()
+        with open_compressed(path) as file:
+            matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
     except _BROKEN as error:
         raise ValueError(f"cannot read {path}: {error}. It is truncated or no matrix: download it again.") from error
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
-    barcodes = read_table(_neighbour(path, prefix, "barcodes"), "barcodes", **plain)[0]
-    features = read_table(_neighbour(path, prefix, "features", "genes"), "features", **plain)
+    barcodes = read_table(_neighbour(path, "barcodes"), "barcodes", **plain)[0]
+    features = read_table(_neighbour(path, "features", "genes"), "features", **plain)
+    if matrix.shape == (len(features), len(barcodes)) and len(features) != len(barcodes):
+        matrix = matrix.T.tocsr()
     if matrix.shape != (len(barcodes), len(features)):
         raise ValueError(
             f"{path.name} is {matrix.shape[1]} x {matrix.shape[0]}, but there are {len(features)} features and {len(barcodes)} "
@@ -153,7 +214,7 @@ def read_mtx(path: str | Path, feature_type: str = "Gene Expression") -> Counts:
     names = list(features[1] if features.shape[1] > 1 else features[0])
     genes = make_genes(names, list(features[0])) if features.shape[1] > 1 else make_genes(names)
     kinds = features[2].to_numpy() if features.shape[1] > 2 else None
-    return _only_genes(Counts(matrix, pd.Index(barcodes), genes, path.name), kinds, feature_type)
+    return _only_genes(Counts(matrix, pd.Index(barcodes), genes, path.name), kinds)
 
 
 def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.DataFrame, sp.csr_matrix]:
@@ -200,24 +261,58 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
     return spots.loc[counts.barcodes[shared]], matrix
 
 
-def _from_table(path: Path, orientation: str) -> Counts:
-    table = read_table(path, "counts") if path.suffix == ".parquet" else read_table(path, "counts", index_col=0)
-    if path.suffix == ".parquet" and isinstance(table.index, pd.RangeIndex):
-        table = table.set_index(table.columns[0])
-    if path.suffix != ".parquet":  # pandas renames the second of two equal names to "NAME.1"; the header knows better
-        header = read_table(path, "counts", header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-        names = (
-            header[-table.shape[1] :] if len(header) in (table.shape[1], table.shape[1] + 1) else list(table.columns)
-        )
-        table.columns = pd.Index(names)
-    text = [str(name) for name, kind in zip(table.columns, table.dtypes, strict=True) if kind.kind not in "iufb"]
-    if text:
-        raise ValueError(f"{path.name}: column {text[0]!r} holds text. Allowed: counts. Correct or remove the column.")
-    matrix = sp.csr_matrix(table.to_numpy())
-    rows, columns = table.index.astype(str), table.columns.astype(str)
-    if orientation == "genes" or (orientation == "auto" and _looks_like_genes(rows) and not _looks_like_genes(columns)):
+def _from_table(path: Path, orientation: str, barcodes: Collection[str]) -> Counts:
+    matrix, rows, columns = _parquet_table(path) if path.suffix == ".parquet" else _text_table(path)
+    if orientation == "genes" or (orientation == "auto" and _rows_are_genes(rows, columns, barcodes)):
         matrix, rows, columns = matrix.T.tocsr(), columns, rows
-    return Counts(matrix, pd.Index(rows), make_genes(list(columns)), path.name)
+    return Counts(matrix, rows, make_genes(list(columns)), path.name)
+
+
+def _text_table(path: Path) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
+    """A table of counts, made sparse some hundred rows at a time, and the names of its rows and columns."""
+    # pandas renames the second of two equal names to "NAME.1"; the header itself knows better.
+    header = read_table(path, "counts", header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    pieces, rows, text, names = [], [], [], list[str]()
+    try:
+        with open_compressed(path) as file:
+            for piece in pd.read_csv(file, index_col=0, chunksize=_ROWS_AT_A_TIME, **_dialect(path)):
+                names = piece.columns.astype(str).tolist()
+                text += _text_columns(piece)
+                rows += piece.index.astype(str).tolist()
+                pieces.append(sp.csr_matrix(piece.to_numpy()) if not text else sp.csr_matrix(piece.shape))
+    except _BROKEN as error:
+        raise ValueError(
+            f"cannot read the counts {path}: {error}. It is truncated or no table: download it again."
+        ) from error
+    if not rows:
+        raise ValueError(f"{path.name} has no row of counts. Give the whole table.")
+    _refuse_text(text, path.name)
+    if len(header) in (len(names), len(names) + 1):
+        names = header[-len(names) :]
+    return sp.vstack(pieces).tocsr(), pd.Index(rows), pd.Index(names)
+
+
+def _parquet_table(path: Path) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
+    table = read_table(path, "counts")
+    if isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(table.columns[0])
+    _refuse_text(_text_columns(table), path.name)
+    return sp.csr_matrix(table.to_numpy()), pd.Index(table.index.astype(str)), pd.Index(table.columns.astype(str))
+
+
+def _text_columns(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name, kind in zip(table.columns, table.dtypes, strict=True) if kind.kind not in "iufb"]
+
+
+def _refuse_text(columns: list[str], name: str) -> None:
+    if columns:
+        raise ValueError(f"{name}: column {columns[0]!r} holds text. Allowed: counts. Correct or remove the column.")
+
+
+def _rows_are_genes(rows: pd.Index, columns: pd.Index, barcodes: Collection[str]) -> bool:
+    known = set(barcodes)
+    spots = [sum(name in known for name in names) for names in (rows, columns)]
+    return spots[1] > spots[0] if any(spots) else _looks_like_genes(rows) and not _looks_like_genes(columns)
 
 
 def _looks_like_genes(names: pd.Index) -> bool:
@@ -227,29 +322,39 @@ def _looks_like_genes(names: pd.Index) -> bool:
     return len(sample & common) >= 2 or float(names.str.match(r"ENS[A-Z]*G\d{6,}").mean()) > 0.5
 
 
-def _read_h5ad(path: Path, layer: str | None) -> Counts:
+def _read_anndata(path: Path, layer: str | None) -> Counts:
     from .anndata_visium import open_anndata, raw_counts
 
     adata = open_anndata(path)
-    matrix, var = raw_counts(adata, layer, path.stem)
-    ids = next((var[name].astype(object).tolist() for name in ("gene_ids", "gene_id") if name in var), None)
-    return Counts(matrix, adata.obs_names.astype(str), make_genes(list(var.index), ids), path.name)
+    matrix, genes = raw_counts(adata, layer, path.stem)
+    return Counts(matrix, adata.obs_names.astype(str), genes, path.name)
 
 
-def _neighbour(path: Path, prefix: str, *names: str) -> Path:
-    tried = [path.parent / f"{prefix}{name}.tsv{suffix}" for name in names for suffix in (".gz", "")]
+def _neighbour(path: Path, *names: str) -> Path:
+    stem = path.name.split(".mtx")[0]
+    prefixes = dict.fromkeys((stem.removesuffix("matrix"), f"{stem}_", f"{stem}.", ""))
+    tried = [
+        path.parent / f"{prefix}{name}.tsv{suffix}" for prefix in prefixes for name in names for suffix in (".gz", "")
+    ]
     for candidate in tried:
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"no {tried[0].name} (or {tried[1].name}) beside {path}. Put it there.")
+    raise FileNotFoundError(f"no {tried[0].name} (or {tried[-1].name}) beside {path}. Put it there.")
 
 
-def _only_genes(counts: Counts, kinds: np.ndarray | None, feature_type: str) -> Counts:
+def _only_genes(counts: Counts, kinds: np.ndarray | None) -> Counts:
     """Leaves out antibodies, controls and the like."""
-    if kinds is None or not (kinds == feature_type).any():
+    keep = None if kinds is None else gene_features(kinds, counts.name)
+    if keep is None:
         return counts
-    keep = kinds == feature_type
-    if not keep.all():
-        logger.info("%s: left out %d features that are no %s", counts.name, (~keep).sum(), feature_type)
     genes = counts.genes[keep].reset_index(drop=True)
     return Counts(counts.matrix[:, keep], counts.barcodes, genes, counts.name)
+
+
+def gene_features(kinds: Collection[str], name: str) -> np.ndarray | None:
+    """Which features (features,) are genes by their type; None where all are, or no type says so."""
+    keep = np.asarray([str(kind) == GENE_EXPRESSION for kind in kinds])
+    if keep.all() or not keep.any():
+        return None
+    logger.info("%s: left out %d features that are no %s", name, (~keep).sum(), GENE_EXPRESSION)
+    return keep

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..images import to_rgb
-from ..slide import Slide, make_genes, sum_duplicate_genes
+from ..slide import Slide, make_slide_id
 from .anndata_visium import raw_counts
 
 
@@ -79,10 +79,8 @@ def read_spatialdata(
             f"{path.name}: the scale is unknown. Give the micrometres per pixel (--mpp), or for circles their diameter in "
             "micrometres (--spot-um)."
         )
-    slide_id = slide_id or region
-    counts, var = raw_counts(adata, layer, slide_id)
-    ids = next((var[name].astype(object).tolist() for name in ("gene_ids", "gene_id") if name in var), None)
-    counts, genes = sum_duplicate_genes(counts, make_genes(list(var.index), ids), slide_id)
+    slide_id = slide_id or make_slide_id(region)
+    counts, genes = raw_counts(adata, layer, slide_id)
     return Slide(
         slide_id=slide_id, image=_rgb(data.images[image]), spots=spots, counts=counts, genes=genes,
         mpp=float(mpp if mpp is not None else spot_um / diameter_px),  # type: ignore[operator]

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image
-from ..slide import Slide
+from ..slide import Slide, make_slide_id
 from .lattice import PITCH_UM, visium_lattice_mpp
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
 
@@ -115,8 +115,12 @@ def scaled_image(image: str | Path | None, spatial: Path, factors: dict[str, Any
     """The full-resolution image if it is given, else the reduced one; its scale and its file name."""
     if image is not None:
         return open_image(image), 1.0, Path(image).name
+    # The images of a Visium HD run may lie in outs/spatial alone, beside binned_outputs.
+    folders = (
+        [spatial, spatial.parent.parent.parent / "spatial"] if spatial.parent.name.startswith("square_") else [spatial]
+    )
     for kind in ("hires", "lowres"):
-        found = next((path for path in sorted(spatial.glob(f"tissue_{kind}_image.*"))), None)
+        found = next((path for folder in folders for path in sorted(folder.glob(f"tissue_{kind}_image.*"))), None)
         if found is not None:
             logger.warning(
                 "%s: patches are cut from the reduced %s; give the full-resolution image (--image)", name, found.name
@@ -171,7 +175,8 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
 
 
 def _name(outs: Path) -> str:
-    return outs.resolve().parent.name if outs.resolve().name == "outs" else outs.resolve().name
+    outs = outs.resolve()
+    return make_slide_id(outs.parent.name if outs.name == "outs" else outs.name)
 
 
 def _counts(folder: Path) -> Counts:
@@ -187,12 +192,12 @@ def _positions(spatial: Path) -> pd.DataFrame:
     found = next((spatial / name for name in _POSITIONS if (spatial / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"none of {', '.join(_POSITIONS)} in {spatial}. Give the whole `outs` folder.")
-    headless = found.name == "tissue_positions_list.csv"
-    table = read_table(found, "positions", **({"header": None, "sep": ","} if headless else {}))
-    if headless and len(table) and str(table.iloc[0, 1]) == "in_tissue":  # some tools write the old name with a header
-        table = table.iloc[1:]
-    if headless and table.shape[1] == len(_COLUMNS):
-        table.columns = _COLUMNS
+    table = read_table(found, "positions")
+    if (
+        "in_tissue" not in table and found.name == "tissue_positions_list.csv"
+    ):  # some tools write that name with a header
+        table = read_table(found, "positions", header=None)
+        table.columns = pd.Index(_COLUMNS if table.shape[1] == len(_COLUMNS) else table.columns)
     missing = sorted(set(_COLUMNS) - {*table.columns, table.index.name})
     if missing:
         raise KeyError(f"{found.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")

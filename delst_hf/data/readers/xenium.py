@@ -1,7 +1,9 @@
 """10x Genomics Xenium: single transcripts, added up on a grid of square pseudo-spots.
 
-DIR/transcripts.parquet (or .csv.gz, .csv)   feature_name, x_location, y_location (um), qv, is_gene
+DIR/transcripts.parquet (or .csv.gz, .csv)   feature_name, x_location, y_location (um), qv; is_gene and codeword_category from
+                                             version 3 of the onboard analysis on
 DIR/experiment.xenium                        JSON with pixel_size (um) of the morphology images
+DIR/gene_panel.json                          Ensembl ids of the panel
 an H&E image and, from Xenium Explorer, its 3 x 3 alignment matrix: pixels of the H&E -> pixels of the morphology image
 """
 
@@ -16,15 +18,18 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from ..images import open_image
-from ..slide import Slide, make_genes
+from ..slide import Slide, make_genes, make_slide_id
 from .matrices import read_table
 
 logger = logging.getLogger(__name__)
 
 # The quality score from which on 10x counts a transcript.
 MIN_QV = 20.0
-_CONTROLS = ("NegControl", "BLANK", "antisense", "Unassigned", "Deprecated", "Intergenic")
-_COLUMNS = ["feature_name", "x_location", "y_location", "qv"]
+# Names of what is no gene, for outputs that do not say it otherwise.
+CONTROLS = ("NegControl", "BLANK", "Blank", "antisense", "Unassigned", "Deprecated", "Intergenic")
+_COLUMNS = ["feature_name", "x_location", "y_location", "qv", "is_gene", "codeword_category"]
+# Squares are numbered from -32,768 on, so that a key of 64 bits holds row, column and gene.
+_OFFSET = 1 << 15
 
 
 def read_xenium(
@@ -67,7 +72,7 @@ def read_xenium(
     folder = Path(path).expanduser()
     if not (np.isfinite(grid_um) and grid_um > 0):
         raise ValueError(f"grid_um is {grid_um}. Allowed: a positive side in micrometres, e.g. 100 (--grid-um).")
-    slide_id = slide_id or folder.resolve().name
+    slide_id = slide_id or make_slide_id(folder.resolve().name)
     matrix, squares, names = _binned(_transcripts(folder), grid_um, min_qv, slide_id)
     pixels = open_image(image)
     to_image, mpp = _transform(folder, alignment, mpp, pixels)
@@ -78,7 +83,7 @@ def read_xenium(
         index=[f"{row}x{column}" for row, column in squares],
     )
     return Slide(
-        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=make_genes(names), mpp=mpp,
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=_genes(folder, names), mpp=mpp,
         patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, spot_um=grid_um,
         source=f"xenium: {folder.resolve().name}, squares of {grid_um:g} um, {Path(image).name}",
     )  # fmt: skip
@@ -108,31 +113,67 @@ def _binned(
     batches: Iterator[pd.DataFrame], grid_um: float, min_qv: float, slide_id: str
 ) -> tuple[sp.csr_matrix, np.ndarray, list[str]]:
     """Counts (squares, genes), the squares (squares, 2) as row and column, and the genes' names, sorted."""
-    total: pd.Series | None = None
+    gene_of: dict[str, int] = {}
+    keys, counts = np.array([], np.int64), np.array([], np.int64)
     seen = poor = controls = 0
     for table in batches:
-        names = table["feature_name"].map(lambda name: name.decode() if isinstance(name, bytes) else str(name))
-        low = table["qv"] < min_qv if "qv" in table else pd.Series(False, index=table.index)
-        control = names.str.startswith(_CONTROLS)
-        seen, poor, controls = seen + len(table), poor + int(low.sum()), controls + int((control & ~low).sum())
-        kept = table[~low & ~control]
-        row, column = np.floor(kept["y_location"] / grid_um), np.floor(kept["x_location"] / grid_um)
-        keys = pd.MultiIndex.from_arrays([row.astype(int), column.astype(int), names[kept.index]])
-        counted = pd.Series(1, index=keys).groupby(level=[0, 1, 2]).sum()
-        total = counted if total is None else total.add(counted, fill_value=0)
-    if total is None or total.empty:
+        low = (table["qv"] < min_qv).to_numpy() if "qv" in table else np.zeros(len(table), dtype=bool)
+        names, gene = _features(table)
+        seen, poor, controls = seen + len(table), poor + int(low.sum()), controls + int((~gene & ~low).sum())
+        kept = ~low & gene
+        codes, used = pd.factorize(names[kept])
+        number = np.array([gene_of.setdefault(name, len(gene_of)) for name in used], np.int64)[codes]
+        row, column = (
+            np.floor(table.loc[kept, name].to_numpy(float) / grid_um).astype(np.int64) for name in ("y_location", "x_location")
+        )  # fmt: skip
+        key = ((row + _OFFSET << 16) + column + _OFFSET << 24) + number
+        keys, place = np.unique(np.concatenate([keys, key]), return_inverse=True)
+        counts = np.bincount(place, weights=np.concatenate([counts, np.ones(len(key))])).astype(np.int64)
+    if not len(keys):
         raise ValueError(
             f"slide {slide_id!r}: none of {seen} transcripts is a gene of quality {min_qv:g}. Lower --min-qv."
         )
     logger.info(
         "%s: %d transcripts; left out %d below quality %g and %d controls", slide_id, seen, poor, min_qv, controls
     )
-    index = total.index.to_frame(index=False, name=["row", "column", "gene"])  # type: ignore[arg-type]
-    genes, gene_names = pd.factorize(index["gene"], sort=True)
-    spot, squares = pd.factorize(pd.MultiIndex.from_frame(index[["row", "column"]]), sort=True)
-    shape = (len(squares), len(gene_names))
-    matrix = sp.csr_matrix((total.to_numpy().astype(np.int32), (spot, genes)), shape=shape)
-    return matrix, np.array(squares.tolist()), [str(name) for name in gene_names]
+    squares, spot = np.unique(keys >> 24, return_inverse=True)
+    sorted_names = sorted(gene_of)
+    column_of = np.empty(len(gene_of), np.int64)
+    column_of[[gene_of[name] for name in sorted_names]] = np.arange(len(gene_of))
+    genes = column_of[keys & (1 << 24) - 1]
+    matrix = sp.csr_matrix((counts.astype(np.int32), (spot, genes)), shape=(len(squares), len(gene_of)))
+    return matrix, np.column_stack([(squares >> 16) - _OFFSET, (squares & (1 << 16) - 1) - _OFFSET]), sorted_names
+
+
+def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Names (transcripts,) as text, and which transcripts are of genes (transcripts,) bool."""
+    codes, names = pd.factorize(table["feature_name"])
+    text = np.array([_text(name) for name in names], dtype=object)
+    if "is_gene" in table:
+        gene = table["is_gene"].map(lambda value: str(value).lower() in ("true", "1")).to_numpy(bool)
+    elif "codeword_category" in table:
+        gene = table["codeword_category"].map(lambda value: _text(value).endswith("_gene")).to_numpy(bool)
+    else:
+        gene = np.array([not name.startswith(CONTROLS) for name in text], dtype=bool)[codes]
+    return text[codes], gene
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _genes(folder: Path, names: list[str]) -> pd.DataFrame:
+    """The gene table, with Ensembl ids where the folder has the panel."""
+    path = folder / "gene_panel.json"
+    if not path.is_file():
+        return make_genes(names)
+    try:
+        found = [target["type"]["data"] for target in json.loads(path.read_text())["payload"]["targets"]]
+    except (ValueError, KeyError, TypeError):
+        logger.warning("%s: cannot be read, so genes have no Ensembl ids", path)
+        return make_genes(names)
+    ids = {str(one.get("name")): str(one.get("id") or "") for one in found if isinstance(one, dict)}
+    return make_genes(names, [ids.get(name, "") for name in names])
 
 
 def _transform(
