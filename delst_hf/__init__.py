@@ -29,6 +29,12 @@ AutoModel.register(DelstGeneConfig, DelstGeneModel)
 AutoFeatureExtractor.register(DelstConfig, DelstGeneFeatureExtractor)
 AutoProcessor.register(DelstConfig, DelstProcessor)
 
+# What is saved carries the files that define it, so that it loads where this package is not installed.
+DelstConfig.register_for_auto_class("AutoConfig")
+DelstModel.register_for_auto_class("AutoModel")
+DelstGeneFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+DelstProcessor.register_for_auto_class("AutoProcessor")
+
 _LAZY = {
     "DelstCollator": "data.collator",
     "DelstTrainer": "trainer",

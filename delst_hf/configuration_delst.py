@@ -83,6 +83,10 @@ class DelstConfig(PreTrainedConfig):
         vision_feature_size: Width of the pooled backbone output; measured once and stored when None.
         freeze_batch_norm: Keep BatchNorm statistics of the backbone fixed in training. Small batches ruin them, and
             batch statistics leak information between the pairs of a contrastive batch.
+        save_backbone: Whether saved checkpoints hold the backbone. Without it they hold heads and LoRA, for a backbone that
+            is gated or must not be republished, and loading fetches it; it must be frozen, or trained by LoRA.
+        vision_source: Where the backbone came from: ``id``, ``revision`` and ``fingerprint``. Filled in by
+            ``from_vision_gene_pretrained``.
 
     Raises:
         ValueError: If a value is out of its range, or an entailment weight is set for a geometry without cones.
@@ -110,6 +114,8 @@ class DelstConfig(PreTrainedConfig):
     vision_pooling: str = "auto"
     vision_feature_size: int | None = None
     freeze_batch_norm: bool = True
+    save_backbone: bool = True
+    vision_source: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.vision_config = self._as_vision_config(self.vision_config)

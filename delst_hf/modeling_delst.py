@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .backbone_delst import BackboneOptionalModel, describe_source
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .contrastive import similarity_logits
 from .lorentz import exp_map0
@@ -55,7 +56,7 @@ class DelstOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class DelstPreTrainedModel(PreTrainedModel):
+class DelstPreTrainedModel(BackboneOptionalModel):
     """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through."""
 
     config_class: type[PreTrainedConfig] = DelstConfig
@@ -133,7 +134,10 @@ class DelstModel(DelstPreTrainedModel):
             FileNotFoundError: If `vision` looks like a local path and is not a folder.
         """
         if not isinstance(vision, PreTrainedModel):
-            vision, config = load_vision_model(os.fspath(vision), dict(vision_kwargs or {}), config)
+            source = os.fspath(vision)
+            vision, config = load_vision_model(source, dict(vision_kwargs or {}), config)
+            config = {"vision_source": describe_source(source, vision, config.get("vision_pooling", "auto")), **config}
+            vision.config._name_or_path = config["vision_source"]["id"]  # never a path of this machine
         # A composite configuration resets the attention implementation of its parts; the backbone keeps its own.
         attention = {"attn_implementation": {"vision_config": vision.config._attn_implementation}}
         model_config = DelstConfig(vision_config=vision.config, gene_config=gene_config, **{**attention, **config})

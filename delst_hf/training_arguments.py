@@ -44,18 +44,11 @@ class DelstTrainingArguments(TrainingArguments):
     lora: bool = field(
         default=False,
         metadata={
-            "help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft)."
+            "help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved "
+            "merged into the backbone, or by itself with --save_backbone false."
         },
     )
     lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
-    lora_saving: str = field(
-        default="merged",
-        metadata={
-            "help": "Save the trained backbone merged with LoRA (OUTPUT_DIR/model, a plain DelstModel), or LoRA and heads "
-            "without the backbone (OUTPUT_DIR/adapter, for delst_hf.lora.load_adapter).",
-            "choices": ("merged", "adapter"),
-        },
-    )
     freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
     batch_sampling: str = field(
         default="random",

@@ -124,6 +124,32 @@ def _image_size(vision_model: PreTrainedModel) -> Any:
     return getattr(vision_model.config, "image_size", None) or 64  # convolutions take any size
 
 
+def read_vision_model(vision: str, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+    """Load a backbone, in float32 unless `options` says otherwise; of a two-tower model such as CLIP its vision tower.
+
+    Args:
+        vision: Hub id or local folder.
+        options: Passed to ``AutoModel.from_pretrained``.
+
+    Returns:
+        The backbone, and the names of the weights that its checkpoint lacks.
+
+    Raises:
+        FileNotFoundError: If `vision` looks like a local path and is not a folder.
+    """
+    if (vision.startswith(".") or os.path.isabs(vision)) and not os.path.isdir(vision):
+        raise FileNotFoundError(
+            f"No folder at {vision!r}. Give a folder that holds config.json and model.safetensors, or a Hub id "
+            "such as 'facebook/dinov2-small'."
+        )
+    vision_config: PreTrainedConfig = AutoConfig.from_pretrained(vision, **options)
+    vision_config = getattr(vision_config, "vision_config", vision_config)
+    model, info = AutoModel.from_pretrained(
+        vision, **{"dtype": torch.float32, **options, "config": vision_config, "output_loading_info": True}
+    )
+    return model, info["missing_keys"]
+
+
 def load_vision_model(
     vision: str, vision_kwargs: dict[str, Any], config: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -143,18 +169,8 @@ def load_vision_model(
     Raises:
         FileNotFoundError: If `vision` looks like a local path and is not a folder.
     """
-    if (vision.startswith(".") or os.path.isabs(vision)) and not os.path.isdir(vision):
-        raise FileNotFoundError(
-            f"No folder at {vision!r}. Give a folder that holds config.json and model.safetensors, or a Hub id "
-            "such as 'facebook/dinov2-small'."
-        )
-    vision_config: PreTrainedConfig = AutoConfig.from_pretrained(vision, **vision_kwargs)
-    vision_config = getattr(vision_config, "vision_config", vision_config)
-    model, info = AutoModel.from_pretrained(
-        vision, **{"dtype": torch.float32, **vision_kwargs, "config": vision_config, "output_loading_info": True}
-    )
-    has_pooler = not any("pooler" in key or key.startswith("head.") for key in info["missing_keys"])
-    if config.get("vision_pooling", "auto") == "auto" and not has_pooler:
+    model, missing = read_vision_model(vision, vision_kwargs)
+    if config.get("vision_pooling", "auto") == "auto" and any(map(belongs_to_pooler, missing)):
         pooling = "cls" if measure_vision_model(model, "mean")[1] else "mean"
         logger.warning(
             "%s has no pooler weights: vision_pooling=%r is taken in place of a random pooler.", vision, pooling
@@ -163,4 +179,17 @@ def load_vision_model(
     return model, config
 
 
-__all__ = ["count_prefix_tokens", "encode_images", "load_vision_model", "measure_vision_model", "pool_vision_output"]
+def belongs_to_pooler(name: str) -> bool:
+    """Whether a weight of a backbone is one of its pooler, which in SigLIP is called ``head``."""
+    return "pooler" in name or name.startswith("head.")
+
+
+__all__ = [
+    "belongs_to_pooler",
+    "count_prefix_tokens",
+    "encode_images",
+    "load_vision_model",
+    "measure_vision_model",
+    "pool_vision_output",
+    "read_vision_model",
+]

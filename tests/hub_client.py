@@ -31,9 +31,24 @@ else:
 
 
 def run_client(
-    server: HubServer, home: Path, script: str, *arguments: Any, token: str | None = "hf_me", check: bool = True
+    server: HubServer,
+    home: Path,
+    script: str,
+    *arguments: Any,
+    token: str | None = "hf_me",
+    check: bool = True,
+    without_package: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script as a client of the server, from the folder `home`, which holds its caches too.
+
+    Args:
+        server: The Hub.
+        home: Working folder of the process.
+        script: Python.
+        *arguments: Its ``sys.argv[1:]``.
+        token: Token of the user.
+        check: Fail when the script does.
+        without_package: Hide this package from it.
 
     Returns:
         The finished process; its output as text.
@@ -41,6 +56,9 @@ def run_client(
     caches = {"HF_DATASETS_CACHE": str(home / "datasets"), "HF_MODULES_CACHE": str(home / "modules")}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **server.environment(home, token), **caches}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    if without_package:
+        environment["PYTHONPATH"] = ""
+        script = WITHOUT_THE_PACKAGE + script
     command = [sys.executable, "-c", script, *map(str, arguments)]
     result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     if check and result.returncode:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -131,6 +131,24 @@ class HubServer(ThreadingHTTPServer):
         repository.branches["main"] = [self.new_commit(repository, "initial commit", {".gitattributes": attributes})]
         self.repositories[kind, name] = repository
         return repository
+
+    def put(self, name: str, folder: Path, kind: str = "model", **options: bool) -> str:
+        """Makes a repository of a folder's files, as if they had been pushed; returns the id of the commit."""
+        repository = self.create(name, kind, **options)
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        tree = {path.relative_to(folder).as_posix(): self.keep(path.read_bytes()) for path in files}
+        repository.branches["main"].append(self.new_commit(repository, "upload", tree))
+        return repository.branches["main"][-1].oid
+
+    def edit_json(self, name: str, path: str, **changes: Any) -> None:
+        """Changes entries of a JSON file, those that are mappings entry by entry, in a new commit."""
+        repository = self.repositories["model", name]
+        before = repository.branches["main"][-1]
+        content = json.loads(self.blobs[before.tree[path]])
+        for key, value in changes.items():
+            content[key] = content[key] | value if isinstance(value, dict) else value
+        tree = before.tree | {path: self.keep(json.dumps(content).encode())}
+        repository.branches["main"].append(self.new_commit(repository, "edit", tree))
 
     def keep(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()

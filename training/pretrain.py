@@ -28,7 +28,7 @@ from delst_hf.data.study import Study, hierarchy_level
 from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.evaluation.expression import log_normalize
 from delst_hf.hub import save_checkpoint_folder, training_record
-from delst_hf.lora import add_lora, merge_lora, save_adapter
+from delst_hf.lora import add_lora, merge_lora
 from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
 
 
@@ -76,7 +76,7 @@ def resume_point(training: DelstTrainingArguments) -> str | None:
     output_dir = Path(training.output_dir or ".")
     last = last_complete_checkpoint(output_dir)
     if wanted is None or wanted.lower() == "false":
-        if last or (output_dir / "model").exists() or (output_dir / "adapter").exists():
+        if last or (output_dir / "model").exists():
             raise ValueError(
                 f"{output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
                 "another --output_dir."
@@ -91,9 +91,10 @@ def main() -> None:
         (DataArguments, ModelArguments, DelstTrainingArguments), description=__doc__ or ""
     )
     checkpoint = resume_point(training)
-    if training.lora and training.lora_saving == "adapter" and arguments.vision is None:
+    if not arguments.save_backbone and (arguments.vision is None or not (training.freeze_vision or training.lora)):
         raise ValueError(
-            "lora_saving='adapter' leaves out the backbone, so it needs one that can be loaded: give --vision."
+            "save_backbone=False leaves out the backbone, so it must be one that can be loaded again and is not trained: give "
+            "--vision, and --freeze_vision true or --lora true."
         )
     set_seed(training.seed)
     study = Study.load(data.dataset)
@@ -127,7 +128,10 @@ def main() -> None:
             seed=training.seed,
             log_history=trainer.state.log_history,
         )
-        print(f"Checkpoint: {save(model, processor, training, record)}")
+        if training.lora and model.config.save_backbone:
+            merge_lora(model)
+        folder = save_checkpoint_folder(Path(training.output_dir or ".") / "model", model, processor, record)
+        print(f"Checkpoint: {folder}")
 
 
 def train(model, training, train_spots, validation_spots, collator, checkpoint) -> DelstTrainer:
@@ -146,18 +150,6 @@ def train(model, training, train_spots, validation_spots, collator, checkpoint) 
         trainer = DelstTrainer(model=model, args=training, processing_class=collator.processor, **data)
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
-
-
-def save(
-    model: DelstModel, processor: DelstProcessor, training: DelstTrainingArguments, record: dict[str, Any]
-) -> Path:
-    """OUTPUT_DIR/model, or OUTPUT_DIR/adapter where only LoRA and the heads are wanted."""
-    output_dir = Path(training.output_dir or ".")
-    if training.lora and training.lora_saving == "adapter":
-        return save_adapter(output_dir / "adapter", model, processor, record["vision"], training.lora_rank)
-    if training.lora:
-        merge_lora(model)
-    return save_checkpoint_folder(output_dir / "model", model, processor, record)
 
 
 if __name__ == "__main__":

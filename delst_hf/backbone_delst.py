@@ -1,0 +1,244 @@
+"""Checkpoints without their backbone: heads, and LoRA where there is one, beside the id and the fingerprint of the rest.
+
+For backbones that are gated, or whose licence forbids to republish them. Loading fetches the backbone from where it came from,
+or from a local folder, and refuses one whose weights are not those that the heads were trained on.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from .vision_delst import belongs_to_pooler, read_vision_model
+
+BACKBONE = "vision_model."
+# Arguments of from_pretrained that say where a checkpoint lies; the last three hold for its backbone as well.
+_HUB_ARGUMENTS = ("revision", "subfolder", "force_download", "cache_dir", "local_files_only", "token")
+
+
+class BackboneOptionalModel(PreTrainedModel):
+    """A model with a ``vision_model`` that its checkpoints may be saved without."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: Any = None,
+        vision_path: str | os.PathLike | None = None,
+        vision_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; a checkpoint that was saved without its backbone fetches it.
+
+        Args:
+            pretrained_model_name_or_path: Local folder or Hub id.
+            *model_args: As in transformers.
+            config: As in transformers.
+            vision_path: Where the backbone of such a checkpoint lies: a local folder or another Hub id. By default, the id
+                and revision that the checkpoint names.
+            vision_kwargs: For loading that backbone, such as ``{"trust_remote_code": True}``.
+            **kwargs: As in transformers.
+
+        Raises:
+            OSError: If the backbone cannot be reached.
+            ValueError: If it is not the one that the checkpoint was trained on, or the checkpoint holds its backbone and
+                another one is given.
+        """
+        folder, hub_kwargs = pretrained_model_name_or_path, {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
+        saved = {} if folder is None else PreTrainedConfig.get_config_dict(folder, **hub_kwargs)[0]
+        if saved.get("save_backbone", True):
+            if vision_path is not None:
+                raise ValueError(
+                    f"vision_path={os.fspath(vision_path)!r}, but {str(folder)!r} holds its backbone. Leave vision_path out."
+                )
+            return super().from_pretrained(folder, *model_args, config=config, **kwargs)
+        if not isinstance(config, PreTrainedConfig):
+            place, config_class = config or folder, cls.config_class or PreTrainedConfig
+            config, kwargs = config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
+        backbone = fetch_backbone(folder, config, vision_path, vision_kwargs or {}, hub_kwargs)
+        file: Any = cached_file(folder, "model.safetensors", **hub_kwargs)
+        state = join_backbone(load_file(file), backbone)
+        kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_ARGUMENTS}
+        return super().from_pretrained(None, *model_args, config=config, state_dict=state, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any) -> Any:
+        """As in transformers; ``save_backbone=False`` leaves the backbone out.
+
+        Args:
+            save_directory: Where to write.
+            *args: As in transformers.
+            save_backbone: False writes heads and LoRA only, with the id, revision and fingerprint of the backbone. By default,
+                what ``config.save_backbone`` says.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: If the backbone could not be fetched again as it is.
+        """
+        setting = self.config.save_backbone
+        self.config.save_backbone = setting if save_backbone is None else save_backbone
+        try:
+            if not self.config.save_backbone:
+                backbone: Any = self.base_model.vision_model
+                check_can_be_left_out(self.config, backbone)
+                # The original format renames the layers of some backbones, and LoRA must find them under their present names.
+                kwargs |= {"state_dict": weights_without_backbone(self), "save_original_format": False}
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.save_backbone = setting
+
+
+def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, pooling: str) -> dict[str, Any]:
+    """Where a backbone came from and what its weights were: ``config.vision_source``.
+
+    Args:
+        vision: Hub id or local folder that it was loaded from; of a folder only the name is kept.
+        backbone: The backbone as it was loaded.
+        pooling: ``config.vision_pooling``.
+
+    Returns:
+        ``id``, ``revision`` (the commit, None for a local folder) and ``fingerprint``.
+    """
+    path = os.fspath(vision)
+    revision = None if os.path.isdir(path) else getattr(backbone.config, "_commit_hash", None)
+    name = os.path.basename(os.path.abspath(path)) if os.path.isdir(path) else path
+    return {"id": name, "revision": revision, "fingerprint": fingerprint(backbone_weights(backbone), pooling)}
+
+
+def fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
+    """SHA-256 (16 hex digits) over shape and float32 bytes of every weight that is used.
+
+    Names are left out: transformers renames the parameters of backbones from one version to the next. So is a pooler that is
+    not read, because a checkpoint without one gets another random one at each load.
+    """
+    digests = []
+    for name, tensor in weights.items():
+        if pooling in ("auto", "pooler") or not belongs_to_pooler(name):
+            values = tensor.detach().cpu().float().contiguous()
+            digest = hashlib.sha256(str(tuple(values.shape)).encode())
+            digest.update(values.numpy().reshape(-1).view("uint8").data)
+            digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
+def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
+    """The backbone's own weights under their plain names, whether or not LoRA lies around them."""
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in backbone.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+def weights_without_backbone(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint without the backbone holds: every other weight, and LoRA with its scale multiplied in."""
+    own = {
+        name: tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if BACKBONE not in name or ".lora_A." in name or ".lora_B." in name
+    }
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A"):
+            for adapter, scale in layer.scaling.items():
+                own[f"{name}.lora_A.weight"] = own.pop(f"{name}.lora_A.{adapter}.weight")
+                own[f"{name}.lora_B.weight"] = own.pop(f"{name}.lora_B.{adapter}.weight") * scale
+    return own
+
+
+def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
+    """Refuse to leave out a backbone that could not be fetched again as it is.
+
+    Raises:
+        ValueError: If it came from nowhere, or its weights were changed since.
+    """
+    source = config.vision_source
+    if not source:
+        raise ValueError(
+            "save_backbone=False, but this backbone was not loaded from anywhere, so it could not be fetched again. Build the "
+            "model by DelstModel.from_vision_gene_pretrained(ID_OR_FOLDER, ...), or save it whole (save_backbone=True)."
+        )
+    found = fingerprint(backbone_weights(backbone), config.vision_pooling)
+    if found != source["fingerprint"]:
+        raise ValueError(
+            f"save_backbone=False, but the backbone's weights (fingerprint {found}) are no longer those of {source['id']!r} "
+            f"({source['fingerprint']}): they were trained, merged with LoRA or cast. Train with freeze_vision or lora, or "
+            "save the model whole (save_backbone=True) where the backbone's licence lets you."
+        )
+
+
+def join_backbone(own: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a whole model.
+
+    Args:
+        own: What `weights_without_backbone` gave.
+        backbone: Weights of the backbone; LoRA is added to them.
+
+    Raises:
+        ValueError: If LoRA lies beside layers that the backbone does not have.
+    """
+    # A model with a task head holds the DELST model under a name of its own.
+    prefix = next(name.removesuffix("logit_scale") for name in own if name.endswith("logit_scale"))
+    state = {f"{prefix}{BACKBONE}{name}": tensor for name, tensor in backbone.items()}
+    for name in own:
+        layer, is_lora, _ = name.partition(".lora_A.")
+        if is_lora:
+            if f"{layer}.weight" not in state:
+                raise ValueError(
+                    f"LoRA lies beside {layer!r}, which the backbone does not have here: transformers names it otherwise in "
+                    "this version. Install the version that training.json of the checkpoint names."
+                )
+            update = own[f"{layer}.lora_B.weight"] @ own[name]
+            state[f"{layer}.weight"] = state[f"{layer}.weight"] + update
+    return state | {name: tensor for name, tensor in own.items() if ".lora_" not in name}
+
+
+def fetch_backbone(
+    folder: Any,
+    config: Any,
+    vision_path: str | os.PathLike | None,
+    vision_kwargs: dict[str, Any],
+    hub_kwargs: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Weights of the backbone that a checkpoint was saved without, known to be the right ones.
+
+    Args:
+        folder: The checkpoint, for messages.
+        config: Its configuration.
+        vision_path: As in `BackboneOptionalModel.from_pretrained`.
+        vision_kwargs: The same.
+        hub_kwargs: Those of the checkpoint, of which the backbone takes token and cache.
+
+    Raises:
+        OSError: If the backbone cannot be reached.
+        ValueError: If it is another one.
+    """
+    source = config.vision_source
+    place = source["id"] if vision_path is None else os.fspath(vision_path)
+    options = {key: hub_kwargs[key] for key in _HUB_ARGUMENTS[-3:] if key in hub_kwargs} | vision_kwargs
+    if vision_path is None and source["revision"]:
+        options.setdefault("revision", source["revision"])
+    try:
+        weights = backbone_weights(read_vision_model(place, options)[0])
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"This checkpoint was saved without its backbone {source['id']!r}, which cannot be loaded from {place!r}: {reason}"
+            "\nIf it is gated, ask for access on its page of the Hub and log in by `hf auth login`. If you have no network, or "
+            f"hold a copy already, give its folder: from_pretrained({os.fspath(folder)!r}, vision_path=FOLDER)."
+        ) from error
+    found = fingerprint(weights, config.vision_pooling)
+    if found != source["fingerprint"]:
+        raise ValueError(
+            f"The backbone at {place!r} (fingerprint {found}) is not the one that this checkpoint was trained on: "
+            f"{source['id']!r}{' at revision ' + source['revision'] if source['revision'] else ''} ({source['fingerprint']}). "
+            "Its heads would compute nonsense on it. Give that one by vision_path=FOLDER."
+        )
+    return weights
+
+
+__all__ = ["BackboneOptionalModel", "describe_source"]
