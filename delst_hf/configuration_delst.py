@@ -24,13 +24,18 @@ class DelstGeneConfig(PreTrainedConfig):
     """Configuration of the gene encoder.
 
     Args:
-        encoder: ``"linear"`` (one matrix, a baseline that a biologist can read) or ``"mlp"``.
+        encoder: ``"linear"`` (one matrix, a baseline that a biologist can read), ``"mlp"``, or ``"set"`` (learned gene
+            embeddings weighted by expression and pooled by attention: for panels that differ, and genes that are added).
         num_genes: Size of the gene vocabulary, the width of ``gene_values``.
         hidden_size: Width of the encoder's output and of its hidden layers.
-        num_hidden_layers: Number of blocks (linear, layer norm, GELU, dropout) of the ``"mlp"`` encoder.
-        dropout: Dropout probability after each block of the ``"mlp"`` encoder.
-        layer_norm_eps: Epsilon of the layer norms.
-        initializer_range: Standard deviation of the normal initialisation, None for ``1/sqrt(fan_in)``.
+        num_hidden_layers: Number of blocks (linear, norm, GELU, dropout) of the ``"mlp"`` encoder, and of the ``"set"``
+            encoder after the pooling.
+        dropout: Dropout probability after each block.
+        norm: Norm of each block: ``"layer_norm"``, ``"rms_norm"`` or ``"none"``.
+        embedding_size: Width of the gene embeddings of the ``"set"`` encoder; None is `hidden_size`.
+        num_attention_heads: Heads of the ``"set"`` encoder's pooling; they divide `hidden_size`.
+        layer_norm_eps: Epsilon of the norms.
+        initializer_range: Standard deviation of the normal initialisation, None for ``1/sqrt(fan_in)`` (gene embeddings: 1).
 
     Raises:
         ValueError: If a value is out of its range.
@@ -44,13 +49,24 @@ class DelstGeneConfig(PreTrainedConfig):
     hidden_size: int = 512
     num_hidden_layers: int = 2
     dropout: float | int = 0.1
+    norm: str = "layer_norm"
+    embedding_size: int | None = None
+    num_attention_heads: int = 4
     layer_norm_eps: float = 1e-5
     initializer_range: float | int | None = None
 
     def __post_init__(self, **kwargs):
-        _check_choice("encoder", self.encoder, ("linear", "mlp"))
-        for name in ("num_genes", "hidden_size", "num_hidden_layers"):
+        _check_choice("encoder", self.encoder, ("linear", "mlp", "set"))
+        _check_choice("norm", self.norm, ("layer_norm", "rms_norm", "none"))
+        for name in ("num_genes", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             _check_range(name, getattr(self, name), 1, closed=True)
+        if self.embedding_size is not None:
+            _check_range("embedding_size", self.embedding_size, 1, closed=True)
+        if self.encoder == "set" and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}. Choose "
+                "numbers that do, for example 4 and 512."
+            )
         _check_range("dropout", self.dropout, 0, 1, closed=True)
         super().__post_init__(**kwargs)
 

@@ -47,6 +47,20 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         self.error_match_rate = error_match_rate
         super().__init__(**kwargs)
 
+    def add_genes(self, gene_names: Sequence[str]) -> int:
+        """Add genes at the end of the vocabulary; the model then needs ``resize_gene_embeddings(len(vocabulary))``.
+
+        Args:
+            gene_names: Names of genes; those that the vocabulary has already are passed over.
+
+        Returns:
+            The number of genes that were added.
+        """
+        known = set(self.vocabulary)
+        new = [name for name in dict.fromkeys(map(str, gene_names)) if name not in known]
+        self.vocabulary += new
+        return len(new)
+
     def match(self, gene_names: Sequence[str]) -> np.ndarray:
         """Position in the vocabulary of each given gene.
 

@@ -175,6 +175,10 @@ class DelstModel(DelstPreTrainedModel):
         """Lowest and highest curvature that `clamp_scalars` allows."""
         return self.config.curvature_init / 10, self.config.curvature_init * 10
 
+    def resize_gene_embeddings(self, num_genes: int) -> None:
+        """Make room for genes added by `DelstGeneFeatureExtractor.add_genes`: see `DelstGeneModel`, which does it."""
+        self.gene_model.resize_gene_embeddings(num_genes)
+
     def embed_features(self, features: Tensor, modality: str) -> Tensor:
         """Head of one modality, in float32 under any autocast: standardise, project, scale, map onto the manifold.
 

@@ -1,16 +1,21 @@
 """Gene encoders of DELST: normalised expression of a vocabulary's genes -> one feature vector a spot."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_delst import DelstGeneConfig
+
+NORMS: dict[str, Any] = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm, "none": nn.Identity}
 
 
 class DelstGenePreTrainedModel(PreTrainedModel):
@@ -32,11 +37,57 @@ class DelstGenePreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             # 1/sqrt(fan_in) keeps unit variance through the layers, so that embeddings start at a radius near 1.
             init.normal_(module.weight, std=self.config.initializer_range or module.in_features**-0.5)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range or 1.0)
+        elif isinstance(module, DelstGeneSetPooling):
+            # All genes start with one weight: the encoder starts as a linear one, and learns what to attend to.
+            init.zeros_(module.score_proj.weight)
         elif isinstance(module, DelstGeneModel):
             init.zeros_(module.missing_values)
         else:
             super()._init_weights(module)
+
+
+class DelstGeneSetPooling(GradientCheckpointingLayer):
+    """Attention pooling over the genes of a spot, a set of any size.
+
+    A gene's token is its embedding times its expression. Keys and values are linear in the token, so that each is
+    expression times a matrix which all spots share: (batch, genes, width) is never formed, and gradient checkpointing makes
+    the weights (batch, heads, genes) anew in the backward pass.
+    """
+
+    def __init__(self, config: DelstGeneConfig):
+        super().__init__()
+        width = config.embedding_size or config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.gene_embeddings = nn.Embedding(config.num_genes, width)
+        self.value_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.score_proj = nn.Linear(width, 2 * config.num_attention_heads, bias=False)
+
+    def forward(self, expression: Tensor, gene_mask: Tensor | None = None) -> Tensor:
+        """Pool.
+
+        Args:
+            expression: Expression (batch, genes), 0 where it was not measured.
+            gene_mask: (batch, genes) bool, True where measured; None when all are.
+
+        Returns:
+            (batch, hidden_size), 0 for a spot of which nothing was measured.
+        """
+        embeddings = self.gene_embeddings.weight
+        slope, offset = self.score_proj(embeddings).T.reshape(2, self.num_heads, 1, -1)
+        scores = torch.addcmul(offset, slope, expression)
+        if gene_mask is not None:
+            # The lowest number and not -inf: where all is masked, the weights are then finite, and expression is 0.
+            scores = scores.masked_fill(~gene_mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1) * expression
+        values = self.value_proj(embeddings).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        pooled = (weights.to(values.dtype) @ values).transpose(0, 1).flatten(1)
+        # A mean of n terms of either sign shrinks by sqrt(n); panels of any size are to arrive at one scale.
+        measured = expression.shape[-1] if gene_mask is None else gene_mask.sum(-1, keepdim=True).to(pooled.dtype)
+        return pooled * measured**0.5
 
 
 class DelstGeneModel(DelstGenePreTrainedModel):
@@ -45,11 +96,15 @@ class DelstGeneModel(DelstGenePreTrainedModel):
     def __init__(self, config: DelstGeneConfig):
         super().__init__(config)
         self.missing_values = nn.Buffer(torch.zeros(config.num_genes))
+        self.pooling = DelstGeneSetPooling(config) if config.encoder == "set" else None
+        # The matrices of the other encoders are small: there is nothing to make anew.
+        self.supports_gradient_checkpointing = config.encoder == "set"
         if config.encoder == "linear":
             # trf-ignore: TRF036 one layer, named as the blocks below are
             self.layers = nn.Sequential(nn.Linear(config.num_genes, config.hidden_size))
         else:
-            widths = [config.num_genes] + [config.hidden_size] * config.num_hidden_layers
+            first = config.hidden_size if config.encoder == "set" else config.num_genes
+            widths = [first] + [config.hidden_size] * config.num_hidden_layers
             # trf-ignore: TRF036 the indices are in the parameter names of every checkpoint
             self.layers = nn.Sequential(
                 *(self._block(config, width_in, width_out) for width_in, width_out in pairwise(widths))
@@ -61,7 +116,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         # trf-ignore: TRF036 a plain chain without branches or casts
         return nn.Sequential(
             nn.Linear(width_in, width_out),
-            nn.LayerNorm(width_out, eps=config.layer_norm_eps),
+            NORMS[config.norm](width_out, eps=config.layer_norm_eps),
             nn.GELU(),
             nn.Dropout(config.dropout),
         )
@@ -97,8 +152,87 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         gene_values = gene_values.to(self.missing_values.dtype)
         if gene_mask is not None:
             gene_values = torch.where(gene_mask, gene_values, self.missing_values)
+        if self.pooling is not None:
+            gene_values = self.pooling(gene_values - self.missing_values, gene_mask)
         features = self.layers(gene_values)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
+
+    @torch.no_grad()
+    def resize_gene_embeddings(self, num_genes: int) -> None:
+        """Make room for genes that were added at the end of the vocabulary; what the old ones give is left as it is.
+
+        A new gene starts as an average one in the ``"set"`` encoder, and without influence in the others.
+
+        Args:
+            num_genes: Size of the vocabulary, at least the present one.
+
+        Raises:
+            ValueError: If the vocabulary would shrink.
+        """
+        added = num_genes - self.config.num_genes
+        if added < 0:
+            raise ValueError(
+                f"num_genes={num_genes} is less than the {self.config.num_genes} genes of this model. Genes are never taken "
+                "away: leave them out of the input, and they are masked."
+            )
+        if self.pooling is not None:
+            weight = self.pooling.gene_embeddings.weight
+            grown = torch.cat([weight, weight.mean(0, keepdim=True).expand(added, -1)])
+            self.pooling.gene_embeddings = nn.Embedding.from_pretrained(grown, freeze=not weight.requires_grad)
+        else:
+            layer: Any = self.get_submodule("layers.0" if self.config.encoder == "linear" else "layers.0.0")
+            layer.weight = nn.Parameter(F.pad(layer.weight, (0, added)), requires_grad=layer.weight.requires_grad)
+            layer.in_features = num_genes
+        self.missing_values = nn.Buffer(F.pad(self.missing_values, (0, added)))
+        self.config.num_genes = num_genes
+
+    @torch.no_grad()
+    def load_gene_embeddings(self, embeddings: Any, names: Sequence[str], vocabulary: Sequence[str]) -> dict[str, Any]:
+        """Start the gene embeddings of the ``"set"`` encoder from given ones, of a language model for example.
+
+        They are centred, and scaled to the size that new ones have. Genes that are not among the given names keep theirs.
+
+        Args:
+            embeddings: One row a name (names, embedding_size).
+            names: Gene names of the rows.
+            vocabulary: Gene names of this model, as its feature extractor has them.
+
+        Returns:
+            ``matched`` and ``vocabulary`` (numbers of genes), ``match_rate``, and ``unmatched``, the names that kept theirs.
+
+        Raises:
+            ValueError: If the encoder has no gene embeddings, shapes disagree, or no name matches.
+        """
+        if self.pooling is None:
+            raise ValueError(
+                f"encoder={self.config.encoder!r} has no gene embeddings. Build the model with encoder='set'."
+            )
+        weight = self.pooling.gene_embeddings.weight
+        given = torch.as_tensor(embeddings, dtype=torch.float32)
+        if given.dim() != 2 or given.shape != (len(names), weight.shape[1]) or len(vocabulary) != len(weight):
+            raise ValueError(
+                f"embeddings has shape {tuple(given.shape)}, for {len(names)} names and embedding_size={weight.shape[1]}; the "
+                f"vocabulary has {len(vocabulary)} names for num_genes={len(weight)}. Build the model with gene_config="
+                "{'encoder': 'set', 'embedding_size': <width of the embeddings>, ...}, and give its own vocabulary."
+            )
+        row = {str(name): i for i, name in enumerate(names)}
+        found = [i for i, name in enumerate(vocabulary) if name in row]
+        if not found:
+            raise ValueError(
+                f"None of the vocabulary's {len(vocabulary)} genes, such as {list(vocabulary[:3])}, is among the given names, "
+                f"such as {list(names[:3])}. Give names of the same kind (symbol or Ensembl id), species and case."
+            )
+        matched = given[[row[vocabulary[i]] for i in found]]
+        matched = matched - given.mean(0)
+        scale = (self.config.initializer_range or 1.0) / matched.square().mean().sqrt().clamp_min(1e-12)
+        weight[found] = (matched * scale).to(weight)
+        known = set(found)
+        return {
+            "matched": len(found),
+            "vocabulary": len(vocabulary),
+            "match_rate": len(found) / len(vocabulary),
+            "unmatched": [name for i, name in enumerate(vocabulary) if i not in known],
+        }
 
 
 __all__ = ["DelstGeneModel", "DelstGenePreTrainedModel"]

@@ -153,7 +153,7 @@ def test_an_integer_is_taken_where_the_gene_config_means_a_float(name, value):
         ),
         ({"geometry": "cosine", "intra_entailment_weight": 0.1}, "intra_entailment_weight=0.1 .*'cosine'.*weight to 0"),
         ({"geometry": "euclidean", "intra_entailment_weight": 0.1}, "no entailment cones for geometry='euclidean'"),
-        ({"gene_config": {"encoder": "cnn"}}, "encoder='cnn' is not known.*'linear', 'mlp'"),
+        ({"gene_config": {"encoder": "cnn"}}, "encoder='cnn' is not known.*'linear', 'mlp', 'set'"),
     ],
 )
 def test_wrong_values_are_named(arguments, message):
@@ -164,12 +164,19 @@ def test_wrong_values_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"encoder": "transformer"}, "encoder='transformer' is not known. Choose one of 'linear', 'mlp'"),
+        ({"encoder": "transformer"}, "encoder='transformer' is not known. Choose one of 'linear', 'mlp', 'set'"),
         ({"num_genes": 0}, "num_genes=0 is out of range: it must be at least 1"),
         ({"hidden_size": 0}, "hidden_size=0"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
         ({"dropout": 1.5}, "dropout=1.5 is out of range: it must be at least 0 and at most 1"),
         ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"norm": "batch"}, "norm='batch' is not known. Choose one of 'layer_norm', 'rms_norm', 'none'"),
+        ({"embedding_size": 0}, "embedding_size=0 is out of range"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 is out of range"),
+        (
+            {"encoder": "set", "hidden_size": 10, "num_attention_heads": 4},
+            "num_attention_heads=4 does not divide hidden_size=10",
+        ),
     ],
 )
 def test_wrong_gene_values_are_named(arguments, message):
