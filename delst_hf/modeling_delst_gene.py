@@ -43,7 +43,7 @@ class DelstGenePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range or 1.0)
         elif isinstance(module, DelstGeneSetPooling):
             # All genes start with one weight: the encoder starts as a linear one, and learns what to attend to.
-            init.zeros_(module.score_proj.weight)
+            init.zeros_(module.score_weight)
         elif isinstance(module, DelstGeneModel):
             init.zeros_(module.missing_values)
         else:
@@ -64,7 +64,7 @@ class DelstGeneSetPooling(GradientCheckpointingLayer):
         self.num_heads = config.num_attention_heads
         self.gene_embeddings = nn.Embedding(config.num_genes, width)
         self.value_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.score_proj = nn.Linear(width, 2 * config.num_attention_heads, bias=False)
+        self.score_weight = nn.Parameter(torch.zeros(2 * config.num_attention_heads, width))
 
     def forward(self, expression: Tensor, gene_mask: Tensor | None = None) -> Tensor:
         """Pool.
@@ -77,7 +77,7 @@ class DelstGeneSetPooling(GradientCheckpointingLayer):
             (batch, hidden_size), 0 for a spot of which nothing was measured.
         """
         embeddings = self.gene_embeddings.weight
-        slope, offset = self.score_proj(embeddings).T.reshape(2, self.num_heads, 1, -1)
+        slope, offset = F.linear(self.score_weight, embeddings).reshape(2, self.num_heads, 1, -1)
         scores = torch.addcmul(offset, slope, expression)
         if gene_mask is not None:
             # The lowest number and not -inf: where all is masked, the weights are then finite, and expression is 0.
