@@ -78,3 +78,26 @@ def tiny_processor(toy_study):
 @pytest.fixture
 def tiny_model(tiny_processor):
     return make_tiny_model(len(tiny_processor.feature_extractor.vocabulary))
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(toy_study, tmp_path_factory) -> Path:
+    """A checkpoint folder of an untrained tiny model, whose record says that it was trained on toy_A1 and toy_A2."""
+    from delst_hf.hub import save_checkpoint_folder, training_record
+
+    processor = make_tiny_processor(toy_study)
+    model = make_tiny_model(len(processor.feature_extractor.vocabulary))
+    record = training_record(train_slides=["toy_A1", "toy_A2"], validation_slides=[], vision=None)
+    return save_checkpoint_folder(tmp_path_factory.mktemp("checkpoint") / "model", model, processor, record)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory) -> Path:
+    """A vision backbone with its image processor, as a folder that `from_pretrained` loads."""
+    from transformers import ViTImageProcessorPil, ViTModel
+
+    folder = tmp_path_factory.mktemp("backbone") / "vit"
+    torch.manual_seed(0)
+    ViTModel(make_tiny_model(4).config.vision_config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

@@ -17,7 +17,7 @@ from delst_hf.data.slide import Slide
 
 @dataclass
 class Source:
-    """What a reader must give back: pixels (300, 400, 3), 12 spots on a Visium lattice of 20 px pitch (5 um per px)."""
+    """What a reader must give back: pixels (300, 400, 3), spots on a Visium lattice of 20 px pitch (5 um per px)."""
 
     pixels: np.ndarray
     spots: pd.DataFrame  # index barcodes; x, y, array_row, array_col
@@ -26,11 +26,12 @@ class Source:
     symbols: list[str]
 
 
-def make_source(seed: int = 0) -> Source:
+def make_source(seed: int = 0, rows: int = 3, columns: int = 4, num_genes: int = 6) -> Source:
+    """At most 7 rows and 14 columns of spots fit on the slide; the last two of six genes share their symbol."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(20, 180, (30, 40, 3), dtype=np.uint8)
     pixels = np.asarray(Image.fromarray(coarse).resize((400, 300), Image.Resampling.BICUBIC))
-    positions = [(row, 2 * column + row % 2) for row in range(3) for column in range(4)]
+    positions = [(row, 2 * column + row % 2) for row in range(rows) for column in range(columns)]
     array = np.array(positions)
     spots = pd.DataFrame(
         {
@@ -39,12 +40,12 @@ def make_source(seed: int = 0) -> Source:
             "array_row": array[:, 0],
             "array_col": array[:, 1],
         },
-        index=[f"BARCODE{i:02d}-1" for i in range(12)],
+        index=[f"BARCODE{i:02d}-1" for i in range(len(positions))],
     )
-    counts = rng.poisson(1.5, (12, 6)).astype(np.int32)
+    counts = rng.poisson(1.5, (len(positions), num_genes)).astype(np.int32)
     counts[:, 0] += 1
-    symbols = ["ACTB", "GAPDH", "ERBB2", "CD74", "TBCE", "TBCE"]
-    return Source(pixels, spots, counts, [f"ENSG{i:011d}" for i in range(6)], symbols)
+    symbols = ["ACTB", "GAPDH", "ERBB2", "CD74", "TBCE", "TBCE", *(f"GENE{i}" for i in range(6, num_genes))]
+    return Source(pixels, spots, counts, [f"ENSG{i:011d}" for i in range(num_genes)], symbols)
 
 
 def assert_same(
@@ -70,10 +71,10 @@ def assert_same(
 
 def write_10x_h5(path, source, extra_feature=True):
     """HDF5 as Space Ranger writes it: genes x barcodes, compressed by column, with an antibody at the end."""
-    counts = np.hstack([source.counts, np.full((12, 1), 7)]) if extra_feature else source.counts
+    counts = np.hstack([source.counts, np.full((len(source.counts), 1), 7)]) if extra_feature else source.counts
     ids = [*source.gene_ids, "CD3_TotalC"][: counts.shape[1]]
     names = [*source.symbols, "CD3_TotalC"][: counts.shape[1]]
-    kinds = [*["Gene Expression"] * 6, "Antibody Capture"][: counts.shape[1]]
+    kinds = [*["Gene Expression"] * len(source.symbols), "Antibody Capture"][: counts.shape[1]]
     matrix = sp.csc_matrix(counts.T)
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")

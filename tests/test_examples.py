@@ -1,0 +1,75 @@
+"""The scripts of examples/, run as they are on toy data, in this process so that nothing is imported twice."""
+
+import ast
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layouts import make_source, write_outs
+from PIL import Image
+
+from delst_hf import DelstModel
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs an example with arguments; gives back what it printed."""
+
+    def run_example(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_example
+
+
+def assert_drawn(path: Path) -> None:
+    """A picture is there and is more than a blank page."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_example_is_short_says_how_to_run_it_and_is_listed(name):
+    text = (EXAMPLES / name).read_text()
+    assert len(text.splitlines()) <= 60
+    assert f"python examples/{name} " in ast.get_docstring(ast.parse(text))
+    assert f"[{name}]({name})" in (EXAMPLES / "README.md").read_text()
+    assert f'run("{name}"' in Path(__file__).read_text(), "no test runs it"
+
+
+def test_quickstart(run, toy_checkpoint, toy_folder):
+    text = run("quickstart.py", toy_checkpoint, toy_folder, "toy_B1")
+    assert text.count("similarity") == 5 and "mean radius" in text
+
+
+def test_pretrain_visium(run, tiny_backbone, tmp_path):
+    for seed, name in enumerate(("S1", "S2", "S3")):
+        write_outs(tmp_path / name / "outs", make_source(seed, rows=5, columns=7, num_genes=120))
+    text = run("pretrain_visium.py", tiny_backbone, tmp_path / "run", *(tmp_path / f"S{i}" / "outs" for i in (1, 2, 3)))
+    assert "DELST embedding" in text and "shuffled" in text
+    assert re.search(r"\bS3\b", text)
+    model = DelstModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.gene_config.num_genes > 100
+
+
+def test_signature_maps(run, toy_checkpoint, toy_folder, toy_study, tmp_path):
+    signature = ",".join(toy_study.gene_names[124:132:2])
+    text = run("signature_maps.py", toy_checkpoint, toy_folder, "toy_B1", signature, tmp_path / "maps")
+    assert "among 36 spots" in text and "(chance 0.28)" in text and "Pearson" in text
+    for name in ("gallery", "signature"):
+        assert_drawn(tmp_path / "maps" / f"{name}.png")
+
+
+def test_expression_prediction(run, toy_checkpoint, toy_folder, tmp_path):
+    text = run("expression_prediction.py", toy_checkpoint, toy_folder, "toy_B1", tmp_path / "prediction.png")
+    scores = [float(score) for score in re.findall(r"on toy_B1: (-?\d\.\d+)", text)]
+    assert len(scores) == 3
+    assert scores[0] > 0.3  # the slides' colours go with the planted genes, whatever the model
+    assert_drawn(tmp_path / "prediction.png")
