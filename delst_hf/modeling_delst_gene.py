@@ -66,17 +66,18 @@ class DelstGeneSetPooling(GradientCheckpointingLayer):
         self.value_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.score_weight = nn.Parameter(torch.zeros(2 * config.num_attention_heads, width))
 
-    def forward(self, expression: Tensor, gene_mask: Tensor | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, expression: Tensor, gene_mask: Tensor | None = None) -> Tensor:
         """Pool.
 
         Args:
+            embeddings: Those of the genes (genes, width). An input, because re-entrant checkpointing gives no gradient to a
+                layer none of whose inputs has one.
             expression: Expression (batch, genes), 0 where it was not measured.
             gene_mask: (batch, genes) bool, True where measured; None when all are.
 
         Returns:
             (batch, hidden_size), 0 for a spot of which nothing was measured.
         """
-        embeddings = self.gene_embeddings.weight
         slope, offset = F.linear(self.score_weight, embeddings).reshape(2, self.num_heads, 1, -1)
         scores = torch.addcmul(offset, slope, expression)
         if gene_mask is not None:
@@ -153,7 +154,8 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         if gene_mask is not None:
             gene_values = torch.where(gene_mask, gene_values, self.missing_values)
         if self.pooling is not None:
-            gene_values = self.pooling(gene_values - self.missing_values, gene_mask)
+            embeddings = self.pooling.gene_embeddings.weight
+            gene_values = self.pooling(embeddings, gene_values - self.missing_values, gene_mask)
         features = self.layers(gene_values)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
 

@@ -64,7 +64,7 @@ def test_a_new_set_encoder_weighs_all_genes_alike():
     values = make_values()
     tokens = values[:, :, None] * model.pooling.gene_embeddings.weight
     expected = model.pooling.value_proj(tokens).mean(1) * math.sqrt(GENES)
-    torch.testing.assert_close(model.pooling(values), expected)
+    torch.testing.assert_close(model.pooling(model.pooling.gene_embeddings.weight, values), expected)
     model.train()(values).pooler_output.square().sum().backward()
     assert model.pooling.score_weight.grad.abs().min() > 0
 

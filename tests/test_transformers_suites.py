@@ -33,8 +33,13 @@ class GeneModelTester:
     batch_size, hidden_size, num_hidden_layers = BATCH, WIDTH, LAYERS
     is_training = False  # the encoder alone has no loss; DelstModel trains it
 
+    def __init__(self, encoder: str):
+        self.encoder = encoder
+
     def get_config(self) -> DelstGeneConfig:
-        return DelstGeneConfig(num_genes=GENES, hidden_size=WIDTH, num_hidden_layers=LAYERS)
+        return DelstGeneConfig(
+            encoder=self.encoder, num_genes=GENES, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2
+        )
 
     def prepare_config_and_inputs_for_common(self):
         measured = torch.rand(BATCH, GENES) > 0.2
@@ -62,7 +67,7 @@ class DelstModelTester:
     batch_size, num_hidden_layers, is_training = BATCH, LAYERS, True
 
     def __init__(self):
-        self.vision_model_tester, self.gene_model_tester = VisionTester(), GeneModelTester()
+        self.vision_model_tester, self.gene_model_tester = VisionTester(), GeneModelTester("set")
 
     def prepare_config_and_inputs_for_common(self):
         vision_config, image = self.vision_model_tester.prepare_config_and_inputs_for_common()
@@ -85,16 +90,13 @@ class DelstGeneModelTest(ModelTesterMixin, unittest.TestCase):
     test_resize_embeddings = False  # there are no token embeddings
     test_can_init_all_missing_weights_before_2023 = True  # the suite asks for it where a file names no year
     has_attentions = False
+    encoder = "mlp"
 
     def setUp(self):
-        self.model_tester = GeneModelTester()
+        self.model_tester = GeneModelTester(self.encoder)
 
     def test_config(self):
-        names = ["hidden_size", "num_hidden_layers"]
-        tester = ConfigTester(
-            self, DelstGeneConfig, has_text_modality=False, common_properties=names, num_genes=5, dropout=0.5
-        )
-        tester.run_common_tests()
+        ConfigTester(self, DelstGeneConfig, has_text_modality=False, num_genes=5, dropout=0.5).run_common_tests()
 
     @skip("A gene profile is a vector of expression, not a sequence of tokens: there are no hidden states per token")
     def test_hidden_states_output(self):
@@ -107,6 +109,10 @@ class DelstGeneModelTest(ModelTesterMixin, unittest.TestCase):
     @skip("Expression values are continuous: there is no nn.Embedding at the input")
     def test_model_get_set_embeddings(self):
         pass
+
+
+class DelstGeneSetModelTest(DelstGeneModelTest):
+    encoder = "set"
 
 
 class DelstModelTest(ModelTesterMixin, unittest.TestCase):
