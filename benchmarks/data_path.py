@@ -3,20 +3,23 @@
     python benchmarks/data_path.py                                   # synthetic slides, patches of 224 px
     python benchmarks/data_path.py --dataset DIR --embed-spots 0     # your own slides, loading only
 
-Bars: loading at 0.8 of the rate at which the same machine merely decodes the same JPEGs, per core, with 0 and 2 workers;
-embedding at 0.95 of the throughput of the bare backbone's forward pass. Both sides of a ratio are measured in turn, and a ratio
-is the median over the repeats. One process is timed by the CPU seconds it used, so that other load on the machine does not
-count; workers are timed by the clock.
+Bars: loading at 0.8 of the rate at which the same machine merely decodes the same JPEGs, per core, with 0 and 2 workers, by
+whichever of Pillow and libjpeg-turbo is the faster; embedding at 0.95 of the throughput of the bare backbone's forward pass, on
+the GPU where there is one. The works of a ratio are measured in turn, and a ratio is the median over the repeats. One process
+on a CPU is timed by the CPU seconds that it used, so that other load on the machine does not count; workers and GPUs are timed
+by the clock.
 """
 
 import argparse
 import io
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import torch
 from PIL import Image
@@ -62,16 +65,32 @@ def in_turn(repeats: int, clock: Callable, **works: Callable[[], object]) -> dic
     return seconds
 
 
-def merely_decode(cells: list[dict]) -> int:
+def decode_by_pillow(cells: list[dict]) -> int:
     """The work that cannot be avoided: bytes of a JPEG to pixels, and nothing done with them."""
     for cell in cells:
         Image.open(io.BytesIO(cell["bytes"])).load()
     return len(cells)
 
 
-def decode_only(table) -> int:
+def decode_by_libjpeg(cells: list[dict]) -> int:
+    """The same by the decoder that `DelstCollator` calls, always into the same memory, which never leaves the cache."""
+    pixels = np.empty((*Image.open(io.BytesIO(cells[0]["bytes"])).size[::-1], 3), dtype=np.uint8)
+    for cell in cells:
+        imagecodecs.jpeg8_decode(cell["bytes"], outcolorspace="RGB", out=pixels)
+    return len(cells)
+
+
+DECODERS = {"Pillow": decode_by_pillow, "libjpeg-turbo": decode_by_libjpeg}
+
+
+class DecodeOnly:
     """A collator that decodes and drops."""
-    return merely_decode(table["image"].to_pylist())
+
+    def __init__(self, decoder: str):
+        self.decoder = decoder
+
+    def __call__(self, table) -> int:
+        return DECODERS[self.decoder](table["image"].to_pylist())
 
 
 def exhaust(loader: DataLoader) -> None:
@@ -91,75 +110,96 @@ def loading(study: Study, collator: DelstCollator, spots: int, batch_size: int, 
     tables = [rows.__getitems__(batch) for batch in batches]
     cells = [table["image"].to_pylist() for table in tables]
     pixels = [collator.pixel_values(each) for each in cells]
-    seconds = in_turn(
-        repeats,
-        cpu_seconds,
-        decode=lambda: [merely_decode(each) for each in cells],
-        load=lambda: [collator(rows.__getitems__(batch)) for batch in batches],
-        read=lambda: [rows.__getitems__(batch) for batch in batches],
-        pixels=lambda: [collator.pixel_values(table["image"].to_pylist()) for table in tables],
-        genes=lambda: [collator.all_but_pixels(table) for table in tables],
-        normalise=lambda: [collator.finish({"pixel_values": each}) for each in pixels],
-    )
+    works: dict[str, Callable[[], object]] = {
+        name: lambda decode=decode: [decode(each) for each in cells] for name, decode in DECODERS.items()
+    }
+    works["load"] = lambda: [collator(rows.__getitems__(batch)) for batch in batches]
+    works["read"] = lambda: [rows.__getitems__(batch) for batch in batches]
+    works["pixels"] = lambda: [collator.pixel_values(table["image"].to_pylist()) for table in tables]
+    works["genes"] = lambda: [collator.all_but_pixels(table) for table in tables]
+    works["normalise"] = lambda: [collator.finish({"pixel_values": each}) for each in pixels]
+    seconds = in_turn(repeats, cpu_seconds, **works)
     per_row = {name: statistics.median(values) / len(order) * 1e6 for name, values in seconds.items()}
     size = np.mean([len(cell["bytes"]) for each in cells for cell in each]) / 1000
-    print(f"{len(order)} spots, JPEGs of {size:.0f} kB, batch {batch_size}; microseconds of one core a row:")
-    print(
-        f"  decode the JPEG, nothing else            {per_row['decode']:7.0f}   {1e6 / per_row['decode']:6.0f} rows/s"
-    )
-    print(f"  rows -> batch, uint8 patches             {per_row['load']:7.0f}   {1e6 / per_row['load']:6.0f} rows/s")
-    print(f"    read from the arrow table              {per_row['read']:7.0f}")
-    print(f"    patches into the batch, beyond decoding{per_row['pixels'] - per_row['decode']:7.0f}")
-    print(f"    counts, masks, levels                  {per_row['genes']:7.0f}")
-    print(f"  normalising, where the model is          {per_row['normalise']:7.0f}   (on a GPU: nothing)")
-    verdict("loading / decoding, 0 workers", ratio_of(seconds["decode"], seconds["load"]), 0.8)
+    genes = np.mean([len(genes) for table in tables for genes in table["gene_indices"]])
+    print(f"{len(order)} spots, JPEGs of {size:.0f} kB, {genes:.0f} expressed genes, batch {batch_size}; microseconds of one "
+          "core a row:")  # fmt: skip
+    fastest = min(DECODERS, key=per_row.__getitem__)
+    for name in DECODERS:
+        print(f"  {f'decode by {name}, nothing else':40s}{per_row[name]:7.0f}   {1e6 / per_row[name]:6.0f} rows/s")
+    print(f"  {'rows -> batch, uint8 patches':40s}{per_row['load']:7.0f}   {1e6 / per_row['load']:6.0f} rows/s")
+    print(f"    {'read from the arrow table':38s}{per_row['read']:7.0f}")
+    print(f"    {'patches into the batch, beyond decoding':38s}{per_row['pixels'] - per_row[fastest]:6.0f}")
+    print(f"    {'counts, masks, levels':38s}{per_row['genes']:7.0f}")
+    print(f"  {'normalising, where the model is':40s}{per_row['normalise']:7.0f}   (on a GPU: nothing)")
+    verdict(f"loading / decoding by {fastest}, 0 workers", ratio_of(seconds[fastest], seconds["load"]), 0.8)
     whole = [a + b for a, b in zip(seconds["load"], seconds["normalise"], strict=True)]
-    print(f"      the same with normalising on this core: {ratio_of(seconds['decode'], whole):.3f}")
+    print(f"      the same with normalising on this core: {ratio_of(seconds[fastest], whole):.3f}")
+    loading_by_workers(rows, collator, batch_size, repeats)
+
+
+def loading_by_workers(rows: SpotRows, collator: DelstCollator, batch_size: int, repeats: int) -> None:
+    """The ratio with two workers, by the clock, against two workers that decode and drop."""
 
     def loader(collate) -> DataLoader:
         return DataLoader(rows, batch_size, collate_fn=collate, num_workers=2, persistent_workers=True)  # type: ignore[arg-type]
 
     start = time.perf_counter()
-    decoding, full = loader(decode_only), loader(collator)
+    full = loader(collator)
     next(iter(full))
     print(f"two workers hand over their first batch after {time.perf_counter() - start:.2f} s")
-    seconds = in_turn(repeats, wall_seconds, decode=lambda: exhaust(decoding), load=lambda: exhaust(full))
-    rate = len(order) / statistics.median(seconds["load"])
-    print(f"  2 workers: {rate:.0f} rows/s by the clock")
-    verdict("loading / decoding, 2 workers", ratio_of(seconds["decode"], seconds["load"]), 0.8)
+    loaders = {name: loader(DecodeOnly(name)) for name in DECODERS} | {"load": full}
+    works: dict[str, Callable[[], object]] = {name: lambda each=each: exhaust(each) for name, each in loaders.items()}
+    seconds = in_turn(repeats, wall_seconds, **works)
+    rates = {name: len(rows) / statistics.median(values) for name, values in seconds.items()}
+    fastest = max(DECODERS, key=rates.__getitem__)
+    print("  2 workers, by the clock: " + ", ".join(f"{name} {rate:.0f} rows/s" for name, rate in rates.items()))
+    verdict(f"loading / decoding by {fastest}, 2 workers", ratio_of(seconds[fastest], seconds["load"]), 0.8)
 
 
 def ratio_of(base: list[float], measured: list[float]) -> float:
     return statistics.median(b / m for b, m in zip(base, measured, strict=True))
 
 
-def embedding(study: Study, collator: DelstCollator, spots: int, size: int, repeats: int) -> None:
-    """Throughput of `embed` against the backbone's forward pass on patches that are ready."""
+def embedding(study: Study, collator: DelstCollator, spots: int, size: int, repeats: int, workers: int) -> None:
+    """Throughput of `embed` against the backbone's forward pass on patches that are ready, on the GPU where there is one."""
+    cuda = torch.cuda.is_available()
+    batch_size = 256 if cuda else 16
     vision = ViTConfig(image_size=size, patch_size=16, **VIT_S)
     genes = {"num_genes": len(collator.processor.feature_extractor.vocabulary)}
-    model = DelstModel(DelstConfig(vision_config=vision, gene_config=genes)).eval()
-    chosen = study.spots.select(range(spots))
-    pixels = collator.finish(collator(SpotRows(chosen).__getitems__(list(range(spots)))))["pixel_values"]
+    model = DelstModel(DelstConfig(vision_config=vision, gene_config=genes)).eval().to("cuda" if cuda else "cpu")
+    chosen = study.spots.select(np.resize(np.arange(len(study.spots)), spots))
+    ready = collator(SpotRows(chosen).__getitems__(list(range(min(batch_size, spots)))))["pixel_values"]
+    ready = collator.finish({"pixel_values": ready.to(model.device)})["pixel_values"]
 
     @torch.no_grad()
     def bare() -> None:
-        for part in pixels.split(16):
-            model.vision_model(pixel_values=part)
+        for start in range(0, spots, batch_size):
+            model.vision_model(pixel_values=ready[: spots - start])
+        if cuda:
+            torch.cuda.synchronize()
 
-    seconds = in_turn(
-        repeats, cpu_seconds, bare=bare, embed=lambda: embed(model, chosen, collator, batch_size=16, progress=False)
-    )
+    def by_embed() -> None:
+        embed(model, chosen, collator, batch_size, workers, progress=False)
+
+    seconds = in_turn(repeats, wall_seconds if cuda or workers else cpu_seconds, bare=bare, embed=by_embed)
     rate = spots / statistics.median(seconds["embed"])
-    print(f"embedding {spots} spots by a ViT-S/16 at {size} px: {rate:.2f} spots a CPU second")
+    print(
+        f"embedding {spots} spots by a ViT-S/16 at {size} px on {model.device.type}, {workers} workers: {rate:.2f} spots/s"
+    )
     verdict("embedding / bare forward", ratio_of(seconds["bare"], seconds["embed"]), 0.95)
 
 
 def main() -> None:
+    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="dataset folder; synthetic slides without it")
     parser.add_argument("--spots", type=int, default=384, help="spots to load")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--embed-spots", type=int, default=32, help="spots to embed, 0 for none")
+    parser.add_argument(
+        "--embed-spots", type=int, default=32768 if cuda else 32, help="spots to embed, 0 for none; few are taken again"
+    )
+    parser.add_argument("--embed-workers", type=int, default=min(16, os.cpu_count() or 1) if cuda else 0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -174,7 +214,9 @@ def main() -> None:
         collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
         loading(study, collator, arguments.spots, arguments.batch_size, arguments.repeats)
         if arguments.embed_spots:
-            embedding(study, collator, arguments.embed_spots, size, arguments.repeats)
+            embedding(
+                study, collator, arguments.embed_spots, size // 16 * 16, arguments.repeats, arguments.embed_workers
+            )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,15 @@ def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny ** 0.5 * 2**10
 
 
+def _norm(x: Tensor) -> Tensor:
+    """Norm of vectors (..., dim), shape (..., 1), never below `_tiny` and without gradient there.
+
+    Polar forms are sums whose parts have no gradient at the origin, while the whole does: it remains where no part has one by
+    the norm and none divides by a norm that another part takes for 0.
+    """
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_tiny(x))
+
+
 def time_component(x: Tensor, curvature: float | Tensor) -> Tensor:
     """Time coordinate of points on the hyperboloid.
 
@@ -61,7 +70,7 @@ def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
     Returns:
         Space parts (..., dim), their rapidity capped at `MAX_RAPIDITY` (where capped, the radial gradient is zero).
     """
-    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(_tiny(v))
+    length = _norm(v)
     r = _sqrt(curvature) * length
     return v / length * (torch.sinh(r.clamp_max(MAX_RAPIDITY)) / _sqrt(curvature))
 
@@ -76,12 +85,12 @@ def log_map0(x: Tensor, curvature: float | Tensor) -> Tensor:
     Returns:
         Tangent vectors at the origin (..., dim).
     """
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_tiny(x))
+    length = _norm(x)
     return x / length * (torch.asinh(_sqrt(curvature) * length) / _sqrt(curvature))
 
 
 def _direction(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_tiny(x))
+    return x / _norm(x)
 
 
 def _distance_from_haversine(h: Tensor, curvature: float | Tensor, eps: float) -> Tensor:
@@ -113,9 +122,9 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
     Returns:
         Distances, shape (...). Zero, with zero gradient, at identical points.
     """
-    x_norm, y_norm = (torch.linalg.vector_norm(points, dim=-1, keepdim=True) for points in (x, y))
+    x_norm, y_norm = _norm(x), _norm(y)
     r_x, r_y = torch.asinh(_sqrt(curvature) * x_norm), torch.asinh(_sqrt(curvature) * y_norm)
-    chord = torch.linalg.vector_norm(x / x_norm.clamp_min(_tiny(x)) - y / y_norm.clamp_min(_tiny(y)), dim=-1)
+    chord = torch.linalg.vector_norm(x / x_norm - y / y_norm, dim=-1)
     radial = torch.sinh((r_x - r_y) / 2).square().squeeze(-1)
     angular = chord.square() * (x_norm * y_norm).squeeze(-1)
     return _distance_from_haversine(radial + curvature / 4 * angular, curvature, eps=torch.finfo(x.dtype).tiny)
@@ -143,14 +152,12 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
         ``left`` (n, dim + 5) and ``right`` (m, dim + 5) with ``h = left @ right.T``, and the first `dim` columns those of
         the offsets, ``e / sqrt(2)`` and ``-e / sqrt(2)``.
     """
-    norms = [torch.linalg.vector_norm(points, dim=-1, keepdim=True) for points in (x, y)]
+    norms = [_norm(points) for points in (x, y)]
     rapidities = [torch.asinh(_sqrt(curvature) * norm) for norm in norms]
     with torch.no_grad():  # the product does not depend on the centre, so neither do the gradients
         count = max(len(x) + len(y), 1)
         centre = (rapidities[0].sum() + rapidities[1].sum()) / count
-        pole = (
-            sum((1 / norm.clamp_min(_tiny(x))).T @ points for points, norm in zip((x, y), norms, strict=True)) / count
-        )
+        pole = sum((1 / norm).T @ points for points, norm in zip((x, y), norms, strict=True)) / count
     parts: list[tuple[Tensor, ...]] = []
     for points, norm, r in zip((x, y), norms, rapidities, strict=True):
         scale = (curvature / 2) ** 0.5 * (-1 if parts else 1)
@@ -159,7 +166,7 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
         )  # one pass less over (n, dim), there and back
         spread = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).square()
         scaled = _sqrt(curvature) * norm
-        spread = 2 * spread / scaled.clamp_min(_tiny(x))
+        spread = 2 * spread / scaled
         parts.append((offset, scaled, spread, torch.sinh((r - centre) / 2), torch.cosh((r - centre) / 2)))
     (e_x, n_x, spread_x, s_x, k_x), (e_y, n_y, spread_y, s_y, k_y) = parts
     left = torch.cat([e_x, n_x / 4, spread_x / 4, s_x.square(), k_x.square(), -2 * s_x * k_x], dim=-1)

@@ -1,4 +1,7 @@
+import io
+
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -35,6 +38,57 @@ def test_undecoded_images_give_the_same_batch(collator, toy_study):
     torch.testing.assert_close(
         collator([undecoded[0]])["pixel_values"], collator([toy_study.spots[0]])["pixel_values"], rtol=0, atol=0
     )
+
+
+def encoded(pixels: np.ndarray, mode: str = "RGB", **options) -> dict:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).convert(mode).save(file, **({"format": "JPEG"} | options))
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 95, "subsampling": 0},
+        {"quality": 40, "subsampling": 2},
+        {"quality": 75, "subsampling": 1, "progressive": True},
+        {"mode": "L"},
+        {"mode": "CMYK"},
+        {"format": "PNG"},
+        {"format": "PNG", "mode": "P"},
+        {"format": "WEBP", "lossless": True},
+    ],
+    ids=str,
+)
+def test_pixels_are_those_of_pillow(tiny_processor, toy_study, options):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    patches = [np.asarray(PIL.Image.fromarray(each).resize((32, 32), PIL.Image.Resampling.BICUBIC)) for each in noise]
+    cells = [encoded(patch, **options) for patch in patches]
+    collator = DelstCollator(tiny_processor, toy_study.gene_names, toy_study.slide_ids, defer_pixels=True)
+    found = collator.pixel_values(cells)
+    assert found.dtype == torch.uint8 and found.float().std() > 20
+    for pixels, cell in zip(found, cells, strict=True):
+        expected = np.asarray(PIL.Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+
+
+def test_one_patch_of_another_size_sends_the_batch_to_the_processor(collator, tiny_processor):
+    cells = [encoded(np.full((side, side, 3), 60 * i, dtype=np.uint8)) for i, side in enumerate((32, 48, 32))]
+    images = [PIL.Image.open(io.BytesIO(cell["bytes"])) for cell in cells]
+    expected = tiny_processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(collator.pixel_values(cells), expected)
+
+
+def test_broken_patches_are_refused(collator):
+    """libjpeg itself would fill up a patch that was cut off with grey and say nothing."""
+    whole = encoded(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))["bytes"]
+    for data, message in (
+        (whole[:-200], "truncated"),
+        (b"no image at all", "cannot identify"),
+        (b"\xff\xd8\xff\xd9", "cannot identify"),
+    ):
+        with pytest.raises(OSError, match=message):
+            collator.pixel_values([{"bytes": whole}, {"bytes": data}])
 
 
 def test_patches_of_another_size_are_resized(tiny_processor, toy_study):

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import torch
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..processing_delst import DelstProcessor
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class DelstCollator:
@@ -37,7 +40,8 @@ class DelstCollator:
         defer_pixels: bool = False,
     ):
         self.processor = processor
-        self.columns = processor.feature_extractor.match(gene_names)
+        # Of int32, as the rows' indices are: most of a batch's genes are looked up only to be left out.
+        self.columns = processor.feature_extractor.match(gene_names).astype(np.int32)
         known = self.columns[self.columns >= 0]
         self.names_are_unique = len(np.unique(known)) == len(known)
         self.slide_index = {slide_id: i for i, slide_id in enumerate(slide_ids)}
@@ -87,9 +91,10 @@ class DelstCollator:
         indices, lengths = columns.lists("gene_indices")
         counts, _ = columns.lists("gene_counts")
         totals = columns.numbers("total_counts").astype(np.float64)
-        column = self.columns[indices]
-        known = column >= 0
-        spot, column, counts = np.repeat(np.arange(len(lengths)), lengths)[known], column[known], counts[known]
+        column = np.take(self.columns, indices)
+        known = np.flatnonzero(column >= 0)
+        spot = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[known]
+        column, counts = column[known], counts[known]
         width = len(self.processor.feature_extractor.vocabulary)
         normalize = self.processor.feature_extractor.normalize
         if self.names_are_unique:
@@ -97,7 +102,7 @@ class DelstCollator:
             dense[spot, column] = normalize(counts[:, None], totals[spot])[:, 0]
             return dense
         # bincount adds up, so several genes of one name are summed as in the feature extractor, before the logarithm.
-        summed = np.bincount(spot * width + column, weights=counts, minlength=len(lengths) * width)
+        summed = np.bincount(spot.astype(np.int64) * width + column, weights=counts, minlength=len(lengths) * width)
         return normalize(summed.reshape(len(lengths), width), totals)
 
     def pixel_values(self, images: Sequence[Any]) -> Tensor:
@@ -105,16 +110,20 @@ class DelstCollator:
 
         With `defer_pixels`, uint8 where nothing but `finish` is left to do.
         """
-        opened: list[Any] = [_open(image) for image in images]
         transform = self.pixel_transform
-        if transform is None or any(image.size != transform.size for image in opened):
-            return self.processor.image_processor(opened, return_tensors="pt")["pixel_values"]
-        pixels = np.empty((len(opened), *transform.size[::-1], 3), dtype=np.uint8)
-        for i, image in enumerate(opened):  # decoded straight into the batch, one after the other, while in cache
-            pixels[i] = np.asarray(image)
-            opened[i] = None  # else the batch would be held twice
+        if transform is None:
+            return self._by_processor(images)
+        width, height = transform.size
+        pixels = np.empty((len(images), height, width, 3), dtype=np.uint8)
+        # Decoded straight into the batch, one after the other, while in cache.
+        if not all(_decode_into(patch, image) for patch, image in zip(pixels, images)):
+            return self._by_processor(images)
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return batch if self.defer_pixels else transform(batch)
+
+    def _by_processor(self, images: Sequence[Any]) -> Tensor:
+        """Patches that are to be resized or cropped (batch, 3, height, width) float32."""
+        return self.processor.image_processor([_open(image) for image in images], return_tensors="pt")["pixel_values"]
 
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Normalise patches that were left as uint8, on the device where they are; anything else passes through."""
@@ -184,6 +193,27 @@ class _PixelTransform:
         scale, shift = (x.flatten().repeat(rows.shape[2]).to(pixels.device) for x in (self.scale, self.shift))
         torch.addcmul(shift, lines, scale, out=lines)
         return rows.permute(0, 3, 1, 2)
+
+
+def _decode_into(patch: np.ndarray, image: Any) -> bool:
+    """Write the pixels of a cell into `patch` (height, width, 3) uint8; False if they are of another size.
+
+    A JPEG goes to libjpeg-turbo without a detour. Pillow, which is the same library at the same settings, keeps RGB in four
+    bytes a pixel and hands out three by a copy. It does what is left: other formats, CMYK, and files without their last bytes,
+    which libjpeg fills up with grey in silence and Pillow refuses.
+    """
+    data = image.get("bytes") if isinstance(image, Mapping) else None
+    if data is not None and data[:2] == _JPEG_START and data[-2:] == _JPEG_END:
+        try:
+            imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=patch)
+            return True
+        except (ValueError, RuntimeError):  # another size; a colour space or a fault that Pillow is asked about
+            pass
+    opened = _open(image)
+    if opened.size != (patch.shape[1], patch.shape[0]):
+        return False
+    patch[:] = np.asarray(opened)
+    return True
 
 
 def _open(image: Any) -> Image.Image:
