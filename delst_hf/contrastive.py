@@ -213,8 +213,9 @@ def _is_unresolved(
     """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
     An error of ``h`` counts most in the nearest foreign column of a row: by how far it may lengthen that logit, and as a
-    share of ``h``, which is in the gradient. To this comes the rounding of long logits, and of the direction in which an own
-    pair lies that is all but one point. All weigh as much as foreign columns may, at worst, have of the row's probability.
+    share of ``h``, which is in the gradient. To this comes the rounding of long logits, and of the directions of an own pair: in
+    its logit, and in its gradient where it is all but one point. All weigh as much as foreign columns may, at worst, have of
+    the row's probability.
     """
     eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
     measure, pessimistic = (
@@ -222,7 +223,9 @@ def _is_unresolved(
     )
     shift = multiplier * (measure - pessimistic)
     error = shift + 0.5 * floor / nearest + eps * multiplier * measure
-    error = error + torch.where(own_logits == 0, 0.0, own_floor * multiplier / own_logits.abs())
+    own_measure = own_logits.abs() / multiplier
+    own_shift = multiplier * own_floor / (own_measure / 2).cosh()
+    error = error + torch.where(own_logits == 0, 0.0, own_shift + own_floor / own_measure)
     foreign = torch.sigmoid(gap + shift)
     # A row without foreign columns has no nearest one: inf - inf above.
     return (foreign * error).nan_to_num(0.0, posinf=0.0).sum() > TOLERANCE * foreign.nan_to_num(0.0).sum()
@@ -250,16 +253,21 @@ def _walk_back(
     log_rows: Tensor,
     log_columns: Tensor,
     own_slope: Tensor,
+    centre: Tensor,
     geometry: str,
     start: int,
     chunk_size: int,
     dim: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `_prepare`."""
+    """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `_prepare`.
+
+    All slopes add up to 0, over all ranks, and so the gradient by the multiplier is one of differences: measures are taken
+    from `centre`, their mean over the own pairs. Else the rounding of a probability would count with the whole length of a logit.
+    """
     left, right, _, multiplier = outputs
     floor, factor = _resolution(left, right, dim), -multiplier
     grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
-    grad_multiplier = torch.zeros_like(multiplier)
+    grad_multiplier = centre * own_slope.sum()
     for rows, columns, (h, slope, logits, by_row) in _tiles(left, right, chunk_size, buffers=4):
         h, coincident = _products(left[rows], right[columns], floor[rows], geometry, out=h)
         measure = _measure_and_slope(h, geometry, out=slope)
@@ -270,7 +278,7 @@ def _walk_back(
         torch.sub(logits, log_rows[rows, None], out=by_row).exp_()
         probability = by_row.add_(torch.sub(logits, log_columns[columns], out=logits).exp_())
         probability.diagonal(rows.start + start - columns.start).zero_()
-        grad_multiplier -= measure.mul_(probability).sum()
+        grad_multiplier -= torch.dot(measure.sub_(centre).flatten(), probability.flatten())
         if left.requires_grad or right.requires_grad:
             grad_h = slope.mul_(probability)
             grad_left[rows].addmm_(grad_h, right[columns])
@@ -324,7 +332,8 @@ class TiledInfoNCE(torch.autograd.Function):
         ctx.geometry, ctx.chunk_size, ctx.start = geometry, chunk_size, start
         rows, columns = torch.logaddexp(log_rows, own_logits), torch.logaddexp(log_columns, own_columns)
         own_slope = -torch.sigmoid(row_gap) - torch.sigmoid(column_gap)
-        ctx.save_for_backward(x, y, scale, curvature, rows, columns, own_slope)
+        centre = (own_columns.mean() / -multiplier).nan_to_num(0.0, 0.0, 0.0)
+        ctx.save_for_backward(x, y, scale, curvature, rows, columns, own_slope, centre)
         # lse - own, by the form that keeps its digits where the own pair dominates.
         zero = torch.zeros_like(row_gap)
         losses = torch.logaddexp(row_gap, zero) + torch.logaddexp(column_gap, zero)
@@ -333,7 +342,7 @@ class TiledInfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        *inputs, log_rows, log_columns, own_slope = ctx.saved_tensors
+        *inputs, log_rows, log_columns, own_slope, centre = ctx.saved_tensors
         with _full_precision(inputs[0]), torch.enable_grad():
             leaves = [
                 tensor.detach().requires_grad_(needed)
@@ -343,7 +352,7 @@ class TiledInfoNCE(torch.autograd.Function):
             outputs = _prepare(lifted, ctx.geometry, ctx.start)
             with torch.no_grad():
                 tiling = (ctx.geometry, ctx.start, ctx.chunk_size)
-                slopes = _walk_back(outputs, log_rows, log_columns, own_slope, *tiling, dim=leaves[0].shape[-1])
+                slopes = _walk_back(outputs, log_rows, log_columns, own_slope, centre, *tiling, leaves[0].shape[-1])
             weight = grad_output * ctx.weight
             pairs = [
                 (output, slope * weight) for output, slope in zip(outputs, slopes, strict=True) if output.requires_grad
