@@ -213,9 +213,9 @@ def _is_unresolved(
     """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
     An error of ``h`` counts most in the nearest foreign column of a row: by how far it may lengthen that logit, and as a
-    share of ``h``, which is in the gradient. To this comes the rounding of long logits, and of the directions of an own pair: in
-    its logit, and in its gradient where it is all but one point. All weigh as much as foreign columns may, at worst, have of
-    the row's probability.
+    share of ``h``, which is in the gradient. To this comes the rounding of long logits, and of the directions of an own pair:
+    in its logit, and in its gradient where it is all but one point. All weigh as much as foreign columns may, at worst, have
+    of the row's probability.
     """
     eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
     measure, pessimistic = (
@@ -262,7 +262,7 @@ def _walk_back(
     """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `_prepare`.
 
     All slopes add up to 0, over all ranks, and so the gradient by the multiplier is one of differences: measures are taken
-    from `centre`, their mean over the own pairs. Else the rounding of a probability would count with the whole length of a logit.
+    from `centre`, their mean over the own pairs. Else the rounding of a probability would count with a logit's whole length.
     """
     left, right, _, multiplier = outputs
     floor, factor = _resolution(left, right, dim), -multiplier

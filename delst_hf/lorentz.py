@@ -157,13 +157,12 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
     with torch.no_grad():  # the product does not depend on the centre, so neither do the gradients
         count = max(len(x) + len(y), 1)
         centre = (rapidities[0].sum() + rapidities[1].sum()) / count
-        pole = sum((1 / norm).T @ points for points, norm in zip((x, y), norms, strict=True)) / count
+        pole = ((1 / norms[0]).T @ x + (1 / norms[1]).T @ y) / count
     parts: list[tuple[Tensor, ...]] = []
     for points, norm, r in zip((x, y), norms, rapidities, strict=True):
         scale = (curvature / 2) ** 0.5 * (-1 if parts else 1)
-        offset = torch.addmm(
-            points * scale, norm * scale, pole, alpha=-1
-        )  # one pass less over (n, dim), there and back
+        # addmm is one pass less over (n, dim), there and back.
+        offset = torch.addmm(points * scale, norm * scale, pole, alpha=-1)
         spread = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).square()
         scaled = _sqrt(curvature) * norm
         spread = 2 * spread / scaled
