@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from layouts import make_source, write_outs
 from PIL import Image
+from safetensors.torch import load_file
 
 from delst_hf import DelstModel
 
@@ -73,3 +74,9 @@ def test_expression_prediction(run, toy_checkpoint, toy_folder, tmp_path):
     assert len(scores) == 3
     assert scores[0] > 0.3  # the slides' colours go with the planted genes, whatever the model
     assert_drawn(tmp_path / "prediction.png")
+
+
+def test_gated_backbone(run, tiny_backbone, toy_folder, tmp_path):
+    text = run("gated_backbone.py", tiny_backbone, toy_folder, tmp_path / "run")
+    assert "MB of heads" in text and "the same embedding after loading: True" in text
+    assert not any("vision_model" in name for name in load_file(tmp_path / "run" / "model" / "model.safetensors"))
