@@ -80,3 +80,9 @@ def test_gated_backbone(run, tiny_backbone, toy_folder, tmp_path):
     text = run("gated_backbone.py", tiny_backbone, toy_folder, tmp_path / "run")
     assert "MB of heads" in text and "the same embedding after loading: True" in text
     assert not any("vision_model" in name for name in load_file(tmp_path / "run" / "model" / "model.safetensors"))
+
+
+def test_hierarchy(run, toy_checkpoint, toy_folder, tmp_path):
+    text = run("hierarchy.py", toy_checkpoint, toy_folder, "toy_B1", tmp_path / "hierarchy.png")
+    assert text.count("mean radius") == 2 and "child of another" in text
+    assert_drawn(tmp_path / "hierarchy.png")
