@@ -7,11 +7,14 @@ room, the trainer and the evaluation are loaded on first use.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .feature_extraction_delst import DelstGeneFeatureExtractor
 from .modeling_delst import DelstGeneModel, DelstModel, DelstOutput
+from .modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+from .pipelines_delst import GeneExpressionPipeline, SpotEmbeddingPipeline
 from .processing_delst import DelstProcessor
 
 if TYPE_CHECKING:
@@ -26,12 +29,19 @@ AutoConfig.register("delst", DelstConfig)
 AutoConfig.register("delst_gene", DelstGeneConfig)
 AutoModel.register(DelstConfig, DelstModel)
 AutoModel.register(DelstGeneConfig, DelstGeneModel)
+AutoModelForImageClassification.register(DelstConfig, DelstForSpotClassification)
 AutoFeatureExtractor.register(DelstConfig, DelstGeneFeatureExtractor)
 AutoProcessor.register(DelstConfig, DelstProcessor)
+
+PIPELINE_REGISTRY.register_pipeline("spot-embedding", SpotEmbeddingPipeline, pt_model=DelstModel, type="multimodal")
+PIPELINE_REGISTRY.register_pipeline(
+    "gene-expression-prediction", GeneExpressionPipeline, pt_model=DelstForGeneExpressionPrediction, type="image"
+)
 
 # What is saved carries the files that define it, so that it loads where this package is not installed.
 DelstConfig.register_for_auto_class("AutoConfig")
 DelstModel.register_for_auto_class("AutoModel")
+DelstForSpotClassification.register_for_auto_class("AutoModelForImageClassification")
 DelstGeneFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 DelstProcessor.register_for_auto_class("AutoProcessor")
 
@@ -46,6 +56,8 @@ _LAZY = {
 __all__ = [
     "DelstCollator",
     "DelstConfig",
+    "DelstForGeneExpressionPrediction",
+    "DelstForSpotClassification",
     "DelstGeneConfig",
     "DelstGeneFeatureExtractor",
     "DelstGeneModel",
@@ -54,7 +66,9 @@ __all__ = [
     "DelstProcessor",
     "DelstTrainer",
     "DelstTrainingArguments",
+    "GeneExpressionPipeline",
     "Slide",
+    "SpotEmbeddingPipeline",
     "write_dataset",
 ]
 

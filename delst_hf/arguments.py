@@ -98,7 +98,11 @@ ModelArguments = make_dataclass(
             int | None,
             field(default=None, metadata={"help": "Side of the model's input, px. Default: that of the backbone."}),
         ),
-        *_documented_fields(DelstConfig, "", ("vision_config", "gene_config", "vision_feature_size", "vision_source")),
+        *_documented_fields(
+            DelstConfig,
+            "",
+            ("vision_config", "gene_config", "vision_feature_size", "vision_source", "head_inputs", "head_dropout"),
+        ),
         *_documented_fields(DelstGeneConfig, "gene_", ("num_genes",)),
     ],
     namespace={"__doc__": "Model and losses.", "config_arguments": _config_arguments},

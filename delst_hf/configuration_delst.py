@@ -97,6 +97,8 @@ class DelstConfig(PreTrainedConfig):
         vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` (class
             token), ``"mean"`` (of the patch tokens) or ``"cls+mean"`` (both, one after the other).
         vision_feature_size: Width of the pooled backbone output; measured once and stored when None.
+        head_inputs: What a task head reads: the features of the ``"image"``, of the ``"gene"`` tower, or of ``"both"``.
+        head_dropout: Dropout probability before the last layer of a task head.
         freeze_batch_norm: Keep BatchNorm statistics of the backbone fixed in training. Small batches ruin them, and
             batch statistics leak information between the pairs of a contrastive batch.
         save_backbone: Whether saved checkpoints hold the backbone. Without it they hold heads and LoRA, for a backbone that
@@ -129,6 +131,8 @@ class DelstConfig(PreTrainedConfig):
     intra_aperture_scale: float | int = 1.0
     vision_pooling: str = "auto"
     vision_feature_size: int | None = None
+    head_inputs: str = "image"
+    head_dropout: float | int = 0.0
     freeze_batch_norm: bool = True
     save_backbone: bool = True
     vision_source: dict | None = None
@@ -167,6 +171,8 @@ class DelstConfig(PreTrainedConfig):
         _check_choice("cross_parent", self.cross_parent, ("gene", "image"))
         _check_choice("intra_parent", self.intra_parent, ("fewer", "more"))
         _check_choice("vision_pooling", self.vision_pooling, ("auto", "pooler", "cls", "mean", "cls+mean"))
+        _check_choice("head_inputs", self.head_inputs, ("image", "gene", "both"))
+        _check_range("head_dropout", self.head_dropout, 0, 1, closed=True)
         _check_range("projection_dim", self.projection_dim, 1, closed=True)
         for name in ("curvature_init", "min_radius", "cross_aperture_scale", "intra_aperture_scale"):
             _check_range(name, getattr(self, name), 0)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,29 @@ class DelstOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that computes and stays in float32, whatever the model around it is built in or cast to."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None):
+        super().__init__(in_features, out_features, bias, device, dtype=torch.float32)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Linear":
+        return super()._apply(keep_float32(fn), recurse)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
+def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What ``Module.to`` and its kin do to a tensor, less a cast to half precision: the way back would not undo it."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return tensor.to(result.device) if result.dtype in (torch.float16, torch.bfloat16) else result
+
+    return moved
+
+
 class DelstPreTrainedModel(BackboneOptionalModel):
     """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through."""
 
@@ -69,12 +93,23 @@ class DelstPreTrainedModel(BackboneOptionalModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _no_split_modules = ["DelstGeneModel"]
+    # The head: its own scalars only, since a backbone may have a logit_scale too (swinv2).
+    _keep_in_fp32_modules_strict = [
+        r"visual_projection\.",
+        r"gene_projection\.",
+        r"^(delst\.)?logit_scale$",
+        r"^(delst\.)?log_(curvature|image_scale|gene_scale)$",
+        r"^(classifier|regressor)\.",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             # 1/sqrt(fan_in) keeps unit variance through the projections, so that embeddings start at a radius near 1.
             init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, DelstModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
             init.constant_(module.log_curvature, math.log(self.config.curvature_init))
@@ -100,14 +135,15 @@ class DelstModel(DelstPreTrainedModel):
         self.gene_model = DelstGeneModel(self.config.gene_config)
         if config.vision_feature_size is None:
             config.vision_feature_size = measure_vision_model(self.vision_model, config.vision_pooling)[0]
-        self.visual_projection = nn.Linear(config.vision_feature_size, config.projection_dim, bias=False)
-        self.gene_projection = nn.Linear(self.config.gene_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
+        self.visual_projection = Float32Linear(config.vision_feature_size, config.projection_dim, bias=False)
+        self.gene_projection = Float32Linear(self.config.gene_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init, dtype=torch.float32))
         # Scalars that the geometry does not use are kept (one checkpoint layout) but not trained.
         has_curvature, has_scale = config.geometry == "lorentz", config.geometry != "cosine"
-        self.log_curvature = nn.Parameter(torch.zeros(()), requires_grad=has_curvature and config.learn_curvature)
-        self.log_image_scale = nn.Parameter(torch.zeros(()), requires_grad=has_scale)
-        self.log_gene_scale = nn.Parameter(torch.zeros(()), requires_grad=has_scale)
+        learned = has_curvature and config.learn_curvature
+        self.log_curvature = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=learned)
+        self.log_image_scale = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=has_scale)
+        self.log_gene_scale = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=has_scale)
         self.post_init()
 
     @classmethod
@@ -142,6 +178,18 @@ class DelstModel(DelstPreTrainedModel):
         attention = {"attn_implementation": {"vision_config": vision.config._attn_implementation}}
         model_config = DelstConfig(vision_config=vision.config, gene_config=gene_config, **{**attention, **config})
         return cls(model_config, vision_model=vision).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DelstModel":
+        """As in torch, except that no cast reaches the head: its scalars stay in float32, and so do the projections."""
+        if recurse:
+            for module in self.children():
+                module._apply(fn)
+        return super()._apply(keep_float32(fn), recurse=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the towers; the head is in float32 always."""
+        return self.gene_model.dtype
 
     def train(self, mode: bool = True) -> "DelstModel":
         """As in torch, except that the backbone's BatchNorm layers stay in eval mode (``config.freeze_batch_norm``)."""
@@ -198,7 +246,7 @@ class DelstModel(DelstPreTrainedModel):
             # Backbones differ a hundredfold in the size of their features. Standardised, every one of them starts near
             # radius 1, neither collapsed to the origin nor beyond the radius cap, where gradients vanish.
             standardised = F.layer_norm(features.float(), features.shape[-1:])
-            projected = F.linear(standardised, projection.weight.float())
+            projected = projection(standardised)
             if self.config.geometry == "cosine":
                 return F.normalize(projected, dim=-1)
             projected = projected * log_scale.float().exp()

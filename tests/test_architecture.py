@@ -19,8 +19,10 @@ MODEL_FILES = [
     "vision_delst",
     "backbone_delst",
     "modeling_delst",
+    "modeling_delst_heads",
     "feature_extraction_delst",
     "processing_delst",
+    "pipelines_delst",
 ]
 
 # The order of reading. A module imports from the lines above its own; a folder stands for all that lies in it and is

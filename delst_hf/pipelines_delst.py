@@ -1,0 +1,126 @@
+"""Pipelines: ``pipeline("spot-embedding", model=folder)`` and ``pipeline("gene-expression-prediction", model=folder)``.
+
+For single spots and small sets. A whole slide is faster by batches (`delst_hf.evaluation.embed`).
+"""
+
+# mypy: disable-error-code="override, assignment"
+# transformers means its steps to be overridden with the parameters that they take, and its flags by bools.
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import Pipeline
+from transformers.image_utils import load_image
+
+_KEYS = {"image", "counts", "gene_names"}
+
+
+class SpotEmbeddingPipeline(Pipeline):
+    """Patches, counts or both -> embeddings in the joint space, numpy arrays (projection_dim,).
+
+    An input is a patch (a PIL image, a path or a URL), or a dict with ``image``, ``counts`` or both: ``counts`` is a mapping
+    from gene to count, or a row of counts with ``gene_names`` beside it.
+    """
+
+    model: Any
+    processor: Any
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self, gene_names: Sequence[str] | None = None, timeout: float | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        given = {"gene_names": gene_names, "timeout": timeout}
+        return {name: value for name, value in given.items() if value is not None}, {}, {}
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Embed.
+
+        Args:
+            inputs: One input or a list of them, all of the same kind.
+            **kwargs: ``gene_names`` of rows of counts that come without, ``batch_size``, ``timeout`` of a download in s.
+
+        Returns:
+            For each input a dict with ``image_embeds``, ``gene_embeds`` or both.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(
+        self, inputs: Any, gene_names: Sequence[str] | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        spot = dict(inputs) if isinstance(inputs, Mapping) else {"image": inputs}
+        if not spot or not set(spot) <= _KEYS or set(spot) == {"gene_names"}:
+            raise ValueError(
+                f"An input with the keys {sorted(map(str, spot))[:5]} is not known. Give a patch, or a dict with 'image', "
+                "'counts' or both; counts by gene go in as {'counts': {'EPCAM': 3, ...}}."
+            )
+        image, counts = spot.get("image"), spot.get("counts")
+        return self.processor(
+            images=None if image is None else load_image(image, timeout=timeout),
+            counts=counts,
+            gene_names=spot.get("gene_names", None if isinstance(counts, Mapping) else gene_names),
+            return_tensors="pt",
+        )
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = {}
+        if "pixel_values" in model_inputs:
+            outputs["image_embeds"] = self.model.get_image_features(model_inputs["pixel_values"]).pooler_output
+        if "gene_values" in model_inputs:
+            genes = {name: model_inputs[name] for name in ("gene_values", "gene_mask")}
+            outputs["gene_embeds"] = self.model.get_gene_features(**genes).pooler_output
+        return outputs
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: embeds[0].float().numpy() for name, embeds in model_outputs.items()}
+
+
+class GeneExpressionPipeline(Pipeline):
+    """Patches -> normalised expression by gene, from a `DelstForGeneExpressionPrediction`."""
+
+    model: Any
+    processor: Any
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self, genes: Sequence[str] | None = None, timeout: float | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if genes is not None and (unknown := sorted(set(genes) - set(self.processor.feature_extractor.vocabulary))):
+            raise ValueError(
+                f"The genes {unknown[:5]} are not in this model's vocabulary, which has names such as "
+                f"{self.processor.feature_extractor.vocabulary[:3]}. Leave them out."
+            )
+        return {} if timeout is None else {"timeout": timeout}, {}, {} if genes is None else {"genes": genes}
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Predict.
+
+        Args:
+            inputs: One patch or a list of them: PIL images, paths or URLs.
+            **kwargs: ``genes`` to return (all by default), ``batch_size``, ``timeout`` of a download in s.
+
+        Returns:
+            For each patch a dict from gene to expression, on the scale of ``gene_values``.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
+        return self.processor(images=load_image(image, timeout=timeout), return_tensors="pt")
+
+    def _forward(self, model_inputs: dict[str, Any]) -> Any:
+        return self.model(**model_inputs)
+
+    def postprocess(self, model_outputs: Any, genes: Sequence[str] | None = None) -> dict[str, float]:
+        vocabulary = self.processor.feature_extractor.vocabulary
+        predicted = dict(zip(vocabulary, model_outputs["logits"][0].float().tolist(), strict=True))
+        return predicted if genes is None else {gene: predicted[gene] for gene in genes}
+
+
+__all__ = ["GeneExpressionPipeline", "SpotEmbeddingPipeline"]
