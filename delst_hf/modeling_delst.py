@@ -94,13 +94,14 @@ class DelstPreTrainedModel(BackboneOptionalModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["DelstGeneModel"]
-    # The head: its own scalars only, since a backbone may have a logit_scale too (swinv2).
+    # The head, whose logit_scale is not one that a backbone may have (swinv2).
     _keep_in_fp32_modules_strict = [
-        r"visual_projection\.",
-        r"gene_projection\.",
-        r"^(delst\.)?logit_scale$",
-        r"^(delst\.)?log_(curvature|image_scale|gene_scale)$",
-        r"^(classifier|regressor)\.",
+        "visual_projection",
+        "gene_projection",
+        r"(?<!\.)(?:delst\.)?logit_scale",
+        "log_curvature",
+        "log_image_scale",
+        "log_gene_scale",
     ]
 
     @torch.no_grad()

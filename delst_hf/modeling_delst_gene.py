@@ -154,8 +154,11 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         if gene_mask is not None:
             gene_values = torch.where(gene_mask, gene_values, self.missing_values)
         if self.pooling is not None:
-            embeddings = self.pooling.gene_embeddings.weight
-            gene_values = self.pooling(embeddings, gene_values - self.missing_values, gene_mask)
+            # By a call and not by its weight: a layer whose weights lie on another device fetches them when it is called.
+            genes = torch.arange(self.config.num_genes, device=gene_values.device)
+            gene_values = self.pooling(
+                self.pooling.gene_embeddings(genes), gene_values - self.missing_values, gene_mask
+            )
         features = self.layers(gene_values)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
 

@@ -32,6 +32,7 @@ class DelstForSpotClassification(DelstPreTrainedModel):
 
     # The loss is a mean over the batch: the Trainer divides it by the number of accumulated batches.
     accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["classifier"]
 
     def __init__(self, config: DelstConfig):
         super().__init__(config)
@@ -94,6 +95,7 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
     """
 
     accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["regressor"]
 
     def __init__(self, config: DelstConfig):
         super().__init__(config)
