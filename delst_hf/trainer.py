@@ -23,9 +23,9 @@ from .gradient_cache import cached_loss
 from .losses import world_size
 from .modeling_delst import DelstModel, DelstOutput
 from .processing_delst import DelstProcessor
+from .sharding import SCALARS, prepare_for_sharding, whole_model
 from .training_arguments import DelstTrainingArguments
 
-SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
 LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
 
 
@@ -58,7 +58,8 @@ class DelstTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._check_gradient_caching()
         if self.is_fsdp_enabled:
-            replicate_scalars(self.model, self.accelerator.state.fsdp_plugin)
+            self._refuse_what_cannot_be_sharded()
+            prepare_for_sharding(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
@@ -178,6 +179,21 @@ class DelstTrainer(Trainer):
                 "count its statistics twice. Leave freeze_batch_norm at True."
             )
 
+    def _refuse_what_cannot_be_sharded(self) -> None:
+        """FSDP shards one whole model; heads alone, or weights beside frozen ones, are small and need none of it."""
+        asked = [name for name in ("lora", "cache_features") if getattr(self.args, name)]
+        if asked:
+            raise ValueError(
+                f"{asked[0]}=True trains few weights, which FSDP would not shard. Train with DDP "
+                "(training/configs/accelerate/multi_gpu.yaml), or leave the option out."
+            )
+
+    def trained_model(self) -> DelstModel | None:
+        """The model in one piece on the first process, None on others where FSDP shards it; all processes must call it."""
+        if self.is_fsdp_enabled:
+            return whole_model(self.model, self.accelerator)
+        return self.accelerator.unwrap_model(self.model)
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -234,6 +250,8 @@ class DelstTrainer(Trainer):
         # The default format renames the weights of some backbones (vit, dinov2, swin, ...), and resuming loads the file
         # without renaming them back: they would be lost with no more than a warning.
         model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled:  # a class made by FSDP, whose own source would be saved beside the weights
+            type(model)._auto_class = None
         model.save_pretrained = functools.partial(type(model).save_pretrained, model, save_original_format=False)
         try:
             super()._save(output_dir, state_dict)
@@ -266,28 +284,6 @@ class DelstTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(run / f"checkpoint-{self.state.global_step}")
-
-
-def replicate_scalars(model: DelstModel, plugin: Any) -> None:
-    """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them whole, their gradients averaged.
-
-    Args:
-        model: The model, not yet wrapped.
-        plugin: Accelerate's ``FullyShardedDataParallelPlugin``.
-    """
-    holder = nn.Module()
-    for name in SCALARS:
-        holder.register_parameter(name, getattr(model, name))
-    plugin.ignored_modules = [holder]
-
-    def average(parameter: nn.Parameter) -> None:
-        # Also right when gradients add up: what earlier passes left is the same on all processes, so its mean is itself.
-        torch.distributed.all_reduce(parameter.grad)
-        parameter.grad /= world_size()  # type: ignore[operator, assignment]
-
-    for parameter in holder.parameters():
-        if parameter.requires_grad and world_size() > 1:
-            parameter.register_post_accumulate_grad_hook(average)
 
 
 def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:

@@ -48,7 +48,9 @@ def test_fsdp_config_makes_the_plugin(monkeypatch):
         if name.startswith("FSDP_"):
             monkeypatch.setenv(name, str(value))
     plugin = FullyShardedDataParallelPlugin()
-    assert plugin.fsdp_version == 2 and plugin.min_num_params == 5_000_000 and plugin.reshard_after_forward is True
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    # By size, FSDP 2 would be asked to wrap lists of layers, and refuse.
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert str(plugin.state_dict_type).endswith("FULL_STATE_DICT")
 
 

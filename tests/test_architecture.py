@@ -62,6 +62,7 @@ ORDER = [
     "training_arguments",
     "gradient_cache",
     "checkpoints",
+    "sharding",
     "trainer",
     "hub",
     "data/publish",

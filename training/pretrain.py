@@ -118,6 +118,7 @@ def main() -> None:
     if training.lora:
         add_lora(model, training.lora_rank)
     trainer = train(model, training, train_spots, validation_spots, collator, checkpoint)
+    model = trainer.trained_model()
     if trainer.is_world_process_zero():
         record = training_record(
             dataset=os.path.basename(os.path.normpath(data.dataset)),
