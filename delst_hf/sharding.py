@@ -27,7 +27,7 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
             f"fsdp_version={plugin.fsdp_version} is not supported. Use 2, as training/configs/accelerate/fsdp.yaml does."
         )
     # Accelerate asks for the table of tokens, to shard it by itself. There is none, and transformers' answer is an exception.
-    model.get_input_embeddings = _no_embeddings  # type: ignore[method-assign]
+    model.get_input_embeddings = _no_embeddings  # type: ignore[method-assign, assignment]
     holder = nn.Module()
     for name in SCALARS:
         holder.register_parameter(name, getattr(model, name))

@@ -118,8 +118,8 @@ def main() -> None:
     if training.lora:
         add_lora(model, training.lora_rank)
     trainer = train(model, training, train_spots, validation_spots, collator, checkpoint)
-    model = trainer.trained_model()
-    if trainer.is_world_process_zero():
+    trained = trainer.trained_model()
+    if trained is not None and trainer.is_world_process_zero():
         record = training_record(
             dataset=os.path.basename(os.path.normpath(data.dataset)),
             train_slides=train_slides,
@@ -129,9 +129,9 @@ def main() -> None:
             seed=training.seed,
             log_history=trainer.state.log_history,
         )
-        if training.lora and model.config.save_backbone:
-            merge_lora(model)
-        folder = save_checkpoint_folder(Path(training.output_dir or ".") / "model", model, processor, record)
+        if training.lora and trained.config.save_backbone:
+            merge_lora(trained)
+        folder = save_checkpoint_folder(Path(training.output_dir or ".") / "model", trained, processor, record)
         print(f"Checkpoint: {folder}")
 
 
