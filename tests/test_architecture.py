@@ -37,6 +37,8 @@ ORDER = [
     "data/openslide_image",
     "data/images",
     "data/genes",
+    "data/counts",
+    "data/patches",
     "data/slide",
     "data/quality",
     "data/preview",

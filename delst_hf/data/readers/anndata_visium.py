@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..counts import check_counts, describe_bad_counts, make_genes, sum_duplicate_genes
 from ..images import check_readable, open_image, to_rgb
-from ..slide import Slide, check_counts, describe_bad_counts, make_genes, make_slide_id, sum_duplicate_genes
+from ..slide import Slide, make_slide_id
 from .lattice import visium_lattice_mpp
 from .matrices import gene_features
 

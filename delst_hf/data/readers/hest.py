@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image, to_rgb
-from ..slide import Slide, StoredPatches
+from ..patches import StoredPatches
+from ..slide import Slide
 from .anndata_visium import on_tissue, open_anndata, raw_counts
 from .xenium import CONTROLS
 

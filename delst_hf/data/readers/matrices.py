@@ -17,8 +17,8 @@ import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 
+from ..counts import check_counts, make_genes
 from ..images import check_readable
-from ..slide import check_counts, make_genes
 
 logger = logging.getLogger(__name__)
 
