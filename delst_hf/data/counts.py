@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 logger = logging.getLogger(__name__)
 
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+GENE_EXPRESSION = "Gene Expression"
 _MAX_COUNT = np.iinfo(np.int32).max
 
 
@@ -75,3 +76,12 @@ def sum_duplicate_genes(
     )
     summing = sp.csr_matrix((np.ones(len(group), counts.dtype), (np.arange(len(group)), group)))
     return (counts @ summing).tocsr(), genes[first].reset_index(drop=True)
+
+
+def gene_features(kinds: Collection[str], name: str) -> np.ndarray | None:
+    """Which features (features,) are genes by their type; None where all are, or no type says so."""
+    keep = np.asarray([str(kind) == GENE_EXPRESSION for kind in kinds])
+    if keep.all() or not keep.any():
+        return None
+    logger.info("%s: left out %d features that are no %s", name, (~keep).sum(), GENE_EXPRESSION)
+    return keep
