@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from . import plots
 from .pictures import decode
+from .results import own_arms
 
 Record = Mapping[str, Any]
 _EMPTY_PATCH = np.full((8, 8, 3), 200, dtype=np.uint8)
@@ -67,7 +68,7 @@ def arm_pictures(record: Record) -> Iterator[Picture]:
                 "value": row["metrics"][metric],
                 "low": row["intervals"].get(metric, {}).get("low"),
                 "high": row["intervals"].get(metric, {}).get("high"),
-                "baseline": not row["arm"].startswith("DELST"),
+                "baseline": row["arm"] not in own_arms(record),
             }
             for row in record.get("protocols", [])
             if row["protocol"] == protocol and row["metrics"].get(metric) is not None
@@ -84,7 +85,7 @@ def _maps(record: Record) -> Iterator[Picture]:
     slides = np.array(spots["slide"])
     tissue = (record.get("pictures") or {}).get("slides", {})
     gene = next((key.removeprefix("gene:measured:") for key in spots if key.startswith("gene:measured:")), None)
-    predicted = next((key for key in spots if key.startswith("predicted:linear:DELST backbone")), None)
+    predicted = next((key for key in spots if key == f"predicted:linear:{own_arms(record)[0]}"), None)
     signatures = [key for key in spots if key.startswith("signature:")]
     for slide in dict.fromkeys(spots["slide"]):
         rows = np.flatnonzero(slides == slide)
@@ -102,9 +103,7 @@ def _maps(record: Record) -> Iterator[Picture]:
                           plots.spatial_maps(panels=shown, **place))  # fmt: skip
         if gene:
             shown = {f"{gene} measured": panel(f"gene:measured:{gene}"), "predicted": panel(f"gene:predicted:{gene}")}
-            caption = (
-                f"{gene}, log(1 + counts): the gene that the backbone predicts best. Each panel has its own scale."
-            )
+            caption = f"{gene}, log(1 + counts): the gene that is predicted best. Each panel has its own scale."
             yield Picture(f"gene-{slide}", f"{slide}: a gene", caption, plots.spatial_maps(panels=shown, **place))
         if signatures:
             shown = {key.removeprefix("signature:"): panel(key) for key in signatures[:3]}
@@ -173,7 +172,7 @@ def _gallery(record: Record) -> Picture:
 
 def _genes(record: Record) -> Picture:
     arms = [row["arm"] for row in record["per_gene"]]
-    arm = "DELST backbone" if "DELST backbone" in arms else arms[0]
+    arm = own_arms(record)[0] if own_arms(record)[0] in arms else arms[0]
     rows = [row for row in record["per_gene"] if row["arm"] == arm]
     caption = f"{arm}, HEST protocol with cross-validated alpha; bootstrap over spots."
     return Picture("genes", "Pearson by gene", caption, plots.gene_pearson_plot(rows))

@@ -56,7 +56,8 @@ ORDER = [
     "data/collator",
     "data/__init__",
     "evaluation/embed",  # joins a model to a study, hence not with its neighbours
-    "evaluation/checkpoint_suite",
+    "evaluation/arrays",
+    "evaluation/subjects",
     "evaluation/protocol",  # the same, of all evaluations
     "arguments",
     "lora",
