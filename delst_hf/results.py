@@ -184,11 +184,16 @@ def _same_quantities(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
 
 
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinity, which are not JSON, as None."""
+    """The same with NaN and infinity, which are not JSON, as None, and numbers to ten digits.
+
+    The last ones of a float depend on the number of threads of the linear algebra, and would make equal results differ.
+    """
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_finite(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.10g}") if np.isfinite(value) else None

@@ -18,6 +18,7 @@ from .preparation import MAX_INNER_FOLDS, FlooredScaler, finite_matrix, group_fo
 PROBE_ALPHAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 # Choosing alpha repeats every fit for every fold; two seeds steady that choice at 2/5 of the cost.
 SELECTION_SEEDS = 2
+THREADED_FROM = 4_000_000  # numbers in the features
 
 
 def linear_probe(
@@ -133,7 +134,8 @@ def probe_predictions(
             class_weight="balanced",
             max_iter=10_000,
             random_state=seed,
-            n_jobs=-1,  # one thread per class; the result does not depend on it
+            # One thread per class where that pays; the result does not depend on it.
+            n_jobs=-1 if inputs.size > THREADED_FROM else None,
         )
         predictions.append(classifier.fit(inputs, labels).predict(queries))
     return predictions
