@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-# Of some of these only to have them beside this file: transformers copies what the file of a class itself imports.
-from .backbone_delst import BackboneOptionalModel  # noqa: F401
+# Those imported `as` themselves are only to lie beside this file: transformers copies what the file of a class imports.
+from .backbone_delst import BackboneOptionalModel as BackboneOptionalModel
 from .configuration_delst import DelstConfig
-from .contrastive import similarity_logits  # noqa: F401
-from .lorentz import exp_map0  # noqa: F401
-from .losses import contrastive_loss  # noqa: F401
+from .contrastive import similarity_logits as similarity_logits
+from .lorentz import exp_map0 as exp_map0
+from .losses import contrastive_loss as contrastive_loss
 from .modeling_delst import DelstModel, DelstPreTrainedModel, Float32Linear
-from .modeling_delst_gene import DelstGeneModel  # noqa: F401
+from .modeling_delst_gene import DelstGeneModel as DelstGeneModel
 from .vision_delst import encode_images
 
 
@@ -52,7 +53,7 @@ class DelstForSpotClassification(DelstPreTrainedModel):
         gene_values: Tensor | None = None,
         gene_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """Classify spots.
 
@@ -108,7 +109,11 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, gene_mask: Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        gene_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """Predict expression.
 

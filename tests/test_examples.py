@@ -86,3 +86,11 @@ def test_hierarchy(run, toy_checkpoint, toy_folder, tmp_path):
     text = run("hierarchy.py", toy_checkpoint, toy_folder, "toy_B1", tmp_path / "hierarchy.png")
     assert text.count("mean radius") == 2 and "child of another" in text
     assert_drawn(tmp_path / "hierarchy.png")
+
+
+def test_finetune_classifier(run, toy_checkpoint, toy_folder, tmp_path):
+    text = run("finetune_classifier.py", toy_checkpoint, toy_folder, "toy_B1", tmp_path / "classifier")
+    scores = [float(score) for score in re.findall(r"macro-F1 (\d\.\d+) on 36 spots of toy_B1", text)]
+    assert len(scores) == 2 and "commonest class" in text
+    assert (tmp_path / "classifier" / "config.json").exists()
+    assert_drawn(tmp_path / "classifier" / "map.png")

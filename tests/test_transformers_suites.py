@@ -1,4 +1,8 @@
-"""transformers' own common suites on our classes. What does not apply is skipped, with the reason in one line."""
+"""transformers' own common suites on our classes. What does not apply is skipped, with the reason in one line.
+
+Of its other mixins, GenerationTesterMixin is for models that generate text, and PipelineTesterMixin fetches tiny checkpoints of
+transformers' own models from the Hub: our pipelines are tested in test_pipelines.py.
+"""
 
 import unittest
 from unittest import skip
@@ -16,6 +20,8 @@ from transformers_suites import (
 
 from delst_hf import (
     DelstConfig,
+    DelstForGeneExpressionPrediction,
+    DelstForSpotClassification,
     DelstGeneConfig,
     DelstGeneFeatureExtractor,
     DelstGeneModel,
@@ -74,6 +80,16 @@ class DelstModelTester:
         gene_config, genes = self.gene_model_tester.prepare_config_and_inputs_for_common()
         config = DelstConfig(vision_config=vision_config, gene_config=gene_config, projection_dim=8)
         return config, {**image, **genes, "level": 10.0 * torch.arange(BATCH)}
+
+
+class HeadsTester(DelstModelTester):
+    """Task heads on the patch alone, whose tokens are those of the backbone."""
+
+    seq_length, hidden_size, num_attention_heads = (SIZE // 8) ** 2 + 1, WIDTH, 2
+
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        return config, {"pixel_values": inputs["pixel_values"]}
 
 
 class DelstModelNamedAsCLIP(DelstModel):
@@ -147,6 +163,28 @@ class DelstModelTest(ModelTesterMixin, unittest.TestCase):
     @skip("They belong to the backbone's output, which the common test does not look into")
     def test_retain_grad_hidden_states_attentions(self):
         pass
+
+    @skip("Neither pixels nor expression pass through an nn.Embedding")
+    def test_model_get_set_embeddings(self):
+        pass
+
+
+class DelstHeadsTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (DelstForSpotClassification, DelstForGeneExpressionPrediction)
+    test_resize_embeddings = False  # there are no token embeddings
+    test_can_init_all_missing_weights_before_2023 = True
+    test_all_params_have_gradient = False  # a head on the patch leaves the gene encoder as it is
+    _is_composite = True
+
+    def setUp(self):
+        self.model_tester = HeadsTester()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class)
+        if return_labels:
+            is_class = model_class is DelstForSpotClassification
+            inputs["labels"] = torch.ones(BATCH, dtype=torch.long) if is_class else torch.ones(BATCH, GENES)
+        return inputs
 
     @skip("Neither pixels nor expression pass through an nn.Embedding")
     def test_model_get_set_embeddings(self):
