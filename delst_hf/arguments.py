@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .card_facts import FACTS, FILES
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .data.study import LEVEL_KEYS
 
@@ -107,6 +108,48 @@ ModelArguments = make_dataclass(
     ],
     namespace={"__doc__": "Model and losses.", "config_arguments": _config_arguments},
 )
+
+
+CardArguments = make_dataclass(
+    "CardArguments",
+    [
+        (option[2:].replace("-", "_"), str | None, field(default=None, metadata={"help": f"For the card: {text}."}))
+        for name, (option, text) in FACTS.items()
+        if name not in FILES
+    ],
+    namespace={
+        "__doc__": "Facts of the model card, for push_to_hub.",
+        "facts": lambda self: {
+            name: value
+            for name, (option, _) in FACTS.items()
+            if (value := getattr(self, option[2:].replace("-", "_"), None)) is not None
+        },
+    },
+)
+
+# What says where things lie or how the run is watched, and not what is learned.
+_NOT_LEARNED = re.compile(
+    "dataset$|output_dir|logging|report_to|run_name|hub|push|save|token|resume|tqdm|dataloader|do_|overwrite"
+)
+
+
+def hyperparameters(*parts: Any) -> dict[str, Any]:
+    """What a run was set to: every value of dataclasses that differs from its default, and all of a class's own fields.
+
+    Args:
+        *parts: Instances of `DataArguments`, `ModelArguments`, ``DelstTrainingArguments``.
+    """
+    found = {}
+    for part in parts:
+        own = vars(type(part)).get("__annotations__", {})
+        for one in dataclasses.fields(part):
+            value = getattr(part, one.name)
+            default = one.default_factory() if callable(one.default_factory) else one.default
+            if _NOT_LEARNED.search(one.name) or value is None or (one.name not in own and value == default):
+                continue
+            value = getattr(value, "value", value)
+            found[one.name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return found
 
 
 def parse_arguments(classes: tuple[Any, ...], description: str, argv: list[str] | None = None) -> tuple[Any, ...]:

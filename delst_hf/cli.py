@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .prepare import add_merge, add_prepare, add_push, add_vocabulary
+from .commands_hub import add_card, add_doctor, add_push
+from .prepare import add_merge, add_prepare, add_vocabulary
 
 _USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ImportError)
 
@@ -21,12 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        The exit status: 0 when done, 2 for a mistake of the user, 130 when interrupted.
+        The exit status: 0 when done, 1 when `delst doctor` found something, 2 for a mistake of the user, 130 when interrupted.
     """
     arguments = build_parser().parse_args(argv)
     try:
         with _log_on_stderr():
-            arguments.run(arguments)
+            return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print("delst: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
@@ -37,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"delst: error: {message}", file=sys.stderr)
         return 2
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,9 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_prepare(commands)
     add_merge(commands)
     add_vocabulary(commands)
-    add_push(commands)
     add_evaluate(commands)
     add_report(commands)
+    add_card(commands)
+    add_push(commands)
+    add_doctor(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`delst prepare FORMAT`, `delst merge`, `delst vocabulary`, `delst push`: their arguments, and what they print.
+"""`delst prepare FORMAT`, `delst merge`, `delst vocabulary`: their arguments, and what they print.
 
 One `_add_*` a format; its `run` gives the list of jobs, functions without arguments that read one slide each. Imports of the
 data room stay inside functions, so that `--help` does not wait for them.
@@ -77,22 +77,6 @@ def add_vocabulary(commands: _Subparsers) -> None:
     parser.add_argument("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one a line")
     parser.add_argument("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
     parser.set_defaults(run=_run_vocabulary)
-
-
-def add_push(commands: _Subparsers) -> None:
-    """Adds `delst push`."""
-    parser = commands.add_parser(
-        "push",
-        help="a dataset folder -> the Hugging Face Hub",
-        description="Uploads all configs and the card of a dataset folder; needs a token (hf auth login).",
-        epilog="Example:\n  delst push toy-dataset me/toy-dataset --private",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", metavar="DIR", help="dataset folder")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="dataset repository; made if it is not there")
-    parser.add_argument("--private", action="store_true", help="make it private")
-    parser.add_argument("--revision", help="branch (default main)")
-    parser.set_defaults(run=_run_push)
 
 
 def _add_common(parser: argparse.ArgumentParser, patch_px: int) -> None:
@@ -248,14 +232,6 @@ def _run_vocabulary(arguments: argparse.Namespace) -> None:
     )
     Path(arguments.output).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     print(f"genes    {len(names)}: {', '.join(names[:5])}, ...")
-
-
-def _run_push(arguments: argparse.Namespace) -> None:
-    from .data.publish import push_dataset
-
-    url = push_dataset(arguments.folder, arguments.repo_id, private=arguments.private, revision=arguments.revision)
-    print(f"pushed   {url}")
-    print(f'open     datasets.load_dataset("{arguments.repo_id}")["train"]')
 
 
 def _print(summary: Any, output: str) -> None:

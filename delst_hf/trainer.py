@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
@@ -20,6 +20,7 @@ from .data.study import SpotRows
 from .evaluation.hierarchy import cone_statistics
 from .evaluation.retrieval import bidirectional_retrieval
 from .gradient_cache import cached_loss
+from .hub_trainer import HubTrainer
 from .losses import world_size
 from .modeling_delst import DelstModel, DelstOutput
 from .processing_delst import DelstProcessor
@@ -37,7 +38,7 @@ class ClampScalars(TrainerCallback):
             model.clamp_scalars()
 
 
-class DelstTrainer(Trainer):
+class DelstTrainer(HubTrainer):
     """Trainer for `DelstModel`.
 
     It logs every loss term, the curvature and whether it sits at a clamp, the logit scale, and for the Lorentz geometry radius,
@@ -49,10 +50,17 @@ class DelstTrainer(Trainer):
     args: DelstTrainingArguments
     model: DelstModel
 
-    def __init__(self, *args: Any, processing_class: DelstProcessor | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        processing_class: DelstProcessor | None = None,
+        run_facts: dict[str, Any] | None = None,
+        card_facts: dict[str, str] | None = None,
+        **kwargs: Any,
+    ):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
+        self.processor, self.run_facts, self.card_facts = processing_class, run_facts or {}, card_facts or {}
         super().__init__(*args, **kwargs)
-        self.processor = processing_class
         # `forward` takes keyword arguments for the backbone, not `num_items_in_batch`. Left True, the base class would not
         # divide the loss by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
@@ -252,7 +260,9 @@ class DelstTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if self.is_fsdp_enabled:  # a class made by FSDP, whose own source would be saved beside the weights
             type(model)._auto_class = None
-        model.save_pretrained = functools.partial(type(model).save_pretrained, model, save_original_format=False)
+        model.save_pretrained = functools.partial(
+            type(model).save_pretrained, model, save_original_format=False, save_backbone=True
+        )
         try:
             super()._save(output_dir, state_dict)
         finally:

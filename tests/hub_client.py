@@ -66,6 +66,6 @@ def run_client(
     return result
 
 
-def answer_of(server: HubServer, home: Path, script: str, *arguments: Any, token: str | None = "hf_me") -> Any:
+def answer_of(server: HubServer, home: Path, script: str, *arguments: Any, **options: Any) -> Any:
     """What the script printed as its last line, which is JSON."""
-    return json.loads(run_client(server, home, script, *arguments, token=token).stdout.splitlines()[-1])
+    return json.loads(run_client(server, home, script, *arguments, **options).stdout.splitlines()[-1])

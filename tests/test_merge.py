@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import shutil
 from functools import partial
 
 import numpy as np
@@ -240,39 +239,3 @@ def test_other_options_or_files_are_not_taken_up(tmp_path):
     assert first != key(job, dataclasses.replace(options, patch_px=32), 0)
     source.write_text("two!")
     assert first != key(job, options, 0)
-
-
-def test_push_uploads_every_config(tmp_path, monkeypatch):
-    from delst_hf.data.publish import push_dataset
-
-    uploaded = {}
-
-    class Hub:
-        def __init__(self, token=None):
-            pass
-
-        def create_repo(self, repo_id, **options):
-            uploaded["repo"] = (repo_id, options["repo_type"], options["private"])
-
-        def upload_folder(self, repo_id, folder_path, allow_patterns, **options):
-            from huggingface_hub.utils import filter_repo_objects
-
-            files = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-            for name in filter_repo_objects(files, allow_patterns=allow_patterns):
-                (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(folder_path / name, tmp_path / "hub" / name)
-            return "https://hub/commit"
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    write_dataset(map(small, NAMES), tmp_path / "d", split=SplitRequest("patient", test=0.3), preview=True, **SIZE)
-    assert push_dataset(tmp_path / "d", "me/toy", private=True) == "https://hub/commit"
-    assert uploaded["repo"] == ("me/toy", "dataset", True)
-    for config in ("spots", "genes", "slides"):
-        pair = [load_dataset(str(tmp_path / name), config) for name in ("d", "hub")]
-        assert {name: len(split) for name, split in pair[0].items()} == {
-            name: len(split) for name, split in pair[1].items()
-        }
-    assert len(list((tmp_path / "hub" / "examples").iterdir())) == 3
-    assert all(f"examples/{i}.jpg" in (tmp_path / "hub" / "README.md").read_text() for i in (1, 2, 3))
-    with pytest.raises(FileNotFoundError, match="no complete dataset folder"):
-        push_dataset(tmp_path, "me/toy")

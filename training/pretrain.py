@@ -21,13 +21,21 @@ import yaml
 from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
 
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
-from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments, split_names
+from delst_hf.arguments import (
+    CardArguments,
+    DataArguments,
+    ModelArguments,
+    hyperparameters,
+    parse_arguments,
+    split_names,
+)
 from delst_hf.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
 from delst_hf.checkpoints import last_complete_checkpoint, whole_checkpoint
+from delst_hf.data.facts import data_facts
 from delst_hf.data.study import Study, hierarchy_level
 from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.evaluation.expression import log_normalize
-from delst_hf.hub import save_checkpoint_folder, training_record
+from delst_hf.hub import save_checkpoint_folder
 from delst_hf.lora import add_lora, merge_lora
 from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
 
@@ -87,8 +95,8 @@ def resume_point(training: DelstTrainingArguments) -> str | None:
 
 
 def main() -> None:
-    data, arguments, training = parse_arguments(
-        (DataArguments, ModelArguments, DelstTrainingArguments), description=__doc__ or ""
+    data, arguments, training, card = parse_arguments(
+        (DataArguments, ModelArguments, DelstTrainingArguments, CardArguments), description=__doc__ or ""
     )
     checkpoint = resume_point(training)
     if not arguments.save_backbone and (arguments.vision is None or not (training.freeze_vision or training.lora)):
@@ -117,25 +125,30 @@ def main() -> None:
     collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
     if training.lora:
         add_lora(model, training.lora_rank)
-    trainer = train(model, training, train_spots, validation_spots, collator, checkpoint)
+    run_facts = {
+        "dataset": os.path.basename(os.path.normpath(data.dataset)),
+        "data": data_facts(data.dataset, study, train_slides),
+        "train_slides": train_slides,
+        "validation_slides": validation_slides,
+        "vision": arguments.vision,
+        "level_key": data.level_key,
+        "hyperparameters": hyperparameters(data, arguments, training),
+    }
+    facts = {"run_facts": run_facts, "card_facts": card.facts()}
+    trainer = train(model, training, train_spots, validation_spots, collator, checkpoint, facts)
     trained = trainer.trained_model()
     if trained is not None and trainer.is_world_process_zero():
-        record = training_record(
-            dataset=os.path.basename(os.path.normpath(data.dataset)),
-            train_slides=train_slides,
-            validation_slides=validation_slides,
-            vision=arguments.vision,
-            level_key=data.level_key,
-            seed=training.seed,
-            log_history=trainer.state.log_history,
-        )
         if training.lora and trained.config.save_backbone:
             merge_lora(trained)
-        folder = save_checkpoint_folder(Path(training.output_dir or ".") / "model", trained, processor, record)
+        folder = save_checkpoint_folder(
+            Path(training.output_dir or ".") / "model", trained, processor, trainer.record()
+        )
         print(f"Checkpoint: {folder}")
+        if training.push_to_hub:
+            print(f"Pushed: {trainer.push_to_hub(folder=folder)}")
 
 
-def train(model, training, train_spots, validation_spots, collator, checkpoint) -> DelstTrainer:
+def train(model, training, train_spots, validation_spots, collator, checkpoint, facts) -> DelstTrainer:
     """Train on patches, or with --cache_features on features of them that are made here, once."""
     data: dict[str, Any] = {"train_dataset": train_spots, "eval_dataset": validation_spots, "data_collator": collator}
     context: Any = nullcontext()
@@ -148,7 +161,7 @@ def train(model, training, train_spots, validation_spots, collator, checkpoint) 
                 data[name] = FeatureRows(data[name], features, collator)
         data["data_collator"], context = as_it_is, without_backbone(model)
     with context:
-        trainer = DelstTrainer(model=model, args=training, processing_class=collator.processor, **data)
+        trainer = DelstTrainer(model=model, args=training, processing_class=collator.processor, **data, **facts)
         trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..push import push_folder
 from .schema import CONFIGS
 
 
@@ -22,26 +23,18 @@ def push_dataset(
 
     Raises:
         FileNotFoundError: no complete dataset folder.
-        ValueError: the Hub refuses the name of the repository.
+        OSError: as `push_folder` says.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
     folder = Path(folder).expanduser()
     missing = [name for name in ("README.md", *CONFIGS) if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is no complete dataset folder: {missing} missing. Make it with delst prepare."
+            f"{folder} is no complete dataset folder: {missing} missing. Make it with delst prepare; a checkpoint is pushed "
+            "without --dataset."
         )
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id is {repo_id!r}: {error} Give it as user/name.") from error
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, repo_type="dataset", revision=revision,
+    return push_folder(
+        folder, repo_id, "dataset", private=private, revision=revision, token=token, message="Upload dataset",
+        marks=("slides/slides.parquet",),
         allow_patterns=["README.md", "examples/*", "previews/*", *(f"{name}/**" for name in CONFIGS)],
         delete_patterns=["spots/**", "genes/**", "slides/**", "examples/*", "previews/*"],
-        commit_message="Upload dataset",
     )  # fmt: skip
-    return str(commit)

@@ -19,8 +19,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
-from .counts import make_genes
-from .slide import Slide
+from .slide import Slide, make_genes
 
 REGIONS = ("adipose", "stroma", "gland", "in situ", "tumour")
 

@@ -1,0 +1,190 @@
+"""What `delst doctor` looks at. Libraries are imported in a process of their own: a broken one can take Python down with it."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("delst-hf", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "numpy")
+# Optional libraries: what each is for, and how it is installed.
+OPTIONAL = {
+    "torchvision": ("timm", "not needed; timm does"),
+    "timm": ("backbones of timm", "pip install timm (with the torchvision that fits your torch)"),
+    "openslide": ("slides of scanners", "pip install 'delst-hf[openslide]'"),
+    "peft": ("--lora", "pip install 'delst-hf[lora]'"),
+}
+MIN_FREE_GB = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        found: How it is.
+        fix: What to do, None where all is well.
+    """
+
+    name: str
+    found: str
+    fix: str | None = None
+
+
+def examine(backbone: str | None = None) -> list[Finding]:
+    """Look at everything.
+
+    Args:
+        backbone: Id of a backbone whose access is to be checked.
+    """
+    findings = [*_versions(), _device(), *_optional_libraries(), *_hub()]
+    if backbone is not None:
+        findings.append(_backbone(backbone))
+    return [*findings, *_disks()]
+
+
+def _versions() -> list[Finding]:
+    found = [Finding("python", f"{platform.python_version()}, {platform.platform()}")]
+    for name in PACKAGES:
+        try:
+            found.append(Finding(name, version(name)))
+        except PackageNotFoundError:
+            found.append(Finding(name, "not installed", f"pip install {name}"))
+    return found
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("device", f"{', '.join(names)} (torch built for CUDA {torch.version.cuda})")
+    kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
+    found = f"no GPU (torch built for {kind}), {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        return Finding(
+            "device", found, "there is an NVIDIA driver, but torch is a CPU build: install the CUDA build of torch"
+        )
+    return Finding("device", found)
+
+
+def _optional_libraries() -> list[Finding]:
+    """One process each, all at once; one that is installed and does not import is to be fixed."""
+    code = "import sys, importlib; print(getattr(importlib.import_module(sys.argv[1]), '__version__', 'present'))"
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", code, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name in OPTIONAL
+    }
+    findings = []
+    for name, process in running.items():
+        purpose, how = OPTIONAL[name]
+        try:
+            output, errors = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, errors = process.communicate()[0], "its import does not end"
+        last = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}"
+        if process.returncode == 0:
+            findings.append(Finding(name, output.strip()))
+        elif f"No module named '{name}'" in last:
+            findings.append(Finding(name, f"not installed; for {purpose}: {how}"))
+        else:
+            cure = "uninstall it, or install the build that fits your torch: it breaks transformers too"
+            fix = cure if name == "torchvision" else f"{how}, or uninstall it"
+            findings.append(Finding(name, f"installed, but does not import: {last}", fix))
+    return findings
+
+
+def _hub() -> list[Finding]:
+    """Whether the Hub answers, and to whom."""
+    from huggingface_hub import constants, get_session, get_token
+
+    endpoint = constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
+        return [Finding("hub", "HF_HUB_OFFLINE=1: only local folders and the cache are used")]
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        response = get_session().get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=10)
+    except Exception as error:  # whatever the HTTP library of the client raises
+        return [_unreachable(endpoint, f"{type(error).__name__}: {error}")]
+    reached = Finding("hub", f"{endpoint} answers")
+    if token is None:
+        fix = "`hf auth login`, for pushing and for gated backbones; public models need none"
+        return [reached, Finding("token", "none", fix)]
+    if response.status_code == 401:
+        fix = "log in again by `hf auth login`, or unset HF_TOKEN"
+        return [reached, Finding("token", "not known to the Hub", fix)]
+    if response.status_code != 200:
+        return [_unreachable(endpoint, f"status {response.status_code}")]
+    return [reached, Finding("token", f"of {response.json()['name']}")]
+
+
+def _unreachable(endpoint: str, reason: str) -> Finding:
+    fix = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT; or work offline with local folders and HF_HUB_OFFLINE=1"
+    return Finding("hub", f"{endpoint} does not answer ({reason})", fix)
+
+
+def _backbone(name: str) -> Finding:
+    """Whether the configuration of a backbone can be read, which of a gated one only those may who were let in."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    label = "backbone"
+    if Path(name).is_dir():
+        there = (Path(name) / "config.json").is_file()
+        return Finding(
+            label, f"{name}, a folder", None if there else "it holds no config.json: give the folder of a model"
+        )
+    if constants.HF_HUB_OFFLINE:
+        cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+        fix = None if cached else "offline and not in the cache: unset HF_HUB_OFFLINE once, or copy its folder here"
+        return Finding(label, f"{name}, {'in the cache' if cached else 'not in the cache'}", fix)
+    page = f"{constants.ENDPOINT}/{name}"
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except GatedRepoError:
+        fix = f"ask for access at {page}, with the account of your token; or use a local copy (vision_path=FOLDER)"
+        return Finding(label, f"{name} is gated, and you were not let in", fix)
+    except RepositoryNotFoundError:
+        return Finding(label, f"{name} is not on the Hub, or private", "check the id, and log in if it is private")
+    except EntryNotFoundError:
+        return Finding(
+            label, f"{name} has no config.json", "it is no model of transformers: use its converted form, or a folder"
+        )
+    except (OSError, LocalEntryNotFoundError) as error:
+        return _unreachable(page, f"{type(error).__name__}: {error}".splitlines()[0])
+    return Finding(label, f"{name} can be read")
+
+
+def _disks() -> list[Finding]:
+    """Free space where models, datasets and temporary files go."""
+    import tempfile
+
+    from huggingface_hub import constants
+
+    findings = []
+    places = (("cache", constants.HF_HUB_CACHE, "HF_HOME"), ("temporary files", tempfile.gettempdir(), "TMPDIR"))
+    for name, place, variable in places:
+        folder = Path(place)
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free / 1e9
+        fix = None
+        if free < MIN_FREE_GB:
+            fix = f"only {free:.1f} GB are free: clear some (`hf cache ls`), or set {variable}"
+        elif not os.access(folder, os.W_OK):
+            fix = f"not writable: set {variable} to a folder of yours"
+        findings.append(Finding(name, f"{place}, {free:.0f} GB free", fix))
+    return findings

@@ -1,0 +1,132 @@
+"""The card: what the records say is in it, what none says is named, and results become tables that hide nothing."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+import yaml
+
+from delst_hf.card_facts import FACTS
+from delst_hf.data.facts import data_facts
+from delst_hf.hub import copy_checkpoint_folder, save_checkpoint_folder, training_record
+from delst_hf.model_card import check_filled, model_card, template_text, unfilled
+from delst_hf.model_card_results import limitations, results_text
+
+
+@pytest.fixture
+def folder(tiny_model, tiny_processor, toy_study, toy_folder, tmp_path):
+    tiny_model.log_curvature.data.fill_(math.log(0.731))
+    record = training_record(
+        train_slides=["toy_A1"],
+        validation_slides=["toy_A2"],
+        vision="google/vit-base-patch16-224",
+        data=data_facts(toy_folder, toy_study, ["toy_A1"]),
+        seed=3,
+        hardware="2 cores",
+        hyperparameters={"learning_rate": 0.001},
+        log_history=[{"loss": 1.0}, {"train_runtime": 90.0}],
+    )
+    return save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor, record)
+
+
+def results(**changes):
+    arms = [
+        {"arm": "DELST backbone", "slide": "toy_A2", "spots": 36, "pearson_mean": 0.25, "probe_macro_f1_mean": 0.5},
+        {"arm": "colour statistics", "slide": "toy_A2", "spots": 36, "pearson_mean": 0.2, "probe_macro_f1_mean": 0.48,
+         "probe_macro_f1_sd": 0.05},
+    ]  # fmt: skip
+    retrieval = {
+        "protocol": "retrieval",
+        "arm": "DELST",
+        "metrics": {"image_to_gene_recall@10": 0.31, "chance_recall@10": 0.1},
+    }
+    retrieval["intervals"] = {"image_to_gene_recall@10": {"low": 0.2, "high": 0.4}}
+    probe = {
+        "protocol": "stimage1k4m",
+        "arm": "DELST backbone",
+        "metrics": {"macro_f1_mean": 0.61, "macro_f1_sd": 0.02},
+    }
+    base = {"test_slides": ["toy_A2"], "arms": arms, "protocols": [retrieval, probe], "data_fingerprint": "abc"}
+    return {**base, **changes}
+
+
+def test_facts_of_the_records_are_in_the_card(folder, tiny_processor):
+    card = model_card(folder, "me/name", results=results(), given={"license": "mit"})
+    assert unfilled(card) == ["base_model_license", "dataset", "dataset_license"]
+    header = yaml.safe_load(card.split("---")[1].replace("{", "<"))
+    assert header["license"] == "mit" and header["base_model"] == "google/vit-base-patch16-224"
+    found = {m["name"]: m["value"] for row in header["model-index"][0]["results"] for m in row["metrics"]}
+    assert found == {"Image to gene recall@10": 0.31, "Macro-F1, STimage-1K4M protocol": 0.61}
+    genes = len(tiny_processor.feature_extractor.vocabulary)
+    for fact in (
+        "# name\n", f"| Gene vocabulary | {genes} genes, ", "| Patches | 112 um, stored as 32 px, read at 32 px |",
+        "1 slide of 1 patient: ", "training toy_A1; validation toy_A2; never seen, scored below: toy_A2",
+        "| Curvature at the end | 0.731 |", "| Hardware, time | 2 cores; 1.5 minutes |", "learning_rate: 0.001",
+        "| DELST backbone | toy_A2 | 36 | 0.250 | 0.500 |", "@article{delst,",
+        "| retrieval | DELST | image_to_gene_recall@10 | 0.310 | 0.200 to 0.400 | 0.100 |",
+        "| stimage1k4m | DELST backbone | macro_f1_mean | 0.610 | ± 0.020 |  |",
+        "probe macro-F1 (0.500) is not above that of colour statistics (0.480) and its spread",
+        "toy_A2: another section of a patient seen in training",
+    ):  # fmt: skip
+        assert fact in card, fact
+
+
+def test_gaps_are_named_with_the_way_to_fill_them(tiny_model, tiny_processor, tmp_path):
+    folder = save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor)  # no record at all
+    card = model_card(folder, "me/name")
+    assert set(unfilled(card)) == set(FACTS)
+    with pytest.raises(ValueError, match=r"(?s)Nothing was pushed.*\{license\}: --license .*\{results\}: --results "):
+        check_filled(card)
+    full = model_card(folder, "me/name", given=dict.fromkeys(FACTS, "known"))
+    check_filled(full)
+    assert "Research only" in full
+    with pytest.raises(ValueError, match=r"\{own_word\}: write it into README.md by hand"):
+        check_filled(full + "{own_word}")
+
+
+def test_every_placeholder_of_the_template_is_filled_or_can_be_given(folder):
+    card = model_card(
+        folder, "me/name", results=results(), given={name: "known" for name in FACTS if name != "results"}
+    )
+    check_filled(card)
+    assert set(re.findall(r"\{([a-z_]+)\}", template_text())) >= set(FACTS)
+
+
+def test_a_backbone_from_scratch_has_no_base_model(tiny_model, tiny_processor, tmp_path):
+    folder = save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor, training_record(vision=None))
+    card = model_card(folder, "me/name")
+    assert "base_model" not in unfilled(card) and "\nbase_model:" not in card and "trained from scratch" in card
+
+
+def test_baselines_of_another_run_must_be_of_the_same_data():
+    own = results(arms=results()["arms"][:1])
+    assert "hold no baselines" in limitations({}, {}, own)
+    assert "| colour statistics | toy_A2 |" in results_text(own, results())
+    assert "colour statistics (0.480)" in limitations({}, {}, own, results())
+    with pytest.raises(ValueError, match="baselines are of other data: fingerprints .'abc', 'xyz'."):
+        results_text(own, results(data_fingerprint="xyz"))
+
+
+def test_a_folder_of_an_earlier_version_is_completed_and_cleaned(folder, tmp_path):
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for name in ("config.json", "processor_config.json"):
+        content = json.loads((folder / name).read_text())
+        content.pop("auto_map")
+        if name == "config.json":
+            content["vision_config"]["_name_or_path"] = "/home/somebody/vit"
+        (folder / name).write_text(json.dumps(content))
+    (folder / "results.json").write_text(json.dumps({"model": "/home/somebody/run/model", "pictures": {"a": "jpeg"}}))
+    target = tmp_path / "copy"
+    target.mkdir()
+    copy_checkpoint_folder(folder, target)
+    assert json.loads((target / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_delst.DelstModel"
+    assert "AutoProcessor" in json.loads((target / "processor_config.json").read_text())["auto_map"]
+    assert (target / "modeling_delst.py").is_file() and (target / "processing_delst.py").is_file()
+    assert "somebody" not in "".join(path.read_text() for path in target.glob("*.json"))
+    assert json.loads((target / "results.json").read_text()) == {"model": "model"}
+    assert torch.equal(
+        *(torch.frombuffer((f / "model.safetensors").read_bytes(), dtype=torch.uint8) for f in (folder, target))
+    )

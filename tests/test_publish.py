@@ -1,0 +1,256 @@
+"""Everything that is pushed, by the real client to a Hub on loopback, and opened again from there."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from conftest import make_tiny_model, make_tiny_processor
+from hub_client import ROOT, answer_of
+from hub_server import Fault, HubServer
+
+from delst_hf import DelstModel
+from delst_hf.data.facts import data_facts
+from delst_hf.hub import save_checkpoint_folder, training_record
+
+FACTS = ["--license", "apache-2.0", "--base-model", "me/vit", "--base-model-license", "mit", "--dataset-name", "toys"]
+FACTS += [
+    "--dataset-license",
+    "cc0-1.0",
+    "--hardware",
+    "two cores",
+    "--training-time",
+    "a minute",
+    "--hyperparameters",
+    "h.yaml",
+]
+
+PUSH = """
+import contextlib, io, json, os, sys, time
+from datasets import load_dataset
+import evaluate
+from delst_hf.cli import main
+
+time.sleep = lambda seconds: None  # the client waits between its tries
+model, heads, data, results, *facts = sys.argv[1:]
+open("h.yaml", "w").write("learning_rate: 1e-3\\n")
+complete = ["--results", results, *facts]
+
+def run(*arguments, token="hf_me"):
+    os.environ["HF_TOKEN"] = token
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(arguments))
+    return [status, out.getvalue(), err.getvalue()]
+
+answers = {
+    "gaps": run("push", model, "me/gaps"),
+    "upload cut": run("push", model, "me/whole", *complete),
+    "model": run("push", model, "me/whole", *complete),
+    "same again": run("push", model, "me/whole", *complete),
+    "heads": run("push", heads, "me/heads", *complete),
+    "whole": run("push", model, "me/replaced", *complete),
+    "heads over whole": run("push", heads, "me/replaced", *complete),
+    "dataset": run("push", "--dataset", data, "me/toys"),
+    "metric": run("push", "--metric", "gene_pearson", "me/gene_pearson"),
+    "no token": run("push", model, "me/x", *complete, token=""),
+    "bad token": run("push", model, "me/x", *complete, token="hf_bad"),
+    "read token": run("push", model, "me/x", *complete, token="hf_reader"),
+    "not mine": run("push", model, "guest/x", *complete),
+    "taken": run("push", model, "me/taken", *complete),
+    "no name": run("push", model, "delst", *complete),
+    "dataset without flag": run("push", data, "me/x", *complete),
+    "model as dataset": run("push", "--dataset", model, "me/x"),
+    "no metric": run("push", "--metric", "none", "me/none"),
+    "commit cut": run("push", model, "me/cut-commit", *complete),
+    "server error": run("push", model, "me/cut-commit", *complete),
+    "retry": run("push", model, "me/cut-commit", *complete),
+}
+os.environ["HF_TOKEN"] = "hf_me"
+rows = {name: len(load_dataset("me/toys", name, split="train")) for name in ("spots", "genes", "slides")}
+streamed = sum(1 for _ in load_dataset("me/toys", split="train", streaming=True))
+scores = evaluate.load("me/gene_pearson").compute(predictions=[[1.0], [2.0], [4.0]], references=[[1.0], [2.0], [4.0]])
+print(json.dumps({"answers": answers, "rows": rows, "streamed": streamed, "scores": scores}))
+"""
+
+OPEN = """
+import json, torch
+from transformers import AutoModel, AutoProcessor
+
+given = torch.load("inputs.pt")
+outputs = {}
+for name in ("me/whole", "me/heads"):
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    batch = processor(given["images"], given["counts"], given["names"], return_tensors="pt")
+    with torch.no_grad():
+        outputs[name] = model(**batch).image_embeds
+torch.save(outputs, "outputs.pt")
+print(json.dumps(None))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(toy_study, toy_folder, tmp_path_factory):
+    """A whole checkpoint and one of heads, their results, and the backbone."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    processor = make_tiny_processor(toy_study)
+    genes = len(processor.feature_extractor.vocabulary)
+    make_tiny_model(genes).vision_model.save_pretrained(folder / "vit")
+    head = {"gene_config": {"num_genes": genes, "hidden_size": 16}, "projection_dim": 8}
+    torch.manual_seed(0)
+    model = DelstModel.from_vision_gene_pretrained(folder / "vit", **head)
+    data = data_facts(toy_folder, toy_study, ["toy_A1"])
+    record = training_record(train_slides=["toy_A1"], vision=str(folder / "vit"), data=data, seed=0, log_history=[])
+    save_checkpoint_folder(folder / "whole", model, processor, record)
+    model.config.save_backbone = False
+    model.config.vision_source["id"] = "me/vit"
+    save_checkpoint_folder(folder / "heads", model, processor, record)
+    model.config.save_backbone = True
+    arms = [
+        {"arm": "DELST backbone", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.2, "probe_macro_f1_mean": 0.5},
+        {"arm": "colour statistics", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.3, "probe_macro_f1_mean": 0.4},
+    ]
+    row = {"protocol": "hest", "arm": "DELST backbone", "metrics": {"pearson_mean": 0.1234}}
+    row["intervals"] = {"pearson_mean": {"low": 0.1, "high": 0.2}}
+    results = {"arms": arms, "test_slides": ["toy_B1"], "protocols": [row], "pictures": {"slides": {}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder, model, processor
+
+
+def test_pushes_and_what_comes_back(checkpoints, toy_study, toy_folder, tmp_path):
+    folder, model, processor = checkpoints
+    with HubServer() as hub:
+        hub.put("me/vit", folder / "vit")
+        hub.put("me/taken", folder / "vit")
+        weights = hashlib.sha256((folder / "whole" / "model.safetensors").read_bytes()).hexdigest()
+        hub.faults = [
+            Fault("PUT", f"^/lfs/{weights}", times=6),  # as often as the client tries
+            Fault("POST", "/me/cut-commit/commit/", times=1),
+            Fault("POST", "/me/cut-commit/commit/", status=500, times=1),
+        ]
+        arguments = [folder / "whole", folder / "heads", toy_folder, folder / "results.json", *FACTS]
+        found = answer_of(hub, tmp_path, PUSH, *arguments)
+        images = [spot["image"] for spot in toy_study.spots.select(range(2))]
+        counts, names = toy_study.counts(toy_study.spots.select(range(2))).toarray(), toy_study.gene_names
+        torch.save({"images": images, "counts": counts, "names": names}, tmp_path / "inputs.pt")
+        opened = OPEN.replace('torch.load("inputs.pt")', 'torch.load("inputs.pt", weights_only=False)')
+        answer_of(hub, tmp_path, opened, without_package=True)
+        files = {name: hub.files(f"me/{name}") for name in ("whole", "heads", "replaced", "cut-commit", "taken")}
+        commits = {name: [c.title for c in hub.repositories["model", f"me/{name}"].branches["main"]] for name in files}
+        repositories = {name for _, name in hub.repositories}
+
+    answers = {name: (status, out + err) for name, (status, out, err) in found["answers"].items()}
+    for name in ("model", "same again", "heads", "heads over whole", "dataset", "metric", "retry"):
+        assert answers[name][0] == 0 and "pushed " in answers[name][1], (name, answers[name][1])
+    messages = {
+        "gaps": r"--license .*--dataset-license ",
+        "no token": "No token.*hf auth login",
+        "bad token": "does not know your token.*hf auth login",
+        "read token": "me may not write to the model me/x: .*role 'read'.*role write",
+        "not mine": "me may not write to the model guest/x: .*rights",
+        "taken": r"me/taken is taken: the repository holds \['config.json'.*Choose another name",
+        "no name": "'delst' is no name of a repository. Give it as user/name",
+        "dataset without flag": "is a dataset folder. Push it by `delst push --dataset",
+        "model as dataset": "no complete dataset folder",
+        "no metric": "No metric 'none'. Choose one of entailment, gene_pearson, retrieval_recall",
+        "upload cut": "connection to http://127.*broke.*as it was before. Run the same command again",
+        "commit cut": "connection to http://127.*broke.*as it was before. Run the same command again",
+        "server error": "answered with an error .500.*Run the same command again",
+    }
+    for name, message in messages.items():
+        status, text = answers[name]
+        assert status == 2, name
+        assert re.search(message, text, re.DOTALL), (name, text)
+    assert not {"me/gaps", "me/x", "guest/x", "me/none"} & repositories
+    assert found["rows"] == {"spots": 108, "genes": len(toy_study.genes), "slides": 3} and found["streamed"] == 108
+    assert found["scores"]["gene_pearson"] == pytest.approx(1.0)
+
+    # One commit a push; a broken one leaves nothing, the same content makes no second one.
+    assert commits["whole"] == ["initial commit", "Upload DELST checkpoint"] == commits["cut-commit"]
+    assert "model.safetensors" in files["taken"] and "README.md" not in files["taken"]
+    # A checkpoint without its backbone over a whole one: no weight of the backbone stays behind.
+    assert len(files["replaced"]["model.safetensors"]) == len(files["heads"]["model.safetensors"])
+    assert len(files["heads"]["model.safetensors"]) < len(files["whole"]["model.safetensors"])
+    for name in ("whole", "heads"):
+        everything = b"".join(content for path, content in files[name].items() if path.endswith((".json", ".md")))
+        assert str(folder).encode() not in everything and b"pictures" not in files[name]["results.json"]
+        card = files[name]["README.md"].decode()
+        assert "license: apache-2.0\nbase_model: me/vit\n" in card and "value: 0.1234" in card
+    with torch.no_grad():
+        expected = model.eval()(**processor(images, counts, names, return_tensors="pt")).image_embeds
+    outputs = torch.load(tmp_path / "outputs.pt")
+    assert torch.equal(outputs["me/whole"], expected) and torch.equal(outputs["me/heads"], expected)
+
+
+TRAIN = """
+import json, runpy, sys
+
+script, config, root, *options = sys.argv[1:]
+facts = ["--license", "mit", "--dataset_name", "toys", "--dataset_license", "cc0-1.0"]
+sys.path.insert(0, root)
+answers = []
+for card, name in (([], "me/run"), (facts, "guest/run"), (facts, "me/run")):
+    sys.argv = [script, config, *options, *card, "--hub_model_id", name]
+    try:
+        runpy.run_path(script, run_name="__main__")
+        answers.append(None)
+    except (ValueError, OSError) as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def test_the_trainer_pushes_at_each_save(toy_folder, tmp_path):
+    options = ["--dataset", toy_folder, "--output_dir", tmp_path / "run", "--validation_slides", "toy_A2"]
+    options += [
+        "--test_slides",
+        "toy_B1",
+        "--image_size",
+        32,
+        "--max_steps",
+        4,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        2,
+    ]
+    options += [
+        "--per_device_train_batch_size",
+        8,
+        "--disable_tqdm",
+        "true",
+        "--use_cpu",
+        "true",
+        "--push_to_hub",
+        "true",
+    ]
+    with HubServer() as hub:
+        script, config = ROOT / "training/pretrain.py", ROOT / "training/configs/toy.yaml"
+        hub.faults = [Fault("POST", "/commit/", times=1)]  # the first push breaks, the run goes on
+        gaps, rights, done = answer_of(hub, tmp_path, TRAIN, script, config, ROOT, *options)
+        repository, files = hub.repositories["model", "me/run"], hub.files("me/run")
+        kinds = set(hub.repositories)
+    assert (
+        "The card is not complete" in gaps
+        and "--license" in gaps
+        and "--dataset-name" in gaps
+        and "base_model" not in gaps
+    )
+    assert "me may not write to the model guest/run" in rights and done is None
+    assert kinds == {("model", "me/run")}
+    titles = [commit.title for commit in repository.branches["main"]]
+    assert titles == ["initial commit", "Training in progress, step 4", "End of training"]
+    assert {"README.md", "model.safetensors", "config.json", "processor_config.json", "training.json"} <= set(files)
+    assert "modeling_delst.py" in files and "training_args.bin" not in files
+    card, record = files["README.md"].decode(), json.loads(files["training.json"])
+    assert "Not evaluated yet" in card and "minutes |" in card and "\nbase_model" not in card and "from scratch" in card
+    assert record["hyperparameters"]["learning_rate"] == 1e-3 and record["data"]["species"] and record["hardware"]
+    assert str(tmp_path) not in card + files["training.json"].decode() + files["config.json"].decode()
+    (tmp_path / "pushed").mkdir()
+    for name, content in files.items():
+        (tmp_path / "pushed" / name).write_bytes(content)
+    pushed = DelstModel.from_pretrained(tmp_path / "pushed").state_dict()
+    local = DelstModel.from_pretrained(tmp_path / "run" / "model").state_dict()
+    assert all(torch.equal(tensor, local[name]) for name, tensor in pushed.items())
