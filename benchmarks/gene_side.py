@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,8 @@ from delst_hf.lorentz import log_map0, radius
 SECTIONS = ("A1", "B1", "C1", "D1", "E1", "F1", "G2", "H1")
 PRETRAINING = ("C2", "C3", "C4")
 COMPONENTS = 50
+# Arms that differ in what shapes the gene side: no geometry, geometry alone, entailment, and its control.
+PROBED = ("cosine", "Lorentz", "Lorentz + cross + intra", "Lorentz + cross + intra order shuffled")
 PROBE_ALPHA = 0.01  # fixed: choosing it per fold is 22 times the work
 
 
@@ -57,22 +60,30 @@ def read_sections(source: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     return pd.concat(counts).fillna(0), np.array(slides), np.array(labels, dtype=object)
 
 
-@torch.no_grad()
-def embed_genes(folder: Path, counts: pd.DataFrame, slides: np.ndarray, random_seed: int | None = None):
-    """Gene embeddings (spots, dim) and the model; of a model with random weights when a seed is given."""
-    processor = DelstProcessor.from_pretrained(folder)
-    if random_seed is None:
-        model = DelstModel.from_pretrained(folder)
-    else:
-        torch.manual_seed(random_seed)
-        model = DelstModel(DelstModel.config_class.from_pretrained(folder))
-    model.eval()
-    parts = []
-    for slide in np.unique(slides):  # in the order of SECTIONS, which is alphabetical
-        table = counts[slides == slide]
-        batch = processor.feature_extractor(table.to_numpy(), list(table.columns), return_tensors="pt")
-        parts.append(model.get_gene_features(batch["gene_values"], batch["gene_mask"]).pooler_output)
-    return torch.cat(parts), model
+class GeneSide:
+    """The gene encoders of checkpoints on the same spots; normalised expression is made once for each vocabulary."""
+
+    def __init__(self, counts: pd.DataFrame, slides: np.ndarray):
+        self.counts, self.slides = counts, slides
+        self.batches: dict[tuple[str, ...], Any] = {}
+
+    @torch.no_grad()
+    def embed(self, folder: Path, random_seed: int | None = None) -> tuple[torch.Tensor, DelstModel]:
+        """Gene embeddings (spots, dim) and the model; of a model with random weights when a seed is given."""
+        if random_seed is None:
+            model = DelstModel.from_pretrained(folder)
+        else:
+            torch.manual_seed(random_seed)
+            model = DelstModel(DelstModel.config_class.from_pretrained(folder))
+        batch = self._batch(DelstProcessor.from_pretrained(folder).feature_extractor)
+        return model.eval().get_gene_features(batch["gene_values"], batch["gene_mask"]).pooler_output, model
+
+    def _batch(self, extractor: Any) -> Any:
+        key = tuple(extractor.vocabulary)
+        if key not in self.batches:
+            names = list(self.counts.columns)
+            self.batches[key] = extractor(self.counts.to_numpy(np.float32), names, return_tensors="pt")
+        return self.batches[key]
 
 
 def tangent(embeds: torch.Tensor, model: DelstModel) -> np.ndarray:
@@ -136,32 +147,35 @@ def main() -> None:
     parser.add_argument(
         "--arms", type=Path, default=Path("runs/her2st/arms"), help="folder of benchmarks/her2st_arms.py"
     )
-    parser.add_argument("--probe-runs", type=int, default=3, help="probe so many seeds of each arm")
+    parser.add_argument("--probe-runs", type=int, default=2, help="probe so many seeds of each arm")
+    parser.add_argument("--probe-arms", nargs="*", default=PROBED, help="probe these arms; the radius is shown of all")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
     options = parser.parse_args()
     counts, slides, labels = read_sections(options.source)
-    runs = sorted(path.parent for path in options.arms.glob("*/results.json"))
-    probes, radii, embeddings = {}, defaultdict(list), defaultdict(list)
+    encoders = GeneSide(counts, slides)
+    runs = sorted(path.parent for path in options.arms.glob("*/model"))
+    probes: dict[str, list[dict[str, float]]] = {}
+    radii, embeddings = defaultdict(list), defaultdict(list)
     for run in runs:
         arm = run.name.rsplit("-", 1)[0].replace("_", " ")
-        embeds, model = embed_genes(run / "model", counts, slides)
+        embeds, model = encoders.embed(run / "model")
         if model.config.geometry == "lorentz":
             found = radius(embeds.double(), model.curvature.item()).numpy()
             radii[arm].append(radius_row(found, counts, labels, slides))
-        embeddings[arm].append(tangent(embeds, model))
+        if arm in options.probe_arms:
+            embeddings[arm].append(tangent(embeds, model))
     print_table("Spearman of the gene radius", radii)
+    known = pd.Series([label for label in labels if label is not None])
+    print(f"\n{len(slides)} spots, {len(known)} labelled: {known.value_counts().to_dict()}\n", flush=True)
     vocabulary = DelstProcessor.from_pretrained(runs[0] / "model").feature_extractor.vocabulary
+    random = [tangent(*encoders.embed(runs[0] / "model", random_seed=seed)) for seed in range(options.probe_runs)]
     features = {name: [values] for name, values in baselines(options.source, counts, vocabulary)}
-    random = [embed_genes(runs[0] / "model", counts, slides, random_seed=seed) for seed in range(3)]
-    features["random-init gene encoder"] = [tangent(*pair) for pair in random]
-    for name, found in {**features, **embeddings}.items():
+    for name, found in {**embeddings, "random-init gene encoder": random, **features}.items():
         probes[name] = [probe_row(values, labels, slides) for values in found[: options.probe_runs]]
         print(name, probes[name], flush=True)
-    known = pd.Series([label for label in labels if label is not None])
-    print(f"\n{len(slides)} spots, {len(known)} labelled: {known.value_counts().to_dict()}")
+        if options.output:
+            options.output.write_text(json.dumps({"probes": probes, "radius": radii}, indent=1))
     print_table("Labels from genes, one patient left out at a time", probes)
-    if options.output:
-        options.output.write_text(json.dumps({"probes": probes, "radius": radii}, indent=1))
 
 
 if __name__ == "__main__":

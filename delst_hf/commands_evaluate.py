@@ -11,21 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.study import Study
+    from .evaluation.protocol import Evaluation
+    from .evaluation.subjects import Subject
 
 
 @dataclass
 class EvaluationArguments:
     """What to evaluate, and on which tissue."""
 
-    model: str = field(metadata={"help": "Checkpoint folder, or a model id of the Hub."})
+    model: str = field(
+        metadata={
+            "help": "What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from "
+            "elsewhere (.npy, .npz or .parquet)."
+        }
+    )
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     test_slides: str = field(
         default="",
-        metadata={"help": "Slides to score, by commas. Default: all that the checkpoint was not trained on."},
-    )
+        metadata={"help": "Slides to score, by commas. Default: all that the checkpoint was not trained on; of a backbone "
+                  "or an array, all but --train-slides."},
+    )  # fmt: skip
     train_slides: str = field(
-        default="", metadata={"help": "Slides to fit the probes on, by commas. Default: those of the pretraining."}
-    )
+        default="",
+        metadata={"help": "Slides to fit the probes on, by commas. Default: those of the pretraining; where there are none, "
+                  "each group of test slides is predicted from the others."},
+    )  # fmt: skip
+    split: str = field(
+        default="auto",
+        metadata={"help": "What is left out at a time: patient, slide, block (strips of a slide), or auto, the strictest "
+                  "that leaves something to fit on."},
+    )  # fmt: skip
     frozen_backbone: str | None = field(
         default=None,
         metadata={
@@ -48,6 +63,15 @@ class EvaluationArguments:
         default=None,
         metadata={"help": 'JSON of gene signatures, {"name": {"genes": ["ERBB2"], "region": "invasive cancer"}}.'},
     )
+    domain_method: str = field(default="kmeans", metadata={"help": "Clustering of domains: kmeans or leiden."})
+    geometry: str = field(
+        default="cosine",
+        metadata={"help": "Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz."},
+    )
+    curvature: float | None = field(default=None, metadata={"help": "The positive c of --geometry lorentz."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Resize patches to this for a plain backbone. Default: its own size."}
+    )
     resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of every interval."})
     batch_size: int = field(default=64, metadata={"help": "Spots a batch when embedding."})
     allow_seen_slides: bool = field(
@@ -57,7 +81,7 @@ class EvaluationArguments:
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
-    """Evaluate a checkpoint, print the tables, write the JSON; all processes call it, the first one scores.
+    """Evaluate, print the tables, write the JSON; all processes call it, the first one scores.
 
     Raises:
         ValueError: if a slide is unknown, seen in training, or an option is not one of those allowed.
@@ -65,51 +89,140 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     import transformers
     from accelerate import PartialState
 
-    from .arguments import split_names
     from .data.study import Study
-    from .evaluation.protocol import evaluate_checkpoint, format_results
-    from .hub import read_training_record
+    from .evaluation.arms import format_results
+    from .evaluation.protocol import evaluate_subject, spots_of
     from .losses import process_rank
-    from .modeling_delst import DelstModel
-    from .processing_delst import DelstProcessor
     from .results import results_record, write_results
 
-    state = PartialState()
+    PartialState()
     transformers.utils.logging.set_verbosity_error()
+    evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
     study = Study.load(arguments.dataset)
-    record = read_training_record(arguments.model)
+    record = _training_record(arguments.model) if kind == "checkpoint" else {}
     train_slides, test_slides = choose_slides(arguments, study, record)
-    protocols, signatures = chosen_protocols(arguments.protocols), read_signatures(arguments.signatures)
-    results = evaluate_checkpoint(
-        DelstModel.from_pretrained(arguments.model).to(state.device),  # type: ignore[arg-type]
-        DelstProcessor.from_pretrained(arguments.model),
-        study,
-        train_slides,
-        test_slides,
-        frozen_backbone=arguments.frozen_backbone or record.get("vision"),
-        num_genes=arguments.num_genes,
-        seeds=range(arguments.num_seeds),
-        ignore_labels=split_names(arguments.ignore_labels),
-        baselines=arguments.baselines,
-        batch_size=arguments.batch_size,
-        protocols=protocols,
-        signatures=signatures,
-        resamples=arguments.resamples,
-    )
+    known = spots_of(study, train_slides, test_slides, evaluation)
+    subject = _SUBJECTS[kind](arguments, study, study.subset([*train_slides, *test_slides]), evaluation, record)
+    results = evaluate_subject(subject, known, study, evaluation)
     if process_rank() > 0:
         return {}
     print(format_results(results))
+    facts = {"model": arguments.model, "kind": kind, "dataset": arguments.dataset, "seeds": list(evaluation.seeds)}
     spots = study.subset([*train_slides, *test_slides])
-    facts = {"model": arguments.model, "dataset": arguments.dataset, "seeds": list(range(arguments.num_seeds))}
     whole = results_record(results, spots=spots, **facts, training_log=record.get("log_history", []))
     if arguments.output:
-        if protocols:
+        if evaluation.protocols:
             from .pictures import collect_pictures
 
             whole["pictures"] = collect_pictures(arguments.dataset, study, results)
         print(f"\nResults: {write_results(arguments.output, whole)}")
-    print(f"\nCheckpoint: {arguments.model}")
+    print(f"\nEvaluated: {arguments.model} ({kind})")
     return whole
+
+
+def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
+    """How to evaluate, every option checked before anything is loaded.
+
+    Raises:
+        ValueError: if an option is not one of those allowed.
+    """
+    from .arguments import split_names
+    from .evaluation.domains import METHODS
+    from .evaluation.evidence import SPLITS
+    from .evaluation.protocol import Evaluation
+    from .evaluation.retrieval import GEOMETRIES
+
+    for name, allowed in (("split", SPLITS), ("domain_method", METHODS), ("geometry", GEOMETRIES)):
+        if getattr(arguments, name) not in allowed:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {getattr(arguments, name)!r}; allowed are {', '.join(allowed)}.")
+    for name in ("num_seeds", "num_genes", "resamples", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed is 1 or more.")
+    return Evaluation(
+        num_genes=arguments.num_genes,
+        seeds=range(arguments.num_seeds),
+        ignore_labels=split_names(arguments.ignore_labels),
+        baselines=arguments.baselines,
+        protocols=chosen_protocols(arguments.protocols),
+        signatures=read_signatures(arguments.signatures),
+        resamples=arguments.resamples,
+        split=arguments.split,
+        domain_method=arguments.domain_method,
+        batch_size=arguments.batch_size,
+    )
+
+
+def kind_of(model: str) -> str:
+    """What a name stands for: "embeddings" by its suffix, else by its configuration "checkpoint" or "backbone".
+
+    Raises:
+        FileNotFoundError: if it looks like a path and nothing is there.
+    """
+    import os
+
+    from transformers import AutoConfig
+
+    from .configuration_delst import DelstConfig
+    from .evaluation.arrays import SUFFIXES
+
+    if Path(model).suffix in SUFFIXES:
+        return "embeddings"
+    if (model.startswith(".") or os.path.isabs(model)) and not os.path.isdir(model):
+        raise FileNotFoundError(
+            f"no model at {model}. Give the folder of a DELST checkpoint or of a vision backbone, a Hub id, or embeddings "
+            f"({', '.join(SUFFIXES)})."
+        )
+    return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
+
+
+def _training_record(model: str) -> dict[str, Any]:
+    """The record of a checkpoint; from the Hub too, or its training slides would pass for unseen ones."""
+    from transformers.utils import cached_file
+
+    from .hub import TRAINING_RECORD, read_training_record
+
+    path = cached_file(
+        model,
+        TRAINING_RECORD,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return read_training_record(Path(path).parent) if path else {}
+
+
+def _checkpoint(arguments, study, spots, evaluation, record) -> "Subject":
+    from .evaluation.subjects import checkpoint_subject
+    from .modeling_delst import DelstModel
+    from .processing_delst import DelstProcessor
+
+    return checkpoint_subject(
+        DelstModel.from_pretrained(arguments.model),
+        DelstProcessor.from_pretrained(arguments.model),
+        study,
+        spots,
+        frozen_backbone=arguments.frozen_backbone or record.get("vision"),
+        **evaluation.embedding_options(),
+    )
+
+
+def _backbone(arguments, study, spots, evaluation, record) -> "Subject":
+    from .evaluation.subjects import backbone_subject
+
+    options = {"name": Path(arguments.model).name, "image_size": arguments.image_size}
+    return backbone_subject(arguments.model, study, spots, **options, **evaluation.embedding_options())
+
+
+def _embeddings(arguments, study, spots, evaluation, record) -> "Subject":
+    from .evaluation.arrays import read_embeddings
+    from .evaluation.subjects import array_subject
+
+    arrays = read_embeddings(arguments.model, spots, len(study.spots))
+    options = {"geometry": arguments.geometry, "curvature": arguments.curvature, "baselines": evaluation.baselines}
+    return array_subject(arrays, spots, name=Path(arguments.model).stem, **options)
+
+
+_SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _embeddings}
 
 
 def choose_slides(
@@ -126,8 +239,9 @@ def choose_slides(
             f"The checkpoint was trained on {seen}, so scores there would be worthless. Choose test slides outside "
             f"{trained}, or insist by --allow-seen-slides true."
         )
-    if arguments.train_slides:
-        return split_names(arguments.train_slides), test_slides
+    train_slides = split_names(arguments.train_slides)
+    if train_slides:
+        return train_slides, [slide for slide in test_slides if arguments.test_slides or slide not in train_slides]
     pretrained = [slide for slide in trained if slide in study.slide_ids and slide not in test_slides]
     return pretrained or [slide for slide in study.slide_ids if slide not in test_slides], test_slides
 
@@ -155,7 +269,7 @@ def read_signatures(path: str | None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a mapping of name to {"genes": ...}.
+        ValueError: if it is not a mapping of name to {"genes": ...} or {"profile": ...}.
     """
     if path is None:
         return {}
@@ -163,13 +277,18 @@ def read_signatures(path: str | None) -> dict[str, Any]:
         raise FileNotFoundError(f"no signatures at {path}. Give the path of a JSON file.")
     signatures = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(signatures, dict) or not all(
-        isinstance(value, dict) and value.get("genes") for value in signatures.values()
+        isinstance(value, dict) and (value.get("genes") or value.get("profile")) for value in signatures.values()
     ):
         raise ValueError(
             f'{path} must be JSON such as {{"HER2": {{"genes": ["ERBB2", "GRB7"], "region": "invasive cancer"}}}}: a name, '
-            "its genes (a list, or a mapping to weights) and, if there is one, the label it should find."
+            "its genes (a list, or a mapping to weights) or a profile (a mapping to counts), and a label to find, if any."
         )
     return signatures
+
+
+_NUMBERS = {
+    "num_genes": int, "num_seeds": int, "resamples": int, "batch_size": int, "image_size": int, "curvature": float
+}  # fmt: skip
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -177,8 +296,11 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser(
         "evaluate",
         help="a model and a dataset folder -> tables and one JSON of results",
-        description="Scores a checkpoint on slides that it has not seen, by every protocol, beside its baselines.",
-        epilog="Example:\n  delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json\n"
+        description="Scores a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained "
+        "on, by every protocol, beside baselines.",
+        epilog="Examples:\n  delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json\n"
+        "  delst evaluate facebook/dinov2-small runs/toy/data --output dinov2.json\n"
+        "  delst evaluate embeddings.npz runs/toy/data --output embeddings.json\n"
         "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -190,7 +312,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             action = argparse.BooleanOptionalAction
             parser.add_argument(f"--{option.name.replace('_', '-')}", action=action, default=option.default, help=text)
         else:
-            kind = int if isinstance(option.default, int) else str
+            kind = _NUMBERS.get(option.name, str)
             shown = f"{text} (default {option.default})" if option.default else text
             name = f"--{option.name.replace('_', '-')}"
             parser.add_argument(name, type=kind, default=option.default, metavar=kind.__name__.upper(), help=shown)

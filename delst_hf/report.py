@@ -12,7 +12,7 @@ import matplotlib
 
 from .drawing import INK
 from .evaluation.hierarchy_report import MEANINGS
-from .report_figures import Picture, Record, report_pictures, spread_pictures
+from .report_figures import Picture, Record, report_pictures, shown_slides, spread_pictures
 from .results import compare_results
 
 _STYLE = """
@@ -95,7 +95,12 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
     parts.append(_comparisons(record))
     parts.append("<h2>Pictures</h2>")
     parts += [_figure(picture) for picture in pictures if not picture.name.startswith("arms-")]
-    parts += [_protocol_tables(record), _hierarchy(record), _traversals(record), _foot(record)]
+    left_out = len(record["test_slides"]) - len(shown_slides(record))
+    if record.get("spots") and left_out > 0:
+        parts.append(
+            f"<p class='soft'>Maps of the first {len(shown_slides(record))} slides; {left_out} more were scored.</p>"
+        )
+    parts += [_protocol_tables(record), _hierarchy(record), _traversals(record), _skipped(record), _foot(record)]
     title = html.escape(f"DELST: {names[0]} on {', '.join(record['test_slides'])}")
     # An icon of no bytes, so that a browser does not ask a server for one.
     return (
@@ -108,12 +113,20 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
 def _head(record: Record, name: str) -> str:
     labels = ", ".join(record.get("label_source") or []) or "none"
     unit = record.get("interval_unit", "spots")
+    fitted = f"other groups (one {record.get('split', 'group')} left out at a time)"
+    if record["train_slides"]:
+        fitted = f"{', '.join(record['train_slides'])} or on {fitted}"
     caveat = " They hold for these slides, not for other patients." if unit == "spots" else ""
     return (
         f"<h1>{html.escape(name)}</h1><p class='soft'>Scored on {html.escape(', '.join(record['test_slides']))}, which the "
-        f"model has not seen. Probes are fitted on {html.escape(', '.join(record['train_slides']))} or on other groups. "
+        f"model has not seen. Probes are fitted on {html.escape(fitted)}. "
         f"Labels: {html.escape(labels)}. Intervals are 95 % bootstrap over {unit}.{caveat}</p>"
     )
+
+
+def _skipped(record: Record) -> str:
+    rows = [[row["protocol"], row["reason"]] for row in record.get("skipped") or []]
+    return f"<h3>Not run</h3>{_table(['protocol', 'why'], rows, text=(1,))}" if rows else ""
 
 
 def _foot(record: Record) -> str:

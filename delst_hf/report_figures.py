@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 
 from . import plots
 from .pictures import decode
+from .results import own_arms
 
 Record = Mapping[str, Any]
+MAX_SLIDES = 6
 _EMPTY_PATCH = np.full((8, 8, 3), 200, dtype=np.uint8)
 
 
@@ -67,7 +69,7 @@ def arm_pictures(record: Record) -> Iterator[Picture]:
                 "value": row["metrics"][metric],
                 "low": row["intervals"].get(metric, {}).get("low"),
                 "high": row["intervals"].get(metric, {}).get("high"),
-                "baseline": not row["arm"].startswith("DELST"),
+                "baseline": row["arm"] not in own_arms(record),
             }
             for row in record.get("protocols", [])
             if row["protocol"] == protocol and row["metrics"].get(metric) is not None
@@ -79,50 +81,52 @@ def arm_pictures(record: Record) -> Iterator[Picture]:
             yield Picture(f"arms-{number}", title, caption + "the paired comparisons.", plots.arms_plot(rows, xlabel))
 
 
+def shown_slides(record: Record) -> list[str]:
+    """The slides whose maps are drawn: a report of a hundred slides would not open."""
+    return list(dict.fromkeys((record.get("spots") or {}).get("slide", [])))[:MAX_SLIDES]
+
+
 def _maps(record: Record) -> Iterator[Picture]:
+    """The maps of each slide, one figure a question."""
     spots = record["spots"]
     slides = np.array(spots["slide"])
     tissue = (record.get("pictures") or {}).get("slides", {})
-    gene = next((key.removeprefix("gene:measured:") for key in spots if key.startswith("gene:measured:")), None)
-    predicted = next((key for key in spots if key.startswith("predicted:linear:DELST backbone")), None)
-    signatures = [key for key in spots if key.startswith("signature:")]
-    for slide in dict.fromkeys(spots["slide"]):
+    for slide in shown_slides(record):
         rows = np.flatnonzero(slides == slide)
-        under = _under(tissue.get(slide))
-        place = {"x": [spots["x"][i] for i in rows], "y": [spots["y"][i] for i in rows], **under}
+        place = {"x": [spots["x"][i] for i in rows], "y": [spots["y"][i] for i in rows], **_under(tissue.get(slide))}
+        for name, title, caption, columns, unit in _map_panels(record):
+            panels = {shown: [spots[key][i] for i in rows] for shown, key in columns.items()}
+            if any(value is not None for value in next(iter(panels.values()))):
+                figure = plots.spatial_maps(panels=panels, unit=unit, **place)
+                yield Picture(f"{name}-{slide}", f"{slide}: {title}", caption, figure)
 
-        def panel(key: str, rows: np.ndarray = rows) -> list[Any]:
-            return [spots[key][i] for i in rows]
 
-        if any(label is not None for label in panel("label")):
-            shown = {"label": panel("label")}
-            if predicted:
-                shown["predicted (linear probe)"] = panel(predicted)
-            yield Picture(f"labels-{slide}", f"{slide}: labels", "Spots without a label are not drawn.",
-                          plots.spatial_maps(panels=shown, **place))  # fmt: skip
-        if gene:
-            shown = {f"{gene} measured": panel(f"gene:measured:{gene}"), "predicted": panel(f"gene:predicted:{gene}")}
-            caption = (
-                f"{gene}, log(1 + counts): the gene that the backbone predicts best. Each panel has its own scale."
-            )
-            yield Picture(f"gene-{slide}", f"{slide}: a gene", caption, plots.spatial_maps(panels=shown, **place))
-        if signatures:
-            shown = {key.removeprefix("signature:"): panel(key) for key in signatures[:3]}
-            caption = (
-                "Similarity of each image to the gene embedding of the signature, above that to the mean profile. No "
-            )
-            caption += "label was used to draw it; a mean profile of a label is taken from training slides."
-            yield Picture(
-                f"signature-{slide}", f"{slide}: zero-shot maps", caption, plots.spatial_maps(panels=shown, **place)
-            )
-        if "domain" in spots:
-            figure = plots.spatial_maps(panels={"domain (k-means)": panel("domain")}, **place)
-            yield Picture(f"domains-{slide}", f"{slide}: domains", "Clusters of the image embeddings.", figure)
-        shown = {f"{kind} radius": panel(f"{kind}_radius") for kind in ("image", "gene")}
-        caption = "Distance to the origin: low is general, high is specific."
-        if (record.get("space") or {}).get("geometry") == "lorentz":
-            figure = plots.spatial_maps(panels=shown, **place)
-            yield Picture(f"radius-{slide}", f"{slide}: radius", caption, figure)
+def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str], str]]:
+    """(name, title, caption, panel -> per-spot values, unit) of each map that the results hold values for."""
+    spots, main = record["spots"], own_arms(record)[0]
+    shown = {"label": "label"}
+    if f"predicted:linear:{main}" in spots:
+        shown["predicted (linear probe)"] = f"predicted:linear:{main}"
+    yield "labels", "labels", "Spots without a label are not drawn.", shown, ""
+    gene = next((key.removeprefix("gene:measured:") for key in spots if key.startswith("gene:measured:")), None)
+    if gene:
+        caption = f"{gene}: the gene that is predicted best, from slides of other groups. Each panel has its own scale."
+        shown = {f"{gene} measured": f"gene:measured:{gene}", f"{gene} predicted": f"gene:predicted:{gene}"}
+        yield "gene", "a gene", caption, shown, "log(1 + counts)"
+    signatures = [key for key in spots if key.startswith("signature:")]
+    if signatures:
+        caption = (
+            "How much nearer each image lies to the gene embedding of the signature than to that of the mean profile. No label "
+            "was used to draw it; a mean profile of a label is taken from training slides."
+        )
+        shown = {key.removeprefix("signature:"): key for key in signatures[:3]}
+        yield "signature", "zero-shot maps", caption, shown, "similarity"
+    if "domain" in spots:
+        yield "domains", "domains", f"Clusters of the embeddings of {own_arms(record)[-1]}.", {"domain": "domain"}, ""
+    if (record.get("space") or {}).get("geometry") == "lorentz":
+        caption = "Distance to the origin: low is general, high is specific. Each panel has its own scale."
+        shown = {f"{kind} radius": f"{kind}_radius" for kind in ("image", "gene")}
+        yield "radius", "radius", caption, shown, "distance to the origin"
 
 
 def _space(record: Record) -> Iterator[Picture]:
@@ -173,7 +177,7 @@ def _gallery(record: Record) -> Picture:
 
 def _genes(record: Record) -> Picture:
     arms = [row["arm"] for row in record["per_gene"]]
-    arm = "DELST backbone" if "DELST backbone" in arms else arms[0]
+    arm = own_arms(record)[0] if own_arms(record)[0] in arms else arms[0]
     rows = [row for row in record["per_gene"] if row["arm"] == arm]
     caption = f"{arm}, HEST protocol with cross-validated alpha; bootstrap over spots."
     return Picture("genes", "Pearson by gene", caption, plots.gene_pearson_plot(rows))

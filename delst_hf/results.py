@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,19 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from .evaluation.uncertainty import f1_statistic, mean_statistic, paired_comparison
+from .evaluation.resampled import f1_statistic, mean_statistic, pearson_statistic
+from .evaluation.uncertainty import Bootstrap, Statistic
 from .hub import training_record
 
 FORMAT = "delst-results-1"
-# protocol, arm, metric -> the Hub's task and a name that stands on its own.
+# protocol, metric -> the Hub's task and a name that stands on its own; the arm is the model's first, or its space.
 _INDEXED = {
-    ("hest", "DELST backbone", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol"),
-    ("hest[alpha=cv]", "DELST backbone", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol, alpha=cv"),
-    ("linear_probe", "DELST backbone", "macro_f1"): ("image-classification", "Macro-F1, linear probe on unseen groups"),
-    ("stimage1k4m", "DELST backbone", "macro_f1_mean"): ("image-classification", "Macro-F1, STimage-1K4M protocol"),
-    ("retrieval", "DELST", "image_to_gene_recall@10"): ("image-gene-retrieval", "Image to gene recall@10"),
-    ("retrieval", "DELST", "gene_to_image_recall@10"): ("image-gene-retrieval", "Gene to image recall@10"),
+    ("hest", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol"),
+    ("hest[alpha=cv]", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol, alpha=cv"),
+    ("linear_probe", "macro_f1"): ("image-classification", "Macro-F1, linear probe on unseen groups"),
+    ("stimage1k4m", "macro_f1_mean"): ("image-classification", "Macro-F1, STimage-1K4M protocol"),
+    ("retrieval", "image_to_gene_recall@10"): ("image-gene-retrieval", "Image to gene recall@10"),
+    ("retrieval", "gene_to_image_recall@10"): ("image-gene-retrieval", "Gene to image recall@10"),
 }
 
 
@@ -83,6 +84,11 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     return record
 
 
+def own_arms(record: Mapping[str, Any]) -> list[str]:
+    """The arms that are the model's own, the first of which stands for it; the others are baselines."""
+    return record.get("own_arms") or ["DELST backbone", "DELST embedding"]
+
+
 def model_index(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The `model-index` of a model card: the checkpoint's own headline numbers, each by the name of its protocol."""
     dataset = {"type": "spatial-transcriptomics", "name": ", ".join(record["test_slides"])}
@@ -90,8 +96,9 @@ def model_index(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         dataset["revision"] = record["data_fingerprint"]
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in record.get("protocols", []):
-        for (protocol, arm, metric), (task, title) in _INDEXED.items():
-            if (row["protocol"], row["arm"]) == (protocol, arm) and row["metrics"].get(metric) is not None:
+        is_own = row["arm"] == own_arms(record)[0] or (row["protocol"] == "retrieval" and "shuffled" not in row["arm"])
+        for (protocol, metric), (task, title) in _INDEXED.items():
+            if is_own and row["protocol"] == protocol and row["metrics"].get(metric) is not None:
                 value = {"type": metric, "name": title, "value": round(row["metrics"][metric], 4)}
                 tasks.setdefault(task, []).append(value)
     results = [
@@ -112,11 +119,11 @@ def compare_results(
 
     Args:
         first, second: Records with per-spot values, of the same data.
-        resamples, seed: Of the bootstrap, over spots within slides.
+        resamples, seed: Of the bootstrap, over slides or over spots within slides, as the intervals of the first.
 
     Returns:
-        One row a quantity that both have: macro_f1 of each probe and arm, recall@10 and mean rank in both directions. A
-        positive difference says that the first is higher (for ranks: worse).
+        One row a quantity that both have: macro_f1 of each probe and arm, recall@10 and mean rank in both directions, Pearson
+        of HEST. A positive difference says that the first is higher (for ranks: worse).
 
     Raises:
         ValueError: if the data differ, or per-spot values are missing.
@@ -131,38 +138,64 @@ def compare_results(
         raise ValueError(
             "results without per-spot values cannot be paired. Run `delst evaluate` without --protocols none."
         )
-    ours, theirs = first["spots"], second["spots"]
-    slides = np.array(ours["slide"])
     rows = []
-    for name in [key for key in ours if key in theirs and key.startswith(("predicted:", "rank:"))]:
-        kept = np.array([a is not None and b is not None for a, b in zip(ours[name], theirs[name])])
-        if not kept.any():
-            continue
-        left, right = (np.array(side[name], dtype=object)[kept] for side in (ours, theirs))
-        if name.startswith("predicted:"):
-            truth = np.array(ours["label"], dtype=object)[kept].astype(str)
-            pairs = {"macro_f1": [f1_statistic(truth, answer.astype(str)) for answer in (left, right)]}
-        else:
-            ranks = [side.astype(float) for side in (left, right)]
-            pairs = {
-                "recall@10": [mean_statistic(rank <= 10) for rank in ranks],
-                "mean_rank": [mean_statistic(rank) for rank in ranks],
-            }
-        for metric, statistics in pairs.items():
-            better, worse = statistics
-            found = paired_comparison(
-                better, worse, int(kept.sum()), slides=slides[kept], resamples=resamples, seed=seed
-            )
-            rows.append({"quantity": name, "metric": metric, **found})
+    for name, metric, kept, statistics in _common(first, second):
+        slides = np.array(first["spots"]["slide"])[kept]
+        unit = first.get("interval_unit", "spots") if len(set(slides)) > 1 else "spots"
+        bootstrap = Bootstrap(int(kept.sum()), slides, unit, resamples=resamples, seed=seed)
+        found = bootstrap.difference(statistics[0], statistics[1])
+        rows.append({"quantity": name, "metric": metric, **found})
     return rows
 
 
+def _common(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, str, np.ndarray, tuple[Statistic, ...]]]:
+    """What both results hold spot by spot: its name, the metric, the spots and the metric of either as a function of rows."""
+    ours, theirs = first["spots"], second["spots"]
+    for name, other in _same_quantities(first, second):
+        kept = np.array([a is not None and b is not None for a, b in zip(ours[name], theirs[other])])
+        if not kept.any():
+            continue
+        left, right = (np.array(values, dtype=object)[kept] for values in (ours[name], theirs[other]))
+        if name.startswith("predicted:"):
+            truth = np.array(ours["label"], dtype=object)[kept].astype(str)
+            yield name, "macro_f1", kept, tuple(f1_statistic(truth, side.astype(str)) for side in (left, right))
+        else:
+            ranks = [side.astype(float) for side in (left, right)]
+            yield name, "recall@10", kept, tuple(mean_statistic(rank <= 10) for rank in ranks)
+            yield name, "mean_rank", kept, tuple(mean_statistic(rank) for rank in ranks)
+    sides = [record.get("expression") or {} for record in (first, second)]
+    if all(sides) and sides[0]["genes"] == sides[1]["genes"] and sides[0]["groups"] == sides[1]["groups"]:
+        measured, groups = np.array(sides[0]["measured"]), np.array(sides[0]["groups"])
+        pair = tuple(pearson_statistic(np.array(side["predicted"]), measured, groups) for side in sides)
+        yield f"{sides[0]['protocol']}:{sides[0]['arm']}", "pearson_mean", np.ones(len(measured), dtype=bool), pair
+
+
+def _same_quantities(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names of per-spot values that mean the same in both: the first own arm of one model is that of the other."""
+    same = dict(zip(own_arms(first), own_arms(second)))
+    pairs = []
+    for name in first["spots"]:
+        if name.startswith("rank:"):
+            pairs.append((name, name))
+        elif name.startswith("predicted:"):
+            kind, probe, arm = name.split(":", 2)
+            pairs.append((name, f"{kind}:{probe}:{same.get(arm, arm)}"))
+    return [(name, other) for name, other in pairs if other in second["spots"]]
+
+
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinity, which are not JSON, as None."""
+    """The same with NaN and infinity, which are not JSON, as None, and numbers to ten digits.
+
+    The last ones of a float depend on the number of threads of the linear algebra, and would make equal results differ.
+    """
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_finite(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.10g}") if np.isfinite(value) else None

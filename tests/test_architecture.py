@@ -37,6 +37,8 @@ ORDER = [
     "data/openslide_image",
     "data/images",
     "data/genes",
+    "data/counts",
+    "data/patches",
     "data/slide",
     "data/quality",
     "data/preview",
@@ -54,7 +56,8 @@ ORDER = [
     "data/collator",
     "data/__init__",
     "evaluation/embed",  # joins a model to a study, hence not with its neighbours
-    "evaluation/checkpoint_suite",
+    "evaluation/arrays",
+    "evaluation/subjects",
     "evaluation/protocol",  # the same, of all evaluations
     "card_facts",
     "arguments",

@@ -57,7 +57,8 @@ def test_every_protocol_ran_on_unseen_slides(record):
     names = {row["protocol"] for row in record["protocols"]}
     assert {"hest", "hest[alpha=cv]", "hest[pcc=per_slide]", "hest[pca=None]"} <= names
     arms = {row["arm"] for row in record["protocols"] if row["protocol"] == "hest"}
-    assert arms == {"colour statistics", "random-init backbone", "DELST backbone", "DELST embedding"}
+    assert arms == {"colour statistics", "random-init backbone", "DELST backbone", "DELST embedding",
+                    "DELST backbone, shuffled pairs"}  # fmt: skip
     hest = next(row for row in record["protocols"] if row["protocol"] == "hest")
     assert len(hest["genes"]) == 50 and hest["split"] == "patient" and record["interval_unit"] == "spots"
 

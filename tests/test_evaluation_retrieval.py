@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from delst_hf.evaluation.retrieval import bidirectional_retrieval, retrieval, retrieval_ranks, retrieval_within
+from delst_hf.evaluation.retrieval import bidirectional_retrieval, retrieval, retrieval_scores, retrieval_within
 
 
 def distances(queries, targets, geometry, curvature=None):
@@ -137,7 +137,7 @@ def test_both_directions_and_chance():
 
 def test_ranks_are_those_behind_the_scores():
     queries, targets = pairs()
-    ranks = retrieval_ranks(queries, targets, similarity="lorentz", curvature=0.4)
+    ranks = retrieval_scores(queries, targets, similarity="lorentz", curvature=0.4)["rank"]
     result = retrieval(queries, targets, similarity="lorentz", curvature=0.4)
     assert ranks.shape == (60,) and ranks.mean() == result["mean_rank"] and (ranks <= 5).mean() == result["recall@5"]
 
@@ -145,7 +145,7 @@ def test_ranks_are_those_behind_the_scores():
 @pytest.mark.parametrize("similarity", ["lorentz", lambda q, t: q @ t.T])
 def test_a_sample_of_queries_is_ranked_against_the_whole_pool(similarity):
     queries, targets = pairs(num_pairs=80)
-    everyone = retrieval_ranks(queries, targets, similarity=similarity, curvature=0.4)
+    everyone = retrieval_scores(queries, targets, similarity=similarity, curvature=0.4)["rank"]
     rows = np.sort(np.random.default_rng(3).choice(80, 25, replace=False))
     sample = retrieval(queries, targets, similarity=similarity, curvature=0.4, num_queries=25, seed=3, chunk_size=9)
     assert sample["mean_rank"] == pytest.approx(everyone[rows].mean()) and sample["pool_size"] == 80

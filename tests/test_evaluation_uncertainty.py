@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from delst_hf.evaluation.uncertainty import bootstrap_interval, paired_comparison
+from delst_hf.evaluation.uncertainty import Bootstrap
 
 
 def mean_of(values):
@@ -11,7 +11,7 @@ def mean_of(values):
 
 def test_interval_agrees_with_scipy():
     values = np.random.default_rng(0).normal(size=200)
-    found = bootstrap_interval(mean_of(values), 200, resamples=2000)
+    found = Bootstrap(200, resamples=2000).interval(mean_of(values))
     oracle = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=1).confidence_interval
     assert found["value"] == pytest.approx(values.mean()) and found["unit"] == "spots" and found["num_units"] == 200
     assert found["low"] == pytest.approx(oracle.low, abs=0.015) and found["high"] == pytest.approx(
@@ -23,7 +23,7 @@ def test_coverage_is_what_is_promised():
     generator = np.random.default_rng(0)
     inside = 0
     for trial in range(120):
-        found = bootstrap_interval(mean_of(generator.normal(size=60)), 60, resamples=200, seed=trial)
+        found = Bootstrap(60, resamples=200, seed=trial).interval(mean_of(generator.normal(size=60)))
         inside += found["low"] <= 0 <= found["high"]
     assert 0.87 <= inside / 120 <= 0.99
 
@@ -32,20 +32,20 @@ def test_slides_give_a_wider_interval_where_slides_differ():
     generator = np.random.default_rng(0)
     slides = np.repeat([f"s{i}" for i in range(8)], 50)
     values = np.repeat(generator.normal(size=8), 50) + generator.normal(size=400)
-    spots = bootstrap_interval(mean_of(values), 400, slides=slides)
-    whole = bootstrap_interval(mean_of(values), 400, unit="slides", slides=slides)
+    spots = Bootstrap(400, slides=slides).interval(mean_of(values))
+    whole = Bootstrap(400, unit="slides", slides=slides).interval(mean_of(values))
     assert whole["high"] - whole["low"] > 3 * (spots["high"] - spots["low"]) and whole["num_units"] == 8
 
 
 def test_spots_are_drawn_within_their_slide():
     slides = np.repeat(["a", "b"], [10, 90])
-    found = bootstrap_interval(lambda rows: float((rows < 10).mean()), 100, slides=slides, resamples=20)
+    found = Bootstrap(100, slides=slides, resamples=20).interval(lambda rows: float((rows < 10).mean()))
     assert found["low"] == found["high"] == pytest.approx(0.1)
 
 
 def test_same_seed_same_interval():
     values = np.arange(30.0)
-    first, second, other = (bootstrap_interval(mean_of(values), 30, seed=seed) for seed in (1, 1, 2))
+    first, second, other = (Bootstrap(30, seed=seed).interval(mean_of(values)) for seed in (1, 1, 2))
     assert first == second != other
 
 
@@ -53,32 +53,32 @@ def test_pairs_cancel_what_is_common():
     generator = np.random.default_rng(0)
     common = 10 * generator.normal(size=300)
     better, worse = common + 0.3 + 0.5 * generator.normal(size=300), common + 0.5 * generator.normal(size=300)
-    found = paired_comparison(mean_of(better), mean_of(worse), 300)
+    found = Bootstrap(300).difference(mean_of(better), mean_of(worse))
     assert 0 < found["low"] < 0.3 < found["high"] < 0.5 and found["p_value"] <= 0.01
-    alone = bootstrap_interval(mean_of(better), 300)
+    alone = Bootstrap(300).interval(mean_of(better))
     assert alone["high"] - alone["low"] > 5 * (found["high"] - found["low"])
 
 
 def test_equal_models_differ_by_nothing():
     generator = np.random.default_rng(0)
     values = generator.normal(size=(2, 200))
-    found = paired_comparison(mean_of(values[0]), mean_of(values[1]), 200)
+    found = Bootstrap(200).difference(mean_of(values[0]), mean_of(values[1]))
     assert found["low"] < 0 < found["high"] and found["p_value"] > 0.05
-    same = paired_comparison(mean_of(values[0]), mean_of(values[0]), 200)
+    same = Bootstrap(200).difference(mean_of(values[0]), mean_of(values[0]))
     assert same["difference"] == 0 and same["p_value"] == 1.0
 
 
 def test_undefined_resamples_are_left_out():
-    found = bootstrap_interval(lambda rows: np.nan if rows[0] % 2 else 1.0, 10, resamples=50)
+    found = Bootstrap(10, resamples=50).interval(lambda rows: np.nan if rows[0] % 2 else 1.0)
     assert found["low"] == found["high"] == 1.0
 
 
 def test_errors_name_the_next_step():
     with pytest.raises(ValueError, match="unit is 'patients'; allowed are spots, slides"):
-        bootstrap_interval(mean_of(np.ones(3)), 3, unit="patients")
+        Bootstrap(3, unit="patients").interval(mean_of(np.ones(3)))
     with pytest.raises(ValueError, match="slides is None; pass the slide"):
-        bootstrap_interval(mean_of(np.ones(3)), 3, unit="slides")
+        Bootstrap(3, unit="slides").interval(mean_of(np.ones(3)))
     with pytest.raises(ValueError, match=r"one slide only \(a\)"):
-        paired_comparison(mean_of(np.ones(3)), mean_of(np.ones(3)), 3, unit="slides", slides=["a"] * 3)
+        Bootstrap(3, unit="slides", slides=["a"] * 3).difference(mean_of(np.ones(3)), mean_of(np.ones(3)))
     with pytest.raises(ValueError, match="level is 95"):
-        bootstrap_interval(mean_of(np.ones(3)), 3, level=95)
+        Bootstrap(3, level=95).interval(mean_of(np.ones(3)))

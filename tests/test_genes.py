@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from delst_hf.data.counts import make_genes
 from delst_hf.data.genes import canonical_species, clean_genes, read_aliases, union_genes
-from delst_hf.data.slide import make_genes
 
 MATRIX = sp.csr_matrix(np.array([[1, 2, 4, 8], [0, 1, 0, 3]]))
 

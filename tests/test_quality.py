@@ -8,7 +8,14 @@ from PIL import Image
 
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.preview import draw_preview
-from delst_hf.data.quality import QualityFilter, share_on_tissue, slide_mask, tissue_fraction, tissue_mask
+from delst_hf.data.quality import (
+    QualityFilter,
+    share_on_tissue,
+    slide_mask,
+    tissue_fractions,
+    tissue_mask,
+    tissue_sample,
+)
 from delst_hf.data.readers.anndata_visium import read_anndata
 from delst_hf.data.toy import make_toy_slide
 
@@ -29,7 +36,10 @@ def test_tissue_is_coloured_or_dark_and_not_cut_out():
     assert tissue_mask(colours).tolist() == [False, True, True, False, False]
     patch = np.full((224, 224, 3), 240, np.uint8)
     patch[:112, :56] = (180, 90, 150)
-    assert tissue_fraction(Image.fromarray(patch)) == pytest.approx(1 / 8)
+    assert tissue_fractions([tissue_sample(patch), tissue_sample(np.full_like(patch, 240))]).tolist() == [1 / 8, 0]
+    small = np.asarray(Image.fromarray(patch).resize((32, 32), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(tissue_sample(patch), small)
+    assert tissue_sample(patch[:20, :20]).shape == (20, 20, 3)
 
 
 def test_the_tissue_fraction_is_a_column(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 import scipy.sparse as sp
 from PIL import Image
 
+from delst_hf.data.counts import make_genes, sum_duplicate_genes
 from delst_hf.data.images import read_image, to_rgb
-from delst_hf.data.slide import Slide, make_genes, sum_duplicate_genes
+from delst_hf.data.slide import Slide
 
 
 def make_slide(**changes) -> Slide:

@@ -7,8 +7,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from delst_hf.data.counts import make_genes
 from delst_hf.data.images import open_image, read_image
-from delst_hf.data.slide import Slide, make_genes
+from delst_hf.data.slide import Slide
 from delst_hf.data.tiff import TiffImage
 
 

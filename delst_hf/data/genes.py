@@ -88,12 +88,12 @@ def clean_genes(
     Raises:
         ValueError: genes of two species and no `species` that says which to keep, or none of the species' own.
     """
-    table = pd.DataFrame(
-        {name: [_GENOME_PREFIX.sub("", str(value).strip()) for value in genes[name]] for name in ("gene_id", "symbol")}
-    )
+    table = pd.DataFrame({name: [_without_genome(value) for value in genes[name]] for name in ("gene_id", "symbol")})
     table["gene_id"] = [_bare_id(value) for value in table["gene_id"]]
     keep, species = _one_species(table["gene_id"], canonical_species(species), slide_id)
-    counts, table = counts.tocsr()[:, keep], table[keep].reset_index(drop=True)
+    counts = counts.tocsr()
+    if not keep.all():
+        counts, table = counts[:, keep], table[keep].reset_index(drop=True)
     table["symbol"] = _case_by_species(table["symbol"], species, slide_id)
     if aliases:
         table = _rename(table, aliases, slide_id)
@@ -118,7 +118,7 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
     species = [canonical_species(name) for name in rows["species"]]
     known = sorted(set(species) - {""})
     species = [name or (known[0] if len(known) == 1 else "") for name in species]
-    ids = [_bare_id(value) for value in rows["gene_id"]]
+    ids = [_bare_id(str(value)) for value in rows["gene_id"]]
     symbols = rows["symbol"].tolist()
     ids_of_symbol: dict[tuple[str, str], set[str]] = {}
     for kind, gene_id, symbol in zip(species, ids, symbols, strict=True):
@@ -141,14 +141,19 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
     return union, np.split(which, borders) if tables else []
 
 
+def _without_genome(value: str) -> str:
+    value = str(value).strip()
+    return _GENOME_PREFIX.sub("", value) if "_" in value else value
+
+
 def _bare_id(value: str) -> str:
-    match = _ENSEMBL.fullmatch(str(value))
-    return match[1] if match else str(value)
+    match = _ENSEMBL.fullmatch(value) if value.startswith("ENS") else None
+    return match[1] if match else value
 
 
 def _one_species(ids: pd.Series, species: str, slide_id: str) -> tuple[np.ndarray, str]:
     """Which genes to keep (genes,) bool, and the species."""
-    matches = [_ENSEMBL.fullmatch(value) for value in ids]
+    matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in ids]
     told = np.array([_SPECIES_OF_PREFIX.get(m[2], "ENS" + m[2]) if m else "" for m in matches], dtype=object)
     numbers = {str(name): int((told == name).sum()) for name in sorted(set(told) - {""})}
     common = [name for name, number in numbers.items() if number > _STRANGERS * sum(numbers.values())]
@@ -180,16 +185,16 @@ def _one_species(ids: pd.Series, species: str, slide_id: str) -> tuple[np.ndarra
 def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[str]:
     """Upper case for human, a capital first letter for mouse and rat; only where most symbols are in the other case."""
     names = symbols.tolist()
+    if species not in ("human", "mouse", "rat"):
+        return names
     lettered = [name for name in names if sum(letter.isalpha() for letter in name) >= 3]
     if species == "human":
         wrong, change = (
             [name for name in lettered if re.sub("orf", "", name).upper() != re.sub("orf", "", name)],
             _human,
         )
-    elif species in ("mouse", "rat"):
-        wrong, change = [name for name in lettered if name == name.upper()], _mouse
     else:
-        return names
+        wrong, change = [name for name in lettered if name == name.upper()], _mouse
     if 2 * len(wrong) <= len(lettered):
         return names
     logger.warning("%s: changed the case of symbols to that of %s, e.g. %s to %s",

@@ -22,7 +22,7 @@ from .card import dataset_card, fingerprint
 from .genes import union_genes
 from .output import check_output
 from .part import DICTIONARY
-from .schema import CONFIGS, GENES, SLIDES, SPOTS
+from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
 from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def _place_spots(
                 name: _free_path(folder / "spots" / (name if plan.is_split else ""), slide_id, len(files) > 1)
                 for name in set(own)
             }
-            if same and len(goals) == 1 and pq.read_schema(path).equals(SPOTS.arrow_schema):
+            if same and len(goals) == 1 and pq.read_schema(path).equals(SPOTS_SCHEMA):
                 (shutil.copyfile if keep else shutil.move)(path, goals[own[0]])
             else:
                 _rewrite(path, place, own, goals)
@@ -220,9 +220,7 @@ def _free_path(folder: Path, slide_id: str, several: bool) -> Path:
 def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[str, Path]) -> None:
     """Copies a file of spots with its genes renumbered, to one file a split."""
     file, start = pq.ParquetFile(path), 0
-    writers = {
-        name: pq.ParquetWriter(goal, SPOTS.arrow_schema, use_dictionary=DICTIONARY) for name, goal in goals.items()
-    }
+    writers = {name: pq.ParquetWriter(goal, SPOTS_SCHEMA, use_dictionary=DICTIONARY) for name, goal in goals.items()}
     try:
         for group in range(file.num_row_groups):
             rows = _renumber(file.read_row_group(group), place)
@@ -252,7 +250,7 @@ def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
         "gene_counts": pa.ListArray.from_arrays(offsets, pa.array(matrix.data, pa.int32())),
         "n_genes": pa.array(np.diff(matrix.indptr), pa.int32()),
     }
-    schema = SPOTS.arrow_schema
+    schema = SPOTS_SCHEMA
     columns = [
         changed[name] if name in changed else rows[name].combine_chunks() if name in rows.column_names
         else pa.nulls(len(rows), schema.field(name).type) for name in schema.names

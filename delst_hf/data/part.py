@@ -8,7 +8,6 @@
 A part has the layout of a dataset folder without a card, so joining parts and merging datasets are one thing (`merge`).
 """
 
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -24,10 +23,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .genes import clean_genes
+from .patches import check_patch_size, encode
 from .preview import draw_preview
-from .quality import QualityFilter, describe_wrong_frame, tissue_fraction
-from .schema import CONFIGS, GENES, SLIDES, SPOTS
-from .slide import Slide, WrongFrameError, check_patch_size
+from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
+from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
+from .slide import Slide, WrongFrameError
 
 logger = logging.getLogger(__name__)
 
@@ -105,16 +105,6 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
     pq.write_table(pa.Table.from_pylist([row], schema=SLIDES.arrow_schema), folder / "slides" / "slides.parquet")
 
 
-def encode(image: Image.Image, image_format: str, quality: int) -> bytes:
-    """Encodes an image; JPEG keeps colour at full resolution, since stain carries much of the signal."""
-    buffer = io.BytesIO()
-    if image_format == "jpeg":
-        image.save(buffer, format="JPEG", quality=quality, subsampling=0)
-    else:
-        image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
     """The slide as it will be written, and its thumbnail."""
     if options.swap_xy:
@@ -182,19 +172,21 @@ def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int,
     """
     cut = slide.cutter(options.patch_um, options.patch_px)
     side = options.patch_um / slide.mpp
-    block = max(_ROWS_PER_GROUP, int(_BUFFER_BYTES / (1.5 * options.patch_px**2)))
+    block = _ROWS_PER_GROUP  # of an image in memory, every order is as good
+    if not isinstance(slide.image, np.ndarray):
+        block = max(block, int(_BUFFER_BYTES / (1.5 * options.patch_px**2)))
     x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
     with tqdm(total=len(slide.spots), desc=slide.slide_id, unit="spot", disable=not options.progress) as bar:
         for start in range(0, len(slide.spots), block):
             stop = min(start + block, len(slide.spots))
-            encoded: list[tuple[bytes, float]] = [(b"", 0.0)] * (stop - start)
+            encoded, samples = [b""] * (stop - start), [np.empty(0)] * (stop - start)
             order = start + np.lexsort((x[start:stop], y[start:stop] // max(side, 512)))
             for position in order.tolist():
                 patch = cut(position)
-                data = encode(patch, options.image_format, options.quality)
-                encoded[position - start] = (data, tissue_fraction(patch))
+                encoded[position - start] = encode(patch, options.image_format, options.quality)
+                samples[position - start] = tissue_sample(patch)
                 bar.update()
-            yield from ((start + i, *pair) for i, pair in enumerate(encoded))
+            yield from zip(range(start, stop), encoded, tissue_fractions(samples).tolist(), strict=True)
 
 
 class _Shards:
@@ -214,7 +206,7 @@ class _Shards:
         if self.writer is None:
             suffix = f"--{self.number:05d}" if self.number else ""
             path = self.folder / f"{self.slide_id}{suffix}.parquet"
-            self.writer = pq.ParquetWriter(path, SPOTS.arrow_schema, use_dictionary=DICTIONARY)
+            self.writer = pq.ParquetWriter(path, SPOTS_SCHEMA, use_dictionary=DICTIONARY)
         self.writer.write_table(rows)
         self.size += rows.nbytes
 
@@ -229,7 +221,7 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]
     positions = np.array([position for position, _, _ in patches])
     spots, counts = slide.spots.iloc[positions], counts[positions]
     columns = {
-        "image": [{"bytes": data, "path": None} for _, data, _ in patches],
+        "image": _images([data for _, data, _ in patches]),
         "gene_indices": pa.ListArray.from_arrays(
             pa.array(counts.indptr, pa.int32()), pa.array(counts.indices, pa.int32())
         ),
@@ -243,11 +235,18 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]
         "array_col": spots["array_col"].to_numpy(np.int32),
         "label": [None if pd.isna(label) else label for label in spots["label"]],
         "n_genes": np.diff(counts.indptr).astype(np.int32),
-        "total_counts": np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel(),
+        "total_counts": np.diff(np.concatenate([[0], np.cumsum(counts.data, dtype=np.int64)])[counts.indptr]),
         "tissue_fraction": np.array([tissue for _, _, tissue in patches], dtype=np.float32),
     }
-    schema = SPOTS.arrow_schema
-    return pa.table([pa.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
+    return pa.table([pa.array(columns[field.name], field.type) for field in SPOTS_SCHEMA], schema=SPOTS_SCHEMA)
+
+
+def _images(encoded: list[bytes]) -> pa.Array:
+    """Images as `datasets` stores them; from arrays, since a list of dictionaries takes five times as long."""
+    kind = SPOTS_SCHEMA.field("image").type
+    return pa.StructArray.from_arrays(
+        [pa.array(encoded, pa.binary()), pa.nulls(len(encoded), pa.string())], fields=list(kind)
+    )
 
 
 def _slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> dict[str, Any]:
@@ -256,7 +255,7 @@ def _slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> d
     return {name: getattr(slide, name) for name in names} | {
         "mpp": float(slide.mpp),
         "measured_genes": np.arange(len(slide.genes), dtype=np.int32),
-        "thumbnail": {"bytes": encode(thumbnail, "jpeg", 90), "path": None},
+        "thumbnail": {"bytes": encode(np.asarray(thumbnail), "jpeg", 90), "path": None},
         "image_width": width,
         "image_height": height,
         "patch_um": float(options.patch_um),

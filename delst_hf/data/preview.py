@@ -65,7 +65,7 @@ def _draw_patches(slide, patch_um, shown, picture, brush, left, scale) -> None:
         brush.rectangle(corners, outline="#D00000", width=1)
         brush.text((corners[2] + 2, corners[1]), str(number + 1), fill="#D00000")
         place = (left + 6 + (number % 3) * (_TILE + 6), 6 + (number // 3) * (_TILE + 6))
-        picture.paste(cut(int(i)), place)
+        picture.paste(Image.fromarray(cut(int(i))), place)
         brush.text((place[0] + 3, place[1] + 2), str(number + 1), fill="#D00000")
 
 

@@ -51,6 +51,8 @@ class QualityFilter:
         Raises:
             ValueError: no spot is left.
         """
+        if not (self.min_counts or self.min_genes):
+            return slide
         totals = np.asarray(slide.counts.sum(axis=1)).ravel()
         expressed = np.diff(slide.counts.tocsr().indptr)
         poor, few = totals < self.min_counts, expressed < self.min_genes
@@ -76,10 +78,21 @@ def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     return ((largest - smallest >= _CHROMA) | (largest < _DARK)) & (largest >= _BLACK)
 
 
-def tissue_fraction(patch: Image.Image) -> float:
-    """Share of a patch that is tissue, 0 to 1, on a grid of up to 32 x 32 of its pixels."""
-    sampled = patch.resize((min(32, patch.width), min(32, patch.height)), Image.Resampling.NEAREST)
-    return float(tissue_mask(np.asarray(sampled)).mean())
+def tissue_sample(patch: np.ndarray) -> np.ndarray:
+    """A grid of up to 32 x 32 of the pixels of a patch (height, width, 3): the middle ones of equal squares."""
+    height, width = patch.shape[:2]
+    if height == width and height % 32 == 0:  # slices are read three times as fast as lists of places
+        step = height // 32
+        return patch[step // 2 :: step, step // 2 :: step].copy()
+    rows, columns = (
+        ((np.arange(min(32, size)) + 0.5) * (size / min(32, size))).astype(int) for size in (height, width)
+    )
+    return patch[rows[:, None], columns]
+
+
+def tissue_fractions(samples: list[np.ndarray]) -> np.ndarray:
+    """Share of each patch that is tissue (patches,), 0 to 1, from the samples of patches of one size."""
+    return tissue_mask(np.stack(samples)).mean((1, 2))
 
 
 def slide_mask(thumbnail: np.ndarray) -> np.ndarray:

@@ -30,6 +30,9 @@ SPOTS = Features(
     }
 )
 
+# Made once: the property is computed anew at each access.
+SPOTS_SCHEMA = SPOTS.arrow_schema
+
 GENES = Features({"gene_id": Value("string"), "symbol": Value("string"), "species": Value("string")})
 
 SLIDES = Features(

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,62 +11,19 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
+from .counts import check_counts
+from .patches import Cutter, StoredPatches, check_patch_size, image_cutter
+
 logger = logging.getLogger(__name__)
 
 # Real scanners give 0.1 to 1 um/px and reduced "hires" images up to ~10; beyond this window units were mixed up.
 PLAUSIBLE_MPP = (0.05, 50.0)
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
-# A side within a twentieth of a pixel of patch_px moves no border of the patch by more than that.
-_SAME_SCALE_PX = 0.05
-_MAX_COUNT = np.iinfo(np.int32).max
 
 
 class WrongFrameError(ValueError):
     """Spots that do not lie where tissue is: their coordinates belong to another image or scale."""
-
-
-@dataclass(frozen=True)
-class StoredPatches:
-    """Patches that a data set brings along.
-
-    Attributes:
-        pixels: uint8 (patches, px, px, 3), an array or a dataset of h5py.
-        rows: (spots,) the patch of each spot.
-        patch_um: side of a patch in micrometres.
-    """
-
-    pixels: Any
-    rows: np.ndarray
-    patch_um: float
-
-    def select(self, keep: np.ndarray) -> "StoredPatches":
-        """Keeps the patches of the spots (spots,) that are True."""
-        return replace(self, rows=self.rows[keep])
-
-    def cutter(self, patch_um: float, patch_px: int) -> Callable[[int], Image.Image]:
-        """Like `Slide.cutter`: the centre of the stored patch, resampled if its pixels are of another size.
-
-        Raises:
-            ValueError: a larger patch than the stored one was asked for.
-        """
-        if patch_um > self.patch_um * 1.001:
-            raise ValueError(
-                f"patch_um is {patch_um:g}, but the stored patches are {self.patch_um:g} um wide. Ask for at most that "
-                "(--patch-um), or give the whole-slide image."
-            )
-        stored_px = self.pixels.shape[1]
-        side = stored_px * min(1.0, patch_um / self.patch_um)
-        box = ((stored_px - side) / 2, (stored_px - side) / 2, (stored_px + side) / 2, (stored_px + side) / 2)
-
-        def cut(position: int) -> Image.Image:
-            image = Image.fromarray(np.asarray(self.pixels[int(self.rows[position])]))
-            if side == stored_px == patch_px:
-                return image
-            return image.resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
-
-        return cut
 
 
 @dataclass
@@ -104,7 +61,7 @@ class Slide:
     label_source: str = ""
     spot_um: float | None = None
     source: str = ""
-    stored_patches: "StoredPatches | None" = None
+    stored_patches: StoredPatches | None = None
 
     def __post_init__(self) -> None:
         self.spots = self.spots.copy()
@@ -173,20 +130,15 @@ class Slide:
             ValueError: sizes or `mpp` that are not positive.
         """
         cut = self.cutter(patch_um, patch_px)
-        yield from (cut(position) for position in range(len(self.spots)))
+        yield from (Image.fromarray(cut(position)) for position in range(len(self.spots)))
 
-    def cutter(self, patch_um: float, patch_px: int) -> Callable[[int], Image.Image]:
-        """Returns a function from the position of a spot to its patch, for cutting in another order than `patches`."""
+    def cutter(self, patch_um: float, patch_px: int) -> Cutter:
+        """Returns a function from the position of a spot to its patch as an array, for another order than `patches`."""
         check_patch_size(patch_um, patch_px)
         check_mpp(self.mpp, self.slide_id)
         if self.stored_patches is not None:
             return self.stored_patches.cutter(patch_um, patch_px)
-        side = patch_um / self.mpp
-        x, y = (self.spots[name].to_numpy(float) - side / 2 for name in "xy")
-        if abs(side - patch_px) < _SAME_SCALE_PX:
-            left, top = np.rint(x), np.rint(y)
-            return lambda position: self._patch(left[position], top[position], patch_px, patch_px)
-        return lambda position: self._patch(x[position], y[position], side, patch_px)
+        return image_cutter(self.image, self.spots[["x", "y"]].to_numpy(float), patch_um / self.mpp, patch_px)
 
     def thumbnail(self, max_px: int = 512) -> Image.Image:
         """Returns the whole image with its longer side at most max_px, read in bands of rows."""
@@ -202,22 +154,6 @@ class Slide:
             band = Image.fromarray(np.ascontiguousarray(self.image[top : min(top + rows, height), 0:width]))
             reduced.paste(band.reduce(factor), (0, top // factor))
         return reduced
-
-    def _patch(self, left: float, top: float, side: float, patch_px: int) -> Image.Image:
-        x0, y0 = int(np.floor(left)), int(np.floor(top))
-        x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
-        height, width = self.image.shape[:2]
-        inner = np.asarray(self.image[max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)])
-        if inner.shape[:2] == (y1 - y0, x1 - x0):
-            region = np.ascontiguousarray(inner)
-        else:
-            region = np.full((y1 - y0, x1 - x0, 3), 255, dtype=np.uint8)
-            row, column = max(-y0, 0), max(-x0, 0)
-            region[row : row + inner.shape[0], column : column + inner.shape[1]] = inner
-        if side == patch_px and (left, top) == (x0, y0):
-            return Image.fromarray(region)
-        box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
-        return Image.fromarray(region).resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
 
     def _check_names(self) -> None:
         if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id) or "--" in self.slide_id:
@@ -305,73 +241,3 @@ def check_mpp(mpp: float | None, slide_id: str) -> None:
             f"slide {slide_id!r}: mpp is {mpp}. Allowed: {low} to {high} micrometres per pixel. Give the scanner's "
             "value (mpp=, --mpp); a 20x scan has about 0.5."
         )
-
-
-def check_patch_size(patch_um: float, patch_px: int) -> None:
-    """Raises a ValueError unless both sizes are positive."""
-    if not (np.isfinite(patch_um) and patch_um > 0):
-        raise ValueError(f"patch_um is {patch_um}. Allowed: a positive number of micrometres, e.g. 112.")
-    if int(patch_px) != patch_px or patch_px < 1:
-        raise ValueError(f"patch_px is {patch_px}. Allowed: a positive whole number of pixels, e.g. 224.")
-
-
-def describe_bad_counts(counts: Any) -> str | None:
-    """Says what keeps a matrix (dense or sparse) from being raw counts; None when it is."""
-    values = counts.data if sp.issparse(counts) else np.asarray(counts)
-    if values.dtype.kind not in "iufb":
-        return f"values of type {values.dtype}"
-    if values.size == 0 or values.dtype.kind == "b":
-        return None
-    if values.dtype.kind == "f":
-        undefined = int((~np.isfinite(values)).sum())
-        if undefined:
-            return f"{undefined} values are NaN or infinite"
-    if values.min() < 0:
-        return f"{int((values < 0).sum())} values are negative, the smallest {values.min():g}; it looks already scaled"
-    if values.dtype.kind == "f":
-        fractions = values[values != np.floor(values)]
-        if fractions.size:
-            found = f"{fractions.size} values are not whole numbers, e.g. {fractions[0]:g}"
-            return f"{found}; it looks already normalised or log-transformed"
-    return f"the largest value is {values.max():g}, above {_MAX_COUNT}" if values.max() > _MAX_COUNT else None
-
-
-def check_counts(
-    counts: Any, slide_id: str, hint: str = "give raw counts, e.g. adata.layers['counts'] or adata.raw"
-) -> None:
-    """Raises a ValueError that ends in `hint` unless the matrix (dense or sparse) holds raw counts."""
-    problem = describe_bad_counts(counts)
-    if problem:
-        raise ValueError(
-            f"slide {slide_id!r}: these are not counts: {problem}. Allowed: whole numbers from 0. Next: {hint}."
-        )
-
-
-def make_genes(names: Sequence[str], gene_ids: Sequence[str] | None = None) -> pd.DataFrame:
-    """Makes the gene table of a Slide; without ids, names that look like Ensembl gene ids are taken as ids."""
-    symbols = pd.Series(names, dtype=object).astype(str)
-    if gene_ids is not None:
-        ids = pd.Series(gene_ids, dtype=object).fillna("").astype(str)
-    else:
-        is_id = symbols.map(lambda name: _ENSEMBL.fullmatch(name) is not None)
-        ids, symbols = symbols.where(is_id, ""), symbols.where(~is_id, "")
-    return pd.DataFrame({"gene_id": ids.to_numpy(), "symbol": symbols.to_numpy()})
-
-
-def sum_duplicate_genes(
-    counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str
-) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Adds up the columns of genes that share both gene_id and symbol, with a warning."""
-    group = genes.groupby(["gene_id", "symbol"], sort=False).ngroup().to_numpy()
-    if len(group) == group.max(initial=-1) + 1:
-        return counts, genes
-    first = ~pd.Series(group).duplicated().to_numpy()
-    repeated = genes[~first].iloc[0]
-    logger.warning(
-        "%s: summed %d duplicated gene columns, e.g. %s",
-        slide_id,
-        (~first).sum(),
-        repeated["symbol"] or repeated["gene_id"],
-    )
-    summing = sp.csr_matrix((np.ones(len(group), counts.dtype), (np.arange(len(group)), group)))
-    return (counts @ summing).tocsr(), genes[first].reset_index(drop=True)

@@ -19,7 +19,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
-from .slide import Slide, make_genes
+from .counts import make_genes
+from .slide import Slide
 
 REGIONS = ("adipose", "stroma", "gland", "in situ", "tumour")
 

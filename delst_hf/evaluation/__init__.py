@@ -21,14 +21,14 @@ from .probes import label_probe
 from .retrieval import bidirectional_retrieval, retrieval, retrieval_within
 from .signatures import impute_by_retrieval, region_auroc, signature_map, signature_profile
 from .stimage1k4m import stimage1k4m_probe
-from .uncertainty import bootstrap_interval, paired_comparison
+from .uncertainty import Bootstrap
 
 __all__ = [
     "COLOUR_STATISTICS",
+    "Bootstrap",
     "FlooredScaler",
     "RidgePrediction",
     "bidirectional_retrieval",
-    "bootstrap_interval",
     "colour_statistics",
     "expression_prediction",
     "expression_protocol",
@@ -42,7 +42,6 @@ __all__ = [
     "log_normalize",
     "macro_f1",
     "most_variable_genes",
-    "paired_comparison",
     "permutation_within",
     "region_auroc",
     "retrieval",

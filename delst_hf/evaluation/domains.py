@@ -1,6 +1,7 @@
 """Spatial domains: what an unsupervised clustering of embeddings recovers of the tissue's regions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,20 @@ from sklearn.metrics import (
     calinski_harabasz_score,
     davies_bouldin_score,
     normalized_mutual_info_score,
+    silhouette_samples,
     silhouette_score,
 )
 from sklearn.neighbors import kneighbors_graph
 
 from .baselines import permutation_within
 from .preparation import finite_matrix, group_names, missing_rows
+from .resampled import dispersion_draws, information_statistic, mean_of_known, mean_statistic, rand_statistic
+from .uncertainty import Bootstrap, Statistic
 
 METHODS = ("kmeans", "leiden")
 NEIGHBOURS = 6
+# The silhouette needs all distances: beyond so many spots it is that of a random sample of so many, without an interval.
+MAX_SILHOUETTE = 10_000
 
 
 def spatial_domains(
@@ -42,7 +48,7 @@ def spatial_domains(
         slides: (spots,) the slide of each spot: neighbours are looked for within it.
         labels: (spots,) strings, None where nobody labelled the spot; None for no comparison.
         method: "kmeans", or "leiden" on the graph of 15 nearest neighbours (needs `pip install delst-hf[leiden]`).
-        num_domains: clusters of k-means; by default as many as there are labels, else 7.
+        num_domains: clusters of k-means; by default as many as there are labels, else 7, or fewer where spots are few.
         resolution: of Leiden, high for more clusters.
         seed: of the clustering.
 
@@ -72,7 +78,7 @@ def spatial_domains(
         str
     )
     if num_domains is None:
-        num_domains = max(2, len(np.unique(truth))) if kept.any() else 7
+        num_domains = max(2, len(np.unique(truth))) if kept.any() else min(7, max(2, len(rows) // 5))
     if not 2 <= num_domains < len(rows):
         raise ValueError(
             f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
@@ -92,6 +98,82 @@ def spatial_domains(
     return result, domains.astype(np.int64)
 
 
+def domain_statistics(
+    features: np.ndarray,
+    positions: np.ndarray,
+    slides: np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None,
+    domains: np.ndarray,
+) -> dict[str, Statistic]:
+    """The scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
+    neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
+    there = (neighbours >= 0).sum(axis=1)
+    result = {"smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)}
+    for prefix, kept, groups in _partitions(labels, domains):
+        if 2 <= len(np.unique(groups)) < len(groups) <= MAX_SILHOUETTE:
+            values = np.full(len(features), np.nan)
+            values[kept] = silhouette_samples(features[kept], groups)
+            result[f"{prefix}silhouette"] = mean_of_known(values)
+        if prefix and len(np.unique(groups)) > 1:
+            place = np.full(len(features), -1)
+            place[kept] = np.arange(int(kept.sum()))
+            result["ari"] = _on_known(rand_statistic(groups, domains[kept]), place)
+    return result
+
+
+def centred_intervals(
+    features: np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None,
+    domains: np.ndarray,
+    bootstrap: Bootstrap,
+) -> dict[str, dict[str, Any]]:
+    """Intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
+
+    These three are biased in resamples: copies of a spot lie in one place, so that groups look tighter and purer.
+    """
+    result = {}
+    for prefix, kept, groups in _partitions(labels, domains):
+        here = _restricted(bootstrap, kept)
+        values = _shape_scores(features[kept], groups, prefix)
+        found = {
+            prefix + name: draws for name, draws in dispersion_draws(features[kept], groups, here).items() if values
+        }
+        if prefix and len(np.unique(groups)) > 1:
+            statistic = information_statistic(groups, domains[kept])
+            values["nmi"], found["nmi"] = statistic(np.arange(len(groups))), np.array([*map(statistic, here.draws())])
+        for name, draws in found.items():
+            result[name] = here.interval_of(values[name], draws - np.nanmean(draws) + values[name])
+    return result
+
+
+def _partitions(
+    labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(prefix of the metrics, spots, their group): the clusters, and the labels where there are some."""
+    found = [("", np.ones(len(domains), dtype=bool), domains)]
+    if labels is not None:
+        kept = ~missing_rows(labels)
+        found.append(("label_", kept, np.asarray(labels, dtype=object)[kept].astype(str)))
+    return found
+
+
+def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
+    slides = None if bootstrap.slides is None else np.asarray(bootstrap.slides)[kept]
+    unit = bootstrap.unit if slides is not None and len(np.unique(slides)) > 1 else "spots"
+    return replace(bootstrap, num_rows=int(kept.sum()), slides=slides, unit=unit)
+
+
+def _on_known(statistic: Statistic, place: np.ndarray) -> Statistic:
+    """A statistic of the labelled spots, given rows of all spots."""
+
+    def of(rows: np.ndarray) -> float:
+        known = place[rows]
+        known = known[known >= 0]
+        return statistic(known) if len(known) > 1 else float("nan")
+
+    return of
+
+
 def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
     """Rows (spots, k) of the nearest spots of the same slide, -1 where a slide has fewer spots than that."""
     result = np.full((len(positions), k), -1)
@@ -108,17 +190,21 @@ def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOU
 
 def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
     """Share of neighbouring spots that are of the same domain; 1 is one region, the shuffled value is chance."""
-    there = neighbours >= 0
-    same = (domains[neighbours] == domains[:, None]) & there
-    return float(same.sum() / max(there.sum(), 1))
+    return float(_same_domain(domains, neighbours).sum() / max((neighbours >= 0).sum(), 1))
+
+
+def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """How many neighbours of each spot (spots,) are of its domain."""
+    return ((domains[neighbours] == domains[:, None]) & (neighbours >= 0)).sum(axis=1)
 
 
 def _shape_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
     """Silhouette, Calinski-Harabasz and Davies-Bouldin; empty where they are undefined (one group, or one spot each)."""
     if not 2 <= len(np.unique(groups)) < len(rows):
         return {}
+    sample = MAX_SILHOUETTE if len(rows) > MAX_SILHOUETTE else None
     return {
-        f"{prefix}silhouette": float(silhouette_score(rows, groups)),
+        f"{prefix}silhouette": float(silhouette_score(rows, groups, sample_size=sample, random_state=0)),
         f"{prefix}calinski_harabasz": float(calinski_harabasz_score(rows, groups)),
         f"{prefix}davies_bouldin": float(davies_bouldin_score(rows, groups)),
     }

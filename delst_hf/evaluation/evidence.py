@@ -8,7 +8,10 @@ import torch
 from scipy import sparse
 
 from ..lorentz import log_map0
-from .preparation import missing_rows
+from .preparation import MAX_FOLDS, joined_groups, missing_rows
+
+SPLITS = ("auto", "patient", "slide", "block")
+BLOCKS = 5
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,16 @@ class Spots:
     Attributes:
         slides: Slide ids.
         patients: Patient ids.
-        test: bool, True for the spots to score.
+        test: bool, True for the spots to score. The others, if there are any, only fit.
         labels: Strings, None where there is none.
         positions: (spots, 2) x and y.
         counts: (spots, genes) raw counts, sparse.
         genes: (genes,) names.
+        split: What is left out at a time: "patient", "slide", "block" (one of five strips of every slide), or "auto", the
+            strictest that leaves something to fit on.
+
+    Raises:
+        ValueError: if the split is not known, or there are not two of what it leaves out.
     """
 
     slides: np.ndarray
@@ -32,22 +40,63 @@ class Spots:
     positions: np.ndarray
     counts: sparse.csr_matrix
     genes: Sequence[str]
+    split: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(
+                f"split is {self.split!r}; allowed are {', '.join(SPLITS)}. Choose what is left out at a time."
+            )
+        if self.split in ("patient", "slide") and len(np.unique(getattr(self, f"{self.split}s"))) < 2:
+            raise ValueError(
+                f"split is {self.split!r} and all spots are of one {self.split}. Add a second one, or use split='block', which "
+                "leaves out strips of a slide, whose borders leak."
+            )
 
     @property
     def groups(self) -> tuple[np.ndarray, str]:
-        """The strictest grouping there is: patients where there are two, else slides; and its name."""
-        return (self.patients, "patient") if len(np.unique(self.patients)) > 1 else (self.slides, "slide")
+        """The group of every spot (spots,), of `MAX_FOLDS` at most, and what is in a group."""
+        if self.split in ("auto", "patient") and len(np.unique(self.patients)) > 1:
+            return joined_groups(self.patients, MAX_FOLDS), "patient"
+        if self.split in ("auto", "slide") and len(np.unique(self.slides)) > 1:
+            return joined_groups(self.slides, MAX_FOLDS), "slide"
+        return self._blocks(), "block"
+
+    @property
+    def reference(self) -> np.ndarray:
+        """bool: spots to choose genes and take means from: those that are not scored, or all where all are."""
+        return ~self.test if not self.test.all() else self.test
+
+    @property
+    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows that fit and rows that are scored: the spots not scored and the others, or where all are scored by group."""
+        if not self.test.all():
+            return [(np.flatnonzero(~self.test), np.flatnonzero(self.test))]
+        groups = self.groups[0]
+        return [(np.flatnonzero(groups != group), np.flatnonzero(groups == group)) for group in np.unique(groups)]
 
     @property
     def labelled(self) -> bool:
-        """Whether test and training spots have labels, of two classes at least."""
+        """Whether spots to score have labels, and all together two classes at least."""
         known = ~missing_rows(self.labels)
-        return bool((known & self.test).any()) and len(set(self.labels[known & ~self.test])) > 1
+        return bool((known & self.test).any()) and len(set(self.labels[known])) > 1
+
+    def _blocks(self) -> np.ndarray:
+        """Strips of equal numbers of spots along the longer side of each slide: all that one slide leaves to leave out."""
+        names = np.empty(len(self.slides), dtype=object)
+        for slide in np.unique(self.slides):
+            rows = np.flatnonzero(self.slides == slide)
+            places = self.positions[rows]
+            along = places[:, np.ptp(places, axis=0).argmax()]
+            order = np.argsort(along, kind="stable")
+            for number, part in enumerate(np.array_split(order, BLOCKS)):
+                names[rows[part]] = f"strip {number + 1}"
+        return names.astype(str)
 
 
 @dataclass(frozen=True)
 class Space:
-    """The two-tower space to evaluate.
+    """A space that holds images and genes.
 
     Attributes:
         image: (spots, dim) image embeddings; space parts for "lorentz".
@@ -57,9 +106,11 @@ class Space:
         curvature_bounds: The range that training allowed.
         parent: The modality whose cones hold the other.
         min_radius: K of the half-aperture.
+        name: Who made it, in the rows of the results.
+        arm: The name of its image embeddings among the features.
         signatures: Name -> gene embedding (dim,) of a signature or of a reference profile.
         regions: Signature name -> the label it is meant to find.
-        mean_profile: (1, dim) gene embedding of the mean training profile.
+        mean_profile: (1, dim) gene embedding of the mean reference profile.
     """
 
     image: np.ndarray
@@ -69,12 +120,14 @@ class Space:
     curvature_bounds: tuple[float, float] | None = None
     parent: str = "gene"
     min_radius: float = 0.1
+    name: str = "DELST"
+    arm: str = "DELST embedding"
     signatures: Mapping[str, np.ndarray] = field(default_factory=dict)
     regions: Mapping[str, str] = field(default_factory=dict)
     mean_profile: np.ndarray | None = None
 
     def tangent(self, embeds: np.ndarray) -> np.ndarray:
-        """Coordinates for methods of flat space."""
+        """Coordinates for methods of flat space: those of the tangent space at the origin."""
         if self.geometry != "lorentz":
             return embeds
         return log_map0(torch.from_numpy(np.asarray(embeds, dtype=np.float64)), float(self.curvature)).numpy()  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from .preparation import FlooredScaler, finite_matrix, group_folds, group_names
+from .preparation import MAX_INNER_FOLDS, FlooredScaler, finite_matrix, group_folds, group_names
 
 RIDGE_ALPHAS: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-1, 6, 15))
 
@@ -131,8 +131,8 @@ def ridge_prediction(
     """Predict expression by ridge regression on standardised features, the penalty chosen on training groups alone.
 
     The scaler and the mean of the targets are fitted anew in each fold. The penalty alpha in
-    |Y - X W|^2 + alpha |W|^2 is the one of the highest mean gene-wise Pearson on left-out groups (five contiguous
-    blocks where there is one group only); on a tie the larger. Nothing here is random.
+    |Y - X W|^2 + alpha |W|^2 is the one of the highest mean gene-wise Pearson on left-out groups (five at most, or
+    contiguous blocks where there is one group only); on a tie the larger. Nothing here is random.
 
     Args:
         train_features: (train rows, columns).
@@ -152,7 +152,7 @@ def ridge_prediction(
             "match; features and targets need the same training rows, and both features the same columns."
         )
     penalties = _checked_alphas(alphas)
-    folds = group_folds(group_names(train_groups, len(features), "train_groups"))
+    folds = group_folds(group_names(train_groups, len(features), "train_groups"), MAX_INNER_FOLDS)
     scores = np.array([_fold_scores(features, targets, fit, held, penalties) for fit, held in folds])
     usable = ~np.isnan(scores).any(axis=1)
     if not usable.any():

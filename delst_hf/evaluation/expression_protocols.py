@@ -17,7 +17,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from .expression import gene_pearson
-from .preparation import finite_matrix, group_folds, group_names
+from .preparation import MAX_INNER_FOLDS, finite_matrix, group_folds, group_names, nanmean
 
 HEST_COMPONENTS = 256
 HEST_GENES = 50
@@ -84,27 +84,9 @@ def expression_protocol(
     Raises:
         ValueError: if an option is not one of those allowed, shapes differ, or there is one group only.
     """
-    for name, value, allowed in (
-        ("protocol", protocol, ("hest",)),
-        ("alpha", alpha, ("hest", "cv")),
-        ("pcc", pcc, ("pooled", "per_slide")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}. Choose one of them.")
+    _check_options(protocol=protocol, alpha=alpha, pcc=pcc)
     rows, values = finite_matrix(features, "features"), finite_matrix(targets, "targets")
-    if len(rows) != len(values) or values.shape[1] != len(genes):
-        raise ValueError(
-            f"features {rows.shape}, targets {values.shape} and {len(genes)} genes do not match; pass one row per spot in "
-            "both and one name per column of targets."
-        )
-    names = group_names(groups, len(rows), "groups")
-    if len(np.unique(names)) < 2:
-        raise ValueError(
-            f"all spots are of the group {str(names[0])!r}; 'hest' leaves one out. Add a second patient or slide."
-        )
-    if pcc == "per_slide" and slides is None:
-        raise ValueError("pcc='per_slide' needs slides, which is None. Pass the slide of every spot.")
-    parts = names if pcc == "pooled" else group_names(slides, len(rows), "slides")  # type: ignore[arg-type]
+    names, parts = _checked_groups(rows, values, genes, groups, slides if pcc == "per_slide" else groups)
     predicted, fold_genes, alphas, widths = np.full(values.shape, np.nan), [], [], []
     scored = np.ones(len(rows), dtype=bool) if test is None else np.asarray(test, dtype=bool)
     for fit, whole_group in group_folds(names):
@@ -117,24 +99,53 @@ def expression_protocol(
         predicted[held] = _ridge(inputs, values[fit], queries, alphas[-1], seed)
         widths.append(inputs.shape[1])
         scores = [gene_pearson(predicted[part], values[part]) for part in _parts(held, parts)]
-        fold_genes.append(_nanmean(np.array(scores)))
+        fold_genes.append(nanmean(np.array(scores)))
     by_fold = np.array(fold_genes)
-    means = _nanmean(by_fold.T)
-    per_gene = _nanmean(by_fold)
+    means = nanmean(by_fold.T)
     variants = [f"alpha={alpha}"] * (alpha != "hest") + [f"pcc={pcc}"] * (pcc != "pooled")
     variants += [f"pca={pca}"] * (pca != HEST_COMPONENTS)
     metrics = {
-        "pearson_mean": float(np.nanmean(means)),
-        "pearson_sd": float(np.nanstd(means)),
+        "pearson_mean": float(nanmean(means)),
+        "pearson_sd": float(np.nanstd(means)) if np.isfinite(means).any() else float("nan"),
         "alpha_mean": float(np.mean(alphas)),
         "pca_components": 0.0 if pca is None else float(np.mean(widths)),
         "num_genes": float(values.shape[1]),
         "num_constant_genes": float(np.isnan(by_fold).sum()),
         "num_folds": float(len(by_fold)),
-        "num_spots": float(len(rows)),
+        "num_spots": float(scored.sum()),
     }
     name = "hest" + (f"[{','.join(variants)}]" if variants else "")
-    return ExpressionResult(name, metrics, [str(gene) for gene in genes], per_gene, predicted)
+    return ExpressionResult(name, metrics, [str(gene) for gene in genes], nanmean(by_fold), predicted)
+
+
+def _check_options(**options: str) -> None:
+    allowed = {"protocol": ("hest",), "alpha": ("hest", "cv"), "pcc": ("pooled", "per_slide")}
+    for name, value in options.items():
+        if value not in allowed[name]:
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed[name])}. Choose one of them.")
+
+
+def _checked_groups(
+    rows: np.ndarray,
+    values: np.ndarray,
+    genes: Sequence[str],
+    groups: Sequence[Any] | np.ndarray,
+    parts: Sequence[Any] | np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The group of every spot and the part of a fold over which its Pearson is taken, as strings (spots,)."""
+    if len(rows) != len(values) or values.shape[1] != len(genes):
+        raise ValueError(
+            f"features {rows.shape}, targets {values.shape} and {len(genes)} genes do not match; pass one row per spot in "
+            "both and one name per column of targets."
+        )
+    names = group_names(groups, len(rows), "groups")
+    if len(np.unique(names)) < 2:
+        raise ValueError(
+            f"all spots are of the group {str(names[0])!r}; 'hest' leaves one out. Add a second patient or slide."
+        )
+    if parts is None:
+        raise ValueError("pcc='per_slide' needs slides, which is None. Pass the slide of every spot.")
+    return names, group_names(parts, len(rows), "slides")
 
 
 def hest_alpha(num_columns: int, num_genes: int) -> float:
@@ -208,24 +219,17 @@ def _ridge(inputs: np.ndarray, targets: np.ndarray, queries: np.ndarray, alpha: 
 def _cv_factor(rows: np.ndarray, values: np.ndarray, names: np.ndarray, pca: int | None, seed: int) -> float:
     """The factor of the benchmark's alpha with the highest mean Pearson on left-out training groups, the larger on a tie."""
     scores = np.zeros(len(CV_FACTORS))
-    for fit, held in group_folds(names):
+    for fit, held in group_folds(names, MAX_INNER_FOLDS):
         inputs, queries = _reduced(rows[fit], rows[held], pca, seed)
         base = hest_alpha(inputs.shape[1], values.shape[1])
         for i, factor in enumerate(CV_FACTORS):
             scores[i] += np.nan_to_num(
-                _nanmean(
-                    gene_pearson(_ridge(inputs, values[fit], queries, factor * base, seed), values[held])[:, None]
-                )[0]
+                nanmean(gene_pearson(_ridge(inputs, values[fit], queries, factor * base, seed), values[held])[:, None])[
+                    0
+                ]
             )
     return CV_FACTORS[int(np.flatnonzero(scores >= scores.max() - 1e-12)[-1])]
 
 
 def _parts(held: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
     return [held[names[held] == name] for name in np.unique(names[held])]
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis, NaN (without a warning) where all are NaN."""
-    there = ~np.isnan(values)
-    total = np.where(there, values, 0.0).sum(axis=0)
-    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)

@@ -40,19 +40,27 @@ def cone_statistics(
     """
     image, gene = image_embeds.detach().float(), gene_embeds.detach().float()
     apex, child = (gene, image) if parent == "gene" else (image, gene)
-    allowed = aperture_scale * half_aperture(apex, curvature, min_radius)
-
-    def inside(candidates: Tensor) -> float:
-        return (exterior_angle(apex, candidates, curvature) <= allowed).float().mean().item()
-
+    matched, mismatched = cone_membership(apex, child, curvature, min_radius, aperture_scale)
     return {
         "image_radius": radius(image, curvature).mean().item(),
         "gene_radius": radius(gene, curvature).mean().item(),
         "image_half_aperture": torch.rad2deg(half_aperture(image, curvature, min_radius)).mean().item(),
         "gene_half_aperture": torch.rad2deg(half_aperture(gene, curvature, min_radius)).mean().item(),
-        "in_cone_matched": inside(child),
-        "in_cone_mismatched": inside(child.roll(len(child) // 2, dims=0)),
+        "in_cone_matched": float(matched.mean()),
+        "in_cone_mismatched": float(mismatched.mean()),
     }
+
+
+def cone_membership(
+    apex: Tensor, child: Tensor, curvature: float | Tensor, min_radius: float = 0.1, aperture_scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each parent's cone holds its own child, and the child of a spot half the pairs away: (pairs,) 0 or 1."""
+    allowed = aperture_scale * half_aperture(apex, curvature, min_radius)
+
+    def inside(candidates: Tensor) -> np.ndarray:
+        return (exterior_angle(apex, candidates, curvature) <= allowed).cpu().numpy().astype(float)
+
+    return inside(child), inside(child.roll(len(child) // 2, dims=0))
 
 
 def hierarchy(

@@ -13,8 +13,10 @@ from scipy.stats import rankdata, spearmanr
 
 from ..lorentz import exp_map0, exterior_angle, half_aperture, log_map0, pairwise_distance, radius
 from .baselines import permutation_within
-from .hierarchy import hierarchy
+from .hierarchy import cone_membership, hierarchy
 from .preparation import finite_matrix, group_names, missing_rows
+from .resampled import mean_of_known, mean_statistic, spearman_statistic, within_slides
+from .uncertainty import Statistic
 
 MEANINGS = {
     "image_radius": "Mean distance of images to the origin. Low: general; high: specific.",
@@ -79,7 +81,8 @@ def hierarchy_report(
         seed: Of the shuffled control and of the sample behind delta.
 
     Returns:
-        The keys of `MEANINGS` (those of labels only with labels), and ``{modality}_radius_of_{label}`` means.
+        The keys of `MEANINGS` (those of labels only with labels), and means: ``{modality}_radius_of_{label}``, and
+        ``{modality}_radius_of_quarter_1`` to 4, by quarters of expressed genes within each slide, few to many.
     """
     image, gene = finite_matrix(image_embeds, "image_embeds"), finite_matrix(gene_embeds, "gene_embeds")
     names = group_names(slides, len(image), "slides")
@@ -95,6 +98,8 @@ def hierarchy_report(
         result[f"{prefix}_counts_within"] = rank_correlation(radii, counts, names)
         result[f"{prefix}_genes_given_counts"] = rank_correlation(radii, genes, names, given=counts)
         result[f"{prefix}_genes_shuffled"] = rank_correlation(radii, shuffled, names)
+        for number, rows in enumerate(_quarters(genes, names)):
+            result[f"{prefix}_of_quarter_{number + 1}"] = float(radii[rows].mean()) if rows.any() else float("nan")
         if labels is not None and not missing_rows(labels).all():
             kept = ~missing_rows(labels)
             truth = np.asarray(labels, dtype=object)[kept].astype(str)
@@ -137,15 +142,78 @@ def entailment_auc(
         raise ValueError(
             f"{len(parents)} parents and {len(children)} children; allowed are as many of both, 2 or more."
         )
-    rows = np.unique(np.linspace(0, len(parents) - 1, min(max_pairs, len(parents))).astype(int))
-    wins = []
-    for row in rows:
+    return float(np.nanmean(entailment_wins(parents, children, curvature, min_radius, max_pairs)))
+
+
+def entailment_wins(
+    parents: torch.Tensor, children: torch.Tensor, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
+) -> np.ndarray:
+    """What `entailment_auc` averages: for each parent (pairs,) the share of other children that fit worse, NaN if left out."""
+    wins = np.full(len(parents), np.nan)
+    for row in np.unique(np.linspace(0, len(parents) - 1, min(max_pairs, len(parents))).astype(int)):
         apex = parents[row].expand_as(children)
         excess = (exterior_angle(apex, children, curvature) - half_aperture(apex, curvature, min_radius)).numpy()
         others = np.delete(excess, row)
         # Equal children may differ in their last bits, as rounding depends on the place in the array.
-        wins.append(((others > excess[row] + 1e-12) + 0.5 * (np.abs(others - excess[row]) <= 1e-12)).mean())
-    return float(np.mean(wins))
+        wins[row] = ((others > excess[row] + 1e-12) + 0.5 * (np.abs(others - excess[row]) <= 1e-12)).mean()
+    return wins
+
+
+def hierarchy_statistics(
+    image_embeds: np.ndarray,
+    gene_embeds: np.ndarray,
+    curvature: float,
+    *,
+    num_genes: np.ndarray,
+    total_counts: np.ndarray,
+    slides: np.ndarray,
+    labels: np.ndarray | None = None,
+    parent: str = "gene",
+    min_radius: float = 0.1,
+) -> dict[str, Statistic]:
+    """The numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
+
+    Not those of single points (curvature), nor Gromov's delta, a maximum, for which a bootstrap does not hold.
+    """
+    image, gene = (
+        torch.from_numpy(np.asarray(image_embeds)).double(),
+        torch.from_numpy(np.asarray(gene_embeds)).double(),
+    )
+    apex, child = (gene, image) if parent == "gene" else (image, gene)
+    # In float32, as `cone_statistics` of a model's own output.
+    matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius)
+    result = {
+        "entailment_auc": mean_of_known(entailment_wins(apex, child, curvature, min_radius)),
+        "in_cone_matched": mean_statistic(matched),
+        "in_cone_mismatched": mean_statistic(mismatched),
+    }
+    kept = np.ones(len(slides), dtype=bool) if labels is None else ~missing_rows(labels)
+    for modality, embeds in (("image", image), ("gene", gene)):
+        radii, prefix = radius(embeds, curvature).numpy(), f"{modality}_radius"
+        half = torch.rad2deg(half_aperture(embeds, curvature, min_radius)).numpy()
+        result |= {prefix: mean_statistic(radii), f"{modality}_half_aperture": mean_statistic(half)}
+        result[f"{prefix}_level_rho"] = spearman_statistic(radii, num_genes)
+        for name, level, given in (
+            ("genes_within", num_genes, None),
+            ("counts_within", total_counts, None),
+            ("genes_given_counts", num_genes, total_counts),
+        ):
+            result[f"{prefix}_{name}"] = within_slides(spearman_statistic(radii, level, given), slides)
+        groups = {f"quarter_{i + 1}": rows for i, rows in enumerate(_quarters(num_genes, slides))}
+        if labels is not None:
+            groups |= {str(label): kept & (labels == label) for label in np.unique(labels[kept].astype(str))}
+        for name, rows in groups.items():
+            result[f"{prefix}_of_{name}"] = mean_of_known(np.where(rows, radii, np.nan))
+    return result
+
+
+def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
+    """Masks (spots,) of the four quarters of a level within each slide, low to high."""
+    place = np.empty(len(level))
+    for slide in np.unique(slides):
+        rows = slides == slide
+        place[rows] = (rankdata(level[rows], method="ordinal") - 1) / rows.sum()
+    return [(place >= i / 4) & (place < (i + 1) / 4) for i in range(4)]
 
 
 def rank_correlation(

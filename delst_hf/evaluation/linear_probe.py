@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import f1_score, recall_score
 
-from .preparation import FlooredScaler, finite_matrix, group_folds, group_names, missing_rows
+from .preparation import MAX_INNER_FOLDS, FlooredScaler, finite_matrix, group_folds, group_names, missing_rows
 
 PROBE_ALPHAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 # Choosing alpha repeats every fit for every fold; two seeds steady that choice at 2/5 of the cost.
 SELECTION_SEEDS = 2
+THREADED_FROM = 4_000_000  # numbers in the features
 
 
 def linear_probe(
@@ -32,7 +33,7 @@ def linear_probe(
     """Fit a linear probe on training slides and score it on test slides.
 
     Features are standardised by a `FlooredScaler` fitted on the rows that are fitted. Alpha is the one of the highest
-    mean macro-F1 over left-out training groups (five contiguous blocks where there is one group only) and the first
+    mean macro-F1 over left-out training groups (five at most, or contiguous blocks where there is one group only) and the first
     two seeds; on a tie the larger. Rows without a label (None, NaN, '' or 'nan') are dropped and counted.
 
     Macro-F1 and balanced accuracy average over the classes present in the test labels. A test class that training
@@ -133,7 +134,8 @@ def probe_predictions(
             class_weight="balanced",
             max_iter=10_000,
             random_state=seed,
-            n_jobs=-1,  # one thread per class; the result does not depend on it
+            # One thread per class where that pays; the result does not depend on it.
+            n_jobs=-1 if inputs.size > THREADED_FROM else None,
         )
         predictions.append(classifier.fit(inputs, labels).predict(queries))
     return predictions
@@ -146,7 +148,7 @@ def choose_alpha(
     if len(alphas) == 1:
         return alphas[0], 0.0
     # A fold whose fitting rows are all of one class has no classifier and says nothing about alpha.
-    folds = [(fit, held) for fit, held in group_folds(groups) if len(np.unique(labels[fit])) > 1]
+    folds = [(fit, held) for fit, held in group_folds(groups, MAX_INNER_FOLDS) if len(np.unique(labels[fit])) > 1]
     if not folds:
         raise ValueError(
             "leaving any training group out leaves a single class, so no alpha can be chosen. Train on more annotated "

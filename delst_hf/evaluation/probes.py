@@ -20,7 +20,7 @@ from .retrieval import GEOMETRIES, as_inner_product
 from .stimage1k4m import stimage1k4m_probe
 
 PROBES = ("linear", "knn", "prototype")
-SPLITS = ("slide", "patient")
+SPLITS = ("slide", "patient", "block")
 PROTOCOLS = ("grouped", "stimage1k4m")
 
 
@@ -46,7 +46,7 @@ def label_probe(
         labels: (spots,) strings, None where nobody labelled the spot.
         groups: (spots,) the slide or the patient of each spot, as `split` says; needed by "grouped".
         protocol: "grouped", leave one group out; or "stimage1k4m" (see `stimage1k4m_probe`), which ignores all that follows.
-        split: what a group is, "slide" or "patient"; it names the protocol in the result and does nothing else.
+        split: what a group is, "slide", "patient" or "block" (a part of a slide); it names what is missing in errors.
         probe: "linear", "knn" or "prototype".
         geometry: "euclidean", "cosine" or "lorentz": distances of "knn".
         curvature: positive c, for "lorentz" and for "prototype".
@@ -75,27 +75,22 @@ def label_probe(
     if groups is None:
         raise ValueError(f"groups is None; split={split!r} needs the {split} of every spot. Pass one name per spot.")
     names = group_names(groups, len(kept), "groups")[kept]
-    predicted, common = np.full((2, len(truth)), None, dtype=object)
-    scores = []
-    for group in np.unique(names[scored]):
-        fit, held = np.flatnonzero(names != group), np.flatnonzero((names == group) & scored)
-        if len(np.unique(truth[fit])) < 2:
-            continue
+    grid = checked_grid(alphas, [seed])[0]
+
+    def predict(fit: np.ndarray, held: np.ndarray) -> np.ndarray:
         parts = rows[fit], truth[fit], rows[held]
         if probe == "linear":
-            alpha, _ = choose_alpha(rows[fit], truth[fit], names[fit], checked_grid(alphas, [seed])[0], [seed])
-            predicted[held] = probe_predictions(*parts, alpha, [seed])[0]
-        elif probe == "knn":
-            predicted[held] = knn_predictions(*parts, k, geometry, curvature)
-        else:
-            predicted[held] = prototype_predictions(*parts, _positive(curvature))
-        common[held] = majority(truth[fit])
+            alpha, _ = choose_alpha(rows[fit], truth[fit], names[fit], grid, [seed])
+            return probe_predictions(*parts, alpha, [seed])[0]
+        if probe == "knn":
+            return knn_predictions(*parts, k, geometry, curvature)
+        return prototype_predictions(*parts, _positive(curvature))
+
+    predicted, common = np.full((2, len(truth)), None, dtype=object)
+    scores = []
+    for fit, held in _folds(names, truth, scored, split):
+        predicted[held], common[held] = predict(fit, held), majority(truth[fit])
         scores.append(macro_f1(truth[held], predicted[held].astype(str)))
-    if not scores:
-        raise ValueError(
-            f"the labels {np.unique(truth).tolist()} of the {split}s {np.unique(names).tolist()} leave no fold that trains "
-            f"on two classes. Label a second {split}, or use protocol='stimage1k4m'."
-        )
     everyone = np.full(len(kept), None, dtype=object)
     everyone[np.flatnonzero(kept)] = predicted
     done = predicted != None  # noqa: E711, elementwise
@@ -110,6 +105,21 @@ def label_probe(
         "num_spots": float(len(truth)),
         "num_classes": float(len(np.unique(truth))),
     }, everyone
+
+
+def _folds(names: np.ndarray, truth: np.ndarray, scored: np.ndarray, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows that fit and rows that are predicted, for each group with scored rows that leaves two classes to fit on."""
+    folds = [
+        (np.flatnonzero(names != group), np.flatnonzero((names == group) & scored))
+        for group in np.unique(names[scored])
+    ]
+    folds = [(fit, held) for fit, held in folds if len(np.unique(truth[fit])) > 1]
+    if not folds:
+        raise ValueError(
+            f"the labels {np.unique(truth).tolist()} of the {split}s {np.unique(names).tolist()} leave no fold that trains "
+            f"on two classes. Label a second {split}, or use protocol='stimage1k4m'."
+        )
+    return folds
 
 
 def knn_predictions(

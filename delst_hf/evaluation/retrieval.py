@@ -4,7 +4,7 @@ Ranks are fair to ties: where several targets score the same as the true one, ev
 likely. An embedding that collapsed to one point comes out at chance and not at rank 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,14 @@ class _Ties(NamedTuple):
     above: np.ndarray
     equal: np.ndarray
 
-    def expected_ranks(self) -> np.ndarray:
-        return 1 + self.above + (self.equal - 1) / 2
+    def scores(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Expectations over random orders of tied targets, for each query."""
+        above, equal = self
+        result = {f"recall@{int(k)}": np.clip(k - above, 0, equal) / equal for k in ks}
+        result["rank"] = 1 + above + (equal - 1) / 2
+        # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
+        result["mrr"] = (digamma(above + equal + 1) - digamma(above + 1)) / equal
+        return result
 
 
 def retrieval(
@@ -63,39 +69,59 @@ def retrieval(
     Raises:
         ValueError: if the shapes differ, a value is not finite, or an option is not one of those allowed.
     """
-    if any(k != int(k) or k < 1 for k in ks):
-        raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
-    pool = len(np.asarray(target_embeds))
-    rows = None
-    if num_queries is not None and num_queries < pool:
-        if num_queries < 1:
-            raise ValueError(f"num_queries is {num_queries}; allowed is 1 or more, or None for all of them.")
-        rows = np.sort(np.random.default_rng(seed).choice(pool, num_queries, replace=False))
-    ties = _rank(query_embeds, target_embeds, similarity, curvature, chunk_size, rows)
-    above, equal = ties
-    result = {f"recall@{int(k)}": float((np.clip(k - above, 0, equal) / equal).mean()) for k in ks}
-    ranks = ties.expected_ranks()
-    result["median_rank"] = float(np.median(ranks))
-    result["mean_rank"] = float(ranks.mean())
-    # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
-    result["mrr"] = float(((digamma(above + equal + 1) - digamma(above + 1)) / equal).mean())
-    result["pool_size"] = float(pool)
-    return result
+    scores = retrieval_scores(
+        query_embeds,
+        target_embeds,
+        similarity=similarity,
+        curvature=curvature,
+        ks=ks,
+        chunk_size=chunk_size,
+        num_queries=num_queries,
+        seed=seed,
+    )
+    return {**summary(scores), "pool_size": float(len(np.asarray(target_embeds)))}
 
 
-def retrieval_ranks(
+def retrieval_scores(
     query_embeds: ArrayLike,
     target_embeds: ArrayLike,
     *,
     similarity: str | Similarity,
     curvature: float | None = None,
+    ks: Sequence[int] = (1, 5, 10),
     chunk_size: int = 1024,
-) -> np.ndarray:
-    """Rank (pool,) of the true target of each query, the mean over the orders of tied targets: 1 is perfect.
+    num_queries: int | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """What `retrieval` averages, query by query, which is what a bootstrap draws from; arguments and errors are those.
 
-    Arguments and errors are those of `retrieval`. Ranks are what a bootstrap over spots draws from.
+    Returns:
+        query (queries,) its row; recall@k (queries,) in [0, 1]; rank (queries,), 1 is perfect; mrr (queries,) 1 / rank.
     """
-    return _rank(query_embeds, target_embeds, similarity, curvature, chunk_size, None).expected_ranks()
+    if any(k != int(k) or k < 1 for k in ks):
+        raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
+    rows = sampled_queries(len(np.asarray(target_embeds)), num_queries, seed)
+    ties = _rank(query_embeds, target_embeds, similarity, curvature, chunk_size, rows)
+    return {"query": rows, **ties.scores(ks)}
+
+
+def sampled_queries(pool: int, num_queries: int | None, seed: int = 0) -> np.ndarray:
+    """All rows of a pool, or `num_queries` of them drawn without replacement, in order."""
+    if num_queries is not None and num_queries < 1:
+        raise ValueError(f"num_queries is {num_queries}; allowed is 1 or more, or None for all of them.")
+    if num_queries is None or num_queries >= pool:
+        return np.arange(pool)
+    return np.sort(np.random.default_rng(seed).choice(pool, num_queries, replace=False))
+
+
+def summary(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The means, and for ranks the median too, of `retrieval_scores`."""
+    result = {key: float(values.mean()) for key, values in scores.items() if key not in ("query", "rank", "mrr")}
+    return result | {
+        "median_rank": float(np.median(scores["rank"])),
+        "mean_rank": float(scores["rank"].mean()),
+        "mrr": float(scores["mrr"].mean()),
+    }
 
 
 def retrieval_within(
@@ -135,9 +161,9 @@ def _rank(
     similarity: str | Similarity,
     curvature: float | None,
     chunk_size: int,
-    rows: np.ndarray | None,
-) -> "_Ties":
-    """Count the better and the equal targets of every query, or of the queries `rows`."""
+    own: np.ndarray,
+) -> _Ties:
+    """Count the better and the equal targets of the queries `own`."""
     queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
     if queries.shape[0] != targets.shape[0]:
         raise ValueError(
@@ -146,11 +172,11 @@ def _rank(
         )
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; allowed is 1 or more. 1024 holds 8 MB at a time.")
-    own = np.arange(len(targets)) if rows is None else rows
+    if len(own) < len(queries):
+        queries = queries[own]
     if callable(similarity):
-        return _count(queries[own], targets, own, similarity, None, chunk_size)
+        return _count(queries, targets, own, similarity, None, chunk_size)
     queries, targets = as_inner_product(queries, targets, similarity, curvature)
-    queries = queries if rows is None else queries[own]
     # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
     rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * _longest(targets)
     return _count(queries, targets, own, _dot, rounding, chunk_size)
@@ -163,6 +189,7 @@ def bidirectional_retrieval(
     curvature: float | None = None,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int = 1024,
+    num_queries: int | None = None,
 ) -> dict[str, float]:
     """Retrieve genes by image and images by gene over the whole pool, with chance beside it.
 
@@ -171,7 +198,7 @@ def bidirectional_retrieval(
         gene_embeds: (pool, dim), of the same spots in the same order.
         geometry: "cosine", "euclidean" or "lorentz".
         curvature: the positive c, needed by "lorentz" and not looked at by the others.
-        ks, chunk_size: as in `retrieval`.
+        ks, chunk_size, num_queries: as in `retrieval`.
 
     Returns:
         The keys of `retrieval` with the prefixes image_to_gene_ and gene_to_image_, once pool_size, chance_recall@k
@@ -182,8 +209,9 @@ def bidirectional_retrieval(
     """
     result: dict[str, float] = {}
     directions = (("image_to_gene", image_embeds, gene_embeds), ("gene_to_image", gene_embeds, image_embeds))
+    options: dict[str, Any] = {"ks": ks, "chunk_size": chunk_size, "num_queries": num_queries}
     for name, queries, targets in directions:
-        scores = retrieval(queries, targets, similarity=geometry, curvature=curvature, ks=ks, chunk_size=chunk_size)
+        scores = retrieval(queries, targets, similarity=geometry, curvature=curvature, **options)
         pool_size = scores.pop("pool_size")
         result |= {f"{name}_{key}": value for key, value in scores.items()}
     result["pool_size"] = pool_size

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from .expression import gene_pearson
+from .evidence import Spots
+from .expression import gene_pearson, log_normalize
 from .preparation import finite_matrix, group_names, missing_rows
 from .retrieval import as_inner_product
 
@@ -54,6 +55,60 @@ def signature_profile(
     for name, weight in known.items():
         profile[position[name]] += strength * weight * width[position[name]]
     return np.maximum(profile, 0.0)
+
+
+def reference_profiles(
+    vocabulary: Sequence[str], spots: Spots, signatures: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Everything that is to be embedded as a profile of genes.
+
+    Args:
+        vocabulary: (genes,) names of the genes that the model reads.
+        spots: The spots; means and spreads are those of `Spots.reference`.
+        signatures: Name -> {"genes": {gene: weight} or [genes]} or {"profile": {gene: counts}}, and "region": the label that it
+            should find, if there is one.
+
+    Returns:
+        Name -> normalised expression (genes,): "mean profile", each signature, and the mean profile of each label, the last
+        only from spots that are not scored. And name -> label, for those that have a label to find.
+
+    Raises:
+        ValueError: if no gene of a signature is in the vocabulary.
+    """
+    column = {name: index for index, name in enumerate(spots.genes)}
+    rows = np.flatnonzero(spots.reference)
+    shared = [index for index, name in enumerate(vocabulary) if name in column]
+    expression = np.zeros((len(rows), len(vocabulary)), dtype=np.float32)
+    expression[:, shared] = log_normalize(spots.counts[rows])[:, [column[vocabulary[i]] for i in shared]].toarray()
+    mean, spread = expression.mean(axis=0), expression.std(axis=0)
+    profiles, regions = {"mean profile": mean.astype(np.float64)}, {}
+    for name, signature in signatures.items():
+        if "profile" in signature:
+            profiles[name] = _measured_profile(signature["profile"], vocabulary, mean)
+        else:
+            profiles[name] = signature_profile(signature["genes"], vocabulary, mean, spread)
+        if signature.get("region"):
+            regions[name] = str(signature["region"])
+    labels = spots.labels[rows]
+    for label in np.unique(labels[~missing_rows(labels)].astype(str)) if not spots.test.all() else ():
+        profiles[f"mean profile of {label}"] = expression[labels == label].mean(axis=0).astype(np.float64)
+        regions[f"mean profile of {label}"] = str(label)
+    return profiles, regions
+
+
+def _measured_profile(counts: Mapping[str, float], vocabulary: Sequence[str], mean: np.ndarray) -> np.ndarray:
+    """Normalised expression of a profile of counts, such as a cell type of an atlas; genes not named stay at the mean."""
+    total = float(sum(counts.values()))
+    known = [index for index, name in enumerate(vocabulary) if name in counts]
+    if not known or total <= 0:
+        raise ValueError(
+            f"{len(known)} of the profile's {len(counts)} genes ({', '.join(list(counts)[:5])}) are among the "
+            f"{len(vocabulary)} genes of the model, and its counts add up to {total:g}. Give counts by names of the same kind, "
+            "species and case."
+        )
+    profile = np.array(mean, dtype=np.float64)
+    profile[known] = np.log1p([counts[vocabulary[index]] * 1e4 / total for index in known])
+    return profile
 
 
 def signature_map(

@@ -40,12 +40,24 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
     Raises:
         ValueError: if fewer than ten spots are labelled, or a split trains on a single class.
     """
+    return stimage1k4m_predictions(features, labels)[0]
+
+
+def stimage1k4m_predictions(
+    features: ArrayLike, labels: Sequence[str | None] | np.ndarray
+) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:
+    """The scores of `stimage1k4m_probe`, and of all its test spots the label, the prediction and the split, one after another.
+
+    Arguments and errors are those of `stimage1k4m_probe`.
+    """
     kept_labels = [None if label in DROPPED_LABELS else label for label in labels]
     rows, truth, _ = labelled_rows(features, kept_labels, "all")
     if len(truth) < 10:
         raise ValueError(f"{len(truth)} labelled spots; the 80/10/10 split needs 10 or more. Label more spots.")
     splits = [_split(len(truth), seed) for seed in SPLIT_SEEDS]
+    # As the benchmark: F1 is averaged over the classes of truth and prediction together.
     validation, test = np.zeros((2, len(PROBE_ALPHAS), len(splits)))
+    answers = {}
     for j, (fit, held, chosen) in enumerate(splits):
         if len(np.unique(truth[fit])) < 2:
             raise ValueError(
@@ -53,22 +65,13 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
                 "least 2. Label more spots of the rare class."
             )
         for i, alpha in enumerate(PROBE_ALPHAS):
-            classifier = SGDClassifier(
-                loss="log_loss",
-                penalty="l2",
-                alpha=alpha,
-                class_weight="balanced",
-                max_iter=10_000,
-                random_state=CLASSIFIER_SEED,
-            ).fit(rows[fit], truth[fit])
-            # As the benchmark: averaged over the classes of truth and prediction together.
-            test[i, j], validation[i, j] = (
-                f1_score(truth[part], classifier.predict(rows[part]), average="macro", zero_division=0)
-                for part in (held, chosen)
-            )
+            classifier = _classifier(alpha).fit(rows[fit], truth[fit])
+            answers[i, j] = classifier.predict(rows[held])
+            test[i, j] = _f1(truth[held], answers[i, j])
+            validation[i, j] = _f1(truth[chosen], classifier.predict(rows[chosen]))
     means = validation.mean(axis=1)
     best = int(np.flatnonzero(means == means.max())[-1])  # the alphas descend, so the last is the smallest
-    return {
+    scores = {
         "macro_f1_mean": float(test[best].mean()),
         "macro_f1_sd": float(test[best].std(ddof=1)),
         "validation_macro_f1": float(means[best]),
@@ -79,6 +82,24 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
         "num_classes": float(len(np.unique(truth))),
         "num_seeds": float(len(splits)),
     }
+    tested = np.concatenate([truth[held] for _, held, _ in splits])
+    answered = np.concatenate([answers[best, j] for j in range(len(splits))])
+    return scores, tested, answered, np.repeat([f"split {seed}" for seed in SPLIT_SEEDS], len(splits[0][1]))
+
+
+def _classifier(alpha: float) -> SGDClassifier:
+    return SGDClassifier(
+        loss="log_loss",
+        penalty="l2",
+        alpha=alpha,
+        class_weight="balanced",
+        max_iter=10_000,
+        random_state=CLASSIFIER_SEED,
+    )
+
+
+def _f1(truth: np.ndarray, answer: np.ndarray) -> float:
+    return float(f1_score(truth, answer, average="macro", zero_division=0))
 
 
 def _split(num_spots: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,186 +1,133 @@
 """How sure a number is: bootstrap over spots or slides, and the paired comparison of two models on the same spots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 
-from .expression import gene_pearson
-from .linear_probe import macro_f1
 from .preparation import group_names
-from .signatures import region_auroc
 
 UNITS = ("spots", "slides")
+# Maps row indices (n,), with repeats, to a number; NaN where it is undefined.
 Statistic = Callable[[np.ndarray], float]
 
 
-def bootstrap_interval(
-    statistic: Statistic,
-    num_rows: int,
-    *,
-    unit: str = "spots",
-    slides: Sequence[Any] | np.ndarray | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Percentile bootstrap of a statistic of rows.
+@dataclass(frozen=True)
+class Bootstrap:
+    """Resamples of rows, the same ones for every statistic that it is asked about.
 
-    Over spots the interval says how the number would vary with other spots of *these* slides; neighbouring spots are
-    alike, so it is too narrow for a claim about patients. Over slides it says how it would vary with other slides, and
-    needs several of them.
+    Over spots an interval says how the number would vary with other spots of *these* slides; neighbouring spots are alike,
+    so it is too narrow for a claim about patients. Over slides it says how it would vary with other slides, and needs
+    several of them.
 
-    Args:
-        statistic: maps row indices (n,), with repeats, to a number; NaN where it is undefined.
-        num_rows: rows there are.
-        unit: what is drawn with replacement: "spots" (within each slide when `slides` is given) or "slides".
-        slides: (num_rows,) the slide of each row.
-        level: of the interval, in (0, 1).
-        resamples: how many.
-        seed: equal seeds give equal intervals.
+    Intervals are percentiles of the resamples, expanded for the number of units (Hesterberg, "What teachers should know
+    about the bootstrap", Am. Stat. 69 (2015) 371-386): plain 95 % percentiles of five slides hold the truth in 83 % of cases,
+    expanded ones in 92 %.
 
-    Returns:
-        value (of all rows), low, high, level, unit, resamples, and num_units: the spots or slides drawn from.
+    Attributes:
+        num_rows: Rows there are.
+        slides: (num_rows,) the slide of each row, or None.
+        unit: What is drawn with replacement: "spots" (within each slide when `slides` is given) or "slides".
+        level: Of the interval, in (0, 1).
+        resamples: How many.
+        seed: Equal seeds give equal intervals.
 
     Raises:
         ValueError: if an option is not one of those allowed, or there are fewer than two slides to draw from.
     """
-    _check(unit, level, resamples)
-    draws = _draws(num_rows, unit, slides, resamples, seed)
-    values = np.array([statistic(rows) for rows in draws])
-    low, high = _percentiles(values, level)
-    units = num_rows if unit == "spots" else len({str(slide) for slide in slides})  # type: ignore[union-attr]
-    return {
-        "value": float(statistic(np.arange(num_rows))),
-        "low": low,
-        "high": high,
-        "level": level,
-        "unit": unit,
-        "resamples": resamples,
-        "num_units": int(units),
-    }
 
+    num_rows: int
+    slides: Sequence[Any] | np.ndarray | None = None
+    unit: str = "spots"
+    level: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
 
-def paired_comparison(
-    first: Statistic,
-    second: Statistic,
-    num_rows: int,
-    *,
-    unit: str = "spots",
-    slides: Sequence[Any] | np.ndarray | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Difference first - second of two models on the same rows, resampled together.
-
-    What both find easy or hard cancels, so the difference is known better than either number.
-
-    Args:
-        first, second: as `statistic` of `bootstrap_interval`, of two models evaluated on the same rows and folds.
-        num_rows, unit, slides, level, resamples, seed: as there.
-
-    Returns:
-        difference (positive: the first is higher), low, high, p_value (two-sided: twice the smaller share of resamples on
-        either side of 0, at least 1 / resamples), level, unit, resamples. An interval that holds 0 is no difference.
-
-    Raises:
-        ValueError: as `bootstrap_interval`.
-    """
-    _check(unit, level, resamples)
-    draws = _draws(num_rows, unit, slides, resamples, seed)
-    differences = np.array([first(rows) - second(rows) for rows in draws])
-    low, high = _percentiles(differences, level)
-    there = differences[~np.isnan(differences)]
-    tail = min((there <= 0).mean(), (there >= 0).mean()) if len(there) else 0.5
-    everyone = np.arange(num_rows)
-    return {
-        "difference": float(first(everyone) - second(everyone)),
-        "low": low,
-        "high": high,
-        "p_value": float(min(1.0, max(2 * tail, 1 / resamples))),
-        "level": level,
-        "unit": unit,
-        "resamples": resamples,
-    }
-
-
-def _draws(
-    num_rows: int, unit: str, slides: Sequence[Any] | np.ndarray | None, resamples: int, seed: int
-) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    if slides is None:
-        if unit == "slides":
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ValueError(
+                f"unit is {self.unit!r}; allowed are {', '.join(UNITS)}. Choose what the interval shall speak of."
+            )
+        if not 0 < self.level < 1 or self.resamples < 1:
+            raise ValueError(
+                f"level is {self.level} and resamples {self.resamples}; allowed are 0 to 1, such as 0.95, and 1 or more."
+            )
+        if self.unit == "slides" and self.slides is None:
             raise ValueError("unit is 'slides' and slides is None; pass the slide of every row, or unit='spots'.")
-        return [generator.integers(0, num_rows, num_rows) for _ in range(resamples)]
-    names = group_names(slides, num_rows, "slides")
-    members = [np.flatnonzero(names == name) for name in np.unique(names)]
-    if unit == "spots":
-        return [
-            np.concatenate([rows[generator.integers(0, len(rows), len(rows))] for rows in members])
-            for _ in range(resamples)
-        ]
-    if len(members) < 2:
-        raise ValueError(
-            f"there is one slide only ({names[0]}), so slides cannot be drawn. Use unit='spots', and say that the interval "
-            "holds for this slide."
-        )
-    return [
-        np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))])
-        for _ in range(resamples)
-    ]
+        if self.unit == "slides" and len(self._members()) < 2:
+            raise ValueError(
+                f"there is one slide only ({self.slides[0]}), so slides cannot be drawn. "  # type: ignore[index]
+                "Use unit='spots', and say that the interval holds for this slide."
+            )
 
+    def interval(self, statistic: Statistic) -> dict[str, Any]:
+        """Interval of a statistic.
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    there = values[~np.isnan(values)]
-    if not len(there):
-        return float("nan"), float("nan")
-    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _check(unit: str, level: float, resamples: int) -> None:
-    if unit not in UNITS:
-        raise ValueError(f"unit is {unit!r}; allowed are {', '.join(UNITS)}. Choose what the interval shall speak of.")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(
-            f"level is {level} and resamples {resamples}; allowed are 0 to 1, such as 0.95, and 1 or more."
+        Returns:
+            value (of all rows), low, high, level, unit, resamples, and num_units: the spots or slides drawn from. Resamples in
+            which the statistic is undefined are left out; low and high are NaN when that is all of them.
+        """
+        return self.interval_of(
+            float(statistic(np.arange(self.num_rows))), np.array([statistic(rows) for rows in self.draws()])
         )
 
+    def interval_of(self, value: float, resampled: np.ndarray) -> dict[str, Any]:
+        """The same from values (resamples,) that were computed on `draws` elsewhere, all at once."""
+        low, high = self._percentiles(resampled)
+        return {"value": value, "low": low, "high": high, **self._facts(), "num_units": self._num_units()}
 
-def f1_statistic(truth: np.ndarray, answer: np.ndarray) -> Statistic:
-    """Macro-F1 from a table of confusion: a thousand resamples through sklearn would take minutes."""
-    classes, numbers = np.unique(np.concatenate([truth, answer]), return_inverse=True)
-    first, second = numbers[: len(truth)], numbers[len(truth) :]
+    def difference(self, first: Statistic, second: Statistic) -> dict[str, Any]:
+        """Difference first - second of two models evaluated on the same rows and folds, resampled together.
 
-    def statistic(rows: np.ndarray) -> float:
-        table = np.bincount(first[rows] * len(classes) + second[rows], minlength=len(classes) ** 2)
-        table = table.reshape(len(classes), len(classes))
-        there = table.sum(axis=1) > 0
-        scores = 2 * np.diagonal(table) / np.maximum(table.sum(axis=0) + table.sum(axis=1), 1)
-        return float(scores[there].mean())
+        What both find easy or hard cancels, so the difference is known better than either number.
 
-    if not np.isclose(statistic(np.arange(len(truth))), macro_f1(truth, answer)):  # pragma: no cover
-        raise RuntimeError("the quick macro-F1 differs from scikit-learn's; please report this.")
-    return statistic
+        Returns:
+            difference (positive: the first is higher), low, high, p_value (two-sided: twice the smaller share of resamples
+            on either side of 0, at least 1 / resamples), level, unit, resamples. An interval that holds 0 is no difference.
+        """
+        differences = np.array([first(rows) - second(rows) for rows in self.draws()])
+        low, high = self._percentiles(differences)
+        there = differences[~np.isnan(differences)]
+        tail = min((there <= 0).mean(), (there >= 0).mean()) if len(there) else 0.5
+        everyone = np.arange(self.num_rows)
+        return {
+            "difference": float(first(everyone) - second(everyone)),
+            "low": low,
+            "high": high,
+            "p_value": float(min(1.0, max(2 * tail, 1 / self.resamples))),
+            **self._facts(),
+        }
 
+    def draws(self) -> Iterator[np.ndarray]:
+        """Row indices of each resample, made anew one after the other: a thousand of them would not fit for a large study."""
+        generator = np.random.default_rng(self.seed)
+        members = self._members()
+        for _ in range(self.resamples):
+            if self.unit == "spots":
+                yield np.concatenate([rows[generator.integers(0, len(rows), len(rows))] for rows in members])
+            else:
+                yield np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))])
 
-def fold_pearson(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Pearson per gene, the mean over folds, as the protocol takes it."""
-    parts = [groups == group for group in np.unique(groups)]
-    scores = np.array([gene_pearson(predicted[part], measured[part]) for part in parts if part.sum() > 1])
-    there = ~np.isnan(scores)
-    total = np.where(there, scores, 0).sum(axis=0)
-    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
+    def _members(self) -> list[np.ndarray]:
+        """Rows of each slide, or all rows as of one."""
+        if self.slides is None:
+            return [np.arange(self.num_rows)]
+        names = group_names(self.slides, self.num_rows, "slides")
+        return [np.flatnonzero(names == name) for name in np.unique(names)]
 
+    def _num_units(self) -> int:
+        return self.num_rows if self.unit == "spots" else len(self._members())
 
-def pearson_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> Statistic:
-    return lambda rows: float(np.nanmean(fold_pearson(predicted[rows], measured[rows], groups[rows])))
+    def _facts(self) -> dict[str, Any]:
+        return {"level": self.level, "unit": self.unit, "resamples": self.resamples}
 
-
-def mean_statistic(values: np.ndarray) -> Statistic:
-    return lambda rows: float(values[rows].mean())
-
-
-def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Statistic:
-    return lambda rows: region_auroc(scores[rows], labels[rows]).get(region, float("nan"))
+    def _percentiles(self, values: np.ndarray) -> tuple[float, float]:
+        there = values[~np.isnan(values)]
+        if not len(there):
+            return float("nan"), float("nan")
+        units = max(self._num_units(), 2)
+        tail = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf((1 - self.level) / 2, units - 1))
+        low, high = np.quantile(there, [tail, 1 - tail])
+        return float(low), float(high)

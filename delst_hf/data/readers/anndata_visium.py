@@ -12,37 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
-from ..images import check_readable, open_image, to_rgb
-from ..slide import Slide, check_counts, describe_bad_counts, make_genes, make_slide_id, sum_duplicate_genes
+from ..images import open_image, to_rgb
+from ..slide import Slide, make_slide_id
+from .anndata_file import on_tissue, open_anndata, raw_counts
 from .lattice import visium_lattice_mpp
-from .matrices import gene_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
-# What scanpy, squidpy, cell2location, Seurat's converters and CELLxGENE call these columns of var, in lower case.
-_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "ensembl_ids", "ensemblid", "id")
-_SYMBOL_COLUMNS = (
-    "symbol",
-    "gene_symbols",
-    "gene_symbol",
-    "feature_name",
-    "gene_name",
-    "gene_names",
-    "gene_short_name",
-    "name",
-)
-_TYPE_COLUMNS = ("feature_types", "feature_type")
 # Reduced images, the sharpest first; "downscaled_fullres" is HEST's.
 _IMAGES = ("hires", "downscaled_fullres", "lowres")
-_TRUE, _FALSE = (
-    {"1", "1.0", "true", "t", "yes", "in"},
-    {"0", "0.0", "false", "f", "no", "out", "nan", "none", "", "<na>"},
-)
 
 
 def read_anndata(
@@ -140,30 +122,6 @@ def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
     return [str(value) for value in pd.unique(obs[slide_key].dropna())]
 
 
-def open_anndata(path: str | Path) -> "AnnData":
-    """Reads an .h5ad or .zarr.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: another suffix, or a damaged file.
-    """
-    import anndata
-
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no file at {path}. Give the path of an .h5ad file or a .zarr folder.")
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...).")
-    if path.is_file():
-        check_readable(path, "AnnData")
-    try:
-        return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}. The file is truncated or no AnnData: write or download it again."
-        ) from error
-
-
 def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | None, name: str) -> np.ndarray:
     if slide_key is None:
         return np.ones(adata.n_obs, dtype=bool)
@@ -217,65 +175,6 @@ def _library_column(adata: "AnnData", known: list[str]) -> str | None:
     """The column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
     columns = [str(name) for name in adata.obs if set(adata.obs[name].astype(str)) == set(known)]
     return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
-
-
-def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Returns the chosen matrix as int32 counts (spots, genes), and its genes: gene_id, symbol; antibodies are left out.
-
-    Raises:
-        KeyError: no such layer.
-        ValueError: values that are not counts; the message names the layers that are.
-    """
-    if layer is None:
-        matrix, var = adata.X, adata.var
-    elif layer == "raw" and adata.raw is not None:
-        matrix, var = adata.raw.X, adata.raw.var
-    elif layer in adata.layers:
-        matrix, var = adata.layers[layer], adata.var
-    else:
-        raise KeyError(f"slide {slide_id!r}: no layer {layer!r}. Available: {_layers(adata)}; X is used without layer.")
-    if matrix is None:
-        raise ValueError(f"slide {slide_id!r}: X is empty. Choose a layer (--layer): {_layers(adata)}.")
-    found = [
-        name
-        for name in _layers(adata)
-        if describe_bad_counts(adata.raw.X if name == "raw" else adata.layers[name]) is None
-    ]
-    hint = (
-        f"layers with counts in this file: {found}; choose with layer (--layer)"
-        if found
-        else ("give raw counts as X, adata.layers['counts'] or adata.raw; this file has none")
-    )
-    check_counts(matrix, slide_id, hint=hint)
-    counts = sp.csr_matrix(matrix).astype(np.int32)
-    counts.sum_duplicates()
-    counts.eliminate_zeros()
-    kinds, genes = _column(var, _TYPE_COLUMNS), _genes(var)
-    keep = None if kinds is None else gene_features(kinds, slide_id)
-    if keep is not None:
-        counts, genes = counts[:, keep], genes[keep].reset_index(drop=True)
-    return sum_duplicate_genes(counts, genes, slide_id)
-
-
-def _layers(adata: "AnnData") -> list[str]:
-    return sorted(adata.layers) + (["raw"] if adata.raw is not None else [])
-
-
-def _genes(var: pd.DataFrame) -> pd.DataFrame:
-    """The genes of var; its index may be symbols, with ids in a column, or Ensembl ids, with symbols in a column."""
-    names = [str(name) for name in var.index]
-    table = make_genes(names)
-    if (table["gene_id"] != "").mean() > 0.5:  # the index is Ensembl ids
-        symbols = _column(var, _SYMBOL_COLUMNS)
-        return table if symbols is None else make_genes(symbols, names)
-    return make_genes(names, _column(var, _ID_COLUMNS))
-
-
-def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
-    """The first column with one of these names, in any case; missing values are ""."""
-    found = {str(column).lower(): column for column in reversed(list(var.columns))}
-    column = next((found[name] for name in names if name in found), None)
-    return None if column is None else ["" if pd.isna(value) else str(value) for value in var[column]]
 
 
 def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> tuple[np.ndarray, float]:
@@ -358,23 +257,3 @@ def _rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray
             f"{list(adata.obs.columns)}."
         )
     return (adata.obs[column].astype(str) == library_id).to_numpy()
-
-
-def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
-    """Spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
-
-    Raises:
-        ValueError: a value that says neither.
-    """
-    if "in_tissue" not in obs:
-        return np.ones(len(obs), dtype=bool)
-    told = obs["in_tissue"].astype(object).map(lambda value: str(value).strip().lower())
-    odd = sorted(set(told) - _TRUE - _FALSE)
-    if odd:
-        raise ValueError(
-            f"{name}: obs['in_tissue'] holds {odd[0]!r}. Allowed: 1 or 0, True or False. Correct the column."
-        )
-    keep = told.isin(_TRUE).to_numpy()
-    if not keep.all():
-        logger.info("%s: left out %d spots that are not in_tissue", name, (~keep).sum())
-    return keep

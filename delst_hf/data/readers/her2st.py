@@ -17,8 +17,9 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import theilslopes
 
+from ..counts import check_counts, make_genes, sum_duplicate_genes
 from ..images import open_image
-from ..slide import Slide, check_counts, make_genes, sum_duplicate_genes
+from ..slide import Slide
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image, to_rgb
-from ..slide import Slide, StoredPatches
-from .anndata_visium import on_tissue, open_anndata, raw_counts
+from ..patches import StoredPatches
+from ..slide import Slide
+from .anndata_file import on_tissue, open_anndata, raw_counts
 from .xenium import CONTROLS
 
 logger = logging.getLogger(__name__)

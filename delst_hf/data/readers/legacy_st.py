@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..counts import make_genes
 from ..images import open_image
-from ..slide import Slide, make_genes, make_slide_id
+from ..slide import Slide, make_slide_id
 from .her2st import PITCH_UM, mpp_from_pitch
 from .matrices import Counts, join_spots, read_counts, read_table
 

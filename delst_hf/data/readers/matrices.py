@@ -17,12 +17,12 @@ import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 
+from ..counts import check_counts, gene_features, make_genes
 from ..images import check_readable
-from ..slide import check_counts, make_genes
+from .anndata_file import open_anndata, raw_counts
 
 logger = logging.getLogger(__name__)
 
-GENE_EXPRESSION = "Gene Expression"
 _TABLE_SUFFIXES = (
     *(kind + packed for packed in ("", ".gz", ".bz2", ".xz") for kind in (".csv", ".tsv", ".txt")),
     ".parquet",
@@ -323,8 +323,6 @@ def _looks_like_genes(names: pd.Index) -> bool:
 
 
 def _read_anndata(path: Path, layer: str | None) -> Counts:
-    from .anndata_visium import open_anndata, raw_counts
-
     adata = open_anndata(path)
     matrix, genes = raw_counts(adata, layer, path.stem)
     return Counts(matrix, adata.obs_names.astype(str), genes, path.name)
@@ -349,12 +347,3 @@ def _only_genes(counts: Counts, kinds: np.ndarray | None) -> Counts:
         return counts
     genes = counts.genes[keep].reset_index(drop=True)
     return Counts(counts.matrix[:, keep], counts.barcodes, genes, counts.name)
-
-
-def gene_features(kinds: Collection[str], name: str) -> np.ndarray | None:
-    """Which features (features,) are genes by their type; None where all are, or no type says so."""
-    keep = np.asarray([str(kind) == GENE_EXPRESSION for kind in kinds])
-    if keep.all() or not keep.any():
-        return None
-    logger.info("%s: left out %d features that are no %s", name, (~keep).sum(), GENE_EXPRESSION)
-    return keep

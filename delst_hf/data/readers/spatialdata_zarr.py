@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..images import to_rgb
 from ..slide import Slide, make_slide_id
-from .anndata_visium import raw_counts
+from .anndata_file import raw_counts
 
 
 def read_spatialdata(

@@ -17,8 +17,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from ..counts import make_genes
 from ..images import open_image
-from ..slide import Slide, make_genes, make_slide_id
+from ..slide import Slide, make_slide_id
 from .matrices import read_table
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ _CITATION = ""
 _INPUTS = """
 Args:
     predictions: (queries,) rank of the true target of each query, 1 for the best. Ranks, not embeddings: these would cost
-        seconds to pass. `delst_hf.evaluation.retrieval.retrieval_ranks` makes them; of a matrix of scores, `ranks_of_scores`.
+        seconds to pass. `delst_hf.evaluation.retrieval.retrieval_scores` makes them ("rank"); of a matrix of scores,
+        `ranks_of_scores`.
     references: (queries,) size of the pool that each query was ranked against.
     ks: depths, (1, 5, 10) by default.
 Returns:

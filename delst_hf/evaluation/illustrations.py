@@ -1,0 +1,131 @@
+"""What a report draws beside numbers: values and coordinates of every test spot, galleries of retrieval, ways to the origin."""
+
+from typing import Any
+
+import numpy as np
+
+from .evidence import Space
+from .expression import log_normalize
+from .hierarchy_report import traversal
+from .preparation import missing_rows
+from .retrieval import retrieval_scores
+from .rows import Rows
+from .signatures import signature_map
+
+MAX_CANDIDATES = 5000  # spots that a way to the origin may pass, of a larger study evenly spaced ones
+GALLERY_POOL = 20_000  # a gallery is chosen among so many test spots
+
+
+def illustrations(found: Rows) -> dict[str, Any]:
+    """Everything that is drawn, ready for JSON.
+
+    Returns:
+        ``spots`` (lists, one entry a test spot: slide, x, y, label, predictions, ranks, maps, radii and 2-D coordinates),
+        ``space`` (geometry), ``gallery`` (queries at the quartiles of rank, not chosen by eye) and ``traversals`` (from images
+        to the origin); the last three are empty without a space of images and genes.
+    """
+    space = found.space
+    return {
+        "spots": _per_spot(found),
+        "space": {} if space is None else _space_facts(space),
+        "gallery": [] if space is None else _gallery(found, space),
+        "traversals": [] if space is None else _traversals(found, space),
+    }
+
+
+def _per_spot(found: Rows) -> dict[str, list[Any]]:
+    """One list a quantity, one entry a test spot, ready for JSON."""
+    spots, space, rows = found.spots, found.space, found.test_rows
+    result: dict[str, list[Any]] = {
+        "slide": spots.slides[rows].tolist(),
+        "x": spots.positions[rows, 0].round(1).tolist(),
+        "y": spots.positions[rows, 1].round(1).tolist(),
+        "label": spots.labels[rows].tolist(),
+        "n_genes": np.diff(spots.counts.indptr)[rows].tolist(),
+        "total_counts": np.asarray(spots.counts.sum(axis=1)).reshape(-1)[rows].tolist(),
+    }
+    for name, values in found.per_spot.items():
+        result[name] = [_plain(value) for value in values[rows]]
+    if space is None:
+        return result
+    image, gene = space.tangent(space.image)[rows], space.tangent(space.gene)[rows]
+    for modality, tangent, plane in zip(("image", "gene"), (image, gene), _planes(image, gene)):
+        result[f"{modality}_radius"] = np.linalg.norm(tangent, axis=1).round(5).tolist()
+        result[f"{modality}_plane"] = plane.round(4).tolist()
+    return result
+
+
+def _space_facts(space: Space) -> dict[str, Any]:
+    names = ("geometry", "curvature", "curvature_bounds", "parent", "min_radius")
+    return {name: getattr(space, name) for name in names}
+
+
+def _gallery(found: Rows, space: Space, retrieved: int = 5) -> list[dict[str, Any]]:
+    """Image queries at the best rank of their own genes and at its quartiles, and the spots retrieved for each."""
+    spots, rows = found.spots, found.test_rows[:GALLERY_POOL]
+    options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature}
+    ranks = retrieval_scores(space.image[rows], space.gene[rows], **options)["rank"]
+    order = np.argsort(ranks, kind="stable")
+    queries = order[[round(share * (len(order) - 1)) for share in (0.0, 0.25, 0.5, 0.75)]]
+    scores = signature_map(space.gene[rows], space.image[rows[queries]], space.geometry, space.curvature)
+    expression = log_normalize(spots.counts)
+    train = expression[spots.reference]
+    mean = np.asarray(train.mean(axis=0)).reshape(-1)
+    spread = np.sqrt(np.maximum(np.asarray(train.multiply(train).mean(axis=0)).reshape(-1) - mean**2, 0)) + 0.1
+    # A top gene is high against training spots, among those that half of these express.
+    common = np.asarray((train > 0).mean(axis=0)).reshape(-1) > 0.5
+    result = []
+    for query, row in zip(queries, scores, strict=True):
+        nearest = np.argsort(-row, kind="stable")[:retrieved]
+        genes = []
+        for spot in [query, *nearest]:
+            score = np.where(common, (expression[rows[spot]].toarray()[0] - mean) / spread, -np.inf)
+            genes.append([spots.genes[i] for i in np.argsort(-score, kind="stable")[:3]])
+        result.append(
+            {
+                "query": int(query),
+                "rank": float(ranks[query]),
+                "retrieved": [int(i) for i in nearest],
+                "top_genes": genes,
+            }
+        )
+    return result
+
+
+def _traversals(found: Rows, space: Space) -> list[dict[str, Any]]:
+    """From the image of median radius of each label to the origin: which reference spots' and mean profiles lie nearest."""
+    spots, rows = found.spots, found.test_rows
+    if space.geometry != "lorentz":
+        return []
+    train = np.flatnonzero(spots.reference)
+    train = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), MAX_CANDIDATES)).astype(int))]
+    named = dict(space.signatures)
+    if space.mean_profile is not None:
+        named["mean profile of all spots"] = space.mean_profile[0]
+    names = list(named)
+    names += [f"a spot of {label}" if isinstance(label, str) else "an unlabelled spot" for label in spots.labels[train]]
+    candidates = np.concatenate([*(embeds[None] for embeds in named.values()), space.gene[train]])
+    radii = np.linalg.norm(space.tangent(space.image), axis=1)
+    labels = np.where(missing_rows(spots.labels), "no label", spots.labels)
+    result = []
+    for label in np.unique(labels[rows].astype(str)):
+        members = rows[labels[rows] == label]
+        start = members[np.argsort(radii[members], kind="stable")[len(members) // 2]]
+        steps = traversal(space.image[start], candidates, names, float(space.curvature), 8)  # type: ignore[arg-type]
+        result.append({"from": label, "slide": str(spots.slides[start]), "steps": steps})
+    return result
+
+
+def _planes(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length."""
+    both = np.concatenate([image, gene])
+    _, _, axes = np.linalg.svd(both, full_matrices=False)
+    flat = both @ axes[:2].T
+    flat *= np.linalg.norm(both, axis=1, keepdims=True) / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    return flat[: len(image)], flat[len(image) :]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    return round(float(value), 5) if np.isfinite(value) else None
