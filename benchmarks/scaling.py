@@ -9,6 +9,7 @@ cached-feature training. Seconds are CPU seconds of one process, on a CPU with o
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -27,7 +28,7 @@ GPU_FLOPS = 300e12  # sustained in bf16 by an H100-class GPU on a ViT
 LINK = 200e9  # bytes a second and GPU between GPUs of one machine, sustained
 DOLLARS = 2.5  # a GPU hour
 ROW_BYTES = 60e3  # a 224-px JPEG and the counts of a spot
-CORE_ROWS = 1800  # rows a second and core, benchmarks/data_path.py
+CORE_ROWS = 3000  # rows a second and core, benchmarks/data_path.py
 BACKBONES = {
     "ViT-S/16": (22e6, 9.2e9),
     "ViT-L/16": (304e6, 123e9),
@@ -96,8 +97,8 @@ def measured(sizes: list[int], processes: list[int], repeats: int) -> None:
 
 
 def gathered_bytes(total: int, ranks: int) -> float:
-    """Bytes that a process receives in a step: both embeddings, for two losses, there and as gradients back; float32."""
-    return 2 * 2 * 2 * total * DIM * 4 * (ranks - 1) / ranks
+    """Bytes that a process receives in a step, float32: genes for the contrastive loss, both for entailment, there and back."""
+    return 2 * 3 * total * DIM * 4 * (ranks - 1) / ranks
 
 
 def step_seconds(backbone: str, total: int, ranks: int, cached: bool) -> dict[str, float]:
@@ -123,7 +124,7 @@ def modelled(spots: float, epochs: int, ranks: int) -> None:
             hours = epochs * spots / total * step / 3600
             shares = " ".join(f"{100 * parts[name] / step:6.1f}%" for name in ("towers", "loss", "gather"))
             print(f"{backbone:10s} {total:12d} {step:9.3f} {shares} {100 * parts['gradients'] / step:8.1f}% {hours:8.1f} "
-                  f"{hours * ranks * DOLLARS:9.0f} {total / step / CORE_ROWS:6.0f}")  # fmt: skip
+                  f"{hours * ranks * DOLLARS:9.0f} {math.ceil(total / step / CORE_ROWS):6d}")  # fmt: skip
 
 
 def main() -> None:

@@ -17,9 +17,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .atomic import fsync
 from .data.collator import DelstCollator
 from .data.study import SpotRows
-from .evaluation.embed import embed
+from .evaluation.embed import embed_share
+from .losses import process_rank, world_size
 from .modeling_delst import DelstModel
 
 
@@ -94,24 +96,35 @@ def cached_features(
         progress: Show a progress bar.
 
     Returns:
-        (spots, width) float32, mapped from the disk: the processes of a machine share one copy.
+        (spots, width) float32, mapped from the disk: the processes of a machine share one copy. Several machines need a
+        folder that all of them see.
     """
     folder = Path(folder)
     path = folder / f"features-{_key(model, spots, collator)}.npy"
     if not path.exists():
-        features = embed(model, spots, collator, batch_size, num_workers, progress).features
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        partial, first = path.with_suffix(".partial"), process_rank() == 0
+        if first:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            with open(partial, "wb") as file:
-                np.save(file, features)
-                file.flush()
-                os.fsync(file.fileno())
+            shape = (len(spots), model.config.vision_feature_size)
+            np.lib.format.open_memmap(partial, "w+", np.float32, shape).flush()
+        _wait_for_all()
+        # Each process writes its own rows: no one has to hold them all.
+        table = np.lib.format.open_memmap(partial, "r+")
+        for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
+            table[start : start + len(features)] = features.numpy()
+        table.flush()
+        _wait_for_all()
+        if first:
+            fsync(partial)
             os.replace(partial, path)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    _wait_for_all()
     # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
     return np.load(path, mmap_mode="c")
+
+
+def _wait_for_all() -> None:
+    if world_size() > 1:
+        torch.distributed.barrier()
 
 
 def _key(model: DelstModel, spots: Dataset, collator: DelstCollator) -> str:

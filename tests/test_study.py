@@ -58,3 +58,15 @@ def test_shuffled_level_stays_within_its_slide(toy_study):
 def test_unknown_level_key(toy_study):
     with pytest.raises(ValueError, match="level_key='depth' is not known"):
         hierarchy_level(toy_study.spots, "depth")
+
+
+def test_counts_in_batches_are_the_counts(toy_study):
+    spots = toy_study.subset(["toy_A1", "toy_B1"])
+    batches = list(toy_study.count_batches(spots, batch_size=50))
+    assert [len(batch.indptr) - 1 for batch in batches] == [50, 22]
+    expected = np.zeros((72, len(toy_study.genes)))
+    for row, spot in enumerate(spots):
+        expected[row, spot["gene_indices"]] = spot["gene_counts"]
+    np.testing.assert_array_equal(np.concatenate([batch.toarray() for batch in batches]), expected)
+    np.testing.assert_array_equal(toy_study.counts(spots).toarray(), expected)
+    assert toy_study.counts(spots.select([])).shape == (0, len(toy_study.genes))

@@ -3,7 +3,7 @@ import pytest
 import scipy.sparse as sp
 
 from delst_hf.data import vocabulary
-from delst_hf.data.vocabulary import choose_genes, morans_i, select_vocabulary
+from delst_hf.data.vocabulary import choose_genes, gene_moments, morans_i, select_vocabulary
 
 
 def test_ranks_by_variance_of_normalised_expression():
@@ -105,3 +105,16 @@ def test_listed_genes_and_mistakes(folder):
             choose_genes(folder, **options)
     with pytest.raises(FileNotFoundError, match="no complete dataset folder"):
         choose_genes(folder / "spots")
+
+
+def test_moments_of_batches_are_those_of_the_whole():
+    counts = np.random.default_rng(0).poisson(0.7, (31, 6))
+    counts[4] = 0
+    values = np.log1p(counts * 1e4 / np.maximum(counts.sum(1, keepdims=True), 1))
+    found = gene_moments(sp.csr_matrix(part) for part in (counts[:7], counts[7:30], counts[30:]))
+    assert found.spots == 31
+    np.testing.assert_array_equal(found.detected, (counts > 0).sum(0))
+    np.testing.assert_allclose(found.mean, values.mean(0))
+    np.testing.assert_allclose(found.variance, values.var(0))
+    names = list("abcdef")
+    assert select_vocabulary(found, names, 3, 0.1) == select_vocabulary(sp.csr_matrix(counts), names, 3, 0.1)

@@ -15,7 +15,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
@@ -33,8 +32,7 @@ from delst_hf.cached_features import FeatureRows, as_it_is, cached_features, wit
 from delst_hf.checkpoints import last_complete_checkpoint, whole_checkpoint
 from delst_hf.data.facts import data_facts
 from delst_hf.data.study import Study, hierarchy_level
-from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.evaluation.expression import log_normalize
+from delst_hf.data.vocabulary import gene_moments, select_vocabulary
 from delst_hf.hub import save_checkpoint_folder
 from delst_hf.lora import add_lora, merge_lora
 from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
@@ -109,13 +107,13 @@ def main() -> None:
     train_slides, validation_slides = choose_slides(study, data)
 
     train_spots = study.subset(train_slides)
-    counts = study.counts(train_spots)
-    vocabulary = select_vocabulary(counts, study.gene_names, data.num_genes, data.min_spots)
+    moments = gene_moments(study.count_batches(train_spots))
+    vocabulary = select_vocabulary(moments, study.gene_names, data.num_genes, data.min_spots)
     processor = build_processor(arguments, vocabulary)
     model = build_model(arguments, num_genes=len(vocabulary))
     column = {name: i for i, name in reversed(list(enumerate(study.gene_names)))}
-    means = np.asarray(log_normalize(counts).mean(0)).ravel()[[column[name] for name in vocabulary]]
-    model.gene_model.set_missing_values(torch.from_numpy(means))
+    means = torch.from_numpy(moments.mean[[column[name] for name in vocabulary]])
+    model.gene_model.set_missing_values(means)
 
     level = hierarchy_level(train_spots, data.level_key, training.seed)
     train_spots = train_spots.add_column("level", level)

@@ -1,6 +1,6 @@
 """A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,15 +109,20 @@ class Study:
 
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
         """Counts of these spots as a sparse matrix (spots, genes)."""
-        # The arrow table itself does not know of `select`, hence flatten_indices.
-        table = spots.select_columns(["gene_indices", "gene_counts"]).flatten_indices().data.table
-        indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
-        lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
-        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return scipy.sparse.csr_matrix(
-            (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
-            shape=(len(spots), len(self.genes)),
-        )
+        return scipy.sparse.vstack(list(self.count_batches(spots)), format="csr")
+
+    def count_batches(self, spots: Dataset, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:
+        """The same, `batch_size` spots at a time, for what a whole study is too large for."""
+        columns = spots.select_columns(["gene_indices", "gene_counts"]).with_format("arrow")
+        for start in range(0, max(len(spots), 1), batch_size):
+            table = columns[start : start + batch_size]
+            indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
+            lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
+            indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            yield scipy.sparse.csr_matrix(
+                (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
+                shape=(len(lengths), len(self.genes)),
+            )
 
 
 class SpotRows:

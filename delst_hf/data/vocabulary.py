@@ -1,8 +1,10 @@
 """Which genes the gene encoder reads: chosen on the spots of the training slides, and on nothing else."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,8 +21,48 @@ _SPATIAL_SPOTS = 5000
 _NEIGHBOURS = 6
 
 
+@dataclass(frozen=True)
+class GeneMoments:
+    """What a vocabulary is chosen by, and what stands in for a gene that a panel lacks: of normalised counts, ``log1p``.
+
+    Attributes:
+        detected: In how many spots each gene was found (genes,).
+        mean: Mean over the spots (genes,).
+        variance: Variance over the spots (genes,).
+        spots: How many spots there were.
+    """
+
+    detected: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    spots: int
+
+
+def gene_moments(batches: Iterable[scipy.sparse.csr_matrix], target_sum: float = 1e4) -> GeneMoments:
+    """Moments of every gene, one batch of spots in memory at a time.
+
+    Args:
+        batches: Raw counts (spots, genes), for example `Study.count_batches`; at least one.
+        target_sum: Library size of the normalisation.
+    """
+    detected: Any = 0.0
+    total: Any = 0.0
+    square: Any = 0.0
+    spots = 0
+    for counts in batches:
+        values = counts.astype(np.float64).tocsr(copy=True)
+        totals = np.asarray(values.sum(1)).ravel()
+        values.data = np.log1p(values.data * np.repeat(target_sum / np.maximum(totals, 1), np.diff(values.indptr)))
+        detected = detected + np.asarray((values > 0).sum(0)).ravel()
+        total = total + np.asarray(values.sum(0)).ravel()
+        square = square + np.asarray(values.multiply(values).sum(0)).ravel()
+        spots += len(totals)
+    mean = total / max(spots, 1)
+    return GeneMoments(detected, mean, square / max(spots, 1) - mean**2, spots)
+
+
 def select_vocabulary(
-    counts: scipy.sparse.csr_matrix,
+    counts: scipy.sparse.csr_matrix | GeneMoments,
     gene_names: Sequence[str],
     num_genes: int | None = 1000,
     min_spots: float = 0.02,
@@ -29,11 +71,11 @@ def select_vocabulary(
     """Choose the most variable genes among those that are detected often enough.
 
     Args:
-        counts: Raw counts of the training spots (spots, genes).
+        counts: Raw counts of the training spots (spots, genes), or their `gene_moments`.
         gene_names: Names of the genes (genes,). Of a name given twice, the first is eligible.
         num_genes: How many genes to keep; None keeps all that are detected.
         min_spots: A gene must be detected in this share of the spots.
-        target_sum: Library size of the normalisation.
+        target_sum: Library size of the normalisation of counts.
 
     Returns:
         Names, the most variable first, by the variance of ``log1p`` of the normalised counts.
@@ -41,21 +83,17 @@ def select_vocabulary(
     Raises:
         ValueError: If no gene is detected often enough.
     """
-    values = counts.astype(np.float64).tocsr(copy=True)
-    totals = np.asarray(values.sum(1)).ravel()
-    values.data = np.log1p(values.data * np.repeat(target_sum / np.maximum(totals, 1), np.diff(values.indptr)))
-    mean = np.asarray(values.mean(0)).ravel()
-    variance = np.asarray(values.multiply(values).mean(0)).ravel() - mean**2
-    detected = np.asarray((values > 0).sum(0)).ravel() >= max(1.0, min_spots * len(totals))
+    moments = counts if isinstance(counts, GeneMoments) else gene_moments([counts], target_sum)
+    detected = moments.detected >= max(1.0, min_spots * moments.spots)
     first_of_name = np.zeros(len(gene_names), dtype=bool)
     first_of_name[np.unique(np.asarray(gene_names, dtype=object).astype(str), return_index=True)[1]] = True
     eligible = np.flatnonzero(detected & first_of_name)
     if not len(eligible):
         raise ValueError(
-            f"No gene is detected in {min_spots:.0%} of the {len(totals)} training spots. Lower min_spots, or check that "
+            f"No gene is detected in {min_spots:.0%} of the {moments.spots} training spots. Lower min_spots, or check that "
             "the slides hold raw counts."
         )
-    ranked = eligible[np.argsort(-variance[eligible], kind="stable")]
+    ranked = eligible[np.argsort(-moments.variance[eligible], kind="stable")]
     return [str(gene_names[i]) for i in ranked[:num_genes]]
 
 

@@ -1,11 +1,13 @@
 """Embed a dataset with a model: the one place of the evaluation that knows what a model is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
-from ..losses import gather_across_ranks, process_rank, world_size
+from ..losses import process_rank, world_size
 from ..modeling_delst import DelstModel
 
 
@@ -32,7 +34,6 @@ class Embeddings:
     gene_embeds: np.ndarray
 
 
-@torch.no_grad()
 def embed(
     model: DelstModel,
     spots: Dataset,
@@ -41,7 +42,7 @@ def embed(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Embeddings:
-    """Embed spots on the model's device, each process a share of them, all processes receiving the whole.
+    """Embed spots on the model's device, each process a share of them.
 
     Args:
         model: The model; it is put in eval mode.
@@ -50,10 +51,35 @@ def embed(
         batch_size: Spots a batch.
         num_workers: Worker processes of the loader.
         progress: Show a progress bar, on the first process.
+
+    Returns:
+        On the first process the whole, in the order of `spots`; on the others, whose memory a large dataset need not fill as
+        well, arrays of no rows.
+    """
+    batches = [each for _, *each in embed_share(model, spots, collator, batch_size, num_workers, progress)]
+    local = map(torch.cat, zip(*batches, strict=True)) if batches else [torch.empty(0, 0)] * 3
+    return Embeddings(*(_on_the_first_process(rows, len(spots), model.device) for rows in local))
+
+
+@torch.no_grad()
+def embed_share(
+    model: DelstModel,
+    spots: Dataset,
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """This process's share of `embed`, a batch at a time.
+
+    Yields:
+        The place of the batch's first spot among all, features, image embeddings and gene embeddings, on the CPU.
     """
     model.eval()
     rank = process_rank()
-    shard = np.array_split(np.arange(len(spots)), world_size())[rank]
+    shard = _shares(len(spots))[rank]
+    if not shard:  # more processes than spots
+        return
     rows = spots.select(shard)
     fast = isinstance(collator, DelstCollator)
     loader: DataLoader = DataLoader(
@@ -63,13 +89,52 @@ def embed(
         num_workers=num_workers,
         pin_memory=model.device.type == "cuda",
     )
-    parts: list[tuple[Tensor, ...]] = []
+    start, earlier = shard.start, None
     for batch in tqdm(loader, desc="embed", unit="batch", disable=not progress or rank > 0, leave=False):
         inputs = {
             key: batch[key].to(model.device, non_blocking=True) for key in ("pixel_values", "gene_values", "gene_mask")
         }
         output = model(**(collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs))
         features = output.vision_model_output.pooler_output
-        parts.append((features.float(), output.image_embeds, output.gene_embeds))
-    joined = (gather_across_ranks(torch.cat(part))[0].cpu().numpy() for part in zip(*parts, strict=True))
-    return Embeddings(*joined)
+        here = [
+            part.to("cpu", non_blocking=True) for part in (features.float(), output.image_embeds, output.gene_embeds)
+        ]
+        arrived = torch.cuda.Event() if model.device.type == "cuda" else None
+        if arrived is not None:
+            arrived.record()
+        if earlier is not None:  # handed on only now, so that the device has the next batch to work on
+            yield _arrived(*earlier)
+        earlier = start, here, arrived
+        start += len(features)
+    if earlier is not None:
+        yield _arrived(*earlier)
+
+
+def _arrived(start: int, parts: list[Tensor], event: Any) -> tuple[int, Tensor, Tensor, Tensor]:
+    if event is not None:
+        event.synchronize()
+    return start, parts[0], parts[1], parts[2]
+
+
+def _shares(spots: int) -> list[range]:
+    """Which spots each process embeds: stretches that differ by one spot at most, the first of them never the shorter."""
+    ends = [-(-spots * rank // world_size()) for rank in range(world_size() + 1)]
+    return [range(start, end) for start, end in pairwise(ends)]
+
+
+def _on_the_first_process(rows: Tensor, spots: int, device: torch.device) -> np.ndarray:
+    """Rows of all processes, in order, on the first; no rows on the others. They go one process at a time."""
+    if world_size() == 1:
+        return rows.numpy()
+    if process_rank() > 0:
+        if len(rows):
+            dist.send(rows.contiguous().to(device), 0)
+        return rows[:0].numpy()
+    joined = np.empty((spots, rows.shape[1]), dtype=np.float32)
+    joined[: len(rows)] = rows.numpy()
+    for rank, share in enumerate(_shares(spots)):
+        if rank and len(share):
+            part = torch.empty(len(share), rows.shape[1], device=device)
+            dist.recv(part, rank)
+            joined[share.start : share.stop] = part.cpu().numpy()
+    return joined
