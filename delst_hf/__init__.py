@@ -42,6 +42,7 @@ PIPELINE_REGISTRY.register_pipeline(
 DelstConfig.register_for_auto_class("AutoConfig")
 DelstModel.register_for_auto_class("AutoModel")
 DelstForSpotClassification.register_for_auto_class("AutoModelForImageClassification")
+DelstForGeneExpressionPrediction.register_for_auto_class("AutoModel")  # no auto class of transformers is for this task
 DelstGeneFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 DelstProcessor.register_for_auto_class("AutoProcessor")
 
