@@ -37,6 +37,13 @@ class DataArguments:
     min_spots: float = field(
         default=0.02, metadata={"help": "A gene of the vocabulary is detected in this share of the training spots."}
     )
+    vocabulary: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of genes to read, one a line, as `delst vocabulary` writes it, instead of choosing them here. One "
+            "that was chosen on held-out slides is refused."
+        },
+    )
     level_key: str = field(
         default="n_genes",
         metadata={

@@ -220,17 +220,20 @@ def _run_merge(arguments: argparse.Namespace) -> None:
 
 
 def _run_vocabulary(arguments: argparse.Namespace) -> None:
-    from .data.vocabulary import choose_genes
+    from .data.vocabulary import choose_genes, read_gene_list, training_slides, write_vocabulary
 
+    slides = formats.split_names(arguments.slides) or None
     names = choose_genes(
         arguments.folder,
         method=arguments.method,
         num_genes=arguments.num_genes,
         min_spots=arguments.min_spots,
-        slides=formats.split_names(arguments.slides) or None,
-        wanted=Path(arguments.genes).read_text(encoding="utf-8").split() if arguments.genes else None,
+        slides=slides,
+        wanted=read_gene_list(arguments.genes) if arguments.genes else None,
     )
-    Path(arguments.output).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    # A list and all genes are chosen without looking at a spot.
+    chosen_on = [] if arguments.method in ("list", "all") else training_slides(arguments.folder, slides)
+    write_vocabulary(arguments.output, names, arguments.method, chosen_on)
     print(f"genes    {len(names)}: {', '.join(names[:5])}, ...")
 
 

@@ -1,11 +1,15 @@
 """`delst` as a user types it: what it prints, what it writes, and how it refuses."""
 
 import ast
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
@@ -13,6 +17,7 @@ from PIL import Image
 import delst_hf.cli
 import delst_hf.prepare_formats
 from delst_hf.cli import main
+from delst_hf.data.vocabulary import read_gene_list
 
 FORMATS = tuple(delst_hf.prepare_formats.FORMATS)
 
@@ -172,7 +177,7 @@ def test_shards_of_a_cluster_merge(tmp_path, capsys):
     assert main(["merge", *folders, "--output", str(tmp_path / "toy"), "--split", "spot"]) == 0
     assert "splits   " in capsys.readouterr().out
     assert main(["vocabulary", str(tmp_path / "toy"), "--num-genes", "7", "--output", str(tmp_path / "genes.txt")]) == 0
-    assert len((tmp_path / "genes.txt").read_text().split()) == 7
+    assert len(read_gene_list(tmp_path / "genes.txt")) == 7
     for wrong, message in (
         (["--shard-index", "0"], "belong together"),
         (["--shard-index", "2", "--num-shards", "2"], "shard_index is 2 of 2"),
@@ -205,3 +210,29 @@ def test_prepare_visium_and_table(tmp_path, capsys):
     assert load_dataset(str(tmp_path / "out"), "slides")["train"]["source"][:] == [
         "table: filtered_feature_bc_matrix.h5, xy.csv, he.png"
     ]
+
+
+def test_a_run_killed_in_the_middle_is_taken_up(tmp_path):
+    """SIGKILL, so that nothing can tidy up: finished slides stay, nothing half-written is taken for whole."""
+    command = ["prepare", "toy", "--slides", "4", "--output", str(tmp_path / "d"), "--quiet"]
+    process = subprocess.Popen([sys.executable, "-m", "delst_hf.cli", *command])
+    parts, deadline = tmp_path / ".d.parts", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        names = [path.name for path in parts.glob("*")]
+        if any("unfinished" not in name for name in names) and any("unfinished" in name for name in names):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "d").exists()
+    whole = {path.name: path.stat().st_mtime_ns for path in parts.glob("*") if "unfinished" not in path.name}
+    assert 1 <= len(whole) < 4
+    for name in whole:
+        (parts / name / "previews").mkdir()
+        (parts / name / "previews" / f"kept-{name}.png").touch()  # to be found again in the result
+    main(command)
+    assert {path.name for path in (tmp_path / "d" / "previews").iterdir()} == {f"kept-{name}.png" for name in whole}
+    assert not parts.exists()
+    main([*command[:-2], str(tmp_path / "e"), "--quiet"])
+    for path in sorted((tmp_path / "e" / "spots").rglob("*.parquet")):
+        assert pq.read_table(tmp_path / "d" / "spots" / path.name).equals(pq.read_table(path))

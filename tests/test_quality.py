@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from delst_hf.data.dataset import write_dataset
+from delst_hf.data.images import open_image
 from delst_hf.data.preview import draw_preview
 from delst_hf.data.quality import (
     QualityFilter,
@@ -51,6 +53,17 @@ def test_the_tissue_fraction_is_a_column(tmp_path):
     fractions = load_dataset(str(tmp_path / "d"))["train"]["tissue_fraction"][:]
     assert fractions[0] == pytest.approx(0.5, abs=0.11)
     assert np.allclose(fractions[1:], 1, atol=0.3)
+
+
+def test_an_image_that_states_another_scale_is_reported(tmp_path, caplog):
+    slide = half_tissue()
+    for name, mpp in (("a", slide.mpp * 1.05), ("b", slide.mpp * 2)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", slide.image, photometric="rgb", tile=(64, 64),
+                         resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER")  # fmt: skip
+        caplog.clear()
+        write_dataset([dataclasses.replace(slide, image=open_image(tmp_path / f"{name}.tif"))], tmp_path / name, **SIZE)
+        told = f"the scale used is {slide.mpp:.4f} um per pixel, but the image states {mpp:.4f}" in caplog.text
+        assert told == (name == "b")
 
 
 def test_filters_say_what_they_removed(tmp_path, caplog):

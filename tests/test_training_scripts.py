@@ -92,6 +92,22 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
     assert early is None or not torch.equal(early["visual_projection.weight"], whole["visual_projection.weight"])
 
 
+def test_a_vocabulary_file_decides_which_genes_are_read(toy_folder, tmp_path):
+    (tmp_path / "genes.txt").write_text("TOY005\nNONE\nTOY001\n")
+    options = [
+        *SMALL,
+        "--max_steps",
+        "1",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--vocabulary",
+        str(tmp_path / "genes.txt"),
+    ]
+    run("training/pretrain.py", "training/configs/toy.yaml", "--dataset", str(toy_folder), *options)
+    processor = DelstProcessor.from_pretrained(tmp_path / "out" / "model")
+    assert list(processor.feature_extractor.vocabulary) == ["TOY005", "TOY001"]
+
+
 def test_a_finished_run_is_not_written_over(pretrained, toy_folder):
     arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(pretrained), *SMALL]
     assert "holds a run already" in run("training/pretrain.py", *arguments, succeed=False)

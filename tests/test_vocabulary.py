@@ -3,7 +3,14 @@ import pytest
 import scipy.sparse as sp
 
 from delst_hf.data import vocabulary
-from delst_hf.data.vocabulary import choose_genes, gene_moments, morans_i, select_vocabulary
+from delst_hf.data.vocabulary import (
+    choose_genes,
+    gene_moments,
+    morans_i,
+    read_gene_list,
+    read_vocabulary,
+    select_vocabulary,
+)
 
 
 def test_ranks_by_variance_of_normalised_expression():
@@ -118,3 +125,26 @@ def test_moments_of_batches_are_those_of_the_whole():
     np.testing.assert_allclose(found.variance, values.var(0))
     names = list("abcdef")
     assert select_vocabulary(found, names, 3, 0.1) == select_vocabulary(sp.csr_matrix(counts), names, 3, 0.1)
+
+
+def test_a_vocabulary_file_is_read_as_given_and_not_if_held_out_slides_chose_it(folder, tmp_path, caplog, capsys):
+    from delst_hf.cli import main
+    from delst_hf.data.study import Study
+
+    study, path = Study.load(str(folder)), tmp_path / "genes.txt"
+    about = study.gene_names, study.genes["gene_id"]
+    assert main(["vocabulary", str(folder), "--num-genes", "7", "--output", str(path)]) in (0, None)
+    assert "genes    7: " in capsys.readouterr().out
+    expected = choose_genes(folder, "hvg", 7)
+    assert read_vocabulary(path, *about, ["toy_A1", "toy_B1"]) == expected == read_gene_list(path)
+    with pytest.raises(ValueError, match=r"was chosen on slides \['toy_B1'\].*delst vocabulary DIR --slides toy_A1"):
+        read_vocabulary(path, *about, ["toy_A1"])
+    path.write_text("TOY005  # mine\nNONE\nNOT\n\ntoy001\nNEITHER\n")
+    caplog.clear()
+    assert read_vocabulary(path, *about, ["toy_A1"]) == ["TOY005", "TOY001"]
+    assert "2 of 5 listed genes (40 %) are in the dataset" in caplog.text
+    path.write_text("# nothing\n")
+    with pytest.raises(ValueError, match="names no gene"):
+        read_vocabulary(path, *about, ["toy_A1"])
+    with pytest.raises(FileNotFoundError, match="no gene list file at"):
+        read_vocabulary(tmp_path / "absent.txt", *about, [])

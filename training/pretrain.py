@@ -32,7 +32,7 @@ from delst_hf.cached_features import FeatureRows, as_it_is, cached_features, wit
 from delst_hf.checkpoints import last_complete_checkpoint, whole_checkpoint
 from delst_hf.data.facts import data_facts
 from delst_hf.data.study import Study, hierarchy_level
-from delst_hf.data.vocabulary import gene_moments, select_vocabulary
+from delst_hf.data.vocabulary import gene_moments, read_vocabulary, select_vocabulary
 from delst_hf.hub import save_checkpoint_folder
 from delst_hf.lora import add_lora, merge_lora
 from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
@@ -108,7 +108,10 @@ def main() -> None:
 
     train_spots = study.subset(train_slides)
     moments = gene_moments(study.count_batches(train_spots))
-    vocabulary = select_vocabulary(moments, study.gene_names, data.num_genes, data.min_spots)
+    if data.vocabulary is None:
+        vocabulary = select_vocabulary(moments, study.gene_names, data.num_genes, data.min_spots)
+    else:
+        vocabulary = read_vocabulary(data.vocabulary, study.gene_names, list(study.genes["gene_id"]), train_slides)
     processor = build_processor(arguments, vocabulary)
     model = build_model(arguments, num_genes=len(vocabulary))
     column = {name: i for i, name in reversed(list(enumerate(study.gene_names)))}

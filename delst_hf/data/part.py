@@ -35,6 +35,8 @@ _ROWS_PER_GROUP = 100
 # Encoded patches that wait for their turn, because patches are cut in the order of the image's tiles.
 _BUFFER_BYTES = 192 * 2**20
 _UPSAMPLING_ALARM = 2.0
+# Scanners and lattices agree to a few per cent.
+_SCALE_ALARM = 0.1
 # Columns of few values. Patches are all different: looking for repeats among them costs as much as writing them.
 DICTIONARY = ["slide_id", "patient_id", "label", "array_row", "array_col", "gene_counts.list.element"]
 
@@ -112,6 +114,7 @@ def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
     try:
         slide = slide.drop_outside() if options.outside == "drop" else slide
         slide.validate()
+        _compare_scales(slide)
         counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
         slide = replace(slide, counts=counts, genes=genes, species=species)
         slide = options.quality_filter.by_counts(slide)
@@ -126,6 +129,16 @@ def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
         draw_preview(slide, options.patch_um).save(path)
         raise WrongFrameError(f"{error} The spots on the image: {os.path.relpath(path)}") from error
     return slide, thumbnail
+
+
+def _compare_scales(slide: Slide) -> None:
+    """Reports an image that states another scale than the one that is used."""
+    stated = getattr(slide.image, "mpp", None)
+    if stated and abs(stated / slide.mpp - 1) > _SCALE_ALARM:
+        logger.warning(
+            "%s: the scale used is %.4f um per pixel, but the image states %.4f. Patches follow the first; if the image is right, "
+            "give its value (--mpp)", slide.slide_id, slide.mpp, stated,
+        )  # fmt: skip
 
 
 def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:

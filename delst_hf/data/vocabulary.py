@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from scipy.spatial import cKDTree
 
+from .images import check_readable
 from .schema import CONFIGS
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ METHODS = ("hvg", "spatial", "detected", "list", "all")
 # A spatial gene is judged on at most this many neighbouring spots of a slide, so that memory is bounded.
 _SPATIAL_SPOTS = 5000
 _NEIGHBOURS = 6
+_METHOD_LINE, _SLIDES_LINE = "# chosen by delst vocabulary, method ", "# on slides "
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,53 @@ def choose_genes(
     return [str(name) for name in names[ranked][:num_genes]]
 
 
+def write_vocabulary(path: str | Path, names: Sequence[str], method: str, slides: Sequence[str]) -> None:
+    """Writes names, one a line, under a header that says how they were chosen and on which slides."""
+    header = f"{_METHOD_LINE}{method}\n{_SLIDES_LINE}{', '.join(slides)}\n"
+    Path(path).write_text(header + "".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def read_gene_list(path: str | Path) -> list[str]:
+    """Names one a line; what follows # is left out."""
+    lines = check_readable(path, "gene list").read_text(encoding="utf-8-sig").splitlines()
+    return [name for line in lines if (name := line.split("#")[0].strip())]
+
+
+def read_vocabulary(
+    path: str | Path, gene_names: Sequence[str], gene_ids: Sequence[str], train_slides: Sequence[str]
+) -> list[str]:
+    """Reads a vocabulary as `delst vocabulary` writes it, or any list of names, and keeps its order.
+
+    Args:
+        path: the file.
+        gene_names: genes of the dataset (genes,).
+        gene_ids: their Ensembl ids, "" where unknown (genes,).
+        train_slides: slides of the run.
+
+    Returns:
+        Names as in `gene_names`. Genes that the dataset has not are left out; the match rate is logged.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no gene of it is in the dataset, or it was chosen on slides that this run does not train on.
+    """
+    listed = read_gene_list(path)
+    if not listed:
+        raise ValueError(
+            f"{path} names no gene. Allowed: one name or Ensembl id a line. Make it with delst vocabulary."
+        )
+    names = _listed(np.asarray(gene_names, dtype=object), gene_ids, listed)
+    for line in Path(path).read_text(encoding="utf-8-sig").splitlines():
+        chosen_on = line.removeprefix(_SLIDES_LINE).split(", ") if line.startswith(_SLIDES_LINE) else []
+        held_out = sorted(set(filter(None, chosen_on)) - set(train_slides))
+        if held_out:
+            raise ValueError(
+                f"the vocabulary {path} was chosen on slides {held_out}, which this run does not train on: "
+                f"what is held out would decide which genes are read. Choose it again: delst vocabulary DIR --slides {','.join(train_slides)}."
+            )
+    return names
+
+
 def _listed(names: np.ndarray, ids: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     if not wanted:
         raise ValueError("method 'list' needs genes. Give their names or Ensembl ids (--genes FILE).")
@@ -170,12 +219,20 @@ def _listed(names: np.ndarray, ids: Sequence[str], wanted: Sequence[str] | None)
     found = dict.fromkeys(known[name.split(".")[0].casefold() if name.startswith("ENS") else name.casefold()]
                           for name in wanted
                           if (name.split(".")[0] if name.startswith("ENS") else name).casefold() in known)  # fmt: skip
-    logger.info("%d of %d listed genes are in the dataset", len(found), len(wanted))
+    report = logger.info if 2 * len(found) >= len(wanted) else logger.warning
+    report(
+        "%d of %d listed genes (%.0f %%) are in the dataset", len(found), len(wanted), 100 * len(found) / len(wanted)
+    )
     if not found:
         raise ValueError(
             f"none of the {len(wanted)} listed genes, e.g. {wanted[0]!r}, is in the dataset. Check their species."
         )
     return list(found)
+
+
+def training_slides(folder: str | Path, slides: Sequence[str] | None = None) -> list[str]:
+    """The slides whose spots `choose_genes` looks at."""
+    return list(_training_files(Path(folder), slides))
 
 
 def _training_files(folder: Path, slides: Sequence[str] | None) -> dict[str, list[Path]]:
