@@ -136,8 +136,8 @@ def _compare_scales(slide: Slide) -> None:
     stated = getattr(slide.image, "mpp", None)
     if stated and abs(stated / slide.mpp - 1) > _SCALE_ALARM:
         logger.warning(
-            "%s: the scale used is %.4f um per pixel, but the image states %.4f. Patches follow the first; if the image is right, "
-            "give its value (--mpp)", slide.slide_id, slide.mpp, stated,
+            "%s: the scale used is %.4f um per pixel, but the image states %.4f. Patches follow the first; "
+            "if the image is right, give its value (--mpp)", slide.slide_id, slide.mpp, stated,
         )  # fmt: skip
 
 

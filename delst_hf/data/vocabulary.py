@@ -206,7 +206,8 @@ def read_vocabulary(
         if held_out:
             raise ValueError(
                 f"the vocabulary {path} was chosen on slides {held_out}, which this run does not train on: "
-                f"what is held out would decide which genes are read. Choose it again: delst vocabulary DIR --slides {','.join(train_slides)}."
+                f"what is held out would decide which genes are read. Choose it again: "
+                f"delst vocabulary DIR --slides {','.join(train_slides)}."
             )
     return names
 
