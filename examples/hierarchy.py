@@ -15,6 +15,7 @@ from delst_hf import DelstCollator, DelstModel, DelstProcessor
 from delst_hf.data.study import Study
 from delst_hf.evaluation import hierarchy_report
 from delst_hf.evaluation.embed import embed
+from delst_hf.evaluation.illustrations import leading_plane
 from delst_hf.lorentz import log_map0
 from delst_hf.plots import poincare_disk
 
@@ -45,11 +46,7 @@ print(
 )
 print(f"curvature -{curvature:.2f}, tree-likeness delta {report['delta_hyperbolic']:.2f} (0: a tree)")
 
-# Tangent coordinates at the origin, turned into the plane of their two leading directions, each at its own true length.
-tangent = log_map0(torch.from_numpy(np.concatenate([image, gene])), curvature).numpy()
-plane = tangent @ np.linalg.svd(tangent, full_matrices=False)[2][:2].T
-plane *= np.linalg.norm(tangent, axis=1, keepdims=True) / np.linalg.norm(plane, axis=1, keepdims=True)
-figure = poincare_disk(
-    plane[: len(image)], plane[len(image) :], curvature, labels, num_genes, cone_of=len(image) // 2, **options
-)
+tangents = (log_map0(torch.from_numpy(points), curvature).numpy() for points in (image, gene))
+image_plane, gene_plane = leading_plane(*tangents)
+figure = poincare_disk(image_plane, gene_plane, curvature, labels, num_genes, cone_of=len(image) // 2, **options)
 figure.savefig(output, dpi=120)

@@ -49,7 +49,7 @@ def _per_spot(found: Rows) -> dict[str, list[Any]]:
     if space is None:
         return result
     image, gene = space.tangent(space.image)[rows], space.tangent(space.gene)[rows]
-    for modality, tangent, plane in zip(("image", "gene"), (image, gene), _planes(image, gene)):
+    for modality, tangent, plane in zip(("image", "gene"), (image, gene), leading_plane(image, gene)):
         result[f"{modality}_radius"] = np.linalg.norm(tangent, axis=1).round(5).tolist()
         result[f"{modality}_plane"] = plane.round(4).tolist()
     return result
@@ -116,7 +116,7 @@ def _traversals(found: Rows, space: Space) -> list[dict[str, Any]]:
     return result
 
 
-def _planes(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def leading_plane(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length."""
     both = np.concatenate([image, gene])
     _, _, axes = np.linalg.svd(both, full_matrices=False)
