@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 logger = logging.getLogger(__name__)
@@ -179,6 +186,32 @@ def load_vision_model(
     return model, config
 
 
+def load_image_processor(vision: str | os.PathLike, image_size: int | None = None, **kwargs: Any) -> Any:
+    """How a backbone wants its patches prepared, with PIL and nothing else.
+
+    A checkpoint of timm says it in its configuration, which is read here: timm's own transforms need torchvision.
+
+    Args:
+        vision: Hub id or local folder of the backbone.
+        image_size: Side of the model's input in pixels; by default that of the backbone. Patches have one physical size: they
+            are resized whole, never cropped.
+        **kwargs: Passed on, for example ``revision`` or ``token``.
+
+    Returns:
+        An image processor.
+    """
+    options: dict[str, Any] = {}
+    if image_size is not None:
+        options = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False}
+    timm = PreTrainedConfig.get_config_dict(vision, **kwargs)[0].get("pretrained_cfg")
+    if timm is None:
+        return AutoImageProcessor.from_pretrained(vision, backend="pil", **kwargs, **options)
+    size = dict(zip(("height", "width"), timm.get("input_size", (3, 224, 224))[1:], strict=True))
+    resample = {"bilinear": 2, "bicubic": 3}.get(timm.get("interpolation", "bicubic"), 3)
+    normalisation = {"image_mean": timm["mean"], "image_std": timm["std"]}
+    return ViTImageProcessorPil(**{"size": size, "resample": resample, **normalisation, **options})
+
+
 def belongs_to_pooler(name: str) -> bool:
     """Whether a weight of a backbone is one of its pooler, which in SigLIP is called ``head``."""
     return "pooler" in name or name.startswith("head.")
@@ -188,6 +221,7 @@ __all__ = [
     "belongs_to_pooler",
     "count_prefix_tokens",
     "encode_images",
+    "load_image_processor",
     "load_vision_model",
     "measure_vision_model",
     "pool_vision_output",

@@ -1,6 +1,9 @@
 """Task heads: losses by hand, fine-tuning by transformers' own Trainer, and checkpoints of the body."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,6 +177,43 @@ def test_a_classifier_in_the_image_classification_pipeline(body, spots, toy_stud
         assert {entry["label"]: pytest.approx(entry["score"], rel=1e-4) for entry in answer} == {
             name: chance.item() for name, chance in zip(names, chances, strict=True)
         }
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "delst_hf":
+            raise ModuleNotFoundError("blocked: " + name)
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from transformers import AutoModel, AutoModelForImageClassification
+
+folder = sys.argv[1]
+pixel_values = torch.load(folder + "/pixel_values.pt")
+for auto, name in ((AutoModelForImageClassification, "classes"), (AutoModel, "expression")):
+    model = auto.from_pretrained(f"{folder}/{name}", trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    with torch.no_grad():
+        torch.save(model(pixel_values).logits, f"{folder}/{name}.pt")
+"""
+
+
+def test_heads_load_where_the_package_is_not_installed(body, spots, tmp_path):
+    pixel_values = spots[0]["pixel_values"][:2]
+    torch.save(pixel_values, tmp_path / "pixel_values.pt")
+    models = {"classes": DelstForSpotClassification, "expression": DelstForGeneExpressionPrediction}
+    models = {name: head.from_pretrained(body).eval() for name, head in models.items()}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, model in models.items():
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), model(pixel_values).logits)
 
 
 # --- expression -----------------------------------------------------------------------------------------------------

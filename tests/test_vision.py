@@ -1,17 +1,25 @@
 """Backbones of every kind that the documentation names, on tiny random configurations, and the arithmetic of pooling."""
 
 import importlib.util
+import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from delst_hf import DelstConfig, DelstModel
-from delst_hf.vision_delst import count_prefix_tokens, encode_images, measure_vision_model, pool_vision_output
+from delst_hf.vision_delst import (
+    count_prefix_tokens,
+    encode_images,
+    load_image_processor,
+    measure_vision_model,
+    pool_vision_output,
+)
 
 SIZE, BATCH, GENES = 32, 3, 8
 VIT = {
@@ -263,6 +271,30 @@ def test_a_pooler_without_weights_is_not_used(backbone, pooling, tmp_path, caplo
         loaded = DelstModel.from_vision_gene_pretrained(tmp_path, gene_config={"num_genes": GENES})
     assert loaded.config.vision_pooling == pooling
     assert f"vision_pooling='{pooling}' is taken" in caplog.text
+
+
+# --- image processors -----------------------------------------------------------------------------------------------
+
+
+def test_the_image_processor_of_a_backbone_and_its_size(tmp_path):
+    CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    own = load_image_processor(tmp_path)
+    assert type(own) is CLIPImageProcessorPil and list(own.image_mean) == [0.1, 0.2, 0.3] and own.do_center_crop
+    resized = load_image_processor(tmp_path, 48)
+    assert (resized.size["height"], resized.size["width"], resized.do_center_crop) == (48, 48, False)
+
+
+def test_the_image_processor_of_a_timm_checkpoint_needs_no_timm(tmp_path):
+    timm = {"input_size": [3, 28, 28], "mean": [0.7, 0.6, 0.5], "std": [0.2, 0.2, 0.1], "interpolation": "bilinear"}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit", "pretrained_cfg": timm}))
+    processor = load_image_processor(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    expected = (pixels / 255 - timm["mean"]) / timm["std"]
+    prepared = processor(pixels, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(prepared, expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
+    assert (processor.size["height"], processor.resample) == (28, 2)
+    assert load_image_processor(tmp_path, 14).size["width"] == 14
 
 
 # --- timm -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoImageProcessor, ViTImageProcessorPil, set_seed
+from transformers import ViTImageProcessorPil, set_seed
 
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
 from delst_hf.arguments import (
@@ -36,6 +36,7 @@ from delst_hf.data.vocabulary import gene_moments, read_vocabulary, select_vocab
 from delst_hf.hub import save_checkpoint_folder
 from delst_hf.lora import add_lora, merge_lora
 from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
+from delst_hf.vision_delst import load_image_processor
 
 
 def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
@@ -53,13 +54,11 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
 
 def build_processor(arguments, vocabulary: list[str]) -> DelstProcessor:
     """The backbone's own image processor, at the size of the run, joined with the vocabulary."""
-    options: dict[str, Any] = {}
-    if arguments.image_size is not None:
-        options = {"size": {"height": arguments.image_size, "width": arguments.image_size}, "do_center_crop": False}
-    if arguments.vision is None:
-        image_processor = ViTImageProcessorPil(**options)
+    side = arguments.image_size
+    if arguments.vision is not None:
+        image_processor = load_image_processor(arguments.vision, side)
     else:
-        image_processor = AutoImageProcessor.from_pretrained(arguments.vision, backend="pil", **options)
+        image_processor = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
     return DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary))
 
 
