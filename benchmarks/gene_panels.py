@@ -1,9 +1,10 @@
-"""Retrieval when a slide measures only a part of the vocabulary: does a model trained on one panel run on another?
+r"""Retrieval when a slide measures only a part of the vocabulary: does a model trained on one panel run on another?
 
-    python benchmarks/gene_panels.py --dataset runs/toy/data --slides toy_C1,toy_D1 --models runs/toy/pretrain/model runs/toy/set/model
+    python benchmarks/gene_panels.py --dataset runs/toy/data --slides toy_C1,toy_D1 \
+        --models runs/toy/pretrain/model runs/toy/set/model
 
-Recall@10 over the pool of all spots of the slides, image to gene and gene to image, for the whole vocabulary and for random parts
-of it (the mean over three draws). Chance is 10 / spots.
+Recall@10 over the pool of all spots of the slides, image to gene and gene to image, for the whole vocabulary and for random
+parts of it (the mean over three draws). Chance is 10 / spots.
 """
 
 import argparse
