@@ -3,7 +3,7 @@
 from itertools import islice
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .slide import Slide
 
@@ -12,6 +12,7 @@ _COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#
 _UNLABELLED = "#00AA00"
 _PATCHES = 12
 _TILE = 112
+_OUTLINED = {"fill": "#D00000", "stroke_width": 2, "stroke_fill": "#FFFFFF"}  # read on dark tissue and on glass
 
 
 def draw_preview(slide: Slide, patch_um: float = 112.0, max_px: int = 1200, seed: int = 0) -> Image.Image:
@@ -51,22 +52,37 @@ def draw_preview(slide: Slide, patch_um: float = 112.0, max_px: int = 1200, seed
         brush.ellipse((a - radius, b - radius, a + radius, b + radius), width=2,
                       outline=_UNLABELLED if label is None else colours[label])  # fmt: skip
     _draw_patches(slide, patch_um, shown, picture, brush, base.width, scale)
+    _draw_scale_bar(slide, brush, base.height, scale[0])
     _draw_legend(slide, len(inside), names, colours, labels, brush, base.width + 6)
     return picture
 
 
 def _draw_patches(slide, patch_um, shown, picture, brush, left, scale) -> None:
     cut = slide.cutter(patch_um, _TILE)
-    half = patch_um / slide.mpp / 2
+    half, font = patch_um / slide.mpp / 2, ImageFont.load_default(16)
     for number, i in enumerate(islice(shown, _PATCHES)):
         x, y = slide.spots["x"].iloc[i], slide.spots["y"].iloc[i]
         corners = ((x - half) * scale[0], (y - half) * scale[1], (x + half) * scale[0], (y + half) * scale[1])
         brush.rectangle(corners, outline="#FFFFFF", width=3)
         brush.rectangle(corners, outline="#D00000", width=1)
-        brush.text((corners[2] + 2, corners[1]), str(number + 1), fill="#D00000")
+        brush.text((corners[2] + 3, corners[1]), str(number + 1), font=font, **_OUTLINED)
         place = (left + 6 + (number % 3) * (_TILE + 6), 6 + (number // 3) * (_TILE + 6))
         picture.paste(Image.fromarray(cut(int(i))), place)
-        brush.text((place[0] + 3, place[1] + 2), str(number + 1), fill="#D00000")
+        brush.text((place[0] + 4, place[1] + 2), str(number + 1), font=font, **_OUTLINED)
+
+
+def _draw_scale_bar(slide, brush, bottom, scale) -> None:
+    """A millimetre; where the scale is wrong, it is so at a glance."""
+    length = 1000 / slide.mpp * scale
+    brush.rectangle((15, bottom - 22, 15 + length, bottom - 16), fill="#000000", outline="#FFFFFF")
+    brush.text(
+        (15, bottom - 46),
+        "1 mm",
+        font=ImageFont.load_default(16),
+        fill="#000000",
+        stroke_width=2,
+        stroke_fill="#FFFFFF",
+    )
 
 
 def _draw_legend(slide, num_inside, names, colours, labels, brush, left) -> None:
@@ -76,4 +92,4 @@ def _draw_legend(slide, num_inside, names, colours, labels, brush, left) -> None
     if None in labels:
         lines.append((f"no label ({labels.count(None)})", _UNLABELLED))
     for i, (text, colour) in enumerate(lines):
-        brush.text((left, top + 20 * i), text[:60], fill=colour)
+        brush.text((left, top + 20 * i), text[:46], fill=colour, font=ImageFont.load_default(15))
