@@ -69,6 +69,20 @@ TABLES = {
         Column("gene_radius_level_rho", "rho(gene radius, genes)", 2),
     ],
 }
+# Protocols of docs/evaluation.md over all test slides: (protocol, arm of the results, metric) -> column.
+PROTOCOLS = {
+    ("hest", "DELST backbone", "pearson_mean"): Column("hest", "HEST, backbone"),
+    ("hest[alpha=cv]", "DELST backbone", "pearson_mean"): Column("hest_cv", "HEST alpha=cv, backbone"),
+    ("linear_probe", "DELST backbone", "macro_f1"): Column("probe", "linear probe F1, backbone"),
+    ("linear_probe", "DELST embedding", "macro_f1"): Column("probe_embedding", "linear probe F1, embedding"),
+    ("knn_probe", "DELST embedding", "macro_f1"): Column("knn", "kNN F1, embedding"),
+    ("retrieval_within", "DELST", "image_to_gene_recall@10"): Column("within", "R@10 within slide, %", 1, 100),
+    ("imputation", "DELST", "imputation_pearson_within"): Column("imputation", "imputation, Pearson within slide"),
+    ("zero_shot", "immune", "auroc"): Column("immune", "AUROC immune"),
+    ("zero_shot", "stroma", "auroc"): Column("stroma", "AUROC stroma"),
+    ("zero_shot", "HER2 amplicon", "auroc"): Column("her2", "AUROC HER2"),
+}
+ALL = "all"
 # (row, slide, metric) -> its values, one a seed; a baseline of several networks brings its own spread.
 Values = dict[tuple[str, str, str], list[float]]
 
@@ -115,6 +129,12 @@ def collect(options: argparse.Namespace) -> Values:
                 for key in ("pearson_mean", "pearson_mean_sd", "probe_macro_f1_mean", "probe_macro_f1_mean_sd"):
                     if key in row:
                         values[name, row["slide"], f"{kind} {key}"].append(row[key])
+            for row in results.get("protocols", []):
+                for (protocol, own, metric), column in PROTOCOLS.items():
+                    if row["protocol"] == protocol and row["metrics"].get(metric) is not None:
+                        name = arm if row["arm"] == own else row["arm"].removeprefix("DELST, ")
+                        if row["arm"] == own or (name in BASELINES and not own.endswith("embedding")):
+                            values[name, ALL, column.key].append(row["metrics"][metric])
             for row in [*results["retrieval"], *results["hierarchy"]]:
                 name = row.get("arm", "DELST").replace("DELST, shuffled pairs", "shuffled pairs").replace("DELST", arm)
                 for key, value in row.items():
@@ -136,13 +156,15 @@ def cell(values: Values, row: str, slide: str, column: Column) -> str:
 def print_tables(values: Values) -> None:
     """The tables of docs/results.md, in Markdown, each cell the test slides."""
     rows = sorted({row for row, _, _ in values}, key=lambda row: [*BASELINES, *ARMS].index(row))
-    for title, columns in TABLES.items():
-        shown = [row for row in rows if any((row, SLIDES[0], column.key) in values for column in columns)]
-        print(f"\n### {title} ({' / '.join(SLIDES)})\n")
+    tables = {**TABLES, "Protocols, over all test slides": list(PROTOCOLS.values())}
+    for title, columns in tables.items():
+        slides = SLIDES if title in TABLES else (ALL,)
+        shown = [row for row in rows if any((row, slides[0], column.key) in values for column in columns)]
+        print(f"\n### {title}" + (f" ({' / '.join(slides)})" if len(slides) > 1 else "") + "\n")
         print("| arm | " + " | ".join(column.title for column in columns) + " |")
         print("|---" * (len(columns) + 1) + "|")
         for row in shown:
-            cells = (" / ".join(cell(values, row, slide, column) for slide in SLIDES) for column in columns)
+            cells = (" / ".join(cell(values, row, slide, column) for slide in slides) for column in columns)
             print(f"| {row} | " + " | ".join(cells) + " |")
 
 

@@ -73,7 +73,7 @@ def draw_categories(
     size = marker_size or spot_size(axes, places, inches)
     for number, category in enumerate(categories):
         rows = np.array([value == category for value in values])
-        colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+        colour, marker = category_style(number)
         x, y = places[rows].T
         axes.scatter(x, y, c=colour, marker=marker, s=size, lw=0.3, ec="#808080", rasterized=many(places))
 
@@ -105,12 +105,22 @@ def colour_bar(figure: Figure, points: Any, unit: str, axes: list[Axes]) -> None
     bar.solids.set_rasterized(True)  # type: ignore[union-attr]
 
 
-def category_handles(categories: Sequence[str]) -> list[Line2D]:
-    return [
-        Line2D([], [], ls="", marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], mec="#808080", mew=0.4,
-               ms=7, label=category)
-        for i, category in enumerate(categories)
-    ]  # fmt: skip
+def category_style(number: int) -> tuple[str, str]:
+    """Colour and marker of a category; beyond the palette colours return with another marker, so that 64 pairs differ."""
+    turn = number // len(PALETTE)
+    return PALETTE[number % len(PALETTE)], MARKERS[(number + turn) % len(MARKERS)]
+
+
+def category_handles(categories: Sequence[str], shown: Sequence[str] | None = None) -> list[Line2D]:
+    """Entries of a legend, of those categories that are shown."""
+    handles = []
+    for number, category in enumerate(categories):
+        if shown is None or category in shown:
+            colour, marker = category_style(number)
+            handles.append(
+                Line2D([], [], ls="", marker=marker, color=colour, mec="#808080", mew=0.4, ms=7, label=category)
+            )
+    return handles
 
 
 def to_disk(plane: np.ndarray, curvature: float) -> np.ndarray:

@@ -67,10 +67,12 @@ def spatial_maps(
     extent: tuple[float, float] | None = None,
     limits: tuple[float, float] | None = None,
     unit: str = "",
+    categories: Sequence[str] | None = None,
 ) -> Figure:
     """Several maps of one slide side by side, such as a label and its prediction, or a gene measured and predicted.
 
-    Categories share their colours across panels. Numbers have a scale of their own in each panel unless `limits` are given.
+    Categories share their colours across panels, and across slides when all `categories` are named. Numbers have a scale of
+    their own in each panel unless `limits` are given.
 
     Raises:
         ValueError: if a panel has not one value per spot.
@@ -79,9 +81,10 @@ def spatial_maps(
     for name, values in panels.items():
         if len(values) != len(places):
             raise ValueError(f"panel {name!r} has {len(values)} values for {len(places)} spots; pass one per spot.")
-    categories = sorted({str(v) for values in panels.values() for v in values if isinstance(v, str)})
+    present = sorted({str(v) for values in panels.values() for v in values if isinstance(v, str)})
+    categories = present if categories is None else list(categories)
     size = 4.0
-    figure = Figure(figsize=(size * len(panels) + (1.5 if categories else 0.3), size + 0.25), layout="constrained")
+    figure = Figure(figsize=(size * len(panels) + (1.5 if present else 0.3), size + 0.25), layout="constrained")
     for number, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
         tissue(axes, places, image, extent)
@@ -90,8 +93,8 @@ def spatial_maps(
         else:
             draw_numbers(figure, axes, places, values, limits, unit, size)
         axes.set_title(name, color=INK, fontsize=FONT_SIZE + 1)
-    if categories:
-        figure.legend(handles=category_handles(categories), loc="outside right upper", **LEGEND)
+    if present:
+        figure.legend(handles=category_handles(categories, present), loc="outside right upper", **LEGEND)
     return figure
 
 

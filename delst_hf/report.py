@@ -1,5 +1,6 @@
 """Results -> one HTML file that opens without a network: figures as inline SVG in the reader's own colours, and tables."""
 
+import base64
 import html
 import io
 import os
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from PIL import Image
 
 from .drawing import INK
 from .evaluation.hierarchy_report import MEANINGS
+from .pictures import encode
 from .report_figures import Picture, Record, report_pictures, shown_slides, spread_pictures
 from .results import compare_results
 
@@ -22,6 +26,7 @@ _STYLE = """
 main{max-width:1060px;margin:0 auto;padding:2rem 1.2rem 4rem}h1{font-size:1.6rem;margin:0}h2{margin:2.6rem 0 .6rem;
 font-size:1.2rem;border-bottom:1px solid var(--line);padding-bottom:.3rem}h3{font-size:1rem;margin:1.6rem 0 .2rem}
 p,.soft{max-width:75ch}.soft,figcaption,small{color:var(--soft)}figure{margin:1.2rem 0;overflow-x:auto}
+.side{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:0 1.6rem}
 figure svg{max-width:100%;height:auto;color:var(--ink);display:block}figcaption{font-size:.87rem;max-width:80ch}
 .table{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem;margin:.6rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
@@ -90,9 +95,9 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
     if len(records) > 1:
         parts += ["<h2 id='runs'>Arms over runs</h2>", *(_figure(picture) for picture in spread)]
         parts.append(_paired_models(records, names))
-    parts += ["<h2>Arms and their baselines</h2>", _arms_table(record)]
+    parts.append("<h2>Arms and their baselines</h2><div class='side'>")
     parts += [_figure(picture) for picture in pictures if picture.name.startswith("arms-")]
-    parts.append(_comparisons(record))
+    parts += ["</div>", _arms_table(record) if record["arms"] else "", _comparisons(record)]
     parts.append("<h2>Pictures</h2>")
     parts += [_figure(picture) for picture in pictures if not picture.name.startswith("arms-")]
     left_out = len(record["test_slides"]) - len(shown_slides(record))
@@ -170,6 +175,7 @@ def figure_svg(picture: Picture) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)", _lighter_image, svg)
     # Ids such as "figure_1" are the same in every figure.
     prefix = _id(picture)
     seen: set[str] = set()
@@ -185,6 +191,15 @@ def figure_svg(picture: Picture) -> str:
     svg = svg.replace(INK, "currentColor")
     label = html.escape(picture.title, quote=True)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _lighter_image(match: re.Match[str]) -> str:
+    """Tissue and patches as JPEG, a tenth of the bytes; what is transparent or small stays PNG."""
+    image = Image.open(io.BytesIO(base64.b64decode(match[1])))
+    see_through = image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255
+    if image.width * image.height < 100 * 100 or see_through:
+        return match[0]
+    return f"data:image/jpeg;base64,{encode(image, max(image.size))}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:

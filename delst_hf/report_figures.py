@@ -91,13 +91,16 @@ def _maps(record: Record) -> Iterator[Picture]:
     spots = record["spots"]
     slides = np.array(spots["slide"])
     tissue = (record.get("pictures") or {}).get("slides", {})
+    # One colour a label on all slides.
+    labels = [spots[key] for key in spots if key == "label" or key.startswith("predicted:")]
+    categories = {"labels": sorted({value for values in labels for value in values if value is not None})}
     for slide in shown_slides(record):
         rows = np.flatnonzero(slides == slide)
         place = {"x": [spots["x"][i] for i in rows], "y": [spots["y"][i] for i in rows], **_under(tissue.get(slide))}
         for name, title, caption, columns, unit in _map_panels(record):
             panels = {shown: [spots[key][i] for i in rows] for shown, key in columns.items()}
             if any(value is not None for value in next(iter(panels.values()))):
-                figure = plots.spatial_maps(panels=panels, unit=unit, **place)
+                figure = plots.spatial_maps(panels=panels, unit=unit, categories=categories.get(name), **place)
                 yield Picture(f"{name}-{slide}", f"{slide}: {title}", caption, figure)
 
 
