@@ -161,11 +161,12 @@ def print_tables(values: Values) -> None:
         slides = SLIDES if title in TABLES else (ALL,)
         shown = [row for row in rows if any((row, slides[0], column.key) in values for column in columns)]
         print(f"\n### {title}" + (f" ({' / '.join(slides)})" if len(slides) > 1 else "") + "\n")
-        print("| arm | " + " | ".join(column.title for column in columns) + " |")
-        print("|---" * (len(columns) + 1) + "|")
+        print("| arm | runs | " + " | ".join(column.title for column in columns) + " |")
+        print("|---" * (len(columns) + 2) + "|")
         for row in shown:
             cells = (" / ".join(cell(values, row, slide, column) for slide in slides) for column in columns)
-            print(f"| {row} | " + " | ".join(cells) + " |")
+            runs = max(len(values.get((row, slides[0], column.key), ())) for column in columns)
+            print(f"| {row} | {runs} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:

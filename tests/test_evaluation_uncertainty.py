@@ -28,6 +28,30 @@ def test_coverage_is_what_is_promised():
     assert 0.87 <= inside / 120 <= 0.99
 
 
+def test_few_slides_are_covered_too():
+    """Plain percentiles of five slides would hold the truth in 83 % of cases."""
+    generator = np.random.default_rng(1)
+    slides = np.repeat(["a", "b", "c", "d", "e"], 4)
+    inside = 0
+    for trial in range(200):
+        values = np.repeat(generator.normal(size=5), 4) + 0.3 * generator.normal(size=20)
+        found = Bootstrap(20, slides, "slides", resamples=300, seed=trial).interval(mean_of(values))
+        inside += found["low"] <= 0 <= found["high"]
+    assert 0.87 <= inside / 200 <= 0.99
+
+
+def test_difference_of_two_models_is_covered():
+    """The pair shares what makes a spot hard; the truth is a difference of 0.2."""
+    generator = np.random.default_rng(2)
+    inside = 0
+    for trial in range(150):
+        common = 3 * generator.normal(size=50)
+        first, second = common + 0.2 + generator.normal(size=50), common + generator.normal(size=50)
+        found = Bootstrap(50, resamples=200, seed=trial).difference(mean_of(first), mean_of(second))
+        inside += found["low"] <= 0.2 <= found["high"]
+    assert 0.88 <= inside / 150 <= 0.99
+
+
 def test_slides_give_a_wider_interval_where_slides_differ():
     generator = np.random.default_rng(0)
     slides = np.repeat([f"s{i}" for i in range(8)], 50)
