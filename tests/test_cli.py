@@ -39,7 +39,9 @@ def her2st(tmp_path):
     return tmp_path / "src"
 
 
-@pytest.mark.parametrize("command", [[], ["prepare"], *(["prepare", name] for name in FORMATS)])
+@pytest.mark.parametrize(
+    "command", [[], ["prepare"], ["card"], ["push"], ["doctor"], *(["prepare", name] for name in FORMATS)]
+)
 def test_help_teaches_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -53,7 +55,7 @@ def test_help_teaches_with_an_example(command, capsys):
             assert one.examples[0] in text
 
 
-@pytest.mark.parametrize("module", ["cli", "prepare", "prepare_formats"])
+@pytest.mark.parametrize("module", ["cli", "prepare", "prepare_formats", "commands_hub"])
 def test_help_needs_no_heavy_import(module):
     tree = ast.parse((Path(delst_hf.cli.__file__).parent / f"{module}.py").read_text())
     modules = [name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names]
