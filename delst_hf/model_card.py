@@ -50,11 +50,17 @@ def model_card(
 
     Returns:
         Markdown with a YAML header. Facts that are nowhere are placeholders such as ``{license}``.
+
+    Raises:
+        ValueError: If the results are of another checkpoint, or the baselines of other data.
     """
     folder = Path(folder)
     record, config = read_training_record(folder), DelstConfig.from_pretrained(folder)
     if results is None and (folder / RESULTS).is_file():
         results = read_results(folder / RESULTS)
+    evaluated = Path(str((results or {}).get("model", "")))
+    if results is not None and results.get("model") and evaluated.is_dir() and not evaluated.samefile(folder):
+        raise ValueError(f"The results are of the checkpoint {evaluated}, not of {folder}. Give those of this one.")
     data = data or record.get("data") or {}
     facts = _model_facts(folder, config) | _run_facts(record, config) | _data_facts(record, data, results)
     facts["name"], facts["repo_id"] = repo_id.split("/")[-1], repo_id

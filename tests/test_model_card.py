@@ -94,6 +94,15 @@ def test_every_placeholder_of_the_template_is_filled_or_can_be_given(folder):
     assert set(re.findall(r"\{([a-z_]+)\}", template_text())) >= set(FACTS)
 
 
+def test_results_of_another_checkpoint_are_refused(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        ValueError, match=r"results are of the checkpoint .*other, not of .*model. Give those of this one"
+    ):
+        model_card(folder, "me/name", results=results(model=str(tmp_path / "other")))
+    assert "0.250" in model_card(folder, "me/name", results=results(model=str(folder)))
+
+
 def test_a_backbone_from_scratch_has_no_base_model(tiny_model, tiny_processor, tmp_path):
     folder = save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor, training_record(vision=None))
     card = model_card(folder, "me/name")
