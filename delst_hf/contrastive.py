@@ -1,160 +1,21 @@
-"""Similarities of two batches, and InfoNCE over them without the matrix of similarities.
+"""InfoNCE without the matrix of similarities.
 
-In every geometry a logit is ``-multiplier * measure(h)``, where ``h`` is one matrix product of factors that cost O(batch) to
-make:
-
-    lorentz     h = sinh^2(sqrt(c) d / 2)     measure = sqrt(c) d      multiplier = logit_scale / sqrt(c)
-    euclidean   h = |x - y|^2                 measure = sqrt(h)        multiplier = logit_scale
-    cosine      h = -x.y                      measure = h              multiplier = logit_scale
-
-`TiledInfoNCE` needs no more than this and the slope of the measure; everything else, curvature included, is left to autograd
-on the factors. All is computed in float32 (float64 where the input is) under any autocast and any TF32 setting.
+`TiledInfoNCE` needs no more of a geometry than its product, its measure and the slope of that (`similarity.py`); everything
+else, curvature included, is left to autograd on the factors.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .lorentz import distance, haversine_factors, pairwise_distance
+from .similarity import check_geometry, factors_of, full_precision, lift, measure_and_slope, measure_of, resolution
 
-GEOMETRIES = ("lorentz", "euclidean", "cosine")
 TOLERANCE = 1e-4
 """Relative error of the loss above which `TiledInfoNCE` leaves float32 for float64; see `_is_unresolved`."""
-
-
-def lift(x: Tensor) -> Tensor:
-    """bf16 and fp16 as float32; float32 and float64 as they are."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _check_geometry(geometry: str) -> None:
-    if geometry not in GEOMETRIES:
-        raise ValueError(f"geometry={geometry!r} is not known. Choose one of 'lorentz', 'euclidean', 'cosine'.")
-
-
-@contextmanager
-def _full_precision(x: Tensor) -> Iterator[None]:
-    """Matrix products of float32 in float32: no autocast and no TF32, which transformers' Trainer turns on by default."""
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
-            precision = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(precision)
-            return
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-        precisions = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            for backend, precision in zip(backends, precisions, strict=True):
-                backend.fp32_precision = precision
-
-
-def similarity_logits(
-    x: Tensor, y: Tensor, logit_scale: float | Tensor, curvature: float | Tensor = 1.0, geometry: str = "lorentz"
-) -> Tensor:
-    """Similarity of every row of `x` to every row of `y`, times `logit_scale`.
-
-    Args:
-        x: Embeddings (n, dim): space parts (lorentz), unit vectors (cosine) or plain vectors (euclidean).
-        y: Embeddings (m, dim).
-        logit_scale: The multiplier itself, already exponentiated.
-        curvature: ``c > 0``, used by the Lorentz geometry.
-        geometry: ``"lorentz"`` or ``"euclidean"`` (negative distance), ``"cosine"`` (dot product).
-
-    Returns:
-        Logits (n, m), float32 or better. High means similar.
-
-    Raises:
-        ValueError: If the geometry is not known.
-    """
-    _check_geometry(geometry)
-    x, y = lift(x), lift(y)
-    with _full_precision(x):
-        if geometry == "lorentz":
-            return -logit_scale * pairwise_distance(x, y, curvature)
-        if geometry == "euclidean":
-            return -logit_scale * torch.cdist(x, y)
-        return logit_scale * (x @ y.T)
-
-
-# --- the three geometries as a product and a function of its entries -------------------------------------------------
-
-
-def _euclidean_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """``|x_i - y_j|^2`` as ``left @ right.T``, around the mean of all points for the sake of rounding."""
-    with torch.no_grad():
-        centre = (x.sum(0) + y.sum(0)) / max(len(x) + len(y), 1)
-    x, y = x - centre, y - centre
-    x_square, y_square = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
-    left = torch.cat([-2 * x, x_square, torch.ones_like(x_square)], dim=-1)
-    return left, torch.cat([y, torch.ones_like(y_square), y_square], dim=-1)
-
-
-def _prepare(inputs: list[Tensor], geometry: str, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the tiles are made of: left factor (n, k), right factor (m, k), logits of the own pairs (n,), multiplier.
-
-    The own pairs, row i of `x` with row ``start + i`` of `y`, are the ones that training brings together, where a matrix
-    product has nothing left of a distance. They are computed one by one, to full precision, and left out of the tiles.
-    """
-    x, y, scale, curvature = inputs
-    own = y[start : start + len(x)]
-    if geometry == "lorentz":
-        left, right = haversine_factors(x, y, curvature)
-        own_logits, multiplier = -scale * distance(x, own, curvature), scale / curvature.sqrt()
-    elif geometry == "euclidean":
-        left, right = _euclidean_factors(x, y)
-        own_logits, multiplier = -scale * torch.linalg.vector_norm(x - own, dim=-1), scale
-    else:
-        left, right = -x, y
-        own_logits, multiplier = scale * (x * own).sum(-1), scale
-    if x.device.type != "cpu":  # rows of odd length keep matrix units from aligned loads
-        padding = (0, -left.shape[-1] % 8)
-        left, right = F.pad(left, padding), F.pad(right, padding)
-    return left, right, own_logits, multiplier
-
-
-def _measure(h: Tensor, geometry: str, out: Tensor) -> Tensor:
-    """The measure of ``h``, written into `out`."""
-    if geometry == "lorentz":  # as lorentz.scaled_distance, in place
-        return torch.addcmul(h, h, h, out=out).sqrt_().add_(h).mul_(2.0).log1p_()
-    return torch.sqrt(h, out=out) if geometry == "euclidean" else out.copy_(h)
-
-
-def _measure_and_slope(h: Tensor, geometry: str, out: Tensor) -> Tensor:
-    """The measure of ``h``, which takes its place, and, written into `out`, its derivative by ``h``."""
-    if geometry == "cosine":
-        out.fill_(1.0)
-        return h
-    if geometry == "euclidean":
-        torch.rsqrt(h, out=out).mul_(0.5)
-        return h.sqrt_()
-    torch.addcmul(h, h, h, out=out).sqrt_()
-    h.add_(out).mul_(2.0).log1p_()
-    out.reciprocal_()
-    return h
-
-
-def _resolution(left: Tensor, right: Tensor, dim: int) -> Tensor:
-    """Bound of the rounding error of each row of ``left @ right.T``, (n, 1): what is below it cannot be told from 0."""
-    main = torch.linalg.vector_norm(left[:, :dim], dim=-1) * torch.linalg.vector_norm(right[:, :dim], dim=-1).amax()
-    rest = left[:, dim:].abs() @ right[:, dim:].abs().amax(0)
-    eps = torch.finfo(left.dtype).eps
-    return (eps * (main + rest) + eps**2).unsqueeze(-1)
-
-
-# --- the walk over tiles ----------------------------------------------------------------------------------------------
 
 
 def _tiles(left: Tensor, right: Tensor, chunk_size: int, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
@@ -192,7 +53,7 @@ def _log_sums(
         h, coincident = _products(left[rows], right[columns], floor[rows], geometry, out=h)
         h.diagonal(rows.start + start - columns.start).fill_(torch.inf)
         nearest[rows] = torch.minimum(nearest[rows], h.amin(1))
-        logits = _measure(h, geometry, out=scratch).mul_(factor)
+        logits = measure_of(h, geometry, out=scratch).mul_(factor)
         if coincident is not None:
             coincident.diagonal(rows.start + start - columns.start).fill_(False)
             logits.masked_fill_(coincident, 0.0)
@@ -219,7 +80,7 @@ def _is_unresolved(
     """
     eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
     measure, pessimistic = (
-        _measure(h, geometry, out=torch.empty_like(h)) for h in (nearest, (nearest - floor).clamp_min(0.0))
+        measure_of(h, geometry, out=torch.empty_like(h)) for h in (nearest, (nearest - floor).clamp_min(0.0))
     )
     shift = multiplier * (measure - pessimistic)
     error = shift + 0.5 * floor / nearest + eps * multiplier * measure
@@ -259,18 +120,18 @@ def _walk_back(
     chunk_size: int,
     dim: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `_prepare`.
+    """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `factors_of`.
 
     All slopes add up to 0, over all ranks, and so the gradient by the multiplier is one of differences: measures are taken
     from `centre`, their mean over the own pairs. Else the rounding of a probability would count with a logit's whole length.
     """
     left, right, _, multiplier = outputs
-    floor, factor = _resolution(left, right, dim), -multiplier
+    floor, factor = resolution(left, right, dim), -multiplier
     grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
     grad_multiplier = centre * own_slope.sum()
     for rows, columns, (h, slope, logits, by_row) in _tiles(left, right, chunk_size, buffers=4):
         h, coincident = _products(left[rows], right[columns], floor[rows], geometry, out=h)
-        measure = _measure_and_slope(h, geometry, out=slope)
+        measure = measure_and_slope(h, geometry, out=slope)
         if coincident is not None:
             measure.masked_fill_(coincident, 0.0)
             slope.masked_fill_(coincident, 0.0)
@@ -312,8 +173,8 @@ class TiledInfoNCE(torch.autograd.Function):
         inputs: list[Tensor] = [x, y, scale, curvature]
         ctx.precise = False
         while True:
-            left, right, own_logits, multiplier = _prepare(inputs, geometry, start)
-            floor = _resolution(left, right, x.shape[-1])
+            left, right, own_logits, multiplier = factors_of(inputs, geometry, start)
+            floor = resolution(left, right, x.shape[-1])
             log_rows, log_columns, nearest = _log_sums(left, right, floor, multiplier, geometry, start, chunk_size)
             row_gap = log_rows - own_logits
             own_floor = torch.finfo(left.dtype).eps * inputs[3].sqrt() * torch.linalg.vector_norm(inputs[0], dim=-1)
@@ -343,13 +204,13 @@ class TiledInfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *inputs, log_rows, log_columns, own_slope, centre = ctx.saved_tensors
-        with _full_precision(inputs[0]), torch.enable_grad():
+        with full_precision(inputs[0]), torch.enable_grad():
             leaves = [
                 tensor.detach().requires_grad_(needed)
                 for tensor, needed in zip(inputs, ctx.needs_input_grad[:4], strict=True)
             ]
             lifted = [tensor.double() for tensor in leaves] if ctx.precise else leaves
-            outputs = _prepare(lifted, ctx.geometry, ctx.start)
+            outputs = factors_of(lifted, ctx.geometry, ctx.start)
             with torch.no_grad():
                 tiling = (ctx.geometry, ctx.start, ctx.chunk_size)
                 slopes = _walk_back(outputs, log_rows, log_columns, own_slope, centre, *tiling, leaves[0].shape[-1])
@@ -396,7 +257,7 @@ def tiled_contrastive(
     Raises:
         ValueError: If the geometry or the chunk size is not one.
     """
-    _check_geometry(geometry)
+    check_geometry(geometry)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(
             f"chunk_size={chunk_size} is no size of a tile. Give a positive number, such as 1024, or None."
@@ -404,5 +265,5 @@ def tiled_contrastive(
     chunk_size = chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
     x, y = lift(x), lift(y)
     scalars = (torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature))
-    with _full_precision(x):
+    with full_precision(x):
         return TiledInfoNCE.apply(x, y, *scalars, geometry, chunk_size, start, across_ranks)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .contrastive import lift, tiled_contrastive
+from .contrastive import tiled_contrastive
 from .lorentz import exterior_angle, half_aperture
+from .similarity import lift
 
 
 def world_size() -> int:

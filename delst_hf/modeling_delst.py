@@ -17,10 +17,11 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .backbone_delst import BackboneOptionalModel, describe_source
 from .configuration_delst import DelstConfig, DelstGeneConfig
-from .contrastive import similarity_logits
+from .contrastive import tiled_contrastive as tiled_contrastive  # only to lie beside this file on the Hub
 from .lorentz import exp_map0
 from .losses import contrastive_loss, entailment_loss, gather_across_ranks, intra_entailment_loss
 from .modeling_delst_gene import DelstGeneModel
+from .similarity import similarity_logits
 from .vision_delst import encode_images, load_vision_model, measure_vision_model
 
 

@@ -16,11 +16,12 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 # Those imported `as` themselves are only to lie beside this file: transformers copies what the file of a class imports.
 from .backbone_delst import BackboneOptionalModel as BackboneOptionalModel
 from .configuration_delst import DelstConfig
-from .contrastive import similarity_logits as similarity_logits
+from .contrastive import tiled_contrastive as tiled_contrastive
 from .lorentz import exp_map0 as exp_map0
 from .losses import contrastive_loss as contrastive_loss
 from .modeling_delst import DelstModel, DelstPreTrainedModel, Float32Linear
 from .modeling_delst_gene import DelstGeneModel as DelstGeneModel
+from .similarity import similarity_logits as similarity_logits
 from .vision_delst import encode_images
 
 

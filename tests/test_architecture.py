@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "delst_hf"
 MODEL_FILES = [
     "configuration_delst",
     "lorentz",
+    "similarity",
     "contrastive",
     "losses",
     "modeling_delst_gene",

@@ -11,7 +11,6 @@ import torch.multiprocessing
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
-from delst_hf.contrastive import similarity_logits
 from delst_hf.lorentz import exp_map0
 from delst_hf.losses import (
     contrastive_loss,
@@ -21,6 +20,7 @@ from delst_hf.losses import (
     ordered_pairs,
     world_size,
 )
+from delst_hf.similarity import similarity_logits
 
 GEOMETRIES = ["lorentz", "cosine", "euclidean"]
 
