@@ -66,7 +66,6 @@ class DelstTrainer(HubTrainer):
         self.model_accepts_loss_kwargs = False
         self._check_gradient_caching()
         if self.is_fsdp_enabled:
-            self._refuse_what_cannot_be_sharded()
             prepare_for_sharding(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
@@ -185,15 +184,6 @@ class DelstTrainer(HubTrainer):
             raise ValueError(
                 "contrastive_micro_batch_size with freeze_batch_norm=False would normalise each micro-batch by itself and "
                 "count its statistics twice. Leave freeze_batch_norm at True."
-            )
-
-    def _refuse_what_cannot_be_sharded(self) -> None:
-        """FSDP shards one whole model; heads alone, or weights beside frozen ones, are small and need none of it."""
-        asked = [name for name in ("lora", "cache_features") if getattr(self.args, name)]
-        if asked:
-            raise ValueError(
-                f"{asked[0]}=True trains few weights, which FSDP would not shard. Train with DDP "
-                "(training/configs/accelerate/multi_gpu.yaml), or leave the option out."
             )
 
     def trained_model(self) -> DelstModel | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from .data.sampler import BATCH_SAMPLING
@@ -105,8 +106,18 @@ class DelstTrainingArguments(TrainingArguments):
             )
         if self.lora and self.freeze_vision:
             raise ValueError("lora trains beside the backbone, freeze_vision nothing of it. Choose one of the two.")
+        self._refuse_what_cannot_be_sharded()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
+
+    def _refuse_what_cannot_be_sharded(self) -> None:
+        """FSDP shards one whole model; heads alone, or weights beside frozen ones, are small and need none of it."""
+        asked = [name for name in ("lora", "cache_features") if getattr(self, name)]
+        if asked and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+            raise ValueError(
+                f"{asked[0]}=True trains few weights, which FSDP would not shard. Train with DDP "
+                "(training/configs/accelerate/multi_gpu.yaml), or leave the option out."
+            )
 
     @property
     def slide_aware(self) -> bool:

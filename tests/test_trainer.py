@@ -263,6 +263,63 @@ def test_limits_that_would_lose_work_are_refused(tmp_path):
         DelstTrainingArguments(output_dir=str(tmp_path), remove_unused_columns=True)
 
 
+def losses_of(trainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_a_compiled_model_trains_to_the_same_weights(make_trainer, tiny_model):
+    """By the cheap backend, which traces forward and backward as inductor does but generates no code."""
+    for module in tiny_model.modules():  # a compiler draws other masks
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    eager = make_trainer("eager", logging_steps=1, max_steps=3)
+    expected = losses_of(eager)
+    options = {"torch_compile": True, "torch_compile_backend": "aot_eager", "save_strategy": "steps", "save_steps": 3}
+    compiled = make_trainer("compiled", logging_steps=1, max_steps=3, **options)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    found = losses_of(compiled)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "nothing was compiled"
+    assert len(found) == 3 and np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    saved = DelstModel.from_pretrained(last_complete_checkpoint(compiled.args.output_dir)).state_dict()
+    for name, tensor in eager.model.state_dict().items():
+        torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("options", [{}, {"contrastive_micro_batch_size": 10}], ids=["plain", "gradient caching"])
+def test_bf16_autocast_spares_the_head(make_trainer, tiny_model, options):
+    for module in tiny_model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    expected = losses_of(make_trainer("float32", logging_steps=1, **options))
+    trainer = make_trainer("bf16", logging_steps=1, bf16=True, save_strategy="steps", save_steps=6, **options)
+    dtypes: dict[str, set[torch.dtype]] = {"query": set(), "projection": set()}
+    layers = {"projection": trainer.model.visual_projection}
+    layers["query"] = next(m for n, m in trainer.model.vision_model.named_modules() if isinstance(m, torch.nn.Linear))
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda module, inputs, output, name=name: dtypes[name].add(output.dtype))
+    found = losses_of(trainer)
+    assert dtypes == {"query": {torch.bfloat16}, "projection": {torch.float32}}
+    assert len(found) == 6 and np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+    assert found != expected
+    assert all(value["exp_avg"].dtype == torch.float32 for value in trainer.optimizer.state.values())
+    weights = load_file(os.path.join(last_complete_checkpoint(trainer.args.output_dir), "model.safetensors"))
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("options", [{"lora": True}, {"freeze_vision": True, "cache_features": True}], ids=str)
+def test_what_fsdp_cannot_shard_is_refused(monkeypatch, tmp_path, options):
+    """By the arguments, so that no feature is cached first."""
+    DelstTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    name = "lora" if "lora" in options else "cache_features"
+    with pytest.raises(ValueError, match=f"{name}=True trains few weights, which FSDP would not shard. Train with DDP"):
+        DelstTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
 def test_orientations_are_the_eight_of_a_square():
     torch.manual_seed(0)
     patch = torch.arange(9.0).view(1, 1, 3, 3)
