@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor
 
 from delst_hf import (
     DelstCollator,
@@ -24,13 +23,13 @@ from delst_hf import (
 from delst_hf.data.study import Study
 from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.hub import save_checkpoint_folder
+from delst_hf.vision_delst import load_image_processor
 
 backbone, dataset, run = sys.argv[1:]
 study = Study.load(dataset)
 train = study.subset(study.slide_ids[:-1])
 vocabulary = select_vocabulary(study.counts(train), study.gene_names, num_genes=1000)
-image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
-processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary))
+processor = DelstProcessor(load_image_processor(backbone), DelstGeneFeatureExtractor(vocabulary))
 model = DelstModel.from_vision_gene_pretrained(
     backbone, gene_config={"num_genes": len(vocabulary)}, save_backbone=False
 )

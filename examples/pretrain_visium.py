@@ -10,8 +10,6 @@ options and on several GPUs: `delst prepare visium`, training/pretrain.py, train
 import sys
 from functools import partial
 
-from transformers import AutoImageProcessor
-
 from delst_hf import (
     DelstCollator,
     DelstGeneFeatureExtractor,
@@ -28,6 +26,7 @@ from delst_hf.data.vocabulary import select_vocabulary
 from delst_hf.evaluation.arms import format_results
 from delst_hf.evaluation.protocol import evaluate_checkpoint
 from delst_hf.hub import save_checkpoint_folder
+from delst_hf.vision_delst import load_image_processor
 
 backbone, run, *folders = sys.argv[1:]
 # For sharp patches name the full-resolution image too: read_visium(outs, image=...); without it the reduced one is used.
@@ -37,8 +36,7 @@ study = Study.load(f"{run}/data")
 train = study.subset(train_slides)
 
 vocabulary = select_vocabulary(study.counts(train), study.gene_names, num_genes=1000)
-image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
-processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary))
+processor = DelstProcessor(load_image_processor(backbone), DelstGeneFeatureExtractor(vocabulary))
 model = DelstModel.from_vision_gene_pretrained(backbone, gene_config={"num_genes": len(vocabulary)})
 collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
 
