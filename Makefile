@@ -35,8 +35,9 @@ $(VENV)/suites: $(VENV)/installed
 
 suites: $(VENV)/suites
 
+# Two processes, a file's tests in one: the models are tiny, more threads would only wait for each other.
 test: lint $(VENV)/suites
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs

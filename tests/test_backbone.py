@@ -62,7 +62,8 @@ def test_the_configuration_decides_and_dtype_is_obeyed(backbone, inputs, tmp_pat
     model = DelstModel.from_vision_gene_pretrained(backbone, save_backbone=False, **HEADS)
     model.save_pretrained(tmp_path)
     loaded = DelstModel.from_pretrained(tmp_path, vision_path=str(backbone), dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in loaded.vision_model.parameters()} == {torch.bfloat16}
+    assert loaded.visual_projection.weight.dtype == loaded.log_curvature.dtype == torch.float32
     torch.testing.assert_close(embeds(loaded, inputs).float(), embeds(model, inputs), rtol=0.1, atol=0.1)
 
 
