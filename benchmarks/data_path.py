@@ -7,7 +7,9 @@ Bars: loading at 0.8 of the rate at which the same machine merely decodes the sa
 whichever of Pillow and libjpeg-turbo is the faster; embedding at 0.95 of the throughput of the bare backbone's forward pass, on
 the GPU where there is one. The works of a ratio are measured in turn, and a ratio is the median over the repeats. One process
 on a CPU is timed by the CPU seconds that it used, so that other load on the machine does not count; workers and GPUs are timed
-by the clock.
+by the clock. Bare decoding in a worker hands nothing over; loading hands over every pixel, through shared memory.
+
+Needs the package with its dependencies, `datasets` among them.
 """
 
 import argparse
@@ -65,6 +67,12 @@ def in_turn(repeats: int, clock: Callable, **works: Callable[[], object]) -> dic
     return seconds
 
 
+def one_by_one(work: Callable, items: list) -> None:
+    """Each result is dropped before the next one is made, as a training step drops its batch."""
+    for item in items:
+        work(item)
+
+
 def decode_by_pillow(cells: list[dict]) -> int:
     """The work that cannot be avoided: bytes of a JPEG to pixels, and nothing done with them."""
     for cell in cells:
@@ -111,13 +119,14 @@ def loading(study: Study, collator: DelstCollator, spots: int, batch_size: int, 
     cells = [table["image"].to_pylist() for table in tables]
     pixels = [collator.pixel_values(each) for each in cells]
     works: dict[str, Callable[[], object]] = {
-        name: lambda decode=decode: [decode(each) for each in cells] for name, decode in DECODERS.items()
+        name: lambda decode=decode: one_by_one(decode, cells) for name, decode in DECODERS.items()
     }
-    works["load"] = lambda: [collator(rows.__getitems__(batch)) for batch in batches]
-    works["read"] = lambda: [rows.__getitems__(batch) for batch in batches]
-    works["pixels"] = lambda: [collator.pixel_values(table["image"].to_pylist()) for table in tables]
-    works["genes"] = lambda: [collator.all_but_pixels(table) for table in tables]
-    works["normalise"] = lambda: [collator.finish({"pixel_values": each}) for each in pixels]
+    works["load"] = lambda: one_by_one(lambda batch: collator(rows.__getitems__(batch)), batches)
+    works["read"] = lambda: one_by_one(rows.__getitems__, batches)
+    works["pixels"] = lambda: one_by_one(lambda table: collator.pixel_values(table["image"].to_pylist()), tables)
+    works["genes"] = lambda: one_by_one(collator.all_but_pixels, tables)
+    works["normalise"] = lambda: one_by_one(lambda each: collator.finish({"pixel_values": each}), pixels)
+    works["share"] = lambda: one_by_one(lambda each: each.clone().share_memory_(), pixels)
     seconds = in_turn(repeats, cpu_seconds, **works)
     per_row = {name: statistics.median(values) / len(order) * 1e6 for name, values in seconds.items()}
     size = np.mean([len(cell["bytes"]) for each in cells for cell in each]) / 1000
@@ -132,6 +141,9 @@ def loading(study: Study, collator: DelstCollator, spots: int, batch_size: int, 
     print(f"    {'patches into the batch, beyond decoding':38s}{per_row['pixels'] - per_row[fastest]:6.0f}")
     print(f"    {'counts, masks, levels':38s}{per_row['genes']:7.0f}")
     print(f"  {'normalising, where the model is':40s}{per_row['normalise']:7.0f}   (on a GPU: nothing)")
+    print(
+        f"  {'into shared memory, where a worker is':40s}{per_row['share']:7.0f}   (the kernel clears each page first)"
+    )
     verdict(f"loading / decoding by {fastest}, 0 workers", ratio_of(seconds[fastest], seconds["load"]), 0.8)
     whole = [a + b for a, b in zip(seconds["load"], seconds["normalise"], strict=True)]
     print(f"      the same with normalising on this core: {ratio_of(seconds[fastest], whole):.3f}")

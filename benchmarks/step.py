@@ -6,6 +6,9 @@
 Bar: at most 5 % of a step outside the backbone's forward and backward pass, loading included: without workers on a CPU, where
 they would take the cores of the step, with 8 of them (--workers) beside a GPU. On a CPU the seconds are those that the process
 used, so that other load on the machine does not count.
+
+The step is `DelstTrainer`'s own, so this needs the package with its dependencies, `datasets` among them. On a machine that has
+torch and transformers only, run contrastive.py and scaling.py.
 """
 
 import argparse

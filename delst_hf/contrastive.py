@@ -225,7 +225,7 @@ class TiledInfoNCE(torch.autograd.Function):
 
 
 CHUNK_SIZES = {"cpu": 512}
-"""Rows and columns of a tile by device. The buffers of 512 stay in the cache of a core; 4096, elsewhere, is unmeasured."""
+"""Rows and columns of a tile by device. The buffers of 512 stay in the cache of a core; 4096, elsewhere, was never measured."""
 
 
 @torch.compiler.disable(recursive=True)
