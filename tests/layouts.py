@@ -78,7 +78,7 @@ def write_10x_h5(path, source, extra_feature=True):
     matrix = sp.csc_matrix(counts.T)
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")
-        group.create_dataset("barcodes", data=np.array(source.spots.index.tolist(), dtype="S18"))
+        group.create_dataset("barcodes", data=np.array(source.spots.index.tolist(), dtype="S"))
         for name, values in (("data", matrix.data), ("indices", matrix.indices.astype("i8")),
                              ("indptr", matrix.indptr.astype("i8")), ("shape", np.array(matrix.shape, "i4"))):  # fmt: skip
             group.create_dataset(name, data=values)

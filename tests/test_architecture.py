@@ -40,6 +40,7 @@ ORDER = [
     "data/genes",
     "data/counts",
     "data/patches",
+    "data/lattice",
     "data/slide",
     "data/quality",
     "data/preview",

@@ -11,7 +11,8 @@ from delst_hf.data.genes import canonical_species, clean_genes, read_aliases, un
 MATRIX = sp.csr_matrix(np.array([[1, 2, 4, 8], [0, 1, 0, 3]]))
 
 
-def clean(names, ids=None, species="", aliases=None, matrix=MATRIX):
+def clean(names, ids=None, species="", aliases=None):
+    matrix = MATRIX if len(names) <= 4 else sp.csr_matrix(np.ones((2, len(names)), dtype=int))
     counts, genes, species = clean_genes(matrix[:, : len(names)], make_genes(names, ids), "S", species, aliases)
     return counts.toarray().tolist(), genes["gene_id"].tolist(), genes["symbol"].tolist(), species
 
@@ -58,14 +59,51 @@ def test_mixed_species_are_refused_or_sorted_out(caplog):
         ["ACTB", "Actb", "GAPDH"],
         ["GRCh38_ENSG00000075624", "mm10___ENSMUSG00000029580", "GRCh38_ENSG00000111640"],
     )
-    with pytest.raises(ValueError, match=r"mixes species: Ensembl ids of \{'human': 2, 'mouse': 1\}.*--species human"):
+    with pytest.raises(ValueError, match=r"mixes species: genes of \{'human': 2, 'mouse': 1\}.*--species human"):
         clean(names, ids)
     counts, ids, symbols, _ = clean(names, ids, species="human")
     assert (ids, symbols, counts) == (["ENSG00000075624", "ENSG00000111640"], ["ACTB", "GAPDH"], [[1, 4], [0, 0]])
     assert "left out 1 genes of other species than human" in caplog.text
-    with pytest.raises(ValueError, match=r"species is 'mouse', but its Ensembl ids are of \{'human': 1\}"):
+    with pytest.raises(ValueError, match=r"species is 'mouse', but its genes are of \{'human': 1\}"):
         clean(["ACTB"], ["ENSG00000075624"], species="mouse")
     assert [canonical_species(name) for name in ("Mus  musculus", "HUMAN", "axolotl")] == ["mouse", "human", "axolotl"]
+
+
+def test_mixed_species_are_told_by_symbols_alone(caplog):
+    """A barnyard reference by its prefixes, and a table that has lost them by the two ways to write a symbol."""
+    with pytest.raises(ValueError, match=r"mixes species: genes of \{'human': 1, 'mouse': 1\}.*--species human"):
+        clean(["GRCh38_ACTB", "mm10___Actb"])
+    assert clean(["GRCh38_ACTB", "mm10___Actb"], species="mouse")[2] == ["Actb"]
+    assert clean(["hg19_ACTB", "hg19_C1orf112"])[3] == "human"
+    human = [f"{word}{i}" for word in ("CXCL", "KRT", "ERBB", "MUC") for i in range(1, 9)]
+    mouse = [name.capitalize() for name in human]
+    for names in (human + mouse, human[:16] + mouse[16:]):  # the same genes, or other ones of each
+        with pytest.raises(ValueError, match="mixes species: genes of"):
+            clean([*names, "C1orf112", "H19"])
+        assert clean([*names, "C1orf112"], species="human")[2] == [*(n for n in names if n.isupper()), "C1orf112"]
+        assert clean([*names, "C1orf112"], species="rat")[2] == [n for n in names if not n.isupper()]
+    odd = ["C1orf112", "Y_RNA", "snoU13", "hsa-mir-21", "Metazoa_SRP", "Vault", "RP11-34P13.7", "7SK", "Actb"]
+    assert clean(human + odd)[2] == human + odd
+    odd = ["LOC100360413", "RGD1560010", "AABR07000398.1", "H2-K1", "BC004004", "LTO1", "mt-Co1", "4930568D16Rik"]
+    assert clean(mouse + odd * 2)[2] == mouse + odd
+    assert "other species" in caplog.text
+
+
+def test_real_genes_are_of_one_species(shared_dir, caplog):
+    names = pd.read_csv(shared_dir / "data/her2st/data/ST-cnts/C2.tsv.gz", sep="\t", index_col=0, nrows=1).columns
+    assert len(clean(list(names))[2]) == len(names)
+    assert "dates" not in caplog.text
+
+
+def test_names_that_a_spreadsheet_made_dates_are_reported(caplog):
+    dates = ["1-Mar", "2-Sep", "Mar-01", "2001-09-02", "2021-03-01 00:00:00", "02.09.2001", "1-DEC", "1. Mrz"]
+    clean([*dates, "ACTB", "MARCHF1", "SEPTIN2", "DEC1", "RP11-34P13.7", "HLA-A", "mir-21"])
+    told = f"slide: {len(dates)} gene names were made dates by a spreadsheet, e.g. 1-Mar, 2-Sep, Mar-01"
+    assert told.split(": ")[1] in caplog.text
+    assert "alias file (--aliases CSV" in caplog.text
+    caplog.clear()
+    assert clean(["2-Sep", "ACTB"], aliases={"2-sep": ("", "SEPTIN2")})[2] == ["SEPTIN2", "ACTB"]
+    assert "dates" not in caplog.text
 
 
 def test_aliases_rename_and_report(tmp_path, caplog):

@@ -11,7 +11,7 @@ import tifffile
 from layouts import assert_same, make_source, positions_table, write_10x_h5, write_mtx, write_outs, write_spatial
 from PIL import Image
 
-from delst_hf.data.readers.lattice import visium_lattice_mpp
+from delst_hf.data.lattice import visium_lattice_mpp
 from delst_hf.data.readers.visium import read_visium, read_visium_hd
 
 

@@ -153,6 +153,19 @@ def test_thumbnail_is_the_block_mean_and_reads_lazily():
     np.testing.assert_allclose(thumbnail, slide.image.reshape(30, 2, 50, 2, 3).mean((1, 3)), atol=0.51)
 
 
+@pytest.mark.parametrize("chunks", [(16, 16), (4, 100)])
+def test_thumbnail_of_a_large_image_is_made_from_small_blocks(monkeypatch, chunks):
+    monkeypatch.setattr("delst_hf.data.slide._BLOCK_PX", 11)
+    slide = make_slide()
+    recorder = Recorder(slide.image)
+    recorder.chunks = chunks
+    thumbnail = dataclasses.replace(slide, image=recorder).thumbnail(max_px=34)
+    np.testing.assert_array_equal(np.asarray(thumbnail), np.asarray(Image.fromarray(slide.image).reduce(3)))
+    widths = {x1 - x0 for _, _, x0, x1 in recorder.read}
+    assert widths == ({12, 4} if chunks == (16, 16) else {100})
+    assert max((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in recorder.read) <= (11 * 12 if chunks == (16, 16) else 300)
+
+
 @pytest.mark.parametrize(
     ("size", "match"), [((0, 224), "patch_um is 0"), ((112, 0), "patch_px is 0"), ((112, 2.5), "patch_px is 2.5")]
 )

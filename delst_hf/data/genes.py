@@ -15,7 +15,18 @@ logger = logging.getLogger(__name__)
 
 _ENSEMBL = re.compile(r"(ENS([A-Z]*)G\d{6,})(\.\d+)?(_PAR_Y)?")
 # Space Ranger prefixes genes by genome when a reference holds two.
-_GENOME_PREFIX = re.compile(r"^(?:GRCh38|hg19|hg38|GRCm39|mm10|mm39)_+(?=.)")
+_GENOME_PREFIX = re.compile(r"^(?:(GRCh3[78]|hg19|hg38)|(?:GRCm3[89]|mm10|mm39))_+(?=.)")
+# Symbols as man and as mouse and rat write them; names of clones (LOC100360413, Gm1234) are neither.
+_HUMAN_SYMBOL, _RODENT_SYMBOL = re.compile(r"[A-Z]{3,}\d{0,2}[A-Z]?\d?"), re.compile(r"[A-Z][a-z]{2,}\d{0,3}[a-z]?\d?")
+# Each must be this share of all symbols to speak of two species, or this many genes must be there in both spellings.
+_BOTH_CASES, _TWINS = 0.2, 0.02
+# What a spreadsheet makes of MARCH1, SEPT2, DEC1, OCT4.
+_MONTH = "jan|feb|mar|mrz|mär|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez"
+_DATE = re.compile(
+    rf"\d{{1,2}}[-. ]{{1,2}}(?:{_MONTH})|(?:{_MONTH})[-. ]\d\d|"
+    r"\d{4}-\d\d-\d\d(?: [\d:.]+)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}",
+    re.I,
+)
 _SPECIES_OF_PREFIX = {"": "human", "MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "SSC": "pig", "GAL": "chicken"}
 _SPECIES_NAMES = {
     "homo sapiens": "human",
@@ -90,7 +101,9 @@ def clean_genes(
     """
     table = pd.DataFrame({name: [_without_genome(value) for value in genes[name]] for name in ("gene_id", "symbol")})
     table["gene_id"] = [_bare_id(value) for value in table["gene_id"]]
-    keep, species = _one_species(table["gene_id"], canonical_species(species), slide_id)
+    _report_dates(table["symbol"], aliases or {}, slide_id)
+    kinds = _kinds(table, genes, canonical_species(species))
+    keep, species = _one_species(kinds, canonical_species(species), slide_id)
     counts = counts.tocsr()
     if not keep.all():
         counts, table = counts[:, keep], table[keep].reset_index(drop=True)
@@ -151,17 +164,51 @@ def _bare_id(value: str) -> str:
     return match[1] if match else value
 
 
-def _one_species(ids: pd.Series, species: str, slide_id: str) -> tuple[np.ndarray, str]:
-    """Which genes to keep (genes,) bool, and the species."""
-    matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in ids]
+def _report_dates(symbols: pd.Series, aliases: Mapping[str, tuple[str, str]], slide_id: str) -> None:
+    """Reports names that a spreadsheet took for dates, unless the alias file knows them."""
+    dates = [name for name in symbols if _DATE.fullmatch(name) and name.lower() not in aliases]
+    if dates:
+        logger.warning(
+            "%s: %d gene names were made dates by a spreadsheet, e.g. %s (1-Mar was MARCH1 or MARC1, 2-Sep was SEPT2). Take "
+            "the table as it was before, or name them in an alias file (--aliases CSV, columns alias,symbol, a row such as "
+            "2-Sep,SEPTIN2); as they are, they match no other slide", slide_id, len(dates), ", ".join(dates[:3]),
+        )  # fmt: skip
+
+
+def _kinds(table: pd.DataFrame, genes: pd.DataFrame, species: str) -> np.ndarray:
+    """Species of each gene (genes,), "" where unknown: by Ensembl id, else by a prefix of the genome, else by the symbols."""
+    matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in table["gene_id"]]
     told = np.array([_SPECIES_OF_PREFIX.get(m[2], "ENS" + m[2]) if m else "" for m in matches], dtype=object)
+    if told.any():
+        return told
+    prefixes = [_GENOME_PREFIX.match(f"{symbol}") or _GENOME_PREFIX.match(f"{gene_id}")
+                for symbol, gene_id in zip(genes["symbol"], genes["gene_id"], strict=True)]  # fmt: skip
+    told[:] = ["" if found is None else "human" if found[1] else "mouse" for found in prefixes]
+    return told if told.any() else _kinds_by_case(table["symbol"], species)
+
+
+def _kinds_by_case(symbols: pd.Series, species: str) -> np.ndarray:
+    """ "human" and "mouse" (or the rodent that was asked for) where symbols are of both; else "" for every gene."""
+    human = np.array([_HUMAN_SYMBOL.fullmatch(name) is not None for name in symbols])
+    rodent = np.array([_RODENT_SYMBOL.fullmatch(name) is not None for name in symbols])
+    twins = len(set(symbols[human]) & set(symbols[rodent].str.upper()))
+    least = max(10, _BOTH_CASES * len(symbols))
+    told = np.full(len(symbols), "", dtype=object)
+    if min(human.sum(), rodent.sum()) >= least or twins >= max(10, _TWINS * len(symbols)):
+        lower = symbols.str.contains("[a-z]") & ~symbols.str.contains(r"^C(?:\d+|X|Y)orf\d")
+        told[:] = np.where(lower, "rat" if species == "rat" else "mouse", "human")
+    return told
+
+
+def _one_species(told: np.ndarray, species: str, slide_id: str) -> tuple[np.ndarray, str]:
+    """Which genes to keep (genes,) bool, and the species, from what is told of each gene."""
     numbers = {str(name): int((told == name).sum()) for name in sorted(set(told) - {""})}
     common = [name for name, number in numbers.items() if number > _STRANGERS * sum(numbers.values())]
     if not numbers:
         return np.ones(len(told), dtype=bool), species
     if not species and len(common) > 1:
         raise ValueError(
-            f"slide {slide_id!r} mixes species: Ensembl ids of {numbers}. Say which genes to keep (--species {common[0]}), "
+            f"slide {slide_id!r} mixes species: genes of {numbers}. Say which genes to keep (--species {common[0]}), "
             "and prepare the other species as a dataset of its own."
         )
     species = species or common[0]
@@ -171,7 +218,7 @@ def _one_species(ids: pd.Series, species: str, slide_id: str) -> tuple[np.ndarra
         and species in _SPECIES_OF_PREFIX.values()
     ):
         raise ValueError(
-            f"slide {slide_id!r}: species is {species!r}, but its Ensembl ids are of {numbers}. Correct the species "
+            f"slide {slide_id!r}: species is {species!r}, but its genes are of {numbers}. Correct the species "
             f"(--species {common[0]})."
         )
     foreign = (told != "") & (told != species) & np.isin(told, list(_SPECIES_OF_PREFIX.values()))

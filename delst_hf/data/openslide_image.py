@@ -18,7 +18,7 @@ class OpenSlideImage:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, level: int = 0):
         """Opens the slide; no pixel is decoded.
 
         Raises:
@@ -39,20 +39,20 @@ class OpenSlideImage:
             raise ValueError(
                 f"openslide cannot read {path}: {error}. The file is damaged or of another format: export it as a tiled TIFF."
             ) from error
-        width, height = self._slide.dimensions
+        self.level = level
+        width, height = self._slide.level_dimensions[level]
         self.shape = (height, width, 3)
 
     @property
     def mpp(self) -> float | None:
         """Micrometres per pixel as the scanner states it, or None."""
         value = self._slide.properties.get("openslide.mpp-x")
-        return float(value) if value else None
+        return float(value) * self._slide.level_downsamples[self.level] if value else None
 
-    def overview(self, longest_px: int) -> np.ndarray:
-        """The whole slide with a longer side of at least this, or as large as it is."""
+    def overview(self, longest_px: int) -> "OpenSlideImage":
+        """The smallest level whose longer side is at least this, or the largest."""
         fitting = [level for level, size in enumerate(self._slide.level_dimensions) if max(size) >= longest_px]
-        level = fitting[-1] if fitting else 0
-        return to_rgb(np.asarray(self._slide.read_region((0, 0), level, self._slide.level_dimensions[level])))
+        return OpenSlideImage(self.path, fitting[-1] if fitting else 0)
 
     def __getitem__(self, region: Any) -> np.ndarray:
         """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
@@ -60,8 +60,10 @@ class OpenSlideImage:
         (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
         if y1 <= y0 or x1 <= x0:
             return np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
-        pixels = to_rgb(np.asarray(self._slide.read_region((x0, y0), 0, (x1 - x0, y1 - y0))))
+        scale = self._slide.level_downsamples[self.level]  # openslide wants places of level 0
+        corner = round(x0 * scale), round(y0 * scale)
+        pixels = to_rgb(np.asarray(self._slide.read_region(corner, self.level, (x1 - x0, y1 - y0))))
         return pixels[::step_y, ::step_x]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
+        return type(self), (self.path, self.level)

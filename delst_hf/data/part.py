@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .genes import clean_genes
+from .lattice import LEGACY_PITCH_UM, PITCH_UM, square_lattice_mpp, visium_lattice_mpp
 from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
@@ -35,8 +36,8 @@ _ROWS_PER_GROUP = 100
 # Encoded patches that wait for their turn, because patches are cut in the order of the image's tiles.
 _BUFFER_BYTES = 192 * 2**20
 _UPSAMPLING_ALARM = 2.0
-# Scanners and lattices agree to a few per cent.
-_SCALE_ALARM = 0.1
+# Scanners and lattices agree to a few per cent. Stated diameters of spots do not: Space Ranger's are 18 % too wide.
+_SCALE_ALARM, _SPOT_ALARM = 0.1, 0.25
 # Columns of few values. Patches are all different: looking for repeats among them costs as much as writing them.
 DICTIONARY = ["slide_id", "patient_id", "label", "array_row", "array_col", "gene_counts.list.element"]
 
@@ -132,13 +133,22 @@ def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
 
 
 def _compare_scales(slide: Slide) -> None:
-    """Reports an image that states another scale than the one that is used."""
-    stated = getattr(slide.image, "mpp", None)
-    if stated and abs(stated / slide.mpp - 1) > _SCALE_ALARM:
-        logger.warning(
-            "%s: the scale used is %.4f um per pixel, but the image states %.4f. Patches follow the first; "
-            "if the image is right, give its value (--mpp)", slide.slide_id, slide.mpp, stated,
-        )  # fmt: skip
+    """Reports what states another scale than the one that is used: the image, and the spots themselves."""
+    array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
+    kind = slide.technology.lower()
+    pitch = {"spatial transcriptomics": LEGACY_PITCH_UM, "visium hd": slide.spot_um}.get(kind)
+    lattice = square_lattice_mpp(array, pixels, pitch) if pitch else visium_lattice_mpp(array, pixels)
+    spots = slide.spot_um / slide.spot_px if lattice is None and slide.spot_um and slide.spot_px else None
+    for what, found, tolerance in (
+        ("the image states", getattr(slide.image, "mpp", None), _SCALE_ALARM),
+        (f"the pitch of the spots ({pitch or PITCH_UM:g} um) gives", lattice, _SCALE_ALARM),
+        (f"the diameter of the spots ({slide.spot_um} um) gives", spots, _SPOT_ALARM),
+    ):
+        if found and max(found / slide.mpp, slide.mpp / found) > 1 + tolerance:
+            logger.warning(
+                "%s: the scale used is %.4f um per pixel, but %s %.4f. Patches follow the first; if the second is right, "
+                "give its value (--mpp), or leave --mpp out where it was given", slide.slide_id, slide.mpp, what, found,
+            )  # fmt: skip
 
 
 def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:

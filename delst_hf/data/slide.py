@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Real scanners give 0.1 to 1 um/px and reduced "hires" images up to ~10; beyond this window units were mixed up.
 PLAUSIBLE_MPP = (0.05, 50.0)
+# Side of the squares that a thumbnail is made from: 12 MB, and a few tiles of any slide.
+_BLOCK_PX = 2048
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -44,6 +46,7 @@ class Slide:
         species: for example "human".
         label_source: "" without labels, else who or what gave them.
         spot_um: diameter of a spot, or side of a bin, in micrometres; None when unknown.
+        spot_px: the same in pixels of `image`, as the source states it; None when it does not.
         source: the format and the names of the files that the slide was read from.
         stored_patches: patches that were cut before, where there is no image to cut them from.
     """
@@ -60,6 +63,7 @@ class Slide:
     species: str = ""
     label_source: str = ""
     spot_um: float | None = None
+    spot_px: float | None = None
     source: str = ""
     stored_patches: StoredPatches | None = None
 
@@ -141,18 +145,20 @@ class Slide:
         return image_cutter(self.image, self.spots[["x", "y"]].to_numpy(float), patch_um / self.mpp, patch_px)
 
     def thumbnail(self, max_px: int = 512) -> Image.Image:
-        """Returns the whole image with its longer side at most max_px, read in bands of rows."""
-        height, width = self.image.shape[:2]
-        small = self.image.overview(max_px) if hasattr(self.image, "overview") else None
-        if small is not None:
-            factor = -(-max(small.shape) // max_px)
-            return Image.fromarray(small).reduce(factor)
+        """Returns the whole image with its longer side at most max_px, read in blocks of some megabytes."""
+        image = self.image.overview(max_px) if hasattr(self.image, "overview") else self.image
+        height, width = image.shape[:2]
         factor = -(-max(height, width) // max_px)
         reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-        rows = factor * max(1, 1024 // factor)
+        # Blocks are whole pixels of the thumbnail. Strips are decoded as a whole, so they are not divided.
+        strips = getattr(image, "chunks", (1, 1))[1] >= width
+        columns = factor * -(-(width if strips else _BLOCK_PX) // factor)
+        rows = factor * max(1, _BLOCK_PX**2 // (columns * factor))
         for top in range(0, height, rows):
-            band = Image.fromarray(np.ascontiguousarray(self.image[top : min(top + rows, height), 0:width]))
-            reduced.paste(band.reduce(factor), (0, top // factor))
+            for left in range(0, width, columns):
+                block = image[top : min(top + rows, height), left : min(left + columns, width)]
+                small = Image.fromarray(np.ascontiguousarray(block)).reduce(factor)
+                reduced.paste(small, (left // factor, top // factor))
         return reduced
 
     def _check_names(self) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from .pixels import to_rgb
 
-_CACHE_BYTES = 256 * 2**20
+# Two rows of tiles of 512 px across 20,000 px; of a wider slide some tiles are decoded twice.
+_CACHE_BYTES = 64 * 2**20
 # One strip for the whole image is how many tools write: decoding it needs all of it at once.
 _LARGEST_CHUNK = 2**30
 # Axes of length one around an image, and those along which planes of colour lie.
@@ -154,12 +155,15 @@ class TiffImage:
         if length and resolution is not None and resolution.value[0] > 0:
             yield length * resolution.value[1] / resolution.value[0]
 
-    def overview(self, longest_px: int) -> np.ndarray | None:
-        """The smallest stored level whose longer side is at least this; None where the pyramid has no reduced level."""
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """(rows, columns) of what is decoded at once."""
+        return self._chunk[0], self._chunk[1]
+
+    def overview(self, longest_px: int) -> "TiffImage":
+        """The smallest stored level whose longer side is at least this, or this level where there is none smaller."""
         fitting = [index for index, shape in enumerate(self.level_shapes) if max(shape) >= longest_px]
-        if not fitting or fitting[-1] <= self.level or max(self.level_shapes[fitting[-1]]) > 8 * longest_px:
-            return None
-        return TiffImage(self.path, fitting[-1])[:, :]
+        return TiffImage(self.path, fitting[-1]) if fitting and fitting[-1] > self.level else self
 
     def __getitem__(self, region: Any) -> np.ndarray:
         """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""

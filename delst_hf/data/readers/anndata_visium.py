@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image, to_rgb
+from ..lattice import stated_length, visium_lattice_mpp
 from ..slide import Slide, make_slide_id
 from .anndata_file import on_tissue, open_anndata, raw_counts
-from .lattice import visium_lattice_mpp
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,6 +104,7 @@ def read_anndata(
         species=species,
         label_source=f"obs[{label_key!r}]" if labelled else "",
         spot_um=spot_diameter_um,
+        spot_px=stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"), scale),
         source=f"anndata: {path.name}",
     )
 

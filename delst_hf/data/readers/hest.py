@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image, to_rgb
+from ..lattice import stated_length
 from ..patches import StoredPatches
 from ..slide import Slide
 from .anndata_file import on_tissue, open_anndata, raw_counts
@@ -64,7 +65,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     meta = _metadata(root, sample)
     adata = adata[on_tissue(adata.obs, path.name)]
     counts, genes = raw_counts(adata, None, sample)
-    mpp = mpp if mpp is not None else _number(meta.get("pixel_size_um_estimated"))
+    mpp = mpp if mpp is not None else stated_length(meta.get("pixel_size_um_estimated"))
     if mpp is None:
         raise KeyError(f"{sample}: no pixel_size_um_estimated in its metadata. Give the scale (--mpp).")
     image, scale, stored, keep, image_name = _pixels(root, sample, adata)
@@ -80,7 +81,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         mpp=mpp / scale, patient_id=patient_id or (f"{title} / {patient}" if patient not in ("", "nan") else sample),
         technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
         species=str(meta.get("species") or ""), source=f"hest: {path.name}, {image_name}",
-        spot_um=_number(meta.get("spot_diameter")) or _SPOT_UM.get(technology.lower()), stored_patches=stored,
+        spot_um=stated_length(meta.get("spot_diameter")) or _SPOT_UM.get(technology.lower()), stored_patches=stored,
     )  # fmt: skip
     return _without_controls(slide)
 
@@ -98,14 +99,6 @@ def _metadata(root: Path, sample: str) -> dict[str, Any]:
         "%s: no metadata/%s.json and no row in HEST*.csv: species, organ and patient are unknown", sample, sample
     )
     return {}
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) and number > 0 else None
 
 
 def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatches | None, np.ndarray, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image
+from ..lattice import stated_length
 from ..slide import Slide
 from .matrices import join_spots, read_counts, read_table
 
@@ -83,6 +84,7 @@ def read_stimage(
         slide_id=slide, image=open_image(folder / "image" / f"{slide}.png"), spots=table, counts=matrix, genes=counts.genes,
         mpp=mpp, patient_id=patient_id or slide, technology={"ST": "Spatial Transcriptomics"}.get(folder.name, folder.name),
         tissue=str(meta.get("tissue", "")), species=str(meta.get("species", "")), spot_um=diameter,
+        spot_px=stated_length(coordinates.get("r", pd.Series([None])).iloc[0], 2),
         label_source=label_source if table["label"].notna().any() else "",
         source=f"stimage: {folder.name}/{slide}",
     )  # fmt: skip

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image
+from ..lattice import PITCH_UM, stated_length, visium_lattice_mpp
 from ..slide import Slide, make_slide_id
-from .lattice import PITCH_UM, visium_lattice_mpp
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
 
 logger = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ def _slide(folder, slide_id, factors, positions, mpp, image, spot_um, patient_id
     return Slide(
         slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=mpp / scale,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, spot_um=spot_um,
+        spot_px=stated_length(factors.get("spot_diameter_fullres"), scale),
         source=f"{'visium-hd' if technology == 'Visium HD' else 'visium'}: {counts.name}, {image_name}",
     )  # fmt: skip
 
