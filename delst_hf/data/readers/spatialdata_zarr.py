@@ -85,7 +85,8 @@ def read_spatialdata(
         slide_id=slide_id, image=_rgb(data.images[image]), spots=spots, counts=counts, genes=genes,
         mpp=float(mpp if mpp is not None else spot_um / diameter_px),  # type: ignore[operator]
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, spot_um=spot_um,
-        spot_px=diameter_px, label_source="" if label_key is None else f"obs[{label_key!r}]", source=f"spatialdata: {path.name}, {image}",
+        spot_px=diameter_px,
+        label_source="" if label_key is None else f"obs[{label_key!r}]", source=f"spatialdata: {path.name}, {image}",
     )  # fmt: skip
 
 
