@@ -18,6 +18,7 @@ OPTIONAL = {
     "peft": ("--lora", "pip install 'delst-hf[lora]'"),
 }
 MIN_FREE_GB = 5.0
+NO_TOKEN = "none"
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,15 @@ def examine(backbone: str | None = None) -> list[Finding]:
     Args:
         backbone: Id of a backbone whose access is to be checked.
     """
-    findings = [*_versions(), _device(), *_optional_libraries(), *_hub()]
+    hub = _hub()
+    findings = [*_versions(), _device(), *_optional_libraries(), *hub]
     if backbone is not None:
-        findings.append(_backbone(backbone))
+        # A second failure of the same cause would say nothing new, and its retries take a minute.
+        unusable = next((one for one in hub if one.fix is not None and one.found != NO_TOKEN), None)
+        if unusable is not None and not Path(backbone).is_dir():
+            findings.append(Finding("backbone", f"{backbone} not looked for: see {unusable.name}"))
+        else:
+            findings.append(_backbone(backbone))
     return [*findings, *_disks()]
 
 
@@ -114,21 +121,22 @@ def _hub() -> list[Finding]:
         response = get_session().get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=10)
     except Exception as error:  # whatever the HTTP library of the client raises
         return [_unreachable(endpoint, f"{type(error).__name__}: {error}")]
+    # Without a token the Hub answers 401; any other answer is that of a proxy, or of another server.
+    if response.status_code not in ((200, 401) if token else (401,)):
+        return [_unreachable(endpoint, f"status {response.status_code}, which is not the Hub's")]
     reached = Finding("hub", f"{endpoint} answers")
     if token is None:
         fix = "`hf auth login`, for pushing and for gated backbones; public models need none"
-        return [reached, Finding("token", "none", fix)]
+        return [reached, Finding("token", NO_TOKEN, fix)]
     if response.status_code == 401:
         fix = "log in again by `hf auth login`, or unset HF_TOKEN"
         return [reached, Finding("token", "not known to the Hub", fix)]
-    if response.status_code != 200:
-        return [_unreachable(endpoint, f"status {response.status_code}")]
     return [reached, Finding("token", f"of {response.json()['name']}")]
 
 
 def _unreachable(endpoint: str, reason: str) -> Finding:
     fix = "check the network, the proxy (HTTPS_PROXY) and HF_ENDPOINT; or work offline with local folders and HF_HUB_OFFLINE=1"
-    return Finding("hub", f"{endpoint} does not answer ({reason})", fix)
+    return Finding("hub", f"{endpoint} does not answer as it should ({reason})", fix)
 
 
 def _backbone(name: str) -> Finding:
@@ -137,9 +145,10 @@ def _backbone(name: str) -> Finding:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        LocalEntryNotFoundError,
+        HFValidationError,
         RepositoryNotFoundError,
     )
+    from huggingface_hub.utils import validate_repo_id
 
     label = "backbone"
     if Path(name).is_dir():
@@ -147,6 +156,11 @@ def _backbone(name: str) -> Finding:
         return Finding(
             label, f"{name}, a folder", None if there else "it holds no config.json: give the folder of a model"
         )
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        fix = "give the id of a model, as USER/NAME, or a folder that is there"
+        return Finding(label, f"{name} is neither a folder nor an id of the Hub", fix)
     if constants.HF_HUB_OFFLINE:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
         fix = None if cached else "offline and not in the cache: unset HF_HUB_OFFLINE once, or copy its folder here"
@@ -163,7 +177,7 @@ def _backbone(name: str) -> Finding:
         return Finding(
             label, f"{name} has no config.json", "it is no model of transformers: use its converted form, or a folder"
         )
-    except (OSError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # whatever the HTTP library of the client raises
         return _unreachable(page, f"{type(error).__name__}: {error}".splitlines()[0])
     return Finding(label, f"{name} can be read")
 

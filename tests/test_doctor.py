@@ -2,7 +2,7 @@
 
 import pytest
 from hub_client import answer_of
-from hub_server import HubServer
+from hub_server import Fault, HubServer
 
 from delst_hf import doctor
 from delst_hf.cli import main
@@ -17,7 +17,7 @@ def seen(token, backbone=None):
     return {finding.name: [finding.found, finding.fix] for finding in doctor.examine(backbone)}
 print(json.dumps({
     "mine": seen("hf_me", "guest/vit"), "let in": seen("hf_guest", "guest/vit"), "nobody": seen("", "me/open"),
-    "bad": seen("hf_bad"), "absent": seen("hf_me", "me/absent"),
+    "bad": seen("hf_bad", "guest/vit"), "absent": seen("hf_me", "me/absent"),
 }))
 """
 
@@ -36,10 +36,12 @@ def test_the_hub_the_token_and_access_to_a_backbone(tmp_path):
     assert found["nobody"]["token"][0] == "none" and "hf auth login" in found["nobody"]["token"][1]
     assert found["nobody"]["backbone"] == ["me/open can be read", None]
     assert "log in again" in found["bad"]["token"][1]
+    assert found["bad"]["backbone"] == ["guest/vit not looked for: see token", None]
     assert "not on the Hub" in found["absent"]["backbone"][0]
     # The Hub is gone now.
-    gone = answer_of(hub, tmp_path, EXAMINE.split("print(")[0] + 'print(json.dumps(seen("hf_me")))')
+    gone = answer_of(hub, tmp_path, EXAMINE.split("print(")[0] + 'print(json.dumps(seen("hf_me", "guest/vit")))')
     assert "does not answer" in gone["hub"][0] and "HF_ENDPOINT" in gone["hub"][1]
+    assert gone["backbone"] == ["guest/vit not looked for: see hub", None]
 
 
 def test_a_library_that_breaks_python_is_only_a_finding(tmp_path, monkeypatch):
@@ -67,7 +69,19 @@ def test_the_command_ends_with_what_to_fix(monkeypatch, capsys, tmp_path):
     assert "HF_HOME" in text
 
 
-@pytest.mark.parametrize("name", ["me/none"])
-def test_offline_a_backbone_is_looked_for_in_the_cache(name):
-    finding = doctor._backbone(name)
+def test_offline_a_backbone_is_looked_for_in_the_cache():
+    finding = doctor._backbone("me/none")
     assert "not in the cache" in finding.found and "HF_HUB_OFFLINE" in finding.fix
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "a name"])
+def test_what_cannot_be_an_id_is_a_finding(name):
+    finding = doctor._backbone(name)
+    assert "neither a folder nor an id" in finding.found and "USER/NAME" in finding.fix
+
+
+def test_what_answers_in_the_place_of_the_hub_is_not_taken_for_it(tmp_path):
+    with HubServer() as hub:
+        hub.faults.append(Fault("GET", "whoami", status=404))
+        found = answer_of(hub, tmp_path, EXAMINE.split("print(")[0] + 'print(json.dumps(seen("", "guest/vit")))')
+    assert "status 404" in found["hub"][0] and "token" not in found and "see hub" in found["backbone"][0]
