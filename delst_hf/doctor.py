@@ -159,8 +159,9 @@ def _backbone(name: str) -> Finding:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        fix = "give the id of a model, as USER/NAME, or a folder that is there"
-        return Finding(label, f"{name} is neither a folder nor an id of the Hub", fix)
+        return Finding(
+            label, f"{name} is neither a folder nor an id of the Hub", "give USER/NAME, or a folder that is there"
+        )
     if constants.HF_HUB_OFFLINE:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
         fix = None if cached else "offline and not in the cache: unset HF_HUB_OFFLINE once, or copy its folder here"

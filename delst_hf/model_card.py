@@ -1,5 +1,6 @@
 """The card of a checkpoint, written from the records of its run; what no record knows stays a placeholder that names itself."""
 
+import filecmp
 import math
 import os
 import re
@@ -59,7 +60,7 @@ def model_card(
     if results is None and (folder / RESULTS).is_file():
         results = read_results(folder / RESULTS)
     evaluated = Path(str((results or {}).get("model", "")))
-    if results is not None and results.get("model") and evaluated.is_dir() and not evaluated.samefile(folder):
+    if results is not None and results.get("model") and evaluated.is_dir() and not _same_weights(evaluated, folder):
         raise ValueError(f"The results are of the checkpoint {evaluated}, not of {folder}. Give those of this one.")
     data = data or record.get("data") or {}
     facts = _model_facts(folder, config) | _run_facts(record, config) | _data_facts(record, data, results)
@@ -75,6 +76,12 @@ def model_card(
     known.setdefault("model_index", "")
     text = _PLACEHOLDER.sub(lambda found: known.get(found[1], found[0]), template_text())
     return text.replace("\n\n---\n", "\n---\n", 1).replace(f"base_model: {_SCRATCH}\n", "", 1)
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same checkpoint, be one the copy of the other."""
+    names = [path.name for path in second.glob("*.safetensors")]
+    return filecmp.cmpfiles(first, second, names, shallow=False)[0] == names
 
 
 def unfilled(card: str) -> list[str]:

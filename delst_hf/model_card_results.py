@@ -10,6 +10,9 @@ _CHANCE: dict[str, str | float] = {
     "balanced_accuracy": "chance_balanced_accuracy",
     "image_to_gene_median_rank": "chance_median_rank",
     "gene_to_image_median_rank": "chance_median_rank",
+    "image_to_gene_mean_rank": "chance_median_rank",  # ranks without skill are uniform: mean and median agree
+    "gene_to_image_mean_rank": "chance_median_rank",
+    "entailment_auc": 0.5,
     "auroc": 0.5,
     "pearson_mean": 0.0,
     "imputation_pearson": 0.0,
@@ -42,7 +45,8 @@ def results_text(results: Record, baselines: Record | None = None) -> str:
         lines += [
             "",
             f"Every protocol (docs/evaluation.md of the package), with bootstrap intervals of 95 % over {unit} where there is "
-            "one and the standard deviation over folds or seeds where there is not; chance is an answer without skill.",
+            "one and the standard deviation over folds or seeds where there is not; chance is an answer without skill. "
+            "Ranks are the better the lower, everything else the higher.",
             "",
             "| protocol | arm | metric | value | interval or sd | chance |",
             "|---|---|---|---|---|---|",
@@ -92,6 +96,7 @@ def limitations(record: Record, data: Record, results: Record | None, baselines:
         if any("transferred" in str(source) for source in results.get("label_source", [])):
             lines.append("Some labels are transferred from a neighbouring section and not a pathologist's.")
         lines += _against_baselines([*results["arms"], *baseline_rows(results, baselines)])
+        lines += _protocols_without_gain(results.get("protocols", []))
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -117,6 +122,34 @@ def _against_baselines(arms: Sequence[Record]) -> list[str]:
     return lines
 
 
+def _protocols_without_gain(protocols: Sequence[Record]) -> list[str]:
+    """Scores over all slides in which the trained backbone is not above a baseline, and those that are not above chance."""
+    lines = []
+    for one in protocols:
+        name, arm, metrics = one["protocol"], one["arm"], one["metrics"]
+        for metric in _shown(one):
+            value, chance = metrics[metric], _chance(metric, metrics)
+            if value is None or metric.endswith("_rank") or "shuffled" in arm:
+                continue
+            rivals = [
+                row
+                for row in protocols
+                if row["protocol"] == name
+                and not row["arm"].startswith("DELST")
+                and row["metrics"].get(metric) is not None
+            ]
+            if arm == "DELST backbone" and rivals:
+                best = max(rivals, key=lambda row: row["metrics"][metric])
+                if value <= best["metrics"][metric]:
+                    lines.append(
+                        f"In {name} the backbone's {metric} ({value:.3f}) is not above that of {best['arm']} "
+                        f"({best['metrics'][metric]:.3f})."
+                    )
+            elif (arm.startswith("DELST") or name == "zero_shot") and chance and value <= float(chance):
+                lines.append(f"In {name} the {metric} of {arm} ({value:.3f}) is not above chance ({chance}).")
+    return lines
+
+
 def _arm_row(row: Record) -> str:
     def value(name: str) -> str:
         if row.get(name) is None:
@@ -130,21 +163,27 @@ def _arm_row(row: Record) -> str:
 
 
 def _protocol_rows(one: Record) -> list[str]:
-    """One line a metric that has an interval or, where there is none, a standard deviation."""
+    """One line a metric that is shown."""
     metrics, intervals = one["metrics"], one.get("intervals", {})
     lines = []
-    names = [name for name in metrics if name in intervals]
-    names = names or [
-        name for name in metrics if f"{name.removesuffix('_mean')}_sd" in metrics and name.endswith("_mean")
-    ]
-    names = names or [name for name in metrics if _chance(name, metrics)]
-    for name in names:
+    for name in _shown(one):
         if metrics[name] is None:
             continue
         interval, spread = intervals.get(name), metrics.get(f"{name.removesuffix('_mean')}_sd")
         shown = f"{interval['low']:.3f} to {interval['high']:.3f}" if interval else f"± {spread:.3f}" if spread else ""
-        lines.append(_row(one["protocol"], one["arm"], name, f"{metrics[name]:.3f}", shown, _chance(name, metrics)))
+        arm = f"{one['arm']}, {one['slide']}" if one.get("slide") else one["arm"]
+        lines.append(_row(one["protocol"], arm, name, f"{metrics[name]:.3f}", shown, _chance(name, metrics)))
     return lines
+
+
+def _shown(one: Record) -> list[str]:
+    """Metrics with an interval; where there is none, those with a standard deviation, or with a chance beside them."""
+    metrics, intervals = one["metrics"], one.get("intervals", {})
+    names = [name for name in metrics if name in intervals]
+    names = names or [
+        name for name in metrics if f"{name.removesuffix('_mean')}_sd" in metrics and name.endswith("_mean")
+    ]
+    return names or [name for name in metrics if _chance(name, metrics)]
 
 
 def _chance(name: str, metrics: Record) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -101,6 +102,8 @@ def test_results_of_another_checkpoint_are_refused(folder, tmp_path):
     ):
         model_card(folder, "me/name", results=results(model=str(tmp_path / "other")))
     assert "0.250" in model_card(folder, "me/name", results=results(model=str(folder)))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert "0.250" in model_card(copy, "me/name", results=results(model=str(folder)))
 
 
 def test_a_backbone_from_scratch_has_no_base_model(tiny_model, tiny_processor, tmp_path):
@@ -116,6 +119,27 @@ def test_baselines_of_another_run_must_be_of_the_same_data():
     assert "colour statistics (0.480)" in limitations({}, {}, own, results())
     with pytest.raises(ValueError, match="baselines are of other data: fingerprints .'abc', 'xyz'."):
         results_text(own, results(data_fingerprint="xyz"))
+
+
+def test_protocols_in_which_nothing_is_gained_are_limitations():
+    def row(protocol, arm, **metrics):
+        return {"protocol": protocol, "arm": arm, "metrics": metrics, "intervals": {}}
+
+    protocols = [
+        row("hest", "colour statistics", pearson_mean=0.2, pearson_sd=0.1),
+        row("hest", "DELST backbone", pearson_mean=0.1, pearson_sd=0.1),
+        row("knn_probe", "colour statistics", macro_f1=0.2, majority_macro_f1=0.1),
+        row("knn_probe", "DELST backbone", macro_f1=0.3, majority_macro_f1=0.1),
+        row("zero_shot", "HER2 amplicon", auroc=0.35),
+        row("zero_shot", "immune", auroc=0.95),
+        {**row("hierarchy", "DELST", entailment_auc=0.7), "slide": "B4"},
+    ]
+    record = results(protocols=protocols)
+    text = limitations({}, {}, record)
+    assert "In hest the backbone's pearson_mean (0.100) is not above that of colour statistics (0.200)." in text
+    assert "In zero_shot the auroc of HER2 amplicon (0.350) is not above chance (0.500)." in text
+    assert "immune" not in text and "knn_probe" not in text and "hierarchy" not in text
+    assert "| hierarchy | DELST, B4 | entailment_auc | 0.700 |  | 0.500 |" in results_text(record)
 
 
 def test_a_folder_of_an_earlier_version_is_completed_and_cleaned(folder, tmp_path):
