@@ -1,10 +1,13 @@
+from itertools import combinations
+
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from delst_hf import plots
-from delst_hf.drawing import INK, MARKERS, PALETTE, spot_size, to_disk
+from delst_hf.drawing import COLOURMAP, INK, MARKERS, PALETTE, spot_size, to_disk
 from delst_hf.pictures import decode, encode
 
 GENERATOR = np.random.default_rng(0)
@@ -31,6 +34,38 @@ def test_map_draws_every_labelled_spot_in_its_place():
     assert sorted(map(tuple, drawn)) == sorted(expected)
     bottom, top = figure.axes[0].get_ylim()
     assert bottom > top, "rows of an image run downwards"
+
+
+# Linear RGB as it is seen without one kind of cone (Machado et al. 2009, severity 1).
+COLOUR_VISION = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def cielab(rgb: np.ndarray, vision: str = "all cones") -> np.ndarray:
+    """CIELAB of sRGB in [0, 1] (colours, 3), as `vision` sees them."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.array(COLOUR_VISION[vision]).T
+    xyz = (
+        np.clip(linear, 0, 1)
+        @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
+    )
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISION)
+def test_colours_stay_apart_for_any_colour_vision(vision):
+    colours = cielab(np.array([matplotlib.colors.to_rgb(colour) for colour in PALETTE]), vision)
+    # A difference of 2 is just seen; side by side in a map, 8 is clear.
+    assert min(np.linalg.norm(a - b) for a, b in combinations(colours, 2)) > 8
+
+
+def test_values_read_the_same_in_grey():
+    lightness = cielab(matplotlib.colormaps[COLOURMAP](np.linspace(0, 1, 64))[:, :3])[:, 0]
+    assert (np.diff(lightness) > 0).all()
 
 
 def test_categories_differ_by_marker_and_keep_their_colour_across_panels():
