@@ -325,7 +325,7 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "report",
         help="results -> one HTML file with every figure",
         description="Draws results into one HTML file that opens without a network. Several results of the same data become "
-        "a table of arms with spreads over runs, and the first two are compared spot by spot.",
+        "a table of arms with spreads over runs, and the first runs of the first two arms are compared spot by spot.",
         epilog="Example:\n  delst report results.json --output report.html\n"
         "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
         "  delst prepare toy --output toy-dataset   makes a dataset to try it on",

@@ -257,10 +257,12 @@ def _comparisons(record: Record) -> str:
 
 
 def _paired_models(records: Sequence[Record], names: Sequence[str]) -> str:
+    # The first result of another name: those of one name are seeds of one arm.
+    other = next((i for i, name in enumerate(names) if name != names[0]), 1)
     try:
-        found = compare_results(records[0], records[1])
+        found = compare_results(records[0], records[other])
     except ValueError as error:
-        return f"<p class='soft'>The first two results are not compared spot by spot: {html.escape(str(error))}</p>"
+        return f"<p class='soft'>The first two arms are not compared spot by spot: {html.escape(str(error))}</p>"
     rows = [
         [
             c["quantity"].removeprefix("predicted:"),
@@ -270,7 +272,7 @@ def _paired_models(records: Sequence[Record], names: Sequence[str]) -> str:
         ]
         for c in found
     ]
-    title = html.escape(f"{names[0]} minus {names[1]}, the same spots")
+    title = html.escape(f"{names[0]} minus {names[other]}, the same spots")
     return f"<h3>{title}</h3>" + _table(["", "metric", "difference", "95 %"], rows, text=(1,))
 
 
