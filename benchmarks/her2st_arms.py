@@ -132,7 +132,8 @@ def collect(options: argparse.Namespace) -> Values:
             for row in results.get("protocols", []):
                 for (protocol, own, metric), column in PROTOCOLS.items():
                     if row["protocol"] == protocol and row["metrics"].get(metric) is not None:
-                        name = arm if row["arm"] == own else row["arm"].removeprefix("DELST, ")
+                        baseline = row["arm"].removeprefix("DELST backbone, ").removeprefix("DELST, ")
+                        name = arm if row["arm"] == own else baseline
                         if row["arm"] == own or (name in BASELINES and not own.endswith("embedding")):
                             values[name, ALL, column.key].append(row["metrics"][metric])
             for row in [*results["retrieval"], *results["hierarchy"]]:
