@@ -4,9 +4,13 @@ The spot_diameter_fullres of Space Ranger is no safe measure: on real slides 55 
 100 um that are printed, because the diameter it states is that of a wider spot (65 um).
 """
 
+import logging
 from typing import Any
 
 import numpy as np
+import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 # Distance of the centres of neighbouring spots of Visium, and of the legacy Spatial Transcriptomics array.
 PITCH_UM, LEGACY_PITCH_UM = 100.0, 200.0
@@ -28,6 +32,26 @@ def visium_lattice_mpp(array: np.ndarray, pixels: np.ndarray) -> float | None:
 def square_lattice_mpp(array: np.ndarray, pixels: np.ndarray, pitch_um: float) -> float | None:
     """The same from squares of `pitch_um`: the array of legacy Spatial Transcriptomics, whose spots jitter, or bins."""
     return _lattice_mpp(array, pixels, (pitch_um, pitch_um), 0.5 * pitch_um)
+
+
+def mpp_from_pitch(spots: pd.DataFrame, slide_id: str) -> float:
+    """Pitch of the array (200 um) over its pitch in pixels: the median slope of pixel against array position, per axis.
+
+    The median of neighbour distances would be too small: the spots of one array jitter, and the nearest is taken.
+    """
+    from scipy.stats import theilslopes
+
+    if spots["x"].nunique() < 2 or spots["y"].nunique() < 2:
+        raise ValueError(f"slide {slide_id!r}: too few spots to measure the array's pitch. Give mpp (--mpp).")
+    pitch_x, pitch_y = (abs(float(theilslopes(spots[f"pixel_{axis}"], spots[axis])[0])) for axis in "xy")
+    if not (pitch_x > 0 and pitch_y > 0) or abs(pitch_x - pitch_y) > 0.1 * max(pitch_x, pitch_y):
+        raise ValueError(
+            f"slide {slide_id!r}: the pitch is {pitch_x:.1f} px along x and {pitch_y:.1f} px along y; they should be "
+            "equal. Check pixel_x and pixel_y, or give mpp (--mpp)."
+        )
+    mpp = 2 * LEGACY_PITCH_UM / (pitch_x + pitch_y)
+    logger.info("%s: pitch %.1f x %.1f px = %g um, so mpp = %.4f", slide_id, pitch_x, pitch_y, LEGACY_PITCH_UM, mpp)
+    return mpp
 
 
 def _lattice_mpp(array: np.ndarray, pixels: np.ndarray, steps: tuple[float, float], farthest: float) -> float | None:

@@ -8,23 +8,21 @@ ROOT/data/ST-pat/lbl/{S}_labeled_coordinates.tsv    labels of a pathologist, whe
 
 import logging
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from scipy.stats import theilslopes
 
 from ..counts import check_counts, make_genes, sum_duplicate_genes
 from ..images import open_image
+from ..lattice import mpp_from_pitch
 from ..slide import Slide
+from .matrices import read_table
 
 logger = logging.getLogger(__name__)
 
-# Distance of neighbouring spot centres on the legacy Spatial Transcriptomics array.
-PITCH_UM = 200.0
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 _SPOT_ID = re.compile(r"(-?\d+(?:\.\d+)?)x(-?\d+(?:\.\d+)?)")
 
@@ -180,18 +178,9 @@ def _images(data: Path, section: str) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
 
 
-def _read_table(path: Path, **options: object) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, **options)  # type: ignore[call-overload, no-any-return]
-    except (EOFError, OSError, zlib.error, ValueError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}. The file is truncated or not a table: download it again."
-        ) from error
-
-
 def _read_counts(path: Path, section: str) -> pd.DataFrame:
     """Returns counts with rows "XxY" (whole numbers) and columns genes."""
-    counts = _read_table(path, sep="\t", index_col=0)
+    counts = read_table(path, "counts", index_col=0)
     text = [str(name) for name, kind in counts.dtypes.items() if kind.kind not in "iuf"]
     rows = _spot_ids(counts.index)
     if rows is None:
@@ -213,7 +202,7 @@ def _read_counts(path: Path, section: str) -> pd.DataFrame:
         )
     check_counts(counts.to_numpy(), section, hint=f"put the raw counts into {path.name}")
     # pandas renames the second of two equal column names to "NAME.1"; the header itself knows better.
-    header = _read_table(path, sep="\t", index_col=0, header=None, nrows=1, dtype=str, keep_default_na=False)
+    header = read_table(path, "counts", index_col=0, header=None, nrows=1, dtype=str, keep_default_na=False)
     names = [str(name) for name in header.iloc[0]]
     counts.columns = pd.Index(names if len(names) == counts.shape[1] else counts.columns)
     return counts
@@ -228,7 +217,7 @@ def _spot_ids(names: pd.Index) -> pd.Index | None:
 
 
 def _read_spots(path: Path) -> pd.DataFrame:
-    spots = _read_table(path, sep="\t")
+    spots = read_table(path, "spots")
     missing = {"x", "y", "pixel_x", "pixel_y"} - set(spots.columns)
     if missing:
         raise KeyError(
@@ -245,29 +234,11 @@ def _read_spots(path: Path) -> pd.DataFrame:
     return spots
 
 
-def mpp_from_pitch(spots: pd.DataFrame, section: str) -> float:
-    """Pitch of the array (200 um) over its pitch in pixels: the median slope of pixel against array position, per axis.
-
-    The median of neighbour distances would be too small: the spots of one array jitter, and the nearest is taken.
-    """
-    if spots["x"].nunique() < 2 or spots["y"].nunique() < 2:
-        raise ValueError(f"section {section!r}: too few spots to measure the array's pitch. Give mpp (--mpp).")
-    pitch_x, pitch_y = (abs(float(theilslopes(spots[f"pixel_{axis}"], spots[axis])[0])) for axis in "xy")
-    if not (pitch_x > 0 and pitch_y > 0) or abs(pitch_x - pitch_y) > 0.1 * max(pitch_x, pitch_y):
-        raise ValueError(
-            f"section {section!r}: the pitch is {pitch_x:.1f} px along x and {pitch_y:.1f} px along y; they should be "
-            "equal. Check pixel_x and pixel_y, or give mpp (--mpp)."
-        )
-    mpp = 2 * PITCH_UM / (pitch_x + pitch_y)
-    logger.info("%s: pitch %.1f x %.1f px = %g um, so mpp = %.4f", section, pitch_x, pitch_y, PITCH_UM, mpp)
-    return mpp
-
-
 def _read_labels(path: Path | None, section: str, is_csv: bool) -> dict[str, str]:
     """Returns label by spot id; empty labels and "none" are left out."""
     if path is None:
         return {}
-    table = _read_table(path, sep="," if is_csv else "\t")
+    table = read_table(path, "labels")
     needed = {"section", "id", "label"} if is_csv else {"x", "y", "label"}
     if not needed <= set(table.columns):
         raise KeyError(

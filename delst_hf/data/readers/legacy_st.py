@@ -13,8 +13,8 @@ import pandas as pd
 
 from ..counts import make_genes
 from ..images import open_image
+from ..lattice import mpp_from_pitch
 from ..slide import Slide, make_slide_id
-from .her2st import PITCH_UM, mpp_from_pitch
 from .matrices import Counts, join_spots, read_counts, read_table
 
 SPOT_UM = 100.0
@@ -123,6 +123,3 @@ def _positions(path: Path) -> pd.DataFrame:
     table = table.dropna(subset=["x", "y"])
     table[["x", "y"]] = np.rint(table[["x", "y"]].to_numpy(float)).astype(int)
     return table.set_index(pd.Index([_name(x, y) for x, y in zip(table["x"], table["y"], strict=True)]))
-
-
-__all__ = ["PITCH_UM", "read_labels", "read_legacy_st"]
