@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hub_client import WITHOUT_THE_PACKAGE
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 
@@ -179,15 +180,7 @@ def test_a_classifier_in_the_image_classification_pipeline(body, spots, toy_stud
         }
 
 
-WITHOUT_THE_PACKAGE = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "delst_hf":
-            raise ModuleNotFoundError("blocked: " + name)
-
-sys.meta_path.insert(0, Blocker())
+LOAD_HEADS = """
 import torch
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -209,7 +202,7 @@ def test_heads_load_where_the_package_is_not_installed(body, spots, tmp_path):
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(tmp_path)]
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE + LOAD_HEADS, str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, model in models.items():
