@@ -72,6 +72,16 @@ def test_mpp_is_that_of_the_full_resolution(tmp_path):
     assert read_anndata(path, spot_diameter_um=100).mpp == pytest.approx(100 / 110 * 4)
 
 
+def test_the_legacy_array_is_measured_by_its_own_pitch(tmp_path):
+    adata = make_adata()
+    adata.obs["array_row"], adata.obs["array_col"] = [4, 4, 4, 5], [6, 7, 8, 6]
+    # 200 um are 80 px, so 2.5 um per full-resolution pixel, whatever the diameter of a spot says.
+    adata.obsm["spatial"] = np.array([[40, 60], [120, 60], [200, 60], [40, 140]])
+    adata.obs["in_tissue"] = 1
+    slide = read_anndata(write(adata, tmp_path / "a.h5ad"), technology="Spatial Transcriptomics")
+    assert slide.mpp == pytest.approx(2.5 * 4)
+
+
 def test_a_full_resolution_image_can_be_given(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (320, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "full.png")

@@ -34,6 +34,18 @@ def square_lattice_mpp(array: np.ndarray, pixels: np.ndarray, pitch_um: float) -
     return _lattice_mpp(array, pixels, (pitch_um, pitch_um), 0.5 * pitch_um)
 
 
+def lattice_pitch_um(technology: str, bin_um: float | None = None) -> float:
+    """Distance of neighbouring spots of a technology, in um; `bin_um` is the side of a bin of Visium HD."""
+    known = {"spatial transcriptomics": LEGACY_PITCH_UM, "visium hd": bin_um}
+    return known.get(technology.lower()) or PITCH_UM
+
+
+def lattice_mpp(technology: str, array: np.ndarray, pixels: np.ndarray, bin_um: float | None = None) -> float | None:
+    """Micrometres per pixel from the lattice of a technology: squares of legacy arrays and of bins, else that of Visium."""
+    pitch = lattice_pitch_um(technology, bin_um)
+    return visium_lattice_mpp(array, pixels) if pitch == PITCH_UM else square_lattice_mpp(array, pixels, pitch)
+
+
 def mpp_from_pitch(spots: pd.DataFrame, slide_id: str) -> float:
     """Pitch of the array (200 um) over its pitch in pixels: the median slope of pixel against array position, per axis.
 

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .genes import clean_genes
-from .lattice import LEGACY_PITCH_UM, PITCH_UM, square_lattice_mpp, visium_lattice_mpp
+from .lattice import lattice_mpp, lattice_pitch_um
 from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
@@ -135,13 +135,12 @@ def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
 def _compare_scales(slide: Slide) -> None:
     """Reports what states another scale than the one that is used: the image, and the spots themselves."""
     array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
-    kind = slide.technology.lower()
-    pitch = {"spatial transcriptomics": LEGACY_PITCH_UM, "visium hd": slide.spot_um}.get(kind)
-    lattice = square_lattice_mpp(array, pixels, pitch) if pitch else visium_lattice_mpp(array, pixels)
+    pitch = lattice_pitch_um(slide.technology, slide.spot_um)
+    lattice = lattice_mpp(slide.technology, array, pixels, slide.spot_um)
     spots = slide.spot_um / slide.spot_px if lattice is None and slide.spot_um and slide.spot_px else None
     for what, found, tolerance in (
         ("the image states", getattr(slide.image, "mpp", None), _SCALE_ALARM),
-        (f"the pitch of the spots ({pitch or PITCH_UM:g} um) gives", lattice, _SCALE_ALARM),
+        (f"the pitch of the spots ({pitch:g} um) gives", lattice, _SCALE_ALARM),
         (f"the diameter of the spots ({slide.spot_um} um) gives", spots, _SPOT_ALARM),
     ):
         if found and max(found / slide.mpp, slide.mpp / found) > 1 + tolerance:

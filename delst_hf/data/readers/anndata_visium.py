@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..images import open_image, to_rgb
-from ..lattice import stated_length, visium_lattice_mpp
+from ..lattice import lattice_mpp, lattice_pitch_um, stated_length
 from ..slide import Slide, make_slide_id
 from .anndata_file import on_tissue, open_anndata, raw_counts
 
@@ -89,7 +89,7 @@ def read_anndata(
             f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
         )
     if mpp is None:
-        mpp = _mpp(spots[keep], scale, library, spot_diameter_um, path.name)
+        mpp = _mpp(spots[keep], scale, library, spot_diameter_um, technology, path.name)
     labelled = bool(spots["label"].notna().any())
     return Slide(
         slide_id=slide_id,
@@ -197,13 +197,20 @@ def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> t
     return to_rgb(np.asarray(images[key])), float(factor)
 
 
-def _mpp(spots: pd.DataFrame, scale: float, library: Mapping[str, Any], spot_diameter_um: float, name: str) -> float:
-    lattice = visium_lattice_mpp(
-        spots[["array_row", "array_col"]].to_numpy(float), spots[["y", "x"]].to_numpy(float) / scale
-    )
+def _mpp(
+    spots: pd.DataFrame,
+    scale: float,
+    library: Mapping[str, Any],
+    spot_diameter_um: float,
+    technology: str,
+    name: str,
+) -> float:
+    array, pixels = spots[["array_row", "array_col"]].to_numpy(float), spots[["y", "x"]].to_numpy(float) / scale
+    lattice = lattice_mpp(technology, array, pixels)
     if lattice is None:
         return _mpp_from_spot(library, spot_diameter_um, name)
-    logger.info("%s: the spots' pitch of 100 um gives mpp = %.4f at full resolution", name, lattice)
+    pitch = lattice_pitch_um(technology)
+    logger.info("%s: the spots' pitch of %g um gives mpp = %.4f at full resolution", name, pitch, lattice)
     return lattice
 
 
