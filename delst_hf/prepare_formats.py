@@ -67,13 +67,23 @@ def _one_image(image: str | None, sources: list[str]) -> None:
         raise ValueError(f"--image is one image, but {len(sources)} files were given. Prepare them one at a time.")
 
 
-def _visium_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
+    """What the two formats of Space Ranger share."""
     parser.add_argument(
         "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
     )
-    parser.add_argument("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
-    _add_about(parser, technology="Visium")
+    parser.add_argument("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
+    _add_about(parser, technology=technology)
+
+
+def _each(reader: Callable[..., Any], sources: list[str], arguments: argparse.Namespace, **options: Any) -> Jobs:
+    """One slide a file."""
+    return [partial(reader, path, **options, **_about(arguments, i, len(sources))) for i, path in enumerate(sources)]
+
+
+def _visium_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+    _add_space_ranger(parser, "from the spots", "Visium")
 
 
 def _visium_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -81,22 +91,13 @@ def _visium_jobs(arguments: argparse.Namespace) -> Jobs:
 
     _one_image(arguments.image, arguments.sources)
     _check_files(arguments.image, *arguments.sources)
-    return [
-        partial(
-            read_visium, path, image=arguments.image, mpp=arguments.mpp, **_about(arguments, i, len(arguments.sources))
-        )
-        for i, path in enumerate(arguments.sources)
-    ]
+    return _each(read_visium, arguments.sources, arguments, image=arguments.image, mpp=arguments.mpp)
 
 
 def _visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
     parser.add_argument("--bin-um", type=int, default=8, metavar="UM", help="which square_...um to read (default 8)")
-    parser.add_argument(
-        "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
-    )
-    parser.add_argument("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: as stated)")
-    _add_about(parser, technology="Visium HD")
+    _add_space_ranger(parser, "as stated", "Visium HD")
 
 
 def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -105,11 +106,7 @@ def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
     _one_image(arguments.image, arguments.sources)
     _check_files(arguments.image, *arguments.sources)
     options = {"bin_um": arguments.bin_um, "image": arguments.image, "mpp": arguments.mpp}
-    count = len(arguments.sources)
-    return [
-        partial(read_visium_hd, path, **options, **_about(arguments, i, count))
-        for i, path in enumerate(arguments.sources)
-    ]
+    return _each(read_visium_hd, arguments.sources, arguments, **options)
 
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
@@ -223,11 +220,7 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
         "image": arguments.image, "layer": arguments.layer, "label_key": arguments.label_key,
     }  # fmt: skip
     if arguments.slide_key is None:
-        count = len(arguments.files)
-        return [
-            partial(read_anndata, path, **options, **_about(arguments, i, count))
-            for i, path in enumerate(arguments.files)
-        ]
+        return _each(read_anndata, arguments.files, arguments, **options)
     pairs = [(path, value) for path in arguments.files for value in find_anndata_slides(path, arguments.slide_key)]
     return [
         partial(read_anndata, path, slide_key=arguments.slide_key, slide_value=value, **options,
