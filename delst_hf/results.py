@@ -18,10 +18,10 @@ from .hub import training_record
 FORMAT = "delst-results-1"
 # protocol, metric -> the Hub's task and a name that stands on its own; the arm is the model's first, or its space.
 _INDEXED = {
-    ("hest", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol"),
-    ("hest[alpha=cv]", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol, alpha=cv"),
-    ("linear_probe", "macro_f1"): ("image-classification", "Macro-F1, linear probe on unseen groups"),
-    ("stimage1k4m", "macro_f1_mean"): ("image-classification", "Macro-F1, STimage-1K4M protocol"),
+    ("hest", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol, backbone"),
+    ("hest[alpha=cv]", "pearson_mean"): ("expression-prediction", "Pearson, HEST protocol, alpha=cv, backbone"),
+    ("linear_probe", "macro_f1"): ("image-classification", "Macro-F1, linear probe on unseen groups, backbone"),
+    ("stimage1k4m", "macro_f1_mean"): ("image-classification", "Macro-F1, STimage-1K4M protocol, backbone"),
     ("retrieval", "image_to_gene_recall@10"): ("image-gene-retrieval", "Image to gene recall@10"),
     ("retrieval", "gene_to_image_recall@10"): ("image-gene-retrieval", "Gene to image recall@10"),
 }

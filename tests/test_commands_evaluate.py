@@ -103,7 +103,7 @@ def test_model_index_is_what_the_hub_reads(record):
     assert name == "toy" and all(isinstance(result, EvalResult) for result in results)
     found = {result.metric_name: result.metric_value for result in results}
     row = next(r for r in record["protocols"] if (r["protocol"], r["arm"]) == ("hest", "DELST backbone"))
-    assert found["Pearson, HEST protocol"] == pytest.approx(row["metrics"]["pearson_mean"], abs=1e-4)
+    assert found["Pearson, HEST protocol, backbone"] == pytest.approx(row["metrics"]["pearson_mean"], abs=1e-4)
 
 
 def test_a_model_compared_with_itself_differs_by_nothing_and_with_another_by_something(record):

@@ -59,7 +59,7 @@ def test_facts_of_the_records_are_in_the_card(folder, tiny_processor):
     header = yaml.safe_load(card.split("---")[1].replace("{", "<"))
     assert header["license"] == "mit" and header["base_model"] == "google/vit-base-patch16-224"
     found = {m["name"]: m["value"] for row in header["model-index"][0]["results"] for m in row["metrics"]}
-    assert found == {"Image to gene recall@10": 0.31, "Macro-F1, STimage-1K4M protocol": 0.61}
+    assert found == {"Image to gene recall@10": 0.31, "Macro-F1, STimage-1K4M protocol, backbone": 0.61}
     genes = len(tiny_processor.feature_extractor.vocabulary)
     for fact in (
         "# name\n", f"| Gene vocabulary | {genes} genes, ", "| Patches | 112 um, stored as 32 px, read at 32 px |",
