@@ -15,12 +15,8 @@ from transformers.image_utils import load_image
 _KEYS = {"image", "counts", "gene_names"}
 
 
-class SpotEmbeddingPipeline(Pipeline):
-    """Patches, counts or both -> embeddings in the joint space, numpy arrays (projection_dim,).
-
-    An input is a patch (a PIL image, a path or a URL), or a dict with ``image``, ``counts`` or both: ``counts`` is a mapping
-    from gene to count, or a row of counts with ``gene_names`` beside it.
-    """
+class _ProcessorPipeline(Pipeline):
+    """What both pipelines share: the `DelstProcessor` of the model prepares the inputs, and nothing else is loaded."""
 
     model: Any
     processor: Any
@@ -29,6 +25,14 @@ class SpotEmbeddingPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+
+
+class SpotEmbeddingPipeline(_ProcessorPipeline):
+    """Patches, counts or both -> embeddings in the joint space, numpy arrays (projection_dim,).
+
+    An input is a patch (a PIL image, a path or a URL), or a dict with ``image``, ``counts`` or both: ``counts`` is a mapping
+    from gene to count, or a row of counts with ``gene_names`` beside it.
+    """
 
     def _sanitize_parameters(
         self, gene_names: Sequence[str] | None = None, timeout: float | None = None, **kwargs: Any
@@ -78,16 +82,8 @@ class SpotEmbeddingPipeline(Pipeline):
         return {name: embeds[0].float().numpy() for name, embeds in model_outputs.items()}
 
 
-class GeneExpressionPipeline(Pipeline):
+class GeneExpressionPipeline(_ProcessorPipeline):
     """Patches -> normalised expression by gene, from a `DelstForGeneExpressionPrediction`."""
-
-    model: Any
-    processor: Any
-
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
 
     def _sanitize_parameters(
         self, genes: Sequence[str] | None = None, timeout: float | None = None, **kwargs: Any
