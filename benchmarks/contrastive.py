@@ -5,7 +5,7 @@
 
 Forward + backward in the Lorentz geometry, float32, for gradients by both embeddings, logit scale and curvature:
 
-    tiled        delst_hf.losses.contrastive_loss
+    tiled        delst_hf.model.losses.contrastive_loss
     two-matrix   what published hyperbolic models do: for each direction a matrix of Lorentzian inner products, its acosh,
                  and a cross entropy, all by autograd
     one-matrix   the same with one matrix for both directions
@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from delst_hf.lorentz import exp_map0
-from delst_hf.losses import contrastive_loss
+from delst_hf.model.lorentz import exp_map0
+from delst_hf.model.losses import contrastive_loss
 
 MIB = 2**20
 CPU_SECONDS = False  # --cpu-seconds

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from delst_hf import DelstModel, DelstProcessor
-from delst_hf.arguments import split_names
 from delst_hf.data.study import Study
 from delst_hf.evaluation.retrieval import bidirectional_retrieval
+from delst_hf.pretraining.arguments import split_names
 
 KEYS = ("image_to_gene_recall@10", "gene_to_image_recall@10")
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_delst import DelstConfig, DelstGeneConfig
-from .feature_extraction_delst import DelstGeneFeatureExtractor
-from .modeling_delst import DelstGeneModel, DelstModel, DelstOutput
-from .modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
-from .pipelines_delst import GeneExpressionPipeline, SpotEmbeddingPipeline
-from .processing_delst import DelstProcessor
+from .model.configuration_delst import DelstConfig, DelstGeneConfig
+from .model.feature_extraction_delst import DelstGeneFeatureExtractor
+from .model.modeling_delst import DelstGeneModel, DelstModel, DelstOutput
+from .model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+from .model.processing_delst import DelstProcessor
+from .pipelines import GeneExpressionPipeline, SpotEmbeddingPipeline
 
 if TYPE_CHECKING:
     from .data.collator import DelstCollator
     from .data.dataset import write_dataset
     from .data.slide import Slide
-    from .trainer import DelstTrainer, DelstTrainingArguments
+    from .pretraining.trainer import DelstTrainer, DelstTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -48,8 +48,8 @@ DelstProcessor.register_for_auto_class("AutoProcessor")
 
 _LAZY = {
     "DelstCollator": "data.collator",
-    "DelstTrainer": "trainer",
-    "DelstTrainingArguments": "trainer",
+    "DelstTrainer": "pretraining.trainer",
+    "DelstTrainingArguments": "pretraining.trainer",
     "Slide": "data.slide",
     "write_dataset": "data.dataset",
 }

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .commands_hub import add_card, add_doctor, add_push
-from .prepare import add_merge, add_prepare, add_vocabulary
+from .commands.hub import add_card, add_doctor, add_push
+from .commands.prepare import add_merge, add_prepare, add_vocabulary
 
 _USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ImportError)
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of `delst` with all its subcommands."""
-    from .commands_evaluate import add_evaluate, add_report
+    from .commands.evaluate import add_evaluate, add_report
 
     parser = argparse.ArgumentParser(
         prog="delst",

@@ -21,8 +21,8 @@ from delst_hf.evaluation import (
     ridge_prediction,
 )
 from delst_hf.evaluation.embed import embed
-from delst_hf.hub import read_training_record
-from delst_hf.plots import spatial_maps
+from delst_hf.record import read_training_record
+from delst_hf.report.plots import spatial_maps
 
 model_folder, dataset, slide, output = sys.argv[1:]
 model, processor = DelstModel.from_pretrained(model_folder), DelstProcessor.from_pretrained(model_folder)

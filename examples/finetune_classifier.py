@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 from delst_hf import DelstForSpotClassification, DelstProcessor
 from delst_hf.data.study import Study
 from delst_hf.evaluation import macro_f1
-from delst_hf.plots import spatial_maps
+from delst_hf.report.plots import spatial_maps
 
 model_folder, dataset, slide, output = sys.argv[1:]
 study = Study.load(dataset)

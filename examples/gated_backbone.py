@@ -22,8 +22,8 @@ from delst_hf import (
 )
 from delst_hf.data.study import Study
 from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.hub import save_checkpoint_folder
-from delst_hf.vision_delst import load_image_processor
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.model.vision_delst import load_image_processor
 
 backbone, dataset, run = sys.argv[1:]
 study = Study.load(dataset)

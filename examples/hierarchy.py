@@ -13,11 +13,11 @@ import torch
 
 from delst_hf import DelstCollator, DelstModel, DelstProcessor
 from delst_hf.data.study import Study
-from delst_hf.evaluation import hierarchy_report
 from delst_hf.evaluation.embed import embed
 from delst_hf.evaluation.illustrations import leading_plane
-from delst_hf.lorentz import log_map0
-from delst_hf.plots import poincare_disk
+from delst_hf.evaluation.protocols.hierarchy import hierarchy_report
+from delst_hf.model.lorentz import log_map0
+from delst_hf.report.plots import poincare_disk
 
 model_folder, dataset, slide, output = sys.argv[1:]
 model, processor = DelstModel.from_pretrained(model_folder), DelstProcessor.from_pretrained(model_folder)

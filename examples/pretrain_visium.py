@@ -19,14 +19,14 @@ from delst_hf import (
     DelstTrainingArguments,
     write_dataset,
 )
-from delst_hf.data.facts import data_facts
 from delst_hf.data.readers.visium import read_visium
 from delst_hf.data.study import Study
 from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.evaluation.arms import format_results
-from delst_hf.evaluation.protocol import evaluate_checkpoint
-from delst_hf.hub import save_checkpoint_folder
-from delst_hf.vision_delst import load_image_processor
+from delst_hf.evaluation.protocols.arms import format_results
+from delst_hf.evaluation.run import evaluate_checkpoint
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.hub.facts import data_facts
+from delst_hf.model.vision_delst import load_image_processor
 
 backbone, run, *folders = sys.argv[1:]
 # For sharp patches name the full-resolution image too: read_visium(outs, image=...); without it the reduced one is used.

@@ -12,9 +12,8 @@ import sys
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
-from delst_hf.data.publish import push_dataset
-from delst_hf.publish import push_model
-from delst_hf.results import read_results
+from delst_hf.evaluation.results import read_results
+from delst_hf.hub.publish import push_dataset, push_model
 
 model_folder, dataset, results, repo_id = sys.argv[1:]
 dataset_id = f"{repo_id}-data"

@@ -8,7 +8,7 @@ import sys
 from delst_hf import DelstCollator, DelstModel, DelstProcessor
 from delst_hf.data.study import Study
 from delst_hf.evaluation.embed import embed
-from delst_hf.lorentz import radius
+from delst_hf.model.lorentz import radius
 
 model_folder, dataset_folder, slide = sys.argv[1:]
 model, processor = DelstModel.from_pretrained(model_folder), DelstProcessor.from_pretrained(model_folder)

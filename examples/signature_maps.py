@@ -16,8 +16,8 @@ from delst_hf import DelstCollator, DelstModel, DelstProcessor
 from delst_hf.data.study import Study
 from delst_hf.evaluation import bidirectional_retrieval, signature_map, signature_profile
 from delst_hf.evaluation.embed import embed
-from delst_hf.hub import read_training_record
-from delst_hf.plots import retrieval_gallery, spatial_maps
+from delst_hf.record import read_training_record
+from delst_hf.report.plots import retrieval_gallery, spatial_maps
 
 model_folder, dataset, slide, signature, output = sys.argv[1:]
 model, processor = DelstModel.from_pretrained(model_folder), DelstProcessor.from_pretrained(model_folder)

@@ -83,8 +83,9 @@ def tiny_model(tiny_processor):
 @pytest.fixture(scope="session")
 def toy_checkpoint(toy_folder, toy_study, tmp_path_factory) -> Path:
     """A checkpoint folder of an untrained tiny model, whose record says that it was trained on toy_A1 and toy_A2."""
-    from delst_hf.data.facts import data_facts
-    from delst_hf.hub import save_checkpoint_folder, training_record
+    from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+    from delst_hf.hub.facts import data_facts
+    from delst_hf.record import training_record
 
     processor = make_tiny_processor(toy_study)
     model = make_tiny_model(len(processor.feature_extractor.vocabulary))

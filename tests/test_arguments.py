@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from delst_hf import DelstTrainingArguments
-from delst_hf.arguments import DataArguments, ModelArguments, parse_arguments, split_names
+from delst_hf.pretraining.arguments import DataArguments, ModelArguments, parse_arguments, split_names
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from delst_hf import DelstConfig, DelstModel
-from delst_hf.backbone_delst import fingerprint
+from delst_hf.model.backbone_delst import fingerprint
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
 HEADS = {"gene_config": {"num_genes": 5, "hidden_size": 16}, "projection_dim": 8}

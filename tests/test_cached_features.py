@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from delst_hf import DelstCollator, DelstTrainer, DelstTrainingArguments
-from delst_hf.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
 from delst_hf.evaluation.embed import embed, embed_share
+from delst_hf.pretraining.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_features_are_embedded_once_for_each_backbone_and_data(tiny_model, toy_s
     features = cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False)
     np.testing.assert_array_equal(features, embed(tiny_model, toy_study.spots, collator, progress=False).features)
     calls = []
-    monkeypatch.setattr("delst_hf.cached_features.embed_share", lambda *args: calls.append(1) or embed_share(*args))
+    monkeypatch.setattr(
+        "delst_hf.pretraining.cached_features.embed_share", lambda *args: calls.append(1) or embed_share(*args)
+    )
     np.testing.assert_array_equal(cached_features(tiny_model, toy_study.spots, collator, tmp_path), features)
     assert not calls
     cached_features(tiny_model, toy_study.subset(["toy_B1"]), collator, tmp_path, progress=False)

@@ -15,11 +15,11 @@ from datasets import load_dataset
 from PIL import Image
 
 import delst_hf.cli
-import delst_hf.prepare_formats
+import delst_hf.commands.formats
 from delst_hf.cli import main
 from delst_hf.data.vocabulary import read_gene_list
 
-FORMATS = tuple(delst_hf.prepare_formats.FORMATS)
+FORMATS = tuple(delst_hf.commands.formats.FORMATS)
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ def test_help_teaches_with_an_example(command, capsys):
     assert " ".join(["delst", *command]) in text.split("usage: ")[1]
     assert "delst prepare" in text[text.rindex("\n\n") :]
     if command == ["prepare"]:
-        for name, one in delst_hf.prepare_formats.FORMATS.items():
+        for name, one in delst_hf.commands.formats.FORMATS.items():
             assert f"delst prepare {name} " in one.examples[0]
             assert one.examples[0] in text
 
 
-@pytest.mark.parametrize("module", ["cli", "prepare", "prepare_formats", "commands_hub"])
+@pytest.mark.parametrize("module", ["cli", "commands/prepare", "commands/formats", "commands/hub"])
 def test_help_needs_no_heavy_import(module):
     tree = ast.parse((Path(delst_hf.cli.__file__).parent / f"{module}.py").read_text())
     modules = [name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names]

@@ -11,9 +11,10 @@ import yaml
 from conftest import make_tiny_model, make_tiny_processor
 
 from delst_hf.cli import main
+from delst_hf.evaluation.results import compare_results, data_fingerprint, model_index, read_results, write_results
 from delst_hf.evaluation.suite import SUITE
-from delst_hf.hub import save_checkpoint_folder, training_record
-from delst_hf.results import compare_results, data_fingerprint, model_index, read_results, write_results
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.record import training_record
 
 LOG = [{"epoch": float(i), "loss": 5.0 / (i + 1), "contrastive_loss": 4.0 / (i + 1), "curvature": 1.0 - i / 10,
         "curvature_at_clamp": float(i == 3), "image_radius": 1.0, "gene_radius": 0.8} for i in range(4)]  # fmt: skip

@@ -4,12 +4,12 @@ import pytest
 from hub_client import answer_of
 from hub_server import Fault, HubServer
 
-from delst_hf import doctor
 from delst_hf.cli import main
+from delst_hf.commands import doctor
 
 EXAMINE = """
 import json, os
-from delst_hf import doctor
+from delst_hf.commands import doctor
 
 doctor.OPTIONAL = {}
 def seen(token, backbone=None):

@@ -9,9 +9,9 @@ import torch.multiprocessing
 from conftest import make_tiny_model, make_tiny_processor
 
 from delst_hf import DelstCollator
-from delst_hf.cached_features import cached_features
 from delst_hf.data.study import Study
 from delst_hf.evaluation.embed import embed
+from delst_hf.pretraining.cached_features import cached_features
 
 
 def prepared(data: str):

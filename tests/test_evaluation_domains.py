@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
-from delst_hf.evaluation.domains import smoothness, spatial_domains, spot_neighbours
+from delst_hf.evaluation.protocols.domains import smoothness, spatial_domains, spot_neighbours
 
 
 def planted(seed=0, side=12):

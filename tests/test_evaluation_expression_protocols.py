@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from delst_hf.evaluation.expression_protocols import expression_protocol, hest_alpha, hest_genes
+from delst_hf.evaluation.protocols.hest import expression_protocol, hest_alpha, hest_genes
 
 
 def planted(num_spots=180, columns=12, num_genes=6, noise=1.0, seed=0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from delst_hf.evaluation.hierarchy import cone_statistics, hierarchy
-from delst_hf.lorentz import exp_map0
+from delst_hf.evaluation.cones import cone_statistics, hierarchy
+from delst_hf.model.lorentz import exp_map0
 
 
 def directions(n: int, dim: int = 6, seed: int = 0) -> torch.Tensor:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from delst_hf.evaluation.hierarchy_report import (
+from delst_hf.evaluation.protocols.hierarchy import (
     MEANINGS,
     delta_hyperbolicity,
     entailment_auc,
@@ -13,7 +13,7 @@ from delst_hf.evaluation.hierarchy_report import (
     relative_delta,
     traversal,
 )
-from delst_hf.lorentz import exp_map0, radius
+from delst_hf.model.lorentz import exp_map0, radius
 
 
 def unit(n, dim=6, seed=0):

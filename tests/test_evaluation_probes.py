@@ -9,9 +9,9 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from delst_hf.evaluation.probes import knn_predictions, label_probe, prototype_predictions
-from delst_hf.evaluation.stimage1k4m import stimage1k4m_probe
-from delst_hf.lorentz import exp_map0
+from delst_hf.evaluation.protocols.probes import knn_predictions, label_probe, prototype_predictions
+from delst_hf.evaluation.protocols.stimage1k4m import stimage1k4m_probe
+from delst_hf.model.lorentz import exp_map0
 
 
 def planted(num_rows=240, distance=3.0, seed=0, dim=6):
@@ -62,7 +62,7 @@ def test_stimage_drops_what_the_benchmark_drops():
 
 def test_stimage_does_not_depend_on_the_hash_seed():
     script = (
-        "import numpy as np; from delst_hf.evaluation.stimage1k4m import stimage1k4m_probe as p;"
+        "import numpy as np; from delst_hf.evaluation.protocols.stimage1k4m import stimage1k4m_probe as p;"
         "x = np.random.default_rng(0).normal(size=(60, 4));"
         "print(p(x, [str(v) for v in np.where(x[:, 0] + x[:, 1] > 0, 'a', 'b')]))"
     )

@@ -4,14 +4,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
 
-from delst_hf.evaluation.signatures import (
+from delst_hf.evaluation.protocols.signatures import (
     imputation_scores,
     impute_by_retrieval,
     region_auroc,
     signature_map,
     signature_profile,
 )
-from delst_hf.lorentz import exp_map0, pairwise_distance
+from delst_hf.model.lorentz import exp_map0, pairwise_distance
 
 
 def test_profile_by_hand():

@@ -11,8 +11,8 @@ from conftest import make_tiny_model, make_tiny_processor
 from delst_hf.cli import main
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.toy import make_toy_slide
-from delst_hf.hub import save_checkpoint_folder
-from delst_hf.results import model_index, read_results
+from delst_hf.evaluation.results import model_index, read_results
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 
 QUICK = ["--resamples", "10", "--num-seeds", "1", "--num-genes", "20"]
 

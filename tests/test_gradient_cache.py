@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
-from delst_hf.gradient_cache import cached_loss
+from delst_hf.pretraining.gradient_cache import cached_loss
 
 SCALARS = {"logit_scale", "log_curvature", "log_image_scale", "log_gene_scale"}
 
@@ -85,7 +85,7 @@ def test_dropout_is_the_same_in_both_passes(tiny_model, batch, monkeypatch):
     assert_same_gradients(found, expected)
     # What is drawn next does not depend on the replay either.
     assert torch.equal(torch.get_rng_state(), end)
-    monkeypatch.setattr("delst_hf.gradient_cache._RandomState.restore", lambda self: None)
+    monkeypatch.setattr("delst_hf.pretraining.gradient_cache._RandomState.restore", lambda self: None)
     _, wrong = cached(with_dropout(tiny_model, 0.5), batch)
     with pytest.raises(AssertionError):
         assert_same_gradients(wrong, expected)

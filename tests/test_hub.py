@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from delst_hf.hub import read_training_record, save_checkpoint_folder, training_record
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.record import read_training_record, training_record
 
 
 def test_folder_holds_everything_and_loads(tiny_model, tiny_processor, tmp_path):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from delst_hf import DelstConfig, DelstModel, DelstTrainingArguments
-from delst_hf.lora import add_lora, merge_lora
+from delst_hf.pretraining.lora import add_lora, merge_lora
 
 pytest.importorskip("peft", reason="the optional extra 'lora' is not installed")
 

@@ -6,8 +6,8 @@ import geoopt
 import pytest
 import torch
 
-from delst_hf import lorentz
-from delst_hf.lorentz import MAX_RAPIDITY
+from delst_hf.model import lorentz
+from delst_hf.model.lorentz import MAX_RAPIDITY
 
 CURVATURES = [0.1, 0.5, 1.0, 3.0, 10.0]
 DTYPES = [torch.float32, torch.float64]

@@ -11,8 +11,8 @@ import torch.multiprocessing
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
-from delst_hf.lorentz import exp_map0
-from delst_hf.losses import (
+from delst_hf.model.lorentz import exp_map0
+from delst_hf.model.losses import (
     contrastive_loss,
     entailment_loss,
     gather_across_ranks,
@@ -20,7 +20,7 @@ from delst_hf.losses import (
     ordered_pairs,
     world_size,
 )
-from delst_hf.similarity import similarity_logits
+from delst_hf.model.similarity import similarity_logits
 
 GEOMETRIES = ["lorentz", "cosine", "euclidean"]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from delst_hf.card_facts import FACTS
-from delst_hf.data.facts import data_facts
-from delst_hf.hub import copy_checkpoint_folder, save_checkpoint_folder, training_record
-from delst_hf.model_card import check_filled, model_card, template_text, unfilled
-from delst_hf.model_card_results import limitations, results_text
+from delst_hf.hub.card import check_filled, model_card, template_text, unfilled
+from delst_hf.hub.card_results import limitations, results_text
+from delst_hf.hub.checkpoint_folder import copy_checkpoint_folder, save_checkpoint_folder
+from delst_hf.hub.facts import FACTS, data_facts
+from delst_hf.record import training_record
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from delst_hf import plots
-from delst_hf.drawing import COLOURMAP, INK, MARKERS, PALETTE, spot_size, to_disk
-from delst_hf.pictures import decode, encode
+from delst_hf.evaluation.pictures import decode, encode
+from delst_hf.report import plots
+from delst_hf.report.drawing import COLOURMAP, INK, MARKERS, PALETTE, spot_size, to_disk
 
 GENERATOR = np.random.default_rng(0)
 X, Y = (grid.ravel() * 100.0 for grid in np.meshgrid(np.arange(6), np.arange(6)))

@@ -11,8 +11,9 @@ from hub_client import ROOT, answer_of
 from hub_server import Fault, HubServer
 
 from delst_hf import DelstModel
-from delst_hf.data.facts import data_facts
-from delst_hf.hub import save_checkpoint_folder, training_record
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.hub.facts import data_facts
+from delst_hf.record import training_record
 
 FACTS = ["--license", "apache-2.0", "--base-model", "me/vit", "--base-model-license", "mit", "--dataset-name", "toys"]
 FACTS += [

@@ -92,14 +92,14 @@ def models(tmp_path_factory):
 
 
 def needed_by(*modules):
-    """These files of the package and all that they import, directly or not."""
-    found, waiting = set(), list(modules)
+    """These files of the model's room and all that they import, directly or not."""
+    found, waiting = set(), [f"model/{module}" for module in modules]
     while waiting:
         module = waiting.pop()
         if module not in found:
             found.add(module)
             waiting += {target for _, target in imports_of(module)}
-    return found
+    return {module.removeprefix("model/") for module in found}
 
 
 def test_a_saved_folder_holds_every_file_of_its_code(models):

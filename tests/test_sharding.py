@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from delst_hf import DelstModel
-from delst_hf.checkpoints import last_complete_checkpoint
-from delst_hf.sharding import prepare_for_sharding
+from delst_hf.pretraining.checkpoints import last_complete_checkpoint
+from delst_hf.pretraining.sharding import prepare_for_sharding
 
 # accelerate shards on accelerators only and takes DDP on a CPU without a word; torch itself shards on a CPU as well. So the
 # script calls the processes of a CPU those of a GPU at the one moment when accelerate decides.

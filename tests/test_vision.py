@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, PreTraine
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from delst_hf import DelstConfig, DelstModel
-from delst_hf.vision_delst import (
+from delst_hf.model.vision_delst import (
     count_prefix_tokens,
     encode_images,
     load_image_processor,

@@ -9,8 +9,8 @@ then by every protocol of docs/evaluation.md (--protocols), with intervals, into
 The probes are fitted on the slides that the checkpoint was trained on unless --train-slides says otherwise.
 """
 
-from delst_hf.arguments import parse_arguments
-from delst_hf.commands_evaluate import EvaluationArguments, run_evaluation
+from delst_hf.commands.evaluate import EvaluationArguments, run_evaluation
+from delst_hf.pretraining.arguments import parse_arguments
 
 if __name__ == "__main__":
     run_evaluation(parse_arguments((EvaluationArguments,), description=__doc__ or "")[0])

@@ -20,23 +20,23 @@ import yaml
 from transformers import ViTImageProcessorPil, set_seed
 
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
-from delst_hf.arguments import (
+from delst_hf.data.study import Study, hierarchy_level
+from delst_hf.data.vocabulary import gene_moments, read_vocabulary, select_vocabulary
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.hub.facts import data_facts
+from delst_hf.model.vision_delst import load_image_processor
+from delst_hf.pretraining.arguments import (
     CardArguments,
     DataArguments,
     ModelArguments,
-    hyperparameters,
     parse_arguments,
     split_names,
 )
-from delst_hf.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
-from delst_hf.checkpoints import last_complete_checkpoint, whole_checkpoint
-from delst_hf.data.facts import data_facts
-from delst_hf.data.study import Study, hierarchy_level
-from delst_hf.data.vocabulary import gene_moments, read_vocabulary, select_vocabulary
-from delst_hf.hub import save_checkpoint_folder
-from delst_hf.lora import add_lora, merge_lora
-from delst_hf.trainer import DelstTrainer, DelstTrainingArguments
-from delst_hf.vision_delst import load_image_processor
+from delst_hf.pretraining.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
+from delst_hf.pretraining.checkpoints import last_complete_checkpoint, whole_checkpoint
+from delst_hf.pretraining.lora import add_lora, merge_lora
+from delst_hf.pretraining.trainer import DelstTrainer, DelstTrainingArguments
+from delst_hf.record import hyperparameters
 
 
 def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..processing_delst import DelstProcessor
+from ..model.processing_delst import DelstProcessor
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 

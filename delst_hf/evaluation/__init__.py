@@ -1,55 +1,48 @@
-"""Evaluations of embeddings: numpy arrays in, a flat dict of numbers out, and no model class anywhere.
+"""Evaluations of embeddings: arrays in, numbers with intervals out.
 
-Whatever is fitted (scalers, gene choice, penalties) is fitted on training rows only.
+`run` scores a checkpoint, a backbone or given embeddings on a study by every protocol of `protocols`. Whatever is fitted
+(scalers, gene choice, penalties) is fitted on training rows only. Modules are loaded on first use, so that importing one
+does not import scikit-learn for all.
 """
 
-from .baselines import COLOUR_STATISTICS, colour_statistics, permutation_within, shuffled
-from .domains import spatial_domains
-from .expression import (
-    RidgePrediction,
-    expression_prediction,
-    gene_pearson,
-    log_normalize,
-    most_variable_genes,
-    ridge_prediction,
-)
-from .expression_protocols import expression_protocol, hest_genes
-from .hierarchy_report import hierarchy_report
-from .linear_probe import linear_probe, macro_f1
-from .preparation import FlooredScaler, group_folds
-from .probes import label_probe
-from .retrieval import bidirectional_retrieval, retrieval, retrieval_within
-from .signatures import impute_by_retrieval, region_auroc, signature_map, signature_profile
-from .stimage1k4m import stimage1k4m_probe
-from .uncertainty import Bootstrap
+import importlib
+from typing import Any
 
-__all__ = [
-    "COLOUR_STATISTICS",
-    "Bootstrap",
-    "FlooredScaler",
-    "RidgePrediction",
-    "bidirectional_retrieval",
-    "colour_statistics",
-    "expression_prediction",
-    "expression_protocol",
-    "gene_pearson",
-    "group_folds",
-    "hest_genes",
-    "hierarchy_report",
-    "impute_by_retrieval",
-    "label_probe",
-    "linear_probe",
-    "log_normalize",
-    "macro_f1",
-    "most_variable_genes",
-    "permutation_within",
-    "region_auroc",
-    "retrieval",
-    "retrieval_within",
-    "ridge_prediction",
-    "shuffled",
-    "signature_map",
-    "signature_profile",
-    "spatial_domains",
-    "stimage1k4m_probe",
-]
+_LAZY = {
+    "Bootstrap": "uncertainty",
+    "COLOUR_STATISTICS": "baselines",
+    "FlooredScaler": "preparation",
+    "RidgePrediction": "expression",
+    "bidirectional_retrieval": "retrieval",
+    "colour_statistics": "baselines",
+    "expression_prediction": "expression",
+    "expression_protocol": "protocols.hest",
+    "gene_pearson": "expression",
+    "group_folds": "preparation",
+    "hest_genes": "protocols.hest",
+    "hierarchy_report": "protocols.hierarchy",
+    "impute_by_retrieval": "protocols.signatures",
+    "label_probe": "protocols.probes",
+    "linear_probe": "linear_probe",
+    "log_normalize": "expression",
+    "macro_f1": "linear_probe",
+    "most_variable_genes": "expression",
+    "permutation_within": "baselines",
+    "region_auroc": "protocols.signatures",
+    "retrieval": "retrieval",
+    "retrieval_within": "retrieval",
+    "ridge_prediction": "expression",
+    "shuffled": "baselines",
+    "signature_map": "protocols.signatures",
+    "signature_profile": "protocols.signatures",
+    "spatial_domains": "protocols.domains",
+    "stimage1k4m_probe": "protocols.stimage1k4m",
+}
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

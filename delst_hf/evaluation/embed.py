@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
-from ..losses import process_rank, world_size
-from ..modeling_delst import DelstModel
+from ..model.distributed import process_rank, world_size
+from ..model.modeling_delst import DelstModel
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from ..lorentz import log_map0
+from ..model.lorentz import log_map0
 from .preparation import MAX_FOLDS, joined_groups, missing_rows
 
 SPLITS = ("auto", "patient", "slide", "block")

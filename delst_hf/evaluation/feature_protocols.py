@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from .domains import centred_intervals, domain_statistics, spatial_domains
 from .expression import log_normalize, most_variable_genes
-from .expression_protocols import HEST_GENES, ExpressionResult, expression_protocol, hest_genes
+from .findings import Rows
 from .preparation import missing_rows, nanmean
-from .probes import label_probe
+from .protocols.domains import centred_intervals, domain_statistics, spatial_domains
+from .protocols.hest import HEST_GENES, ExpressionResult, expression_protocol, hest_genes
+from .protocols.probes import label_probe
+from .protocols.stimage1k4m import stimage1k4m_predictions
 from .resampled import f1_statistic, fold_pearson, pearson_statistic, recall_statistic, within_slides
-from .rows import Rows
-from .stimage1k4m import stimage1k4m_predictions
 from .uncertainty import Bootstrap, Statistic
 
 STIMAGE_LEAST = 50  # labelled spots: a tenth of them tests

@@ -6,11 +6,11 @@ import numpy as np
 
 from .evidence import Space
 from .expression import log_normalize
-from .hierarchy_report import traversal
+from .findings import Rows
 from .preparation import missing_rows
+from .protocols.hierarchy import traversal
+from .protocols.signatures import signature_map
 from .retrieval import retrieval_scores
-from .rows import Rows
-from .signatures import signature_map
 
 MAX_CANDIDATES = 5000  # spots that a way to the origin may pass, of a larger study evenly spaced ones
 GALLERY_POOL = 20_000  # a gallery is chosen among so many test spots

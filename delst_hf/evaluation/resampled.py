@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 from .expression import gene_pearson
 from .preparation import nanmean
-from .signatures import region_auroc
+from .protocols.signatures import region_auroc
 from .uncertainty import Bootstrap, Statistic
 
 

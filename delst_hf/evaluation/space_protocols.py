@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from .expression import log_normalize, most_variable_genes
-from .hierarchy_report import hierarchy_report, hierarchy_statistics
+from .findings import Rows
 from .preparation import missing_rows
+from .protocols.hierarchy import hierarchy_report, hierarchy_statistics
+from .protocols.signatures import imputation_scores, impute_by_retrieval, region_auroc, signature_map
 from .resampled import auroc_statistic, mean_statistic, median_statistic, pearson_statistic, within_slides
 from .retrieval import retrieval_scores, sampled_queries, summary
-from .rows import Rows
-from .signatures import imputation_scores, impute_by_retrieval, region_auroc, signature_map
 from .uncertainty import Statistic
 
 MAX_QUERIES = 20_000  # of a larger pool a random sample is ranked, against all of it

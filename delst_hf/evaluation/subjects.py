@@ -10,16 +10,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor
 
-from ..configuration_delst import DelstGeneConfig
 from ..data.collator import DelstCollator
 from ..data.study import Study
-from ..feature_extraction_delst import DelstGeneFeatureExtractor
-from ..modeling_delst import DelstModel
-from ..processing_delst import DelstProcessor
+from ..model.configuration_delst import DelstGeneConfig
+from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
+from ..model.modeling_delst import DelstModel
+from ..model.processing_delst import DelstProcessor
 from .baselines import colour_statistics
 from .embed import Embeddings, embed
 from .evidence import Space, Spots
-from .signatures import reference_profiles
+from .protocols.signatures import reference_profiles
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from .feature_protocols import domains, hest, probes, stimage1k4m
+from .findings import Rows
 from .preparation import finite_matrix
-from .rows import Rows
 from .space_protocols import hierarchy, imputation, retrieval, signatures
 
 PROTOCOLS: dict[str, Callable[[Rows], None]] = {

@@ -1,0 +1,1 @@
+"""The sub-commands of `delst`, one file each."""

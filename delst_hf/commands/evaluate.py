@@ -1,0 +1,359 @@
+"""`delst evaluate` and `delst report`; training/evaluate.py runs the same under `accelerate launch`.
+
+Nothing heavy is imported before a command runs.
+"""
+
+import argparse
+import json
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..data.study import Study
+    from ..evaluation.run import Evaluation
+    from ..evaluation.subjects import Subject
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, and on which tissue."""
+
+    model: str = field(
+        metadata={
+            "help": "What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from "
+            "elsewhere (.npy, .npz or .parquet)."
+        }
+    )
+    dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
+    test_slides: str = field(
+        default="",
+        metadata={"help": "Slides to score, by commas. Default: all that the checkpoint was not trained on; of a backbone "
+                  "or an array, all but --train-slides."},
+    )  # fmt: skip
+    train_slides: str = field(
+        default="",
+        metadata={"help": "Slides to fit the probes on, by commas. Default: those of the pretraining; where there are none, "
+                  "each group of test slides is predicted from the others."},
+    )  # fmt: skip
+    split: str = field(
+        default="auto",
+        metadata={"help": "What is left out at a time: patient, slide, block (strips of a slide), or auto, the strictest "
+                  "that leaves something to fit on."},
+    )  # fmt: skip
+    frozen_backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Backbone before pretraining, for the frozen arm. Default: the one the training record names."
+        },
+    )
+    num_genes: int = field(default=100, metadata={"help": "Predict this many of the most variable genes."})
+    num_seeds: int = field(default=3, metadata={"help": "Random backbones and shuffles to average over."})
+    ignore_labels: str = field(default="undetermined", metadata={"help": "Labels that are no tissue class, by commas."})
+    baselines: bool = field(
+        default=True,
+        metadata={"help": "Score the baselines too: colour, random-init and frozen backbone, shuffled pairs."},
+    )
+    protocols: str = field(
+        default="all",
+        metadata={"help": "Protocols by comma: probes, stimage1k4m, hest, retrieval, imputation, signatures, domains, "
+                  "hierarchy; 'all', or 'none' for the table of arms alone."},
+    )  # fmt: skip
+    signatures: str | None = field(
+        default=None,
+        metadata={"help": 'JSON of gene signatures, {"name": {"genes": ["ERBB2"], "region": "invasive cancer"}}.'},
+    )
+    domain_method: str = field(default="kmeans", metadata={"help": "Clustering of domains: kmeans or leiden."})
+    geometry: str = field(
+        default="cosine",
+        metadata={"help": "Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz."},
+    )
+    curvature: float | None = field(default=None, metadata={"help": "The positive c of --geometry lorentz."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Resize patches to this for a plain backbone. Default: its own size."}
+    )
+    resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of every interval."})
+    batch_size: int = field(default=64, metadata={"help": "Spots a batch when embedding."})
+    allow_seen_slides: bool = field(
+        default=False, metadata={"help": "Score slides although the checkpoint was trained on them. Never report that."}
+    )
+    output: str | None = field(default=None, metadata={"help": "Write the results to this JSON file."})
+
+
+def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
+    """Evaluate, print the tables, write the JSON; all processes call it, the first one scores.
+
+    Raises:
+        ValueError: if a slide is unknown, seen in training, or an option is not one of those allowed.
+    """
+    import transformers
+    from accelerate import PartialState
+
+    from ..data.study import Study
+    from ..evaluation.protocols.arms import format_results
+    from ..evaluation.results import results_record, write_results
+    from ..evaluation.run import evaluate_subject, spots_of
+    from ..model.distributed import process_rank
+
+    PartialState()
+    transformers.utils.logging.set_verbosity_error()
+    evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
+    study = Study.load(arguments.dataset)
+    record = _training_record(arguments.model) if kind == "checkpoint" else {}
+    train_slides, test_slides = choose_slides(arguments, study, record)
+    known = spots_of(study, train_slides, test_slides, evaluation)
+    subject = _SUBJECTS[kind](arguments, study, study.subset([*train_slides, *test_slides]), evaluation, record)
+    results = evaluate_subject(subject, known, study, evaluation)
+    if process_rank() > 0:
+        return {}
+    print(format_results(results))
+    facts = {"model": arguments.model, "kind": kind, "dataset": arguments.dataset, "seeds": list(evaluation.seeds)}
+    spots = study.subset([*train_slides, *test_slides])
+    whole = results_record(results, spots=spots, **facts, training_log=record.get("log_history", []))
+    if arguments.output:
+        if evaluation.protocols:
+            from ..evaluation.pictures import collect_pictures
+
+            whole["pictures"] = collect_pictures(arguments.dataset, study, results)
+        print(f"\nResults: {write_results(arguments.output, whole)}")
+    print(f"\nEvaluated: {arguments.model} ({kind})")
+    return whole
+
+
+def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
+    """How to evaluate, every option checked before anything is loaded.
+
+    Raises:
+        ValueError: if an option is not one of those allowed.
+    """
+    from ..evaluation.evidence import SPLITS
+    from ..evaluation.protocols.domains import METHODS
+    from ..evaluation.retrieval import GEOMETRIES
+    from ..evaluation.run import Evaluation
+    from ..pretraining.arguments import split_names
+
+    for name, allowed in (("split", SPLITS), ("domain_method", METHODS), ("geometry", GEOMETRIES)):
+        if getattr(arguments, name) not in allowed:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is {getattr(arguments, name)!r}; allowed are {', '.join(allowed)}.")
+    for name in ("num_seeds", "num_genes", "resamples", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed is 1 or more.")
+    return Evaluation(
+        num_genes=arguments.num_genes,
+        seeds=range(arguments.num_seeds),
+        ignore_labels=split_names(arguments.ignore_labels),
+        baselines=arguments.baselines,
+        protocols=chosen_protocols(arguments.protocols),
+        signatures=read_signatures(arguments.signatures),
+        resamples=arguments.resamples,
+        split=arguments.split,
+        domain_method=arguments.domain_method,
+        batch_size=arguments.batch_size,
+    )
+
+
+def kind_of(model: str) -> str:
+    """What a name stands for: "embeddings" by its suffix, else by its configuration "checkpoint" or "backbone".
+
+    Raises:
+        FileNotFoundError: if it looks like a path and nothing is there.
+    """
+    import os
+
+    from transformers import AutoConfig
+
+    from ..evaluation.arrays import SUFFIXES
+    from ..model.configuration_delst import DelstConfig
+
+    if Path(model).suffix in SUFFIXES:
+        return "embeddings"
+    if (model.startswith(".") or os.path.isabs(model)) and not os.path.isdir(model):
+        raise FileNotFoundError(
+            f"no model at {model}. Give the folder of a DELST checkpoint or of a vision backbone, a Hub id, or embeddings "
+            f"({', '.join(SUFFIXES)})."
+        )
+    return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
+
+
+def _training_record(model: str) -> dict[str, Any]:
+    """The record of a checkpoint; from the Hub too, or its training slides would pass for unseen ones."""
+    from transformers.utils import cached_file
+
+    from ..record import TRAINING_RECORD, read_training_record
+
+    path = cached_file(
+        model,
+        TRAINING_RECORD,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return read_training_record(Path(path).parent) if path else {}
+
+
+def _checkpoint(arguments, study, spots, evaluation, record) -> "Subject":
+    from ..evaluation.subjects import checkpoint_subject
+    from ..model.modeling_delst import DelstModel
+    from ..model.processing_delst import DelstProcessor
+
+    return checkpoint_subject(
+        DelstModel.from_pretrained(arguments.model),
+        DelstProcessor.from_pretrained(arguments.model),
+        study,
+        spots,
+        frozen_backbone=arguments.frozen_backbone or record.get("vision"),
+        **evaluation.embedding_options(),
+    )
+
+
+def _backbone(arguments, study, spots, evaluation, record) -> "Subject":
+    from ..evaluation.subjects import backbone_subject
+
+    options = {"name": Path(arguments.model).name, "image_size": arguments.image_size}
+    return backbone_subject(arguments.model, study, spots, **options, **evaluation.embedding_options())
+
+
+def _embeddings(arguments, study, spots, evaluation, record) -> "Subject":
+    from ..evaluation.arrays import read_embeddings
+    from ..evaluation.subjects import array_subject
+
+    arrays = read_embeddings(arguments.model, spots, len(study.spots))
+    options = {"geometry": arguments.geometry, "curvature": arguments.curvature, "baselines": evaluation.baselines}
+    return array_subject(arrays, spots, name=Path(arguments.model).stem, **options)
+
+
+_SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _embeddings}
+
+
+def choose_slides(
+    arguments: EvaluationArguments, study: "Study", record: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Slides to fit the probes on and slides to score; refuses test slides that the checkpoint has seen."""
+    from ..pretraining.arguments import split_names
+
+    trained = record.get("train_slides", [])
+    test_slides = split_names(arguments.test_slides) or [slide for slide in study.slide_ids if slide not in trained]
+    seen = [slide for slide in test_slides if slide in trained]
+    if seen and not arguments.allow_seen_slides:
+        raise ValueError(
+            f"The checkpoint was trained on {seen}, so scores there would be worthless. Choose test slides outside "
+            f"{trained}, or insist by --allow-seen-slides true."
+        )
+    train_slides = split_names(arguments.train_slides)
+    if train_slides:
+        return train_slides, [slide for slide in test_slides if arguments.test_slides or slide not in train_slides]
+    pretrained = [slide for slide in trained if slide in study.slide_ids and slide not in test_slides]
+    return pretrained or [slide for slide in study.slide_ids if slide not in test_slides], test_slides
+
+
+def chosen_protocols(names: str) -> tuple[str, ...]:
+    """Protocols of the suite named by commas; 'all' and 'none' are what they say.
+
+    Raises:
+        ValueError: if a name is not known.
+    """
+    from ..evaluation.suite import SUITE
+    from ..pretraining.arguments import split_names
+
+    if names.strip() in ("all", "none"):
+        return SUITE if names.strip() == "all" else ()
+    chosen = tuple(split_names(names))
+    unknown = [name for name in chosen if name not in SUITE]
+    if unknown or not chosen:
+        raise ValueError(f"protocols {unknown or [names]} are not known; allowed are all, none, {', '.join(SUITE)}.")
+    return chosen
+
+
+def read_signatures(path: str | None) -> dict[str, Any]:
+    """Gene signatures of a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a mapping of name to {"genes": ...} or {"profile": ...}.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no signatures at {path}. Give the path of a JSON file.")
+    signatures = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(signatures, dict) or not all(
+        isinstance(value, dict) and (value.get("genes") or value.get("profile")) for value in signatures.values()
+    ):
+        raise ValueError(
+            f'{path} must be JSON such as {{"HER2": {{"genes": ["ERBB2", "GRB7"], "region": "invasive cancer"}}}}: a name, '
+            "its genes (a list, or a mapping to weights) or a profile (a mapping to counts), and a label to find, if any."
+        )
+    return signatures
+
+
+_NUMBERS = {
+    "num_genes": int, "num_seeds": int, "resamples": int, "batch_size": int, "image_size": int, "curvature": float
+}  # fmt: skip
+
+
+def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `delst evaluate MODEL DATASET`."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="a model and a dataset folder -> tables and one JSON of results",
+        description="Scores a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained "
+        "on, by every protocol, beside baselines.",
+        epilog="Examples:\n  delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json\n"
+        "  delst evaluate facebook/dinov2-small runs/toy/data --output dinov2.json\n"
+        "  delst evaluate embeddings.npz runs/toy/data --output embeddings.json\n"
+        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for option in fields(EvaluationArguments):
+        text = option.metadata["help"].replace("%", "%%")
+        if option.default is MISSING:
+            parser.add_argument(option.name, metavar=option.name.upper(), help=text)
+        elif isinstance(option.default, bool):
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(f"--{option.name.replace('_', '-')}", action=action, default=option.default, help=text)
+        else:
+            kind = _NUMBERS.get(option.name, str)
+            shown = f"{text} (default {option.default})" if option.default else text
+            name = f"--{option.name.replace('_', '-')}"
+            parser.add_argument(name, type=kind, default=option.default, metavar=kind.__name__.upper(), help=shown)
+    parser.set_defaults(run=_run_evaluate)
+
+
+def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `delst report RESULTS`."""
+    parser = commands.add_parser(
+        "report",
+        help="results -> one HTML file with every figure",
+        description="Draws results into one HTML file that opens without a network. Several results of the same data become "
+        "a table of arms with spreads over runs, and the first runs of the first two arms are compared spot by spot.",
+        epilog="Example:\n  delst report results.json --output report.html\n"
+        "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
+        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
+    parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
+    parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are seeds of one arm")
+    parser.add_argument("--model-index", metavar="YAML", help="also write the model-index of the first result here")
+    parser.set_defaults(run=_run_report)
+
+
+def _run_evaluate(arguments: argparse.Namespace) -> None:
+    run_evaluation(
+        EvaluationArguments(**{option.name: getattr(arguments, option.name) for option in fields(EvaluationArguments)})
+    )
+
+
+def _run_report(arguments: argparse.Namespace) -> None:
+    from ..evaluation.results import model_index_yaml, read_results
+    from ..report.page import write_report
+
+    records = [read_results(path) for path in arguments.results]
+    names = [name.strip() for name in arguments.names.split(",")] if arguments.names else None
+    if names is not None and len(names) != len(records):
+        raise ValueError(f"--names gives {len(names)} names for {len(records)} results. Give one per file, by comma.")
+    if arguments.model_index:
+        name = names[0] if names else Path(str(records[0].get("model", "model"))).name
+        Path(arguments.model_index).write_text(model_index_yaml(records[0], name), encoding="utf-8")
+        print(f"model-index  {arguments.model_index}")
+    print(f"report  {write_report(records, arguments.output, names)}")

@@ -1,0 +1,384 @@
+"""The source formats of `delst prepare`: for each its arguments, examples, and the jobs that read its slides."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+Jobs = list[Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of `delst prepare`."""
+
+    summary: str
+    examples: tuple[str, ...]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    jobs: Callable[[argparse.Namespace], Jobs]
+    patch_px: int = 224
+
+
+def split_names(names: str | None) -> list[str]:
+    """Names given by comma."""
+    return [name.strip() for name in names.split(",") if name.strip()] if names else []
+
+
+def _add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "") -> None:
+    """What a format cannot know by itself."""
+    for name, text in (
+        ("slide-id", "name of the slide; by comma for several (default: from the source)"),
+        ("patient-id", "patient, by comma for several or one for all (default: the slide id)"),
+        ("tissue", "for the slides table, e.g. breast"),
+        ("species", "human, mouse, ... (default: from the Ensembl ids)"),
+        ("technology", f"for the slides table (default {technology or 'none'})"),
+    ):
+        if name not in skip:
+            parser.add_argument(f"--{name}", default=technology if name == "technology" else None, help=text)
+
+
+def _about(arguments: argparse.Namespace, index: int, count: int) -> dict[str, Any]:
+    """The options of `_add_about` for one of several slides."""
+    about: dict[str, Any] = {}
+    for name in ("slide_id", "patient_id"):
+        values = split_names(getattr(arguments, name, None))
+        if values and len(values) != count and not (name == "patient_id" and len(values) == 1):
+            what = {"slide_id": "slides", "patient_id": "patients"}[name]
+            raise ValueError(
+                f"--{name.replace('_', '-')} names {len(values)} {what} for {count} files. Give one per file, by comma."
+            )
+        about[name] = (values[index] if len(values) == count else values[0]) if values else None
+    for name in ("tissue", "species", "technology"):
+        if hasattr(arguments, name):
+            about[name] = getattr(arguments, name) or ""
+    return about
+
+
+def _check_files(*names: str | None) -> None:
+    for name in names:
+        if name is not None and not Path(name).exists():
+            raise FileNotFoundError(f"no file at {name}. Give the path of an existing file.")
+
+
+def _one_image(image: str | None, sources: list[str]) -> None:
+    if image is not None and len(sources) > 1:
+        raise ValueError(f"--image is one image, but {len(sources)} files were given. Prepare them one at a time.")
+
+
+def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
+    """What the two formats of Space Ranger share."""
+    parser.add_argument(
+        "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
+    )
+    parser.add_argument("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
+    _add_about(parser, technology=technology)
+
+
+def _each(reader: Callable[..., Any], sources: list[str], arguments: argparse.Namespace, **options: Any) -> Jobs:
+    """One slide a file."""
+    return [partial(reader, path, **options, **_about(arguments, i, len(sources))) for i, path in enumerate(sources)]
+
+
+def _visium_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+    _add_space_ranger(parser, "from the spots", "Visium")
+
+
+def _visium_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.visium import read_visium
+
+    _one_image(arguments.image, arguments.sources)
+    _check_files(arguments.image, *arguments.sources)
+    return _each(read_visium, arguments.sources, arguments, image=arguments.image, mpp=arguments.mpp)
+
+
+def _visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+    parser.add_argument("--bin-um", type=int, default=8, metavar="UM", help="which square_...um to read (default 8)")
+    _add_space_ranger(parser, "as stated", "Visium HD")
+
+
+def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.visium import read_visium_hd
+
+    _one_image(arguments.image, arguments.sources)
+    _check_files(arguments.image, *arguments.sources)
+    options = {"bin_um": arguments.bin_um, "image": arguments.image, "mpp": arguments.mpp}
+    return _each(read_visium_hd, arguments.sources, arguments, **options)
+
+
+def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="folder that holds data/ST-cnts, data/ST-spotfiles, data/ST-imgs")
+    parser.add_argument("--sections", metavar="C2,C3", help="by comma (default: all with counts, spots and image)")
+    parser.add_argument("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch of 200 um)")
+
+
+def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.her2st import find_her2st_sections, locate_her2st, read_her2st
+
+    sections = split_names(arguments.sections) or find_her2st_sections(arguments.source)
+    if not sections:
+        raise FileNotFoundError(
+            f"no section with counts, spots and image under {arguments.source}. Name one with --sections."
+        )
+    for section in sections:
+        locate_her2st(arguments.source, section, arguments.labels)
+    return [
+        partial(read_her2st, arguments.source, name, mpp=arguments.mpp, labels=arguments.labels) for name in sections
+    ]
+
+
+def _st_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--counts", required=True, metavar="FILE", help="counts, spots 'XxY' as rows or columns")
+    parser.add_argument(
+        "--spots", required=True, metavar="FILE", help="alignment table: x, y, pixel_x, pixel_y, selected"
+    )
+    parser.add_argument("--image", required=True, metavar="FILE", help="image of the section")
+    parser.add_argument("--labels", metavar="FILE", help="columns id ('XxY') or x and y, and label")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch of 200 um)")
+    _add_about(parser, "technology")
+
+
+def _st_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.legacy_st import read_legacy_st
+
+    _check_files(arguments.counts, arguments.spots, arguments.image, arguments.labels)
+    options = {"labels": arguments.labels, "mpp": arguments.mpp, **_about(arguments, 0, 1)}
+    return [partial(read_legacy_st, arguments.counts, arguments.spots, arguments.image, **options)]
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", required=True, metavar="FILE", help="image of the slide")
+    parser.add_argument("--counts", required=True, metavar="FILE", help="csv, tsv (.gz), parquet, 10x h5, h5ad, mtx")
+    parser.add_argument(
+        "--coordinates", required=True, metavar="FILE", help="csv, tsv (.gz) or parquet, one row a spot"
+    )
+    for name, default in (("barcode", "barcode"), ("x", "x"), ("y", "y"), ("label", None)):
+        told = f"default {default}" if default else "default: no labels"
+        parser.add_argument(
+            f"--{name}-column", default=default, metavar="NAME", help=f"column of the coordinates ({told})"
+        )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)"
+    )
+    parser.add_argument(
+        "--orientation", choices=("auto", "spots", "genes"), default="auto", help="the rows of the counts"
+    )
+    parser.add_argument("--layer", help="layer of an h5ad with raw counts")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the image (default: what a TIFF states)")
+    parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of a spot")
+    _add_about(parser)
+
+
+def _table_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.generic import read_generic
+
+    _check_files(arguments.image, arguments.counts, arguments.coordinates)
+    names = (
+        "barcode_column",
+        "x_column",
+        "y_column",
+        "label_column",
+        "scale",
+        "orientation",
+        "layer",
+        "mpp",
+        "spot_um",
+    )
+    options = {name: getattr(arguments, name) for name in names} | _about(arguments, 0, 1)
+    return [partial(read_generic, arguments.image, arguments.counts, arguments.coordinates, **options)]
+
+
+def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".h5ad files or .zarr folders")
+    parser.add_argument(
+        "--slide-key", metavar="COLUMN", help="column of obs that names the slide, if a file holds several"
+    )
+    parser.add_argument("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
+    parser.add_argument("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
+    parser.add_argument("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
+    parser.add_argument(
+        "--spot-um", type=float, default=55.0, metavar="UM", help="spot diameter (default 55; legacy ST 100)"
+    )
+    parser.add_argument("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
+    parser.add_argument(
+        "--label-key", default="label", metavar="COLUMN", help="column of obs with labels (default label)"
+    )
+    _add_about(parser, technology="Visium")
+
+
+def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.anndata_visium import find_anndata_slides, read_anndata
+
+    _check_files(*arguments.files, arguments.image)
+    _one_image(arguments.image, arguments.files)
+    options = {
+        "library_id": arguments.library_id, "mpp": arguments.mpp, "spot_diameter_um": arguments.spot_um,
+        "image": arguments.image, "layer": arguments.layer, "label_key": arguments.label_key,
+    }  # fmt: skip
+    if arguments.slide_key is None:
+        return _each(read_anndata, arguments.files, arguments, **options)
+    pairs = [(path, value) for path in arguments.files for value in find_anndata_slides(path, arguments.slide_key)]
+    return [
+        partial(read_anndata, path, slide_key=arguments.slide_key, slide_value=value, **options,
+                **_about(arguments, i, len(pairs)))
+        for i, (path, value) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="ZARR", help=".zarr folder")
+    for name, text in (("table", "table"), ("region", "shapes that are the spots"), ("image", "image")):
+        parser.add_argument(f"--{name}", metavar="NAME", help=f"{text}, where there are several")
+    parser.add_argument("--coordinate-system", default="global", metavar="NAME", help="shared by both (default global)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the image")
+    parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of the circles, instead of --mpp")
+    parser.add_argument("--layer", help="layer of the table with raw counts (default: X)")
+    parser.add_argument("--label-key", metavar="COLUMN", help="column of obs with labels")
+    _add_about(parser)
+
+
+def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.spatialdata_zarr import read_spatialdata
+
+    _check_files(arguments.source)
+    names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key")
+    options = {name: getattr(arguments, name) for name in names} | _about(arguments, 0, 1)
+    return [partial(read_spatialdata, arguments.source, **options)]
+
+
+def _hest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="ROOT", help="folder with st/, wsis/ or patches/, metadata/ or HEST_v*.csv")
+    parser.add_argument("--samples", metavar="ID,ID", help="by comma (default: all with an image or patches)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: pixel_size_um_estimated)")
+
+
+def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.hest import find_hest_samples, read_hest
+
+    known = find_hest_samples(arguments.source)
+    samples = split_names(arguments.samples) or known
+    _check_named(samples, known, "--samples", arguments.source)
+    return [partial(read_hest, arguments.source, name, mpp=arguments.mpp) for name in samples]
+
+
+def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="ROOT", help="folder with ST/, Visium/, VisiumHD/, annotation/, meta/")
+    parser.add_argument("--slides", metavar="ID,ID", help="by comma (default: all with coordinates, counts and image)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the radius of the spots)")
+    parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of a spot (default 100, 55, 8 by folder)")
+
+
+def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.stimage import find_stimage_slides, read_stimage
+
+    known = find_stimage_slides(arguments.source)
+    slides = split_names(arguments.slides) or known
+    options = {"mpp": arguments.mpp, "spot_um": arguments.spot_um}
+    _check_named(slides, known, "--slides", arguments.source)
+    return [partial(read_stimage, arguments.source, name, **options) for name in slides]
+
+
+def _check_named(names: list[str], known: list[str], option: str, source: str) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise FileNotFoundError(f"{source} has no complete slide {unknown or ''}. Available: {known[:20]} ({option}).")
+
+
+def _xenium_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="OUT", help="output folder with transcripts.parquet or .csv.gz")
+    parser.add_argument("--image", required=True, metavar="FILE", help="the H&E image")
+    parser.add_argument("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: images coincide)")
+    parser.add_argument(
+        "--grid-um", type=float, default=100.0, metavar="UM", help="side of a pseudo-spot (default 100)"
+    )
+    parser.add_argument(
+        "--min-qv", type=float, default=20.0, metavar="Q", help="least quality of a transcript (default 20)"
+    )
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the H&E (default: from the alignment)")
+    _add_about(parser, "technology")
+
+
+def _xenium_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.xenium import read_xenium
+
+    _check_files(arguments.source, arguments.image, arguments.alignment)
+    names = ("grid_um", "alignment", "mpp", "min_qv")
+    options = {name: getattr(arguments, name) for name in names} | _about(arguments, 0, 1)
+    return [partial(read_xenium, arguments.source, arguments.image, **options)]
+
+
+def _toy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--slides", type=int, default=5, metavar="N", help="number of slides (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal slides (default 0)")
+
+
+def _toy_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data import toy
+
+    return [partial(toy.make_toy_slide, name, seed=arguments.seed) for name in toy.toy_slide_names(arguments.slides)]
+
+
+FORMATS = {
+    "visium": Format(
+        "10x Visium: the folder outs of Space Ranger",
+        ("delst prepare visium S1/outs --image S1_he.tif --tissue breast --output visium-dataset",
+         "delst prepare visium S1/outs S2/outs --patient-id P1,P2 --num-proc 2 --output visium-dataset"),
+        _visium_arguments, _visium_jobs,
+    ),
+    "visium-hd": Format(
+        "10x Visium HD: one bin size of binned_outputs",
+        ("delst prepare visium-hd HD1/outs --bin-um 16 --image HD1_he.btf --output hd-dataset",),
+        _visium_hd_arguments, _visium_hd_jobs,
+    ),
+    "her2st": Format(
+        "legacy Spatial Transcriptomics in the layout of almaan/her2st",
+        ("delst prepare her2st her2st --sections C2,C3 --output her2st-dataset",
+         "delst prepare her2st her2st --sections C2 --labels transferred_labels.csv --output c2-dataset"),
+        _her2st_arguments, _her2st_jobs,
+    ),
+    "st": Format(
+        "legacy Spatial Transcriptomics in the style of STUtility: counts, alignment table, image",
+        ("delst prepare st --counts MOB1.tsv --spots MOB1_spots.tsv --image MOB1.jpg --output mob-dataset",),
+        _st_arguments, _st_jobs,
+    ),
+    "table": Format(
+        "any image with counts and a table of coordinates",
+        ("delst prepare table --image he.tif --counts counts.csv.gz --coordinates spots.csv --mpp 0.5 --output my-dataset",),
+        _table_arguments, _table_jobs,
+    ),
+    "anndata": Format(
+        "AnnData .h5ad or .zarr in the Visium convention of scanpy and squidpy",
+        ("delst prepare anndata V1_breast.h5ad --species human --output visium-dataset",
+         "delst prepare anndata cohort.h5ad --slide-key sample --output cohort-dataset",
+         "delst prepare anndata A1.h5ad --spot-um 100 --technology 'Spatial Transcriptomics' --output a1-dataset"),
+        _anndata_arguments, _anndata_jobs,
+    ),
+    "spatialdata": Format(
+        "SpatialData .zarr (needs the extra delst-hf[spatialdata])",
+        ("delst prepare spatialdata visium.zarr --spot-um 55 --output visium-dataset",),
+        _spatialdata_arguments, _spatialdata_jobs,
+    ),
+    "hest": Format(
+        "HEST-1k as downloaded from the Hub",
+        ("delst prepare hest hest_data --samples TENX95,NCBI785 --num-proc 2 --output hest-dataset",),
+        _hest_arguments, _hest_jobs,
+    ),
+    "stimage": Format(
+        "STimage-1K4M as downloaded from the Hub",
+        ("delst prepare stimage STimage-1K4M --slides Human_Breast_Andersson_10142021_ST_A1 --output stimage-dataset",),
+        _stimage_arguments, _stimage_jobs,
+    ),
+    "xenium": Format(
+        "10x Xenium: transcripts added up on a grid of pseudo-spots",
+        ("delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --grid-um 55 --output xenium-dataset",),
+        _xenium_arguments, _xenium_jobs,
+    ),
+    "toy": Format(
+        "small synthetic slides: more tissue structure, more expressed genes",
+        ("delst prepare toy --output toy-dataset",), _toy_arguments, _toy_jobs, patch_px=64,
+    ),
+}  # fmt: skip

@@ -1,0 +1,155 @@
+"""`delst card`, `delst push`, `delst doctor`: their arguments, and what they print.
+
+Nothing heavy is imported before a command runs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..hub.facts import FACTS, FILES
+
+_Subparsers = Any
+
+
+def add_card(commands: _Subparsers) -> None:
+    """Adds `delst card`."""
+    parser = commands.add_parser(
+        "card",
+        help="the model card of a checkpoint, from the records of its run",
+        description="Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds "
+        "stay placeholders, and are named at the end with the option that gives each.",
+        epilog="Example:\n  delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md\n"
+        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="MODEL_DIR", help="checkpoint folder")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="the repository it is for")
+    parser.add_argument("--output", metavar="FILE", help="file to write (default: print it)")
+    _add_facts(parser)
+    parser.set_defaults(run=_run_card)
+
+
+def add_push(commands: _Subparsers) -> None:
+    """Adds `delst push`."""
+    parser = commands.add_parser(
+        "push",
+        help="a checkpoint, a dataset folder or a metric -> the Hugging Face Hub",
+        description="Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its "
+        "configs. One commit, so that the repository is never half-written. Needs a token with the role write (hf auth login).",
+        epilog="Examples:\n  delst push runs/toy/pretrain/model me/toy --results runs/toy/results.json --license apache-2.0\n"
+        "  delst push --dataset toy-dataset me/toy-dataset --private\n"
+        "  delst push --metric gene_pearson me/gene_pearson\n"
+        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)"
+    )
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository; made if it is not there")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--dataset", action="store_true", help="DIR is a dataset folder")
+    kind.add_argument(
+        "--metric", action="store_true", help="DIR names a metric: gene_pearson, retrieval_recall, entailment"
+    )
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch (default main)")
+    _add_facts(parser)
+    parser.set_defaults(run=_run_push)
+
+
+def add_doctor(commands: _Subparsers) -> None:
+    """Adds `delst doctor`."""
+    parser = commands.add_parser(
+        "doctor",
+        help="what is installed, what is reachable, and what to fix",
+        description="Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk "
+        "space. Exit status 1 when something is to be fixed.",
+        epilog="Example:\n  delst doctor --backbone MahmoodLab/UNI\n"
+        "  delst prepare toy --output toy-dataset   makes a dataset to try things on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--backbone", metavar="ID", help="check access to this backbone, gated or not")
+    parser.set_defaults(run=_run_doctor)
+
+
+def _add_facts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the card")
+    for name, (option, text) in FACTS.items():
+        group.add_argument(option, dest=f"fact_{name}", metavar="FILE" if name in FILES else "TEXT", help=text)
+    group.add_argument("--baselines", metavar="JSON", help="results on the same data that hold the baselines")
+    group.add_argument("--data", metavar="DIR", help="dataset it was trained on, for the facts of the data")
+
+
+def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `model_card` out of those of the command."""
+    from ..evaluation.results import read_results
+
+    given = {name: value for name in FACTS if (value := getattr(arguments, f"fact_{name}")) is not None}
+    results = given.pop("results", None)
+    if "hyperparameters" in given:
+        given["hyperparameters"] = f"```yaml\n{Path(given['hyperparameters']).read_text(encoding='utf-8').strip()}\n```"
+    data = None
+    if arguments.data is not None:
+        from ..data.study import Study
+        from ..hub.facts import data_facts
+        from ..record import read_training_record
+
+        study, record = Study.load(arguments.data), read_training_record(arguments.folder)
+        data = data_facts(arguments.data, study, record.get("train_slides") or study.slide_ids)
+    return {
+        "results": read_results(results) if results else None,
+        "baselines": read_results(arguments.baselines) if arguments.baselines else None,
+        "data": data,
+        "given": given,
+    }
+
+
+def _run_card(arguments: argparse.Namespace) -> None:
+    from ..hub.card import how_to_give, model_card, unfilled
+    from ..hub.publish import check_checkpoint
+
+    text = model_card(check_checkpoint(arguments.folder), arguments.repo_id, **_card_arguments(arguments))
+    if arguments.output:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+        print(f"card     {arguments.output}")
+    else:
+        print(text)
+    for name in unfilled(text):
+        print(f"missing  {how_to_give(name)}", file=sys.stderr)
+
+
+def _run_push(arguments: argparse.Namespace) -> None:
+    from ..hub.publish import push_dataset, push_metric, push_model
+
+    options = {"private": arguments.private}
+    if arguments.metric:
+        print(f"pushed   {push_metric(arguments.folder, arguments.repo_id, **options)}")
+        print(f'open     evaluate.load("{arguments.repo_id}")')
+        return
+    options["revision"] = arguments.revision
+    if arguments.dataset:
+        print(f"pushed   {push_dataset(arguments.folder, arguments.repo_id, **options)}")
+        print(f'open     datasets.load_dataset("{arguments.repo_id}")["train"]')
+        return
+    if (Path(arguments.folder) / "spots").is_dir():
+        raise ValueError(
+            f"{arguments.folder} is a dataset folder. Push it by `delst push --dataset {arguments.folder} ...`."
+        )
+    print(f"pushed   {push_model(arguments.folder, arguments.repo_id, **options, **_card_arguments(arguments))}")
+    print(f'open     transformers.AutoModel.from_pretrained("{arguments.repo_id}", trust_remote_code=True)')
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    findings = examine(arguments.backbone)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{'ok  ' if finding.fix is None else 'FIX '} {finding.name:<{width}}  {finding.found}")
+    fixes = [finding for finding in findings if finding.fix is not None]
+    print("\nNothing to fix." if not fixes else "\nTo fix:")
+    for finding in fixes:
+        print(f"- {finding.name}: {finding.fix}")
+    return 1 if fixes else 0

@@ -1,0 +1,249 @@
+"""`delst prepare FORMAT`, `delst merge`, `delst vocabulary`: their arguments, and what they print.
+
+One `_add_*` a format; its `run` gives the list of jobs, functions without arguments that read one slide each. Imports of the
+data room stay inside functions, so that `--help` does not wait for them.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import formats as formats
+
+_Subparsers = Any
+
+
+def add_prepare(commands: _Subparsers) -> None:
+    """Adds `delst prepare FORMAT`."""
+    lines = "\n".join(f"  {name:<12} {one.summary}\n      {one.examples[0]}" for name, one in formats.FORMATS.items())
+    prepare = commands.add_parser(
+        "prepare",
+        help="slides -> a dataset folder for load_dataset",
+        description="Cuts one patch per spot and writes a dataset folder that datasets.load_dataset opens.",
+        epilog=f"formats, each with an example:\n{lines}\n\nDetails:  delst prepare FORMAT --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parsers = prepare.add_subparsers(required=True, metavar="FORMAT")
+    for name, one in formats.FORMATS.items():
+        parser = parsers.add_parser(
+            name,
+            help=one.summary,
+            description=one.summary,
+            epilog="Examples:\n" + "\n".join(f"  {example}" for example in one.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.add_arguments(parser)
+        _add_common(parser, one.patch_px)
+        parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
+
+
+def add_merge(commands: _Subparsers) -> None:
+    """Adds `delst merge`."""
+    parser = commands.add_parser(
+        "merge",
+        help="several dataset folders -> one, with the union of their genes",
+        description="Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.",
+        epilog="Example:\n  delst merge st-dataset visium-dataset --output both-dataset --split patient",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="dataset folders made by delst prepare")
+    parser.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset at --output once the new one is complete"
+    )
+    parser.add_argument("--licence", help="licence of the data (default: that of the folders, if they agree)")
+    _add_split(parser)
+    parser.set_defaults(run=_run_merge)
+
+
+def add_vocabulary(commands: _Subparsers) -> None:
+    """Adds `delst vocabulary`."""
+    parser = commands.add_parser(
+        "vocabulary",
+        help="choose the genes that a model reads, on training slides only",
+        description="Chooses genes of a dataset folder, reading a row group at a time; writes one name a line.",
+        epilog="Example:\n  delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="DIR", help="dataset folder")
+    parser.add_argument("--output", required=True, metavar="FILE", help="text file to write")
+    parser.add_argument("--method", default="hvg", choices=("hvg", "spatial", "detected", "list", "all"),
+                        help="highly variable (default), spatially variable, most often detected, a list, or all")  # fmt: skip
+    parser.add_argument("--num-genes", type=int, default=1000, metavar="N", help="how many (default 1000)")
+    parser.add_argument("--min-spots", type=float, default=0.02, metavar="SHARE",
+                        help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
+    parser.add_argument("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one a line")
+    parser.add_argument("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
+    parser.set_defaults(run=_run_vocabulary)
+
+
+def _add_common(parser: argparse.ArgumentParser, patch_px: int) -> None:
+    """The options that all formats share."""
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
+    out.add_argument("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
+    out.add_argument("--licence", default="unknown", help="licence of the data, for the dataset card (default unknown)")
+    out.add_argument(
+        "--preview", action="store_true", help="DIR/previews/SLIDE.png: spots, labels and patches on the slide"
+    )
+    out.add_argument("--quiet", action="store_true", help="no progress bars")
+    patch = parser.add_argument_group("patches")
+    patch.add_argument("--patch-um", type=float, default=112.0, metavar="UM", help="side in micrometres (default 112)")
+    patch.add_argument(
+        "--patch-px", type=int, default=patch_px, metavar="PX", help=f"side as stored (default {patch_px})"
+    )
+    patch.add_argument(
+        "--image-format", choices=("jpeg", "png"), default="jpeg", help="how they are stored (default jpeg)"
+    )
+    patch.add_argument("--quality", type=int, default=95, metavar="Q", help="JPEG quality, 1 to 100 (default 95)")
+    patch.add_argument(
+        "--shard-mb", type=int, default=256, metavar="MB", help="begin a further file beyond this (default 256)"
+    )
+    check = parser.add_argument_group("checks and filters")
+    check.add_argument(
+        "--drop-outside", action="store_true", help="leave out spots outside the image instead of refusing"
+    )
+    check.add_argument(
+        "--allow-off-tissue", action="store_true", help="accept a slide whose spots mostly lie off tissue"
+    )
+    check.add_argument("--swap-xy", action="store_true", help="take x for y and y for x")
+    check.add_argument("--min-counts", type=int, default=0, metavar="N", help="leave out spots with fewer counts")
+    check.add_argument(
+        "--min-genes", type=int, default=0, metavar="N", help="leave out spots with fewer expressed genes"
+    )
+    check.add_argument(
+        "--min-tissue", type=float, default=0.0, metavar="SHARE", help="leave out patches of less tissue"
+    )
+    check.add_argument(
+        "--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and maybe gene_id"
+    )
+    _add_split(parser)
+    scale = parser.add_argument_group("speed and scale")
+    scale.add_argument(
+        "--num-proc", type=int, default=1, metavar="N", help="slides at a time, a process each (default 1)"
+    )
+    scale.add_argument("--shard-index", type=int, metavar="I", help="with --num-shards: make the I-th part of the slides, as "
+                       "DIR-0000I-of-0000N; put them together with delst merge")  # fmt: skip
+    scale.add_argument("--num-shards", type=int, metavar="N", help="number of runs the slides are spread over")
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    split = parser.add_argument_group("splits")
+    split.add_argument(
+        "--split", choices=("patient", "slide", "spot"), help="split by this unit (default: all is train)"
+    )
+    split.add_argument("--test-fraction", type=float, default=0.2, metavar="F", help="share for testing (default 0.2)")
+    split.add_argument(
+        "--validation-fraction", type=float, default=0.0, metavar="F", help="share for validation (default 0)"
+    )
+    split.add_argument(
+        "--split-seed", type=int, default=0, metavar="S", help="equal seeds give equal splits (default 0)"
+    )
+    split.add_argument("--test-slides", metavar="ID,ID", help="slides to test on, instead of drawing them")
+    split.add_argument("--validation-slides", metavar="ID,ID", help="slides to validate on, instead of drawing them")
+
+
+def _split_request(arguments: argparse.Namespace) -> Any:
+    from ..data.splits import SplitRequest
+
+    named = formats.split_names(arguments.test_slides), formats.split_names(arguments.validation_slides)
+    if arguments.split is None and not any(named):
+        return None
+    return SplitRequest(
+        by=arguments.split or "slide",
+        test=arguments.test_fraction,
+        validation=arguments.validation_fraction,
+        seed=arguments.split_seed,
+        test_slides=tuple(named[0]),
+        validation_slides=tuple(named[1]),
+    )
+
+
+def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespace], list[Any]]) -> None:
+    """Writes the dataset and says what came out."""
+    from ..data.dataset import shard, write_dataset
+    from ..data.genes import read_aliases
+    from ..data.quality import QualityFilter
+
+    split, output = _split_request(arguments), arguments.output
+    if (arguments.shard_index is None) != (arguments.num_shards is None):
+        raise ValueError("--shard-index and --num-shards belong together. Give both, or neither.")
+    aliases = read_aliases(arguments.aliases) if arguments.aliases else None
+    todo = jobs(arguments)
+    if arguments.num_shards is not None:
+        if split is not None:
+            raise ValueError(
+                "a part of the slides cannot be split. Give --split to delst merge, which sees all of them."
+            )
+        todo = list(shard(todo, arguments.shard_index, arguments.num_shards))
+        output = f"{Path(output)}-{arguments.shard_index:05d}-of-{arguments.num_shards:05d}"
+        if not todo:
+            print(f"dataset  none: there are fewer slides than the {arguments.num_shards} shards")
+            return
+    summary = write_dataset(
+        todo,
+        output,
+        patch_um=arguments.patch_um,
+        patch_px=arguments.patch_px,
+        image_format=arguments.image_format,
+        quality=arguments.quality,
+        outside="drop" if arguments.drop_outside else "error",
+        off_tissue="allow" if arguments.allow_off_tissue else "error",
+        swap_xy=arguments.swap_xy,
+        quality_filter=QualityFilter(arguments.min_counts, arguments.min_genes, arguments.min_tissue),
+        aliases=aliases,
+        split=split,
+        preview=arguments.preview,
+        max_shard_bytes=arguments.shard_mb * 2**20,
+        num_proc=arguments.num_proc,
+        resume=True,
+        overwrite=arguments.overwrite,
+        licence=arguments.licence,
+        progress=not arguments.quiet,
+    )
+    _print(summary, output)
+
+
+def _run_merge(arguments: argparse.Namespace) -> None:
+    from ..data.merge import merge_datasets
+
+    summary = merge_datasets(
+        arguments.folders,
+        arguments.output,
+        split=_split_request(arguments),
+        overwrite=arguments.overwrite,
+        licence=arguments.licence,
+    )
+    _print(summary, arguments.output)
+
+
+def _run_vocabulary(arguments: argparse.Namespace) -> None:
+    from ..data.vocabulary import choose_genes, read_gene_list, training_slides, write_vocabulary
+
+    slides = formats.split_names(arguments.slides) or None
+    names = choose_genes(
+        arguments.folder,
+        method=arguments.method,
+        num_genes=arguments.num_genes,
+        min_spots=arguments.min_spots,
+        slides=slides,
+        wanted=read_gene_list(arguments.genes) if arguments.genes else None,
+    )
+    # A list and all genes are chosen without looking at a spot.
+    chosen_on = [] if arguments.method in ("list", "all") else training_slides(arguments.folder, slides)
+    write_vocabulary(arguments.output, names, arguments.method, chosen_on)
+    print(f"genes    {len(names)}: {', '.join(names[:5])}, ...")
+
+
+def _print(summary: Any, output: str) -> None:
+    print(f"dataset  {summary.path}")
+    slides = ", ".join(f"{name} {number}" for name, number in summary.slides.items())
+    print(f"slides   {len(summary.slides)}: {slides}")
+    labels = ", ".join(f"{name} {number}" for name, number in summary.labels.most_common())
+    print(f"spots    {sum(summary.slides.values())}: {labels}")
+    if set(summary.splits) != {"train"}:
+        print("splits   " + ", ".join(f"{name} {number}" for name, number in summary.splits.items()))
+    print(f"genes    {summary.num_genes}")
+    print(f'open     datasets.load_dataset("{output}")["train"]')

@@ -1,0 +1,52 @@
+"""What a report shows besides numbers, kept in the results as text: the tissue under the maps and the patches of galleries."""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..data.study import Study
+
+THUMBNAIL_PX = 700
+PATCH_PX = 96
+
+
+def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Thumbnails of the test slides and the patches that the gallery names, as JPEG in base64.
+
+    Args:
+        dataset: The dataset folder or Hub id; its `slides` config holds the thumbnails.
+        study: The same, opened.
+        results: What `evaluate_checkpoint` returned, with `spots` and `gallery`.
+
+    Returns:
+        ``slides``: slide -> {"jpeg", "width", "height"} in pixels of the slide image; ``patches``: index of a test spot ->
+        JPEG.
+    """
+    slides = {}
+    for row in datasets.load_dataset(dataset, "slides", split="train"):
+        if row["slide_id"] in results["test_slides"] and row.get("thumbnail") is not None:
+            size = {"width": row["image_width"], "height": row["image_height"]}
+            slides[row["slide_id"]] = {"jpeg": encode(row["thumbnail"], THUMBNAIL_PX), **size}
+    test = np.flatnonzero(np.isin(study.slide_of_spot, results["test_slides"]))
+    shown = sorted({spot for row in results.get("gallery", []) for spot in [row["query"], *row["retrieved"]]})
+    patches = {str(spot): encode(study.spots[int(test[spot])]["image"], PATCH_PX) for spot in shown}
+    return {"slides": slides, "patches": patches}
+
+
+def encode(image: Image.Image, longest: int, quality: int = 80) -> str:
+    """An image of at most `longest` pixels a side, as JPEG in base64."""
+    image = image.convert("RGB")
+    image.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decode(jpeg: str) -> np.ndarray:
+    """The pixels (height, width, 3) uint8 of what `encode` wrote."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))).convert("RGB"))

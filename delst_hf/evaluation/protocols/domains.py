@@ -1,0 +1,230 @@
+"""Spatial domains: what an unsupervised clustering of embeddings recovers of the tissue's regions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.spatial import cKDTree
+from sklearn.cluster import KMeans
+from sklearn.metrics import (
+    adjusted_rand_score,
+    calinski_harabasz_score,
+    davies_bouldin_score,
+    normalized_mutual_info_score,
+    silhouette_samples,
+    silhouette_score,
+)
+from sklearn.neighbors import kneighbors_graph
+
+from ..baselines import permutation_within
+from ..preparation import finite_matrix, group_names, missing_rows
+from ..resampled import dispersion_draws, information_statistic, mean_of_known, mean_statistic, rand_statistic
+from ..uncertainty import Bootstrap, Statistic
+
+METHODS = ("kmeans", "leiden")
+NEIGHBOURS = 6
+# The silhouette needs all distances: beyond so many spots it is that of a random sample of so many, without an interval.
+MAX_SILHOUETTE = 10_000
+
+
+def spatial_domains(
+    features: ArrayLike,
+    positions: ArrayLike,
+    slides: Sequence[Any] | np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None = None,
+    *,
+    method: str = "kmeans",
+    num_domains: int | None = None,
+    resolution: float = 1.0,
+    seed: int = 0,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Cluster spots by their embeddings and compare the clusters with labels and with the tissue's layout.
+
+    Args:
+        features: (spots, columns), for hyperbolic embeddings the tangent coordinates (`lorentz.log_map0`).
+        positions: (spots, 2) x and y.
+        slides: (spots,) the slide of each spot: neighbours are looked for within it.
+        labels: (spots,) strings, None where nobody labelled the spot; None for no comparison.
+        method: "kmeans", or "leiden" on the graph of 15 nearest neighbours (needs `pip install delst-hf[leiden]`).
+        num_domains: clusters of k-means; by default as many as there are labels, else 7, or fewer where spots are few.
+        resolution: of Leiden, high for more clusters.
+        seed: of the clustering.
+
+    Returns:
+        Numbers and the domain of each spot (spots,) int. Of the clusters: num_domains; silhouette in [-1, 1], high for
+        compact, separate clusters; calinski_harabasz, high is good; davies_bouldin, low is good; smoothness, the share
+        of a spot's six nearest spots of its slide that are of its domain, high for contiguous regions, and
+        smoothness_shuffled, the same after permuting domains within slides: what the sizes of the domains alone give.
+        With labels also ari and nmi (1 is the same partition, 0 is chance), and label_silhouette,
+        label_calinski_harabasz, label_davies_bouldin, the three above with the labels in place of clusters, as
+        STimage-1K4M scores embeddings.
+
+    Raises:
+        ValueError: if an option is not one of those allowed, or rows do not match.
+        ImportError: if Leiden is asked for and not installed.
+    """
+    rows, xy = finite_matrix(features, "features"), finite_matrix(positions, "positions")
+    if xy.shape != (len(rows), 2):
+        raise ValueError(
+            f"positions have the shape {xy.shape}; allowed is ({len(rows)}, 2), the x and y of every spot."
+        )
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}. Choose one of them.")
+    names = group_names(slides, len(rows), "slides")
+    kept = np.zeros(len(rows), dtype=bool) if labels is None else ~missing_rows(labels)
+    truth = np.asarray([] if labels is None else labels, dtype=object)[kept[: 0 if labels is None else None]].astype(
+        str
+    )
+    if num_domains is None:
+        num_domains = max(2, len(np.unique(truth))) if kept.any() else min(7, max(2, len(rows) // 5))
+    if not 2 <= num_domains < len(rows):
+        raise ValueError(
+            f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
+        )
+    if method == "kmeans":
+        domains = KMeans(num_domains, n_init=10, random_state=seed).fit_predict(rows)
+    else:
+        domains = _leiden(rows, resolution, seed)
+    result = {"num_domains": float(len(np.unique(domains))), **_shape_scores(rows, domains, "")}
+    neighbours = spot_neighbours(xy, names)
+    result["smoothness"] = smoothness(domains, neighbours)
+    result["smoothness_shuffled"] = smoothness(domains[permutation_within(names, seed)], neighbours)
+    if len(np.unique(truth)) > 1:
+        result["ari"] = float(adjusted_rand_score(truth, domains[kept]))
+        result["nmi"] = float(normalized_mutual_info_score(truth, domains[kept]))
+        result |= _shape_scores(rows[kept], truth, "label_")
+    return result, domains.astype(np.int64)
+
+
+def domain_statistics(
+    features: np.ndarray,
+    positions: np.ndarray,
+    slides: np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None,
+    domains: np.ndarray,
+) -> dict[str, Statistic]:
+    """The scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
+    neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
+    there = (neighbours >= 0).sum(axis=1)
+    result = {"smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)}
+    for prefix, kept, groups in _partitions(labels, domains):
+        if 2 <= len(np.unique(groups)) < len(groups) <= MAX_SILHOUETTE:
+            values = np.full(len(features), np.nan)
+            values[kept] = silhouette_samples(features[kept], groups)
+            result[f"{prefix}silhouette"] = mean_of_known(values)
+        if prefix and len(np.unique(groups)) > 1:
+            place = np.full(len(features), -1)
+            place[kept] = np.arange(int(kept.sum()))
+            result["ari"] = _on_known(rand_statistic(groups, domains[kept]), place)
+    return result
+
+
+def centred_intervals(
+    features: np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None,
+    domains: np.ndarray,
+    bootstrap: Bootstrap,
+) -> dict[str, dict[str, Any]]:
+    """Intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
+
+    These three are biased in resamples: copies of a spot lie in one place, so that groups look tighter and purer.
+    """
+    result = {}
+    for prefix, kept, groups in _partitions(labels, domains):
+        here = _restricted(bootstrap, kept)
+        values = _shape_scores(features[kept], groups, prefix)
+        found = {
+            prefix + name: draws for name, draws in dispersion_draws(features[kept], groups, here).items() if values
+        }
+        if prefix and len(np.unique(groups)) > 1:
+            statistic = information_statistic(groups, domains[kept])
+            values["nmi"], found["nmi"] = statistic(np.arange(len(groups))), np.array([*map(statistic, here.draws())])
+        for name, draws in found.items():
+            result[name] = here.interval_of(values[name], draws - np.nanmean(draws) + values[name])
+    return result
+
+
+def _partitions(
+    labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(prefix of the metrics, spots, their group): the clusters, and the labels where there are some."""
+    found = [("", np.ones(len(domains), dtype=bool), domains)]
+    if labels is not None:
+        kept = ~missing_rows(labels)
+        found.append(("label_", kept, np.asarray(labels, dtype=object)[kept].astype(str)))
+    return found
+
+
+def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
+    slides = None if bootstrap.slides is None else np.asarray(bootstrap.slides)[kept]
+    unit = bootstrap.unit if slides is not None and len(np.unique(slides)) > 1 else "spots"
+    return replace(bootstrap, num_rows=int(kept.sum()), slides=slides, unit=unit)
+
+
+def _on_known(statistic: Statistic, place: np.ndarray) -> Statistic:
+    """A statistic of the labelled spots, given rows of all spots."""
+
+    def of(rows: np.ndarray) -> float:
+        known = place[rows]
+        known = known[known >= 0]
+        return statistic(known) if len(known) > 1 else float("nan")
+
+    return of
+
+
+def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
+    """Rows (spots, k) of the nearest spots of the same slide, -1 where a slide has fewer spots than that."""
+    result = np.full((len(positions), k), -1)
+    for slide in np.unique(slides):
+        rows = np.flatnonzero(slides == slide)
+        found = min(k, len(rows) - 1)
+        if found > 0:
+            nearest = cKDTree(positions[rows]).query(positions[rows], k=found + 1)[1]
+            # The spot itself is dropped by name: of two spots in one place either may come first.
+            for row, near in zip(rows, rows[nearest]):
+                result[row, :found] = near[near != row][:found]
+    return result
+
+
+def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
+    """Share of neighbouring spots that are of the same domain; 1 is one region, the shuffled value is chance."""
+    return float(_same_domain(domains, neighbours).sum() / max((neighbours >= 0).sum(), 1))
+
+
+def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """How many neighbours of each spot (spots,) are of its domain."""
+    return ((domains[neighbours] == domains[:, None]) & (neighbours >= 0)).sum(axis=1)
+
+
+def _shape_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
+    """Silhouette, Calinski-Harabasz and Davies-Bouldin; empty where they are undefined (one group, or one spot each)."""
+    if not 2 <= len(np.unique(groups)) < len(rows):
+        return {}
+    sample = MAX_SILHOUETTE if len(rows) > MAX_SILHOUETTE else None
+    return {
+        f"{prefix}silhouette": float(silhouette_score(rows, groups, sample_size=sample, random_state=0)),
+        f"{prefix}calinski_harabasz": float(calinski_harabasz_score(rows, groups)),
+        f"{prefix}davies_bouldin": float(davies_bouldin_score(rows, groups)),
+    }
+
+
+def _leiden(rows: np.ndarray, resolution: float, seed: int) -> np.ndarray:
+    try:
+        import igraph
+        import leidenalg
+    except ImportError as error:
+        raise ImportError(
+            "method='leiden' needs igraph and leidenalg, which are not installed. Run `pip install 'delst-hf[leiden]'`, or "
+            "use method='kmeans'."
+        ) from error
+    graph = kneighbors_graph(rows, min(15, len(rows) - 1), mode="connectivity").tocoo()
+    edges = {(min(i, j), max(i, j)) for i, j in zip(graph.row.tolist(), graph.col.tolist())}
+    partition = leidenalg.find_partition(
+        igraph.Graph(n=len(rows), edges=sorted(edges)),
+        leidenalg.RBConfigurationVertexPartition,
+        resolution_parameter=resolution,
+        seed=seed,
+    )
+    return np.array(partition.membership)

@@ -1,0 +1,235 @@
+"""Expression prediction as HEST-Benchmark runs it, and the variants that its users fought over, each by its name.
+
+Source: mahmoodlab/HEST (arXiv 2406.16192), src/hest/bench/{benchmark,trainer,st_dataset}.py. For each fold: StandardScaler and
+PCA-256 fitted on training spots, float32, Ridge(solver="lsqr", alpha=100 / (d * genes), no intercept) with d the number of
+columns after the PCA, and Pearson per gene over the pooled test spots. The targets are log(1 + counts), not scaled to a
+library size. Without an intercept the predictions are off by the mean of a gene; Pearson does not see that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from ..expression import gene_pearson
+from ..preparation import MAX_INNER_FOLDS, finite_matrix, group_folds, group_names, nanmean
+
+HEST_COMPONENTS = 256
+HEST_GENES = 50
+HEST_SEED = 1
+# alpha="cv" chooses among these multiples of the benchmark's alpha.
+CV_FACTORS: tuple[float, ...] = tuple(float(factor) for factor in np.logspace(0, 8, 9))
+
+
+@dataclass(frozen=True)
+class ExpressionResult:
+    """What `expression_protocol` found.
+
+    Attributes:
+        name: The protocol with its variants, such as "hest" or "hest[alpha=cv,pcc=per_slide]".
+        metrics: Flat numbers.
+        genes: Names of the genes predicted, in order.
+        gene_pearson: (genes,) Pearson of each gene, the mean over folds; NaN where it never varies.
+        predicted: (spots, genes) predictions made while the spot's group was left out; NaN where it never was.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    genes: list[str]
+    gene_pearson: np.ndarray
+    predicted: np.ndarray
+
+
+def expression_protocol(
+    features: ArrayLike,
+    targets: ArrayLike,
+    genes: Sequence[str],
+    groups: Sequence[Any] | np.ndarray,
+    *,
+    protocol: str = "hest",
+    alpha: str = "hest",
+    pcc: str = "pooled",
+    pca: int | None = HEST_COMPONENTS,
+    slides: Sequence[Any] | np.ndarray | None = None,
+    seed: int = HEST_SEED,
+    test: np.ndarray | None = None,
+) -> ExpressionResult:
+    """Predict expression on left-out groups by the protocol of HEST-Benchmark or a named variant of it.
+
+    Args:
+        features: (spots, columns).
+        targets: (spots, genes) log(1 + counts) of the genes of `hest_genes`.
+        genes: (genes,) their names, written into the result.
+        groups: (spots,) the patient of each spot (the benchmark leaves patients out), or another grouping.
+        protocol: "hest", the only one; the arguments below are its variants.
+        alpha: "hest", 100 / (columns after PCA * genes); or "cv", chosen by leaving one training group out.
+        pcc: "pooled", Pearson over all test spots of a fold; or "per_slide", the mean over its slides.
+        pca: components, or None for no PCA and, as in the benchmark, no scaler. Where columns or training
+            spots are fewer, as many as there are.
+        slides: (spots,) needed by pcc="per_slide".
+        seed: of the PCA's solver.
+        test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
+            without such spots only train.
+
+    Returns:
+        The result; its metrics are pearson_mean (over genes, then folds: 1 is perfect, 0 is chance), pearson_sd (n, over
+        folds, as the benchmark), alpha_mean, pca_components, num_genes, num_constant_genes (not scored, summed over folds),
+        num_folds, num_spots.
+
+    Raises:
+        ValueError: if an option is not one of those allowed, shapes differ, or there is one group only.
+    """
+    _check_options(protocol=protocol, alpha=alpha, pcc=pcc)
+    rows, values = finite_matrix(features, "features"), finite_matrix(targets, "targets")
+    names, parts = _checked_groups(rows, values, genes, groups, slides if pcc == "per_slide" else groups)
+    predicted, fold_genes, alphas, widths = np.full(values.shape, np.nan), [], [], []
+    scored = np.ones(len(rows), dtype=bool) if test is None else np.asarray(test, dtype=bool)
+    for fit, whole_group in group_folds(names):
+        held = whole_group[scored[whole_group]]
+        if len(held) == 0:
+            continue
+        inputs, queries = _reduced(rows[fit], rows[held], pca, seed)
+        factor = _cv_factor(rows[fit], values[fit], names[fit], pca, seed) if alpha == "cv" else 1.0
+        alphas.append(factor * hest_alpha(inputs.shape[1], values.shape[1]))
+        predicted[held] = _ridge(inputs, values[fit], queries, alphas[-1], seed)
+        widths.append(inputs.shape[1])
+        scores = [gene_pearson(predicted[part], values[part]) for part in _parts(held, parts)]
+        fold_genes.append(nanmean(np.array(scores)))
+    by_fold = np.array(fold_genes)
+    means = nanmean(by_fold.T)
+    variants = [f"alpha={alpha}"] * (alpha != "hest") + [f"pcc={pcc}"] * (pcc != "pooled")
+    variants += [f"pca={pca}"] * (pca != HEST_COMPONENTS)
+    metrics = {
+        "pearson_mean": float(nanmean(means)),
+        "pearson_sd": float(np.nanstd(means)) if np.isfinite(means).any() else float("nan"),
+        "alpha_mean": float(np.mean(alphas)),
+        "pca_components": 0.0 if pca is None else float(np.mean(widths)),
+        "num_genes": float(values.shape[1]),
+        "num_constant_genes": float(np.isnan(by_fold).sum()),
+        "num_folds": float(len(by_fold)),
+        "num_spots": float(scored.sum()),
+    }
+    name = "hest" + (f"[{','.join(variants)}]" if variants else "")
+    return ExpressionResult(name, metrics, [str(gene) for gene in genes], nanmean(by_fold), predicted)
+
+
+def _check_options(**options: str) -> None:
+    allowed = {"protocol": ("hest",), "alpha": ("hest", "cv"), "pcc": ("pooled", "per_slide")}
+    for name, value in options.items():
+        if value not in allowed[name]:
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed[name])}. Choose one of them.")
+
+
+def _checked_groups(
+    rows: np.ndarray,
+    values: np.ndarray,
+    genes: Sequence[str],
+    groups: Sequence[Any] | np.ndarray,
+    parts: Sequence[Any] | np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The group of every spot and the part of a fold over which its Pearson is taken, as strings (spots,)."""
+    if len(rows) != len(values) or values.shape[1] != len(genes):
+        raise ValueError(
+            f"features {rows.shape}, targets {values.shape} and {len(genes)} genes do not match; pass one row per spot in "
+            "both and one name per column of targets."
+        )
+    names = group_names(groups, len(rows), "groups")
+    if len(np.unique(names)) < 2:
+        raise ValueError(
+            f"all spots are of the group {str(names[0])!r}; 'hest' leaves one out. Add a second patient or slide."
+        )
+    if parts is None:
+        raise ValueError("pcc='per_slide' needs slides, which is None. Pass the slide of every spot.")
+    return names, group_names(parts, len(rows), "slides")
+
+
+def hest_alpha(num_columns: int, num_genes: int) -> float:
+    """The benchmark's penalty, 100 / (columns that the ridge sees * genes)."""
+    return 100.0 / (num_columns * num_genes)
+
+
+def hest_genes(
+    counts: Any, slides: Sequence[Any] | np.ndarray, genes: Sequence[str], num_genes: int = HEST_GENES
+) -> list[str]:
+    """The benchmark's gene list: expressed in a tenth of the spots of every slide, then the highest scaled dispersion.
+
+    The dispersion is scanpy's default ("seurat"): log of variance / mean of counts, as a z-score among genes of a like mean
+    (20 bins). The benchmark chooses from all slides, test slides included; pass the training slides' counts for a choice
+    that does not look. (What scanpy 1.10 computes from log1p data, whose expm1 are the counts.)
+
+    Args:
+        counts: (spots, genes) raw counts, dense or sparse.
+        slides: (spots,) the slide of each spot.
+        genes: (genes,) names; those with "BLANK" or "Control" in them are left out.
+        num_genes: how many.
+
+    Returns:
+        Names, in alphabetical order as in the benchmark.
+
+    Raises:
+        ValueError: if fewer genes than asked for are expressed in a tenth of every slide.
+    """
+    dense = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts, dtype=np.float64)
+    names, order = group_names(slides, len(dense), "slides"), np.argsort(np.asarray(genes, dtype=str), kind="stable")
+    common = np.array(["BLANK" not in gene and "Control" not in gene for gene in genes])
+    for slide in np.unique(names):
+        part = dense[names == slide]
+        common &= (part > 0).sum(axis=0) >= np.ceil(0.10 * len(part))
+    kept = [index for index in order if common[index]]
+    if len(kept) < num_genes:
+        raise ValueError(
+            f"{len(kept)} genes are expressed in 10 % of the spots of every slide; {num_genes} were asked for. Ask for fewer "
+            "genes, or leave a shallow slide out."
+        )
+    mean, variance = dense[:, kept].mean(axis=0), dense[:, kept].var(axis=0, ddof=1)
+    dispersion = np.log(np.maximum(variance, 1e-12) / mean)
+    location = np.log1p(mean)
+    edges = np.linspace(location.min(), location.max(), 21)
+    bins = np.clip(np.searchsorted(edges, location, side="left"), 1, 20)
+    scaled = np.empty(len(kept))
+    for number in np.unique(bins):
+        members = bins == number
+        centre, spread = dispersion[members].mean(), dispersion[members].std(ddof=1) if members.sum() > 1 else np.nan
+        # A gene alone in its bin is scored 1, as scanpy does.
+        scaled[members] = 1.0 if members.sum() == 1 else (dispersion[members] - centre) / spread
+    chosen = sorted(np.argsort(-scaled, kind="stable")[:num_genes])
+    return [str(genes[kept[index]]) for index in chosen]
+
+
+def _reduced(fit: np.ndarray, held: np.ndarray, pca: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised and, unless None, PCA-reduced features of both sides, float32 as in the benchmark."""
+    if pca is None:
+        return fit.astype(np.float32), held.astype(np.float32)
+    scaler = StandardScaler().fit(fit)
+    reducer = PCA(min(pca, *fit.shape), random_state=seed)
+    reduced = reducer.fit_transform(scaler.transform(fit))
+    return reduced.astype(np.float32), reducer.transform(scaler.transform(held)).astype(np.float32)
+
+
+def _ridge(inputs: np.ndarray, targets: np.ndarray, queries: np.ndarray, alpha: float, seed: int) -> np.ndarray:
+    ridge = Ridge(solver="lsqr", alpha=alpha, random_state=seed, fit_intercept=False, max_iter=1000)
+    return ridge.fit(inputs, targets).predict(queries).reshape(len(queries), targets.shape[1])
+
+
+def _cv_factor(rows: np.ndarray, values: np.ndarray, names: np.ndarray, pca: int | None, seed: int) -> float:
+    """The factor of the benchmark's alpha with the highest mean Pearson on left-out training groups, the larger on a tie."""
+    scores = np.zeros(len(CV_FACTORS))
+    for fit, held in group_folds(names, MAX_INNER_FOLDS):
+        inputs, queries = _reduced(rows[fit], rows[held], pca, seed)
+        base = hest_alpha(inputs.shape[1], values.shape[1])
+        for i, factor in enumerate(CV_FACTORS):
+            scores[i] += np.nan_to_num(
+                nanmean(gene_pearson(_ridge(inputs, values[fit], queries, factor * base, seed), values[held])[:, None])[
+                    0
+                ]
+            )
+    return CV_FACTORS[int(np.flatnonzero(scores >= scores.max() - 1e-12)[-1])]
+
+
+def _parts(held: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
+    return [held[names[held] == name] for name in np.unique(names[held])]

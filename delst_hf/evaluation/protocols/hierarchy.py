@@ -1,0 +1,336 @@
+"""What a learned hierarchy is made of: biology or sequencing depth, cones or width, hyperbolic or flat.
+
+Each number of `hierarchy_report` has a sentence in `MEANINGS` that tells a reader what a high and a low value say.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata, spearmanr
+
+from ...model.lorentz import exp_map0, exterior_angle, half_aperture, log_map0, pairwise_distance, radius
+from ..baselines import permutation_within
+from ..cones import cone_membership, hierarchy
+from ..preparation import finite_matrix, group_names, missing_rows
+from ..resampled import mean_of_known, mean_statistic, spearman_statistic, within_slides
+from ..uncertainty import Statistic
+
+MEANINGS = {
+    "image_radius": "Mean distance of images to the origin. Low: general; high: specific.",
+    "gene_radius": "Mean distance of gene profiles to the origin. The parent modality should be the lower one.",
+    "image_half_aperture": "Mean half-angle of the images' cones in degrees. Near 90 a cone is a half-space and holds nearly "
+    "anything.",
+    "gene_half_aperture": "Mean half-angle of the genes' cones in degrees. Near 90: cone collapse, parents at the origin.",
+    "in_cone_matched": "Share of spots whose child lies in its parent's cone. Means something only above its control.",
+    "in_cone_mismatched": "The control: the same with the child of another spot. As high as the matched share: the cones are "
+    "wide, not right.",
+    "entailment_auc": "Chance that a parent's own child leaves its cone by less than another spot's child does. 1: perfect, "
+    "0.5: chance. Does not depend on the aperture.",
+    "image_radius_level_rho": "Spearman of image radius with expressed genes, over all spots. Mixes slides.",
+    "gene_radius_level_rho": "Spearman of gene radius with expressed genes, over all spots. Mixes slides.",
+    "image_radius_genes_within": "The same within slides (mean): what is left when slide effects are out.",
+    "gene_radius_genes_within": "The same within slides (mean): what is left when slide effects are out.",
+    "image_radius_counts_within": "Spearman of image radius with total counts within slides. As high as with genes: depth.",
+    "gene_radius_counts_within": "Spearman of gene radius with total counts within slides. As high as with genes: depth.",
+    "image_radius_genes_given_counts": "Partial Spearman within slides of radius and genes, total counts held fixed. High: "
+    "more than depth; 0: nothing beyond depth.",
+    "gene_radius_genes_given_counts": "Partial Spearman within slides of radius and genes, total counts held fixed. High: more "
+    "than depth; 0: nothing beyond depth.",
+    "image_radius_genes_shuffled": "The control: levels shuffled within slides. Must be near 0.",
+    "gene_radius_genes_shuffled": "The control: levels shuffled within slides. Must be near 0.",
+    "image_radius_label_eta": "Share of the variance of image radius ranks within slides that labels explain. High: radius "
+    "differs between tissues.",
+    "gene_radius_label_eta": "Share of the variance of gene radius ranks within slides that labels explain.",
+    "delta_hyperbolic": "Gromov delta of the embedding's distances, 2 delta / diameter. 0: a tree; near 1: no tree at all.",
+    "delta_euclidean": "The same of the tangent coordinates by straight distance. As low: the hyperbolic geometry is not used.",
+    "curvature": "c, where the space has curvature -c. Toward 0: the space has become flat.",
+    "curvature_at_clamp": "1 when c sits at the end of its allowed range: then training wanted to go on.",
+}
+
+
+def hierarchy_report(
+    image_embeds: ArrayLike,
+    gene_embeds: ArrayLike,
+    curvature: float,
+    *,
+    num_genes: ArrayLike,
+    total_counts: ArrayLike,
+    slides: Sequence[Any] | np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None = None,
+    curvature_bounds: tuple[float, float] | None = None,
+    parent: str = "gene",
+    min_radius: float = 0.1,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Everything of the learned hierarchy that is a number; `MEANINGS` explains each.
+
+    Args:
+        image_embeds: Space parts (spots, dim).
+        gene_embeds: Space parts (spots, dim).
+        curvature: ``c > 0``.
+        num_genes: Expressed genes of each spot (spots,).
+        total_counts: Counts of each spot (spots,).
+        slides: (spots,) the slide of each spot.
+        labels: (spots,) strings, None where nobody labelled the spot.
+        curvature_bounds: The range that training allowed.
+        parent: "gene" or "image".
+        min_radius: ``K`` of the half-aperture.
+        seed: Of the shuffled control and of the sample behind delta.
+
+    Returns:
+        The keys of `MEANINGS` (those of labels only with labels), and means: ``{modality}_radius_of_{label}``, and
+        ``{modality}_radius_of_quarter_1`` to 4, by quarters of expressed genes within each slide, few to many.
+    """
+    image, gene = finite_matrix(image_embeds, "image_embeds"), finite_matrix(gene_embeds, "gene_embeds")
+    names = group_names(slides, len(image), "slides")
+    genes, counts = np.asarray(num_genes, dtype=float), np.asarray(total_counts, dtype=float)
+    result = hierarchy(image, gene, genes, curvature, parent=parent, min_radius=min_radius)
+    apex, child = (gene, image) if parent == "gene" else (image, gene)
+    result["entailment_auc"] = entailment_auc(apex, child, curvature, min_radius)
+    shuffled = genes[permutation_within(names, seed)]
+    for modality, embeds in (("image", image), ("gene", gene)):
+        radii = radius(torch.from_numpy(embeds), curvature).numpy()
+        prefix = f"{modality}_radius"
+        result[f"{prefix}_genes_within"] = rank_correlation(radii, genes, names)
+        result[f"{prefix}_counts_within"] = rank_correlation(radii, counts, names)
+        result[f"{prefix}_genes_given_counts"] = rank_correlation(radii, genes, names, given=counts)
+        result[f"{prefix}_genes_shuffled"] = rank_correlation(radii, shuffled, names)
+        for number, rows in enumerate(_quarters(genes, names)):
+            result[f"{prefix}_of_quarter_{number + 1}"] = float(radii[rows].mean()) if rows.any() else float("nan")
+        if labels is not None and not missing_rows(labels).all():
+            kept = ~missing_rows(labels)
+            truth = np.asarray(labels, dtype=object)[kept].astype(str)
+            result[f"{prefix}_label_eta"] = explained_by_labels(radii[kept], truth, names[kept])
+            result |= {f"{prefix}_of_{label}": float(radii[kept][truth == label].mean()) for label in np.unique(truth)}
+    both = np.concatenate([image, gene])
+    result["delta_hyperbolic"] = delta_hyperbolicity(both, curvature, seed=seed)
+    tangent = log_map0(torch.from_numpy(both), curvature).numpy()
+    result["delta_euclidean"] = delta_hyperbolicity(tangent, None, seed=seed)
+    result["curvature"] = float(curvature)
+    if curvature_bounds is not None:
+        low, high = np.log(curvature_bounds)
+        result["curvature_at_clamp"] = float(min(np.log(curvature) - low, high - np.log(curvature)) < 1e-3)
+    return result
+
+
+def entailment_auc(
+    parent_embeds: ArrayLike, child_embeds: ArrayLike, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
+) -> float:
+    """Entailment as a ranking: how often a parent's own child fits its cone better than another spot's child.
+
+    The score of a pair is the exterior angle minus the half-aperture, as in the loss, so 1 can be reached with narrow cones
+    that hold nothing, and cones so wide that they hold everything give 0.5.
+
+    Args:
+        parent_embeds: Space parts (pairs, dim).
+        child_embeds: Space parts (pairs, dim).
+        curvature: ``c > 0``.
+        min_radius: ``K``.
+        max_pairs: Compare the first so many evenly spaced parents with all children; the result is their mean.
+
+    Returns:
+        AUC in [0, 1]: 1 is perfect, 0.5 is chance. Ties count half.
+    """
+    parents, children = (
+        torch.from_numpy(finite_matrix(embeds, name))
+        for embeds, name in ((parent_embeds, "parent_embeds"), (child_embeds, "child_embeds"))
+    )
+    if len(parents) != len(children) or len(parents) < 2:
+        raise ValueError(
+            f"{len(parents)} parents and {len(children)} children; allowed are as many of both, 2 or more."
+        )
+    return float(np.nanmean(entailment_wins(parents, children, curvature, min_radius, max_pairs)))
+
+
+def entailment_wins(
+    parents: torch.Tensor, children: torch.Tensor, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
+) -> np.ndarray:
+    """What `entailment_auc` averages: for each parent (pairs,) the share of other children that fit worse, NaN if left out."""
+    wins = np.full(len(parents), np.nan)
+    for row in np.unique(np.linspace(0, len(parents) - 1, min(max_pairs, len(parents))).astype(int)):
+        apex = parents[row].expand_as(children)
+        excess = (exterior_angle(apex, children, curvature) - half_aperture(apex, curvature, min_radius)).numpy()
+        others = np.delete(excess, row)
+        # Equal children may differ in their last bits, as rounding depends on the place in the array.
+        wins[row] = ((others > excess[row] + 1e-12) + 0.5 * (np.abs(others - excess[row]) <= 1e-12)).mean()
+    return wins
+
+
+def hierarchy_statistics(
+    image_embeds: np.ndarray,
+    gene_embeds: np.ndarray,
+    curvature: float,
+    *,
+    num_genes: np.ndarray,
+    total_counts: np.ndarray,
+    slides: np.ndarray,
+    labels: np.ndarray | None = None,
+    parent: str = "gene",
+    min_radius: float = 0.1,
+) -> dict[str, Statistic]:
+    """The numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
+
+    Not those of single points (curvature), nor Gromov's delta, a maximum, for which a bootstrap does not hold.
+    """
+    image, gene = (
+        torch.from_numpy(np.asarray(image_embeds)).double(),
+        torch.from_numpy(np.asarray(gene_embeds)).double(),
+    )
+    apex, child = (gene, image) if parent == "gene" else (image, gene)
+    # In float32, as `cone_statistics` of a model's own output.
+    matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius)
+    result = {
+        "entailment_auc": mean_of_known(entailment_wins(apex, child, curvature, min_radius)),
+        "in_cone_matched": mean_statistic(matched),
+        "in_cone_mismatched": mean_statistic(mismatched),
+    }
+    kept = np.ones(len(slides), dtype=bool) if labels is None else ~missing_rows(labels)
+    for modality, embeds in (("image", image), ("gene", gene)):
+        radii, prefix = radius(embeds, curvature).numpy(), f"{modality}_radius"
+        half = torch.rad2deg(half_aperture(embeds, curvature, min_radius)).numpy()
+        result |= {prefix: mean_statistic(radii), f"{modality}_half_aperture": mean_statistic(half)}
+        result[f"{prefix}_level_rho"] = spearman_statistic(radii, num_genes)
+        for name, level, given in (
+            ("genes_within", num_genes, None),
+            ("counts_within", total_counts, None),
+            ("genes_given_counts", num_genes, total_counts),
+        ):
+            result[f"{prefix}_{name}"] = within_slides(spearman_statistic(radii, level, given), slides)
+        groups = {f"quarter_{i + 1}": rows for i, rows in enumerate(_quarters(num_genes, slides))}
+        if labels is not None:
+            groups |= {str(label): kept & (labels == label) for label in np.unique(labels[kept].astype(str))}
+        for name, rows in groups.items():
+            result[f"{prefix}_of_{name}"] = mean_of_known(np.where(rows, radii, np.nan))
+    return result
+
+
+def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
+    """Masks (spots,) of the four quarters of a level within each slide, low to high."""
+    place = np.empty(len(level))
+    for slide in np.unique(slides):
+        rows = slides == slide
+        place[rows] = (rankdata(level[rows], method="ordinal") - 1) / rows.sum()
+    return [(place >= i / 4) & (place < (i + 1) / 4) for i in range(4)]
+
+
+def rank_correlation(
+    values: np.ndarray, level: np.ndarray, slides: np.ndarray | None = None, given: np.ndarray | None = None
+) -> float:
+    """Spearman correlation, the mean over slides weighted by spots when given; partial on ranks with `given`.
+
+    Returns:
+        In [-1, 1]; 0.0 where something is constant or the condition explains the level entirely.
+    """
+    if slides is not None:
+        parts = [np.flatnonzero(slides == slide) for slide in np.unique(slides)]
+        found = [
+            rank_correlation(values[rows], level[rows], None, None if given is None else given[rows]) for rows in parts
+        ]
+        return float(np.average(found, weights=[len(rows) for rows in parts]))
+    if len(values) < 3 or np.ptp(values) == 0 or np.ptp(level) == 0:
+        return 0.0
+    first = float(spearmanr(values, level).statistic)
+    if given is None or np.ptp(given) == 0:
+        return first
+    second, third = float(spearmanr(values, given).statistic), float(spearmanr(level, given).statistic)
+    rest = (1 - second**2) * (1 - third**2)
+    return 0.0 if rest < 1e-9 else float(np.clip((first - second * third) / np.sqrt(rest), -1, 1))
+
+
+def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> float:
+    """Share (0 to 1) of the variance of within-slide ranks that the labels explain, less chance (epsilon squared)."""
+    ranks = np.empty(len(values))
+    for slide in np.unique(slides):
+        rows = slides == slide
+        ranks[rows] = rankdata(values[rows]) / rows.sum()
+    total = ((ranks - ranks.mean()) ** 2).sum()
+    groups = [ranks[labels == label] for label in np.unique(labels)]
+    if total == 0 or len(groups) < 2 or len(ranks) <= len(groups):
+        return 0.0
+    within = sum(((group - group.mean()) ** 2).sum() for group in groups)
+    return float(max(0.0, 1 - (within / (len(ranks) - len(groups))) / (total / (len(ranks) - 1))))
+
+
+def delta_hyperbolicity(points: ArrayLike, curvature: float | None, max_points: int = 300, seed: int = 0) -> float:
+    """Relative Gromov delta, 2 delta / diameter, of a sample of points by the four-point condition from one base point.
+
+    Source: Khrulkov et al., arXiv 1904.02239. The base point is the first of the sample, so delta is exact within a factor 2.
+
+    Args:
+        points: (points, dim); space parts when `curvature` is given.
+        curvature: positive c for geodesic distances, None for straight ones.
+        max_points: sample size; the work is its cube.
+        seed: of the sample.
+
+    Returns:
+        0 for a tree (then hyperbolic space is the right one) up to 1; a sphere or a cloud of noise lies near 0.3 to 0.6.
+    """
+    matrix = finite_matrix(points, "points")
+    if len(matrix) > max_points:
+        matrix = matrix[np.random.default_rng(seed).choice(len(matrix), max_points, replace=False)]
+    tensor = torch.from_numpy(matrix)
+    if curvature is None:
+        distances = torch.cdist(tensor, tensor, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    else:
+        distances = pairwise_distance(tensor, tensor, curvature).numpy()
+    return relative_delta(distances)
+
+
+def relative_delta(distances: np.ndarray) -> float:
+    """2 delta / diameter of a matrix of distances (points, points), Gromov products taken from the first point."""
+    diameter = distances.max()
+    if diameter == 0:
+        return 0.0
+    products = (distances[0][:, None] + distances[0][None] - distances) / 2
+    deepest = np.full_like(products, -np.inf)
+    for column in range(len(products)):
+        np.maximum(deepest, np.minimum(products[:, column][:, None], products[column][None]), out=deepest)
+    return float(2 * (deepest - products).max() / diameter)
+
+
+def traversal(
+    point: ArrayLike,
+    candidates: ArrayLike,
+    names: Sequence[str],
+    curvature: float,
+    steps: int = 10,
+) -> list[dict[str, Any]]:
+    """Walk from a point straight to the origin, from specific to general, and name what lies nearest at each step.
+
+    Args:
+        point: Space part (dim,), such as one image.
+        candidates: Space parts (candidates, dim), such as spots' genes or the mean profiles of labels.
+        names: (candidates,) what to call them.
+        curvature: ``c > 0``.
+        steps: stops on the way, both ends included.
+
+    Returns:
+        One row a stop: radius, nearest (a name), distance, and origin_nearer: True once the origin is nearer than any
+        candidate, where the walk has left everything specific behind.
+
+    Raises:
+        ValueError: if names and candidates differ in number, or steps is below 2.
+    """
+    targets = torch.from_numpy(finite_matrix(candidates, "candidates"))
+    if len(names) != len(targets) or steps < 2:
+        raise ValueError(
+            f"{len(names)} names for {len(targets)} candidates and {steps} steps; allowed are one name per candidate and 2 "
+            "or more steps."
+        )
+    tangent = log_map0(torch.from_numpy(finite_matrix(np.atleast_2d(point), "point")), curvature)
+    way = exp_map0(tangent * torch.linspace(1, 0, steps, dtype=tangent.dtype)[:, None], curvature)
+    distances = pairwise_distance(way, targets, curvature)
+    nearest = distances.argmin(dim=1)
+    radii = radius(way, curvature)
+    return [
+        {
+            "radius": float(radii[i]),
+            "nearest": str(names[int(nearest[i])]),
+            "distance": float(distances[i, nearest[i]]),
+            "origin_nearer": bool(radii[i] < distances[i, nearest[i]]),
+        }
+        for i in range(steps)
+    ]

@@ -1,0 +1,1 @@
+"""Checkpoint folders, their cards, and pushing them: models, datasets and metrics."""

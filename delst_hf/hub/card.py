@@ -1,0 +1,218 @@
+"""The card of a checkpoint, written from the records of its run; what no record knows stays a placeholder that names itself."""
+
+import filecmp
+import math
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from ..evaluation.results import RESULTS, model_index_yaml, read_results
+from ..model.configuration_delst import DelstConfig
+from ..record import public_record, read_training_record
+from .card_results import limitations, results_text
+from .facts import FACTS
+
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_SCRATCH = "random weights, trained from scratch"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def template_text() -> str:
+    """The text that is filled in: model_cards/template.md of the repository, which an installation carries along."""
+    installed = Path(__file__).with_name("model_card_template.md")
+    source = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+    return (installed if installed.is_file() else source).read_text(encoding="utf-8")
+
+
+def model_card(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    results: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    given: Mapping[str, str] | None = None,
+) -> str:
+    """The card of a checkpoint folder.
+
+    Args:
+        folder: The checkpoint.
+        repo_id: Where it will be: "user/name".
+        results: Results of `delst evaluate`; by default results.json of the folder.
+        baselines: Results that hold the baselines, where `results` has none: of another run on the same data.
+        data: Facts of the dataset (`data.facts.data_facts`); by default those of the training record.
+        given: Facts by hand; names as in `card_facts.FACTS`. They win over the records.
+
+    Returns:
+        Markdown with a YAML header. Facts that are nowhere are placeholders such as ``{license}``.
+
+    Raises:
+        ValueError: If the results are of another checkpoint, or the baselines of other data.
+    """
+    folder = Path(folder)
+    record, config = read_training_record(folder), DelstConfig.from_pretrained(folder)
+    if results is None and (folder / RESULTS).is_file():
+        results = read_results(folder / RESULTS)
+    evaluated = Path(str((results or {}).get("model", "")))
+    if results is not None and results.get("model") and evaluated.is_dir() and not _same_weights(evaluated, folder):
+        raise ValueError(f"The results are of the checkpoint {evaluated}, not of {folder}. Give those of this one.")
+    data = data or record.get("data") or {}
+    facts = _model_facts(folder, config) | _run_facts(record, config) | _data_facts(record, data, results)
+    facts["name"], facts["repo_id"] = repo_id.split("/")[-1], repo_id
+    if results is not None:
+        facts["results"] = results_text(results, baselines)
+        facts["model_index"] = model_index_yaml(results, facts["name"]).strip()
+    facts["limitations"] = limitations(record, data, results, baselines)
+    facts |= given or {}
+    if facts.get("hyperparameters") and record.get("command"):
+        facts["hyperparameters"] += f"\n\nCommand, whose options win over the file: `{_command(record)}`."
+    known = {name: str(value) for name, value in facts.items() if value is not None}
+    known.setdefault("model_index", "")
+    text = _PLACEHOLDER.sub(lambda found: known.get(found[1], found[0]), template_text())
+    return text.replace("\n\n---\n", "\n---\n", 1).replace(f"base_model: {_SCRATCH}\n", "", 1)
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same checkpoint, be one the copy of the other."""
+    names = [path.name for path in second.glob("*.safetensors")]
+    return filecmp.cmpfiles(first, second, names, shallow=False)[0] == names
+
+
+def unfilled(card: str) -> list[str]:
+    """Names of the facts that a card lacks, each once."""
+    outside_code = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    return list(dict.fromkeys(_PLACEHOLDER.findall(outside_code)))
+
+
+def how_to_give(name: str) -> str:
+    """The option that gives a fact."""
+    return f"{{{name}}}: " + " ".join(FACTS.get(name, ("write it", "into README.md by hand")))
+
+
+def check_filled(card: str) -> None:
+    """Refuse a card with placeholders.
+
+    Raises:
+        ValueError: Naming each and how to give it.
+    """
+    names = unfilled(card)
+    if names:
+        ways = "\n".join(f"  {how_to_give(name)}" for name in names)
+        raise ValueError(f"The card is not complete. Nothing was pushed. Give what is missing:\n{ways}")
+
+
+def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
+    """What configuration and weights know."""
+    vision: Any = config.vision_config
+    gene: Any = config.gene_config
+    sizes, scalars = _weights(folder)
+    own = sum(size for name, size in sizes.items() if "vision_model." in name)
+    left_out = not config.save_backbone
+    backbone = f"`{vision.model_type}`" + (
+        ", left out of this repository" if left_out else f", {own / 1e6:.1f} M parameters"
+    )
+    encoder = f"`{gene.encoder}`, hidden size {gene.hidden_size}; joint embedding of {config.projection_dim} dimensions"
+    curvature = scalars.get("log_curvature")
+    is_curved = config.geometry == "lorentz" and curvature is not None
+    space = {
+        "lorentz": "on a Lorentz hyperboloid, with entailment losses of weight "
+        f"{config.cross_entailment_weight:g} across modalities and {config.intra_entailment_weight:g} within",
+        "cosine": "on the unit sphere (the cosine baseline, no hyperbolic geometry)",
+        "euclidean": "in Euclidean space (the Euclidean baseline, no hyperbolic geometry)",
+    }
+    source = config.vision_source or {}
+    return {
+        "backbone": backbone,
+        "gene_encoder": encoder,
+        "num_genes": gene.num_genes,
+        "geometry_text": space[config.geometry],
+        "curvature": f"{math.exp(curvature or 0.0):.3f}" if is_curved else f"none: the geometry is {config.geometry}",
+        "base_model": source.get("id") if _HUB_ID.fullmatch(str(source.get("id"))) else None,
+        "vision_path": ', vision_path="FOLDER OR HUB ID OF THE BACKBONE"' if left_out else "",
+        "heads_only": f"\n\nThe weights of the backbone are not in this repository. They are fetched from {source.get('id')}, "
+        "for which you may need access, and must be those that the heads were trained on (a fingerprint is checked); leave "
+        "`vision_path` out unless you have a copy."
+        if left_out
+        else "",
+        "input_px": _input_size(folder, config),
+    }
+
+
+def _weights(folder: Path) -> tuple[dict[str, int], dict[str, float]]:
+    """Number of values of every weight, and the values of the scalars."""
+    sizes, scalars = {}, {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                shape = file.get_slice(name).get_shape()
+                sizes[name] = math.prod(shape)
+                if not shape:
+                    scalars[name.split(".")[-1]] = file.get_tensor(name).item()
+    return sizes, scalars
+
+
+def _input_size(folder: Path, config: DelstConfig) -> Any:
+    from ..model.processing_delst import DelstProcessor
+
+    size = DelstProcessor.from_pretrained(folder).image_processor.size
+    sides = [size[key] for key in ("height", "width", "shortest_edge") if size.get(key)]
+    return sides[0] if sides else getattr(config.vision_config, "image_size", None)
+
+
+def _run_facts(record: Mapping[str, Any], config: DelstConfig) -> dict[str, Any]:
+    """What the training record knows of the run itself."""
+    seconds = next((row["train_runtime"] for row in record.get("log_history", []) if "train_runtime" in row), None)
+    values = record.get("hyperparameters")
+    text = f"```yaml\n{yaml.safe_dump(values, allow_unicode=True).strip()}\n```" if values else None
+    vision = str(record.get("vision"))
+    facts = {
+        "hyperparameters": text,
+        "hardware": record.get("hardware"),
+        "training_time": None if seconds is None else f"{seconds / 60:.1f} minutes",
+    }
+    # What the configuration says of the backbone wins.
+    if not config.vision_source and _HUB_ID.fullmatch(vision):
+        facts["base_model"] = vision
+    if not config.vision_source and "vision" in record and record["vision"] is None:
+        facts |= {"base_model": _SCRATCH, "base_model_license": "none to keep"}
+    return facts
+
+
+def _command(record: Mapping[str, Any]) -> str:
+    return shlex.join(str(word) for word in public_record(list(record["command"])))
+
+
+def _data_facts(
+    record: Mapping[str, Any], data: Mapping[str, Any], results: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What is known of the data."""
+    train, validation = record.get("train_slides", []), record.get("validation_slides", [])
+    patients = data.get("patients", {})
+    test = list(results["test_slides"]) if results else []
+
+    def named(slides: list[str]) -> str:
+        return ", ".join(slides) if slides else "none"
+
+    text = None
+    if train and data:
+        persons = len({patients.get(slide) for slide in train})
+        number = f"{len(train)} slide{'s' * (len(train) != 1)} of {persons} patient{'s' * (persons != 1)}"
+        text = (
+            f"{number}: {data['technology']}, {data['tissue']}, "
+            f"{data['species']}; content `{data.get('fingerprint') or 'unknown'}`"
+        )
+    licence = data.get("licence")
+    return {
+        "species": data.get("species"),
+        "patch_um": data.get("patch_um"),
+        "patch_px": data.get("patch_px"),
+        "train_data": text,
+        "dataset_license": None if licence in (None, "", "unknown") else licence,
+        "splits": f"training {named(train)}; validation {named(validation)}; never seen, scored below: {named(test)}",
+    }

@@ -1,0 +1,83 @@
+"""One complete checkpoint folder: weights, configuration, processor, code, and the record of the training."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..atomic import complete_or_nothing
+from ..evaluation.results import RESULTS
+from ..model.configuration_delst import DelstConfig
+from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
+from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+from ..model.processing_delst import DelstProcessor
+from ..record import TRAINING_RECORD, public_record
+
+
+def save_checkpoint_folder(
+    folder: str | os.PathLike,
+    model: DelstPreTrainedModel,
+    processor: DelstProcessor,
+    training: dict[str, Any] | None = None,
+) -> Path:
+    """Write everything that ``from_pretrained`` needs into one folder, which appears only when it is whole.
+
+    Args:
+        folder: Where to write; a folder that is there is replaced at the very end.
+        model: The model; without its backbone where ``config.save_backbone`` is False.
+        processor: Its processor.
+        training: What the model was trained on and how (see `training_record`).
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    with complete_or_nothing(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        if training is not None:
+            (partial / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
+    """Copy what a repository of the Hub holds of a checkpoint, made complete and rid of what only this machine knows.
+
+    Checkpoints of earlier versions get their code and ``auto_map``. Of absolute paths only the last part stays, and results
+    lose their pictures, which are pieces of the slides.
+
+    Args:
+        folder: Written by `save_checkpoint_folder` or by ``save_pretrained``.
+        target: An empty folder.
+    """
+    folder = Path(folder)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
+        shutil.copyfile(path, target / path.name)
+    DelstProcessor.from_pretrained(folder).save_pretrained(target)
+    config = DelstConfig.from_pretrained(folder)
+    vision_config: Any = config.vision_config
+    vision_config._name_or_path = os.path.basename(vision_config._name_or_path.rstrip("/"))
+    model_class = checkpoint_class(config)
+    custom_object_save(model_class.__new__(model_class), target, config)  # type: ignore[arg-type]
+    config.save_pretrained(target)
+    for name in (TRAINING_RECORD, RESULTS):
+        if (folder / name).is_file():
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            (target / name).write_text(json.dumps(public_record(record), indent=1) + "\n", encoding="utf-8")
+
+
+def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:
+    """The class that a checkpoint was saved from.
+
+    Raises:
+        ValueError: If it is none of this package.
+    """
+    name = (config.architectures or ["DelstModel"])[0]
+    classes = (DelstModel, DelstForSpotClassification, DelstForGeneExpressionPrediction)
+    found = {one.__name__: one for one in classes}.get(name)
+    if found is None:
+        raise ValueError(f"The checkpoint was saved from {name!r}, which is no model of this package.")
+    return found

@@ -1,0 +1,178 @@
+"""The three losses of DELST (arXiv 2503.00804), as free functions of embeddings; `DelstModel.forward` composes them.
+
+``L = contrastive + lambda * cross-modal entailment + beta * intra-modal entailment``
+
+All compute in float32 (float64 where the input is). With several processes, embeddings are gathered, never logits, and
+the gradients averaged by DDP equal those of one process with the joined batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .contrastive import tiled_contrastive
+from .distributed import gather_across_ranks, world_size
+from .lorentz import exterior_angle, half_aperture
+from .similarity import lift
+
+
+def contrastive_loss(
+    image_embeds: Tensor,
+    gene_embeds: Tensor,
+    logit_scale: float | Tensor,
+    curvature: float | Tensor = 1.0,
+    geometry: str = "lorentz",
+    chunk_size: int | None = None,
+    *,
+    across_ranks: bool = False,
+) -> Tensor:
+    """Symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
+
+    The similarity matrix is never formed: `contrastive.TiledInfoNCE` walks it in tiles, in both passes. Memory grows with
+    the batch and not with its square.
+
+    Args:
+        image_embeds: Embeddings of the patches (batch, dim).
+        gene_embeds: Embeddings of the same spots' expression (batch, dim), in the same order.
+        logit_scale: The multiplier itself, already exponentiated.
+        curvature: ``c > 0``, used by the Lorentz geometry.
+        geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
+        chunk_size: Rows and columns of a tile; None takes what is fast on the device. It bounds the memory and changes the
+            result by no more than rounding.
+        across_ranks: Take the negatives of all ranks: local images against the genes of all ranks, whose tiles serve both
+            directions. The mean of the returned value over the ranks is then the loss of the joined batch, and gradients
+            averaged over the ranks, as by DDP, are its gradients.
+
+    Returns:
+        0-d tensor. log(batch) is chance.
+
+    Raises:
+        ValueError: If the two batches differ in shape, or the geometry or the chunk size is not one.
+    """
+    if image_embeds.shape != gene_embeds.shape:
+        raise ValueError(
+            f"image_embeds {tuple(image_embeds.shape)} and gene_embeds {tuple(gene_embeds.shape)} must have one shape: "
+            "row i of both is the same spot."
+        )
+    start, across_ranks = 0, across_ranks and world_size() > 1
+    if across_ranks:
+        gene_embeds, start = gather_across_ranks(gene_embeds)
+    return tiled_contrastive(
+        image_embeds, gene_embeds, logit_scale, curvature, geometry, chunk_size, start=start, across_ranks=across_ranks
+    )
+
+
+def entailment_loss(
+    parent: Tensor,
+    child: Tensor,
+    curvature: float | Tensor,
+    aperture_scale: float = 1.0,
+    min_radius: float = 0.1,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """How far, in radians, children lie outside the entailment cones of their parents.
+
+    ``mean(max(0, exterior_angle(parent, child) - aperture_scale * half_aperture(parent)))``
+
+    Args:
+        parent: The more general points, space parts (pairs, dim).
+        child: The more specific points, space parts (pairs, dim).
+        curvature: ``c > 0``.
+        aperture_scale: ``eta``; below 1 asks for more than the cone, above 1 forgives.
+        min_radius: ``K`` of the half-aperture.
+        counts: (pairs,) bool, which pairs count; None when all do.
+
+    Returns:
+        0-d tensor; 0 when every child is inside its cone, and for zero pairs.
+    """
+    parent, child = lift(parent), lift(child)
+    angle = exterior_angle(parent, child, curvature)
+    outside = F.relu(angle - aperture_scale * half_aperture(parent, curvature, min_radius))
+    if counts is None:
+        return outside.sum() / max(outside.numel(), 1)
+    return (outside * counts).sum() / counts.sum().clamp_min(1)
+
+
+def _half_slide_pairs(
+    level: Tensor, slide_ids: Tensor | None, parent: str, min_level_ratio: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ordered_pairs` before the choice: one candidate for each spot, parents, children and which count, all (batch,).
+
+    Of fixed shape, so that a device need not be waited for.
+    """
+    if parent not in ("fewer", "more"):
+        raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
+    # A wait for the device, but a short one: the contrastive loss has waited for all that came before.
+    if not bool((level >= 0).all()):
+        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
+    order = torch.argsort(level, stable=True)
+    position = torch.arange(len(order), device=level.device)
+    first, last = torch.zeros_like(position), torch.full_like(position, len(order) - 1)
+    if slide_ids is not None:
+        order = order[torch.argsort(slide_ids[order], stable=True)]
+        slides = slide_ids[order]
+        # Where the slide of each position begins and ends, both by running over the borders.
+        border = slides[1:] != slides[:-1]
+        first[1:] = torch.where(border, position[1:], 0)
+        last[:-1] = torch.where(border, position[:-1], len(order) - 1)
+        first, last = first.cummax(0).values, last.flip(0).cummin(0).values.flip(0)
+    size = last - first + 1
+    partner = position + (size + 1) // 2
+    low, high = order, order[partner.clamp_max(len(order) - 1)]
+    clear = (level[high] >= min_level_ratio * level[low]) & (level[high] > level[low])
+    counts = (partner <= last) & clear
+    return (low, high, counts) if parent == "fewer" else (high, low, counts)
+
+
+def ordered_pairs(
+    level: Tensor, slide_ids: Tensor | None = None, parent: str = "fewer", min_level_ratio: float = 1.25
+) -> tuple[Tensor, Tensor]:
+    """Pairs of spots of one slide whose levels differ clearly, the general one first.
+
+    The spots of each slide are sorted by level, and the spot of rank r is paired with the one half a slide further up: every
+    spot is in at most one pair, no pair is of near neighbours in rank, and no random number is drawn (a shuffled batch is
+    draw enough), so a resumed or a distributed run pairs the same spots.
+
+    Args:
+        level: Hierarchy key (batch,), for example the number of expressed genes.
+        slide_ids: Slide of each spot (batch,) int; None takes all spots for one slide.
+        parent: ``"fewer"`` makes the spot of the lower level the parent, ``"more"`` the other.
+        min_level_ratio: Pairs whose levels differ by a smaller factor are dropped.
+
+    Returns:
+        Indices of parents and of children, both (pairs,) with ``pairs <= batch / 2``.
+
+    Raises:
+        ValueError: If `level` holds NaN or negative values, or `parent` is not known.
+    """
+    parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
+    return parents[counts], children[counts]
+
+
+def intra_entailment_loss(
+    embeds: Tensor,
+    level: Tensor,
+    curvature: float | Tensor,
+    slide_ids: Tensor | None = None,
+    parent: str = "fewer",
+    min_level_ratio: float = 1.25,
+    aperture_scale: float = 1.0,
+    min_radius: float = 0.1,
+) -> Tensor:
+    """Entailment among spots of one modality, by the pairs of `ordered_pairs`: the more general entails the other.
+
+    Args:
+        embeds: Space parts of one modality (batch, dim).
+        level: Hierarchy key (batch,), for example the number of expressed genes.
+        curvature: ``c > 0``.
+        slide_ids: Slide of each spot (batch,) int; pairs stay within a slide. None takes all spots for one slide.
+        parent: Whether ``"fewer"`` or ``"more"`` expressed genes make the parent.
+        min_level_ratio: The clear gap that makes a pair.
+        aperture_scale: ``eta`` of the cones.
+        min_radius: ``K`` of the half-aperture.
+
+    Returns:
+        0-d tensor; 0 when the batch holds no ordered pair.
+    """
+    parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
+    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius, counts)

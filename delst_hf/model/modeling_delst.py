@@ -1,0 +1,410 @@
+"""DELST: an image encoder and a gene encoder whose embeddings meet on a Lorentz hyperboloid (arXiv 2503.00804)."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+
+from .backbone_delst import BackboneOptionalModel, describe_source
+from .configuration_delst import DelstConfig, DelstGeneConfig
+from .distributed import gather_across_ranks
+from .lorentz import exp_map0
+from .losses import contrastive_loss, entailment_loss, intra_entailment_loss
+from .modeling_delst_gene import DelstGeneModel
+from .similarity import similarity_logits
+from .vision_delst import encode_images, load_vision_model, measure_vision_model
+
+
+@dataclass
+class DelstOutput(ModelOutput):
+    """Output of `DelstModel`.
+
+    Attributes:
+        loss: Weighted sum of the terms (0-d), when ``return_loss=True``.
+        contrastive_loss: Symmetric InfoNCE (0-d).
+        cross_entailment_loss: Cross-modal entailment before its weight (0-d), None when its weight is 0.
+        intra_entailment_loss: Intra-modal entailment before its weight, the mean of both modalities (0-d), None when its
+            weight is 0.
+        logits_per_image: Similarities (images, genes) times the logit scale; not formed when only the loss is asked for.
+        logits_per_gene: Its transpose.
+        image_embeds: Space parts on the hyperboloid (batch, projection_dim); unit vectors for ``geometry="cosine"``.
+        gene_embeds: The same for the genes.
+        vision_model_output: The backbone's output, ``pooler_output`` being the pooled features (batch, vision width).
+        gene_model_output: The gene encoder's output, ``pooler_output`` its features (batch, hidden_size).
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    cross_entailment_loss: Tensor | None = None
+    intra_entailment_loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_gene: Tensor | None = None
+    image_embeds: Tensor | None = None
+    gene_embeds: Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    gene_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes and stays in float32, whatever the model around it is built in or cast to."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None):
+        super().__init__(in_features, out_features, bias, device, dtype=torch.float32)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Linear":
+        return super()._apply(keep_float32(fn), recurse)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
+def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What ``Module.to`` and its kin do to a tensor, less a cast to half precision: the way back would not undo it."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return tensor.to(result.device) if result.dtype in (torch.float16, torch.bfloat16) else result
+
+    return moved
+
+
+class DelstPreTrainedModel(BackboneOptionalModel):
+    """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through."""
+
+    config_class: type[PreTrainedConfig] = DelstConfig
+    config: Any
+    base_model_prefix = "delst"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["DelstGeneModel"]
+    # The head, whose logit_scale is not one that a backbone may have (swinv2).
+    _keep_in_fp32_modules_strict = [
+        "visual_projection",
+        "gene_projection",
+        r"(?<!\.)(?:delst\.)?logit_scale",
+        "log_curvature",
+        "log_image_scale",
+        "log_gene_scale",
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            # 1/sqrt(fan_in) keeps unit variance through the projections, so that embeddings start at a radius near 1.
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, DelstModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init)
+            init.constant_(module.log_curvature, math.log(self.config.curvature_init))
+            for log_scale in (module.log_image_scale, module.log_gene_scale):
+                init.constant_(log_scale, -0.5 * math.log(self.config.projection_dim))
+        else:
+            super()._init_weights(module)
+
+
+class DelstModel(DelstPreTrainedModel):
+    """Image and gene encoders with a joint embedding on the Lorentz hyperboloid.
+
+    Args:
+        config: The configuration.
+        vision_model: A backbone that is already built; by default it is built from ``config.vision_config``.
+    """
+
+    def __init__(self, config: DelstConfig, vision_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
+        # One object, so that settings such as the attention implementation reach the tower.
+        self.vision_model.config = self.config.vision_config
+        self.gene_model = DelstGeneModel(self.config.gene_config)
+        if config.vision_feature_size is None:
+            config.vision_feature_size = measure_vision_model(self.vision_model, config.vision_pooling)[0]
+        self.visual_projection = Float32Linear(config.vision_feature_size, config.projection_dim, bias=False)
+        self.gene_projection = Float32Linear(self.config.gene_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init, dtype=torch.float32))
+        # Scalars that the geometry does not use are kept (one checkpoint layout) but not trained.
+        has_curvature, has_scale = config.geometry == "lorentz", config.geometry != "cosine"
+        learned = has_curvature and config.learn_curvature
+        self.log_curvature = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=learned)
+        self.log_image_scale = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=has_scale)
+        self.log_gene_scale = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=has_scale)
+        self.post_init()
+
+    @classmethod
+    def from_vision_gene_pretrained(
+        cls,
+        vision: str | os.PathLike | PreTrainedModel,
+        gene_config: DelstGeneConfig | dict | None = None,
+        vision_kwargs: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> "DelstModel":
+        """Start from a pretrained vision backbone; gene encoder, projections and scalars are new.
+
+        Args:
+            vision: Hub id or local folder of any vision backbone (of a two-tower model such as CLIP, its vision tower), or
+                a backbone in memory.
+            gene_config: Configuration of the gene encoder.
+            vision_kwargs: Passed to ``AutoModel.from_pretrained``, for example ``{"revision": ...}``.
+            **config: Any argument of `DelstConfig`, for example ``projection_dim=256``.
+
+        Returns:
+            The model, in float32 and in eval mode.
+
+        Raises:
+            FileNotFoundError: If `vision` looks like a local path and is not a folder.
+        """
+        if not isinstance(vision, PreTrainedModel):
+            source = os.fspath(vision)
+            vision, config = load_vision_model(source, dict(vision_kwargs or {}), config)
+            config = {"vision_source": describe_source(source, vision, config.get("vision_pooling", "auto")), **config}
+            vision.config._name_or_path = config["vision_source"]["id"]  # never a path of this machine
+        # A composite configuration resets the attention implementation of its parts; the backbone keeps its own.
+        attention = {"attn_implementation": {"vision_config": vision.config._attn_implementation}}
+        model_config = DelstConfig(vision_config=vision.config, gene_config=gene_config, **{**attention, **config})
+        return cls(model_config, vision_model=vision).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DelstModel":
+        """As in torch, except that no cast reaches the head: its scalars stay in float32, and so do the projections."""
+        if recurse:
+            for module in self.children():
+                module._apply(fn)
+        return super()._apply(keep_float32(fn), recurse=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the towers; the head is in float32 always."""
+        return self.gene_model.dtype
+
+    def train(self, mode: bool = True) -> "DelstModel":
+        """As in torch, except that the backbone's BatchNorm layers stay in eval mode (``config.freeze_batch_norm``)."""
+        super().train(mode)
+        if mode and self.config.freeze_batch_norm:
+            for module in self.vision_model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    @property
+    def curvature(self) -> Tensor:
+        """``c`` of the hyperboloid of curvature ``-c`` (0-d, float32)."""
+        return self.log_curvature.float().exp()
+
+    @torch.no_grad()
+    def clamp_scalars(self) -> None:
+        """Bring the scalars back into their ranges; the trainer calls it after each optimiser step.
+
+        The curvature stays within a factor 10 of its start, the similarity multiplier at most ``logit_scale_max``, and the
+        scale of each modality at most 1.
+        """
+        low, high = self.curvature_bounds
+        self.log_curvature.clamp_(math.log(low), math.log(high))
+        self.logit_scale.clamp_(max=math.log(self.config.logit_scale_max))
+        self.log_image_scale.clamp_(max=0.0)
+        self.log_gene_scale.clamp_(max=0.0)
+
+    @property
+    def curvature_bounds(self) -> tuple[float, float]:
+        """Lowest and highest curvature that `clamp_scalars` allows."""
+        return self.config.curvature_init / 10, self.config.curvature_init * 10
+
+    def resize_gene_embeddings(self, num_genes: int) -> None:
+        """Make room for genes added by `DelstGeneFeatureExtractor.add_genes`: see `DelstGeneModel`, which does it."""
+        self.gene_model.resize_gene_embeddings(num_genes)
+
+    def embed_features(self, features: Tensor, modality: str) -> Tensor:
+        """Head of one modality, in float32 under any autocast: standardise, project, scale, map onto the manifold.
+
+        Args:
+            features: Pooled features of the backbone or of the gene encoder (batch, width).
+            modality: ``"image"`` or ``"gene"``.
+
+        Returns:
+            Embeddings (batch, projection_dim).
+        """
+        projection, log_scale = (
+            (self.visual_projection, self.log_image_scale)
+            if modality == "image"
+            else (self.gene_projection, self.log_gene_scale)
+        )
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            # Backbones differ a hundredfold in the size of their features. Standardised, every one of them starts near
+            # radius 1, neither collapsed to the origin nor beyond the radius cap, where gradients vanish.
+            standardised = F.layer_norm(features.float(), features.shape[-1:])
+            projected = projection(standardised)
+            if self.config.geometry == "cosine":
+                return F.normalize(projected, dim=-1)
+            projected = projected * log_scale.float().exp()
+            return projected if self.config.geometry == "euclidean" else exp_map0(projected, self.curvature)
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Embed patches.
+
+        Args:
+            pixel_values: Patches as the processor returns them (batch, 3, height, width).
+
+        Returns:
+            ``pooler_output`` holds the embeddings (batch, projection_dim), ``last_hidden_state`` that of the backbone.
+        """
+        outputs = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
+        outputs.pooler_output = self.embed_features(outputs.pooler_output, "image")
+        return outputs
+
+    @can_return_tuple
+    def get_gene_features(
+        self, gene_values: Tensor, gene_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Embed expression profiles.
+
+        Args:
+            gene_values: Normalised expression (batch, genes).
+            gene_mask: (batch, genes) bool, True where measured; None when all are.
+
+        Returns:
+            ``pooler_output`` holds the embeddings (batch, projection_dim).
+        """
+        outputs = self.gene_model(gene_values, gene_mask, return_dict=True, **kwargs)
+        outputs.pooler_output = self.embed_features(outputs.pooler_output, "gene")
+        return outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        gene_values: Tensor,
+        gene_mask: Tensor | None = None,
+        level: Tensor | None = None,
+        slide_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        across_ranks: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DelstOutput:
+        """Embed pairs and, when asked, compute the losses.
+
+        Args:
+            pixel_values: Patches (batch, 3, height, width).
+            gene_values: Normalised expression of the same spots (batch, genes).
+            gene_mask: (batch, genes) bool, True where measured; None when all are.
+            level: Hierarchy key (batch,), the number of expressed genes by default; needed by the intra-modal loss.
+            slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
+            return_loss: Compute the losses instead of the logits.
+            across_ranks: Take negatives and ordered pairs from the batches of all processes; all must call forward.
+            **kwargs: Passed to the vision backbone, save ``return_dict``: False for a plain tuple.
+        """
+        vision_output = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
+        gene_output = self.gene_model(gene_values, gene_mask, return_dict=True)
+        image_embeds = self.embed_features(vision_output.pooler_output, "image")
+        gene_embeds = self.embed_features(gene_output.pooler_output, "gene")
+        if return_loss:
+            results = self.loss_terms(image_embeds, gene_embeds, level, slide_ids, across_ranks)
+        else:
+            logits = self.similarity(image_embeds, gene_embeds)
+            results = {"logits_per_image": logits, "logits_per_gene": logits.T}
+        # Built at the end and in one piece: the order of a ModelOutput, and of its tuple, is that of assignment.
+        return DelstOutput(
+            **results,
+            image_embeds=image_embeds,
+            gene_embeds=gene_embeds,
+            vision_model_output=vision_output,
+            gene_model_output=gene_output,
+        )
+
+    def similarity(self, image_embeds: Tensor, gene_embeds: Tensor) -> Tensor:
+        """Similarity of every image to every gene embedding, in this model's geometry: (images, genes)."""
+        with torch.autocast(device_type=image_embeds.device.type, enabled=False):
+            scale = self.logit_scale.float().exp()
+            return similarity_logits(image_embeds, gene_embeds, scale, self.curvature, self.config.geometry)
+
+    def loss_terms(
+        self,
+        image_embeds: Tensor,
+        gene_embeds: Tensor,
+        level: Tensor | None = None,
+        slide_ids: Tensor | None = None,
+        across_ranks: bool = False,
+    ) -> dict[str, Tensor]:
+        """Every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
+
+        Args:
+            image_embeds: Image embeddings (batch, projection_dim).
+            gene_embeds: Gene embeddings of the same spots (batch, projection_dim).
+            level: Hierarchy key (batch,), needed by the intra-modal loss.
+            slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
+            across_ranks: Take negatives and ordered pairs from all processes; all must call it.
+
+        Returns:
+            ``loss``, ``contrastive_loss`` and the entailment terms whose weight is above 0 (0-d tensors).
+
+        Raises:
+            ValueError: If the intra-modal loss is asked for without `level`.
+        """
+        image, gene = image_embeds, gene_embeds
+        config, curvature = self.config, self.curvature
+        with torch.autocast(device_type=image.device.type, enabled=False):
+            contrastive = contrastive_loss(
+                image, gene, self.logit_scale.float().exp(), curvature, config.geometry, across_ranks=across_ranks
+            )
+            terms = {"loss": contrastive, "contrastive_loss": contrastive}
+            if across_ranks and config.geometry == "lorentz":
+                image, gene = gather_across_ranks(image)[0], gather_across_ranks(gene)[0]
+            if config.cross_entailment_weight > 0:
+                parent, child = (gene, image) if config.cross_parent == "gene" else (image, gene)
+                cross = entailment_loss(parent, child, curvature, config.cross_aperture_scale, config.min_radius)
+                terms["cross_entailment_loss"] = cross
+                terms["loss"] = terms["loss"] + config.cross_entailment_weight * cross
+            if config.intra_entailment_weight > 0:
+                intra = self._intra_loss(image, gene, level, slide_ids, across_ranks)
+                terms["intra_entailment_loss"] = intra
+                terms["loss"] = terms["loss"] + config.intra_entailment_weight * intra
+        return terms
+
+    def _intra_loss(
+        self, image: Tensor, gene: Tensor, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool
+    ) -> Tensor:
+        """Intra-modal entailment, the mean of both modalities."""
+        config = self.config
+        if level is None:
+            raise ValueError(
+                f"intra_entailment_weight={config.intra_entailment_weight} needs `level`, the number of expressed genes of "
+                "each spot (batch,), which DelstProcessor returns. Pass it, or set the weight to 0."
+            )
+        if across_ranks:
+            level = gather_across_ranks(level)[0]
+            slide_ids = None if slide_ids is None else gather_across_ranks(slide_ids)[0]
+        terms = [
+            intra_entailment_loss(
+                embeds,
+                level,
+                self.curvature,
+                slide_ids,
+                config.intra_parent,
+                config.intra_min_level_ratio,
+                config.intra_aperture_scale,
+                config.min_radius,
+            )
+            for embeds in (image, gene)
+        ]
+        return (terms[0] + terms[1]) / 2
+
+
+__all__ = ["DelstGeneModel", "DelstModel", "DelstOutput", "DelstPreTrainedModel"]

@@ -1,0 +1,1 @@
+"""A pretraining run: its arguments, its assembly, and the trainer."""

@@ -1,0 +1,140 @@
+"""Training the heads alone, fast: a frozen backbone sees each spot once, and what it made of it is kept.
+
+Without the backbone in every step, batches of 16 thousand spots and more fit on one machine.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..atomic import fsync
+from ..data.collator import DelstCollator
+from ..data.study import SpotRows
+from ..evaluation.embed import embed_share
+from ..model.distributed import process_rank, world_size
+from ..model.modeling_delst import DelstModel
+
+
+class CachedBackbone(nn.Module):
+    """Stands in for a backbone whose features are known: what it is given as ``pixel_values`` are the features."""
+
+    dtype = torch.float32
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Pass the features (batch, width) through: without a last hidden state, no kind of pooling touches them."""
+        return BaseModelOutputWithPooling(pooler_output=pixel_values)
+
+
+@contextmanager
+def without_backbone(model: DelstModel) -> Iterator[None]:
+    """Within this context the model takes features for patches; checkpoints then hold the heads only."""
+    backbone = model.vision_model
+    model.vision_model = CachedBackbone(backbone.config)
+    try:
+        yield
+    finally:
+        model.vision_model = backbone
+
+
+class FeatureRows(SpotRows):
+    """Spots whose patches are already features, batch by batch; to be used with `as_it_is` for a collator.
+
+    Args:
+        spots: Spots of a `Study`.
+        features: Features of the same spots (spots, width), also as a memory map.
+        collator: Collator of the model.
+    """
+
+    def __init__(self, spots: Dataset, features: np.ndarray, collator: DelstCollator):
+        if len(features) != len(spots):
+            raise ValueError(f"{len(features)} features but {len(spots)} spots: row i of both must be the same spot.")
+        super().__init__(spots.remove_columns("image"))
+        self.features, self.collator = features, collator
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:  # type: ignore[override]
+        batch = self.collator.all_but_pixels(super().__getitems__(indices))
+        return {"pixel_values": torch.from_numpy(self.features[indices]), **batch}
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collator of a dataset that makes its own batches."""
+    return batch
+
+
+def cached_features(
+    model: DelstModel,
+    spots: Dataset,
+    collator: DelstCollator,
+    folder: str | os.PathLike,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> np.ndarray:
+    """Features of the backbone, embedded by all processes together unless `folder` holds those of this backbone and data.
+
+    Args:
+        model: The model, on the device that embeds.
+        spots: Spots of a `Study`.
+        collator: Collator of the model.
+        folder: Where to keep ``features-<key>.npy``; the key hashes weights, preparation of the patches and spots.
+        batch_size: Spots a batch of a process.
+        num_workers: Worker processes of the loader.
+        progress: Show a progress bar.
+
+    Returns:
+        (spots, width) float32, mapped from the disk: the processes of a machine share one copy. Several machines need a
+        folder that all of them see.
+    """
+    folder = Path(folder)
+    path = folder / f"features-{_key(model, spots, collator)}.npy"
+    if not path.exists():
+        partial, first = path.with_suffix(".partial"), process_rank() == 0
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            shape = (len(spots), model.config.vision_feature_size)
+            np.lib.format.open_memmap(partial, "w+", np.float32, shape).flush()
+        _wait_for_all()
+        # Each process writes its own rows: no one has to hold them all.
+        table = np.lib.format.open_memmap(partial, "r+")
+        for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
+            table[start : start + len(features)] = features.numpy()
+        table.flush()
+        _wait_for_all()
+        if first:
+            fsync(partial)
+            os.replace(partial, path)
+    _wait_for_all()
+    # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
+    return np.load(path, mmap_mode="c")
+
+
+def _wait_for_all() -> None:
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+def _key(model: DelstModel, spots: Dataset, collator: DelstCollator) -> str:
+    """Hash of everything that the features hang on."""
+    digest = hashlib.sha256()
+    for name, tensor in model.vision_model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy().tobytes())
+    digest.update(json.dumps(collator.processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(model.config.vision_pooling.encode())
+    table = spots.select_columns(["slide_id", "barcode", "spot_index"]).to_pandas()
+    digest.update(table.to_csv(index=False).encode())
+    return digest.hexdigest()[:16]

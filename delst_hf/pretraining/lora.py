@@ -1,0 +1,59 @@
+"""LoRA on the vision backbone (arXiv 2106.09685): a few trained numbers beside weights that stay as they are.
+
+Needs peft for training: ``pip install 'delst-hf[lora]'``. The trained model is saved merged, a plain `DelstModel`
+(`merge_lora`), or with ``save_backbone=False`` as LoRA and heads, which load without peft (`backbone_delst`).
+"""
+
+from typing import Any
+
+from torch import nn
+
+from ..model.modeling_delst import DelstModel
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("LoRA needs peft, which is not installed: pip install 'delst-hf[lora]'.") from error
+    return peft
+
+
+def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
+    """Freeze the backbone and put LoRA beside each of its linear layers, in place. It starts as no change at all.
+
+    Args:
+        model: The model.
+        rank: Rank of the update; its scale is ``alpha / rank`` with ``alpha = 2 * rank``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ImportError: If peft is not installed.
+        ValueError: If the rank is not positive, or the backbone has no linear layers.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank={rank} must be 1 or more.")
+    peft = _peft()
+    targets = [name for name, module in model.vision_model.named_modules() if type(module) is nn.Linear]
+    if not targets:
+        raise ValueError(
+            f"The backbone {model.config.vision_config.model_type!r} has no linear layers, which LoRA is put beside. Use a "
+            "transformer such as a ViT, or --freeze_vision or full training."
+        )
+    model.vision_model.requires_grad_(False)
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
+    peft.inject_adapter_in_model(config, model.vision_model)
+    return model
+
+
+def merge_lora(model: DelstModel) -> DelstModel:
+    """Add what LoRA learned to the backbone's weights and take it away, in place: a plain model that computes the same."""
+    layer_class = _peft().tuners.lora.LoraLayer
+    for name, layer in list(model.vision_model.named_modules()):
+        if isinstance(layer, layer_class):
+            layer.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.vision_model.get_submodule(parent), child, layer.get_base_layer())
+    return model

@@ -1,0 +1,65 @@
+"""FSDP (version 2): what a `DelstModel` needs before its weights are sharded, and how it comes back in one piece."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model.distributed import process_rank, world_size
+from ..model.modeling_delst import DelstModel
+
+SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
+
+
+def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
+    """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them whole, their gradients averaged.
+
+    Args:
+        model: The model, not yet wrapped.
+        plugin: Accelerate's ``FullyShardedDataParallelPlugin``.
+
+    Raises:
+        ValueError: If it is not of version 2.
+    """
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp_version={plugin.fsdp_version} is not supported. Use 2, as training/configs/accelerate/fsdp.yaml does."
+        )
+    # Accelerate asks for the table of tokens, to shard it by itself. There is none, and transformers' answer is an exception.
+    model.get_input_embeddings = _no_embeddings  # type: ignore[method-assign, assignment]
+    holder = nn.Module()
+    for name in SCALARS:
+        holder.register_parameter(name, getattr(model, name))
+    plugin.ignored_modules = [holder]
+
+    def average(parameter: nn.Parameter) -> None:
+        # Also right when gradients add up: what earlier passes left is the same on all processes, so its mean is itself.
+        torch.distributed.all_reduce(parameter.grad)
+        parameter.grad /= world_size()  # type: ignore[operator, assignment]
+
+    for parameter in holder.parameters():
+        if parameter.requires_grad and world_size() > 1:
+            parameter.register_post_accumulate_grad_hook(average)
+
+
+def _no_embeddings() -> None:
+    return None
+
+
+def whole_model(model: DelstModel, accelerator: Any) -> DelstModel | None:
+    """A copy of a sharded model in one piece; every process must call it.
+
+    Args:
+        model: The model, wrapped in place by ``fully_shard``.
+        accelerator: The accelerator that wrapped it.
+
+    Returns:
+        The copy on the CPU of the first process, None on the others.
+    """
+    state = accelerator.get_state_dict(model)
+    if process_rank() > 0:
+        return None
+    copied = DelstModel(copy.deepcopy(model.config))
+    copied.load_state_dict(state)
+    return copied.eval()

@@ -1,0 +1,1 @@
+"""Results drawn and written: figures, tables and one HTML page."""

@@ -1,0 +1,225 @@
+"""Results -> the figures of a report, each with a title and a caption that says how to read it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..evaluation.pictures import decode
+from ..evaluation.results import own_arms
+from . import plots
+
+Record = Mapping[str, Any]
+MAX_SLIDES = 6
+_EMPTY_PATCH = np.full((8, 8, 3), 200, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of a report.
+
+    Attributes:
+        name: Its id in the HTML.
+        title: Heading.
+        caption: How to read it.
+        figure: The figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def report_pictures(record: Record) -> Iterator[Picture]:
+    """Every figure that the results hold data for, in the order of reading."""
+    yield from arm_pictures(record)
+    if record.get("spots"):
+        yield from _maps(record)
+        yield from _space(record)
+    if record.get("gallery"):
+        yield _gallery(record)
+    if record.get("per_gene"):
+        yield _genes(record)
+    log = record.get("training_log") or []
+    if any("loss" in row for row in log):
+        caption = "Each loss term, curvature (with its clamps), radii and cone fractions, by epoch."
+        yield Picture("training", "Training", caption, plots.training_curves(log))
+
+
+def arm_pictures(record: Record) -> Iterator[Picture]:
+    """Each headline number of every arm with its interval."""
+    unit = record.get("interval_unit", "spots")
+    wanted = (
+        ("hest", "pearson_mean", "Expression, HEST protocol", "mean Pearson over 50 genes (high is good, 0 is chance)"),
+        (
+            "hest[alpha=cv]",
+            "pearson_mean",
+            "Expression, HEST with cross-validated alpha",
+            "mean Pearson (high is good)",
+        ),
+        ("linear_probe", "macro_f1", "Labels, linear probe on unseen groups", "macro-F1 (high is good)"),
+    )
+    for number, (protocol, metric, title, xlabel) in enumerate(wanted):
+        rows = [
+            {
+                "name": row["arm"],
+                "value": row["metrics"][metric],
+                "low": row["intervals"].get(metric, {}).get("low"),
+                "high": row["intervals"].get(metric, {}).get("high"),
+                "baseline": row["arm"] not in own_arms(record),
+            }
+            for row in record.get("protocols", [])
+            if row["protocol"] == protocol and row["metrics"].get(metric) is not None
+        ]
+        if rows:
+            caption = (
+                f"Lines: 95 % bootstrap over {unit}. Open squares: baselines. Overlapping lines may still differ: see "
+            )
+            yield Picture(f"arms-{number}", title, caption + "the paired comparisons.", plots.arms_plot(rows, xlabel))
+
+
+def shown_slides(record: Record) -> list[str]:
+    """The slides whose maps are drawn: a report of a hundred slides would not open."""
+    return list(dict.fromkeys((record.get("spots") or {}).get("slide", [])))[:MAX_SLIDES]
+
+
+def _maps(record: Record) -> Iterator[Picture]:
+    """The maps of each slide, one figure a question."""
+    spots = record["spots"]
+    slides = np.array(spots["slide"])
+    tissue = (record.get("pictures") or {}).get("slides", {})
+    # One colour a label on all slides.
+    labels = [spots[key] for key in spots if key == "label" or key.startswith("predicted:")]
+    categories = {"labels": sorted({value for values in labels for value in values if value is not None})}
+    for slide in shown_slides(record):
+        rows = np.flatnonzero(slides == slide)
+        place = {"x": [spots["x"][i] for i in rows], "y": [spots["y"][i] for i in rows], **_under(tissue.get(slide))}
+        for name, title, caption, columns, unit in _map_panels(record):
+            panels = {shown: [spots[key][i] for i in rows] for shown, key in columns.items()}
+            if any(value is not None for value in next(iter(panels.values()))):
+                figure = plots.spatial_maps(panels=panels, unit=unit, categories=categories.get(name), **place)
+                yield Picture(f"{name}-{slide}", f"{slide}: {title}", caption, figure)
+
+
+def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str], str]]:
+    """(name, title, caption, panel -> per-spot values, unit) of each map that the results hold values for."""
+    spots, main = record["spots"], own_arms(record)[0]
+    shown = {"label": "label"}
+    if f"predicted:linear:{main}" in spots:
+        shown["predicted (linear probe)"] = f"predicted:linear:{main}"
+    yield "labels", "labels", "Spots without a label are not drawn.", shown, ""
+    gene = next((key.removeprefix("gene:measured:") for key in spots if key.startswith("gene:measured:")), None)
+    if gene:
+        caption = f"{gene}: the gene that is predicted best, from slides of other groups. Each panel has its own scale."
+        shown = {f"{gene} measured": f"gene:measured:{gene}", f"{gene} predicted": f"gene:predicted:{gene}"}
+        yield "gene", "a gene", caption, shown, "log(1 + counts)"
+    signatures = [key for key in spots if key.startswith("signature:")]
+    if signatures:
+        caption = (
+            "How much nearer each image lies to the gene embedding of the signature than to that of the mean profile. No label "
+            "was used to draw it; a mean profile of a label is taken from training slides."
+        )
+        shown = {key.removeprefix("signature:"): key for key in signatures[:3]}
+        yield "signature", "zero-shot maps", caption, shown, "similarity"
+    if "domain" in spots:
+        yield "domains", "domains", f"Clusters of the embeddings of {own_arms(record)[-1]}.", {"domain": "domain"}, ""
+    if (record.get("space") or {}).get("geometry") == "lorentz":
+        caption = "Distance to the origin: low is general, high is specific. Each panel has its own scale."
+        shown = {f"{kind} radius": f"{kind}_radius" for kind in ("image", "gene")}
+        yield "radius", "radius", caption, shown, "distance to the origin"
+
+
+def _space(record: Record) -> Iterator[Picture]:
+    spots, space = record["spots"], record.get("space") or {}
+    if space.get("geometry") != "lorentz":
+        return
+    radii = {kind: spots[f"{kind}_radius"] for kind in ("image", "gene")}
+    caption = "The parent modality should lie further in. Both at one radius: no order between modalities was learnt."
+    yield Picture("radius-histograms", "Radii", caption, plots.radius_histograms(radii))
+    middle = int(np.argsort(spots[f"{space['parent']}_radius"])[len(spots["slide"]) // 2])
+    common = {
+        "image_plane": spots["image_plane"],
+        "gene_plane": spots["gene_plane"],
+        "curvature": space["curvature"],
+        "cone_of": middle,
+        "min_radius": space["min_radius"],
+        "parent": space["parent"],
+    }
+    caption = (
+        f"Distances to the centre are true, angles are those of the two leading directions. Shaded: the cone of one spot's "
+        f"{space['parent']} point (square), the spot's two points joined. In the plane cones hold more than in full dimension."
+    )
+    if any(label is not None for label in spots["label"]):
+        figure = plots.poincare_disk(labels=spots["label"], **common)
+        yield Picture("poincare-labels", "Poincare disk by label", caption, figure)
+    figure = plots.poincare_disk(level=spots["n_genes"], **common)
+    yield Picture("poincare-level", "Poincare disk by expressed genes", caption, figure)
+
+
+def _gallery(record: Record) -> Picture:
+    patches = (record.get("pictures") or {}).get("patches", {})
+    rows = []
+    for row in record["gallery"]:
+        images = [
+            decode(patches[str(i)]) if str(i) in patches else _EMPTY_PATCH for i in (row["query"], *row["retrieved"])
+        ]
+        genes = ["\n".join(names) for names in row["top_genes"]]
+        retrieved = [
+            (image, names, spot == row["query"]) for image, names, spot in zip(images[1:], genes[1:], row["retrieved"])
+        ]
+        rows.append({"query": (images[0], f"own spot ranks {row['rank']:g}\n{genes[0]}"), "retrieved": retrieved})
+    caption = (
+        "Image queries whose own spot ranks best, at the first quartile, the median and the third quartile, and the spots "
+        "whose genes are nearest; below each, its most raised genes. Thick frame: the query's own spot."
+    )
+    return Picture("gallery", "Retrieval of spots by an image", caption, plots.retrieval_gallery(rows))
+
+
+def _genes(record: Record) -> Picture:
+    arms = [row["arm"] for row in record["per_gene"]]
+    arm = own_arms(record)[0] if own_arms(record)[0] in arms else arms[0]
+    rows = [row for row in record["per_gene"] if row["arm"] == arm]
+    caption = f"{arm}, HEST protocol with cross-validated alpha; bootstrap over spots."
+    return Picture("genes", "Pearson by gene", caption, plots.gene_pearson_plot(rows))
+
+
+def spread_pictures(records: Sequence[Record], names: Sequence[str]) -> Iterator[Picture]:
+    """Several results: each headline number by arm, mean and range over its runs."""
+    for number, (metric, values) in enumerate(headline_values(records, names).items()):
+        rows = []
+        for name, found in values.items():
+            spread = np.std(found, ddof=1) if len(found) > 1 else None
+            low, high = (np.mean(found) - spread, np.mean(found) + spread) if spread is not None else (None, None)
+            rows.append({"name": f"{name} ({len(found)})", "value": float(np.mean(found)), "low": low, "high": high})
+        caption = (
+            "Mean over runs (how many in brackets); lines: their standard deviation. Inside the spread: no difference."
+        )
+        yield Picture(f"spread-{number}", metric, caption, plots.arms_plot(rows, metric))
+
+
+def headline_values(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Metric -> name -> its values over runs."""
+    wanted = (
+        ("hest[alpha=cv]", "DELST backbone", "pearson_mean", "Pearson, HEST alpha=cv, backbone"),
+        ("linear_probe", "DELST embedding", "macro_f1", "Macro-F1, linear probe, embedding"),
+        ("knn_probe", "DELST embedding", "macro_f1", "Macro-F1, kNN, embedding"),
+        ("retrieval_within", "DELST", "image_to_gene_recall@10", "Image to gene recall@10 within slide"),
+        ("imputation", "DELST", "imputation_pearson", "Pearson, imputation by retrieval"),
+    )
+    result: dict[str, dict[str, list[float]]] = {}
+    for protocol, arm, metric, title in wanted:
+        for record, name in zip(records, names):
+            for row in record.get("protocols", []):
+                value = row["metrics"].get(metric)
+                if (row["protocol"], row["arm"]) == (protocol, arm) and value is not None:
+                    result.setdefault(title, {}).setdefault(name, []).append(value)
+    return result
+
+
+def _under(slide: Mapping[str, Any] | None) -> dict[str, Any]:
+    if slide is None:
+        return {}
+    return {"image": decode(slide["jpeg"]), "extent": (slide["width"], slide["height"])}
