@@ -39,7 +39,7 @@ def slides():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, slides):
     output = tmp_path_factory.mktemp("data") / "new" / "toy"
-    summary = write_dataset(iter(slides), output, image_format="png", licence="cc-by-4.0", **SIZE)
+    summary = write_dataset(iter(slides), output, image_format="png", license="cc-by-4.0", **SIZE)
     assert summary.path == output
     assert summary.slides == {"toy_A1": 121, "toy_B1": 9}
     assert summary.num_genes == 31

@@ -49,8 +49,8 @@ def test_panels_of_symbols_and_of_ids_become_one(tmp_path, caplog):
     first = with_genes(small("toy_A1"), [("", "ERBB2"), ("", "ONLY_A"), ("", "CD44")])
     e = "ENSG0000000000"
     second = with_genes(small("toy_B1"), [(f"{e}3.2", "CD44"), (f"{e}1.7", "ERBB2"), (f"{e}9", ""), (f"{e}4", "X1")])
-    write_dataset([first], tmp_path / "a", image_format="png", licence="cc-by-4.0", **SIZE)
-    write_dataset([second], tmp_path / "b", image_format="png", licence="cc-by-4.0", **SIZE)
+    write_dataset([first], tmp_path / "a", image_format="png", license="cc-by-4.0", **SIZE)
+    write_dataset([second], tmp_path / "b", image_format="png", license="cc-by-4.0", **SIZE)
     summary = merge_datasets([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
     assert summary.slides == {"toy_A1": 16, "toy_B1": 16}
     genes = load_dataset(str(tmp_path / "ab"), "genes")["train"]

@@ -11,7 +11,7 @@ mlinter = pytest.importorskip("mlinter", reason="transformers-mlinter is in the 
 
 PACKAGE = Path(__file__).resolve().parents[1] / "delst_hf"
 ANSWERED = {
-    "TRF028": "The licence stands once, in LICENSE and in the card of every checkpoint; no file repeats it.",
+    "TRF028": "The license stands once, in LICENSE and in the card of every checkpoint; no file repeats it.",
     "TRF041": "Branches follow options that users choose and ablate (geometry, losses, encoder), not checkpoints.",
     "TRF057": "Docstrings are written by hand, with shapes, units and errors; auto_docstring knows none of our inputs.",
 }

@@ -53,7 +53,7 @@ def add_merge(commands: _Subparsers) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a dataset at --output once the new one is complete"
     )
-    parser.add_argument("--licence", help="licence of the data (default: that of the folders, if they agree)")
+    parser.add_argument("--license", help="license of the data (default: that of the folders, if they agree)")
     _add_split(parser)
     parser.set_defaults(run=_run_merge)
 
@@ -84,7 +84,7 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int) -> None:
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
     out.add_argument("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
-    out.add_argument("--licence", default="unknown", help="licence of the data, for the dataset card (default unknown)")
+    out.add_argument("--license", default="unknown", help="license of the data, for the dataset card (default unknown)")
     out.add_argument(
         "--preview", action="store_true", help="DIR/previews/SLIDE.png: spots, labels and patches on the slide"
     )
@@ -200,7 +200,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
         num_proc=arguments.num_proc,
         resume=True,
         overwrite=arguments.overwrite,
-        licence=arguments.licence,
+        license=arguments.license,
         progress=not arguments.quiet,
     )
     _print(summary, output)
@@ -214,7 +214,7 @@ def _run_merge(arguments: argparse.Namespace) -> None:
         arguments.output,
         split=_split_request(arguments),
         overwrite=arguments.overwrite,
-        licence=arguments.licence,
+        license=arguments.license,
     )
     _print(summary, arguments.output)
 

@@ -11,8 +11,8 @@ import yaml
 
 from .schema import CONFIGS
 
-# Identifiers as the Hub's list has them; a licence in words is named under "other".
-_DATA_LICENCE = re.compile(
+# Identifiers as the Hub's list has them; a license in words is named under "other".
+_DATA_LICENSE = re.compile(
     r"unknown|other|mit|apache-2\.0|openrail|(cc-by[a-z-]*|gpl|lgpl|bsd|odbl|pddl|cc0)[a-z0-9.-]*", re.I
 )
 
@@ -20,7 +20,7 @@ _TEXT = """
 # Spatial transcriptomics: {num_slides} slides, {num_spots} spots, {num_genes} genes
 
 One row per spot: an image patch of {patch_um} um, stored as {patch_px} px ({stored}), with the raw counts of the expressed
-genes. Written by `delst prepare`. Licence of the data: {licence}.
+genes. Written by `delst prepare`. License of the data: {license}.
 
 {examples}
 
@@ -68,7 +68,7 @@ def dataset_card(
     labels: Counter[str],
     num_genes: int,
     stored: str,
-    licence: str,
+    license: str,
     fingerprint: str,
     splits: Sequence[str] = (),
     split_text: str = "",
@@ -81,7 +81,7 @@ def dataset_card(
         labels: spots per label.
         num_genes: rows of the `genes` config.
         stored: how patches are encoded, in words.
-        licence: an identifier of the Hub.
+        license: an identifier of the Hub.
         fingerprint: of the content.
         splits: the splits of `spots`; none where it is not split.
         split_text: what to say about them.
@@ -89,7 +89,7 @@ def dataset_card(
     # `datasets` names its cache after the folder's last part and this YAML, not after its path or content: without the
     # fingerprint, a dataset that was replaced, or another folder of the same name, would be answered from the cache.
     header: dict[str, Any] = {
-        "license": licence,
+        "license": license,
         "tags": ["spatial-transcriptomics", "histology", "delst"],
         "configs": [
             {
@@ -101,10 +101,10 @@ def dataset_card(
             for name in CONFIGS
         ],
     }
-    if _DATA_LICENCE.fullmatch(licence):
-        header["license"] = licence.lower()
+    if _DATA_LICENSE.fullmatch(license):
+        header["license"] = license.lower()
     else:
-        header |= {"license": "other", "license_name": licence}
+        header |= {"license": "other", "license_name": license}
     text = _TEXT.format(
         num_slides=len(slides),
         num_spots=sum(spots_per_slide.values()),
@@ -112,7 +112,7 @@ def dataset_card(
         patch_um=_several(f"{slide['patch_um']:g}" for slide in slides),
         patch_px=_several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides),
         stored=stored,
-        licence=licence,
+        license=license,
         examples=" ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3)),
         split_text=split_text,
         technologies=_several(slide["technology"] for slide in slides),

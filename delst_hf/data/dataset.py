@@ -65,7 +65,7 @@ def write_dataset(
     num_proc: int = 1,
     resume: bool = False,
     overwrite: bool = False,
-    licence: str = "unknown",
+    license: str = "unknown",
     progress: bool = False,
 ) -> DatasetSummary:
     """Writes a dataset folder. Slides are taken one at a time, so a generator keeps memory at one slide.
@@ -89,7 +89,7 @@ def write_dataset(
         num_proc: slides that are worked on at a time, a process each.
         resume: keep finished slides in a hidden folder beside the output until all are done, and take them up from there.
         overwrite: replace a dataset folder at `output`, after the new one is complete.
-        licence: for the dataset card, an identifier of the Hub.
+        license: for the dataset card, an identifier of the Hub.
         progress: show a bar per slide, or one over the slides with several processes.
 
     Returns:
@@ -116,7 +116,7 @@ def write_dataset(
         _workspace(output, folder, resume) as work,
     ):
         parts = _write_parts(slides, work, options, num_proc, progress)
-        return join_parts(parts, folder, output, split, licence)
+        return join_parts(parts, folder, output, split, license)
 
 
 def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:

@@ -48,7 +48,7 @@ def merge_datasets(
     *,
     split: SplitRequest | None = None,
     overwrite: bool = False,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> DatasetSummary:
     """Merges dataset folders; genes are joined by Ensembl id or, where a panel has none, by symbol.
 
@@ -60,7 +60,7 @@ def merge_datasets(
         output: the folder to make.
         split: how to split the result; None keeps the splits that the folders have.
         overwrite: replace a dataset at `output`, after the new one is complete.
-        licence: None keeps the licence of the folders if they agree, else "other".
+        license: None keeps the license of the folders if they agree, else "other".
 
     Returns:
         What was written.
@@ -79,8 +79,8 @@ def merge_datasets(
             raise FileNotFoundError(
                 f"{path} is no complete dataset folder: {missing} missing. Make it with delst prepare."
             )
-    licences = sorted({_licence_of(path) for path in paths})
-    chosen = licence or (licences[0] if len(licences) == 1 else "other")
+    licenses = sorted({_license_of(path) for path in paths})
+    chosen = license or (licenses[0] if len(licenses) == 1 else "other")
     output = check_output(output, overwrite)
     with complete_or_nothing(output) as folder:
         return join_parts(paths, folder, output, split, chosen, keep_parts=True)
@@ -91,7 +91,7 @@ def join_parts(
     folder: Path,
     output: Path,
     request: SplitRequest | None,
-    licence: str,
+    license: str,
     keep_parts: bool = False,
 ) -> DatasetSummary:
     """Writes a dataset folder from parts.
@@ -101,7 +101,7 @@ def join_parts(
         folder: where to write.
         output: what the folder will be called.
         request: how to split; None keeps what the parts say.
-        licence: for the card.
+        license: for the card.
         keep_parts: copy files instead of moving them.
     """
     genes = [_table(part / "genes" / "genes.parquet", GENES.arrow_schema) for part in parts]
@@ -122,7 +122,7 @@ def join_parts(
     _write_tables(folder, union, slides, places, plan)
     final = pq.read_table(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
     _write_examples(folder)
-    text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), licence, fingerprint(folder),
+    text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), license, fingerprint(folder),
                         splits=_present(folder), split_text=plan.describe())  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     return summary
@@ -298,6 +298,6 @@ def _present(folder: Path) -> list[str]:
     return [name for name in SPLITS if (folder / "spots" / name).is_dir()]
 
 
-def _licence_of(folder: Path) -> str:
+def _license_of(folder: Path) -> str:
     _, header, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return str(yaml.safe_load(header).get("license", "unknown"))

@@ -207,12 +207,12 @@ def _data_facts(
             f"{number}: {data['technology']}, {data['tissue']}, "
             f"{data['species']}; content `{data.get('fingerprint') or 'unknown'}`"
         )
-    licence = data.get("licence")
+    license = data.get("license", data.get("licence"))  # as records before 0.2 spell it
     return {
         "species": data.get("species"),
         "patch_um": data.get("patch_um"),
         "patch_px": data.get("patch_px"),
         "train_data": text,
-        "dataset_license": None if licence in (None, "", "unknown") else licence,
+        "dataset_license": None if license in (None, "", "unknown") else license,
         "splits": f"training {named(train)}; validation {named(validation)}; never seen, scored below: {named(test)}",
     }

@@ -9,13 +9,13 @@ from typing import Any
 from ..data.study import Study
 
 FACTS = {
-    "license": ("--license", "licence of the weights as the Hub writes it, such as apache-2.0: the stricter "
+    "license": ("--license", "license of the weights as the Hub writes it, such as apache-2.0: the stricter "
                              "of the backbone's and the data's"),
     "base_model": ("--base-model", "the backbone's id on the Hub, such as google/vit-base-patch16-224, where it was "
                                    "trained from a local folder"),
-    "base_model_license": ("--base-model-license", "licence of the backbone"),
+    "base_model_license": ("--base-model-license", "license of the backbone"),
     "dataset": ("--dataset-name", "name of the data and where they come from"),
-    "dataset_license": ("--dataset-license", "licence of the data"),
+    "dataset_license": ("--dataset-license", "license of the data"),
     "species": ("--species", "species of the genes (or --data DIR)"),
     "patch_um": ("--patch-um", "side of a patch, um (or --data DIR)"),
     "patch_px": ("--patch-px", "side of a patch as stored, px (or --data DIR)"),
@@ -39,7 +39,7 @@ def data_facts(path: str | os.PathLike, study: Study, slides: Sequence[str]) -> 
 
     Returns:
         ``technology``, ``tissue``, ``species``, ``patch_um`` and ``patch_px`` of those slides in words; ``patients`` of all
-        slides; ``licence`` and ``fingerprint`` of a local folder.
+        slides; ``license`` and ``fingerprint`` of a local folder.
     """
     chosen = study.slides[study.slides["slide_id"].isin(list(slides))]
 
@@ -48,7 +48,7 @@ def data_facts(path: str | os.PathLike, study: Study, slides: Sequence[str]) -> 
 
     readme = Path(path) / "README.md"
     header = readme.read_text(encoding="utf-8").split("\n---", 1)[0] if readme.is_file() else ""
-    licence = re.search(r"^license_name: (.+)$", header, re.MULTILINE) or re.search(
+    license = re.search(r"^license_name: (.+)$", header, re.MULTILINE) or re.search(
         r"^license: (.+)$", header, re.MULTILINE
     )
     content = re.search(r"content ([0-9a-f]{16})", header)
@@ -57,6 +57,6 @@ def data_facts(path: str | os.PathLike, study: Study, slides: Sequence[str]) -> 
         "patch_um": ", ".join(dict.fromkeys(f"{value:g}" for value in chosen["patch_um"])),
         "patch_px": ", ".join(dict.fromkeys(f"{value:d}" for value in chosen["patch_px"])),
         "patients": dict(zip(study.slides["slide_id"], study.slides["patient_id"], strict=True)),
-        "licence": licence[1].strip("'\"") if licence else None,
+        "license": license[1].strip("'\"") if license else None,
         "fingerprint": content[1] if content else None,
     }

@@ -1,6 +1,6 @@
 """Checkpoints without their backbone: heads, and LoRA where there is one, beside the id and the fingerprint of the rest.
 
-For backbones that are gated, or whose licence forbids to republish them. Loading fetches the backbone from where it came from,
+For backbones that are gated, or whose license forbids to republish them. Loading fetches the backbone from where it came from,
 or from a local folder, and refuses one whose weights are not those that the heads were trained on.
 """
 
@@ -167,7 +167,7 @@ def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
         raise ValueError(
             f"save_backbone=False, but the backbone's weights (fingerprint {found}) are no longer those of {source['id']!r} "
             f"({source['fingerprint']}): they were trained, merged with LoRA or cast. Train with freeze_vision or lora, or "
-            "save the model whole (save_backbone=True) where the backbone's licence lets you."
+            "save the model whole (save_backbone=True) where the backbone's license lets you."
         )
 
 
