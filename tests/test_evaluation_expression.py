@@ -17,44 +17,6 @@ def planted(num_rows=160, num_columns=20, num_genes=8, noise=0.5, seed=0):
     return features, targets, np.repeat(["C2", "C3", "C4", "C5"], num_rows // 4)
 
 
-class TestLogNormalize:
-    counts = np.array([[1, 3, 0], [0, 0, 0], [10, 10, 20]])
-
-    def test_by_hand(self):
-        expected = np.log1p([[25, 75, 0], [0, 0, 0], [25, 25, 50]])
-        result = expression.log_normalize(self.counts, target_sum=100)
-        assert result.dtype == np.float32
-        np.testing.assert_allclose(result, expected, rtol=1e-6)
-
-    @pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
-    def test_sparse_equals_dense_and_leaves_the_counts(self, kind):
-        counts = kind(self.counts)
-        result = expression.log_normalize(counts)
-        assert sparse.issparse(result) and result.format == "csr" and result.dtype == np.float32
-        np.testing.assert_array_equal(result.toarray(), expression.log_normalize(self.counts))
-        np.testing.assert_array_equal(counts.toarray(), self.counts)
-
-    def test_duplicate_sparse_entries_are_added_before_the_logarithm(self):
-        counts = sparse.csr_matrix((np.array([1, 2, 3]), np.array([0, 0, 1]), np.array([0, 3])), shape=(1, 2))
-        np.testing.assert_allclose(expression.log_normalize(counts, 6).toarray(), np.log1p([[3, 3]]), rtol=1e-6)
-        assert counts.nnz == 3
-
-    @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-    @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
-    def test_what_is_no_count_is_refused(self, bad, kind):
-        with pytest.raises(ValueError, match="raw counts"):
-            expression.log_normalize(kind([[1.0, bad]]))
-
-    @pytest.mark.parametrize("target_sum", [0, -1, np.nan])
-    def test_target_sum_must_be_positive(self, target_sum):
-        with pytest.raises(ValueError, match="target_sum is"):
-            expression.log_normalize(self.counts, target_sum)
-
-    def test_one_row_is_not_a_matrix(self):
-        with pytest.raises(ValueError, match=r"shape \(3,\)"):
-            expression.log_normalize([1, 2, 3])
-
-
 class TestMostVariableGenes:
     def test_highest_variance_first_and_ties_by_index(self):
         base = np.random.default_rng(0).normal(size=50)

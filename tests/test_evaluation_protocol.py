@@ -5,10 +5,11 @@ from conftest import make_tiny_model, make_tiny_processor
 
 from delst_hf import DelstCollator
 from delst_hf.evaluation.embed import embed
-from delst_hf.evaluation.expression import expression_prediction, log_normalize, most_variable_genes
+from delst_hf.evaluation.expression import expression_prediction, most_variable_genes
 from delst_hf.evaluation.protocols.arms import format_results
 from delst_hf.evaluation.run import Evaluation, evaluate_checkpoint
 from delst_hf.model.lorentz import log_map0
+from delst_hf.model.normalization import log_normalize
 
 
 def test_embeddings_are_the_models_in_order(tiny_model, tiny_processor, toy_study):

@@ -32,35 +32,6 @@ class RidgePrediction:
     num_folds: int
 
 
-def log_normalize(counts: Any, target_sum: float = 1e4) -> Any:
-    """Scale every spot to the same library size and take log(1 + x). A spot without counts stays zero.
-
-    Args:
-        counts: (spots, genes) raw counts, dense or any scipy sparse matrix.
-        target_sum: counts per spot after scaling.
-
-    Returns:
-        (spots, genes) float32, dense for dense counts and csr for sparse ones.
-
-    Raises:
-        ValueError: if a count is negative, NaN or infinite, the counts are no matrix, or `target_sum` is not positive.
-    """
-    if not (np.isfinite(target_sum) and target_sum > 0):
-        raise ValueError(f"target_sum is {target_sum}; allowed is a positive number. The usual value is 1e4.")
-    # In float64, where the sum of a million counts is exact, and in a copy, so that the caller's counts stay.
-    if sparse.issparse(counts):
-        matrix = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
-        matrix.sum_duplicates()
-        factors = _library_factors(matrix.data, np.asarray(matrix.sum(axis=1)).reshape(-1), target_sum)
-        matrix.data = np.log1p(matrix.data * np.repeat(factors, np.diff(matrix.indptr)))
-        return matrix.astype(np.float32)
-    values = np.asarray(counts, dtype=np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"counts have the shape {values.shape}; allowed is (spots, genes). Pass one row per spot.")
-    factors = _library_factors(values, values.sum(axis=1), target_sum)
-    return np.log1p(values * factors[:, None]).astype(np.float32)
-
-
 def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
     """Choose the genes of highest variance. Pass training spots only, or the choice leaks.
 
@@ -213,16 +184,6 @@ def expression_prediction(
         "num_test": float(len(measured)),
         "num_folds": float(prediction.num_folds),
     }
-
-
-def _library_factors(stored: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
-    """Factors (spots,) that bring the totals to `target_sum`, 0 for an empty spot; `stored` holds all counts."""
-    if not np.isfinite(stored).all() or (stored < 0).any():
-        raise ValueError(
-            "counts hold negative, NaN or infinite values; allowed are counts from 0 up. Pass the raw counts, "
-            "not scaled or centred expression."
-        )
-    return np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
 
 
 def _fold_scores(

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .expression import log_normalize, most_variable_genes
+from ..model.normalization import log_normalize
+from .expression import most_variable_genes
 from .findings import Rows
 from .preparation import missing_rows, nanmean
 from .protocols.domains import centred_intervals, domain_statistics, spatial_domains

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from ..model.normalization import log_normalize
 from .evidence import Space
-from .expression import log_normalize
 from .findings import Rows
 from .preparation import missing_rows
 from .protocols.hierarchy import traversal

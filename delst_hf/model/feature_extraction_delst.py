@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature, FeatureExtractionMixin
 
+from .normalization import log_normalize
+
 logger = logging.getLogger(__name__)
 
 
@@ -107,8 +109,7 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         Returns:
             (batch, vocabulary) float32.
         """
-        scale = self.target_sum / np.maximum(total_counts, 1)
-        return np.log1p(counts * scale[:, None]).astype(np.float32)
+        return log_normalize(counts, self.target_sum, total_counts)
 
     def __call__(
         self,

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ...model.normalization import log_normalize
 from ..baselines import permutation_within
 from ..cones import hierarchy
 from ..evidence import Space, Spots
-from ..expression import expression_prediction, log_normalize, most_variable_genes
+from ..expression import expression_prediction, most_variable_genes
 from ..linear_probe import linear_probe
 from ..preparation import missing_rows
 from ..retrieval import bidirectional_retrieval

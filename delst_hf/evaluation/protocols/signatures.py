@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from ...model.normalization import log_normalize
 from ..evidence import Spots
-from ..expression import gene_pearson, log_normalize
+from ..expression import gene_pearson
 from ..preparation import finite_matrix, group_names, missing_rows
 from ..retrieval import as_inner_product
 
