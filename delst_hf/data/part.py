@@ -180,6 +180,7 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:
     if removed:
         logger.warning("%s: removed %d of %d spots whose patch is less than %g tissue",
                        slide.slide_id, removed, len(slide.spots), options.quality_filter.min_tissue)  # fmt: skip
+    slide.notes.leave_out_spots(f"patch of less than {options.quality_filter.min_tissue:g} tissue", removed)
     if removed == len(slide.spots):
         raise ValueError(
             f"slide {slide.slide_id!r}: no patch has {options.quality_filter.min_tissue:g} tissue. Lower --min-tissue, and "
@@ -259,6 +260,7 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]
         "n_genes": np.diff(counts.indptr).astype(np.int32),
         "total_counts": np.diff(np.concatenate([[0], np.cumsum(counts.data, dtype=np.int64)])[counts.indptr]),
         "tissue_fraction": np.array([tissue for _, _, tissue in patches], dtype=np.float32),
+        "cell_area_um2": pa.array(spots["cell_area_um2"].to_numpy(np.float32), from_pandas=True),
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SPOTS_SCHEMA], schema=SPOTS_SCHEMA)
 
@@ -284,4 +286,5 @@ def _slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> d
         "patch_px": int(options.patch_px),
         "spot_um": None if slide.spot_um is None else float(slide.spot_um),
         "split": "train",
+        "notes": slide.notes.to_json(),
     }

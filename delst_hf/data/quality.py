@@ -66,6 +66,8 @@ class QualityFilter:
                 f"slide {slide.slide_id!r}: no spot has {self.min_counts} counts and {self.min_genes} genes; the median spot "
                 f"has {np.median(totals):g} and {np.median(expressed):g}. Lower --min-counts or --min-genes."
             )
+        slide.notes.leave_out_spots(f"fewer than {self.min_counts} counts", poor.sum())
+        slide.notes.leave_out_spots(f"fewer than {self.min_genes} genes", (few & ~poor).sum())
         return slide.select(~(poor | few))
 
 

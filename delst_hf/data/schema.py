@@ -27,6 +27,8 @@ SPOTS = Features(
         "total_counts": Value("int64"),
         # Share of the patch that is tissue, 0 to 1.
         "tissue_fraction": Value("float32"),
+        # Area of the cell that the row is; None where rows are spots, bins or squares, or where the source does not state it.
+        "cell_area_um2": Value("float32"),
     }
 )
 
@@ -59,6 +61,8 @@ SLIDES = Features(
         "source": Value("string"),
         # "train" unless the folder was split; "spot" where spots of the slide are in several splits.
         "split": Value("string"),
+        # What was noticed while the slide was read, as JSON (`Notes` in notes.py).
+        "notes": Value("string"),
     }
 )
 

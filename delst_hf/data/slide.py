@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from PIL import Image
 
 from .counts import check_counts
+from .notes import Notes
 from .patches import Cutter, StoredPatches, check_patch_size, image_cutter
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class Slide:
         slide_id: unique within a dataset; letters, digits, "_", "-" and ".".
         image: uint8 (height, width, 3): an array, or anything with `.shape` and `[y0:y1, x0:x1]` slicing.
         spots: index = barcodes; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown), label
-            (None when unknown). Missing array and label columns are added.
+            (None when unknown), cell_area_um2 (NaN unless a row is a cell of known size). All but x and y are added where
+            they are missing.
         counts: (spots, genes) sparse raw counts.
         genes: columns gene_id and symbol ("" when unknown), in the order of the columns of `counts`.
         mpp: micrometres per pixel of `image`.
@@ -49,6 +51,7 @@ class Slide:
         spot_px: the same in pixels of `image`, as the source states it; None when it does not.
         source: the format and the names of the files that the slide was read from.
         stored_patches: patches that were cut before, where there is no image to cut them from.
+        notes: what was noticed while it was read: what was left out, and what states a scale.
     """
 
     slide_id: str
@@ -66,12 +69,15 @@ class Slide:
     spot_px: float | None = None
     source: str = ""
     stored_patches: StoredPatches | None = None
+    notes: Notes = field(default_factory=Notes)
 
     def __post_init__(self) -> None:
         self.spots = self.spots.copy()
         for column, default in (("array_row", -1), ("array_col", -1), ("label", None)):
             if column not in self.spots:
                 self.spots[column] = pd.Series([default] * len(self.spots), index=self.spots.index, dtype=object)
+        if "cell_area_um2" not in self.spots:
+            self.spots["cell_area_um2"] = np.nan
 
     def validate(self) -> None:
         """Refuses what would give wrong patches or wrong counts.
@@ -105,6 +111,7 @@ class Slide:
         if 2 * outside.sum() > len(outside):
             raise WrongFrameError(self._outside_message(outside))
         logger.warning("%s: dropped %d of %d spots outside the image", self.slide_id, outside.sum(), len(outside))
+        self.notes.leave_out_spots("outside the image", outside.sum())
         return self.select(~outside)
 
     def select(self, keep: np.ndarray) -> "Slide":
