@@ -289,26 +289,38 @@ def _check_named(names: list[str], known: list[str], option: str, source: str) -
 
 
 def _xenium_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="OUT", help="output folder with transcripts.parquet or .csv.gz")
+    parser.add_argument("source", metavar="OUT", help="output folder with transcripts.parquet or cells.parquet")
     parser.add_argument("--image", required=True, metavar="FILE", help="the H&E image")
     parser.add_argument("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: images coincide)")
     parser.add_argument(
-        "--grid-um", type=float, default=100.0, metavar="UM", help="side of a pseudo-spot (default 100)"
+        "--unit", choices=("grid", "cell"), default="grid", help="a row per square of a grid (default) or per cell"
     )
+    parser.add_argument("--grid-um", type=float, metavar="UM", help="side of a square with --unit grid (default 100)")
     parser.add_argument(
-        "--min-qv", type=float, default=20.0, metavar="Q", help="least quality of a transcript (default 20)"
+        "--min-qv", type=float, metavar="Q", help="least quality of a transcript with --unit grid (default 20)"
     )
     parser.add_argument("--mpp", type=float, help="micrometres per pixel of the H&E (default: from the alignment)")
     _add_about(parser, "technology")
 
 
 def _xenium_jobs(arguments: argparse.Namespace) -> Jobs:
-    from ..data.readers.xenium import read_xenium
+    from ..data.readers.xenium import MIN_QV, read_xenium
+    from ..data.readers.xenium_cells import read_xenium_cells
 
     _check_files(arguments.source, arguments.image, arguments.alignment)
-    names = ("grid_um", "alignment", "mpp", "min_qv")
-    options = {name: getattr(arguments, name) for name in names} | _about(arguments, 0, 1)
-    return [partial(read_xenium, arguments.source, arguments.image, **options)]
+    options = {"alignment": arguments.alignment, "mpp": arguments.mpp} | _about(arguments, 0, 1)
+    if arguments.unit == "grid":
+        options |= {
+            "grid_um": 100.0 if arguments.grid_um is None else arguments.grid_um,
+            "min_qv": MIN_QV if arguments.min_qv is None else arguments.min_qv,
+        }
+        return [partial(read_xenium, arguments.source, arguments.image, **options)]
+    if arguments.grid_um is not None or arguments.min_qv not in (None, MIN_QV):
+        raise ValueError(
+            f"--unit cell takes the counts of the cell-feature matrix, which holds transcripts of quality {MIN_QV:g} and more "
+            "per cell: --grid-um and --min-qv are of --unit grid. Leave them out, or take --unit grid."
+        )
+    return [partial(read_xenium_cells, arguments.source, arguments.image, **options)]
 
 
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -373,8 +385,9 @@ FORMATS = {
         _stimage_arguments, _stimage_jobs,
     ),
     "xenium": Format(
-        "10x Xenium: transcripts added up on a grid of pseudo-spots",
-        ("delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --grid-um 55 --output xenium-dataset",),
+        "10x Xenium: transcripts added up on a grid of pseudo-spots, or cells",
+        ("delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --grid-um 55 --output xenium-dataset",
+         "delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --unit cell --output cells-dataset"),
         _xenium_arguments, _xenium_jobs,
     ),
     "toy": Format(

@@ -1,4 +1,4 @@
-"""10x Genomics Xenium: single transcripts, added up on a grid of square pseudo-spots.
+"""10x Genomics Xenium: single transcripts, added up on a grid of square pseudo-spots. Its cells are read by `xenium_cells`.
 
 DIR/transcripts.parquet (or .csv.gz, .csv)   feature_name, x_location, y_location (um), qv; is_gene and codeword_category from
                                              version 3 of the onboard analysis on
@@ -9,6 +9,7 @@ an H&E image and, from Xenium Explorer, its 3 x 3 alignment matrix: pixels of th
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import scipy.sparse as sp
 
 from ..counts import make_genes
 from ..images import open_image
+from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from .matrices import read_table
 
@@ -29,7 +31,7 @@ MIN_QV = 20.0
 # Names of what is no gene, for outputs that do not say it otherwise.
 CONTROLS = ("NegControl", "BLANK", "Blank", "antisense", "Unassigned", "Deprecated", "Intergenic")
 _COLUMNS = ["feature_name", "x_location", "y_location", "qv", "is_gene", "codeword_category"]
-# Squares are numbered from -32,768 on, so that a key of 64 bits holds row, column and gene.
+# Squares are numbered from -32,768 to 32,767, so that a key of 64 bits holds row, column and gene.
 _OFFSET = 1 << 15
 
 
@@ -74,18 +76,19 @@ def read_xenium(
     if not (np.isfinite(grid_um) and grid_um > 0):
         raise ValueError(f"grid_um is {grid_um}. Allowed: a positive side in micrometres, e.g. 100 (--grid-um).")
     slide_id = slide_id or make_slide_id(folder.resolve().name)
-    matrix, squares, names = _binned(_transcripts(folder), grid_um, min_qv, slide_id)
+    notes = Notes()
+    matrix, squares, names = _binned(_transcripts(folder), grid_um, min_qv, slide_id, notes)
     pixels = open_image(image)
-    to_image, mpp = _transform(folder, alignment, mpp, pixels)
-    centre = np.column_stack([(squares[:, 1] + 0.5) * grid_um, (squares[:, 0] + 0.5) * grid_um, np.ones(len(squares))])
-    xy = centre @ to_image.T
+    to_image, mpp = image_transform(folder, alignment, mpp, pixels)
+    centre = (squares[:, ::-1] + 0.5) * grid_um
+    x, y = to_pixels(centre, to_image).T
     spots = pd.DataFrame(
-        {"x": xy[:, 0] / xy[:, 2], "y": xy[:, 1] / xy[:, 2], "array_row": squares[:, 0], "array_col": squares[:, 1]},
+        {"x": x, "y": y, "array_row": squares[:, 0], "array_col": squares[:, 1]},
         index=[f"{row}x{column}" for row, column in squares],
     )
     return Slide(
         slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=_genes(folder, names), mpp=mpp,
-        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, spot_um=grid_um,
+        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, spot_um=grid_um, notes=notes,
         source=f"xenium: {folder.resolve().name}, squares of {grid_um:g} um, {Path(image).name}",
     )  # fmt: skip
 
@@ -111,31 +114,29 @@ def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
 
 
 def _binned(
-    batches: Iterator[pd.DataFrame], grid_um: float, min_qv: float, slide_id: str
+    batches: Iterator[pd.DataFrame], grid_um: float, min_qv: float, slide_id: str, notes: Notes
 ) -> tuple[sp.csr_matrix, np.ndarray, list[str]]:
     """Counts (squares, genes), the squares (squares, 2) as row and column, and the genes' names, sorted."""
     gene_of: dict[str, int] = {}
     keys, counts = np.array([], np.int64), np.array([], np.int64)
-    seen = poor = controls = 0
+    seen, left_out = 0, Counter[str]()
     for table in batches:
-        low = (table["qv"] < min_qv).to_numpy() if "qv" in table else np.zeros(len(table), dtype=bool)
-        names, gene = _features(table)
-        seen, poor, controls = seen + len(table), poor + int(low.sum()), controls + int((~gene & ~low).sum())
-        kept = ~low & gene
-        codes, used = pd.factorize(names[kept])
+        kept, names = _counted(table, min_qv, left_out)
+        seen += len(table)
+        codes, used = pd.factorize(names)
         number = np.array([gene_of.setdefault(name, len(gene_of)) for name in used], np.int64)[codes]
-        row, column = (
-            np.floor(table.loc[kept, name].to_numpy(float) / grid_um).astype(np.int64) for name in ("y_location", "x_location")
-        )  # fmt: skip
-        key = ((row + _OFFSET << 16) + column + _OFFSET << 24) + number
+        key = (_squares(table[kept], grid_um, slide_id) << 24) + number
         keys, place = np.unique(np.concatenate([keys, key]), return_inverse=True)
         counts = np.bincount(place, weights=np.concatenate([counts, np.ones(len(key))])).astype(np.int64)
+    told = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
     if not len(keys):
         raise ValueError(
-            f"slide {slide_id!r}: none of {seen} transcripts is a gene of quality {min_qv:g}. Lower --min-qv."
+            f"slide {slide_id!r}: none of {seen} transcripts is a gene of quality {min_qv:g} with a name and a position "
+            f"({told or 'the table is empty'}). Lower --min-qv, or give the whole table of transcripts."
         )
-    logger.info(
-        "%s: %d transcripts; left out %d below quality %g and %d controls", slide_id, seen, poor, min_qv, controls
+    logger.info("%s: %d transcripts; left out %s", slide_id, seen, told or "none")
+    notes.remarks.append(
+        f"Of {seen} transcripts, those of quality {min_qv:g} and more were added up; left out: {told or 'none'}."
     )
     squares, spot = np.unique(keys >> 24, return_inverse=True)
     sorted_names = sorted(gene_of)
@@ -146,20 +147,57 @@ def _binned(
     return matrix, np.column_stack([(squares >> 16) - _OFFSET, (squares & (1 << 16) - 1) - _OFFSET]), sorted_names
 
 
+def _counted(table: pd.DataFrame, min_qv: float, left_out: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which transcripts count (transcripts,) bool, and the names of those; the others are counted by the first reason."""
+    names, gene = _features(table)
+    kept = np.ones(len(table), dtype=bool)
+    position = np.column_stack([pd.to_numeric(table[name], errors="coerce") for name in ("x_location", "y_location")])
+    quality = (
+        pd.to_numeric(table["qv"], errors="coerce").to_numpy(float) if "qv" in table else np.full(len(table), np.inf)
+    )
+    for reason, good in (
+        # A quality that is not a number is not a quality of 20.
+        (f"below quality {min_qv:g}", quality >= min_qv),
+        ("without a name", names != ""),
+        ("controls", gene),
+        ("without a position", np.isfinite(position).all(1)),
+    ):
+        left_out[reason] += int((kept & ~good).sum())
+        kept &= good
+    return kept, names[kept]
+
+
+def _squares(table: pd.DataFrame, grid_um: float, slide_id: str) -> np.ndarray:
+    """Row and column of the square that each transcript lies in, as one number (transcripts,)."""
+    places = np.floor(table[["y_location", "x_location"]].to_numpy(float) / grid_um)
+    beyond = (places < -_OFFSET) | (places >= _OFFSET)
+    if beyond.any():
+        row, axis = np.argwhere(beyond)[0]
+        found = float(table["yx"[axis] + "_location"].iloc[row])
+        raise ValueError(
+            f"slide {slide_id!r}: a transcript at {'yx'[axis]} = {found:g} um is {abs(places[row, axis]):.0f} squares of "
+            f"{grid_um:g} um from the origin. Allowed: {_OFFSET} squares, {_OFFSET * grid_um:g} um. Take larger squares "
+            "(--grid-um), or, where no slide is that large, correct the positions."
+        )
+    row, column = places.astype(np.int64).T
+    return np.asarray((row + _OFFSET << 16) + column + _OFFSET)
+
+
 def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Names (transcripts,) as text, and which transcripts are of genes (transcripts,) bool."""
-    codes, names = pd.factorize(table["feature_name"])
-    text = np.array([_text(name) for name in names], dtype=object)
+    """Names (transcripts,) as text, "" where there is none, and which transcripts are of genes (transcripts,) bool."""
+    codes, names = pd.factorize(table["feature_name"])  # -1 where there is none: the place of the "" at the end
+    text = np.array([*(as_text(name).strip() for name in names), ""], dtype=object)
     if "is_gene" in table:
-        gene = table["is_gene"].map(lambda value: str(value).lower() in ("true", "1")).to_numpy(bool)
+        gene = table["is_gene"].map(lambda value: str(value).lower() in ("true", "1", "1.0")).to_numpy(bool)
     elif "codeword_category" in table:
-        gene = table["codeword_category"].map(lambda value: _text(value).endswith("_gene")).to_numpy(bool)
+        gene = table["codeword_category"].map(lambda value: as_text(value).endswith("_gene")).to_numpy(bool)
     else:
         gene = np.array([not name.startswith(CONTROLS) for name in text], dtype=bool)[codes]
     return text[codes], gene
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A name as text: versions up to 2 store bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -177,7 +215,13 @@ def _genes(folder: Path, names: list[str]) -> pd.DataFrame:
     return make_genes(names, [ids.get(name, "") for name in names])
 
 
-def _transform(
+def to_pixels(um: np.ndarray, to_image: np.ndarray) -> np.ndarray:
+    """Points (points, 2) x, y in micrometres to pixels of the image by a matrix (3, 3)."""
+    xyw = np.column_stack([um, np.ones(len(um))]) @ to_image.T
+    return np.asarray(xyw[:, :2] / xyw[:, 2:])
+
+
+def image_transform(
     folder: Path, alignment: str | Path | None, mpp: float | None, pixels: object
 ) -> tuple[np.ndarray, float]:
     """The matrix (3, 3) from micrometres to pixels of the image, and micrometres per pixel of the image."""

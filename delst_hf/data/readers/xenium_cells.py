@@ -1,0 +1,152 @@
+"""10x Genomics Xenium: its segmented cells, one row per cell.
+
+DIR/cells.parquet (or .csv.gz, .csv)                      cell_id, x_centroid, y_centroid (um), cell_area (um2)
+DIR/cell_feature_matrix.h5, or the folder with matrix.mtx.gz, or .zarr.zip   counts of the transcripts of quality 20 and more
+DIR/experiment.xenium, the H&E image and its alignment    as in `xenium`
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from ..counts import make_genes
+from ..images import open_image
+from ..notes import Notes
+from ..slide import Slide, make_slide_id
+from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
+from .xenium import MIN_QV, as_text, image_transform, to_pixels
+
+logger = logging.getLogger(__name__)
+
+_TABLES = ("cells.parquet", "cells.csv.gz", "cells.csv")
+_COLUMNS = ("cell_id", "x_centroid", "y_centroid")
+
+
+def read_xenium_cells(
+    path: str | Path,
+    image: str | Path,
+    *,
+    alignment: str | Path | None = None,
+    mpp: float | None = None,
+    slide_id: str | None = None,
+    patient_id: str | None = None,
+    tissue: str = "",
+    species: str = "",
+) -> Slide:
+    """Read one region with a row per cell, at the centroid of its segmentation.
+
+    Args:
+        path: the output folder of Xenium.
+        image: the H&E image.
+        alignment: see `read_xenium`.
+        mpp: see `read_xenium`.
+        slide_id: by default the name of the folder.
+        patient_id: by default the slide id.
+        tissue: for example "breast".
+        species: for example "human".
+
+    Returns:
+        The slide; `cell_area_um2` of its spots is the area of the segmented cell where the table states it.
+
+    Raises:
+        FileNotFoundError: no table of cells, or no matrix of their counts.
+        KeyError: a missing column.
+        ValueError: a damaged file, or cells and counts that have nothing in common.
+    """
+    folder = Path(path).expanduser()
+    slide_id = slide_id or make_slide_id(folder.resolve().name)
+    notes = Notes()
+    cells, name = _cells(folder, slide_id, notes)
+    counts = _counts(folder)
+    cells, matrix = join_spots(cells, counts, slide_id)
+    pixels = open_image(image)
+    to_image, mpp = image_transform(folder, alignment, mpp, pixels)
+    x, y = to_pixels(cells[["x_centroid", "y_centroid"]].to_numpy(float), to_image).T
+    spots = pd.DataFrame({"x": x, "y": y}, index=cells.index)
+    if "cell_area" in cells:
+        spots["cell_area_um2"] = pd.to_numeric(cells["cell_area"], errors="coerce").to_numpy(float)
+    quality = f"Counts are those of {counts.name}: transcripts of quality {MIN_QV:g} and more within the cell."
+    logger.info("%s: %s", slide_id, quality)
+    notes.remarks.append(quality)
+    return Slide(
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=mpp,
+        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, notes=notes,
+        source=f"xenium: {folder.resolve().name}, cells of {name}, {counts.name}, {Path(image).name}",
+    )  # fmt: skip
+
+
+def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:
+    """The table of cells by cell_id, without those that have no position, and its name."""
+    found = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no {', '.join(_TABLES)} in {folder}. Give the output folder of Xenium, or add transcripts up on squares "
+            "(--unit grid)."
+        )
+    table = (
+        read_table(found, "cells") if found.suffix == ".parquet" else read_table(found, "cells", dtype={"cell_id": str})
+    )
+    missing = sorted(set(_COLUMNS) - set(table.columns))
+    if missing:
+        raise KeyError(f"{found.name}: columns {missing} are missing; found {list(table.columns)}.")
+    table = table.set_index(pd.Index([as_text(name) for name in table["cell_id"]]))
+    position = table[["x_centroid", "y_centroid"]].apply(pd.to_numeric, errors="coerce")
+    placed = np.isfinite(position.to_numpy(float)).all(1)
+    if not placed.all():
+        logger.warning("%s: left out %d of %d cells without a position", slide_id, (~placed).sum(), len(placed))
+        notes.leave_out_spots("without a position", (~placed).sum())
+    return table.assign(**position)[placed], found.name
+
+
+def _counts(folder: Path) -> Counts:
+    if (folder / "cell_feature_matrix.h5").is_file():
+        return read_10x_h5(folder / "cell_feature_matrix.h5")
+    if (folder / "cell_feature_matrix").is_dir():
+        return read_mtx(folder / "cell_feature_matrix")
+    for name in ("cell_feature_matrix.zarr.zip", "cell_feature_matrix.zarr"):
+        if (folder / name).exists():
+            return _read_zarr(folder / name)
+    raise FileNotFoundError(
+        f"no cell_feature_matrix.h5, no folder cell_feature_matrix and no cell_feature_matrix.zarr.zip in {folder}. Give the "
+        "whole output folder of Xenium, or add transcripts up on squares (--unit grid)."
+    )
+
+
+def _read_zarr(path: Path) -> Counts:
+    """The matrix as Xenium Explorer reads it: genes x cells, compressed by gene."""
+    import zarr
+
+    try:
+        store = zarr.storage.ZipStore(path, mode="r", read_only=True) if path.suffix == ".zip" else str(path)
+        group: Any = zarr.open_group(store, mode="r")["cell_features"]
+        told = dict(group.attrs)
+        data, indices, indptr, cells = (np.asarray(group[name][:]) for name in ("data", "indices", "indptr", "cell_id"))
+        names, ids = list(map(str, told["feature_keys"])), list(map(str, told["feature_ids"]))
+        matrix = sp.csr_matrix((data, indices, indptr), shape=(len(names), len(cells))).T.tocsr()
+        kinds = [str(kind) for kind in told["feature_types"]]
+        genes = make_genes(names, ids)
+    except Exception as error:  # of zarr, numcodecs, zipfile and scipy, which share no class
+        raise ValueError(
+            f"cannot read {path}: {type(error).__name__}: {error}. It is truncated or not a cell-feature matrix of Xenium: "
+            "download it again, or put cell_feature_matrix.h5 beside it."
+        ) from error
+    keep = np.array([kind in ("gene", "Gene Expression") for kind in kinds])
+    if not keep.all():
+        logger.info("%s: left out %d features that are not genes", path.name, (~keep).sum())
+    return Counts(matrix[:, keep], pd.Index(_cell_names(cells)), genes[keep].reset_index(drop=True), path.name)
+
+
+def _cell_names(cells: np.ndarray) -> list[str]:
+    """Names of cells (cells,) from numbers (cells,), or from prefix and suffix (cells, 2), of which letters a to p are digits.
+
+    >>> _cell_names(np.array([[1, 1], [1437536272, 2]], dtype=np.uint32))
+    ['aaaaaaab-1', 'ffkpbaba-2']
+    """
+    if cells.ndim == 1:  # versions before 1.3
+        return [str(number) for number in cells.tolist()]
+    letters = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+    return [f"{prefix:08x}".translate(letters) + f"-{suffix}" for prefix, suffix in cells.tolist()]
