@@ -1,0 +1,17 @@
+"""Writing so that a kill, a full disk or a second run loses nothing: files, folders, locks."""
+
+from .files import check_file_output, fsync, link_or_copy, write_file, write_text
+from .folders import complete_or_nothing, recover
+from .locks import BusyError, locked
+
+__all__ = [
+    "BusyError",
+    "check_file_output",
+    "complete_or_nothing",
+    "fsync",
+    "link_or_copy",
+    "locked",
+    "recover",
+    "write_file",
+    "write_text",
+]

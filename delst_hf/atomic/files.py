@@ -1,0 +1,127 @@
+"""Files that hold either all of the old or all of the new."""
+
+import os
+import shutil
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+_LONGEST_NAME = 255  # bytes, on every common disk
+
+
+@contextmanager
+def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """Open a hidden file beside `path` for writing; it takes the place of `path` on success and is removed on any exception.
+
+    The old file stays whole until the new one is on the disk, whenever the process is killed or the disk runs full. Folders
+    that are missing on the way are made. A link is followed, and what is not a regular file (a pipe, /dev/stdout) is written
+    as it is.
+
+    Args:
+        path: The file.
+        mode: "wb" or "w".
+        **options: Passed to `open`, for example ``newline=``; text is UTF-8 by default.
+
+    Yields:
+        The open file.
+
+    Raises:
+        IsADirectoryError: If `path` is a folder.
+        OSError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "genes.txt"
+        >>> with write_file(path, "w") as file:
+        ...     _ = file.write("ERBB2")
+        >>> path.read_text()
+        'ERBB2'
+    """
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the name of a file.")
+    if path.exists() and not path.is_file():
+        with open(path, mode, **options) as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(path)
+    try:
+        with open(partial, mode.replace("w", "x"), **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all (see `write_file`)."""
+    with write_file(path, "w") as file:
+        file.write(text)
+
+
+def check_file_output(path: str | os.PathLike) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold.
+
+    Nothing is left behind, neither a file nor a folder.
+
+    Args:
+        path: The file that is to be written later.
+
+    Raises:
+        OSError: With the reason: a folder of this name, a file where a folder should be, no permission, a read-only disk.
+    """
+    path = Path(os.path.realpath(Path(path).expanduser()))
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise OSError(f"{path} cannot be written: its name is too long. Allowed: {_LONGEST_NAME} bytes.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the name of a file to write.")
+    parent = path.parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {parent} is a file, not a folder. Choose another name.")
+    if path.exists() and not path.is_file():
+        return
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".delst-", dir=parent)
+        os.close(descriptor)
+        os.unlink(name)
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}). Choose a file in a folder that you may write to."
+        ) from error
+
+
+def fsync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; where the disk does not allow that, copy it. The first name stays in either case."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _sibling(path: Path) -> Path:
+    """A new hidden name beside `path`, short enough for any."""
+    return path.parent / f".{path.name[:50]}.incomplete-{os.getpid()}-{uuid.uuid4().hex[:8]}"

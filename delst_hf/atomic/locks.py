@@ -1,0 +1,156 @@
+"""One run at a time per output: a file beside it that says who writes there, held for as long as the run takes."""
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (Windows)
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+# Locks of one process do not exclude each other: its own are kept here.
+_HELD: set[str] = set()
+_GUARD = threading.Lock()
+
+
+class BusyError(FileExistsError):
+    """Another run is writing to the same output."""
+
+
+@contextmanager
+def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
+    """Hold the lock of an output: the file ``.NAME.lock`` beside it, with process id, host and start.
+
+    The lock ends with the process, however that ends; what a dead one left is taken over. Where the disk knows no locks, the
+    process id decides, and a lock of another host stands until its file is deleted.
+
+    Args:
+        output: File or folder that the run writes; it need not exist.
+        what: What it is, for the message.
+
+    Yields:
+        The path of the output, absolute and with links followed.
+
+    Raises:
+        BusyError: If another run holds it, saying which.
+        OSError: If no file can be made beside the output.
+
+    Example:
+        >>> import tempfile
+        >>> with locked(tempfile.mkdtemp() + "/dataset") as output:
+        ...     (output.parent / ".dataset.lock").exists()
+        True
+    """
+    output = Path(os.path.realpath(Path(output).expanduser()))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.parent / f".{output.name}.lock"
+    key = os.fspath(path)
+    with _GUARD:
+        if key in _HELD:
+            raise BusyError(_refusal(output, what, path, _record()))
+        _HELD.add(key)
+    try:
+        descriptor = _acquire(path, output, what)
+        try:
+            yield output
+        finally:
+            if _parsed(_read(descriptor)).get("pid") == os.getpid():  # not in a fork of ours
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+    finally:
+        with _GUARD:
+            _HELD.discard(key)
+
+
+def _acquire(path: Path, output: Path, what: str) -> int:
+    """Descriptor of the lock file, locked and with our name in it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            holder = _holder(descriptor)
+            if holder is not None:
+                raise BusyError(_refusal(output, what, path, holder))
+            if _same_file(descriptor, path):
+                left = _parsed(_read(descriptor))
+                if left:
+                    logger.warning(
+                        "took over %s of process %s on %s, which has ended", path, left["pid"], left.get("host")
+                    )
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(_record()).encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the one who held it deleted the file after we opened it: it locks nothing
+
+
+def _holder(descriptor: int) -> dict[str, Any] | None:
+    """Who holds the lock; None when nobody does, and it is ours from now on."""
+    if fcntl is not None:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return _parsed(_read(descriptor)) or {"pid": "unknown"}
+        except OSError:
+            logger.debug("this disk knows no locks; the process id decides")
+        else:
+            return None
+    left = _parsed(_read(descriptor))
+    return left if left and (left.get("host") != socket.gethostname() or _alive(left["pid"])) else None
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _record() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _read(descriptor: int) -> bytes:
+    return os.pread(descriptor, 4096, 0)
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """What a lock file says; empty for a file that was cut."""
+    try:
+        record = json.loads(text or b"{}")
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("pid"), int) else {}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _refusal(output: Path, what: str, path: Path, holder: dict[str, Any]) -> str:
+    return (
+        f"another run is writing to this {what}, {output}: process {holder.get('pid')} on {holder.get('host', 'this host')}, "
+        f"since {holder.get('started', 'an unknown time')}. Wait for it, choose another output, or end it; if it has ended "
+        f"already, delete {path}."
+    )
