@@ -9,6 +9,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import check_file_output, locked, write_text
+
 if TYPE_CHECKING:
     from ..data.study import Study
     from ..evaluation.run import Evaluation
@@ -85,9 +87,22 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
 
     Raises:
         ValueError: if a slide is unknown, seen in training, or an option is not one of those allowed.
+        OSError: if the output cannot be written, or another run is writing it; before the work.
     """
-    import transformers
     from accelerate import PartialState
+
+    from ..model.distributed import process_rank
+
+    PartialState()
+    if not arguments.output or process_rank() > 0:
+        return _evaluate(arguments)
+    check_file_output(arguments.output)
+    with locked(arguments.output, "file of results"):
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
+    import transformers
 
     from ..data.study import Study
     from ..evaluation.protocols.arms import format_results
@@ -95,7 +110,6 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from ..evaluation.run import evaluate_subject, spots_of
     from ..model.distributed import process_rank
 
-    PartialState()
     transformers.utils.logging.set_verbosity_error()
     evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
     study = Study.load(arguments.dataset)
@@ -348,12 +362,16 @@ def _run_report(arguments: argparse.Namespace) -> None:
     from ..evaluation.results import model_index_yaml, read_results
     from ..report.page import write_report
 
+    for output in (arguments.output, arguments.model_index):
+        if output:
+            check_file_output(output)
     records = [read_results(path) for path in arguments.results]
     names = [name.strip() for name in arguments.names.split(",")] if arguments.names else None
     if names is not None and len(names) != len(records):
         raise ValueError(f"--names gives {len(names)} names for {len(records)} results. Give one per file, by comma.")
     if arguments.model_index:
         name = names[0] if names else Path(str(records[0].get("model", "model"))).name
-        Path(arguments.model_index).write_text(model_index_yaml(records[0], name), encoding="utf-8")
+        write_text(arguments.model_index, model_index_yaml(records[0], name))
         print(f"model-index  {arguments.model_index}")
-    print(f"report  {write_report(records, arguments.output, names)}")
+    with locked(arguments.output, "report"):
+        print(f"report  {write_report(records, arguments.output, names)}")

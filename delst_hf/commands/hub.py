@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..atomic import check_file_output, write_text
 from ..hub.facts import FACTS, FILES
 
 _Subparsers = Any
@@ -110,9 +111,11 @@ def _run_card(arguments: argparse.Namespace) -> None:
     from ..hub.card import how_to_give, model_card, unfilled
     from ..hub.publish import check_checkpoint
 
+    if arguments.output:
+        check_file_output(arguments.output)
     text = model_card(check_checkpoint(arguments.folder), arguments.repo_id, **_card_arguments(arguments))
     if arguments.output:
-        Path(arguments.output).write_text(text, encoding="utf-8")
+        write_text(arguments.output, text)
         print(f"card     {arguments.output}")
     else:
         print(text)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..atomic import check_file_output
 from . import formats as formats
 
 _Subparsers = Any
@@ -222,6 +223,7 @@ def _run_merge(arguments: argparse.Namespace) -> None:
 def _run_vocabulary(arguments: argparse.Namespace) -> None:
     from ..data.vocabulary import choose_genes, read_gene_list, training_slides, write_vocabulary
 
+    check_file_output(arguments.output)
     slides = formats.split_names(arguments.slides) or None
     names = choose_genes(
         arguments.folder,

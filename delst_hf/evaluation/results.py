@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
+from ..atomic import write_text
 from ..record import training_record
 from .resampled import f1_statistic, mean_statistic, pearson_statistic
 from .uncertainty import Bootstrap, Statistic
@@ -56,12 +57,8 @@ def data_fingerprint(spots: Dataset) -> str:
 
 def write_results(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
     """Write the record as JSON, NaN as null, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return path
+    write_text(path, json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
+    return Path(path)
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from ..atomic import check_file_output, write_text
 from ..evaluation.pictures import encode
 from ..evaluation.protocols.hierarchy import MEANINGS
 from ..evaluation.results import compare_results
@@ -81,10 +82,9 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
     if not records:
         raise ValueError("there are no results to report; pass at least one.")
     names = list(names or [Path(str(record.get("model", "model"))).parent.name or "model" for record in records])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(records, names), encoding="utf-8")
-    return path
+    check_file_output(path)
+    write_text(path, _page(records, names))
+    return Path(path)
 
 
 def _page(records: Sequence[Record], names: Sequence[str]) -> str:
