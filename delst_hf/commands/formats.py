@@ -96,17 +96,31 @@ def _visium_jobs(arguments: argparse.Namespace) -> Jobs:
 
 def _visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
-    parser.add_argument("--bin-um", type=int, default=8, metavar="UM", help="which square_...um to read (default 8)")
+    parser.add_argument(
+        "--unit",
+        choices=("bin", "cell"),
+        default="bin",
+        help="a row per bin (default) or per cell of segmented_outputs",
+    )
+    parser.add_argument(
+        "--bin-um", type=int, metavar="UM", help="which square_...um to read with --unit bin (default 8)"
+    )
     _add_space_ranger(parser, "as stated", "Visium HD")
 
 
 def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.visium import read_visium_hd
+    from ..data.readers.visium_cells import read_visium_cells
 
     _one_image(arguments.image, arguments.sources)
     _check_files(arguments.image, *arguments.sources)
-    options = {"bin_um": arguments.bin_um, "image": arguments.image, "mpp": arguments.mpp}
-    return _each(read_visium_hd, arguments.sources, arguments, **options)
+    options = {"image": arguments.image, "mpp": arguments.mpp}
+    if arguments.unit == "bin":
+        bin_um = 8 if arguments.bin_um is None else arguments.bin_um
+        return _each(read_visium_hd, arguments.sources, arguments, bin_um=bin_um, **options)
+    if arguments.bin_um is not None:
+        raise ValueError("--bin-um is of --unit bin. Leave it out, or take --unit bin.")
+    return _each(read_visium_cells, arguments.sources, arguments, **options)
 
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
@@ -342,8 +356,9 @@ FORMATS = {
         _visium_arguments, _visium_jobs,
     ),
     "visium-hd": Format(
-        "10x Visium HD: one bin size of binned_outputs",
-        ("delst prepare visium-hd HD1/outs --bin-um 16 --image HD1_he.btf --output hd-dataset",),
+        "10x Visium HD: one bin size of binned_outputs, or the cells of segmented_outputs",
+        ("delst prepare visium-hd HD1/outs --bin-um 16 --image HD1_he.btf --output hd-dataset",
+         "delst prepare visium-hd HD1/outs --unit cell --image HD1_he.btf --output cells-dataset"),
         _visium_hd_arguments, _visium_hd_jobs,
     ),
     "her2st": Format(

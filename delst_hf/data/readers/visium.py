@@ -60,8 +60,8 @@ def read_visium(
         KeyError: a missing column or scale factor.
     """
     folder = _outs(Path(path).expanduser())
-    slide_id = slide_id or _name(folder)
-    factors = _scale_factors(folder / "spatial")
+    slide_id = slide_id or outs_name(folder)
+    factors = scale_factors(folder / "spatial")
     positions = _positions(folder / "spatial")
     if mpp is None:
         mpp = _mpp(positions, factors, slide_id)
@@ -98,7 +98,7 @@ def read_visium_hd(
         ValueError, KeyError: see `read_visium`.
     """
     folder = _bin_folder(Path(path).expanduser(), bin_um)
-    factors = _scale_factors(folder / "spatial")
+    factors = scale_factors(folder / "spatial")
     stated = float(factors.get("bin_size_um", bin_um))
     if mpp is None:
         mpp = factors.get("microns_per_pixel")
@@ -106,7 +106,7 @@ def read_visium_hd(
         mpp = stated / _factor(factors, "spot_diameter_fullres", folder)
     outs = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
     return _slide(
-        folder, slide_id or _name(outs), factors, _positions(folder / "spatial"), float(mpp), image, stated, patient_id,
+        folder, slide_id or outs_name(outs), factors, _positions(folder / "spatial"), float(mpp), image, stated, patient_id,
         technology, tissue, species,
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
     raise FileNotFoundError(f"no binned_outputs/{wanted} in {path}. Give the folder `outs` of a Visium HD run.")
 
 
-def _name(outs: Path) -> str:
+def outs_name(outs: Path) -> str:
     outs = outs.resolve()
     return make_slide_id(outs.parent.name if outs.name == "outs" else outs.name)
 
@@ -206,7 +206,7 @@ def _positions(spatial: Path) -> pd.DataFrame:
     return table.set_index(table.index.astype(str)).astype(dict.fromkeys(_COLUMNS[1:], float))
 
 
-def _scale_factors(spatial: Path) -> dict[str, Any]:
+def scale_factors(spatial: Path) -> dict[str, Any]:
     path = spatial / "scalefactors_json.json"
     if not path.is_file():
         raise FileNotFoundError(f"no scalefactors_json.json in {spatial}. Give the whole `outs` folder.")

@@ -1,0 +1,165 @@
+"""10x Genomics Visium HD: the cells that Space Ranger 4 segments on the H&E image, one row per cell.
+
+OUTS/segmented_outputs/filtered_feature_cell_matrix.h5 (or the folder of that name)   barcodes cellid_000000001-1
+OUTS/segmented_outputs/cell_segmentations.geojson    a Polygon per cell, full-resolution pixels; properties.cell_id
+OUTS/segmented_outputs/nucleus_segmentations.geojson the same for nuclei, with the number of the cell
+OUTS/segmented_outputs/spatial/scalefactors_json.json with microns_per_pixel, tissue_hires_image.png (else OUTS/spatial)
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..cells import outlines
+from ..images import check_readable
+from ..lattice import stated_length
+from ..notes import Notes
+from ..slide import Slide
+from .matrices import Counts, join_spots, read_10x_h5, read_mtx
+from .visium import outs_name, scale_factors, scaled_image
+
+logger = logging.getLogger(__name__)
+
+_CELLS, _NUCLEI = "cell_segmentations.geojson", "nucleus_segmentations.geojson"
+_BARCODE = re.compile(r"(?:cellid_)?(\d+)(?:-(\d+))?", re.I)
+
+
+def read_visium_cells(
+    path: str | Path,
+    *,
+    slide_id: str | None = None,
+    image: str | Path | None = None,
+    mpp: float | None = None,
+    patient_id: str | None = None,
+    technology: str = "Visium HD",
+    tissue: str = "",
+    species: str = "",
+) -> Slide:
+    """Read the segmented cells of a Visium HD slide; each is placed at the centroid of its outline.
+
+    Args:
+        path: the folder `outs`, the one that holds it, or `segmented_outputs`.
+        slide_id: by default the name of the folder that holds `outs`.
+        image: the full-resolution image; by default the reduced one.
+        mpp: micrometres per FULL-RESOLUTION pixel; by default microns_per_pixel of the scale factors.
+        patient_id: by default the slide id.
+        technology: for the slides table.
+        tissue: for example "breast".
+        species: for example "human"; by default from the Ensembl ids.
+
+    Returns:
+        The slide; `cell_area_um2` of its spots is the area of the outline. Where only the outlines of nuclei are there, cells
+        are placed at these and have no area.
+
+    Raises:
+        FileNotFoundError: no segmented_outputs, or a file of it is missing.
+        KeyError: no microns_per_pixel and no `mpp`.
+        ValueError: a damaged file, or outlines and counts that have nothing in common.
+    """
+    folder = _segmented(Path(path).expanduser())
+    outs = folder.parent
+    slide_id = slide_id or outs_name(outs)
+    spatial = next(
+        (one for one in (folder / "spatial", outs / "spatial") if (one / "scalefactors_json.json").is_file()), None
+    )
+    factors = scale_factors(spatial or folder / "spatial")
+    stated = stated_length(factors.get("microns_per_pixel"))
+    mpp = mpp if mpp is not None else stated
+    if mpp is None:
+        raise KeyError(
+            f"no microns_per_pixel in scalefactors_json.json of {spatial}; it has {sorted(factors)}. Give the micrometres per "
+            "full-resolution pixel (--mpp)."
+        )
+    notes = Notes()
+    counts = _counts(folder)
+    table, name = _outlines(folder, slide_id, notes)
+    table.index = pd.Index(_barcodes(table.index, counts.barcodes))
+    cells, matrix = join_spots(table, counts, slide_id)
+    pixels, scale, image_name = _image(image, [folder / "spatial", outs / "spatial"], factors, slide_id)
+    spots = pd.DataFrame({"x": cells["x"] * scale, "y": cells["y"] * scale}, index=cells.index)
+    if name == _CELLS:
+        spots["cell_area_um2"] = cells["area"] * mpp**2
+    if stated is not None:
+        notes.witness("microns_per_pixel of scalefactors_json.json", stated / scale)
+    return Slide(
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=float(mpp) / scale,
+        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, notes=notes,
+        source=f"visium-hd: {counts.name}, {name}, {image_name}",
+    )  # fmt: skip
+
+
+def _segmented(path: Path) -> Path:
+    for folder in (path, path / "segmented_outputs", path / "outs" / "segmented_outputs"):
+        if (folder / _CELLS).is_file() or (folder / _NUCLEI).is_file():
+            return folder
+    raise FileNotFoundError(
+        f"no segmented_outputs with {_CELLS} in {path}. Give the folder `outs` of Space Ranger 4 with cell segmentation, or "
+        "read the bins (--unit bin)."
+    )
+
+
+def _counts(folder: Path) -> Counts:
+    path = folder / "filtered_feature_cell_matrix.h5"
+    if path.is_file():
+        return read_10x_h5(path)
+    if path.with_suffix("").is_dir():
+        return read_mtx(path.with_suffix(""))
+    raise FileNotFoundError(f"no filtered_feature_cell_matrix.h5 and no folder of that name in {folder}.")
+
+
+def _outlines(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:
+    """x, y and area in full-resolution pixels by the number of the cell, and the name of the file."""
+    name = _CELLS if (folder / _CELLS).is_file() else _NUCLEI
+    if name == _NUCLEI:
+        logger.warning(
+            "%s: there is no %s, so cells lie at the centres of their nuclei and have no area", slide_id, _CELLS
+        )
+        notes.remarks.append(f"There is no {_CELLS}: cells lie at the centres of their nuclei.")
+    path = check_readable(folder / name, "outlines")
+    try:
+        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+        numbers = [feature["properties"]["cell_id"] for feature in features]
+        table = outlines([_polygons(feature["geometry"]) for feature in features])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ValueError(
+            f"cannot read {path}: {type(error).__name__}: {error}. Allowed: a FeatureCollection of polygons with "
+            "properties.cell_id, as Space Ranger 4 writes it. It is truncated or something else: download it again."
+        ) from error
+    table.index = pd.Index([str(number) for number in numbers])
+    placed = table["x"].notna() & table["y"].notna()
+    if not placed.all():
+        logger.warning("%s: left out %d of %d cells without an outline", slide_id, (~placed).sum(), len(placed))
+        notes.leave_out_spots("without an outline", (~placed).sum())
+    return table[placed], name
+
+
+def _polygons(geometry: dict[str, Any] | None) -> list[Any]:
+    if geometry is None:
+        return []
+    if geometry["type"] not in ("Polygon", "MultiPolygon"):
+        raise ValueError(f"a geometry is a {geometry['type']}")
+    return [geometry["coordinates"]] if geometry["type"] == "Polygon" else list(geometry["coordinates"])
+
+
+def _barcodes(names: pd.Index, known: pd.Index) -> list[str]:
+    """Names of outlines (1, "1", "cellid_000000001-1") as the matrix spells them; those it does not have as they are."""
+    spelled: dict[int, str] = {}
+    for name in known:
+        match = _BARCODE.fullmatch(str(name))
+        if match and spelled.setdefault(int(match[1]), name) != name:
+            raise ValueError(
+                f"cell {int(match[1])} stands in the matrix as {spelled[int(match[1])]!r} and as {name!r}: several sections "
+                "were joined. Give the outputs of one section."
+            )
+    found = [_BARCODE.fullmatch(str(name).removesuffix(".0")) for name in names]
+    return [spelled.get(int(match[1]), name) if match else name for match, name in zip(found, names, strict=True)]
+
+
+def _image(image: str | Path | None, folders: list[Path], factors: dict[str, Any], name: str) -> tuple[Any, float, str]:
+    """The image of the first of these folders that has one."""
+    chosen = next((folder for folder in folders if any(folder.glob("tissue_*res_image.*"))), folders[0])
+    return scaled_image(image, chosen, factors, name)
