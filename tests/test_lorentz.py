@@ -5,6 +5,7 @@ import math
 import geoopt
 import pytest
 import torch
+import torch.nn.functional as F
 
 from delst_hf.model import lorentz
 from delst_hf.model.lorentz import MAX_RAPIDITY
@@ -374,3 +375,27 @@ def test_the_angle_to_a_child_closer_than_the_rounding_has_no_gradient(dtype):
     angle.sum().backward()
     assert angle.item() == 0
     assert parent.grad.abs().max() == child.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("radius", [1e-15, 1e-12, 1e-8, 1e-6, 1e-3, 0.1, 1.0, lorentz.MAX_RAPIDITY])
+def test_cones_in_float32_from_the_origin_to_the_cap(radius):
+    """Angle, half-aperture and what lies outside the cone, against the same points in float64."""
+    generator = torch.Generator().manual_seed(0)
+    rays = F.normalize(torch.randn(2, 64, 32, dtype=torch.float64, generator=generator), dim=-1)
+    parent, child = (rays * math.sinh(radius)).float()
+    child = (child + 0.9 * (parent - child)).requires_grad_()
+    parent.requires_grad_()
+    angle, aperture = lorentz.exterior_angle(parent, child, 1.0), lorentz.half_aperture(parent, 1.0)
+    exact = [lorentz.exterior_angle(parent.double(), child.double(), 1.0), lorentz.half_aperture(parent.double(), 1.0)]
+    if radius < 0.01:  # there the plane is flat: the angle at the parent is that of a triangle of straight sides
+        ray, away = parent.double() / radius, (child.double() - parent.double()) / radius
+        straight = torch.acos(torch.cosine_similarity(ray, away, dim=-1))
+        torch.testing.assert_close(exact[0], straight, rtol=0, atol=1e-3 * radius + 1e-6)
+    torch.testing.assert_close(angle.double(), exact[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(aperture.double(), exact[1], rtol=0, atol=1e-6)
+    (angle - aperture).relu().sum().backward()
+    assert parent.grad.isfinite().all() and child.grad.isfinite().all()
+
+
+def test_half_aperture_at_the_origin_is_exactly_a_right_angle():
+    assert lorentz.half_aperture(torch.zeros(3, 8), 1.0).tolist() == [torch.tensor(math.pi / 2).item()] * 3

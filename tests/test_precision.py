@@ -162,13 +162,10 @@ def test_modules_that_are_not_split():
     ("geometry", "encoder"), [("lorentz", "mlp"), ("lorentz", "set"), ("cosine", "mlp"), ("euclidean", "mlp")]
 )
 def test_compile(geometry, encoder):
-    """Traced as for any compiler; the code that a backend then writes is not ours.
-
-    The logits are a graph of their own: TF32 is kept out of them by a setting that no graph can hold.
-    """
+    """One graph, traced as for any compiler; the code that a backend then writes is not ours."""
     model, batch = make_model(encoder=encoder, geometry=geometry), make_batch()
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         expected, output = model(**batch), compiled(**batch)
     for name in ("image_embeds", "gene_embeds", "logits_per_image"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, ViTConfig, ViTImageProcessorPil
+from transformers import AutoProcessor, ViTConfig, ViTImageProcessorPil, pipeline
 
 from delst_hf import DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
 
@@ -99,3 +99,32 @@ def test_save_and_load_in_one_folder(tmp_path, monkeypatch):
         output = DelstModel.from_pretrained(tmp_path)(**batch, return_loss=True)
         assert torch.equal(output.loss, model(**batch, return_loss=True).loss)
     assert torch.isfinite(output.loss)
+
+
+def test_pixels_do_not_depend_on_whether_torchvision_is_installed(tmp_path, monkeypatch):
+    """Where it is, transformers prefers its image processors, whose resizing differs, unless the other kind is asked for."""
+    from transformers.models.auto import image_processing_auto as auto
+
+    make_processor().save_pretrained(tmp_path)
+    DelstModel(DelstConfig(vision_config=ViTConfig(image_size=32), gene_config={"num_genes": 3})).save_pretrained(
+        tmp_path
+    )
+    expected = make_processor()(images=make_images(), return_tensors="np")["pixel_values"]
+    asked = []
+    load = auto._load_backend_class
+
+    def load_and_note(name, backend, *args, **kwargs):
+        asked.append(backend)
+        return load(name, backend, *args, **kwargs)
+
+    monkeypatch.setattr(auto, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(auto, "_load_backend_class", load_and_note)
+    for processor in (
+        DelstProcessor.from_pretrained(tmp_path),
+        AutoProcessor.from_pretrained(tmp_path),
+        pipeline("spot-embedding", model=str(tmp_path)).processor,
+    ):
+        assert type(processor.image_processor) is ViTImageProcessorPil
+        np.testing.assert_array_equal(processor(images=make_images(), return_tensors="np")["pixel_values"], expected)
+    assert len(asked) == 3
+    assert set(asked) == {"pil"}

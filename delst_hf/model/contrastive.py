@@ -32,9 +32,10 @@ def _tiles(left: Tensor, right: Tensor, chunk_size: int, buffers: int) -> Iterat
 
 
 def _products(left: Tensor, right: Tensor, floor: Tensor, geometry: str, out: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A tile of ``h``, no less than its resolution, and where it is at that in float64 (None: nowhere that matters).
+    """Return a tile of ``h``, clamped to its resolution from below, and, in float64, a mask of the entries that were clamped.
 
-    There the measure is taken for 0, with zero gradient, so that exact duplicates are exact.
+    The measure of a clamped entry is taken for 0, with zero gradient, so that exact duplicates are exact. In float32 the mask
+    is None: a batch in which such entries matter is computed in float64.
     """
     h = torch.mm(left, right.T, out=out)
     if geometry == "cosine":
@@ -73,10 +74,10 @@ def _is_unresolved(
 ) -> Tensor:
     """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
-    An error of ``h`` counts most in the nearest foreign column of a row: by how far it may lengthen that logit, and as a
-    share of ``h``, which is in the gradient. To this comes the rounding of long logits, and of the directions of an own pair:
-    in its logit, and in its gradient where it is all but one point. All weigh as much as foreign columns may, at worst, have
-    of the row's probability.
+    The bound of the relative error of each row is a sum of four: the shift of its nearest foreign logit (by the rounding of
+    that entry of ``h``); the relative error of that ``h``, a factor of the gradient; the rounding of long logits; and the
+    rounding of the direction of the own pair, in its logit and, where its two points nearly coincide, in its gradient. A row
+    counts by the share of its probability that foreign columns may have at worst.
     """
     eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
     measure, pessimistic = (
@@ -255,12 +256,12 @@ def tiled_contrastive(
         0-d tensor, whose mean over the ranks is the loss.
 
     Raises:
-        ValueError: If the geometry or the chunk size is not one.
+        ValueError: If the geometry is not known or the chunk size is not positive.
     """
     check_geometry(geometry)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(
-            f"chunk_size={chunk_size} is no size of a tile. Give a positive number, such as 1024, or None."
+            f"chunk_size must be a positive integer, such as 1024, or None for that of the device, got {chunk_size}."
         )
     chunk_size = chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
     x, y = lift(x), lift(y)

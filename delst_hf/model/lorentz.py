@@ -29,10 +29,10 @@ def _tiny(x: Tensor) -> float:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Norm of vectors (..., dim), shape (..., 1), never below `_tiny` and without gradient there.
+    """Return the norm of vectors (..., dim), shape (..., 1), never below `_tiny` and without gradient there.
 
-    Polar forms are sums whose parts have no gradient at the origin, while the whole does: it remains where no part has one by
-    the norm and none divides by a norm that another part takes for 0.
+    Below `_tiny` the norm is a constant, so no part of a polar formula differentiates it or divides by another value, and the
+    sum keeps the gradient that it has at the origin although its parts have none there.
     """
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_tiny(x))
 
@@ -202,9 +202,11 @@ def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1)
         ``asin(2K / (sqrt(c)|x|))`` in (0, pi/2], shape (...). High means general: a wide cone, an apex near the origin.
     """
     scaled = _sqrt(curvature) * torch.linalg.vector_norm(x, dim=-1)
-    # asin has an infinite slope at 1: its argument stops one eps short, and the clamp's gradient there is zero.
+    narrow = scaled > 2.0 * min_radius
+    # Where the cone is a half-space its gradient is zero; asin has an infinite slope there and is kept from it.
+    sine = 2.0 * min_radius / torch.where(narrow, scaled, torch.full_like(scaled, 4.0 * min_radius))
     limit = 1.0 - torch.finfo(x.dtype).eps
-    return torch.asin((2.0 * min_radius / scaled.clamp_min(_tiny(x))).clamp_max(limit))
+    return torch.where(narrow, torch.asin(sine.clamp_max(limit)), torch.pi / 2)
 
 
 def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> Tensor:
@@ -224,7 +226,8 @@ def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> 
 
     Returns:
         Angles in [0, pi], shape (...). Low means that the child lies straight behind its parent. 0, with zero gradient,
-        where parent and child coincide, and for a parent at the origin, which entails everything.
+        where parent and child coincide, and for a parent at the origin, which entails everything. Zero gradient, too, for a
+        parent nearer to the origin than the dtype's eps, where the true one grows beyond all bounds.
     """
     r_parent, r_child = rapidity(parent, curvature), rapidity(child, curvature)
     u_parent, u_child = _direction(parent), _direction(child)
@@ -233,8 +236,11 @@ def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> 
     sine = chord * torch.linalg.vector_norm(u_parent + u_child, dim=-1) / 2
     y = sine * torch.sinh(r_child)
     x = torch.sinh(r_child - r_parent) - chord_squared / 2 * torch.cosh(r_parent) * torch.sinh(r_child)
-    # atan2(0, 0) has no gradient, and next to it one of 1/length: both points are then the same to the dtype. Nor has the
-    # direction of a parent at the origin.
+    # atan2(0, 0) has no gradient, and next to it one of 1/length: both points are then the same to the dtype. Near the
+    # origin both lengths shrink with the radii. Nor has the direction of a parent at the origin any gradient.
     eps = torch.finfo(parent.dtype).eps
-    defined = (torch.maximum(x.abs(), y.abs()) > eps) & (r_parent > eps)
-    return torch.atan2(torch.where(defined, y, torch.zeros_like(y)), torch.where(defined, x, torch.ones_like(x)))
+    apart = torch.maximum(x.abs(), y.abs()) > eps * (r_parent + r_child).clamp_max(1.0)
+    defined = apart & (r_parent > _tiny(parent))
+    y, x = torch.where(defined, y, torch.zeros_like(y)), torch.where(defined, x, torch.ones_like(x))
+    angle, steep = torch.atan2(y, x), r_parent <= eps
+    return torch.where(steep, angle.detach(), angle)

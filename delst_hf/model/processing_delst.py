@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .feature_extraction_delst import DelstGeneFeatureExtractor
@@ -19,6 +19,17 @@ class DelstProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any, feature_extractor: DelstGeneFeatureExtractor):
         super().__init__(image_processor, feature_extractor)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        # Left to itself, transformers takes another image processor where torchvision is installed, whose resizing gives
+        # other pixels than those that the model was trained on.
+        return [
+            AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, backend="pil", **kwargs),
+            DelstGeneFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+        ]
 
     def __call__(
         self,

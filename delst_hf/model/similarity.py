@@ -30,13 +30,19 @@ def lift(x: Tensor) -> Tensor:
 
 def check_geometry(geometry: str) -> None:
     if geometry not in GEOMETRIES:
-        raise ValueError(f"geometry={geometry!r} is not known. Choose one of 'lorentz', 'euclidean', 'cosine'.")
+        raise ValueError(f"geometry={geometry!r} is not known. Choose 'lorentz', 'euclidean' or 'cosine'.")
 
 
 @contextmanager
 def full_precision(x: Tensor) -> Iterator[None]:
-    """Matrix products of float32 in float32: no autocast and no TF32, which transformers' Trainer turns on by default."""
+    """Compute matrix products of float32 in float32: no autocast, and no TF32, which transformers' Trainer turns on.
+
+    A compiled graph cannot switch TF32: there the setting of the process holds (`torch.set_float32_matmul_precision`).
+    """
     with torch.autocast(device_type=x.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            yield
+            return
         if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch before 2.9
             precision = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("highest")
@@ -80,7 +86,8 @@ def similarity_logits(
         if geometry == "lorentz":
             return -logit_scale * pairwise_distance(x, y, curvature)
         if geometry == "euclidean":
-            return -logit_scale * torch.cdist(x, y)
+            # By differences: in the quicker form |x|^2 + |y|^2 - 2xy, near points lose their distance to rounding.
+            return -logit_scale * torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
         return logit_scale * (x @ y.T)
 
 

@@ -21,6 +21,7 @@ from ..evaluation.retrieval import bidirectional_retrieval
 from ..model.distributed import world_size
 from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
+from .augmentation import random_orientation
 from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
 from .gradient_cache import cached_loss
 from .hub_trainer import HubTrainer
@@ -313,14 +314,3 @@ def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:
         args.min_spot_distance_um,
         args.seed if args.data_seed is None else args.data_seed,
     )
-
-
-def random_orientation(pixel_values: Tensor) -> Tensor:
-    """Turn each patch (batch, channels, side, side) to one of its eight orientations, drawn from torch's CPU generator."""
-    choice = torch.randint(8, (len(pixel_values),))
-    turned = pixel_values.clone()
-    for k in range(1, 8):
-        rows = choice == k
-        patches = pixel_values[rows].flip(-1) if k >= 4 else pixel_values[rows]
-        turned[rows] = torch.rot90(patches, k % 4, dims=(-2, -1))
-    return turned
