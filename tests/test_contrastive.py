@@ -101,7 +101,7 @@ def test_scalars_may_be_floats():
 
 
 def test_an_impossible_chunk_size_is_named():
-    with pytest.raises(ValueError, match="chunk_size=0 is no size of a tile"):
+    with pytest.raises(ValueError, match="chunk_size must be a positive integer, such as 1024, .*got 0"):
         contrastive_loss(torch.ones(2, 2), torch.ones(2, 2), 1.0, chunk_size=0)
 
 
