@@ -19,6 +19,7 @@ class Format:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     jobs: Callable[[argparse.Namespace], Jobs]
     patch_px: int = 224
+    min_tissue: float = 0.0
 
 
 def split_names(names: str | None) -> list[str]:
@@ -337,6 +338,35 @@ def _xenium_jobs(arguments: argparse.Namespace) -> Jobs:
     return [partial(read_xenium_cells, arguments.source, arguments.image, **options)]
 
 
+def _image_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="SLIDE", help="images: JPEG, PNG, TIFF or a scanner's format")
+    add_grid(parser)
+    _add_about(parser, "technology")
+
+
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    """How a grid of patches is laid over a slide without counts."""
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
+    parser.add_argument("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")
+    parser.add_argument("--mask", metavar="FILE", help="where tissue is: an image, tissue not black, or GeoJSON of QuPath "
+                        "(default: found by its colour)")  # fmt: skip
+
+
+def _image_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.image import read_slide_image
+
+    _check_files(arguments.mask, *arguments.sources)
+    if arguments.mask is not None and len(arguments.sources) > 1:
+        raise ValueError(
+            f"--mask is of one slide, but {len(arguments.sources)} were given. Prepare them one at a time."
+        )
+    options = {name: getattr(arguments, name) for name in ("mpp", "patch_um", "stride_um", "min_tissue", "mask")}
+    arguments.min_tissue = (
+        0.0  # applied to the grid, where holes are filled; pixels of single patches are not asked again
+    )
+    return _each(read_slide_image, arguments.sources, arguments, **options)
+
+
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slides", type=int, default=5, metavar="N", help="number of slides (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal slides (default 0)")
@@ -404,6 +434,12 @@ FORMATS = {
         ("delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --grid-um 55 --output xenium-dataset",
          "delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --unit cell --output cells-dataset"),
         _xenium_arguments, _xenium_jobs,
+    ),
+    "image": Format(
+        "slides without counts: a grid of patches over the tissue",
+        ("delst prepare image slide.svs --output slide-dataset",
+         "delst prepare image he.jpg --mpp 0.5 --stride-um 56 --mask tissue.geojson --output he-dataset"),
+        _image_arguments, _image_jobs, min_tissue=0.25,
     ),
     "toy": Format(
         "small synthetic slides: more tissue structure, more expressed genes",

@@ -36,7 +36,7 @@ def add_prepare(commands: _Subparsers) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         one.add_arguments(parser)
-        _add_common(parser, one.patch_px)
+        _add_common(parser, one.patch_px, one.min_tissue)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
 
 
@@ -80,7 +80,7 @@ def add_vocabulary(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_vocabulary)
 
 
-def _add_common(parser: argparse.ArgumentParser, patch_px: int) -> None:
+def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: float) -> None:
     """The options that all formats share."""
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
@@ -115,7 +115,11 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int) -> None:
         "--min-genes", type=int, default=0, metavar="N", help="leave out spots with fewer expressed genes"
     )
     check.add_argument(
-        "--min-tissue", type=float, default=0.0, metavar="SHARE", help="leave out patches of less tissue"
+        "--min-tissue",
+        type=float,
+        default=min_tissue,
+        metavar="SHARE",
+        help=f"leave out patches of less tissue (default {min_tissue:g})",
     )
     check.add_argument(
         "--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and maybe gene_id"

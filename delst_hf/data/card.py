@@ -99,6 +99,8 @@ def dataset_card(
                 "data_files": [{"split": split, "path": path} for split, path in _files(name, splits)],
             }
             for name in CONFIGS
+            # Slides without counts have no genes, and `datasets` cannot open a table without rows.
+            if name != "genes" or num_genes
         ],
     }
     if _DATA_LICENSE.fullmatch(license):

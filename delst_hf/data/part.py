@@ -116,11 +116,14 @@ def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
         slide = slide.drop_outside() if options.outside == "drop" else slide
         slide.validate()
         _compare_scales(slide)
-        counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
-        slide = replace(slide, counts=counts, genes=genes, species=species)
-        slide = options.quality_filter.by_counts(slide)
+        if slide.has_counts:
+            counts, genes, species = clean_genes(
+                slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases
+            )
+            slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))
         thumbnail = slide.thumbnail()
-        wrong = describe_wrong_frame(slide, thumbnail)
+        # A grid is laid on the tissue of this very image: it cannot be of another frame.
+        wrong = describe_wrong_frame(slide, thumbnail) if slide.has_counts else None
         if wrong and options.off_tissue == "error":
             raise WrongFrameError(f"{wrong} To keep them as they are: off_tissue='allow' (--allow-off-tissue).")
         if wrong:

@@ -52,6 +52,7 @@ class Slide:
         source: the format and the names of the files that the slide was read from.
         stored_patches: patches that were cut before, where there is no image to cut them from.
         notes: what was noticed while it was read: what was left out, and what states a scale.
+        has_counts: False for a slide that is nothing but its image: `counts` and `genes` are then empty.
     """
 
     slide_id: str
@@ -70,6 +71,7 @@ class Slide:
     source: str = ""
     stored_patches: StoredPatches | None = None
     notes: Notes = field(default_factory=Notes)
+    has_counts: bool = True
 
     def __post_init__(self) -> None:
         self.spots = self.spots.copy()
@@ -90,7 +92,7 @@ class Slide:
         self._check_tables()
         check_mpp(self.mpp, self.slide_id)
         check_counts(self.counts, self.slide_id)
-        if self.counts.nnz == 0:
+        if self.has_counts and self.counts.nnz == 0:
             raise ValueError(
                 f"slide {self.slide_id!r}: every count is zero. Check that the counts belong to these spots."
             )
@@ -122,6 +124,16 @@ class Slide:
         """
         stored = None if self.stored_patches is None else self.stored_patches.select(keep)
         return replace(self, spots=self.spots[keep], counts=self.counts.tocsr()[keep], stored_patches=stored)
+
+    def at(self, spots: pd.DataFrame) -> "Slide":
+        """Return the slide without counts, with patches at other places.
+
+        Args:
+            spots: x and y in pixels of the image, and any other column; the index names them.
+        """
+        counts = sp.csr_matrix((len(spots), 0), dtype=np.int32)
+        genes = pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object)
+        return replace(self, spots=spots, counts=counts, genes=genes, stored_patches=None, has_counts=False)
 
     def patches(self, patch_um: float, patch_px: int) -> Iterator[Image.Image]:
         """Cuts one square patch per spot by physical size, in the order of `spots`.
@@ -188,7 +200,7 @@ class Slide:
             raise ValueError(
                 f"{where}: columns {missing} are missing. Needed: spots with x, y; genes with gene_id, symbol."
             )
-        if n_spots == 0 or n_genes == 0:
+        if n_spots == 0 or (n_genes == 0 and self.has_counts):
             raise ValueError(
                 f"{where} is empty: {n_spots} spots, {n_genes} genes. Check the filters and the ids that join them."
             )

@@ -11,6 +11,8 @@ import pyarrow as pa
 import scipy.sparse
 from datasets import Dataset
 
+from .schema import GENES
+
 LEVEL_KEYS = ("n_genes", "total_counts", "shuffled")
 
 
@@ -36,12 +38,18 @@ class Study:
             path: Folder written by ``delst prepare``, or a Hub id.
             **kwargs: Passed to ``datasets.load_dataset``, for example ``revision=``.
         """
-        genes, slides = (datasets.load_dataset(path, name, split="train", **kwargs) for name in ("genes", "slides"))
+        slides = datasets.load_dataset(path, "slides", split="train", **kwargs)
+        try:
+            genes = datasets.load_dataset(path, "genes", split="train", **kwargs).to_pandas()
+        except ValueError:
+            if "genes" in datasets.get_dataset_config_names(path, **kwargs):
+                raise
+            genes = pd.DataFrame({name: pd.Series(dtype=object) for name in GENES})  # slides without counts
         # A folder may be split; here slides are chosen by name, so all of it is opened.
         spots = datasets.concatenate_datasets(list(datasets.load_dataset(path, "spots", **kwargs).values()))
         spots = spots.add_column("spot_index", np.arange(len(spots)))
         slides = slides.remove_columns("thumbnail") if "thumbnail" in slides.column_names else slides
-        return cls(spots=spots, genes=genes.to_pandas(), slides=slides.to_pandas())
+        return cls(spots=spots, genes=genes, slides=slides.to_pandas())
 
     @cached_property
     def slide_of_spot(self) -> np.ndarray:

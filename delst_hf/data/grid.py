@@ -1,0 +1,60 @@
+"""A grid of patches over the tissue of a slide."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .tissue import TissueMask
+
+
+def patch_grid(image_shape: Sequence[int], side: float, stride: float) -> pd.DataFrame:
+    """Lay a grid of squares over an image, each wholly inside, the margin equal on both sides.
+
+    Args:
+        image_shape: (height, width) in pixels.
+        side: of a square in pixels.
+        stride: from one centre to the next in pixels.
+
+    Returns:
+        x and y of the centres in pixels, array_row and array_col, row by row.
+
+    Raises:
+        ValueError: a square that is larger than the image, or a stride that is not positive.
+
+    >>> patch_grid((100, 210), side=100, stride=100)[["x", "array_col"]].to_numpy().tolist()
+    [[55.0, 0.0], [155.0, 1.0]]
+    """
+    height, width = int(image_shape[0]), int(image_shape[1])
+    if not (np.isfinite(stride) and stride > 0):
+        raise ValueError(f"the stride is {stride:g} px. Allowed: a positive number of micrometres (--stride-um).")
+    if side > min(height, width):
+        raise ValueError(
+            f"a patch is {side:.0f} px wide, but the slide has only {width} x {height} px. Check the micrometres per pixel "
+            "(--mpp), or give the full-resolution image."
+        )
+    along = []
+    for size in (height, width):
+        number = int((size - side) / stride + 1e-9) + 1
+        along.append((size - (number - 1) * stride) / 2 + stride * np.arange(number))
+    rows, columns = (axis.ravel() for axis in np.indices((len(along[0]), len(along[1]))))
+    return pd.DataFrame({"x": along[1][columns], "y": along[0][rows], "array_row": rows, "array_col": columns})
+
+
+def on_tissue(grid: pd.DataFrame, tissue: TissueMask, side: float, min_tissue: float) -> pd.DataFrame:
+    """Keep the squares of at least this share of tissue, with the column tissue_fraction.
+
+    Raises:
+        ValueError: a share that is none, or no square with so much tissue.
+    """
+    if not 0 <= min_tissue <= 1:
+        raise ValueError(f"min_tissue is {min_tissue}. Allowed: a share from 0 to 1 (--min-tissue).")
+    fraction = tissue.fractions(grid[["x", "y"]].to_numpy(float), side)
+    # A patch without any tissue is never wanted, whatever the share.
+    keep = (fraction >= min_tissue) & (fraction > 0)
+    if not keep.any():
+        raise ValueError(
+            f"no patch has {min_tissue:g} tissue; the most that one has is {fraction.max():.2f}. Lower --min-tissue, or say "
+            "where tissue is (--mask)."
+        )
+    return grid.assign(tissue_fraction=fraction)[keep].reset_index(drop=True)

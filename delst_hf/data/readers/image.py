@@ -1,0 +1,112 @@
+"""A slide that is nothing but its image: a grid of patches over its tissue, no counts."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from ..grid import on_tissue, patch_grid
+from ..images import open_image
+from ..slide import Slide, check_mpp, make_slide_id
+from ..tissue import MASK_PX, find_tissue, read_tissue
+
+logger = logging.getLogger(__name__)
+
+# The scale that is given and the one that the file states may differ by this: rounding, not another objective.
+_SAME_SCALE = 0.1
+# An image that cannot be read region by region is held in memory as a whole.
+_LARGE_BYTES = 2**31
+
+
+def read_slide_image(
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    patch_um: float = 112.0,
+    stride_um: float | None = None,
+    min_tissue: float = 0.25,
+    mask: str | Path | None = None,
+    positions: pd.DataFrame | None = None,
+    slide_id: str | None = None,
+    patient_id: str | None = None,
+    tissue: str = "",
+    species: str = "",
+) -> Slide:
+    """Read a slide without counts and lay a grid of patches over its tissue.
+
+    Args:
+        path: any image that `open_image` opens; large ones are read region by region.
+        mpp: micrometres per pixel; by default what the file states.
+        patch_um: side of a patch in micrometres.
+        stride_um: from one patch to the next; by default the side of a patch.
+        min_tissue: share of a patch that must be tissue, 0 to 1.
+        mask: where tissue is (see `tissue.read_tissue`); by default it is found by its colour.
+        positions: patches here instead of on a grid: x, y in pixels, the index their names.
+        slide_id: by default the name of the file.
+        patient_id: by default the slide id.
+        tissue: for the slides table, such as "breast".
+        species: for the slides table, such as "human".
+
+    Returns:
+        A slide whose `counts` have no column. Its `spots` have the column tissue_fraction, where a grid was laid.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged image, an unknown or contradicted scale, no tissue, or patches larger than the slide.
+    """
+    path = Path(path)
+    slide_id = slide_id or make_slide_id(path.name.split(".")[0])
+    image = open_image(path)
+    scale = _scale(image, mpp, path.name, slide_id)
+    if isinstance(image, np.ndarray) and image.nbytes > _LARGE_BYTES:
+        logger.warning(
+            "%s is held in memory as a whole (%.1f GiB): a tiled TIFF would be read region by region", path.name,
+            image.nbytes / 2**30,
+        )  # fmt: skip
+    slide = Slide(
+        slide_id=slide_id, image=image, spots=pd.DataFrame({"x": [], "y": []}), counts=sp.csr_matrix((0, 0), dtype=np.int32),
+        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale, patient_id=patient_id or slide_id,
+        tissue=tissue, species=species, spot_um=stride_um or patch_um, source=f"image: {path.name}", has_counts=False,
+    )  # fmt: skip
+    if positions is None:
+        spots = _grid(slide, patch_um, stride_um or patch_um, min_tissue, mask)
+    else:
+        spots = positions
+        slide.spot_um = None
+    return slide.at(spots)
+
+
+def _grid(slide: Slide, patch_um: float, stride_um: float, min_tissue: float, mask: str | Path | None) -> pd.DataFrame:
+    side = patch_um / slide.mpp
+    # Before the slide is read for its tissue, which may take a minute.
+    grid = patch_grid(slide.image.shape, side, stride_um / slide.mpp)
+    try:
+        if mask is not None:
+            found = read_tissue(mask, slide.image.shape)
+        else:
+            found = find_tissue(np.asarray(slide.thumbnail(MASK_PX)), slide.image.shape, slide.mpp)
+        spots = on_tissue(grid, found, side, min_tissue)
+    except ValueError as error:
+        raise ValueError(f"slide {slide.slide_id!r}: {error}") from error
+    spots.index = pd.Index(spots["array_row"].astype(str) + "x" + spots["array_col"].astype(str), name="barcode")
+    logger.info("%s: %d of %d patches of %g um lie on tissue", slide.slide_id, len(spots), len(grid), patch_um)
+    return spots
+
+
+def _scale(image: Any, mpp: float | None, name: str, slide_id: str) -> float:
+    stated = getattr(image, "mpp", None)
+    if mpp is None and stated is None:
+        raise ValueError(
+            f"slide {slide_id!r}: {name} does not state its micrometres per pixel. Give them (--mpp): a 20x scan has about "
+            "0.5, a 40x scan about 0.25; the scanner's own software shows the value."
+        )
+    check_mpp(mpp if mpp is not None else stated, slide_id)
+    if mpp is not None and stated and max(mpp / stated, stated / mpp) > 1 + _SAME_SCALE:
+        raise ValueError(
+            f"slide {slide_id!r}: --mpp is {mpp:g}, but {name} states {stated:.4f} micrometres per pixel. Leave --mpp out to "
+            "take the latter; where the file is wrong, convert it to a TIFF that states the right value."
+        )
+    return float(mpp if mpp is not None else stated)
