@@ -149,10 +149,13 @@ def test_an_integer_is_taken_where_the_gene_config_means_a_float(name, value):
         ({"intra_entailment_weight": math.nan}, "intra_entailment_weight=nan"),
         (
             {"geometry": "cosine", "cross_entailment_weight": 0.2},
-            "cross_entailment_weight=0.2 needs geometry='lorentz'",
+            "cross_entailment_weight=0.2 needs geometry='lorentz' and an entailment",
         ),
         ({"geometry": "cosine", "intra_entailment_weight": 0.1}, "intra_entailment_weight=0.1 .*'cosine'.*weight to 0"),
-        ({"geometry": "euclidean", "intra_entailment_weight": 0.1}, "no entailment cones for geometry='euclidean'"),
+        (
+            {"geometry": "euclidean", "intra_entailment_weight": 0.1},
+            "no cones for geometry='euclidean', entailment='cone'",
+        ),
         ({"gene_config": {"encoder": "cnn"}}, "encoder='cnn' is not known.*'linear', 'mlp', 'set'"),
     ],
 )

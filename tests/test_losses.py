@@ -274,7 +274,7 @@ def test_ordered_pairs_refuse_what_is_no_count():
     with pytest.raises(ValueError, match="parent='most' is not known. Choose 'fewer' or 'more'"):
         ordered_pairs(torch.tensor([1.0, 2.0]), parent="most")
     for bad in (math.nan, -1.0):
-        with pytest.raises(ValueError, match="level holds NaN or negative values; give counts"):
+        with pytest.raises(ValueError, match="level holds NaN or negative values. Give counts"):
             ordered_pairs(torch.tensor([1.0, bad]))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
+from .entailment_forms import ENTAILMENT_FORMS
+
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -92,6 +94,11 @@ class DelstConfig(PreTrainedConfig):
         intra_parent: Whether the spot with ``"fewer"`` or ``"more"`` expressed genes is the more general one.
         intra_min_level_ratio: Two spots form an ordered pair when their levels differ at least by this factor.
         min_radius: ``K`` of the half-aperture ``asin(2K / (sqrt(c) |x|))``.
+        entailment: What an ordered pair costs: ``"cone"`` (the angle outside the cone, the method), ``"angle"``,
+            ``"adaptive"``, ``"negatives"``, ``"difference"`` or ``"radial"`` (docs/method.md has the equations), or ``"none"``
+            for no entailment.
+        radius_floor: Distance to the origin below which a parent is pushed outwards, so that cones do not open by collapse. 0
+            for none.
         cross_aperture_scale: ``eta``, the factor on the half-aperture of the cross-modal cones.
         intra_aperture_scale: The same within a modality.
         vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` (class
@@ -127,6 +134,8 @@ class DelstConfig(PreTrainedConfig):
     intra_parent: str = "fewer"
     intra_min_level_ratio: float | int = 1.25
     min_radius: float | int = 0.1
+    entailment: str = "cone"
+    radius_floor: float | int = 0.0
     cross_aperture_scale: float | int = 1.0
     intra_aperture_scale: float | int = 1.0
     vision_pooling: str = "auto"
@@ -144,7 +153,7 @@ class DelstConfig(PreTrainedConfig):
         elif isinstance(self.gene_config, dict):
             self.gene_config = DelstGeneConfig(**self.gene_config)
 
-        has_cones = self.geometry == "lorentz"
+        has_cones = self.geometry == "lorentz" and self.entailment != "none"
         if self.cross_entailment_weight is None:
             self.cross_entailment_weight = 0.2 if has_cones else 0.0
         if self.intra_entailment_weight is None:
@@ -169,6 +178,8 @@ class DelstConfig(PreTrainedConfig):
     def _check_values(self, has_cones: bool) -> None:
         _check_choice("geometry", self.geometry, ("lorentz", "cosine", "euclidean"))
         _check_choice("cross_parent", self.cross_parent, ("gene", "image"))
+        _check_choice("entailment", self.entailment, (*ENTAILMENT_FORMS, "none"))
+        _check_range("radius_floor", self.radius_floor, 0, closed=True)
         _check_choice("intra_parent", self.intra_parent, ("fewer", "more"))
         _check_choice("vision_pooling", self.vision_pooling, ("auto", "pooler", "cls", "mean", "cls+mean"))
         _check_choice("head_inputs", self.head_inputs, ("image", "gene", "both"))
@@ -183,8 +194,8 @@ class DelstConfig(PreTrainedConfig):
             _check_range(name, weight, 0, closed=True)
             if weight > 0 and not has_cones:
                 raise ValueError(
-                    f"{name}={weight} needs geometry='lorentz': there are no entailment cones for geometry="
-                    f"{self.geometry!r}. Set the weight to 0, or leave it out."
+                    f"{name}={weight} needs geometry='lorentz' and an entailment: there are no cones for geometry="
+                    f"{self.geometry!r}, entailment={self.entailment!r}. Set the weight to 0, or leave it out."
                 )
 
 

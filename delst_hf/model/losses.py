@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .contrastive import tiled_contrastive
 from .distributed import gather_across_ranks, world_size
-from .lorentz import exterior_angle, half_aperture
+from .entailment_forms import ENTAILMENT_FORMS
+from .lorentz import half_aperture, radius
 from .similarity import lift
 
 
@@ -69,8 +70,10 @@ def entailment_loss(
     aperture_scale: float = 1.0,
     min_radius: float = 0.1,
     counts: Tensor | None = None,
+    form: str = "cone",
+    radius_floor: float = 0.0,
 ) -> Tensor:
-    """How far, in radians, children lie outside the entailment cones of their parents.
+    """Average how much children violate the entailment by their parents: by default, the radians outside of their cones.
 
     ``mean(max(0, exterior_angle(parent, child) - aperture_scale * half_aperture(parent)))``
 
@@ -81,16 +84,32 @@ def entailment_loss(
         aperture_scale: ``eta``; below 1 asks for more than the cone, above 1 forgives.
         min_radius: ``K`` of the half-aperture.
         counts: (pairs,) bool, which pairs count; None when all do.
+        form: What a pair costs, one of `entailment_forms.ENTAILMENT_FORMS`.
+        radius_floor: Distance to the origin below which a parent costs what it lacks, so that cones do not open by collapse
+            of their apices. 0 for none.
 
     Returns:
-        0-d tensor; 0 when every child is inside its cone, and for zero pairs.
+        0-d tensor; 0 for zero pairs and, by the form ``"cone"``, when every child is inside its cone.
+
+    Raises:
+        ValueError: If `form` is not known.
+
+    >>> parent, child = torch.tensor([[0.5, 0.0]]), torch.tensor([[2.0, 0.0]])
+    >>> entailment_loss(parent, child, curvature=1.0).item()  # straight behind its parent
+    0.0
+    >>> round(entailment_loss(child, parent, curvature=1.0).item(), 2)  # pi less the half-aperture
+    3.04
     """
+    if form not in ENTAILMENT_FORMS:
+        raise ValueError(f"form={form!r} is not known. Choose one of {', '.join(ENTAILMENT_FORMS)}.")
     parent, child = lift(parent), lift(child)
-    angle = exterior_angle(parent, child, curvature)
-    outside = F.relu(angle - aperture_scale * half_aperture(parent, curvature, min_radius))
+    aperture = aperture_scale * half_aperture(parent, curvature, min_radius)
+    penalties = ENTAILMENT_FORMS[form](parent, child, curvature, aperture)
+    if radius_floor > 0:
+        penalties = penalties + F.relu(radius_floor - radius(parent, curvature))
     if counts is None:
-        return outside.sum() / max(outside.numel(), 1)
-    return (outside * counts).sum() / counts.sum().clamp_min(1)
+        return penalties.sum() / max(penalties.numel(), 1)
+    return (penalties * counts).sum() / counts.sum().clamp_min(1)
 
 
 def _half_slide_pairs(
@@ -102,9 +121,6 @@ def _half_slide_pairs(
     """
     if parent not in ("fewer", "more"):
         raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
-    # A wait for the device, but a short one: the contrastive loss has waited for all that came before.
-    if not bool((level >= 0).all()):
-        raise ValueError("level holds NaN or negative values; give counts, such as the number of expressed genes.")
     order = torch.argsort(level, stable=True)
     position = torch.arange(len(order), device=level.device)
     first, last = torch.zeros_like(position), torch.full_like(position, len(order) - 1)
@@ -145,8 +161,14 @@ def ordered_pairs(
     Raises:
         ValueError: If `level` holds NaN or negative values, or `parent` is not known.
     """
+    _check_level(level)
     parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
     return parents[counts], children[counts]
+
+
+def _check_level(level: Tensor) -> None:
+    if not bool((level >= 0).all()):
+        raise ValueError("level holds NaN or negative values. Give counts, such as the number of expressed genes.")
 
 
 def intra_entailment_loss(
@@ -158,8 +180,10 @@ def intra_entailment_loss(
     min_level_ratio: float = 1.25,
     aperture_scale: float = 1.0,
     min_radius: float = 0.1,
+    form: str = "cone",
+    radius_floor: float = 0.0,
 ) -> Tensor:
-    """Entailment among spots of one modality, by the pairs of `ordered_pairs`: the more general entails the other.
+    """Average the entailment among spots of one modality, by the pairs of `ordered_pairs`: the more general entails the other.
 
     Args:
         embeds: Space parts of one modality (batch, dim).
@@ -170,9 +194,20 @@ def intra_entailment_loss(
         min_level_ratio: The clear gap that makes a pair.
         aperture_scale: ``eta`` of the cones.
         min_radius: ``K`` of the half-aperture.
+        form: As in `entailment_loss`.
+        radius_floor: As in `entailment_loss`.
 
     Returns:
-        0-d tensor; 0 when the batch holds no ordered pair.
+        0-d tensor; 0 when the batch holds no ordered pair. On an accelerator NaN where `level` holds NaN or negative values:
+        there, looking at it would make the host wait in every step.
+
+    Raises:
+        ValueError: If `level`, on a CPU, holds NaN or negative values, or `parent` or `form` is not known.
     """
+    on_cpu = level.device.type == "cpu"
+    if on_cpu:
+        _check_level(level)
     parents, children, counts = _half_slide_pairs(level, slide_ids, parent, min_level_ratio)
-    return entailment_loss(embeds[parents], embeds[children], curvature, aperture_scale, min_radius, counts)
+    pairs = embeds[parents], embeds[children]
+    loss = entailment_loss(*pairs, curvature, aperture_scale, min_radius, counts, form, radius_floor)
+    return loss if on_cpu else torch.where((level >= 0).all(), loss, torch.nan)

@@ -369,7 +369,15 @@ class DelstModel(DelstPreTrainedModel):
                 image, gene = gather_across_ranks(image)[0], gather_across_ranks(gene)[0]
             if config.cross_entailment_weight > 0:
                 parent, child = (gene, image) if config.cross_parent == "gene" else (image, gene)
-                cross = entailment_loss(parent, child, curvature, config.cross_aperture_scale, config.min_radius)
+                cross = entailment_loss(
+                    parent,
+                    child,
+                    curvature,
+                    config.cross_aperture_scale,
+                    config.min_radius,
+                    form=config.entailment,
+                    radius_floor=config.radius_floor,
+                )
                 terms["cross_entailment_loss"] = cross
                 terms["loss"] = terms["loss"] + config.cross_entailment_weight * cross
             if config.intra_entailment_weight > 0:
@@ -401,6 +409,8 @@ class DelstModel(DelstPreTrainedModel):
                 config.intra_min_level_ratio,
                 config.intra_aperture_scale,
                 config.min_radius,
+                config.entailment,
+                config.radius_floor,
             )
             for embeds in (image, gene)
         ]
