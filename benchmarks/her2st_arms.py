@@ -8,13 +8,15 @@ a pathologist, image at 3.4 um/px), never seen. A run that was killed goes on wh
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from delst_hf.evaluation.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNATURES = Path(__file__).with_name("her2st_signatures.json")
@@ -69,21 +71,23 @@ TABLES = {
         Column("gene_radius_level_rho", "rho(gene radius, genes)", 2),
     ],
 }
-# Protocols of docs/evaluation.md over all test slides: (protocol, arm of the results, metric) -> column.
+# Protocols of docs/evaluation.md over all test slides: (protocol, variant, arm of the results, metric) -> column.
 PROTOCOLS = {
-    ("hest", "DELST backbone", "pearson_mean"): Column("hest", "HEST, backbone"),
-    ("hest[alpha=cv]", "DELST backbone", "pearson_mean"): Column("hest_cv", "HEST alpha=cv, backbone"),
-    ("linear_probe", "DELST backbone", "macro_f1"): Column("probe", "linear probe F1, backbone"),
-    ("linear_probe", "DELST embedding", "macro_f1"): Column("probe_embedding", "linear probe F1, embedding"),
-    ("knn_probe", "DELST embedding", "macro_f1"): Column("knn", "kNN F1, embedding"),
-    ("retrieval_within", "DELST", "image_to_gene_recall@10"): Column("within", "R@10 within slide, %", 1, 100),
-    ("imputation", "DELST", "imputation_pearson_within"): Column("imputation", "imputation, Pearson within slide"),
-    ("zero_shot", "immune", "auroc"): Column("immune", "AUROC immune"),
-    ("zero_shot", "stroma", "auroc"): Column("stroma", "AUROC stroma"),
-    ("zero_shot", "HER2 amplicon", "auroc"): Column("her2", "AUROC HER2"),
+    ("hest", "", "DELST backbone", "pearson_mean"): Column("hest", "HEST, backbone"),
+    ("hest", "alpha=cv", "DELST backbone", "pearson_mean"): Column("hest_cv", "HEST alpha=cv, backbone"),
+    ("probes", "linear", "DELST backbone", "macro_f1"): Column("probe", "linear probe F1, backbone"),
+    ("probes", "linear", "DELST embedding", "macro_f1"): Column("probe_embedding", "linear probe F1, embedding"),
+    ("probes", "knn", "DELST embedding", "macro_f1"): Column("knn", "kNN F1, embedding"),
+    ("retrieval", "within", "DELST", "image_to_gene_recall@10"): Column("within", "R@10 within slide, %", 1, 100),
+    ("imputation", "", "DELST", "imputation_pearson_within"): Column(
+        "imputation", "", "imputation, Pearson within slide"
+    ),
+    ("signatures", "", "immune", "auroc"): Column("immune", "AUROC immune"),
+    ("signatures", "", "stroma", "auroc"): Column("stroma", "AUROC stroma"),
+    ("signatures", "", "HER2 amplicon", "auroc"): Column("her2", "AUROC HER2"),
 }
 ALL = "all"
-# (row, slide, metric) -> its values, one a seed; a baseline of several networks brings its own spread.
+# (row, slide, metric) -> its values, one per seed; a baseline of several networks brings its own spread.
 Values = dict[tuple[str, str, str], list[float]]
 
 
@@ -121,27 +125,27 @@ def collect(options: argparse.Namespace) -> Values:
             path = run_folder(options, arm, seed) / "results.json"
             if not path.is_file():
                 continue
-            results = json.loads(path.read_text())
-            for row in results["arms"]:
-                trained = row["arm"] in ("DELST backbone", "DELST embedding")
-                name = arm if trained else row["arm"].removeprefix("DELST backbone, ")
-                kind = row["arm"].removeprefix("DELST ") if trained else "backbone"
-                for key in ("pearson_mean", "pearson_mean_sd", "probe_macro_f1_mean", "probe_macro_f1_mean_sd"):
-                    if key in row:
-                        values[name, row["slide"], f"{kind} {key}"].append(row[key])
-            for row in results.get("protocols", []):
-                for (protocol, own, metric), column in PROTOCOLS.items():
-                    if row["protocol"] == protocol and row["metrics"].get(metric) is not None:
-                        baseline = row["arm"].removeprefix("DELST backbone, ").removeprefix("DELST, ")
-                        name = arm if row["arm"] == own else baseline
-                        if row["arm"] == own or (name in BASELINES and not own.endswith("embedding")):
-                            values[name, ALL, column.key].append(row["metrics"][metric])
-            for row in [*results["retrieval"], *results["hierarchy"]]:
-                name = row.get("arm", "DELST").replace("DELST, shuffled pairs", "shuffled pairs").replace("DELST", arm)
-                for key, value in row.items():
-                    if key not in ("arm", "slide"):
-                        values[name, row["slide"], key].append(value)
+            for row in read_results(path)["protocols"]:
+                add_row(values, arm, row)
     return values
+
+
+def add_row(values: Values, arm: str, row: dict[str, Any]) -> None:
+    """Add what the tables show of one row of results."""
+    metrics, protocol, own = row["metrics"], row["protocol"], row["arm"]
+    name = arm if row["own"] else "shuffled pairs" if row["control"] else own
+    if row.get("slide") and protocol == "arms":
+        kind = own.removeprefix("DELST ") if row["own"] else "backbone"
+        for key in ("pearson_mean", "pearson_mean_sd", "probe_macro_f1_mean", "probe_macro_f1_mean_sd"):
+            if key in metrics:
+                values[name, row["slide"], f"{kind} {key}"].append(metrics[key])
+    elif row.get("slide"):
+        for key, value in metrics.items():
+            values[name, row["slide"], key].append(value)
+    for (wanted, variant, of, metric), column in PROTOCOLS.items():
+        here = (protocol, row["variant"]) == (wanted, variant) and not row.get("slide")
+        if here and metrics.get(metric) is not None and (own == of or not (row["own"] or of.endswith("embedding"))):
+            values[name, ALL, column.key].append(metrics[metric])
 
 
 def cell(values: Values, row: str, slide: str, column: Column) -> str:

@@ -22,7 +22,7 @@ from delst_hf import (
 from delst_hf.data.readers.visium import read_visium
 from delst_hf.data.study import Study
 from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.evaluation.protocols.arms import format_results
+from delst_hf.evaluation.result_tables import format_results
 from delst_hf.evaluation.run import evaluate_checkpoint
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.hub.facts import data_facts

@@ -1,6 +1,7 @@
 """`delst evaluate` and `delst report` as a user types them, on toy slides."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,8 @@ import yaml
 from conftest import make_tiny_model, make_tiny_processor
 
 from delst_hf.cli import main
-from delst_hf.evaluation.results import compare_results, data_fingerprint, model_index, read_results, write_results
+from delst_hf.evaluation.comparison import compare_results
+from delst_hf.evaluation.results import FORMAT, data_fingerprint, model_index, read_results, write_results
 from delst_hf.evaluation.suite import SUITE
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.record import training_record
@@ -52,26 +54,26 @@ def record(results_file):
 
 def test_every_protocol_ran_on_unseen_slides(record):
     assert record["test_slides"] == ["toy_B1"] and record["train_slides"] == ["toy_A1", "toy_A2"]
-    found = {row["protocol"].split("[")[0] for row in record["protocols"]}
-    assert found == {"linear_probe", "knn_probe", "prototype_probe", "hest", "retrieval", "retrieval_within",
-                     "imputation", "zero_shot", "domains", "hierarchy"}  # fmt: skip
-    names = {row["protocol"] for row in record["protocols"]}
-    assert {"hest", "hest[alpha=cv]", "hest[pcc=per_slide]", "hest[pca=None]"} <= names
-    arms = {row["arm"] for row in record["protocols"] if row["protocol"] == "hest"}
-    assert arms == {"colour statistics", "random-init backbone", "DELST backbone", "DELST embedding",
-                    "DELST backbone, shuffled pairs"}  # fmt: skip
-    hest = next(row for row in record["protocols"] if row["protocol"] == "hest")
-    assert len(hest["genes"]) == 50 and hest["split"] == "patient" and record["interval_unit"] == "spots"
+    assert {row["protocol"] for row in record["protocols"]} == set(SUITE) - {"stimage1k4m"}
+    variants = {(row["protocol"], row["variant"]) for row in record["protocols"]}
+    assert {("hest", ""), ("hest", "alpha=cv"), ("hest", "pcc=per_slide"), ("hest", "pca=None"), ("retrieval", "within"),
+            ("probes", "linear"), ("probes", "knn"), ("probes", "prototype")} <= variants  # fmt: skip
+    hest = [row for row in record["protocols"] if row["protocol"] == "hest"]
+    assert {row["arm"] for row in hest} == {"colour statistics", "random-init backbone", "DELST backbone", "DELST embedding",
+                                            "DELST backbone, shuffled pairs"}  # fmt: skip
+    assert len(record["facts"]["hest"]["genes"]) == 50
+    assert hest[0]["split"] == "patient" and record["interval_unit"] == "spots"
+    assert [row["protocol"] for row in record["skipped"]] == ["stimage1k4m"]
 
 
 def test_intervals_hold_their_value_and_controls_are_at_chance(record):
     intervals = [
-        (row["metrics"][name], found) for row in record["protocols"] for name, found in row["intervals"].items()
+        (row["metrics"][name], interval) for row in record["protocols"] for name, interval in row["intervals"].items()
     ]
     assert len(intervals) > 15
-    for value, found in intervals:
-        assert found["low"] <= found["value"] <= found["high"] and found["unit"] == "spots"
-        assert found["value"] == pytest.approx(value, abs=1e-6)
+    for value, interval in intervals:
+        assert interval["low"] <= interval["value"] <= interval["high"] and interval["unit"] == "spots"
+        assert interval["value"] == pytest.approx(value, abs=1e-6)
     shuffled = next(row for row in record["protocols"] if row["arm"] == "DELST, shuffled pairs")
     assert shuffled["metrics"]["image_to_gene_mean_rank"] == pytest.approx(18.5, abs=6)
     assert any(
@@ -87,13 +89,9 @@ def test_results_say_how_to_get_them_again(record, toy_study):
 
 
 def test_the_same_command_gives_the_same_digits(record, checkpoint, toy_folder, tmp_path):
-    again = evaluate(checkpoint, toy_folder, tmp_path / "again.json", "--protocols", "hest,retrieval,signatures,probes")
-    rows = {(row["protocol"], row["arm"], str(row.get("region"))): row for row in record["protocols"]}
-    assert len(again["protocols"]) > 15
-    for row in again["protocols"]:
-        first = rows[row["protocol"], row["arm"], str(row.get("region"))]
-        assert (first["metrics"], first["intervals"]) == (row["metrics"], row["intervals"])
-    assert again["arms"] == record["arms"]
+    names = ["arms", "hest", "retrieval", "signatures", "probes"]
+    again = evaluate(checkpoint, toy_folder, tmp_path / "again.json", "--protocols", ",".join(names))
+    assert again["protocols"] == [row for row in record["protocols"] if row["protocol"] in names]
 
 
 def test_model_index_is_what_the_hub_reads(record):
@@ -102,9 +100,13 @@ def test_model_index_is_what_the_hub_reads(record):
 
     name, results = model_index_to_eval_results(model_index(record, "toy"))
     assert name == "toy" and all(isinstance(result, EvalResult) for result in results)
-    found = {result.metric_name: result.metric_value for result in results}
-    row = next(r for r in record["protocols"] if (r["protocol"], r["arm"]) == ("hest", "DELST backbone"))
-    assert found["Pearson, HEST protocol, backbone"] == pytest.approx(row["metrics"]["pearson_mean"], abs=1e-4)
+    values = {result.metric_name: result.metric_value for result in results}
+    row = next(
+        r for r in record["protocols"] if (r["protocol"], r["arm"], r["variant"]) == ("hest", "DELST backbone", "")
+    )
+    title = "Expression, HEST protocol: pearson_mean of DELST backbone"
+    assert values[title] == pytest.approx(row["metrics"]["pearson_mean"], abs=1e-4)
+    assert "Retrieval: gene_to_image_recall@10 of DELST" in values and not any("shuffled" in title for title in values)
 
 
 def test_a_model_compared_with_itself_differs_by_nothing_and_with_another_by_something(record):
@@ -137,15 +139,27 @@ def test_mistakes_end_with_one_line(checkpoint, toy_folder, tmp_path, capsys):
 
 def test_nan_is_written_as_null(tmp_path):
     path = write_results(
-        tmp_path / "r.json", {"arms": [{"a": np.float64("nan")}], "test_slides": ["s"], "x": np.int64(3)}
+        tmp_path / "r.json", {"format": FORMAT, "a": [np.float64("nan")], "test_slides": ["s"], "x": np.int64(3)}
     )
-    assert read_results(path) == {"arms": [{"a": None}], "test_slides": ["s"], "x": 3}
+    assert read_results(path) == {"format": FORMAT, "a": [None], "test_slides": ["s"], "x": 3}
+
+
+def test_results_of_an_earlier_version_are_refused_with_the_command_that_makes_them_anew(tmp_path):
+    """What the version at 2309afe wrote, without its rows."""
+    old = {"format": "delst-results-1", "model": "runs/my model", "dataset": "data", "arms": [], "retrieval": [],
+           "hierarchy": [], "train_slides": ["A1"], "test_slides": ["B1", "B2"]}  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    command = (
+        f"delst evaluate 'runs/my model' data --test-slides B1,B2 --train-slides A1 --output {tmp_path / 'old.json'}"
+    )
+    with pytest.raises(ValueError, match=re.escape(command)):
+        read_results(tmp_path / "old.json")
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
-FIGURES = ("arms-0", "arms-1", "arms-2", "labels-toy_B1", "gene-toy_B1", "signature-toy_B1", "domains-toy_B1",
-           "radius-toy_B1", "radius-histograms", "poincare-labels", "poincare-level", "gallery", "genes",
+FIGURES = ("arms-hest", "arms-hest-alpha-cv", "arms-probes-linear", "labels-toy_B1", "gene-toy_B1", "signature-toy_B1",
+           "domains-toy_B1", "radius-toy_B1", "radius-histograms", "poincare-labels", "poincare-level", "gallery", "genes",
            "training")  # fmt: skip
 
 

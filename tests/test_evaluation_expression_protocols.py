@@ -40,7 +40,7 @@ def test_hest_equals_the_benchmark():
     assert found.metrics["pearson_mean"] == pytest.approx(oracle.mean(axis=1).mean(), abs=1e-6)
     assert found.metrics["pearson_sd"] == pytest.approx(oracle.mean(axis=1).std(), abs=1e-6)
     np.testing.assert_allclose(found.gene_pearson, oracle.mean(axis=0), atol=1e-6)
-    assert found.name == "hest[pca=5]" and found.genes == genes
+    assert found.variant == "pca=5" and found.genes == genes
     assert found.metrics["alpha_mean"] == pytest.approx(100 / (5 * 6)) and 0.1 < oracle.mean() < 0.99
 
 
@@ -50,7 +50,7 @@ def test_the_default_is_the_benchmark_and_d_counts_components():
     targets = features[:, :2] + generator.normal(size=(620, 2))
     found = expression_protocol(features, targets, ["A", "B"], groups)
     oracle = benchmark(features, targets, groups, 256)
-    assert found.name == "hest" and found.metrics["pca_components"] == 256
+    assert found.variant == "" and found.metrics["pca_components"] == 256
     assert found.metrics["alpha_mean"] == pytest.approx(hest_alpha(256, 2)) == pytest.approx(100 / 512)
     # 256 of 300 columns: the randomised solver of both draws the same numbers.
     assert found.metrics["pearson_mean"] == pytest.approx(oracle.mean(), abs=1e-4)
@@ -71,7 +71,7 @@ def test_without_pca_the_ridge_sees_the_features():
     ridge.fit(features[~test].astype(np.float32), targets[~test])
     expected = ridge.predict(features[test].astype(np.float32))
     np.testing.assert_allclose(found.predicted[test], expected, atol=1e-4)
-    assert found.name == "hest[pca=None]" and found.metrics["pca_components"] == 0
+    assert found.variant == "pca=None" and found.metrics["pca_components"] == 0
 
 
 def test_cross_validated_alpha_helps_where_there_is_much_noise():
@@ -81,7 +81,7 @@ def test_cross_validated_alpha_helps_where_there_is_much_noise():
     targets = hidden + 2 * generator.normal(size=(240, 3))
     fixed = expression_protocol(features, targets, list("ABC"), groups)
     chosen = expression_protocol(features, targets, list("ABC"), groups, alpha="cv")
-    assert chosen.name == "hest[alpha=cv]"
+    assert chosen.variant == "alpha=cv"
     assert chosen.metrics["alpha_mean"] > 10 * fixed.metrics["alpha_mean"]
     assert chosen.metrics["pearson_mean"] > fixed.metrics["pearson_mean"] + 0.05
 
@@ -96,7 +96,7 @@ def test_pooled_pearson_sees_slides_and_per_slide_does_not():
     pooled = expression_protocol(features, targets, ["A", "B"], groups)
     within = expression_protocol(features, targets, ["A", "B"], groups, pcc="per_slide", slides=slides)
     assert pooled.metrics["pearson_mean"] > 0.6 and abs(within.metrics["pearson_mean"]) < 0.15
-    assert within.name == "hest[pcc=per_slide]"
+    assert within.variant == "pcc=per_slide"
 
 
 def test_only_test_spots_are_scored():

@@ -6,7 +6,7 @@ from conftest import make_tiny_model, make_tiny_processor
 from delst_hf import DelstCollator
 from delst_hf.evaluation.embed import embed
 from delst_hf.evaluation.expression import expression_prediction, most_variable_genes
-from delst_hf.evaluation.protocols.arms import format_results
+from delst_hf.evaluation.result_tables import format_results
 from delst_hf.evaluation.run import Evaluation, evaluate_checkpoint
 from delst_hf.model.lorentz import log_map0
 from delst_hf.model.normalization import log_normalize
@@ -38,18 +38,23 @@ def results(toy_study):
     return evaluate_tiny(toy_study)
 
 
+def rows_of(results, protocol, variant=""):
+    return [row for row in results["protocols"] if (row["protocol"], row["variant"]) == (protocol, variant)]
+
+
 def test_every_arm_is_there(results):
-    assert [row["arm"] for row in results["arms"]] == [
-        "colour statistics",
-        "random-init backbone",
-        "DELST backbone",
-        "DELST embedding",
-        "DELST backbone, shuffled pairs",
+    rows = rows_of(results, "arms")
+    assert [(row["arm"], row["own"], row["control"]) for row in rows] == [
+        ("colour statistics", False, False),
+        ("random-init backbone", False, False),
+        ("DELST backbone", True, False),
+        ("DELST embedding", True, False),
+        ("DELST backbone, shuffled pairs", False, True),
     ]
-    assert all(row["slide"] == "toy_B1" and row["spots"] == 36 for row in results["arms"])
-    assert {"pearson_mean_sd", "probe_macro_f1_mean_sd"} <= set(results["arms"][1])
-    assert len(results["genes"]) == 20
-    assert results["retrieval"][0]["pool_size"] == 36
+    assert all(row["slide"] == "toy_B1" and row["num_spots"] == 36 for row in rows)
+    assert {"pearson_mean_sd", "probe_macro_f1_mean_sd"} <= set(rows[1]["metrics"])
+    assert len(results["facts"]["arms"]["genes"]) == 20
+    assert rows_of(results, "retrieval")[0]["metrics"]["pool_size"] == 36
 
 
 def test_arm_equals_the_evaluators_by_hand(results, tiny_model, tiny_processor, toy_study):
@@ -63,15 +68,15 @@ def test_arm_equals_the_evaluators_by_hand(results, tiny_model, tiny_processor, 
         expected = expression_prediction(
             features[train], targets[train], features[~train], targets[~train], toy_study.slide_of_spot[train]
         )
-        row = next(row for row in results["arms"] if row["arm"] == arm)
-        assert row["pearson_mean"] == pytest.approx(expected["pearson_mean"], abs=1e-4)
+        row = next(row for row in rows_of(results, "arms") if row["arm"] == arm)
+        assert row["metrics"]["pearson_mean"] == pytest.approx(expected["pearson_mean"], abs=1e-4)
 
 
 def test_shuffled_pairs_come_out_at_chance(results):
-    shuffled = results["arms"][-1]
-    assert abs(shuffled["pearson_mean"]) < 0.25
-    assert shuffled["pearson_mean"] < results["arms"][0]["pearson_mean"] - 0.2
-    assert results["retrieval"][1]["image_to_gene_median_rank"] == pytest.approx(18.5, abs=8)
+    first, *_, shuffled = (row["metrics"]["pearson_mean"] for row in rows_of(results, "arms"))
+    assert abs(shuffled) < 0.25 and shuffled < first - 0.2
+    control = rows_of(results, "retrieval")[1]
+    assert control["control"] and control["metrics"]["image_to_gene_median_rank"] == pytest.approx(18.5, abs=8)
 
 
 def test_same_seeds_give_the_same_results(results, toy_study):
@@ -80,16 +85,16 @@ def test_same_seeds_give_the_same_results(results, toy_study):
 
 
 def test_without_baselines_only_the_checkpoint_is_scored(results, toy_study):
-    alone = evaluate_tiny(toy_study, baselines=False)
-    assert alone["arms"] == [row for row in results["arms"] if row["arm"] in ("DELST backbone", "DELST embedding")]
+    alone = evaluate_tiny(toy_study, baselines=False, protocols=["arms"])
+    assert alone["protocols"] == [row for row in rows_of(results, "arms") if row["own"]]
 
 
 def test_table_shows_every_row(results):
     text = format_results(results)
-    for row in results["arms"]:
+    for row in rows_of(results, "arms"):
         assert row["arm"] in text
-        assert f"{row['pearson_mean']:.3f}" in text
-    assert "recall@10" in text and "in_cone_mismatched" in text and "  36  " in text
+        assert f"{row['metrics']['pearson_mean']:.3f}" in text
+    assert "recall@10" in text and "in cone mismatched" in text and "  36" in text
 
 
 def test_a_slide_on_both_sides_is_refused(tiny_model, tiny_processor, toy_study):

@@ -4,13 +4,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
 
-from delst_hf.evaluation.protocols.signatures import (
-    imputation_scores,
-    impute_by_retrieval,
-    region_auroc,
-    signature_map,
-    signature_profile,
-)
+from delst_hf.evaluation.protocols.imputation import imputation_scores, impute_by_retrieval
+from delst_hf.evaluation.protocols.signatures import signature_map, signature_profile
+from delst_hf.evaluation.resampled import region_auroc
 from delst_hf.model.lorentz import exp_map0, pairwise_distance
 
 

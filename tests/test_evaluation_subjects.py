@@ -22,8 +22,13 @@ def evaluate(model, dataset, output: Path, *options) -> dict:
     return read_results(output)
 
 
-def rows_of(record, protocol) -> dict[str, dict]:
-    return {row["arm"]: row["metrics"] for row in record["protocols"] if row["protocol"] == protocol}
+def rows_of(record, protocol, variant="") -> dict[str, dict]:
+    """Arm -> metrics, of the rows over all test slides."""
+    return {
+        row["arm"]: row["metrics"]
+        for row in record["protocols"]
+        if (row["protocol"], row["variant"]) == (protocol, variant) and not row.get("slide")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +55,12 @@ def test_a_plain_backbone_is_scored_like_any_other(backbone, toy_folder, tmp_pat
     assert record["kind"] == "backbone" and record["own_arms"] == ["tiny-vit"]
     # Nothing was trained, so every slide is scored, from those of other patients.
     assert record["test_slides"] == ["toy_A1", "toy_A2", "toy_B1"] and record["train_slides"] == []
-    assert {row["slide"] for row in record["arms"]} == {"toy_A1", "toy_A2", "toy_B1"}
+    arms = [row for row in record["protocols"] if row["protocol"] == "arms"]
+    assert {row["slide"] for row in arms} == {"toy_A1", "toy_A2", "toy_B1"}
     arms = {"colour statistics", "random-init backbone", "tiny-vit", "tiny-vit, shuffled pairs"}
-    for protocol in ("hest", "hest[alpha=cv]", "linear_probe", "knn_probe", "stimage1k4m", "domains"):
-        assert set(rows_of(record, protocol)) == arms, protocol
+    for protocol, variant in (("hest", ""), ("hest", "alpha=cv"), ("probes", "linear"), ("probes", "knn"),
+                              ("stimage1k4m", ""), ("domains", "")):  # fmt: skip
+        assert set(rows_of(record, protocol, variant)) == arms, protocol
     assert {row["protocol"] for row in record["skipped"]} == {"retrieval", "imputation", "signatures", "hierarchy"}
     assert all(row["metrics"]["num_spots"] == 108 for row in record["protocols"] if row["protocol"] == "hest")
     assert model_index(record, "x")[0]["results"]
@@ -68,8 +75,8 @@ def test_arrays_of_images_and_genes_have_retrieval_too(planted, toy_folder, toy_
     found = rows_of(record, "retrieval")
     assert found["planted, image and gene"]["image_to_gene_recall@10"] > 0.95
     assert found["planted, image and gene, shuffled pairs"]["image_to_gene_recall@10"] < 0.25
-    assert rows_of(record, "linear_probe")["planted"]["macro_f1"] > 0.8
-    assert rows_of(record, "linear_probe")["planted, shuffled pairs"]["macro_f1"] < 0.35
+    assert rows_of(record, "probes", "linear")["planted"]["macro_f1"] > 0.8
+    assert rows_of(record, "probes", "linear")["planted, shuffled pairs"]["macro_f1"] < 0.35
     assert rows_of(record, "domains")["planted"]["ari"] > 0.6
     assert main(["report", str(tmp_path / "r.json"), "--output", str(tmp_path / "r.html")]) == 0
     text = (tmp_path / "r.html").read_text()
@@ -100,8 +107,8 @@ def test_lorentz_arrays_have_a_hierarchy(toy_folder, tmp_path):
     record = evaluate(tmp_path / "l.npz", toy_folder, tmp_path / "r.json", *options)
     metrics = next(row["metrics"] for row in record["protocols"] if row["protocol"] == "hierarchy")
     assert metrics["curvature"] == 0.7 and metrics["gene_radius"] < metrics["image_radius"]
-    assert metrics["entailment_auc"] == pytest.approx(0.5, abs=0.12) and "prototype_probe" in {
-        row["protocol"] for row in record["protocols"]
+    assert metrics["entailment_auc"] == pytest.approx(0.5, abs=0.12) and "prototype" in {
+        row["variant"] for row in record["protocols"]
     }
 
 
@@ -122,11 +129,15 @@ def toy_dataset(folder: Path, *slides) -> Path:
 def test_one_slide_is_cut_into_strips(checkpoint, tmp_path):
     """One slide and a checkpoint from elsewhere, whose own backbone is not on this machine."""
     data = toy_dataset(tmp_path / "one", make_toy_slide("only", spots_per_side=8, image_px=500))
-    record = evaluate(checkpoint, data, tmp_path / "r.json", "--protocols", "probes,hest,imputation,domains,hierarchy")
+    record = evaluate(
+        checkpoint, data, tmp_path / "r.json", "--protocols", "arms,probes,hest,imputation,domains,hierarchy"
+    )
     assert record["split"] == "block" and record["test_slides"] == ["only"]
     assert rows_of(record, "hest")["DELST backbone"]["num_folds"] == 5
-    assert rows_of(record, "linear_probe")["DELST backbone"]["num_folds"] == 5
-    assert "frozen backbone" not in rows_of(record, "hest") and not record["arms"]
+    assert rows_of(record, "probes", "linear")["DELST backbone"]["num_folds"] == 5
+    assert "frozen backbone" not in rows_of(record, "hest") and "arms" not in {
+        r["protocol"] for r in record["protocols"]
+    }
 
 
 def test_no_labels_and_a_shallow_slide(checkpoint, tmp_path):
@@ -134,7 +145,7 @@ def test_no_labels_and_a_shallow_slide(checkpoint, tmp_path):
     slides = [replace(slide, spots=slide.spots.assign(label=None)) for slide in slides]
     record = evaluate(checkpoint, toy_dataset(tmp_path / "bare", *slides), tmp_path / "r.json")
     protocols = {row["protocol"] for row in record["protocols"]}
-    assert "hest" in protocols and "retrieval" in protocols and "linear_probe" not in protocols
+    assert "hest" in protocols and "retrieval" in protocols and "probes" not in protocols
     reasons = {row["protocol"]: row["reason"] for row in record["skipped"]}
     assert "no two labels" in reasons["probes"] and "0 labelled spots" in reasons["stimage1k4m"]
     assert all("ari" not in row["metrics"] for row in record["protocols"] if row["protocol"] == "domains")
@@ -151,7 +162,7 @@ def test_tiny_classes_and_many_slides(checkpoint, tmp_path):
     options = ["--no-baselines", "--protocols", "probes,hest,retrieval,imputation,hierarchy"]
     record = evaluate(checkpoint, data, tmp_path / "r.json", *options)
     assert record["interval_unit"] == "slides" and record["split"] == "patient"
-    probe = rows_of(record, "linear_probe")["DELST backbone"]
+    probe = rows_of(record, "probes", "linear")["DELST backbone"]
     assert probe["num_folds"] == 10 and probe["num_classes"] == 3 and 0 <= probe["macro_f1"] <= 1
     assert not [row for row in record["skipped"] if row["protocol"] not in ("signatures",)], record["skipped"]
     assert main(["report", str(tmp_path / "r.json"), "--output", str(tmp_path / "r.html")]) == 0

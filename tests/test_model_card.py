@@ -32,25 +32,20 @@ def folder(tiny_model, tiny_processor, toy_study, toy_folder, tmp_path):
     return save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor, record)
 
 
+def row(protocol, arm, own=False, variant="", **metrics):
+    names = {"protocol": protocol, "variant": variant, "arm": arm, "own": own, "control": "shuffled" in arm}
+    return {**names, "metrics": metrics, "intervals": {}}
+
+
 def results(**changes):
-    arms = [
-        {"arm": "DELST backbone", "slide": "toy_A2", "spots": 36, "pearson_mean": 0.25, "probe_macro_f1_mean": 0.5},
-        {"arm": "colour statistics", "slide": "toy_A2", "spots": 36, "pearson_mean": 0.2, "probe_macro_f1_mean": 0.48,
-         "probe_macro_f1_sd": 0.05},
-    ]  # fmt: skip
-    retrieval = {
-        "protocol": "retrieval",
-        "arm": "DELST",
-        "metrics": {"image_to_gene_recall@10": 0.31, "chance_recall@10": 0.1},
-    }
+    ours = row("arms", "DELST backbone", True, pearson_mean=0.25, probe_macro_f1_mean=0.5)
+    colour = {"pearson_mean": 0.2, "probe_macro_f1_mean": 0.48, "probe_macro_f1_sd": 0.05}
+    arms = [{**each, "slide": "toy_A2"} for each in (ours, row("arms", "colour statistics", **colour))]
+    retrieval = row("retrieval", "DELST", True, **{"image_to_gene_recall@10": 0.31, "chance_recall@10": 0.1})
     retrieval["intervals"] = {"image_to_gene_recall@10": {"low": 0.2, "high": 0.4}}
-    probe = {
-        "protocol": "stimage1k4m",
-        "arm": "DELST backbone",
-        "metrics": {"macro_f1_mean": 0.61, "macro_f1_sd": 0.02},
-    }
-    base = {"test_slides": ["toy_A2"], "arms": arms, "protocols": [retrieval, probe], "data_fingerprint": "abc"}
-    return {**base, **changes}
+    probe = row("stimage1k4m", "DELST backbone", True, macro_f1_mean=0.61, macro_f1_sd=0.02)
+    base = {"test_slides": ["toy_A2"], "own_arms": ["DELST backbone", "DELST embedding"], "data_fingerprint": "abc"}
+    return {**base, "protocols": [*arms, probe, retrieval], **changes}
 
 
 def test_facts_of_the_records_are_in_the_card(folder, tiny_processor):
@@ -59,16 +54,18 @@ def test_facts_of_the_records_are_in_the_card(folder, tiny_processor):
     header = yaml.safe_load(card.split("---")[1].replace("{", "<"))
     assert header["license"] == "mit" and header["base_model"] == "google/vit-base-patch16-224"
     found = {m["name"]: m["value"] for row in header["model-index"][0]["results"] for m in row["metrics"]}
-    assert found == {"Image to gene recall@10": 0.31, "Macro-F1, STimage-1K4M protocol, backbone": 0.61}
+    assert found == {
+        "Retrieval: image_to_gene_recall@10 of DELST": 0.31,
+        "Labels, STimage-1K4M protocol: macro_f1_mean of DELST backbone": 0.61,
+    }
     genes = len(tiny_processor.feature_extractor.vocabulary)
     for fact in (
         "# name\n", f"| Gene vocabulary | {genes} genes, ", "| Patches | 112 um, stored as 32 px, read at 32 px |",
         "1 slide of 1 patient: ", "training toy_A1; validation toy_A2; never seen, scored below: toy_A2",
         "| Curvature at the end | 0.731 |", "| Hardware, time | 2 cores; 1.5 minutes |", "learning_rate: 0.001",
-        "| DELST backbone | toy_A2 | 36 | 0.250 | 0.500 |", "@article{delst,",
-        "| retrieval | DELST | image_to_gene_recall@10 | 0.310 | 0.200 to 0.400 | 0.100 |",
-        "| stimage1k4m | DELST backbone | macro_f1_mean | 0.610 | ± 0.020 |  |",
-        "probe macro-F1 (0.500) is not above that of colour statistics (0.480) and its spread",
+        "| DELST backbone | toy_A2 | 0.250 | 0.500 |", "@article{delst,", "### Labels, STimage-1K4M protocol",
+        "| retrieval | DELST | 0.310 (0.200 to 0.400) | 0.100 |", "| DELST backbone | 0.610 ± 0.020 |",
+        "probe_macro_f1_mean of DELST backbone on toy_A2 (0.500) is not above that of colour statistics (0.480) and its spread",
         "toy_A2: another section of a patient seen in training",
     ):  # fmt: skip
         assert fact in card, fact
@@ -113,7 +110,7 @@ def test_a_backbone_from_scratch_has_no_base_model(tiny_model, tiny_processor, t
 
 
 def test_baselines_of_another_run_must_be_of_the_same_data():
-    own = results(arms=results()["arms"][:1])
+    own = results(protocols=results()["protocols"][:1])
     assert "hold no baselines" in limitations({}, {}, own)
     assert "| colour statistics | toy_A2 |" in results_text(own, results())
     assert "colour statistics (0.480)" in limitations({}, {}, own, results())
@@ -122,24 +119,24 @@ def test_baselines_of_another_run_must_be_of_the_same_data():
 
 
 def test_protocols_in_which_nothing_is_gained_are_limitations():
-    def row(protocol, arm, **metrics):
-        return {"protocol": protocol, "arm": arm, "metrics": metrics, "intervals": {}}
-
     protocols = [
         row("hest", "colour statistics", pearson_mean=0.2, pearson_sd=0.1),
-        row("hest", "DELST backbone", pearson_mean=0.1, pearson_sd=0.1),
-        row("knn_probe", "colour statistics", macro_f1=0.2, majority_macro_f1=0.1),
-        row("knn_probe", "DELST backbone", macro_f1=0.3, majority_macro_f1=0.1),
-        row("zero_shot", "HER2 amplicon", auroc=0.35),
-        row("zero_shot", "immune", auroc=0.95),
-        {**row("hierarchy", "DELST", entailment_auc=0.7), "slide": "B4"},
+        row("hest", "DELST backbone", True, pearson_mean=0.1, pearson_sd=0.1),
+        row("probes", "colour statistics", variant="knn", macro_f1=0.2, majority_macro_f1=0.1),
+        row("probes", "DELST backbone", True, variant="knn", macro_f1=0.3, majority_macro_f1=0.1),
+        row("signatures", "HER2 amplicon", True, auroc=0.35),
+        row("signatures", "immune", True, auroc=0.95),
+        {**row("hierarchy", "DELST", True, entailment_auc=0.7), "slide": "B4"},
     ]
     record = results(protocols=protocols)
     text = limitations({}, {}, record)
-    assert "In hest the backbone's pearson_mean (0.100) is not above that of colour statistics (0.200)." in text
-    assert "In zero_shot the auroc of HER2 amplicon (0.350) is not above chance (0.500)." in text
-    assert "immune" not in text and "knn_probe" not in text and "hierarchy" not in text
-    assert "| hierarchy | DELST, B4 | entailment_auc | 0.700 |  | 0.500 |" in results_text(record)
+    assert (
+        "HEST protocol: the pearson_mean of DELST backbone (0.100) is not above that of colour statistics (0.200)."
+        in text
+    )
+    assert "the auroc of HER2 amplicon (0.350) is not above chance (0.500)." in text
+    assert "immune" not in text and "knn" not in text and "entailment" not in text
+    assert "| entailment auc | 0.700 | Chance that a parent's own child" in results_text(record)
 
 
 def test_a_folder_of_an_earlier_version_is_completed_and_cleaned(folder, tmp_path):

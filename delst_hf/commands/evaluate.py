@@ -30,13 +30,13 @@ class EvaluationArguments:
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     test_slides: str = field(
         default="",
-        metadata={"help": "Slides to score, by commas. Default: all that the checkpoint was not trained on; of a backbone "
+        metadata={"help": "Comma-separated slides to score. Default: all that the checkpoint was not trained on; of a backbone "
                   "or an array, all but --train-slides."},
     )  # fmt: skip
     train_slides: str = field(
         default="",
-        metadata={"help": "Slides to fit the probes on, by commas. Default: those of the pretraining; where there are none, "
-                  "each group of test slides is predicted from the others."},
+        metadata={"help": "Comma-separated slides to fit the probes on. Default: those of the pretraining; where there are "
+                  "none, each group of test slides is predicted from the others."},
     )  # fmt: skip
     split: str = field(
         default="auto",
@@ -50,16 +50,18 @@ class EvaluationArguments:
         },
     )
     num_genes: int = field(default=100, metadata={"help": "Predict this many of the most variable genes."})
-    num_seeds: int = field(default=3, metadata={"help": "Random backbones and shuffles to average over."})
-    ignore_labels: str = field(default="undetermined", metadata={"help": "Labels that are no tissue class, by commas."})
+    num_seeds: int = field(default=3, metadata={"help": "Random-init backbones and shuffled controls to average over."})
+    ignore_labels: str = field(
+        default="undetermined", metadata={"help": "Comma-separated labels that are not a tissue class."}
+    )
     baselines: bool = field(
         default=True,
         metadata={"help": "Score the baselines too: colour, random-init and frozen backbone, shuffled pairs."},
     )
     protocols: str = field(
         default="all",
-        metadata={"help": "Protocols by comma: probes, stimage1k4m, hest, retrieval, imputation, signatures, domains, "
-                  "hierarchy; 'all', or 'none' for the table of arms alone."},
+        metadata={"help": "Comma-separated protocols: arms, probes, stimage1k4m, hest, retrieval, imputation, signatures, "
+                  "domains, hierarchy; or 'all'."},
     )  # fmt: skip
     signatures: str | None = field(
         default=None,
@@ -74,8 +76,8 @@ class EvaluationArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Resize patches to this for a plain backbone. Default: its own size."}
     )
-    resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples of every interval."})
-    batch_size: int = field(default=64, metadata={"help": "Spots a batch when embedding."})
+    resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples per interval."})
+    batch_size: int = field(default=64, metadata={"help": "Spots per batch when embedding."})
     allow_seen_slides: bool = field(
         default=False, metadata={"help": "Score slides although the checkpoint was trained on them. Never report that."}
     )
@@ -105,7 +107,7 @@ def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
     import transformers
 
     from ..data.study import Study
-    from ..evaluation.protocols.arms import format_results
+    from ..evaluation.result_tables import format_results
     from ..evaluation.results import results_record, write_results
     from ..evaluation.run import evaluate_subject, spots_of
     from ..model.distributed import process_rank
@@ -115,20 +117,19 @@ def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
     study = Study.load(arguments.dataset)
     record = _training_record(arguments.model) if kind == "checkpoint" else {}
     train_slides, test_slides = choose_slides(arguments, study, record)
-    known = spots_of(study, train_slides, test_slides, evaluation)
-    subject = _SUBJECTS[kind](arguments, study, study.subset([*train_slides, *test_slides]), evaluation, record)
-    results = evaluate_subject(subject, known, study, evaluation)
+    spots = spots_of(study, train_slides, test_slides, evaluation)
+    dataset = study.subset([*train_slides, *test_slides])
+    subject = _SUBJECTS[kind](arguments, study, dataset, evaluation, record)
+    results = evaluate_subject(subject, spots, study, evaluation)
     if process_rank() > 0:
         return {}
     print(format_results(results))
     facts = {"model": arguments.model, "kind": kind, "dataset": arguments.dataset, "seeds": list(evaluation.seeds)}
-    spots = study.subset([*train_slides, *test_slides])
-    whole = results_record(results, spots=spots, **facts, training_log=record.get("log_history", []))
+    whole = results_record(results, dataset, **facts, training_log=record.get("log_history", []))
     if arguments.output:
-        if evaluation.protocols:
-            from ..evaluation.pictures import collect_pictures
+        from ..evaluation.pictures import collect_pictures
 
-            whole["pictures"] = collect_pictures(arguments.dataset, study, results)
+        whole["pictures"] = collect_pictures(arguments.dataset, study, results)
         print(f"\nResults: {write_results(arguments.output, whole)}")
     print(f"\nEvaluated: {arguments.model} ({kind})")
     return whole
@@ -144,6 +145,7 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
     from ..evaluation.protocols.domains import METHODS
     from ..evaluation.retrieval import GEOMETRIES
     from ..evaluation.run import Evaluation
+    from ..evaluation.suite import SUITE, chosen_protocols
     from ..pretraining.arguments import split_names
 
     for name, allowed in (("split", SPLITS), ("domain_method", METHODS), ("geometry", GEOMETRIES)):
@@ -158,7 +160,7 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
         seeds=range(arguments.num_seeds),
         ignore_labels=split_names(arguments.ignore_labels),
         baselines=arguments.baselines,
-        protocols=chosen_protocols(arguments.protocols),
+        protocols=SUITE if arguments.protocols.strip() == "all" else chosen_protocols(split_names(arguments.protocols)),
         signatures=read_signatures(arguments.signatures),
         resamples=arguments.resamples,
         split=arguments.split,
@@ -205,35 +207,31 @@ def _training_record(model: str) -> dict[str, Any]:
     return read_training_record(Path(path).parent) if path else {}
 
 
-def _checkpoint(arguments, study, spots, evaluation, record) -> "Subject":
+def _checkpoint(arguments, study, dataset, evaluation, record) -> "Subject":
     from ..evaluation.subjects import checkpoint_subject
     from ..model.modeling_delst import DelstModel
     from ..model.processing_delst import DelstProcessor
 
-    return checkpoint_subject(
-        DelstModel.from_pretrained(arguments.model),
-        DelstProcessor.from_pretrained(arguments.model),
-        study,
-        spots,
-        frozen_backbone=arguments.frozen_backbone or record.get("vision"),
-        **evaluation.embedding_options(),
-    )
+    model = DelstModel.from_pretrained(arguments.model)
+    processor = DelstProcessor.from_pretrained(arguments.model)
+    frozen_backbone = arguments.frozen_backbone or record.get("vision")
+    return checkpoint_subject(model, processor, study, dataset, evaluation, frozen_backbone=frozen_backbone)
 
 
-def _backbone(arguments, study, spots, evaluation, record) -> "Subject":
+def _backbone(arguments, study, dataset, evaluation, record) -> "Subject":
     from ..evaluation.subjects import backbone_subject
 
-    options = {"name": Path(arguments.model).name, "image_size": arguments.image_size}
-    return backbone_subject(arguments.model, study, spots, **options, **evaluation.embedding_options())
+    name = Path(arguments.model).name
+    return backbone_subject(arguments.model, study, dataset, evaluation, name=name, image_size=arguments.image_size)
 
 
-def _embeddings(arguments, study, spots, evaluation, record) -> "Subject":
+def _embeddings(arguments, study, dataset, evaluation, record) -> "Subject":
     from ..evaluation.arrays import read_embeddings
     from ..evaluation.subjects import array_subject
 
-    arrays = read_embeddings(arguments.model, spots, len(study.spots))
-    options = {"geometry": arguments.geometry, "curvature": arguments.curvature, "baselines": evaluation.baselines}
-    return array_subject(arrays, spots, name=Path(arguments.model).stem, **options)
+    arrays = read_embeddings(arguments.model, dataset, len(study.spots))
+    options = {"geometry": arguments.geometry, "curvature": arguments.curvature}
+    return array_subject(arrays, dataset, evaluation, name=Path(arguments.model).stem, **options)
 
 
 _SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _embeddings}
@@ -251,31 +249,13 @@ def choose_slides(
     if seen and not arguments.allow_seen_slides:
         raise ValueError(
             f"The checkpoint was trained on {seen}, so scores there would be worthless. Choose test slides outside "
-            f"{trained}, or insist by --allow-seen-slides true."
+            f"{trained}, or insist with --allow-seen-slides."
         )
     train_slides = split_names(arguments.train_slides)
     if train_slides:
         return train_slides, [slide for slide in test_slides if arguments.test_slides or slide not in train_slides]
     pretrained = [slide for slide in trained if slide in study.slide_ids and slide not in test_slides]
     return pretrained or [slide for slide in study.slide_ids if slide not in test_slides], test_slides
-
-
-def chosen_protocols(names: str) -> tuple[str, ...]:
-    """Protocols of the suite named by commas; 'all' and 'none' are what they say.
-
-    Raises:
-        ValueError: if a name is not known.
-    """
-    from ..evaluation.suite import SUITE
-    from ..pretraining.arguments import split_names
-
-    if names.strip() in ("all", "none"):
-        return SUITE if names.strip() == "all" else ()
-    chosen = tuple(split_names(names))
-    unknown = [name for name in chosen if name not in SUITE]
-    if unknown or not chosen:
-        raise ValueError(f"protocols {unknown or [names]} are not known; allowed are all, none, {', '.join(SUITE)}.")
-    return chosen
 
 
 def read_signatures(path: str | None) -> dict[str, Any]:
@@ -306,7 +286,7 @@ _NUMBERS = {
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `delst evaluate MODEL DATASET`."""
+    """Add `delst evaluate MODEL DATASET`."""
     parser = commands.add_parser(
         "evaluate",
         help="a model and a dataset folder -> tables and one JSON of results",
@@ -334,12 +314,12 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds `delst report RESULTS`."""
+    """Add `delst report RESULTS`."""
     parser = commands.add_parser(
         "report",
         help="results -> one HTML file with every figure",
-        description="Draws results into one HTML file that opens without a network. Several results of the same data become "
-        "a table of arms with spreads over runs, and the first runs of the first two arms are compared spot by spot.",
+        description="Draws results into one HTML file that opens without a network. Several results of the same data are "
+        "compared over runs, and the first runs of the first two models spot by spot.",
         epilog="Example:\n  delst report results.json --output report.html\n"
         "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
         "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
@@ -347,7 +327,7 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
     parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
-    parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are seeds of one arm")
+    parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
     parser.add_argument("--model-index", metavar="YAML", help="also write the model-index of the first result here")
     parser.set_defaults(run=_run_report)
 
@@ -368,7 +348,9 @@ def _run_report(arguments: argparse.Namespace) -> None:
     records = [read_results(path) for path in arguments.results]
     names = [name.strip() for name in arguments.names.split(",")] if arguments.names else None
     if names is not None and len(names) != len(records):
-        raise ValueError(f"--names gives {len(names)} names for {len(records)} results. Give one per file, by comma.")
+        raise ValueError(
+            f"--names gives {len(names)} names for {len(records)} results. Give one per file, comma-separated."
+        )
     if arguments.model_index:
         name = names[0] if names else Path(str(records[0].get("model", "model"))).name
         write_text(arguments.model_index, model_index_yaml(records[0], name))

@@ -1,7 +1,8 @@
-"""What protocols read: the spots with what is known of them, and the space that a model put them in. Arrays only."""
+"""What protocols read: the spots, what is scored on them, the space that a model put them in, and how to evaluate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,66 @@ from .preparation import MAX_FOLDS, joined_groups, missing_rows
 SPLITS = ("auto", "patient", "slide", "block")
 BLOCKS = 5
 
+# name -> {"genes": {name: weight} or [names], or "profile": {name: counts}; "region": label}
+Signatures = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How to evaluate.
+
+    Attributes:
+        num_genes: How many of the most variable genes the protocol `arms` predicts.
+        seeds: Seeds of the random-init backbones and shuffled controls; the first one is that of all other random choices.
+        ignore_labels: Labels that are not a tissue class.
+        baselines: False leaves the baseline arms out, for a run whose baselines stand elsewhere.
+        protocols: Names of `suite.SUITE`.
+        signatures: Gene signatures for zero-shot maps (see `signatures.reference_profiles`).
+        resamples: Bootstrap resamples per interval.
+        split: What is left out at a time (see `Spots`).
+        domain_method: "kmeans" or "leiden".
+        batch_size: Spots per batch when embedding.
+        progress: Show progress bars.
+    """
+
+    num_genes: int = 100
+    seeds: Sequence[int] = (0, 1, 2)
+    ignore_labels: Sequence[str] = ("undetermined",)
+    baselines: bool = True
+    protocols: Sequence[str] = ("arms", "retrieval", "hierarchy")
+    signatures: Signatures = field(default_factory=dict)
+    resamples: int = 1000
+    split: str = "auto"
+    domain_method: str = "kmeans"
+    batch_size: int = 64
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something that is scored: one set of features of all spots, of the model or of a baseline.
+
+    Attributes:
+        name: Its name in every row.
+        repeats: Arrays (spots, columns), one per random seed; one where nothing is random.
+        own: It is the model's own, not a baseline.
+        control: Its rows belong to other spots, so that it must come out at chance.
+    """
+
+    name: str
+    repeats: Sequence[np.ndarray]
+    own: bool = False
+    control: bool = False
+
+    @property
+    def features(self) -> np.ndarray:
+        """The array of the first seed (spots, columns)."""
+        return self.repeats[0]
+
 
 @dataclass(frozen=True)
 class Spots:
-    """What is known of the evaluated spots besides their embeddings; all arrays have one entry a spot.
+    """What is known of the evaluated spots besides their embeddings; all arrays have one entry per spot.
 
     Attributes:
         slides: Slide ids.
@@ -28,9 +85,10 @@ class Spots:
         genes: (genes,) names.
         split: What is left out at a time: "patient", "slide", "block" (one of five strips of every slide), or "auto", the
             strictest that leaves something to fit on.
+        target_sum: Library size that log-normalisation brings every spot to: that of the model's processor.
 
     Raises:
-        ValueError: if the split is not known, or there are not two of what it leaves out.
+        ValueError: If the split is not known, or there are not two of what it leaves out.
     """
 
     slides: np.ndarray
@@ -41,6 +99,7 @@ class Spots:
     counts: sparse.csr_matrix
     genes: Sequence[str]
     split: str = "auto"
+    target_sum: float = 1e4
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -106,8 +165,9 @@ class Space:
         curvature_bounds: The range that training allowed.
         parent: The modality whose cones hold the other.
         min_radius: K of the half-aperture.
+        aperture_scale: eta of the cones across modalities.
         name: Who made it, in the rows of the results.
-        arm: The name of its image embeddings among the features.
+        arm: The name of the arm that its image embeddings are.
         signatures: Name -> gene embedding (dim,) of a signature or of a reference profile.
         regions: Signature name -> the label it is meant to find.
         mean_profile: (1, dim) gene embedding of the mean reference profile.
@@ -120,6 +180,7 @@ class Space:
     curvature_bounds: tuple[float, float] | None = None
     parent: str = "gene"
     min_radius: float = 0.1
+    aperture_scale: float = 1.0
     name: str = "DELST"
     arm: str = "DELST embedding"
     signatures: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -1,11 +1,14 @@
 """Where protocols put what they find: rows of metrics with intervals, paired comparisons, values by gene and by spot."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
-from .evidence import Space, Spots
+from ..model.normalization import log_normalize
+from .evidence import Arm, Evaluation, Space, Spots
 from .uncertainty import Bootstrap, Statistic
 
 # From so many slides on, intervals are over slides: fewer say too little of how slides vary.
@@ -13,43 +16,52 @@ MIN_SLIDES = 5
 Row = dict[str, Any]
 
 
-class Rows:
-    """What is evaluated, and what was found so far.
+class Findings:
+    """What protocols are given, and what they hand back.
 
     Attributes:
         spots: The spots.
-        features: Arm -> features (spots, columns).
-        own: The arms that are the model's own; the others are baselines. The first stands for it in pictures.
+        arms: Name -> what is scored; baselines first.
+        own: The arms that are the model's own. The first stands for it in pictures.
         space: The space of images and genes, None where the model has none.
-        seed: Of clusterings, probes, controls and resamples.
-        resamples: Of every interval.
-        domain_method: "kmeans" or "leiden".
+        evaluation: How to evaluate.
         rows, comparisons, per_gene, skipped: What was found, and what could not be.
-        per_spot: Name -> one value a spot.
+        facts: Protocol -> what belongs to all of its rows, such as its genes.
+        per_spot: Name -> one value per spot.
         expression: The HEST prediction of the first own arm, so that two models can be paired.
     """
 
     def __init__(
-        self,
-        spots: Spots,
-        features: Mapping[str, np.ndarray],
-        own: Sequence[str],
-        space: Space | None = None,
-        *,
-        seed: int = 0,
-        resamples: int = 1000,
-        domain_method: str = "kmeans",
+        self, spots: Spots, arms: Sequence[Arm], space: Space | None = None, evaluation: Evaluation | None = None
     ):
-        self.spots, self.features, self.own, self.space = spots, features, tuple(own), space
-        self.seed, self.resamples, self.domain_method = seed, resamples, domain_method
+        self.spots, self.space, self.evaluation = spots, space, evaluation or Evaluation()
+        self.arms = {arm.name: arm for arm in arms}
+        self.own = tuple(arm.name for arm in arms if arm.own)
+        self.seed = self.evaluation.seeds[0]
         self.test_rows = np.flatnonzero(spots.test)
         self.unit = "slides" if len(np.unique(spots.slides[spots.test])) >= MIN_SLIDES else "spots"
         self.rows: list[Row] = []
         self.comparisons: list[Row] = []
         self.per_gene: list[Row] = []
         self.skipped: list[Row] = []
+        self.facts: dict[str, dict[str, Any]] = {}
         self.per_spot: dict[str, np.ndarray] = {}
         self.expression: dict[str, Any] = {}
+
+    @cached_property
+    def log_expression(self) -> sparse.csr_matrix:
+        """Log-normalised expression of all spots (spots, genes), at the library size of the model's processor."""
+        return log_normalize(self.spots.counts, self.spots.target_sum)
+
+    def need_space(self) -> Space:
+        """Return the space of images and genes.
+
+        Raises:
+            ValueError: If there is none; the suite then skips the protocol.
+        """
+        if self.space is None:
+            raise ValueError("there are no gene embeddings")
+        return self.space
 
     def add(
         self,
@@ -59,41 +71,61 @@ class Rows:
         statistics: Mapping[str, Statistic] | None = None,
         rows: np.ndarray | None = None,
         *,
+        variant: str = "",
+        own: bool | None = None,
+        control: bool | None = None,
         intervals: Mapping[str, Row] | None = None,
         **facts: Any,
     ) -> None:
         """Add a row.
 
         Args:
-            protocol, arm: Its name.
+            protocol: The protocol.
+            arm: What was scored: the name of one of `arms`, of the space or of a signature.
             metrics: Flat numbers.
             statistics: For the metrics that are to have an interval, the metric as a function of positions in `rows`.
-            rows: The spots behind these metrics.
+            rows: The spots behind these metrics; by default all that are scored.
+            variant: Which variant of the protocol.
+            own: Whether the arm is the model's own; by default as `arms` says.
+            control: Whether its pairs were shuffled, so that it must come out at chance; by default as `arms` says.
             intervals: Those that are known already.
-            **facts: Whatever else belongs into the row.
+            **facts: Whatever else belongs into the row; `slide` where it is of one slide.
         """
-        found = dict(intervals or {})
+        known = self.arms.get(arm)
+        computed = dict(intervals or {})
         if statistics:
             bootstrap = self.bootstrap(self.test_rows if rows is None else rows)
-            found |= {name: bootstrap.interval(statistic) for name, statistic in statistics.items() if name in metrics}
-        self.rows.append({"protocol": protocol, "arm": arm, **facts, "metrics": dict(metrics), "intervals": found})
+            computed |= {key: bootstrap.interval(statistic) for key, statistic in statistics.items() if key in metrics}
+        self.rows.append(
+            {
+                "protocol": protocol,
+                "variant": variant,
+                "arm": arm,
+                "own": bool(known and known.own) if own is None else own,
+                "control": bool(known and known.control) if control is None else control,
+                **facts,
+                "metrics": dict(metrics),
+                "intervals": computed,
+            }
+        )
 
     def bootstrap(self, rows: np.ndarray) -> Bootstrap:
         """Resamples of positions in `rows`, which are spots."""
         slides = self.spots.slides[rows]
         unit = self.unit if len(np.unique(slides)) >= MIN_SLIDES else "spots"
-        return Bootstrap(len(rows), slides, unit=unit, resamples=self.resamples, seed=self.seed)
+        return Bootstrap(len(rows), slides, unit=unit, resamples=self.evaluation.resamples, seed=self.seed)
 
-    def compare(self, protocol: str, metric: str, statistics: Mapping[str, Statistic], rows: np.ndarray) -> None:
-        """The model's arms against every other arm, on the same rows."""
+    def compare(
+        self, protocol: str, metric: str, statistics: Mapping[str, Statistic], rows: np.ndarray, variant: str = ""
+    ) -> None:
+        """Compare each of the model's arms with every other arm, on the same rows."""
         bootstrap = self.bootstrap(rows)
+        names = {"protocol": protocol, "variant": variant, "metric": metric}
         for ours in self.own:
             for other in statistics:
                 if ours in statistics and other not in self.own:
-                    found = bootstrap.difference(statistics[ours], statistics[other])
-                    self.comparisons.append(
-                        {"protocol": protocol, "metric": metric, "first": ours, "second": other, **found}
-                    )
+                    difference = bootstrap.difference(statistics[ours], statistics[other])
+                    self.comparisons.append({**names, "first": ours, "second": other, **difference})
 
     def keep(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         """Keep a value of the spots `rows`: strings, or numbers with NaN for all others."""

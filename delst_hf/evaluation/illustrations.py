@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..model.normalization import log_normalize
 from .evidence import Space
-from .findings import Rows
+from .findings import Findings
 from .preparation import missing_rows
 from .protocols.hierarchy import traversal
 from .protocols.signatures import signature_map
@@ -16,26 +15,26 @@ MAX_CANDIDATES = 5000  # spots that a way to the origin may pass, of a larger st
 GALLERY_POOL = 20_000  # a gallery is chosen among so many test spots
 
 
-def illustrations(found: Rows) -> dict[str, Any]:
-    """Everything that is drawn, ready for JSON.
+def illustrations(findings: Findings) -> dict[str, Any]:
+    """Collect everything that is drawn, ready for JSON.
 
     Returns:
-        ``spots`` (lists, one entry a test spot: slide, x, y, label, predictions, ranks, maps, radii and 2-D coordinates),
+        ``spots`` (lists, one entry per test spot: slide, x, y, label, predictions, ranks, maps, radii and 2-D coordinates),
         ``space`` (geometry), ``gallery`` (queries at the quartiles of rank, not chosen by eye) and ``traversals`` (from images
         to the origin); the last three are empty without a space of images and genes.
     """
-    space = found.space
+    space = findings.space
     return {
-        "spots": _per_spot(found),
+        "spots": _per_spot(findings),
         "space": {} if space is None else _space_facts(space),
-        "gallery": [] if space is None else _gallery(found, space),
-        "traversals": [] if space is None else _traversals(found, space),
+        "gallery": [] if space is None else _gallery(findings, space),
+        "traversals": [] if space is None else _traversals(findings, space),
     }
 
 
-def _per_spot(found: Rows) -> dict[str, list[Any]]:
-    """One list a quantity, one entry a test spot, ready for JSON."""
-    spots, space, rows = found.spots, found.space, found.test_rows
+def _per_spot(findings: Findings) -> dict[str, list[Any]]:
+    """One list per quantity, one entry per test spot, ready for JSON."""
+    spots, space, rows = findings.spots, findings.space, findings.test_rows
     result: dict[str, list[Any]] = {
         "slide": spots.slides[rows].tolist(),
         "x": spots.positions[rows, 0].round(1).tolist(),
@@ -44,7 +43,7 @@ def _per_spot(found: Rows) -> dict[str, list[Any]]:
         "n_genes": np.diff(spots.counts.indptr)[rows].tolist(),
         "total_counts": np.asarray(spots.counts.sum(axis=1)).reshape(-1)[rows].tolist(),
     }
-    for name, values in found.per_spot.items():
+    for name, values in findings.per_spot.items():
         result[name] = [_plain(value) for value in values[rows]]
     if space is None:
         return result
@@ -60,15 +59,15 @@ def _space_facts(space: Space) -> dict[str, Any]:
     return {name: getattr(space, name) for name in names}
 
 
-def _gallery(found: Rows, space: Space, retrieved: int = 5) -> list[dict[str, Any]]:
+def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[str, Any]]:
     """Image queries at the best rank of their own genes and at its quartiles, and the spots retrieved for each."""
-    spots, rows = found.spots, found.test_rows[:GALLERY_POOL]
+    spots, rows = findings.spots, findings.test_rows[:GALLERY_POOL]
     options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature}
     ranks = retrieval_scores(space.image[rows], space.gene[rows], **options)["rank"]
     order = np.argsort(ranks, kind="stable")
     queries = order[[round(share * (len(order) - 1)) for share in (0.0, 0.25, 0.5, 0.75)]]
     scores = signature_map(space.gene[rows], space.image[rows[queries]], space.geometry, space.curvature)
-    expression = log_normalize(spots.counts)
+    expression = findings.log_expression
     train = expression[spots.reference]
     mean = np.asarray(train.mean(axis=0)).reshape(-1)
     spread = np.sqrt(np.maximum(np.asarray(train.multiply(train).mean(axis=0)).reshape(-1) - mean**2, 0)) + 0.1
@@ -92,9 +91,9 @@ def _gallery(found: Rows, space: Space, retrieved: int = 5) -> list[dict[str, An
     return result
 
 
-def _traversals(found: Rows, space: Space) -> list[dict[str, Any]]:
+def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
     """From the image of median radius of each label to the origin: which reference spots' and mean profiles lie nearest."""
-    spots, rows = found.spots, found.test_rows
+    spots, rows = findings.spots, findings.test_rows
     if space.geometry != "lorentz":
         return []
     train = np.flatnonzero(spots.reference)

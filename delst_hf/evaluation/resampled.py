@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from .expression import gene_pearson
-from .preparation import nanmean
-from .protocols.signatures import region_auroc
+from .preparation import finite_matrix, missing_rows, nanmean
 from .uncertainty import Bootstrap, Statistic
 
 
@@ -100,6 +100,36 @@ def pearson_statistic(
         return _mean(np.array(found))
 
     return statistic
+
+
+def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -> dict[str, float]:
+    """How well one map finds each region: AUROC of its scores, the region's spots against all other labelled spots.
+
+    Args:
+        scores: (spots,) of one signature.
+        labels: (spots,) strings, None where nobody labelled the spot.
+
+    Returns:
+        Label -> probability that a spot of the region scores above one outside it (ties count half): 1 is perfect, 0.5 is
+        chance, below 0.5 the signature is elsewhere. A label that all or none of the labelled spots have is left out.
+
+    Raises:
+        ValueError: if scores and labels differ in number or a score is not finite.
+    """
+    values = finite_matrix(np.asarray(scores, dtype=np.float64).reshape(-1, 1), "scores")[:, 0]
+    if len(values) != len(labels):
+        raise ValueError(
+            f"{len(values)} scores and {len(labels)} labels; pass one label per spot, None where there is none."
+        )
+    kept = ~missing_rows(labels)
+    truth, ranks = np.asarray(labels, dtype=object)[kept].astype(str), rankdata(values[kept])
+    result = {}
+    for label in np.unique(truth):
+        inside = truth == label
+        n, m = int(inside.sum()), int((~inside).sum())
+        if m:
+            result[str(label)] = float((ranks[inside].sum() - n * (n + 1) / 2) / (n * m))
+    return result
 
 
 def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Statistic:

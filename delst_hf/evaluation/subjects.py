@@ -18,13 +18,10 @@ from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
 from .baselines import colour_statistics
 from .embed import Embeddings, embed
-from .evidence import Space, Spots
+from .evidence import Arm, Evaluation, Signatures, Space, Spots
 from .protocols.signatures import reference_profiles
 
 logger = logging.getLogger(__name__)
-
-# name -> {"genes": {name: weight} or [names], or "profile": {name: counts}; "region": label}
-Signatures = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,27 +29,25 @@ class Subject:
     """What is evaluated.
 
     Attributes:
-        features: Arm -> one array (spots, columns) a repeat; baselines first.
-        own: The arms that are the model's own, the first standing for it.
+        arms: What is scored, baselines first; the first own one stands for the model.
         space: Its space of images and genes, if it has one.
-        aperture_scale: eta of the cones across modalities.
         encode: Names and normalised profiles (profiles, genes of the vocabulary) -> gene embeddings; None where there is no
             gene encoder.
         vocabulary: The genes that `encode` reads.
+        target_sum: Library size of the normalisation that `encode` expects.
     """
 
-    features: dict[str, list[np.ndarray]]
-    own: tuple[str, ...]
+    arms: tuple[Arm, ...]
     space: Space | None = None
-    aperture_scale: float = 1.0
     encode: Callable[[np.ndarray], np.ndarray] | None = None
     vocabulary: Sequence[str] = ()
+    target_sum: float = 1e4
 
     def with_signatures(self, spots: Spots, signatures: Signatures) -> "Subject":
-        """The same, its space with the embeddings of signatures and of the labels' mean profiles.
+        """Return the same, its space with the embeddings of signatures and of the labels' mean profiles.
 
         Raises:
-            ValueError: if there are signatures and no gene encoder, or no gene of a signature is in the vocabulary.
+            ValueError: If there are signatures and no gene encoder, or no gene of a signature is in the vocabulary.
         """
         if self.encode is None or self.space is None:
             if signatures:
@@ -71,99 +66,90 @@ def checkpoint_subject(
     model: DelstModel,
     processor: DelstProcessor,
     study: Study,
-    spots: Dataset,
+    dataset: Dataset,
+    evaluation: Evaluation,
     *,
     frozen_backbone: str | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    baselines: bool = True,
-    batch_size: int = 64,
-    progress: bool = True,
 ) -> Subject:
-    """A DELST checkpoint: its backbone's features, its embeddings and its space.
+    """Make a subject of a DELST checkpoint: its backbone's features, its embeddings and its space.
 
     Args:
         model, processor: The checkpoint.
-        study, spots: The dataset and its spots to embed.
+        study, dataset: The study and its spots to embed.
+        evaluation: How to evaluate: seeds of the backbones with random weights, whether there are baselines, batch size.
         frozen_backbone: Hub id or folder of the backbone before training; None leaves that arm out.
-        seeds: Of the backbones with random weights.
-        baselines: False leaves the baseline arms out.
-        batch_size, progress: As in `embed`.
     """
-    run = _embedder(processor, study, spots, batch_size, progress)
+    run = _embedder(processor, study, dataset, evaluation)
     embeddings = run(model)
     space = checkpoint_space(model, embeddings)
-    features = {"DELST backbone": [embeddings.features], "DELST embedding": [space.tangent(space.image)]}
-    if baselines:
-        features = {**_baselines(model, frozen_backbone, seeds, run, spots), **features}
+    arms = [Arm(f"{space.name} backbone", [embeddings.features], own=True)]
+    arms.append(Arm(space.arm, [space.tangent(space.image)], own=True))
+    if evaluation.baselines:
+        arms = [*_baselines(model, frozen_backbone, evaluation.seeds, run, dataset), *arms]
     return Subject(
-        features,
-        ("DELST backbone", "DELST embedding"),
+        tuple(arms),
         space,
-        model.config.cross_aperture_scale,
         lambda profiles: _encode(model, profiles),
         processor.feature_extractor.vocabulary,
+        processor.feature_extractor.target_sum,
     )
 
 
 def backbone_subject(
     vision: str,
     study: Study,
-    spots: Dataset,
+    dataset: Dataset,
+    evaluation: Evaluation,
     *,
     name: str,
     image_size: int | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    baselines: bool = True,
-    batch_size: int = 64,
-    progress: bool = True,
 ) -> Subject:
-    """A plain vision backbone as it is, without a gene encoder.
+    """Make a subject of a plain vision backbone as it is, without a gene encoder.
 
     Args:
         vision: Hub id or folder of any backbone of transformers.
-        study, spots: The dataset and its spots to embed.
+        study, dataset, evaluation: As in `checkpoint_subject`.
         name: What to call its arm.
         image_size: Patches are resized to this; None for the size of its own image processor.
-        seeds, baselines, batch_size, progress: As in `checkpoint_subject`.
     """
     size: dict[str, Any] = {}
     if image_size is not None:
         size = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False}
     image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil", **size)
-    # A gene encoder that nobody asks anything, so that one way of embedding serves all.
+    # Dummy gene encoder: embed() needs a DelstModel, only image features are used.
     genes = study.gene_names[:1]
     model = DelstModel.from_vision_gene_pretrained(
         vision, DelstGeneConfig(num_genes=1, hidden_size=8, encoder="linear")
     )
     processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=genes))
-    run = _embedder(processor, study, spots, batch_size, progress)
-    features = {name: [run(model).features]}
-    if baselines:
-        features = {**_baselines(model, None, seeds, run, spots), **features}
-    return Subject(features, (name,))
+    run = _embedder(processor, study, dataset, evaluation)
+    arms = [Arm(name, [run(model).features], own=True)]
+    if evaluation.baselines:
+        arms = [*_baselines(model, None, evaluation.seeds, run, dataset), *arms]
+    return Subject(tuple(arms))
 
 
 def array_subject(
     arrays: Mapping[str, np.ndarray],
-    spots: Dataset,
+    dataset: Dataset,
+    evaluation: Evaluation,
     *,
     name: str,
     geometry: str = "cosine",
     curvature: float | None = None,
-    baselines: bool = True,
 ) -> Subject:
-    """Embeddings from elsewhere.
+    """Make a subject of embeddings from elsewhere.
 
     Args:
         arrays: "image" (spots, dim), and "gene" (spots, dim) where both live in one space.
-        spots: The spots of the dataset, in the order of the arrays.
+        dataset: The spots, in the order of the arrays.
+        evaluation: How to evaluate: without its `baselines` the arm of colour statistics is left out.
         name: What to call them.
         geometry: Of the space that both share: "cosine", "euclidean", or "lorentz" (then the arrays are space parts).
         curvature: The positive c of "lorentz".
-        baselines: False leaves the baseline arm, colour statistics, out.
 
     Raises:
-        ValueError: if the two do not share their dimension, or a curvature is missing.
+        ValueError: If the two do not share their dimension, or a curvature is missing.
     """
     image, gene = arrays["image"], arrays.get("gene")
     space = None
@@ -183,14 +169,14 @@ def array_subject(
             name=f"{name}, image and gene",
             arm=name,
         )
-    features = {name: [image if space is None else space.tangent(image)]}
-    if baselines:
-        features = {"colour statistics": [_colours(spots)], **features}
-    return Subject(features, (name,), space)
+    arms = [Arm(name, [image if space is None else space.tangent(image)], own=True)]
+    if evaluation.baselines:
+        arms = [Arm("colour statistics", [_colours(dataset)]), *arms]
+    return Subject(tuple(arms), space)
 
 
 def checkpoint_space(model: DelstModel, embeddings: Embeddings) -> Space:
-    """The space of a checkpoint, as arrays."""
+    """Return the space of a checkpoint, as arrays."""
     lorentz = model.config.geometry == "lorentz"
     return Space(
         image=embeddings.image_embeds,
@@ -200,11 +186,12 @@ def checkpoint_space(model: DelstModel, embeddings: Embeddings) -> Space:
         curvature_bounds=model.curvature_bounds if lorentz else None,
         parent=model.config.cross_parent,
         min_radius=model.config.min_radius,
+        aperture_scale=model.config.cross_aperture_scale,
     )
 
 
 def _embedder(
-    processor: DelstProcessor, study: Study, spots: Dataset, batch_size: int, progress: bool
+    processor: DelstProcessor, study: Study, dataset: Dataset, evaluation: Evaluation
 ) -> Callable[[DelstModel], Embeddings]:
     collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -212,7 +199,7 @@ def _embedder(
     def run(model: DelstModel) -> Embeddings:
         if model.device.type == "cpu":
             model.to(device=device)  # type: ignore[call-arg]
-        return embed(model, spots, collator, batch_size, progress=progress)
+        return embed(model, dataset, collator, evaluation.batch_size, progress=evaluation.progress)
 
     return run
 
@@ -222,15 +209,15 @@ def _baselines(
     frozen_backbone: str | None,
     seeds: Sequence[int],
     run: Callable[[DelstModel], Embeddings],
-    spots: Dataset,
-) -> dict[str, list[np.ndarray]]:
-    """Colour statistics; the backbone with random weights, one array a seed; the backbone as it was before training."""
+    dataset: Dataset,
+) -> list[Arm]:
+    """Colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
     random = []
     for seed in seeds:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             random.append(run(DelstModel(model.config)).features)
-    baselines = {"colour statistics": [_colours(spots)], "random-init backbone": random}
+    baselines = [Arm("colour statistics", [_colours(dataset)]), Arm("random-init backbone", random)]
     if frozen_backbone is not None:
         try:
             frozen = DelstModel.from_vision_gene_pretrained(
@@ -239,12 +226,12 @@ def _baselines(
         except OSError as error:
             logger.warning("The frozen arm is left out: the backbone %s does not load (%s).", frozen_backbone, error)
             return baselines
-        baselines["frozen backbone"] = [run(frozen).features]
+        baselines.append(Arm("frozen backbone", [run(frozen).features]))
     return baselines
 
 
-def _colours(spots: Dataset) -> np.ndarray:
-    return colour_statistics(row["image"] for row in spots.select_columns("image"))
+def _colours(dataset: Dataset) -> np.ndarray:
+    return colour_statistics(row["image"] for row in dataset.select_columns("image"))
 
 
 @torch.no_grad()

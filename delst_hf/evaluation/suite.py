@@ -1,43 +1,93 @@
-"""Every protocol on one set of embeddings: arrays in, rows of numbers with intervals out, and what a report draws."""
+"""The names of the protocols in order, and how they are run one after the other."""
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from .feature_protocols import domains, hest, probes, stimage1k4m
-from .findings import Rows
+from tqdm.auto import tqdm
+
+from .findings import Findings
 from .preparation import finite_matrix
-from .space_protocols import hierarchy, imputation, retrieval, signatures
+from .protocols import Protocol
 
-PROTOCOLS: dict[str, Callable[[Rows], None]] = {
-    "probes": probes,
-    "stimage1k4m": stimage1k4m,
-    "hest": hest,
-    "retrieval": retrieval,
-    "imputation": imputation,
-    "signatures": signatures,
-    "domains": domains,
-    "hierarchy": hierarchy,
-}
-SUITE = tuple(PROTOCOLS)
+# Each name is that of a file in protocols/, which is loaded when it is needed.
+SUITE = (
+    "arms",
+    "probes",
+    "stimage1k4m",
+    "hest",
+    "retrieval",
+    "imputation",
+    "signatures",
+    "domains",
+    "hierarchy",
+)
 
 
-def run_protocols(found: Rows, protocols: Sequence[str] = SUITE) -> Rows:
-    """Run the protocols named, in the order of `SUITE`, and keep what they find.
-
-    One that the data do not allow (no labels, one class, too few spots) is skipped with its reason in `found.skipped`, so that
-    the others are not lost.
+def protocol(name: str) -> Protocol:
+    """Load a protocol of the suite.
 
     Raises:
-        ValueError: if a protocol is not known, or an embedding is not finite.
+        ValueError: If the suite has no protocol of this name.
+
+    Example:
+        >>> protocol("hest").headline
+        'pearson_mean'
     """
-    unknown = [name for name in protocols if name not in SUITE]
-    if unknown:
-        raise ValueError(f"protocols {unknown} are not known; allowed are {', '.join(SUITE)}. Name some of them.")
-    for arm, values in found.features.items():
-        finite_matrix(values, arm)
-    for name in SUITE:
-        if name in protocols:
+    if name not in SUITE:
+        raise ValueError(f"protocol {name!r} is not known; allowed are {', '.join(SUITE)}. Name some of them.")
+    return importlib.import_module(f"{__package__}.protocols.{name}").PROTOCOL
+
+
+def protocols_of(rows: Iterable[Mapping[str, Any]]) -> list[Protocol]:
+    """Return the protocols that rows of results are of, in the order of the suite."""
+    present = {row["protocol"] for row in rows}
+    return [protocol(name) for name in SUITE if name in present]
+
+
+def chosen_protocols(names: Iterable[str]) -> tuple[str, ...]:
+    """Check names and bring them into the order of the suite.
+
+    Raises:
+        ValueError: If a name is not one of the suite, or there is none.
+
+    Example:
+        >>> chosen_protocols(["retrieval", "hest"])
+        ('hest', 'retrieval')
+    """
+    wanted = list(names)
+    unknown = [name for name in wanted if name not in SUITE]
+    if unknown or not wanted:
+        raise ValueError(
+            f"protocols {unknown or wanted} are not known; allowed are {', '.join(SUITE)}. Name some of them."
+        )
+    return tuple(name for name in SUITE if name in wanted)
+
+
+def run_protocols(findings: Findings, names: Sequence[str] = SUITE, progress: bool = False) -> Findings:
+    """Run the protocols named, in the order of `SUITE`, and keep what they find.
+
+    One that the data do not allow (no labels, one class, too few spots) is skipped with its reason in `findings.skipped`, so
+    that the others are not lost.
+
+    Raises:
+        ValueError: If a protocol is not known, or an embedding is not finite.
+    """
+    protocols = [protocol(name) for name in chosen_protocols(names)]
+    for arm in findings.arms.values():
+        finite_matrix(arm.features, arm.name)
+    bar: Any = tqdm(
+        total=sum(each.cost for each in protocols),
+        bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed} passed, {remaining} left",
+        disable=not progress,
+        leave=False,
+    )
+    with bar:
+        for each in protocols:
+            bar.set_description_str(f"protocol {each.name}")
             try:
-                PROTOCOLS[name](found)
+                each.run(findings)
             except ValueError as error:
-                found.skip(name, str(error))
-    return found
+                findings.skip(each.name, str(error))
+            bar.update(each.cost)
+    return findings

@@ -8,7 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..evaluation.pictures import decode
-from ..evaluation.results import own_arms
+from ..evaluation.protocols import Protocol
+from ..evaluation.result_tables import name_of
+from ..evaluation.suite import protocols_of
 from . import plots
 
 Record = Mapping[str, Any]
@@ -50,35 +52,50 @@ def report_pictures(record: Record) -> Iterator[Picture]:
 
 
 def arm_pictures(record: Record) -> Iterator[Picture]:
-    """Each headline number of every arm with its interval."""
+    """Draw the headline of every protocol that has one drawn, arm by arm with its interval."""
     unit = record.get("interval_unit", "spots")
-    wanted = (
-        ("hest", "pearson_mean", "Expression, HEST protocol", "mean Pearson over 50 genes (high is good, 0 is chance)"),
-        (
-            "hest[alpha=cv]",
-            "pearson_mean",
-            "Expression, HEST with cross-validated alpha",
-            "mean Pearson (high is good)",
-        ),
-        ("linear_probe", "macro_f1", "Labels, linear probe on unseen groups", "macro-F1 (high is good)"),
+    caption = (
+        f"Lines: 95 % bootstrap over {unit}. Open squares: baselines. Overlapping lines may still differ: see the paired "
+        "comparisons."
     )
-    for number, (protocol, metric, title, xlabel) in enumerate(wanted):
+    for which, variant in _drawn(record):
         rows = [
             {
-                "name": row["arm"],
-                "value": row["metrics"][metric],
-                "low": row["intervals"].get(metric, {}).get("low"),
-                "high": row["intervals"].get(metric, {}).get("high"),
-                "baseline": row["arm"] not in own_arms(record),
+                "name": name_of(row),
+                "value": row["metrics"][which.headline],
+                "low": row["intervals"].get(which.headline, {}).get("low"),
+                "high": row["intervals"].get(which.headline, {}).get("high"),
+                "baseline": not row["own"],
             }
-            for row in record.get("protocols", [])
-            if row["protocol"] == protocol and row["metrics"].get(metric) is not None
+            for row in rows_of(record, which, variant)
         ]
-        if rows:
-            caption = (
-                f"Lines: 95 % bootstrap over {unit}. Open squares: baselines. Overlapping lines may still differ: see "
-            )
-            yield Picture(f"arms-{number}", title, caption + "the paired comparisons.", plots.arms_plot(rows, xlabel))
+        if len(rows) > 1:
+            figure = plots.arms_plot(rows, _axis(which))
+            yield Picture(f"arms-{which.name}-{variant}".rstrip("-"), which.title_of(variant), caption, figure)
+
+
+def rows_of(record: Record, which: Protocol, variant: str) -> list[Record]:
+    """Return the rows of a protocol and variant over all test slides in which its headline is known."""
+    return [
+        row
+        for row in record["protocols"]
+        if (row["protocol"], row["variant"]) == (which.name, variant)
+        and row["metrics"].get(which.headline) is not None
+        and not row.get("slide")
+    ]
+
+
+def _drawn(record: Record) -> Iterator[tuple[Protocol, str]]:
+    for which in protocols_of(record["protocols"]):
+        for variant in which.drawn:
+            yield which, variant
+
+
+def _axis(which: Protocol) -> str:
+    chance = which.chance.get(which.headline)
+    direction = "low is good" if which.headline in which.lower_is_better else "high is good"
+    at = f", {chance:g} is chance" if isinstance(chance, float) else ""
+    return f"{which.headline.replace('_', ' ')} ({direction}{at})"
 
 
 def shown_slides(record: Record) -> list[str]:
@@ -106,7 +123,7 @@ def _maps(record: Record) -> Iterator[Picture]:
 
 def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str], str]]:
     """(name, title, caption, panel -> per-spot values, unit) of each map that the results hold values for."""
-    spots, main = record["spots"], own_arms(record)[0]
+    spots, main = record["spots"], record["own_arms"][0]
     shown = {"label": "label"}
     if f"predicted:linear:{main}" in spots:
         shown["predicted (linear probe)"] = f"predicted:linear:{main}"
@@ -125,7 +142,7 @@ def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str],
         shown = {key.removeprefix("signature:"): key for key in signatures[:3]}
         yield "signature", "zero-shot maps", caption, shown, "similarity"
     if "domain" in spots:
-        yield "domains", "domains", f"Clusters of the embeddings of {own_arms(record)[-1]}.", {"domain": "domain"}, ""
+        yield "domains", "domains", f"Clusters of the embeddings of {record['own_arms'][-1]}.", {"domain": "domain"}, ""
     if (record.get("space") or {}).get("geometry") == "lorentz":
         caption = "Distance to the origin: low is general, high is specific. Each panel has its own scale."
         shown = {f"{kind} radius": f"{kind}_radius" for kind in ("image", "gene")}
@@ -180,43 +197,45 @@ def _gallery(record: Record) -> Picture:
 
 def _genes(record: Record) -> Picture:
     arms = [row["arm"] for row in record["per_gene"]]
-    arm = own_arms(record)[0] if own_arms(record)[0] in arms else arms[0]
+    arm = record["own_arms"][0] if record["own_arms"][0] in arms else arms[0]
     rows = [row for row in record["per_gene"] if row["arm"] == arm]
     caption = f"{arm}, HEST protocol with cross-validated alpha; bootstrap over spots."
     return Picture("genes", "Pearson by gene", caption, plots.gene_pearson_plot(rows))
 
 
 def spread_pictures(records: Sequence[Record], names: Sequence[str]) -> Iterator[Picture]:
-    """Several results: each headline number by arm, mean and range over its runs."""
-    for number, (metric, values) in enumerate(headline_values(records, names).items()):
+    """Draw each headline number of several results by model, mean and spread over its runs."""
+    caption = (
+        "Mean over runs (how many in brackets); lines: their standard deviation. Inside the spread: no difference."
+    )
+    for number, (title, by_name) in enumerate(headline_values(records, names).items()):
         rows = []
-        for name, found in values.items():
-            spread = np.std(found, ddof=1) if len(found) > 1 else None
-            low, high = (np.mean(found) - spread, np.mean(found) + spread) if spread is not None else (None, None)
-            rows.append({"name": f"{name} ({len(found)})", "value": float(np.mean(found)), "low": low, "high": high})
-        caption = (
-            "Mean over runs (how many in brackets); lines: their standard deviation. Inside the spread: no difference."
-        )
-        yield Picture(f"spread-{number}", metric, caption, plots.arms_plot(rows, metric))
+        for name, values in by_name.items():
+            spread = np.std(values, ddof=1) if len(values) > 1 else None
+            low, high = (np.mean(values) - spread, np.mean(values) + spread) if spread is not None else (None, None)
+            rows.append({"name": f"{name} ({len(values)})", "value": float(np.mean(values)), "low": low, "high": high})
+        yield Picture(f"spread-{number}", title, caption, plots.arms_plot(rows, title))
 
 
 def headline_values(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Metric -> name -> its values over runs."""
-    wanted = (
-        ("hest[alpha=cv]", "DELST backbone", "pearson_mean", "Pearson, HEST alpha=cv, backbone"),
-        ("linear_probe", "DELST embedding", "macro_f1", "Macro-F1, linear probe, embedding"),
-        ("knn_probe", "DELST embedding", "macro_f1", "Macro-F1, kNN, embedding"),
-        ("retrieval_within", "DELST", "image_to_gene_recall@10", "Image to gene recall@10 within slide"),
-        ("imputation", "DELST", "imputation_pearson", "Pearson, imputation by retrieval"),
-    )
+    """Collect title -> name -> values over runs, of the drawn headlines of the models' own arms.
+
+    Arms of different models are the same by their place: the first own arm of one is compared with the first of the others.
+    """
     result: dict[str, dict[str, list[float]]] = {}
-    for protocol, arm, metric, title in wanted:
-        for record, name in zip(records, names):
-            for row in record.get("protocols", []):
-                value = row["metrics"].get(metric)
-                if (row["protocol"], row["arm"]) == (protocol, arm) and value is not None:
-                    result.setdefault(title, {}).setdefault(name, []).append(value)
+    for record, name in zip(records, names):
+        for which, variant in _drawn(record):
+            for row in rows_of(record, which, variant):
+                if row["own"]:
+                    title = f"{which.title_of(variant)}: {which.headline.replace('_', ' ')}{_place(record, row['arm'])}"
+                    result.setdefault(title, {}).setdefault(name, []).append(row["metrics"][which.headline])
     return result
+
+
+def _place(record: Record, arm: str) -> str:
+    """Which of several own arms this is, in words that fit any model."""
+    places = list(record["own_arms"])
+    return f", {('features', 'embedding')[min(places.index(arm), 1)]}" if arm in places else ""
 
 
 def _under(slide: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -19,9 +19,12 @@ from sklearn.metrics import (
 from sklearn.neighbors import kneighbors_graph
 
 from ..baselines import permutation_within
+from ..evidence import Arm
+from ..findings import Findings
 from ..preparation import finite_matrix, group_names, missing_rows
 from ..resampled import dispersion_draws, information_statistic, mean_of_known, mean_statistic, rand_statistic
 from ..uncertainty import Bootstrap, Statistic
+from . import Protocol
 
 METHODS = ("kmeans", "leiden")
 NEIGHBOURS = 6
@@ -228,3 +231,36 @@ def _leiden(rows: np.ndarray, resolution: float, seed: int) -> np.ndarray:
         seed=seed,
     )
     return np.array(partition.membership)
+
+
+def run(findings: Findings) -> None:
+    """Score clusters of every arm's test spots against labels and against the layout of the tissue."""
+    spots, rows, method = findings.spots, findings.test_rows, findings.evaluation.domain_method
+    labels = spots.labels[rows] if spots.labelled else None
+    arrays = (spots.positions[rows], spots.slides[rows])
+    arms = list(findings.arms.values())
+    if findings.space is not None:
+        space = findings.space
+        arms.append(Arm(f"{space.name} gene embedding", [space.tangent(space.gene)], own=True))
+    for arm in arms:
+        values = np.asarray(arm.features[rows], dtype=np.float64)
+        scores, answer = spatial_domains(values, *arrays, labels, method=method, seed=findings.seed)
+        statistics = domain_statistics(values, *arrays, labels, answer)
+        intervals = centred_intervals(values, labels, answer, findings.bootstrap(rows))
+        findings.add("domains", arm.name, scores, statistics, rows, intervals=intervals, own=arm.own, method=method)
+        if arm.name == findings.own[-1]:
+            findings.keep("domain", rows, np.array([f"domain {number + 1}" for number in answer], dtype=object))
+
+
+PROTOCOL = Protocol(
+    name="domains",
+    run=run,
+    title="Spatial domains",
+    headline="ari",
+    shown=("nmi", "silhouette", "smoothness", "smoothness_shuffled"),
+    chance={"ari": 0.0, "nmi": 0.0, "smoothness": "smoothness_shuffled"},
+    note="Clusters of the embeddings of the test spots. ARI and NMI: 1 is the labels' partition, 0 is chance. Smoothness "
+    "counts only above its shuffled value.",
+    lower_is_better=("davies_bouldin", "label_davies_bouldin"),
+    cost=3.0,
+)

@@ -16,12 +16,16 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from ..expression import gene_pearson
+from ..expression import gene_pearson, most_variable_genes
+from ..findings import Findings
 from ..preparation import MAX_INNER_FOLDS, finite_matrix, group_folds, group_names, nanmean
+from ..resampled import fold_pearson, pearson_statistic
+from . import Protocol
 
 HEST_COMPONENTS = 256
 HEST_GENES = 50
 HEST_SEED = 1
+MAX_PAIRED_SPOTS = 20_000  # beyond, predictions by gene would make the results too large
 # alpha="cv" chooses among these multiples of the benchmark's alpha.
 CV_FACTORS: tuple[float, ...] = tuple(float(factor) for factor in np.logspace(0, 8, 9))
 
@@ -31,14 +35,14 @@ class ExpressionResult:
     """What `expression_protocol` found.
 
     Attributes:
-        name: The protocol with its variants, such as "hest" or "hest[alpha=cv,pcc=per_slide]".
+        variant: What differs from the benchmark, such as "alpha=cv,pcc=per_slide"; "" where nothing does.
         metrics: Flat numbers.
         genes: Names of the genes predicted, in order.
         gene_pearson: (genes,) Pearson of each gene, the mean over folds; NaN where it never varies.
         predicted: (spots, genes) predictions made while the spot's group was left out; NaN where it never was.
     """
 
-    name: str
+    variant: str
     metrics: dict[str, float]
     genes: list[str]
     gene_pearson: np.ndarray
@@ -114,8 +118,7 @@ def expression_protocol(
         "num_folds": float(len(by_fold)),
         "num_spots": float(scored.sum()),
     }
-    name = "hest" + (f"[{','.join(variants)}]" if variants else "")
-    return ExpressionResult(name, metrics, [str(gene) for gene in genes], nanmean(by_fold), predicted)
+    return ExpressionResult(",".join(variants), metrics, [str(gene) for gene in genes], nanmean(by_fold), predicted)
 
 
 def _check_options(**options: str) -> None:
@@ -233,3 +236,108 @@ def _cv_factor(rows: np.ndarray, values: np.ndarray, names: np.ndarray, pca: int
 
 def _parts(held: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
     return [held[names[held] == name] for name in np.unique(names[held])]
+
+
+def run(findings: Findings) -> None:
+    """Score every arm by HEST-Benchmark's expression prediction and its variants."""
+    spots, rows = findings.spots, findings.test_rows
+    groups, split = spots.groups
+    genes = _target_genes(findings)
+    findings.facts["hest"] = {"genes": genes}
+    position = {name: index for index, name in enumerate(spots.genes)}
+    targets = np.log1p(spots.counts[:, [position[name] for name in genes]].toarray().astype(np.float64))
+    measured, statistics = targets[rows], {}
+    for arm in findings.arms.values():
+        for options in _VARIANTS.values():
+            result = expression_protocol(
+                arm.features, targets, genes, groups, slides=spots.slides, test=spots.test, **options
+            )
+            parts = spots.slides if options.get("pcc") == "per_slide" else groups
+            statistic = pearson_statistic(result.predicted[rows], measured, groups[rows], parts[rows])
+            metrics = {**result.metrics, **_by_slide(result, measured, spots.slides[rows], rows)}
+            findings.add(
+                "hest", arm.name, metrics, {"pearson_mean": statistic}, rows, variant=result.variant, split=split
+            )
+            if result.variant == "alpha=cv":
+                statistics[arm.name] = statistic
+                if arm.own:
+                    _keep_genes(findings, arm.name, result, measured, groups[rows])
+    findings.compare("hest", "pearson_mean", statistics, rows, variant="alpha=cv")
+
+
+def _target_genes(findings: Findings) -> list[str]:
+    """HEST's choice on spots that are not scored; the most variable genes where a panel or a slide is too shallow for it."""
+    spots = findings.spots
+    counts, slides = spots.counts[spots.reference], spots.slides[spots.reference]
+    try:
+        return hest_genes(counts, slides, spots.genes, HEST_GENES)
+    except ValueError:
+        number = min(HEST_GENES, counts.shape[1])
+        chosen = most_variable_genes(findings.log_expression[spots.reference], number)
+        return sorted(spots.genes[i] for i in chosen)
+
+
+def _by_slide(result: ExpressionResult, measured: np.ndarray, slides: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """Mean Pearson within each slide that is scored."""
+    scores = {}
+    for slide in np.unique(slides):
+        part = slides == slide
+        by_gene = fold_pearson(result.predicted[rows[part]], measured[part], slides[part])
+        scores[f"pearson_on_{slide}"] = float(nanmean(by_gene))
+    return scores
+
+
+def _keep_genes(
+    findings: Findings, arm: str, result: ExpressionResult, measured: np.ndarray, groups: np.ndarray
+) -> None:
+    """Pearson of each gene with its interval; of the first own arm also the predictions, and the best gene for the map."""
+    predicted = result.predicted[findings.test_rows]
+    bootstrap = findings.bootstrap(findings.test_rows)
+    scores = fold_pearson(predicted, measured, groups)
+    draws = np.array([fold_pearson(predicted[rows], measured[rows], groups[rows]) for rows in bootstrap.draws()])
+    for i, gene in enumerate(result.genes):
+        if np.isfinite(scores[i]):
+            interval = bootstrap.interval_of(float(scores[i]), draws[:, i])
+            row = {"pearson": interval["value"], "low": interval["low"], "high": interval["high"]}
+            findings.per_gene.append({"arm": arm, "gene": gene, **row})
+    if arm != findings.own[0] or not np.isfinite(scores).any():
+        return
+    best = int(np.nanargmax(scores))
+    findings.keep(f"gene:measured:{result.genes[best]}", findings.test_rows, measured[:, best])
+    findings.keep(f"gene:predicted:{result.genes[best]}", findings.test_rows, predicted[:, best])
+    if len(predicted) <= MAX_PAIRED_SPOTS:
+        findings.expression = {
+            "protocol": "hest",
+            "variant": result.variant,
+            "arm": arm,
+            "genes": result.genes,
+            "groups": groups.tolist(),
+            "measured": measured.round(4).tolist(),
+            "predicted": predicted.round(4).tolist(),
+        }
+
+
+# variant -> arguments of `expression_protocol`
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "alpha=cv": {"alpha": "cv"},
+    "pcc=per_slide": {"pcc": "per_slide"},
+    "pca=None": {"pca": None},
+}
+PROTOCOL = Protocol(
+    name="hest",
+    run=run,
+    title="Expression, HEST protocol",
+    headline="pearson_mean",
+    chance={"pearson_mean": 0.0},
+    task="expression-prediction",
+    note="HEST-Benchmark: PCA-256, its ridge without intercept, Pearson over the pooled test spots, log(1 + counts).",
+    variants={
+        "": "As the benchmark runs it.",
+        "alpha=cv": "The penalty is chosen on training groups.",
+        "pcc=per_slide": "Pearson within each slide, averaged.",
+        "pca=None": "No PCA, and as in HEST's code then no scaler either.",
+    },
+    drawn=("", "alpha=cv"),
+    cost=5.0,
+)

@@ -14,9 +14,11 @@ from scipy.stats import rankdata, spearmanr
 from ...model.lorentz import exp_map0, exterior_angle, half_aperture, log_map0, pairwise_distance, radius
 from ..baselines import permutation_within
 from ..cones import cone_membership, hierarchy
+from ..findings import Findings
 from ..preparation import finite_matrix, group_names, missing_rows
 from ..resampled import mean_of_known, mean_statistic, spearman_statistic, within_slides
 from ..uncertainty import Statistic
+from . import Protocol
 
 MEANINGS = {
     "image_radius": "Mean distance of images to the origin. Low: general; high: specific.",
@@ -47,7 +49,7 @@ MEANINGS = {
     "delta_hyperbolic": "Gromov delta of the embedding's distances, 2 delta / diameter. 0: a tree; near 1: no tree at all.",
     "delta_euclidean": "The same of the tangent coordinates by straight distance. As low: the hyperbolic geometry is not used.",
     "curvature": "c, where the space has curvature -c. Toward 0: the space has become flat.",
-    "curvature_at_clamp": "1 when c sits at the end of its allowed range: then training wanted to go on.",
+    "curvature_at_clamp": "1 when c sits at the end of its allowed range: training would have moved it further.",
 }
 
 
@@ -63,6 +65,7 @@ def hierarchy_report(
     curvature_bounds: tuple[float, float] | None = None,
     parent: str = "gene",
     min_radius: float = 0.1,
+    aperture_scale: float = 1.0,
     seed: int = 0,
 ) -> dict[str, float]:
     """Everything of the learned hierarchy that is a number; `MEANINGS` explains each.
@@ -78,6 +81,7 @@ def hierarchy_report(
         curvature_bounds: The range that training allowed.
         parent: "gene" or "image".
         min_radius: ``K`` of the half-aperture.
+        aperture_scale: ``eta`` that widens the cones.
         seed: Of the shuffled control and of the sample behind delta.
 
     Returns:
@@ -87,7 +91,8 @@ def hierarchy_report(
     image, gene = finite_matrix(image_embeds, "image_embeds"), finite_matrix(gene_embeds, "gene_embeds")
     names = group_names(slides, len(image), "slides")
     genes, counts = np.asarray(num_genes, dtype=float), np.asarray(total_counts, dtype=float)
-    result = hierarchy(image, gene, genes, curvature, parent=parent, min_radius=min_radius)
+    cone: dict[str, Any] = {"parent": parent, "min_radius": min_radius, "aperture_scale": aperture_scale}
+    result = hierarchy(image, gene, genes, curvature, **cone)
     apex, child = (gene, image) if parent == "gene" else (image, gene)
     result["entailment_auc"] = entailment_auc(apex, child, curvature, min_radius)
     shuffled = genes[permutation_within(names, seed)]
@@ -170,6 +175,7 @@ def hierarchy_statistics(
     labels: np.ndarray | None = None,
     parent: str = "gene",
     min_radius: float = 0.1,
+    aperture_scale: float = 1.0,
 ) -> dict[str, Statistic]:
     """The numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
 
@@ -181,7 +187,7 @@ def hierarchy_statistics(
     )
     apex, child = (gene, image) if parent == "gene" else (image, gene)
     # In float32, as `cone_statistics` of a model's own output.
-    matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius)
+    matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius, aperture_scale)
     result = {
         "entailment_auc": mean_of_known(entailment_wins(apex, child, curvature, min_radius)),
         "in_cone_matched": mean_statistic(matched),
@@ -334,3 +340,44 @@ def traversal(
         }
         for i in range(steps)
     ]
+
+
+def run(findings: Findings) -> None:
+    """Report what the order of the space is made of, slide by slide and over all."""
+    space, spots = findings.space, findings.spots
+    if space is None or space.geometry != "lorentz":
+        raise ValueError("only a Lorentz space has one")
+    genes, totals = np.diff(spots.counts.indptr).astype(float), np.asarray(spots.counts.sum(axis=1)).reshape(-1)
+    slides = list(np.unique(spots.slides[spots.test]))
+    for slide in [*(slides if len(slides) > 1 else []), None]:
+        rows = np.flatnonzero(spots.test if slide is None else spots.test & (spots.slides == slide))
+        if len(rows) < 3:
+            findings.skip("hierarchy", f"slide {slide} has {len(rows)} spots")
+            continue
+        arrays: dict[str, Any] = {"num_genes": genes[rows], "total_counts": totals[rows], "slides": spots.slides[rows]}
+        options: dict[str, Any] = {"labels": spots.labels[rows], "parent": space.parent, "min_radius": space.min_radius}
+        options["aperture_scale"] = space.aperture_scale
+        image, gene, curvature = space.image[rows], space.gene[rows], float(space.curvature)  # type: ignore[arg-type]
+        scores = hierarchy_report(
+            image, gene, curvature, **arrays, **options, curvature_bounds=space.curvature_bounds, seed=findings.seed
+        )
+        statistics = hierarchy_statistics(image, gene, curvature, **arrays, **options) if slide is None else {}
+        where: dict[str, Any] = {} if slide is None else {"slide": str(slide)}
+        findings.add("hierarchy", space.name, scores, statistics, rows, own=True, **where)
+
+
+PROTOCOL = Protocol(
+    name="hierarchy",
+    run=run,
+    title="Hierarchy",
+    headline="entailment_auc",
+    chance={
+        "entailment_auc": 0.5,
+        "in_cone_matched": "in_cone_mismatched",
+        "image_radius_genes_within": "image_radius_genes_shuffled",
+        "gene_radius_genes_within": "gene_radius_genes_shuffled",
+    },
+    note="Distance to the origin is generality: a low radius is general. A share of cones counts only above its control.",
+    meanings=MEANINGS,
+    cost=2.0,
+)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ...model.lorentz import exp_map0, log_map0, pairwise_distance
+from ..findings import Findings
 from ..linear_probe import (
     checked_grid,
     choose_alpha,
@@ -23,8 +24,11 @@ from ..linear_probe import (
     majority,
     probe_predictions,
 )
-from ..preparation import group_names
+from ..preparation import group_names, missing_rows
+from ..resampled import f1_statistic, recall_statistic
 from ..retrieval import GEOMETRIES, as_inner_product
+from ..uncertainty import Statistic
+from . import Protocol
 from .stimage1k4m import stimage1k4m_probe
 
 PROBES = ("linear", "knn", "prototype")
@@ -214,3 +218,60 @@ def _positive(curvature: float | None) -> float:
             "Pass the curvature of the model, or use probe='knn'."
         )
     return float(curvature)
+
+
+def run(findings: Findings) -> None:
+    """Score the linear, the kNN and the hyperbolic nearest-prototype probe, each group predicted from the others."""
+    spots = findings.spots
+    if not spots.labelled:
+        raise ValueError("no two labels among the spots")
+    groups, split = spots.groups
+    statistics: dict[str, dict[str, Statistic]] = {}
+    for arm, probe, values, options in _runs(findings):
+        scores, predicted = label_probe(
+            values, spots.labels, groups, split=split, probe=probe, seed=findings.seed, test=spots.test, **options
+        )
+        rows = np.flatnonzero(~missing_rows(predicted))
+        truth, answer = spots.labels[rows].astype(str), predicted[rows].astype(str)
+        whole = {"macro_f1": f1_statistic(truth, answer), "balanced_accuracy": recall_statistic(truth, answer)}
+        statistics.setdefault(probe, {})[arm] = whole["macro_f1"]
+        for slide in np.unique(spots.slides[rows]):
+            scores[f"macro_f1_on_{slide}"] = whole["macro_f1"](np.flatnonzero(spots.slides[rows] == slide))
+        findings.add("probes", arm, scores, whole, rows, variant=probe, split=split)
+        if arm in findings.own:
+            findings.keep(f"predicted:{probe}:{arm}", np.arange(len(predicted)), predicted)
+    for probe, by_arm in statistics.items():
+        findings.compare("probes", "macro_f1", by_arm, rows, variant=probe)
+
+
+def _runs(findings: Findings) -> list[tuple[str, str, np.ndarray, dict[str, Any]]]:
+    """(arm, probe, values, options) of everything that is fitted: a space's own embeddings by its own distances."""
+    space, arms = findings.space, findings.arms.values()
+    runs: list[tuple[str, str, np.ndarray, dict[str, Any]]] = [(arm.name, "linear", arm.features, {}) for arm in arms]
+    runs += [(arm.name, "knn", arm.features, {"geometry": "cosine"}) for arm in arms]
+    if space is not None:
+        geometry = {"geometry": space.geometry, "curvature": space.curvature}
+        runs = [each for each in runs if each[:2] != (space.arm, "knn")] + [(space.arm, "knn", space.image, geometry)]
+        if space.geometry == "lorentz":
+            runs.append((space.arm, "prototype", space.image, geometry))
+    return runs
+
+
+PROTOCOL = Protocol(
+    name="probes",
+    run=run,
+    title="Labels, probes on unseen groups",
+    headline="macro_f1",
+    shown=("balanced_accuracy", "majority_macro_f1", "num_folds"),
+    chance={"macro_f1": "majority_macro_f1"},
+    task="image-classification",
+    note="Each group (patient, slide or strip of a slide) is predicted from the others. Chance is to answer always the "
+    "commonest label.",
+    variants={
+        "linear": "Linear classifier of STimage-1K4M on standardised features.",
+        "knn": "Majority of the 20 nearest spots of other groups.",
+        "prototype": "Nearest of one hyperbolic prototype per class, learnt at fixed curvature.",
+    },
+    drawn=("linear",),
+    cost=5.0,
+)

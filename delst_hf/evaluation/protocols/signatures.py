@@ -1,4 +1,4 @@
-"""Zero-shot maps and expression by retrieval: what a shared space of images and genes gives without fitting anything.
+"""Zero-shot maps: what a shared space of images and genes gives without fitting anything.
 
 A gene signature becomes an expression profile, the model embeds the profile, and every spot gets the similarity of its image
 to it. No label is used; labels only score the map.
@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from ...model.normalization import log_normalize
 from ..evidence import Spots
-from ..expression import gene_pearson
-from ..preparation import finite_matrix, group_names, missing_rows
+from ..findings import Findings
+from ..preparation import finite_matrix, missing_rows
+from ..resampled import auroc_statistic, region_auroc
 from ..retrieval import as_inner_product
+from . import Protocol
 
 
 def signature_profile(
@@ -80,12 +81,14 @@ def reference_profiles(
     rows = np.flatnonzero(spots.reference)
     shared = [index for index, name in enumerate(vocabulary) if name in column]
     expression = np.zeros((len(rows), len(vocabulary)), dtype=np.float32)
-    expression[:, shared] = log_normalize(spots.counts[rows])[:, [column[vocabulary[i]] for i in shared]].toarray()
+    expression[:, shared] = log_normalize(spots.counts[rows], spots.target_sum)[
+        :, [column[vocabulary[i]] for i in shared]
+    ].toarray()
     mean, spread = expression.mean(axis=0), expression.std(axis=0)
     profiles, regions = {"mean profile": mean.astype(np.float64)}, {}
     for name, signature in signatures.items():
         if "profile" in signature:
-            profiles[name] = _measured_profile(signature["profile"], vocabulary, mean)
+            profiles[name] = _measured_profile(signature["profile"], vocabulary, mean, spots.target_sum)
         else:
             profiles[name] = signature_profile(signature["genes"], vocabulary, mean, spread)
         if signature.get("region"):
@@ -97,7 +100,9 @@ def reference_profiles(
     return profiles, regions
 
 
-def _measured_profile(counts: Mapping[str, float], vocabulary: Sequence[str], mean: np.ndarray) -> np.ndarray:
+def _measured_profile(
+    counts: Mapping[str, float], vocabulary: Sequence[str], mean: np.ndarray, target_sum: float
+) -> np.ndarray:
     """Normalised expression of a profile of counts, such as a cell type of an atlas; genes not named stay at the mean."""
     total = float(sum(counts.values()))
     known = [index for index, name in enumerate(vocabulary) if name in counts]
@@ -108,7 +113,7 @@ def _measured_profile(counts: Mapping[str, float], vocabulary: Sequence[str], me
             "species and case."
         )
     profile = np.array(mean, dtype=np.float64)
-    profile[known] = np.log1p([counts[vocabulary[index]] * 1e4 / total for index in known])
+    profile[known] = np.log1p([counts[vocabulary[index]] * target_sum / total for index in known])
     return profile
 
 
@@ -140,92 +145,6 @@ def signature_map(
     return scores
 
 
-def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -> dict[str, float]:
-    """How well one map finds each region: AUROC of its scores, the region's spots against all other labelled spots.
-
-    Args:
-        scores: (spots,) of one signature.
-        labels: (spots,) strings, None where nobody labelled the spot.
-
-    Returns:
-        Label -> probability that a spot of the region scores above one outside it (ties count half): 1 is perfect, 0.5 is
-        chance, below 0.5 the signature is elsewhere. A label that all or none of the labelled spots have is left out.
-
-    Raises:
-        ValueError: if scores and labels differ in number or a score is not finite.
-    """
-    values = finite_matrix(np.asarray(scores, dtype=np.float64).reshape(-1, 1), "scores")[:, 0]
-    if len(values) != len(labels):
-        raise ValueError(
-            f"{len(values)} scores and {len(labels)} labels; pass one label per spot, None where there is none."
-        )
-    kept = ~missing_rows(labels)
-    truth, ranks = np.asarray(labels, dtype=object)[kept].astype(str), rankdata(values[kept])
-    result = {}
-    for label in np.unique(truth):
-        inside = truth == label
-        n, m = int(inside.sum()), int((~inside).sum())
-        if m:
-            result[str(label)] = float((ranks[inside].sum() - n * (n + 1) / 2) / (n * m))
-    return result
-
-
-def impute_by_retrieval(
-    query_embeds: ArrayLike,
-    target_embeds: ArrayLike,
-    target_expression: ArrayLike,
-    geometry: str,
-    curvature: float | None = None,
-    k: int = 20,
-) -> np.ndarray:
-    """Predict expression of image spots as the mean profile of the k gene embeddings nearest to each (BLEEP's way).
-
-    Args:
-        query_embeds: (queries, dim) image embeddings of spots whose expression is wanted.
-        target_embeds: (targets, dim) gene embeddings of spots whose expression is known: training spots.
-        target_expression: (targets, genes).
-        geometry: "cosine", "euclidean" or "lorentz".
-        curvature: positive c, for "lorentz".
-        k: neighbours; all of them when there are fewer.
-
-    Returns:
-        (queries, genes), to be scored by `gene_pearson`.
-
-    Raises:
-        ValueError: if k is not positive, or the targets differ in number.
-    """
-    queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
-    known = finite_matrix(target_expression, "target_expression")
-    if len(known) != len(targets):
-        raise ValueError(
-            f"{len(targets)} target_embeds and {len(known)} rows of target_expression; they must be as many."
-        )
-    if k < 1:
-        raise ValueError(f"k is {k}; allowed is 1 or more. 20 neighbours are usual.")
-    left, right = as_inner_product(queries, targets, geometry, curvature)
-    k = min(k, len(targets))
-    predicted = np.empty((len(queries), known.shape[1]))
-    for start in range(0, len(queries), 1024):
-        rows = slice(start, start + 1024)
-        nearest = np.argsort(-(left[rows] @ right.T), axis=1, kind="stable")[:, :k]
-        predicted[rows] = known[nearest].mean(axis=1)
-    return predicted
-
-
-def imputation_scores(
-    predicted: ArrayLike, measured: ArrayLike, slides: Sequence[Any] | np.ndarray | None = None
-) -> dict[str, float]:
-    """Mean gene-wise Pearson of imputed expression, pooled and, with `slides`, within slide: 1 is perfect, 0 is chance."""
-    first, second = finite_matrix(predicted, "predicted"), finite_matrix(measured, "measured")
-    scores = gene_pearson(first, second)
-    result = {"imputation_pearson": float(np.nanmean(scores)), "num_genes": float((~np.isnan(scores)).sum())}
-    if slides is not None:
-        names = group_names(slides, len(first), "slides")
-        by_slide = [gene_pearson(first[names == name], second[names == name]) for name in np.unique(names)]
-        result["imputation_pearson_within"] = float(np.mean([np.nanmean(values) for values in by_slide]))
-    return result
-
-
 def _similarity(queries: np.ndarray, targets: np.ndarray, geometry: str, curvature: float | None) -> np.ndarray:
     """Cosine, or negative distance, (queries, targets)."""
     left, right = as_inner_product(queries, targets, geometry, curvature)
@@ -235,3 +154,39 @@ def _similarity(queries: np.ndarray, targets: np.ndarray, geometry: str, curvatu
         return -np.linalg.norm(queries[:, None] - targets[None], axis=2)
     c = float(curvature)  # type: ignore[arg-type]  # as_inner_product has refused None
     return -np.arccosh(np.maximum(-c * (left @ right.T), 1.0)) / np.sqrt(c)
+
+
+def run(findings: Findings) -> None:
+    """Draw zero-shot maps, and with labels score how well each finds its region and every other."""
+    space, spots = findings.need_space(), findings.spots
+    if not space.signatures:
+        raise ValueError("no signature was given and no training spot has a label")
+    known = np.flatnonzero(spots.test & ~missing_rows(spots.labels))
+    for name, embeds in space.signatures.items():
+        scores = signature_map(embeds[None], space.image, space.geometry, space.curvature, space.mean_profile)[:, 0]
+        findings.keep(f"signature:{name}", findings.test_rows, scores[findings.test_rows])
+        if not len(known):
+            continue
+        by_label = region_auroc(scores[known], spots.labels[known])
+        metrics = {f"auroc_of_{label}": value for label, value in by_label.items()}
+        region = space.regions.get(name)
+        wanted = {label: f"auroc_of_{label}" for label in by_label}
+        if region in by_label:
+            metrics["auroc"], wanted[""] = by_label[region], "auroc"  # type: ignore[index]
+        statistics = {
+            key: auroc_statistic(scores[known], spots.labels[known], label or str(region))
+            for label, key in wanted.items()
+        }
+        if metrics:
+            findings.add("signatures", name, metrics, statistics, known, own=True, region=region)
+
+
+PROTOCOL = Protocol(
+    name="signatures",
+    run=run,
+    title="Zero-shot maps of signatures",
+    headline="auroc",
+    chance={"auroc": 0.5},
+    note="AUROC of a signature's map for the region it should find. No label was used to draw it.",
+    cost=1.0,
+)

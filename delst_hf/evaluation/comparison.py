@@ -1,0 +1,82 @@
+"""Two results of the same data, paired spot by spot."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .resampled import f1_statistic, mean_statistic, pearson_statistic
+from .suite import protocol
+from .uncertainty import Bootstrap, Statistic
+
+
+def compare_results(
+    first: Mapping[str, Any], second: Mapping[str, Any], resamples: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Compare two models that were evaluated on the same spots and folds, spot by spot.
+
+    Args:
+        first, second: Records with per-spot values, of the same data.
+        resamples, seed: Of the bootstrap, over slides or over spots within slides, as the intervals of the first.
+
+    Returns:
+        One row per quantity that both have: macro_f1 of each probe and arm, recall@10 and mean rank in both directions, Pearson
+        of HEST. A positive difference says that the first is higher (for ranks: worse).
+
+    Raises:
+        ValueError: If the data differ, or per-spot values are missing.
+    """
+    fingerprints = [record.get("data_fingerprint") for record in (first, second)]
+    if fingerprints[0] != fingerprints[1] or first["test_slides"] != second["test_slides"]:
+        raise ValueError(
+            f"the results are of different data: fingerprints {fingerprints}, test slides {first['test_slides']} and "
+            f"{second['test_slides']}. Evaluate both models on the same dataset and slides."
+        )
+    if "spots" not in first or "spots" not in second:
+        raise ValueError("results without per-spot values cannot be paired. Run `delst evaluate` with this version.")
+    rows = []
+    for name, metric, kept, statistics in _common(first, second):
+        slides = np.array(first["spots"]["slide"])[kept]
+        unit = first.get("interval_unit", "spots") if len(set(slides)) > 1 else "spots"
+        bootstrap = Bootstrap(int(kept.sum()), slides, unit, resamples=resamples, seed=seed)
+        difference = bootstrap.difference(statistics[0], statistics[1])
+        rows.append({"quantity": name, "metric": metric, **difference})
+    return rows
+
+
+def _common(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, str, np.ndarray, tuple[Statistic, ...]]]:
+    """What both results hold spot by spot: its name, the metric, the spots and the metric of either as a function of rows."""
+    ours, theirs = first["spots"], second["spots"]
+    for name, other in _same_quantities(first, second):
+        kept = np.array([a is not None and b is not None for a, b in zip(ours[name], theirs[other])])
+        if not kept.any():
+            continue
+        left, right = (np.array(values, dtype=object)[kept] for values in (ours[name], theirs[other]))
+        if name.startswith("predicted:"):
+            truth = np.array(ours["label"], dtype=object)[kept].astype(str)
+            yield name, "macro_f1", kept, tuple(f1_statistic(truth, side.astype(str)) for side in (left, right))
+        else:
+            ranks = [side.astype(float) for side in (left, right)]
+            yield name, "recall@10", kept, tuple(mean_statistic(rank <= 10) for rank in ranks)
+            yield name, "mean_rank", kept, tuple(mean_statistic(rank) for rank in ranks)
+    sides = [record.get("expression") or {} for record in (first, second)]
+    if all(sides) and sides[0]["genes"] == sides[1]["genes"] and sides[0]["groups"] == sides[1]["groups"]:
+        measured, groups = np.array(sides[0]["measured"]), np.array(sides[0]["groups"])
+        pair = tuple(pearson_statistic(np.array(side["predicted"]), measured, groups) for side in sides)
+        name = f"{protocol(sides[0]['protocol']).title_of(sides[0]['variant'])}:{sides[0]['arm']}"
+        yield name, "pearson_mean", np.ones(len(measured), dtype=bool), pair
+
+
+def _same_quantities(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names of per-spot values that mean the same in both: the first own arm of one model is that of the other."""
+    same = dict(zip(first["own_arms"], second["own_arms"]))
+    pairs = []
+    for name in first["spots"]:
+        if name.startswith("rank:"):
+            pairs.append((name, name))
+        elif name.startswith("predicted:"):
+            kind, probe, arm = name.split(":", 2)
+            pairs.append((name, f"{kind}:{probe}:{same.get(arm, arm)}"))
+    return [(name, other) for name, other in pairs if other in second["spots"]]

@@ -1,0 +1,127 @@
+"""Retrieval in both directions, over all test spots and within the slide of the query, beside shuffled pairs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..findings import Findings
+from ..resampled import mean_statistic, median_statistic, within_slides
+from ..retrieval import retrieval_scores, sampled_queries, summary
+from ..uncertainty import Statistic
+from . import Protocol
+
+MAX_QUERIES = 20_000  # of a larger pool a random sample is ranked, against all of it
+SCORED_BY_RANK = ("recall@1", "recall@5", "recall@10")
+
+
+def run(findings: Findings) -> None:
+    """Score retrieval over all test spots and within the slide of the query, also slide by slide, beside shuffled pairs."""
+    space, rows = findings.need_space(), findings.test_rows
+    image, gene, slides = space.image[rows], space.gene[rows], findings.spots.slides[rows]
+    queries = sampled_queries(len(rows), MAX_QUERIES, findings.seed)
+    order = np.random.default_rng(findings.seed).permutation(len(rows))
+    for arm, targets, shuffled in ((space.name, gene, False), (f"{space.name}, shuffled pairs", gene[order], True)):
+        facts: dict[str, Any] = {"own": not shuffled, "control": shuffled}
+        for variant, pools in (("", None), ("within", slides)):
+            ways = {
+                "image_to_gene": _scores(image, targets, pools, queries, findings),
+                "gene_to_image": _scores(targets, image, pools, queries, findings),
+            }
+            metrics, statistics = _both_ways(ways, None if pools is None else slides[queries])
+            metrics |= _chance(slides, pools, queries)
+            findings.add("retrieval", arm, metrics, statistics, rows[queries], variant=variant, **facts)
+            if pools is None and not shuffled:
+                for name, scores in ways.items():
+                    findings.keep(f"rank:{name}", rows[queries], scores["rank"])
+        names = np.unique(slides)
+        for slide in names if len(names) > 1 else ():
+            here = slides[queries] == slide
+            part = {name: {key: values[here] for key, values in scores.items()} for name, scores in ways.items()}
+            metrics = _both_ways(part, None)[0] | _chance(slides, slides, queries[here])
+            findings.add("retrieval", arm, metrics, variant="within", slide=str(slide), **facts)
+
+
+def _both_ways(
+    ways: Mapping[str, Mapping[str, np.ndarray]], pools: np.ndarray | None
+) -> tuple[dict[str, float], dict[str, Statistic]]:
+    """Metrics of both directions, and each as a function of resampled queries."""
+    metrics: dict[str, float] = {}
+    statistics: dict[str, Statistic] = {}
+    for name, scores in ways.items():
+        numbers, functions = _by_query(scores, pools)
+        metrics |= {f"{name}_{key}": value for key, value in numbers.items()}
+        statistics |= {f"{name}_{key}": value for key, value in functions.items()}
+    return metrics, statistics
+
+
+def _scores(
+    left: np.ndarray, right: np.ndarray, pools: np.ndarray | None, queries: np.ndarray, findings: Findings
+) -> dict[str, np.ndarray]:
+    """`retrieval_scores` of the queries, each within its pool, in the order of the queries."""
+    space = findings.need_space()
+    options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature, "seed": findings.seed}
+    if pools is None:
+        return retrieval_scores(left, right, num_queries=MAX_QUERIES, **options)
+    parts = []
+    for pool in np.unique(pools):
+        rows = np.flatnonzero(pools == pool)
+        scores = retrieval_scores(left[rows], right[rows], **options)
+        parts.append({**scores, "query": rows})
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(joined["query"])
+    return {key: values[order][queries] for key, values in joined.items()}
+
+
+def _by_query(
+    scores: Mapping[str, np.ndarray], pools: np.ndarray | None
+) -> tuple[dict[str, float], dict[str, Statistic]]:
+    """Metrics, and each as a function of resampled queries; the median within slides is the mean of the slides' medians."""
+    statistics: dict[str, Statistic] = {key: mean_statistic(scores[key]) for key in (*SCORED_BY_RANK, "mrr")}
+    statistics["mean_rank"] = mean_statistic(scores["rank"])
+    median = median_statistic(scores["rank"])
+    statistics["median_rank"] = median if pools is None else within_slides(median, pools)
+    everyone = np.arange(len(scores["rank"]))
+    return {**summary(scores), "median_rank": statistics["median_rank"](everyone)}, statistics
+
+
+def _chance(slides: np.ndarray, pools: np.ndarray | None, queries: np.ndarray) -> dict[str, float]:
+    """What a model that knows nothing gets, averaged over queries."""
+    sizes = np.full(len(slides), len(slides))
+    if pools is not None:
+        _, numbers, counts = np.unique(pools, return_inverse=True, return_counts=True)
+        sizes = counts[numbers]
+    sizes = sizes[queries]
+    chance = {f"chance_recall@{k}": float(np.minimum(1.0, k / sizes).mean()) for k in (1, 5, 10)}
+    facts = {"pool_size": float(sizes.mean()), "num_queries": float(len(queries))}
+    return facts | chance | {"chance_median_rank": float((sizes.mean() + 1) / 2)}
+
+
+_RANKS = tuple(f"{way}_{kind}_rank" for way in ("image_to_gene", "gene_to_image") for kind in ("median", "mean"))
+PROTOCOL = Protocol(
+    name="retrieval",
+    run=run,
+    title="Retrieval",
+    headline="image_to_gene_recall@10",
+    also=("gene_to_image_recall@10",),
+    shown=(
+        "chance_recall@10",
+        "image_to_gene_mean_rank",
+        "image_to_gene_median_rank",
+        "image_to_gene_mrr",
+        "pool_size",
+    ),
+    chance={
+        **{f"{way}_recall@{k}": f"chance_recall@{k}" for way in ("image_to_gene", "gene_to_image") for k in (1, 5, 10)},
+        # Ranks without skill are uniform: mean and median agree.
+        **dict.fromkeys(_RANKS, "chance_median_rank"),
+    },
+    lower_is_better=_RANKS,
+    task="image-gene-retrieval",
+    note="Recall depends on the size of the pool, so chance stands beside it.",
+    variants={
+        "": "The pool is all test spots.",
+        "within": "Each query against its own slide only: knowing the slide does not help.",
+    },
+    drawn=("within",),
+)

@@ -1,0 +1,103 @@
+"""One table, rendered three ways: as text for a terminal, as HTML for the report, as Markdown for a card."""
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of cells that are text already.
+
+    Attributes:
+        title: Heading; empty for none.
+        header: Names of the columns.
+        rows: One tuple of cells per row, each as long as the header.
+        note: How to read it.
+        prose: Numbers of the columns that hold sentences: a terminal leaves them out.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    prose: tuple[int, ...] = ()
+
+    def as_text(self) -> str:
+        """Render for a terminal: columns of equal width, the first one flush left.
+
+        Example:
+            >>> print(Table("Scores", ("arm", "F1"), (("ours", "0.5"), ("colour", "0.25"))).as_text())
+            Scores
+            arm       F1
+            ------  ----
+            ours     0.5
+            colour  0.25
+        """
+        columns = [i for i in range(len(self.header)) if i not in self.prose]
+        lines = [[line[i] for i in columns] for line in (self.header, *self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        lines.insert(1, ["-" * width for width in widths])
+        body = [
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths))
+            )
+            for line in lines
+        ]
+        return "\n".join(line.rstrip() for line in (self.title, *body, self.note) if line)
+
+    def as_markdown(self) -> str:
+        """Render for a card.
+
+        Example:
+            >>> print(Table("", ("arm", "F1"), (("a|b", "0.5"),)).as_markdown())
+            | arm | F1 |
+            |---|---|
+            | a\\|b | 0.5 |
+        """
+        lines = [self.header, ("---",) * len(self.header), *self.rows]
+        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+        body[1] = "|---" * len(self.header) + "|"
+        parts = [f"### {self.title}" if self.title else "", self.note, "\n".join(body)]
+        return "\n\n".join(part for part in parts if part)
+
+    def as_html(self) -> str:
+        """Render for the report.
+
+        Example:
+            >>> Table("", ("arm", "F1"), (("a<b", "0.5"),)).as_html()[:66]
+            "<div class='table'><table><tr><th>arm</th><th>F1</th></tr><tr><td>"
+        """
+
+        def line(tag: str, cells: tuple[str, ...]) -> str:
+            marks = (' class="text"' if i in self.prose else "" for i in range(len(cells)))
+            return "<tr>" + "".join(f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells)) + "</tr>"
+
+        body = line("th", self.header) + "".join(line("td", row) for row in self.rows)
+        title = f"<h3>{html.escape(self.title)}</h3>" if self.title else ""
+        note = f"<p class='soft'>{html.escape(self.note)}</p>" if self.note else ""
+        return f"{title}{note}<div class='table'><table>{body}</table></div>"
+
+
+def number(value: Any) -> str:
+    """Write a number as tables show it: three digits, whole numbers and large ones without.
+
+    Example:
+        >>> [number(value) for value in (0.25, 36, 512.3, None)]
+        ['0.250', '36', '512', '-']
+    """
+    if value is None or value != value:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 or (value == int(value) and abs(value) >= 2) else f"{value:.3f}"
+
+
+def between(interval: dict[str, Any] | None, sign: str = "") -> str:
+    """Write the two ends of an interval; empty without one.
+
+    Example:
+        >>> between({"low": 0.2, "high": 0.4})
+        '0.200 to 0.400'
+    """
+    if not interval or interval.get("low") is None:
+        return ""
+    return f"{interval['low']:{sign}.3f} to {interval['high']:{sign}.3f}"

@@ -1,0 +1,95 @@
+"""What results say of a model: each of its scores beside the best baseline, or beside chance where there is no baseline."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .protocols import Protocol
+from .result_tables import name_of, spread_of
+from .suite import protocol
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One score of the model's own beside what it has to beat.
+
+    Attributes:
+        protocol: The protocol.
+        variant, slide, arm, metric: Which of its scores.
+        value: The score.
+        rival: The best baseline, or "chance".
+        rival_value: Its score.
+        spread: The standard deviation of the baseline's score where there is one, else 0.
+    """
+
+    protocol: Protocol
+    variant: str
+    slide: str | None
+    arm: str
+    metric: str
+    value: float
+    rival: str
+    rival_value: float
+    spread: float = 0.0
+
+    @property
+    def better(self) -> bool:
+        """Whether the score lies beyond what it has to beat and its spread."""
+        gain = self.value - self.rival_value
+        return (-gain if self.metric in self.protocol.lower_is_better else gain) > self.spread
+
+    def sentence(self) -> str:
+        """Say a score that is not better, for a list of limitations."""
+        where = f" on {self.slide}" if self.slide else ""
+        spread = " and its spread" if self.spread else ""
+        rival = "chance" if self.rival == "chance" else f"that of {self.rival}"
+        return (
+            f"{self.protocol.title_of(self.variant)}: the {self.metric} of {self.arm}{where} ({self.value:.3f}) is not above "
+            f"{rival} ({self.rival_value:.3f}){spread}."
+        )
+
+
+def verdicts(rows: Sequence[Record], own_arms: Sequence[str]) -> list[Verdict]:
+    """Judge every headline score of the model's own arms.
+
+    The first own arm is judged by the best baseline of the same protocol, variant and slide; where there is none, and for the
+    other arms, by chance.
+
+    Args:
+        rows: Rows of results.
+        own_arms: The model's own arms, the first standing for it.
+    """
+    result = []
+    for row in rows:
+        if row["own"]:
+            rivals = _rivals(rows, row) if row["arm"] == own_arms[0] else []
+            result += list(_of_row(row, protocol(row["protocol"]), rivals))
+    return result
+
+
+def _rivals(rows: Sequence[Record], row: Record) -> list[Record]:
+    place = ("protocol", "variant", "slide")
+    return [
+        other
+        for other in rows
+        if not other["own"] and not other["control"] and all(other.get(key) == row.get(key) for key in place)
+    ]
+
+
+def _of_row(row: Record, which: Protocol, rivals: Sequence[Record]) -> Iterator[Verdict]:
+    for metric in which.judged:
+        value = row["metrics"].get(metric)
+        if value is None:
+            continue
+        sign = -1 if metric in which.lower_is_better else 1
+        scored = [other for other in rivals if other["metrics"].get(metric) is not None]
+        facts = (which, row["variant"], row.get("slide"), name_of(row), metric, value)
+        if scored:
+            best = max(scored, key=lambda other: sign * other["metrics"][metric])
+            # The spread over random networks or seeds of a probe; that over folds is not one of the score.
+            spread = spread_of(best["metrics"], metric) if row.get("slide") else None
+            yield Verdict(*facts, best["arm"], best["metrics"][metric], spread or 0.0)
+        elif (chance := which.chance_of(metric, row)) is not None:
+            yield Verdict(*facts, "chance", chance)
