@@ -10,11 +10,15 @@ from typing import Any
 import yaml
 
 from .schema import CONFIGS
+from .understood import slide_page
 
 # Identifiers as the Hub's list has them; a license in words is named under "other".
 _DATA_LICENSE = re.compile(
     r"unknown|other|mit|apache-2\.0|openrail|(cc-by[a-z-]*|gpl|lgpl|bsd|odbl|pddl|cc0)[a-z0-9.-]*", re.I
 )
+
+# Slides whose page stands on the card.
+_PAGES = 20
 
 _TEXT = """
 # Spatial transcriptomics: {num_slides} slides, {num_spots} spots, {num_genes} genes
@@ -48,6 +52,10 @@ slides = load_dataset(path, "slides")["train"]  # mpp, measured_genes, thumbnail
 | label | spots |
 |---|---|
 {label_rows}
+
+## What was understood of each slide
+
+{pages}
 """
 
 
@@ -123,6 +131,7 @@ def dataset_card(
         num_patients=len({slide["patient_id"] for slide in slides}),
         slide_rows="\n".join(_slide_row(slide, spots_per_slide[slide["slide_id"]]) for slide in slides),
         label_rows="\n".join(_row(label, number) for label, number in labels.most_common()),
+        pages=_pages(slides, spots_per_slide),
     )
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n{text}"
 
@@ -136,6 +145,15 @@ def _files(name: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     if name != "spots" or not splits:
         return [("train", f"{name}/*.parquet")]
     return [(split, f"{name}/{split}/*.parquet") for split in splits]
+
+
+def _pages(slides: Sequence[Mapping[str, Any]], spots_per_slide: Mapping[str, int]) -> str:
+    """What `delst check` says of the first slides, as text that is not markup."""
+    pages = [slide_page(slide, spots_per_slide[slide["slide_id"]]) for slide in slides[:_PAGES]]
+    # Backticks of a name could close the fence.
+    text = "\n\n".join(pages).replace("`", "'")
+    more = f"\n\nThe other {len(slides) - _PAGES}: `delst check` with this folder." if len(slides) > _PAGES else ""
+    return f"```text\n{text}\n```{more}"
 
 
 def _several(values: Iterable[str]) -> str:

@@ -28,6 +28,11 @@ class Notes:
         spots_left_out: reason -> how many rows of the source are not among the spots: "not in_tissue", "without counts".
         image: property -> what the file is: {"file": "he.tif", "samples": "12 of 16 bits"}.
         remarks: whole sentences for what has no other place.
+        labels: label -> spots, measured by `understood.measure` when the slide is checked, as are the following.
+        median_counts: counts of the median spot.
+        median_genes: expressed genes of the median spot.
+        genes_with_ids: how many genes have an Ensembl id.
+        on_tissue: share of the spots that lie on tissue, 0 to 1.
 
     >>> notes = Notes()
     >>> notes.leave_out_genes("control probes", 12)
@@ -45,6 +50,11 @@ class Notes:
     spots_left_out: dict[str, int] = field(default_factory=dict)
     image: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    median_counts: float | None = None
+    median_genes: float | None = None
+    genes_with_ids: int | None = None
+    on_tissue: float | None = None
 
     def leave_out_genes(self, kind: str, number: int) -> None:
         """Count features that are not among the genes; a number of 0 leaves no trace."""

@@ -29,6 +29,7 @@ from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
 from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
 from .slide import Slide, WrongFrameError
+from .understood import measure
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +89,19 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
     Raises:
         ValueError: what `Slide.validate`, `clean_genes` and the quality checks refuse.
     """
-    slide, thumbnail = _checked(slide, options)
+    try:
+        slide, thumbnail = check_slide(slide, options)
+    except WrongFrameError as error:
+        path = f"{options.refused_preview or slide.slide_id}.{slide.slide_id}.refused.png"
+        draw_preview(swapped(slide, options), options.patch_um).save(path)
+        raise WrongFrameError(f"{error} The spots on the image: {os.path.relpath(path)}") from error
     for name in CONFIGS:
         (folder / name).mkdir(parents=True)
     if options.preview:
         (folder / "previews").mkdir()
         draw_preview(slide, options.patch_um).save(folder / "previews" / f"{slide.slide_id}.png")
-    _write_spots(slide, folder / "spots", options)
+    kept = _write_spots(slide, folder / "spots", options)
+    measure(slide if kept.all() else slide.select(kept), thumbnail)
     genes = pa.table(
         {
             "gene_id": slide.genes["gene_id"].tolist(),
@@ -104,35 +111,36 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
         schema=GENES.arrow_schema,
     )
     pq.write_table(genes, folder / "genes" / "genes.parquet")
-    row = _slide_row(slide, thumbnail, options)
+    row = slide_row(slide, thumbnail, options)
     pq.write_table(pa.Table.from_pylist([row], schema=SLIDES.arrow_schema), folder / "slides" / "slides.parquet")
 
 
-def _checked(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
-    """The slide as it will be written, and its thumbnail."""
-    if options.swap_xy:
-        slide = replace(slide, spots=slide.spots.rename(columns={"x": "y", "y": "x"}))
-    try:
-        slide = slide.drop_outside() if options.outside == "drop" else slide
-        slide.validate()
-        _compare_scales(slide)
-        if slide.has_counts:
-            counts, genes, species = clean_genes(
-                slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases
-            )
-            slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))
-        thumbnail = slide.thumbnail()
-        # A grid is laid on the tissue of this very image: it cannot be of another frame.
-        wrong = describe_wrong_frame(slide, thumbnail) if slide.has_counts else None
-        if wrong and options.off_tissue == "error":
-            raise WrongFrameError(f"{wrong} To keep them as they are: off_tissue='allow' (--allow-off-tissue).")
-        if wrong:
-            logger.warning(wrong)
-    except WrongFrameError as error:
-        path = f"{options.refused_preview or slide.slide_id}.{slide.slide_id}.refused.png"
-        draw_preview(slide, options.patch_um).save(path)
-        raise WrongFrameError(f"{error} The spots on the image: {os.path.relpath(path)}") from error
+def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
+    """Return the slide as it would be written, and its thumbnail; nothing is written.
+
+    Raises:
+        ValueError: what `Slide.validate`, `clean_genes` and the quality checks refuse.
+    """
+    slide = swapped(slide, options)
+    slide = slide.drop_outside() if options.outside == "drop" else slide
+    slide.validate()
+    _compare_scales(slide)
+    if slide.has_counts:
+        counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
+        slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))
+    thumbnail = slide.thumbnail()
+    # A grid is laid on the tissue of this very image: it cannot be of another frame.
+    wrong = describe_wrong_frame(slide, thumbnail) if slide.has_counts else None
+    if wrong and options.off_tissue == "error":
+        raise WrongFrameError(f"{wrong} To keep them as they are: off_tissue='allow' (--allow-off-tissue).")
+    if wrong:
+        logger.warning(wrong)
     return slide, thumbnail
+
+
+def swapped(slide: Slide, options: PatchOptions) -> Slide:
+    """Return the slide with x for y where that was asked for."""
+    return replace(slide, spots=slide.spots.rename(columns={"x": "y", "y": "x"})) if options.swap_xy else slide
 
 
 def _compare_scales(slide: Slide) -> None:
@@ -153,7 +161,8 @@ def _compare_scales(slide: Slide) -> None:
             )  # fmt: skip
 
 
-def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:
+def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarray:
+    """Cut, filter and write the spots; return which were written (spots,) bool."""
     side = options.patch_um / slide.mpp
     if slide.stored_patches is None and options.patch_px > _UPSAMPLING_ALARM * side:
         logger.warning(
@@ -166,11 +175,11 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:
     counts.sum_duplicates()
     counts.eliminate_zeros()
     waiting: list[tuple[int, bytes, float]] = []
-    removed = 0
+    kept = np.ones(len(slide.spots), dtype=bool)
     try:
         for position, data, tissue in _encoded_patches(slide, options):
             if tissue < options.quality_filter.min_tissue:
-                removed += 1
+                kept[position] = False
                 continue
             waiting.append((position, data, tissue))
             if len(waiting) == _ROWS_PER_GROUP:
@@ -180,6 +189,7 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:
             shards.write(_spot_rows(slide, counts, waiting))
     finally:
         shards.close()
+    removed = int((~kept).sum())
     if removed:
         logger.warning("%s: removed %d of %d spots whose patch is less than %g tissue",
                        slide.slide_id, removed, len(slide.spots), options.quality_filter.min_tissue)  # fmt: skip
@@ -189,6 +199,7 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> None:
             f"slide {slide.slide_id!r}: no patch has {options.quality_filter.min_tissue:g} tissue. Lower --min-tissue, and "
             "look at the slide with --preview."
         )
+    return kept
 
 
 def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int, bytes, float]]:
@@ -276,7 +287,8 @@ def _images(encoded: list[bytes]) -> pa.Array:
     )
 
 
-def _slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> dict[str, Any]:
+def slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> dict[str, Any]:
+    """Return the row of a slide in the slides table."""
     height, width = slide.image.shape[:2]
     names = ("slide_id", "patient_id", "technology", "tissue", "species", "label_source", "source")
     return {name: getattr(slide, name) for name in names} | {

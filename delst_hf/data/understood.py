@@ -1,0 +1,106 @@
+"""What was understood of a slide, on one page: for `delst check`, and for the card of a dataset."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from .notes import Notes
+from .quality import share_on_tissue
+from .slide import Slide
+
+# Sources of a scale that differ by less are said to agree.
+AGREEMENT = 0.05
+_MANY = 12
+
+
+def measure(slide: Slide, thumbnail: Image.Image) -> None:
+    """Write into the slide's notes what only the finished slide can tell: labels, medians, tissue under the spots."""
+    notes, counts = slide.notes, slide.counts.tocsr()
+    labels = Counter("(none)" if pd.isna(label) else str(label) for label in slide.spots["label"])
+    notes.labels = dict(labels.most_common())
+    if slide.has_counts:
+        notes.median_counts = float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
+        notes.median_genes = float(np.median(np.diff(counts.indptr)))
+        notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
+    notes.on_tissue = share_on_tissue(slide, thumbnail)
+
+
+def slide_page(row: Mapping[str, Any], num_spots: int) -> str:
+    """Return the page of one slide, about ten lines of plain text.
+
+    Args:
+        row: of the slides table, with its `notes`.
+        num_spots: how many spots the slide has.
+    """
+    notes = Notes.from_json(row.get("notes"))
+    lines = [
+        ("slide", f"{row['slide_id']} (patient {row['patient_id']})"),
+        ("source", row["source"] or "unknown"),
+        ("about", ", ".join(str(row[name] or f"{name} unknown") for name in ("technology", "tissue", "species"))),
+        ("image", _image(row, notes)),
+        ("scale", _scale(float(row["mpp"]), notes)),
+        ("patch", _patch(row)),
+        ("spots", _spots(row, num_spots, notes)),
+        ("genes", _genes(len(row["measured_genes"]), notes)),
+    ]
+    if notes.median_counts is not None:
+        lines.append(("counts", f"{notes.median_counts:g} counts of {notes.median_genes:g} genes in the median spot"))
+    if notes.labels:
+        lines.append(("labels", _labels(row, notes)))
+    if notes.on_tissue is not None:
+        lines.append(("tissue", f"{notes.on_tissue:.0%} of the spots lie on tissue"))
+    lines += [("remark", remark) for remark in notes.remarks]
+    # A line break in a name would begin another line of the page.
+    return "\n".join(f"{name:<9}{' '.join(str(text).split())}" for name, text in lines)
+
+
+def _image(row: Mapping[str, Any], notes: Notes) -> str:
+    size = f"{row['image_width']} x {row['image_height']} px"
+    return ", ".join([size, *(f"{name}: {value}" for name, value in notes.image.items())])
+
+
+def _scale(mpp: float, notes: Notes) -> str:
+    used = f"{mpp:.4f} um per px" + (f", from {notes.scale_from}" if notes.scale_from else "")
+    others = [f"{what} {_against(found, mpp)}" for what, found in notes.scale_witnesses.items()]
+    return f"{used}; witnesses: {', '.join(others)}" if others else f"{used}; nothing else states one"
+
+
+def _against(found: float, mpp: float) -> str:
+    differs = found / mpp - 1
+    return f"{found:.4f} (agrees)" if abs(differs) <= AGREEMENT else f"{found:.4f} (DIFFERS by {differs:+.0%})"
+
+
+def _patch(row: Mapping[str, Any]) -> str:
+    pixels = float(row["patch_um"]) / float(row["mpp"])
+    enlarged = f", enlarged {row['patch_px'] / pixels:.1f} times" if row["patch_px"] > 2 * pixels else ""
+    return f"{row['patch_um']:g} um = {pixels:.0f} px of the image, stored as {row['patch_px']} px{enlarged}"
+
+
+def _spots(row: Mapping[str, Any], num_spots: int, notes: Notes) -> str:
+    size = row.get("spot_um")
+    return f"{num_spots}" + (f" of {size:g} um" if size else "") + _left_out(notes.spots_left_out)
+
+
+def _genes(number: int, notes: Notes) -> str:
+    ids = "" if notes.genes_with_ids is None else f", {notes.genes_with_ids} with Ensembl ids"
+    summed = f"; columns added to another of the same gene: {notes.genes_summed}" if notes.genes_summed else ""
+    return f"{number}{ids}{_left_out(notes.genes_left_out)}{summed}" if number else "none: the slide is an image alone"
+
+
+def _left_out(counted: Mapping[str, int]) -> str:
+    if not counted:
+        return "; none left out"
+    return f"; {sum(counted.values())} left out: " + ", ".join(
+        f"{number} {reason}" for reason, number in counted.items()
+    )
+
+
+def _labels(row: Mapping[str, Any], notes: Notes) -> str:
+    known = [f"{label} {number}" for label, number in notes.labels.items()]
+    shown = ", ".join(known[:_MANY]) + (f", and {len(known) - _MANY} more" if len(known) > _MANY else "")
+    source = row.get("label_source")
+    return f"{shown}; from {source}" if source else shown
