@@ -116,14 +116,21 @@ class Findings:
         return Bootstrap(len(rows), slides, unit=unit, resamples=self.evaluation.resamples, seed=self.seed)
 
     def compare(
-        self, protocol: str, metric: str, statistics: Mapping[str, Statistic], rows: np.ndarray, variant: str = ""
+        self,
+        protocol: str,
+        metric: str,
+        statistics: Mapping[str, Statistic],
+        rows: np.ndarray,
+        variant: str = "",
+        own: Sequence[str] | None = None,
     ) -> None:
-        """Compare each of the model's arms with every other arm, on the same rows."""
+        """Compare each of the model's arms, or those named by `own`, with every other arm, on the same rows."""
+        own = self.own if own is None else own
         bootstrap = self.bootstrap(rows)
         names = {"protocol": protocol, "variant": variant, "metric": metric}
-        for ours in self.own:
+        for ours in own:
             for other in statistics:
-                if ours in statistics and other not in self.own:
+                if ours in statistics and other not in own:
                     difference = bootstrap.difference(statistics[ours], statistics[other])
                     self.comparisons.append({**names, "first": ours, "second": other, **difference})
 

@@ -21,6 +21,7 @@ SUITE = (
     "signatures",
     "domains",
     "hierarchy",
+    "reliability",
 )
 
 

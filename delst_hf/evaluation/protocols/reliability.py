@@ -1,0 +1,173 @@
+"""When to trust a prediction that was made from H&E alone: confidences against the errors of each spot."""
+
+import numpy as np
+
+from ..baselines import COLOUR_STATISTICS, shuffled
+from ..evidence import Space
+from ..expression import gene_pearson, most_variable_genes, ridge_prediction
+from ..findings import Findings
+from ..preparation import FlooredScaler, missing_rows
+from ..reliability import selective_prediction
+from ..resampled import spearman_statistic
+from ..retrieval import as_inner_product
+from . import Protocol
+from .imputation import IMPUTED_GENES, NEIGHBOURS, impute_by_retrieval
+
+BANK_NEIGHBOURS = 10
+"""Nearest fitting spots whose mean distance is the distance of a spot to the reference."""
+
+
+def run(findings: Findings) -> None:
+    """Score every confidence against the errors of ridge, of retrieval and of the linear probe, on test spots."""
+    rows = findings.test_rows
+    errors, predictions = _errors(findings)
+    if not errors:
+        raise ValueError("nothing was predicted: there are neither spots to fit on nor labels of two classes")
+    confidences = _confidences(findings, predictions)
+    for variant, error in errors.items():
+        known = rows[~np.isnan(error[rows])]
+        if len(known) < 3 or np.ptp(error[known]) == 0:
+            continue
+        statistics = {}
+        for name, (confidence, own, control) in confidences.items():
+            scores = selective_prediction(error[known], confidence[known])
+            statistics[name] = spearman_statistic(confidence[known], -error[known])
+            findings.add(
+                "reliability",
+                name,
+                scores,
+                {"spearman": statistics[name]},
+                known,
+                variant=variant,
+                own=own,
+                control=control,
+            )
+        ours = [name for name, (_, own, _) in confidences.items() if own]
+        findings.compare("reliability", "spearman", statistics, known, variant=variant, own=ours)
+    for name, (confidence, own, _) in confidences.items():
+        if own:
+            findings.keep(f"confidence:{name}", rows, confidence[rows])
+
+
+def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Predict each test spot from spots of other groups: errors by variant (spots,), and the expression predicted."""
+    spots, space = findings.spots, findings.space
+    genes = most_variable_genes(
+        findings.log_expression[spots.reference], min(IMPUTED_GENES, findings.log_expression.shape[1])
+    )
+    measured = findings.log_expression[:, genes].toarray()
+    features = findings.arms[findings.own[0]].features
+    predictions = {name: np.full(measured.shape, np.nan) for name in ("ridge", "retrieval")}
+    means = np.full(measured.shape, np.nan)
+    for fit, scored in spots.folds:
+        means[scored] = measured[fit].mean(axis=0)
+        predictions["ridge"][scored] = ridge_prediction(
+            features[fit], measured[fit], features[scored], spots.slides[fit]
+        ).predicted
+        if space is not None:
+            predictions["retrieval"][scored] = impute_by_retrieval(
+                space.image[scored], space.gene[fit], measured[fit], space.geometry, space.curvature, NEIGHBOURS
+            )
+    predictions = {
+        name: values for name, values in predictions.items() if not np.isnan(values[findings.test_rows]).any()
+    }
+    errors = {}
+    for name, predicted in predictions.items():
+        errors[name] = _profile_errors(predicted, measured, findings.test_rows)
+        errors[f"{name}, centred"] = _profile_errors(predicted - means, measured - means, findings.test_rows)
+    answer = findings.per_spot.get(f"predicted:linear:{findings.own[0]}")
+    if answer is not None and spots.labelled:
+        known = ~missing_rows(spots.labels) & ~missing_rows(answer)
+        errors["labels"] = np.where(known, spots.labels != answer, np.nan).astype(float)
+    return errors, predictions
+
+
+def _profile_errors(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """One minus the Pearson correlation over genes of each spot's predicted and measured profile (spots,)."""
+    errors = np.full(len(measured), np.nan)
+    errors[rows] = 1 - gene_pearson(predicted[rows].T, measured[rows].T)
+    return errors
+
+
+def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool, bool]]:
+    """Name -> confidence (spots,), whether it comes from the model's own space, and whether it is a control."""
+    spots, space = findings.spots, findings.space
+    features = findings.arms[findings.own[0]].features
+    size = len(spots.slides)
+    result: dict[str, tuple[np.ndarray, bool, bool]] = {}
+    if space is not None and space.geometry != "cosine":
+        radius = np.linalg.norm(space.tangent(space.image), axis=1)
+        result["image radius"] = (radius, True, False)
+        result["image radius, shuffled"] = (shuffled(radius, spots.slides, findings.seed), False, True)
+    num_genes, distance = np.full(size, np.nan), np.full(size, np.nan)
+    entropy, similarity = np.full(size, np.nan), np.full(size, np.nan)
+    complexity = np.log1p(spots.counts.getnnz(axis=1)).astype(float)
+    for fit, scored in spots.folds:
+        num_genes[scored] = ridge_prediction(
+            features[fit], complexity[fit, None], features[scored], spots.slides[fit]
+        ).predicted[:, 0]
+        distance[scored] = _distance_to(features[fit], features[scored])
+        if space is not None:
+            entropy[scored], similarity[scored] = _retrieval(space, fit, scored)
+    result["predicted number of genes"] = (num_genes, False, False)
+    result["nearness to the reference"] = (-distance, False, False)
+    if space is not None:
+        result["certainty of retrieval"] = (-entropy, False, False)
+        result["similarity of retrieval"] = (similarity, False, False)
+    if len(predictions) == 2:
+        agreement = np.full(size, np.nan)
+        first, second = (values[findings.test_rows].T for values in predictions.values())
+        agreement[findings.test_rows] = gene_pearson(first, second)
+        result["agreement of ridge and retrieval"] = (agreement, False, False)
+    for arm in findings.arms.values():
+        if arm.features.shape[1] == len(COLOUR_STATISTICS) and not arm.own and not arm.control:
+            tissue = arm.features[:, COLOUR_STATISTICS.index("tissue_fraction")]
+            result["tissue fraction"] = (np.asarray(tissue, dtype=float), False, False)
+    return result
+
+
+def _distance_to(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Mean distance (spots,) of standardised features to their nearest in the reference."""
+    scaler = FlooredScaler.fit(np.asarray(reference, dtype=np.float64))
+    bank, queries = scaler.transform(reference), scaler.transform(features)
+    squares = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * queries @ bank.T
+    nearest = np.sort(np.maximum(squares, 0.0), axis=1)[:, :BANK_NEIGHBOURS]
+    return np.sqrt(nearest).mean(axis=1)
+
+
+def _retrieval(space: Space, fit: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entropy of the softmax over the fitting spots' genes, and the similarity of the nearest, of each image (spots,).
+
+    The similarities are standardised over the reference before the softmax, so that no temperature has to be chosen.
+    """
+    left, right = as_inner_product(space.image[scored], space.gene[fit], space.geometry, space.curvature)
+    similarities = left @ right.T
+    if space.geometry == "lorentz":  # the product is -cosh(sqrt(c) d) / c
+        similarities = -np.arccosh(np.maximum(-similarities * float(space.curvature or 1.0), 1.0))
+    top = similarities.max(axis=1)
+    scaled = (similarities - top[:, None]) / np.maximum(similarities.std(axis=1, keepdims=True), 1e-12)
+    weights = np.exp(scaled)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=1), top
+
+
+PROTOCOL = Protocol(
+    name="reliability",
+    run=run,
+    title="Reliability: which predictions to believe, from H&E alone",
+    headline="spearman",
+    shown=("excess_aurc", "error_of_confident_half", "mean_error"),
+    chance={"spearman": 0.0, "excess_aurc": 1.0},
+    note="Each confidence against the error of each spot: one minus the Pearson correlation of its predicted and measured "
+    "profile (centred: less the mean profile of the spots that fit), or a wrong label. Spearman is high where confident spots "
+    "are predicted well; the excess of the area under risk and coverage is 0 for the best order and 1 for chance. The rival "
+    "that matters most is the number of genes that a ridge predicts from the same features.",
+    variants={
+        "ridge": "expression by ridge",
+        "ridge, centred": "expression by ridge, less the mean profile",
+        "retrieval": "expression by retrieval",
+        "retrieval, centred": "expression by retrieval, less the mean profile",
+        "labels": "labels by linear probe",
+    },
+    cost=2.0,
+)
