@@ -11,8 +11,7 @@ from contextlib import contextmanager
 
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
-
-_USER_ERRORS = (ValueError, KeyError, TypeError, OSError, ImportError)
+from .errors import explain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,12 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("delst: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
-    except _USER_ERRORS as error:
+    except Exception as error:
         if arguments.debug:
             raise
-        # str() of a KeyError is the repr of its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"delst: error: {message}", file=sys.stderr)
+        print(f"delst: error: {explain(error)}", file=sys.stderr)
         return 2
 
 

@@ -16,6 +16,7 @@ MODEL_FILES = sorted(path.stem for path in (PACKAGE / "model").glob("*.py") if p
 # only not be circular.
 ORDER = [
     "model",
+    "errors",
     "atomic",
     "record",
     "pipelines",

@@ -161,10 +161,10 @@ def without(*path):
     [
         (without("obsm", "spatial"), {}, KeyError, r"obsm\['spatial'\] is missing"),
         (without("uns", "spatial"), {}, KeyError, r"uns\['spatial'\] is missing.*squidpy.read.visium"),
-        (without("uns", "spatial", "LIB", "images"), {}, KeyError, "no 'hires' or 'lowres' image.*--image"),
+        (without("uns", "spatial", "LIB", "images"), {}, KeyError, "no 'fullres', 'hires', .* image.*--image"),
         (
-            without("uns", "spatial", "LIB", "scalefactors", "tissue_hires_scalef"), {}, KeyError,
-            "tissue_hires_scalef is None; scalefactors has .*spot_diameter_fullres",
+            without("uns", "spatial", "LIB", "scalefactors", "tissue_hires_scalef"), {}, ValueError,
+            "tissue_hires_scalef is None. Allowed: a positive number.*scalefactors has .*spot_diameter_fullres",
         ),
         (
             without("uns", "spatial", "LIB", "scalefactors", "spot_diameter_fullres"), {}, ValueError,

@@ -200,7 +200,7 @@ def test_a_large_table_is_made_sparse_piece_by_piece(tmp_path, source, monkeypat
     assert counts.barcodes.tolist() == source.spots.index.tolist()
     assert counts.genes["symbol"].tolist() == source.symbols
     (tmp_path / "none.csv").write_text("spot,A,B\n")
-    with pytest.raises(ValueError, match=r"none\.csv has no row of counts"):
+    with pytest.raises(ValueError, match=r"none\.csv has no row below its header"):
         read_counts(tmp_path / "none.csv")
 
 

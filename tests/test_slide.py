@@ -62,7 +62,7 @@ def test_a_sound_slide_is_accepted_and_completed():
         ({"genes": pd.DataFrame({"symbol": list("abcd")})}, r"columns \['gene_id'\] are missing"),
         ({"spots": spots_at([1, 2, 3], [1, 2, 3]).set_index(pd.Index(["a", "b", "a"]))}, "1 barcodes are dup.*'a'"),
         ({"spots": spots_at([1, np.nan, 3], [1, 2, 3])}, "1 of 3 spots have no coordinates"),
-        ({"spots": spots_at([1, 2, 3], [1, 2, 3]).assign(label=7)}, "label 7 is not text"),
+        ({"spots": spots_at([1, 2, 3], [1, 2, 3]).assign(label=[{"a": 1}] * 3)}, "label {'a': 1} is not text"),
         ({"spots": spots_at([1, 2, 100], [1, 2, 3])}, "1 of 3 spots lie outside .*100 wide, 60 high.*--drop-outside"),
         ({"spots": spots_at([1, 2, -0.1], [1, 2, 3])}, "1 of 3 spots lie outside"),
         ({"spots": spots_at([500, 2, 900], [1, 2, 3])}, "2 of 3 spots lie outside.*scale is probably wrong"),

@@ -9,8 +9,16 @@ then by every protocol of docs/evaluation.md (--protocols), with intervals, into
 The probes are fitted on the slides that the checkpoint was trained on unless --train-slides says otherwise.
 """
 
+import sys
+
 from delst_hf.commands.evaluate import EvaluationArguments, run_evaluation
+from delst_hf.errors import run_script
 from delst_hf.pretraining.arguments import parse_arguments
 
-if __name__ == "__main__":
+
+def main() -> None:
     run_evaluation(parse_arguments((EvaluationArguments,), description=__doc__ or "")[0])
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, "evaluate.py"))

@@ -11,6 +11,7 @@ of any size fit into memory with all of its negatives.
 """
 
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import ViTImageProcessorPil, set_seed
 from delst_hf import DelstCollator, DelstConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor
 from delst_hf.data.study import Study, hierarchy_level
 from delst_hf.data.vocabulary import gene_moments, read_vocabulary, select_vocabulary
+from delst_hf.errors import run_script
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.hub.facts import data_facts
 from delst_hf.model.vision_delst import load_image_processor
@@ -167,4 +169,4 @@ def train(model, training, train_spots, validation_spots, collator, checkpoint, 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main, "pretrain.py"))

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from ..atomic import complete_or_nothing
+from ..errors import mark_told, reading
 from .merge import DatasetSummary, join_parts, merge_datasets
 from .output import check_output, clear_unfinished, parts_folder
 from .part import PatchOptions, write_part
@@ -213,10 +214,13 @@ def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
     unfinished = part.parent / f"{part.name}.unfinished-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir()
     try:
-        write_part(item if isinstance(item, Slide) else item(), unfinished, options)
+        slide = item if isinstance(item, Slide) else item()
+        with reading(slide.source or slide.slide_id, "slide"):  # pixels are decoded as patches are cut
+            write_part(slide, unfinished, options)
         os.replace(unfinished, part)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        mark_told(error)
         raise
 
 

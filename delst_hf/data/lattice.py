@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .values import number
+
 logger = logging.getLogger(__name__)
 
 # Distance of the centres of neighbouring spots of Visium, and of the legacy Spatial Transcriptomics array.
@@ -82,8 +84,5 @@ def _lattice_mpp(array: np.ndarray, pixels: np.ndarray, steps: tuple[float, floa
 
 def stated_length(value: Any, scale: float = 1.0) -> float | None:
     """A length of a file's metadata, times `scale`; None where there is none, or none that could be."""
-    try:
-        number = float(value) * scale
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) and number > 0 else None
+    found = number(value)
+    return found * scale if found is not None and found > 0 else None

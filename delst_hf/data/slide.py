@@ -14,6 +14,7 @@ from PIL import Image
 from .counts import check_counts
 from .notes import Notes
 from .patches import Cutter, StoredPatches, check_patch_size, image_cutter
+from .values import identifiers, labels
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ class Slide:
     Attributes:
         slide_id: unique within a dataset; letters, digits, "_", "-" and ".".
         image: uint8 (height, width, 3): an array, or anything with `.shape` and `[y0:y1, x0:x1]` slicing.
-        spots: index = barcodes; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown), label
-            (None when unknown), cell_area_um2 (NaN unless a row is a cell of known size). All but x and y are added where
-            they are missing.
+        spots: index = barcodes, kept as text; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown),
+            label (None when unknown; cleaned by `values.label`, so 1.0 is "1" and "NA" is None), cell_area_um2 (NaN unless a
+            row is a cell of known size). All but x and y are added where they are missing.
         counts: (spots, genes) sparse raw counts.
         genes: columns gene_id and symbol ("" when unknown), in the order of the columns of `counts`.
         mpp: micrometres per pixel of `image`.
@@ -74,12 +75,13 @@ class Slide:
     has_counts: bool = True
 
     def __post_init__(self) -> None:
-        self.spots = self.spots.copy()
+        self.spots = self.spots.set_axis(pd.Index(identifiers(self.spots.index), dtype=object))
         for column, default in (("array_row", -1), ("array_col", -1), ("label", None)):
             if column not in self.spots:
                 self.spots[column] = pd.Series([default] * len(self.spots), index=self.spots.index, dtype=object)
         if "cell_area_um2" not in self.spots:
             self.spots["cell_area_um2"] = np.nan
+        self.spots["label"] = pd.Series(labels(self.spots["label"]), index=self.spots.index, dtype=object)
 
     def validate(self) -> None:
         """Refuses what would give wrong patches or wrong counts.
@@ -225,11 +227,6 @@ class Slide:
         if undefined:
             raise ValueError(
                 f"{where}: {undefined} of {n_spots} spots have no coordinates (NaN). Drop them, or complete x and y."
-            )
-        odd = [value for value in self.spots["label"] if not (isinstance(value, str) or pd.isna(value))]
-        if odd:
-            raise ValueError(
-                f"{where}: label {odd[0]!r} is not text. Allowed: str, or None where unknown. Convert with astype(str)."
             )
 
     def _inside(self, x_name: str = "x", y_name: str = "y") -> np.ndarray:

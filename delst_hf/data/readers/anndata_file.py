@@ -1,8 +1,9 @@
 """What all readers of AnnData share: the file, its raw counts, its genes and its spots on tissue."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import scipy.sparse as sp
 
 from ..counts import check_counts, describe_bad_counts, gene_features, make_genes, sum_duplicate_genes
 from ..images import check_readable
+from ..values import texts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,7 +117,24 @@ def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
     """The first column with one of these names, in any case; missing values are ""."""
     found = {str(column).lower(): column for column in reversed(list(var.columns))}
     column = next((found[name] for name in names if name in found), None)
-    return None if column is None else ["" if pd.isna(value) else str(value) for value in var[column]]
+    return None if column is None else texts(var[column])
+
+
+def tissue_flags(values: Iterable[Any], what: str) -> np.ndarray:
+    """Which rows (rows,) bool are on tissue, by a column of numbers, booleans or text.
+
+    Args:
+        values: the column.
+        what: the file and its column, for the message.
+
+    Raises:
+        ValueError: a value that says neither.
+    """
+    told = pd.Series([text.strip().lower() for text in texts(values)])
+    odd = sorted(set(told) - _TRUE - _FALSE)
+    if odd:
+        raise ValueError(f"{what} holds {odd[0]!r}. Allowed: 1 or 0, True or False. Correct the column.")
+    return told.isin(_TRUE).to_numpy()
 
 
 def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
@@ -126,13 +145,7 @@ def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
     """
     if "in_tissue" not in obs:
         return np.ones(len(obs), dtype=bool)
-    told = obs["in_tissue"].astype(object).map(lambda value: str(value).strip().lower())
-    odd = sorted(set(told) - _TRUE - _FALSE)
-    if odd:
-        raise ValueError(
-            f"{name}: obs['in_tissue'] holds {odd[0]!r}. Allowed: 1 or 0, True or False. Correct the column."
-        )
-    keep = told.isin(_TRUE).to_numpy()
+    keep = tissue_flags(obs["in_tissue"], f"{name}: obs['in_tissue']")
     if not keep.all():
         logger.info("%s: left out %d spots that are not in_tissue", name, (~keep).sum())
     return keep

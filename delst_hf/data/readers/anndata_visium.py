@@ -1,7 +1,7 @@
 """AnnData (.h5ad, .zarr) in the Visium convention of scanpy and squidpy, one slide or several by a column of obs.
 
 obsm["spatial"]                                           x, y in pixels of the full-resolution image
-uns["spatial"][library_id]["images"]["hires" | "lowres"]  reduced images
+uns["spatial"][library_id]["images"]["fullres" | "hires" | "lowres"]  the image, whole or reduced
 uns["spatial"][library_id]["scalefactors"]                tissue_hires_scalef, spot_diameter_fullres, ...
 """
 
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ...errors import reader
 from ..images import open_image, to_rgb
 from ..lattice import lattice_mpp, lattice_pitch_um, stated_length
 from ..slide import Slide, make_slide_id
+from ..values import identifier, identifiers, labels, plain_values, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
 
 if TYPE_CHECKING:
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Reduced images, the sharpest first; "downscaled_fullres" is HEST's.
-_IMAGES = ("hires", "downscaled_fullres", "lowres")
+# The sharpest first. "fullres" is CELLxGENE's, in the frame of obsm["spatial"] itself; "downscaled_fullres" is HEST's.
+_IMAGES = ("fullres", "hires", "downscaled_fullres", "lowres")
 
 
+@reader
 def read_anndata(
     path: str | Path,
     *,
@@ -120,7 +123,7 @@ def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
         raise KeyError(
             f"{Path(path).name}: no column {slide_key!r} in obs. Available: {list(obs.columns)} (--slide-key)."
         )
-    return [str(value) for value in pd.unique(obs[slide_key].dropna())]
+    return list(dict.fromkeys(identifiers(obs[slide_key].dropna())))
 
 
 def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | None, name: str) -> np.ndarray:
@@ -128,8 +131,8 @@ def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | N
         return np.ones(adata.n_obs, dtype=bool)
     if slide_key not in adata.obs:
         raise KeyError(f"{name}: no column {slide_key!r} in obs. Available: {list(adata.obs.columns)} (--slide-key).")
-    column = adata.obs[slide_key].astype(str)
-    rows = (column == str(slide_value)).to_numpy()
+    column = identifiers(adata.obs[slide_key])
+    rows = np.array([value == identifier(slide_value) for value in column])
     if not rows.any():
         raise ValueError(f"{name}: no spot has obs[{slide_key!r}] = {slide_value!r}. There are {sorted(set(column))}.")
     return rows
@@ -140,10 +143,14 @@ def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
     found = adata.uns.get("spatial")
     if not isinstance(found, Mapping):
         return {}
-    return {
+    libraries = {
         str(name): library for name, library in found.items()
         if isinstance(library, Mapping) and ("images" in library or "scalefactors" in library)
     }  # fmt: skip
+    return {
+        name: {**library, "scalefactors": plain_values(library.get("scalefactors", {}))}
+        for name, library in libraries.items()
+    }
 
 
 def _library(
@@ -174,7 +181,7 @@ def _library(
 
 def _library_column(adata: "AnnData", known: list[str]) -> str | None:
     """The column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
-    columns = [str(name) for name in adata.obs if set(adata.obs[name].astype(str)) == set(known)]
+    columns = [str(name) for name in adata.obs if set(identifiers(adata.obs[name])) == set(known)]
     return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
 
 
@@ -186,15 +193,16 @@ def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> t
     key = next((key for key in _IMAGES if key in images), None)
     if key is None:
         raise KeyError(
-            f"{name}: no 'hires' or 'lowres' image in the library; found {sorted(images)}. Give a file (--image)."
+            f"{name}: no {', '.join(map(repr, _IMAGES))} image in the library; found {sorted(images)}. Give a file (--image)."
         )
-    factor = library.get("scalefactors", {}).get(f"tissue_{key}_scalef")
-    if factor is None or not np.isfinite(factor) or factor <= 0:
-        raise KeyError(
-            f"{name}: tissue_{key}_scalef is {factor}; scalefactors has {sorted(library.get('scalefactors', {}))}. "
-            "Add the positive factor from scalefactors_json.json."
-        )
-    return to_rgb(np.asarray(images[key])), float(factor)
+    factors = library.get("scalefactors", {})
+    stated = factors.get(f"tissue_{key}_scalef", 1.0 if key == "fullres" else None)
+    factor = positive(
+        stated,
+        f"{name}: tissue_{key}_scalef",
+        f"Add the factor from scalefactors_json.json; scalefactors has {sorted(factors)}.",
+    )
+    return to_rgb(np.asarray(images[key])), factor
 
 
 def _mpp(
@@ -244,12 +252,13 @@ def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> 
     obs = adata.obs
     if label_key is not None and label_key != "label" and label_key not in obs:
         raise KeyError(f"{name}: no column {label_key!r} in obs. Available: {list(obs.columns)}.")
-    spots = pd.DataFrame({"x": xy[:, 0] * scale, "y": xy[:, 1] * scale}, index=obs.index.astype(str))
+    spots = pd.DataFrame({"x": xy[:, 0] * scale, "y": xy[:, 1] * scale}, index=identifiers(obs.index))
     for column in ("array_row", "array_col"):
-        spots[column] = pd.to_numeric(obs[column]).fillna(-1).astype(int).to_numpy() if column in obs else -1
-    raw = obs[label_key].astype(object).tolist() if label_key is not None and label_key in obs else [None] * len(obs)
-    labels = [None if pd.isna(value) or not str(value).strip() else str(value) for value in raw]
-    spots["label"] = pd.Series(labels, index=spots.index, dtype=object)
+        spots[column] = whole_or(obs[column], -1) if column in obs else -1
+    if label_key is not None and label_key in obs:
+        spots["label"] = pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
+    else:
+        spots["label"] = None
     return spots
 
 
@@ -264,4 +273,4 @@ def _rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray
             f"{name} holds several libraries, but obs['library_id'] does not say which spot is whose. Add it; obs has "
             f"{list(adata.obs.columns)}."
         )
-    return (adata.obs[column].astype(str) == library_id).to_numpy()
+    return np.array([value == library_id for value in identifiers(adata.obs[column])])

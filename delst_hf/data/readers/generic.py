@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...errors import reader
 from ..images import open_image
 from ..slide import Slide, make_slide_id
-from .matrices import join_spots, read_counts, read_table
+from ..values import identifiers, whole_or
+from .matrices import join_key, join_spots, read_counts, read_table
 
 
+@reader
 def read_generic(
     image: str | Path,
     counts: str | Path,
@@ -36,6 +39,7 @@ def read_generic(
         counts: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx, or a folder with matrix.mtx.
         coordinates: CSV, TSV or parquet, one row a spot.
         barcode_column: column of the coordinates that names the spot as the counts do; its first column if there is none.
+            Several by comma ("fov,cell_ID") name it together, joined by "_"; counts have the same columns, or such names.
         x_column: column with x (to the right) in pixels, times `scale`.
         y_column: column with y (downwards).
         label_column: column with labels.
@@ -56,21 +60,21 @@ def read_generic(
         ValueError: a damaged file, an unknown scale, or nothing in common.
     """
     name = Path(coordinates).name
-    table = read_table(coordinates, "coordinates")
-    if barcode_column not in table and barcode_column == "barcode" and table.index.name != "barcode":
-        barcode_column = str(table.columns[0])
-    missing = [column for column in (barcode_column, x_column, y_column, label_column)
+    key = [column.strip() for column in barcode_column.split(",")]
+    table = read_table(coordinates, "coordinates", text=[0, *key, *([label_column] if label_column else [])])
+    if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
+        key = [str(table.columns[0])]
+    missing = [column for column in (*key, x_column, y_column, label_column)
                if column is not None and column not in table and column != table.index.name]  # fmt: skip
     if missing:
         raise KeyError(
             f"{name}: columns {missing} are missing; found {list(table.columns)}. Name those that hold them (--barcode-column, "
             "--x-column, --y-column, --label-column)."
         )
-    if barcode_column in table:
-        table = table.set_index(barcode_column)
-    table.index = table.index.astype(str)
+    if set(key) <= set(table):
+        table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
-    found = read_counts(counts, orientation, layer, barcodes=table.index)
+    found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
     spots, matrix = join_spots(table, found, slide_id)
     pixels = open_image(image)
     mpp = mpp if mpp is not None else getattr(pixels, "mpp", None)
@@ -84,10 +88,9 @@ def read_generic(
     )
     for column in ("array_row", "array_col"):
         if column in spots:
-            result[column] = spots[column].fillna(-1).astype(int)
+            result[column] = whole_or(spots[column], -1)
     if label_column is not None:
-        labels = [None if pd.isna(label) or not str(label).strip() else str(label) for label in spots[label_column]]
-        result["label"] = pd.Series(labels, index=spots.index, dtype=object)
+        result["label"] = spots[label_column].astype(object)
     return Slide(
         slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, mpp=float(mpp),
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,

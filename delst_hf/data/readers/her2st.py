@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ...errors import reader
 from ..counts import check_counts, make_genes, sum_duplicate_genes
 from ..images import open_image
 from ..lattice import mpp_from_pitch
@@ -90,6 +91,7 @@ def locate_her2st(root: str | Path, section: str, labels: str | Path | None = No
     )
 
 
+@reader
 def read_her2st(
     root: str | Path,
     section: str,

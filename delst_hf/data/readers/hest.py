@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...errors import reader, reading
 from ..images import open_image, to_rgb
 from ..lattice import stated_length
 from ..patches import StoredPatches
 from ..slide import Slide
+from ..values import identifier, identifiers, is_missing, plain, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
+from .matrices import read_table
 from .xenium import CONTROLS
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ def find_hest_samples(root: str | Path) -> list[str]:
     return [name for name in ids if (root / f"wsis/{name}.tif").exists() or (root / f"patches/{name}.h5").exists()]
 
 
+@reader
 def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patient_id: str | None = None) -> Slide:
     """Reads one sample: patches from its whole-slide image, or, where that was not downloaded, its stored patches.
 
@@ -70,15 +74,15 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         raise KeyError(f"{sample}: no pixel_size_um_estimated in its metadata. Give the scale (--mpp).")
     image, scale, stored, keep, image_name = _pixels(root, sample, adata)
     xy = np.asarray(adata.obsm["spatial"], dtype=float) * scale
-    spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=adata.obs_names.astype(str))
+    spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=identifiers(adata.obs_names))
     for column in ("array_row", "array_col"):
         if column in adata.obs:
-            spots[column] = pd.to_numeric(adata.obs[column]).fillna(-1).astype(int).to_numpy()
-    title, patient = str(meta.get("dataset_title") or ""), str(meta.get("patient") or "")
+            spots[column] = whole_or(adata.obs[column], -1)
+    title, patient = str(meta.get("dataset_title") or ""), identifier(meta.get("patient"))
     technology = str(meta.get("st_technology") or "")
     slide = Slide(
         slide_id=sample, image=image, spots=spots[keep], counts=counts[keep], genes=genes,
-        mpp=mpp / scale, patient_id=patient_id or (f"{title} / {patient}" if patient not in ("", "nan") else sample),
+        mpp=mpp / scale, patient_id=patient_id or (f"{title} / {patient}" if patient else sample),
         technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
         species=str(meta.get("species") or ""), source=f"hest: {path.name}, {image_name}",
         spot_um=stated_length(meta.get("spot_diameter")) or _SPOT_UM.get(technology.lower()), stored_patches=stored,
@@ -89,12 +93,16 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
 def _metadata(root: Path, sample: str) -> dict[str, Any]:
     path = root / "metadata" / f"{sample}.json"
     if path.is_file():
-        return dict(json.loads(path.read_text()))
+        with reading(path, "metadata"):
+            return {
+                name: None if is_missing(value) else plain(value)
+                for name, value in json.loads(path.read_text()).items()
+            }
     for table in sorted(root.glob("HEST*.csv"), reverse=True):
-        rows = pd.read_csv(table)
+        rows = read_table(table, "metadata", dtype=str)
         if "id" in rows and (rows["id"] == sample).any():
             row = rows[rows["id"] == sample].iloc[0]
-            return {str(name): (None if pd.isna(value) else value) for name, value in row.items()}
+            return {str(name): None if is_missing(value) else value for name, value in row.items()}
     logger.warning(
         "%s: no metadata/%s.json and no row in HEST*.csv: species, organ and patient are unknown", sample, sample
     )
@@ -114,17 +122,17 @@ def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatc
 
     library = next(iter(adata.uns["spatial"].values()))
     image = to_rgb(np.asarray(library["images"]["downscaled_fullres"]))
-    scale = float(library["scalefactors"]["tissue_downscaled_fullres_scalef"])
-    try:
+    scale = positive(
+        library["scalefactors"].get("tissue_downscaled_fullres_scalef"),
+        f"{sample}.h5ad: tissue_downscaled_fullres_scalef",
+        "Download the file again, or download the image to wsis/.",
+    )
+    with reading(path, "patches", "It has no img and barcode, or is truncated: download it again."):
         file = h5py.File(path, "r")
-        barcodes = [name.decode() if isinstance(name, bytes) else str(name) for name in file["barcode"][:].ravel()]
+        barcodes = identifiers(file["barcode"][:].ravel())
         pixels = file["img"]
-    except (OSError, KeyError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}. It has no img and barcode, or is truncated: download it again."
-        ) from error
     row_of = {barcode: row for row, barcode in enumerate(barcodes)}
-    rows = np.array([row_of.get(barcode, -1) for barcode in adata.obs_names.astype(str)])
+    rows = np.array([row_of.get(barcode, -1) for barcode in identifiers(adata.obs_names)])
     if (rows < 0).any():
         logger.warning("%s: left out %d spots without a stored patch", sample, (rows < 0).sum())
     keep = rows >= 0

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ...errors import reader
 from ..grid import on_tissue, patch_grid
 from ..images import open_image
 from ..slide import Slide, check_mpp, make_slide_id
@@ -21,6 +22,7 @@ _SAME_SCALE = 0.1
 _LARGE_BYTES = 2**31
 
 
+@reader
 def read_slide_image(
     path: str | Path,
     *,
@@ -109,4 +111,4 @@ def _scale(image: Any, mpp: float | None, name: str, slide_id: str) -> float:
             f"slide {slide_id!r}: --mpp is {mpp:g}, but {name} states {stated:.4f} micrometres per pixel. Leave --mpp out to "
             "take the latter; where the file is wrong, convert it to a TIFF that states the right value."
         )
-    return float(mpp if mpp is not None else stated)
+    return float(mpp if mpp is not None else stated)  # type: ignore[arg-type]  # check_mpp refused None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ...errors import reader
 from ..counts import make_genes
 from ..images import open_image
 from ..lattice import mpp_from_pitch
@@ -21,6 +22,7 @@ SPOT_UM = 100.0
 _SPOT_ID = re.compile(r"X?(-?\d+(?:\.\d+)?)[x_](-?\d+(?:\.\d+)?)")
 
 
+@reader
 def read_legacy_st(
     counts: str | Path,
     spots: str | Path,

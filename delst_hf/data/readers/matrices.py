@@ -5,9 +5,7 @@ import gzip
 import logging
 import lzma
 import re
-import zipfile
-import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +15,10 @@ import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 
+from ...errors import reading
 from ..counts import check_counts, gene_features, make_genes
 from ..images import check_readable
+from ..values import identifiers, texts, whole_numbers
 from .anndata_file import open_anndata, raw_counts
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ _TABLE_SUFFIXES = (
     *(kind + packed for packed in ("", ".gz", ".bz2", ".xz") for kind in (".csv", ".tsv", ".txt")),
     ".parquet",
 )
-_BROKEN = (EOFError, OSError, KeyError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnicodeDecodeError)
 _ROWS_AT_A_TIME = 500
 
 
@@ -47,12 +46,39 @@ class Counts:
     genes: pd.DataFrame
     name: str
 
+    def __post_init__(self) -> None:
+        self.barcodes = pd.Index(identifiers(self.barcodes), dtype=object)
 
-def read_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:
-    """Reads CSV, TSV (gzip, bzip2 or xz, told by their first bytes) or parquet.
+
+def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] = (), **options: Any) -> pd.DataFrame:
+    """Read CSV, TSV (gzip, bzip2 or xz, told by their first bytes) or parquet.
 
     Separator, decimal comma and encoding are told from the beginning of the file: spreadsheets write semicolons, commas in
     numbers, byte order marks and UTF-16.
+
+    Args:
+        path: the file.
+        what: for messages.
+        text: columns of identifiers or labels, by name or place, taken as they are written: "0007" and "1e5" stay, "NA" is a
+            name. A name that no column has is left to the caller.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated or damaged file.
+    """
+    path = check_readable(path, what)
+    with reading(path, what, "It is truncated or no table: download it again."):
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+            named = [table.columns[name] if isinstance(name, int) else name for name in text]
+            return table.assign(**{name: texts(table[name]) for name in named if name in table})
+        with open_compressed(path) as file:
+            return pd.read_csv(file, **(_dialect(path) | {"converters": dict.fromkeys(text, str)} | options))  # type: ignore[no-any-return]
+
+
+def read_named_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:
+    """Read a table whose first column names its rows, as text; R writes a header that is one name shorter.
 
     Args:
         path: the file.
@@ -63,16 +89,29 @@ def read_table(path: str | Path, what: str = "table", **options: Any) -> pd.Data
         FileNotFoundError: no such file.
         ValueError: a truncated or damaged file.
     """
-    path = check_readable(path, what)
+    if Path(path).suffix == ".parquet":
+        table = read_table(path, what)
+        table = table.set_index(table.columns[0]) if isinstance(table.index, pd.RangeIndex) else table
+    else:
+        table = read_table(path, what, text=[0], **(_names_of_columns(path, what, **options)[1] | options))
+        table = table.set_index(table.columns[0])
+    return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
+
+
+def _names_of_columns(path: str | Path, what: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
+    """The header as written (pandas renames the second of two equal names to "NAME.1"), and the options that it asks for."""
+    plain: dict[str, Any] = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False} | options
+    header = [str(name) for name in read_table(path, what, **plain).iloc[0]]
     try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        with open_compressed(path) as file:
-            return pd.read_csv(file, **(_dialect(path) | options))  # type: ignore[no-any-return]
-    except _BROKEN as error:
-        raise ValueError(
-            f"cannot read the {what} {path}: {error}. It is truncated or no table: download it again."
-        ) from error
+        fields = read_table(path, what, skiprows=1, **plain).shape[1]
+    except ValueError as error:
+        if not isinstance(error.__cause__, pd.errors.EmptyDataError):
+            raise
+        raise ValueError(f"{Path(path).name} has no row below its header. Give the whole table.") from error
+    if fields != len(header) + 1:
+        return header, {}
+    # Numbers as names, since names may be there twice.
+    return ["", *header], {"header": None, "skiprows": 1, "names": range(fields)}
 
 
 def open_compressed(path: Path) -> IO[bytes]:
@@ -112,7 +151,11 @@ def _dialect(path: Path) -> dict[str, Any]:
 
 
 def read_counts(
-    path: str | Path, orientation: str = "auto", layer: str | None = None, barcodes: Collection[str] = ()
+    path: str | Path,
+    orientation: str = "auto",
+    layer: str | None = None,
+    barcodes: Collection[str] = (),
+    key: Sequence[str] = (),
 ) -> Counts:
     """Reads counts of any of these forms: CSV, TSV, parquet, 10x .h5, .h5ad, .zarr, .mtx or a folder with matrix.mtx.
 
@@ -121,6 +164,7 @@ def read_counts(
         orientation: of a table, "spots" if spots are the rows, "genes" if genes are; "auto" tells it from the names.
         layer: of an AnnData.
         barcodes: names of spots, by which "auto" tells rows from columns; without them by the names of well-known genes.
+        key: columns of a table that together name a row; where none of them is there, the first column does.
 
     Raises:
         FileNotFoundError: no such file, or an mtx without its names.
@@ -141,7 +185,7 @@ def read_counts(
         raise ValueError(
             f"{path.name}: unknown form of counts. Allowed: {', '.join(_TABLE_SUFFIXES)}, .h5, .h5ad, .mtx."
         )
-    return _from_table(path, orientation, barcodes)
+    return _from_table(path, orientation, barcodes, key)
 
 
 def read_10x_h5(path: str | Path) -> Counts:
@@ -153,27 +197,24 @@ def read_10x_h5(path: str | Path) -> Counts:
     import h5py
 
     path = check_readable(path, "counts")
-    try:
-        with h5py.File(path, "r") as file:
-            genomes = [name for name, group in file.items() if "gene_names" in group]
-            if len(genomes) > 1:
-                raise ValueError(f"it holds {len(genomes)} genomes ({genomes}), one matrix each")
-            group = file[genomes[0] if genomes else "matrix"]
-            shape = group["shape"][:]
-            matrix = sp.csr_matrix(
-                (group["data"][:], group["indices"][:], group["indptr"][:]), shape=tuple(shape[::-1])
+    with (
+        reading(path, "counts", "It is truncated, or no feature-barcode matrix of Space Ranger: download it again."),
+        h5py.File(path, "r") as file,
+    ):
+        genomes = [name for name, group in file.items() if "gene_names" in group]
+        if len(genomes) > 1:
+            raise ValueError(
+                f"{path} holds {len(genomes)} genomes ({genomes}), one matrix each. Write one into a file of its own."
             )
-            barcodes = pd.Index(group["barcodes"].asstr()[:])
-            features = group if genomes else group["features"]
-            ids, names = (
-                features[name].asstr()[:] for name in (("genes", "gene_names") if genomes else ("id", "name"))
-            )
-            kinds = features["feature_type"].asstr()[:] if "feature_type" in features else None
-    except _BROKEN as error:
-        raise ValueError(
-            f"cannot read {path}: {error}. It is truncated, or no feature-barcode matrix of Space Ranger: download it again."
-        ) from error
-    return _only_genes(Counts(matrix, barcodes, make_genes(list(names), list(ids)), path.name), kinds)
+        group = file[genomes[0] if genomes else "matrix"]
+        shape = whole_numbers(group["shape"][:], f"{path.name}: shape").ravel()
+        indices, indptr = (whole_numbers(group[name][:], f"{path.name}: {name}") for name in ("indices", "indptr"))
+        matrix = sp.csr_matrix((group["data"][:], indices, indptr), shape=tuple(shape[::-1].tolist()))
+        features = group if genomes else group["features"]
+        ids, names = (texts(features[name][:]) for name in (("genes", "gene_names") if genomes else ("id", "name")))
+        kinds = np.array(texts(features["feature_type"][:])) if "feature_type" in features else None
+        barcodes = pd.Index(texts(group["barcodes"][:]))
+    return _only_genes(Counts(matrix, barcodes, make_genes(names, ids), path.name), kinds)
 
 
 def read_mtx(path: str | Path) -> Counts:
@@ -196,11 +237,8 @@ def read_mtx(path: str | Path) -> Counts:
             )
         path = found[0]
     check_readable(path, "counts")
-    try:
-        with open_compressed(path) as file:
-            matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
-    except _BROKEN as error:
-        raise ValueError(f"cannot read {path}: {error}. It is truncated or no matrix: download it again.") from error
+    with reading(path, "counts", "It is truncated or no matrix: download it again."), open_compressed(path) as file:
+        matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
     barcodes = read_table(_neighbour(path, "barcodes"), "barcodes", **plain)[0]
     features = read_table(_neighbour(path, "features", "genes"), "features", **plain)
@@ -231,6 +269,7 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
     Raises:
         ValueError: barcodes given twice, a transposed or normalised matrix, or nothing in common.
     """
+    spots = spots.set_axis(pd.Index(identifiers(spots.index), dtype=object))
     for names, where in ((counts.barcodes, counts.name), (spots.index, "the positions")):
         twice = names[names.duplicated()]
         if len(twice):
@@ -261,40 +300,55 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
     return spots.loc[counts.barcodes[shared]], matrix
 
 
-def _from_table(path: Path, orientation: str, barcodes: Collection[str]) -> Counts:
-    matrix, rows, columns = _parquet_table(path) if path.suffix == ".parquet" else _text_table(path)
+def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Sequence[str]) -> Counts:
+    matrix, rows, columns = _parquet_table(path, key) if path.suffix == ".parquet" else _text_table(path, key)
+    rows, columns = (pd.Index(identifiers(names), dtype=object) for names in (rows, columns))
     if orientation == "genes" or (orientation == "auto" and _rows_are_genes(rows, columns, barcodes)):
         matrix, rows, columns = matrix.T.tocsr(), columns, rows
     return Counts(matrix, rows, make_genes(list(columns)), path.name)
 
 
-def _text_table(path: Path) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
+def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
     """A table of counts, made sparse some hundred rows at a time, and the names of its rows and columns."""
-    # pandas renames the second of two equal names to "NAME.1"; the header itself knows better.
-    header = read_table(path, "counts", header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-    pieces, rows, text, names = [], [], [], list[str]()
-    try:
-        with open_compressed(path) as file:
-            for piece in pd.read_csv(file, index_col=0, chunksize=_ROWS_AT_A_TIME, **_dialect(path)):
-                names = piece.columns.astype(str).tolist()
-                text += _text_columns(piece)
-                rows += piece.index.astype(str).tolist()
-                pieces.append(sp.csr_matrix(piece.to_numpy()) if not text else sp.csr_matrix(piece.shape))
-    except _BROKEN as error:
-        raise ValueError(
-            f"cannot read the counts {path}: {error}. It is truncated or no table: download it again."
-        ) from error
-    if not rows:
-        raise ValueError(f"{path.name} has no row of counts. Give the whole table.")
+    header, options = _names_of_columns(path, "counts")
+    places = key_columns(header, key, path.name) or [0]
+    values = np.delete(np.arange(len(header)), places)
+    options |= {"converters": dict.fromkeys(places, str), "chunksize": _ROWS_AT_A_TIME}
+    pieces, rows, text = [], list[str](), list[str]()
+    with reading(path, "counts", "It is truncated or no table: download it again."), open_compressed(path) as file:
+        for piece in pd.read_csv(file, **(_dialect(path) | options)):
+            rows += join_key([piece.iloc[:, place] for place in places])
+            piece = piece.iloc[:, values] if len(places) > 1 or places[0] else piece.drop(columns=piece.columns[0])
+            text += _text_columns(piece)
+            pieces.append(sp.csr_matrix(piece.to_numpy()) if not text else sp.csr_matrix(piece.shape))
     _refuse_text(text, path.name)
-    if len(header) in (len(names), len(names) + 1):
-        names = header[-len(names) :]
-    return sp.vstack(pieces).tocsr(), pd.Index(rows), pd.Index(names)
+    return sp.vstack(pieces).tocsr(), pd.Index(rows), pd.Index([header[place] for place in values])
 
 
-def _parquet_table(path: Path) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
+def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[int]:
+    """Places of the columns that together name a row; none where none of them is there.
+
+    Raises:
+        KeyError: some are there and some are not.
+    """
+    places = [list(columns).index(one) for one in key if one in columns]
+    if places and len(places) < len(key):
+        missing = [one for one in key if one not in columns]
+        raise KeyError(f"{name}: rows are named by {list(key)} together, but columns {missing} are missing. Add them.")
+    return places
+
+
+def join_key(columns: Sequence[Any]) -> list[str]:
+    """The names of rows: those of one column, or those of several joined by "_"."""
+    return ["_".join(parts) for parts in zip(*map(identifiers, columns), strict=True)]
+
+
+def _parquet_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
     table = read_table(path, "counts")
-    if isinstance(table.index, pd.RangeIndex):
+    if places := key_columns([str(name) for name in table.columns], key, path.name):
+        table.index = pd.Index(join_key([table.iloc[:, place] for place in places]))
+        table = table.drop(columns=table.columns[places])
+    elif isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
     _refuse_text(_text_columns(table), path.name)
     return sp.csr_matrix(table.to_numpy()), pd.Index(table.index.astype(str)), pd.Index(table.columns.astype(str))

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...errors import reader
 from ..images import to_rgb
 from ..slide import Slide, make_slide_id
 from .anndata_file import raw_counts
 
 
+@reader
 def read_spatialdata(
     path: str | Path,
     *,

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...errors import reader
 from ..images import open_image
 from ..lattice import stated_length
 from ..slide import Slide
-from .matrices import join_spots, read_counts, read_table
+from ..values import is_missing
+from .matrices import join_spots, read_counts, read_named_table, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def find_stimage_slides(root: str | Path) -> list[str]:
     return names
 
 
+@reader
 def read_stimage(
     root: str | Path,
     slide: str,
@@ -66,11 +69,10 @@ def read_stimage(
     folder = next((one for one in _technologies(root) if (one / "coord" / f"{slide}_coord.csv").exists()), None)
     if folder is None:
         raise FileNotFoundError(f"no slide {slide!r} in {root}. Available: {find_stimage_slides(root)[:20]}.")
-    coordinates = read_table(folder / "coord" / f"{slide}_coord.csv", "coordinates", index_col=0, sep=",")
+    coordinates = read_named_table(folder / "coord" / f"{slide}_coord.csv", "coordinates", sep=",")
     missing = sorted({"xaxis", "yaxis"} - set(coordinates.columns))
     if missing:
         raise KeyError(f"{slide}_coord.csv: columns {missing} are missing; found {list(coordinates.columns)}.")
-    coordinates.index = coordinates.index.astype(str)
     counts = read_counts(folder / "gene_exp" / f"{slide}_count.csv", orientation="spots")
     spots, matrix = join_spots(coordinates, counts, slide)
     diameter = spot_um or SPOT_UM.get(folder.name)
@@ -109,24 +111,22 @@ def _mpp(coordinates: pd.DataFrame, diameter: float | None, slide: str) -> float
 
 def _labels(root: Path, slide: str) -> tuple[dict[str, str], str]:
     """Labels of a slide; studies with several slides have one file, found by the beginning of the slide's name."""
-    files = sorted((root / "annotation").glob("*_anno.csv"), key=lambda path: -len(path.name))
-    found = next((path for path in files if slide.startswith(path.name.removesuffix("_anno.csv"))), None)
+    files = sorted((root / "annotation").glob("[!.]*_anno.csv"), key=lambda path: -len(path.name))
+    # The beginning up to a "_": the annotation of A1 is not that of A10.
+    found = next((path for path in files if f"{slide}_".startswith(f"{path.name.removesuffix('_anno.csv')}_")), None)
     if found is None:
         return {}, ""
-    table = read_table(found, "annotation", index_col=0)
+    table = read_named_table(found, "annotation")
     column = "V2" if "V2" in table else table.columns[-1]
-    pairs = zip(table.index.astype(str), table[column], strict=True)
-    return {
-        name: str(label) for name, label in pairs if not pd.isna(label) and str(label).strip()
-    }, f"annotation/{found.name}"
+    return dict(zip(table.index, table[column], strict=True)), f"annotation/{found.name}"
 
 
 def _meta(root: Path, slide: str) -> dict[str, Any]:
     for path in (root / "meta" / "meta_all_gene.csv", root / "meta_all_gene.csv"):
         if path.is_file():
-            table = read_table(path, "metadata")
+            table = read_table(path, "metadata", dtype=str)
             rows = table[table["slide"] == slide] if "slide" in table else table[:0]
             if len(rows):
-                return {str(name): value for name, value in rows.iloc[0].items() if not pd.isna(value)}
+                return {str(name): value for name, value in rows.iloc[0].items() if not is_missing(value)}
     logger.warning("%s: not in meta/meta_all_gene.csv: tissue and species are unknown", slide)
     return {}

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...errors import reader, reading
 from ..images import open_image
 from ..lattice import PITCH_UM, stated_length, visium_lattice_mpp
 from ..slide import Slide, make_slide_id
+from ..values import identifiers, plain_values
+from .anndata_file import tissue_flags
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,7 @@ _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullre
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 
 
+@reader
 def read_visium(
     path: str | Path,
     *,
@@ -68,6 +72,7 @@ def read_visium(
     return _slide(folder, slide_id, factors, positions, mpp, image, SPOT_UM, patient_id, technology, tissue, species)
 
 
+@reader
 def read_visium_hd(
     path: str | Path,
     *,
@@ -134,7 +139,7 @@ def scaled_image(image: str | Path | None, spatial: Path, factors: dict[str, Any
 def _slide(folder, slide_id, factors, positions, mpp, image, spot_um, patient_id, technology, tissue, species) -> Slide:
     counts = _counts(folder)
     pixels, scale, image_name = scaled_image(image, folder / "spatial", factors, slide_id)
-    on_tissue = positions[positions["in_tissue"].astype(int) > 0]
+    on_tissue = positions[positions["in_tissue"]]
     spots, matrix = join_spots(on_tissue, counts, slide_id)
     table = pd.DataFrame(
         {
@@ -193,17 +198,20 @@ def _positions(spatial: Path) -> pd.DataFrame:
     found = next((spatial / name for name in _POSITIONS if (spatial / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"none of {', '.join(_POSITIONS)} in {spatial}. Give the whole `outs` folder.")
-    table = read_table(found, "positions")
-    if (
-        "in_tissue" not in table and found.name == "tissue_positions_list.csv"
-    ):  # some tools write that name with a header
-        table = read_table(found, "positions", header=None)
+    # Some tools write the name of the table without a header with one.
+    table = read_table(found, "positions", text=["barcode", 0])
+    if "in_tissue" not in table and found.name == "tissue_positions_list.csv":
+        table = read_table(found, "positions", text=[0], header=None)
         table.columns = pd.Index(_COLUMNS if table.shape[1] == len(_COLUMNS) else table.columns)
     missing = sorted(set(_COLUMNS) - {*table.columns, table.index.name})
     if missing:
         raise KeyError(f"{found.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")
     table = table if table.index.name == "barcode" else table.set_index("barcode")
-    return table.set_index(table.index.astype(str)).astype(dict.fromkeys(_COLUMNS[1:], float))
+    table["in_tissue"] = tissue_flags(table["in_tissue"], f"{found.name}: in_tissue")
+    with reading(found, "positions", "Numbers are needed but for barcode: correct the table."):
+        return table.set_axis(pd.Index(identifiers(table.index), dtype=object)).astype(
+            dict.fromkeys(_COLUMNS[2:], float)
+        )
 
 
 def scale_factors(spatial: Path) -> dict[str, Any]:
@@ -211,8 +219,8 @@ def scale_factors(spatial: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no scalefactors_json.json in {spatial}. Give the whole `outs` folder.")
     try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
+        return plain_values(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: {error}. It is truncated: download it again.") from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from ...errors import reader
 from ..cells import outlines
 from ..images import check_readable
 from ..lattice import stated_length
@@ -28,6 +29,7 @@ _CELLS, _NUCLEI = "cell_segmentations.geojson", "nucleus_segmentations.geojson"
 _BARCODE = re.compile(r"(?:cellid_)?(\d+)(?:-(\d+))?", re.I)
 
 
+@reader
 def read_visium_cells(
     path: str | Path,
     *,

@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from ...errors import reader
 from ..counts import make_genes
 from ..images import open_image
 from ..notes import Notes
@@ -35,6 +36,7 @@ _COLUMNS = ["feature_name", "x_location", "y_location", "qv", "is_gene", "codewo
 _OFFSET = 1 << 15
 
 
+@reader
 def read_xenium(
     path: str | Path,
     image: str | Path,

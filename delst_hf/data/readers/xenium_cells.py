@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ...errors import reader
 from ..counts import make_genes
 from ..images import open_image
 from ..notes import Notes
@@ -26,6 +27,7 @@ _TABLES = ("cells.parquet", "cells.csv.gz", "cells.csv")
 _COLUMNS = ("cell_id", "x_centroid", "y_centroid")
 
 
+@reader
 def read_xenium_cells(
     path: str | Path,
     image: str | Path,

@@ -1,0 +1,198 @@
+"""The border between libraries and users: whatever goes wrong is one line with the file and the next step.
+
+This package tells its users what is wrong by raising ValueError, KeyError, TypeError or OSError with whole sentences.
+Libraries raise the same classes, and twenty others, with half ones: `KeyError: 'cells'`. So an error is ours by where it was
+raised and not by its class (`is_told`). Every reader passes `reading`, or as a function `reader`, which turn what is not ours
+into a sentence with the name of the file; commands and scripts print `explain(error)`. The cause is kept, for `--debug`.
+"""
+
+import dis
+import errno
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+DAMAGED = "It is damaged, incomplete or of another kind: download or write it again."
+_LONGEST = 300
+# What says enough by its text; of others the class is named too.
+_PLAIN_CLASSES = (ValueError, OSError, ImportError)
+_OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NEXT_STEP = {
+    errno.ENOENT: "Give the path of something that exists.",
+    errno.EACCES: "Ask its owner for access, or choose another place.",
+    errno.EPERM: "Ask its owner for access, or choose another place.",
+    errno.EROFS: "The disk is read-only: choose another place.",
+    errno.ENOTDIR: "A part of this path is a file and not a folder: correct it.",
+    errno.EISDIR: "This is a folder; give a file.",
+    errno.ENOSPC: "The disk is full: free some space, or write to another disk.",
+    errno.EDQUOT: "Your quota is used up: free some space, or write to another disk.",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
+}
+
+
+def is_told(error: BaseException) -> bool:
+    """Say whether an error was raised by a `raise` of this package, and so carries a message for the user.
+
+    A `KeyError` that `mapping["x"]` raises within this package is a fault of the package, and not told.
+    """
+    if getattr(error, "told_to_user", False):
+        return True
+    trace = error.__traceback__
+    if trace is None or " " not in str(error):
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    ours = code.co_filename.startswith(_PACKAGE) or trace.tb_frame.f_globals.get("__name__") == "__main__"
+    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def mark_told(error: BaseException) -> None:
+    """Let `is_told` know an error of ours again after it came from another process, which loses the traceback."""
+    error.told_to_user = is_told(error)  # type: ignore[attr-defined]
+
+
+def said(error: BaseException) -> str:
+    """Return what a library said, on one line without a full stop, with its class where the text alone says little."""
+    text = _one_line(str(error)).rstrip(" .:")
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ..."
+    if isinstance(error, _PLAIN_CLASSES) and " " in text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator[None]:
+    """Turn every error of a library into one sentence that names the file and the next step.
+
+    What this package raised itself, and errors of the disk that is written to, pass unchanged.
+
+    >>> with reading("spots.csv", "positions"):
+    ...     {}["barcode"]
+    Traceback (most recent call last):
+    ValueError: cannot read the positions spots.csv: KeyError: 'barcode'. It is damaged, incomplete or of another kind: ...
+
+    Args:
+        path: what is read, for the message.
+        what: its kind.
+        advice: the next step, a sentence.
+
+    Raises:
+        ValueError: In place of any other exception, with that as its cause.
+        MemoryError: In place of one without words.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        if is_told(error):
+            raise
+        raise MemoryError(
+            f"the {what} {path} needs more memory than there is ({said(error)}). If the file is as large as that, use a "
+            "machine with more memory, or fewer processes (--num-proc); if not, it is damaged: download or write it again."
+        ) from error
+    except Exception as error:
+        if is_told(error) or (isinstance(error, OSError) and (error.errno in _OUT_OF_ROOM or error.filename)):
+            raise
+        raise ValueError(f"cannot read the {what} {path}: {said(error)}. {advice}") from error
+
+
+def reader(function: _Function) -> _Function:
+    """Put a function that reads a slide within `reading`; its paths are named in the message."""
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def told(*args: Any, **options: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **options}
+        files = [str(value) for name, value in given.items() if _is_path(name, value)]
+        with reading(" with ".join(files), "slide", f"{DAMAGED} --debug shows where it failed."):
+            return function(*args, **options)
+
+    return told  # type: ignore[return-value]
+
+
+def explain(error: BaseException) -> str:
+    """Return the one line that a user reads about an error.
+
+    >>> explain(FileNotFoundError(2, "No such file or directory", "slides.csv"))
+    "slides.csv: No such file or directory. Give the path of something that exists."
+    """
+    if is_told(error):
+        # str() of a KeyError is the repr of its message.
+        return _one_line(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+    if isinstance(error, OSError) and error.filename and error.errno:
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return _one_line(f"{files}: {error.strerror}. {_NEXT_STEP.get(error.errno, 'Check the disk and the path.')}")
+    if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
+        return _one_line(f"{error.strerror}. {_NEXT_STEP.get(error.errno, 'Write to another disk.')}")
+    if isinstance(error, MemoryError):
+        return (
+            f"memory ran out{_place(error)} ({said(error)}). Use a machine with more memory, smaller batches or patches, or "
+            "fewer processes (--num-proc)."
+        )
+    return (
+        f"{said(error)}{_place(error)}. This was not expected: a file of a kind that this program does not know, or a fault of "
+        "the program. With --debug (delst --debug ...) the traceback is shown; please report it."
+    )
+
+
+def run_script(main: Callable[[], Any], name: str) -> int:
+    """Run the main function of a script as the `delst` command runs its own: errors are one line.
+
+    Args:
+        main: without arguments.
+        name: of the script, for the message.
+
+    Returns:
+        The exit status: 0 when done, 2 for an error, 130 when interrupted.
+    """
+    debug = "--debug" in sys.argv and _takes_no_value(sys.argv, "--debug")
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"{name}: error: {explain(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _is_path(name: str, value: object) -> bool:
+    return isinstance(value, Path) or (
+        isinstance(value, str) and (name in ("path", "root", "sample") or os.path.exists(value))
+    )
+
+
+def _takes_no_value(argv: list[str], option: str) -> bool:
+    """Whether an option stands alone: `--debug underflow_overflow` is one of transformers."""
+    after = argv[argv.index(option) + 1 :]
+    return not after or after[0].startswith("-")
+
+
+def _place(error: BaseException) -> str:
+    """Where in this package an error came up: the last of our frames."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename.startswith(_PACKAGE):
+            place = f", in {code.co_name} of {Path(code.co_filename).name}"
+        trace = trace.tb_next
+    return place
+
+
+def _one_line(text: str) -> str:
+    """Return the text on one line; what does not print (controls, marks that turn the direction) is written as its escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))

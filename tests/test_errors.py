@@ -1,0 +1,127 @@
+"""The border between libraries and users: one line, with the file and the next step, whatever was raised."""
+
+import argparse
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from delst_hf import errors
+from delst_hf.cli import main
+from delst_hf.data.values import positive
+
+
+def caught(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def from_a_library():
+    """Errors as libraries raise them: of classes that this package also uses, and of others."""
+    import json
+
+    import h5py
+    import pandas as pd
+
+    yield lambda: {}["cells"]
+    yield lambda: pd.DataFrame({"x": [1]})["y"]
+    yield lambda: json.loads("[" * 200_000)
+    yield lambda: h5py.File(__file__, "r")
+    yield lambda: 1 // 0
+    yield lambda: None.shape
+    yield lambda: [][3]
+    yield lambda: b"\xff\xfe\xfa".decode()
+
+
+@pytest.mark.parametrize("fail", list(from_a_library()))
+def test_what_a_library_raises_becomes_a_sentence_with_the_file_and_keeps_its_cause(fail):
+    def read():
+        with errors.reading("spots.csv", "positions"):
+            fail()
+
+    error = caught(read)
+    assert isinstance(error, ValueError) and error.__cause__ is not None
+    line = errors.explain(error)
+    assert line.startswith("cannot read the positions spots.csv: ") and line.endswith("download or write it again.")
+    assert "\n" not in line and len(line) < 600
+
+
+def test_what_this_package_says_passes_unchanged():
+    def read():
+        with errors.reading("outer.h5"), errors.reading("inner.h5"):
+            positive("wide", "scalefactors_json.json: tissue_hires_scalef", "Correct it.")
+
+    error = caught(read)
+    assert errors.explain(error) == (
+        "scalefactors_json.json: tissue_hires_scalef is 'wide'. Allowed: a positive number. Correct it."
+    )
+
+
+def test_memory_and_disk_keep_their_class():
+    def no_memory():
+        with errors.reading("he.png", "image"):
+            bytearray(1 << 60)
+
+    def no_file():
+        with errors.reading("he.png", "image"):
+            Path("/nowhere/spots.csv").read_text()
+
+    assert "image he.png needs more memory" in errors.explain(caught(no_memory))
+    assert isinstance(caught(no_memory), MemoryError)
+    assert errors.explain(caught(no_file)).startswith("/nowhere/spots.csv: No such file or directory. Give")
+
+
+def test_an_error_of_ours_is_known_again_from_another_process():
+    error = caught(lambda: positive("wide", "a.json: factor", "Correct it."))
+    errors.mark_told(error)
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301  (what multiprocessing does)
+    assert again.__traceback__ is None and errors.explain(again) == errors.explain(error)
+    stranger = caught(lambda: {}["cells"])
+    errors.mark_told(stranger)
+    assert not errors.is_told(pickle.loads(pickle.dumps(stranger)))  # noqa: S301
+
+
+def test_controls_and_line_breaks_of_names_are_not_printed():
+    error = caught(lambda: positive("x", "a\n\x1b[31m\u202eb.json", "Correct it."))
+    assert errors.explain(error).startswith("a \\x1b[31m\\u202eb.json is 'x'.")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("high"), IndexError("list index out of range"), MemoryError(), RecursionError("deep")]
+)
+def test_a_command_says_in_one_line_what_it_did_not_expect(monkeypatch, capsys, error):
+    def fail(_):
+        {}.update([]) or (_ for _ in ()).throw(error)
+
+    monkeypatch.setattr("delst_hf.cli.build_parser", lambda: argparse.ArgumentParser())
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *_: argparse.Namespace(run=fail, debug=False))
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("delst: error: ")
+    assert "--debug" in said[0] or "memory ran out" in said[0]
+
+
+SCRIPT = """
+import sys
+from delst_hf.errors import run_script
+
+def main():
+    {}["spots"]
+
+sys.exit(run_script(main, "pretrain.py"))
+"""
+
+
+def test_a_script_ends_in_one_line_and_shows_the_traceback_when_asked():
+    plain, debug = (
+        subprocess.run([sys.executable, "-c", SCRIPT, *more], capture_output=True, text=True)
+        for more in ([], ["--debug"])
+    )
+    assert plain.returncode == 2 and len(plain.stderr.strip().splitlines()) == 1
+    assert plain.stderr.startswith("pretrain.py: error: KeyError: 'spots'")
+    assert "Traceback" in debug.stderr
