@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .errors import explain
@@ -21,9 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        The exit status: 0 when done, 1 when `delst doctor` found something, 2 for a mistake of the user, 130 when interrupted.
+        The exit status: 0 when done, 1 when `delst doctor` or `delst check` found something, 2 for a mistake of the user, 130
+        when interrupted.
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # `delst check` takes the options of whichever format it finds.
+    if rest and not hasattr(arguments, "rest"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
     try:
         with _log_on_stderr():
             return arguments.run(arguments) or 0
@@ -49,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prepare(commands)
+    add_check(commands)
     add_merge(commands)
     add_vocabulary(commands)
     add_evaluate(commands)

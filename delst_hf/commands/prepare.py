@@ -35,9 +35,14 @@ def add_prepare(commands: _Subparsers) -> None:
             epilog="Examples:\n" + "\n".join(f"  {example}" for example in one.examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_arguments(parser)
-        _add_common(parser, one.patch_px, one.min_tissue)
+        add_format(parser, one)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
+
+
+def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: bool = True) -> None:
+    """Adds the options of a format; those of the output must be given only where something is written."""
+    one.add_arguments(parser)
+    _add_common(parser, one.patch_px, one.min_tissue, writes)
 
 
 def add_merge(commands: _Subparsers) -> None:
@@ -80,10 +85,10 @@ def add_vocabulary(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_vocabulary)
 
 
-def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: float) -> None:
+def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: float, writes: bool = True) -> None:
     """The options that all formats share."""
     out = parser.add_argument_group("output")
-    out.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
+    out.add_argument("--output", required=writes, metavar="DIR", help="dataset folder to make")
     out.add_argument("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
     out.add_argument("--license", default="unknown", help="license of the data, for the dataset card (default unknown)")
     out.add_argument(

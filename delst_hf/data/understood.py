@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,42 @@ def _labels(row: Mapping[str, Any], notes: Notes) -> str:
     shown = ", ".join(known[:_MANY]) + (f", and {len(known) - _MANY} more" if len(known) > _MANY else "")
     source = row.get("label_source")
     return f"{shown}; from {source}" if source else shown
+
+
+def dataset_pages(folder: Path) -> list[str]:
+    """Return the page of every slide of a dataset folder; spots, labels and medians are counted in the spots themselves.
+
+    Raises:
+        ValueError: a file that cannot be read, or a slide without spots.
+    """
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(folder / "slides" / "slides.parquet").to_pylist()
+        spots = ds.dataset(sorted(map(str, (folder / "spots").rglob("*.parquet"))), format="parquet")
+        table = spots.to_table(["slide_id", "label", "n_genes", "total_counts"]).to_pandas()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read {folder}: {error}. Its files are not those of a dataset folder: make it again."
+        ) from error
+    return [
+        slide_page(_recounted(row, table[table["slide_id"] == row["slide_id"]]), _number(row, table)) for row in rows
+    ]
+
+
+def _number(row: Mapping[str, Any], table: pd.DataFrame) -> int:
+    number = int((table["slide_id"] == row["slide_id"]).sum())
+    if not number:
+        raise ValueError(f"slide {row['slide_id']!r} has no spot in this folder. It is incomplete: make it again.")
+    return number
+
+
+def _recounted(row: Mapping[str, Any], spots: pd.DataFrame) -> dict[str, Any]:
+    """The row with notes whose labels and medians are those of the spots."""
+    notes = Notes.from_json(row.get("notes"))
+    notes.labels = dict(Counter("(none)" if pd.isna(label) else str(label) for label in spots["label"]).most_common())
+    if len(row["measured_genes"]) and len(spots):
+        notes.median_counts = float(spots["total_counts"].median())
+        notes.median_genes = float(spots["n_genes"].median())
+    return {**row, "notes": notes.to_json()}

@@ -25,7 +25,7 @@ from .visium import outs_name, scale_factors, scaled_image
 
 logger = logging.getLogger(__name__)
 
-_CELLS, _NUCLEI = "cell_segmentations.geojson", "nucleus_segmentations.geojson"
+CELLS, NUCLEI = "cell_segmentations.geojson", "nucleus_segmentations.geojson"
 _BARCODE = re.compile(r"(?:cellid_)?(\d+)(?:-(\d+))?", re.I)
 
 
@@ -83,7 +83,7 @@ def read_visium_cells(
     cells, matrix = join_spots(table, counts, slide_id)
     pixels, scale, image_name = _image(image, [folder / "spatial", outs / "spatial"], factors, slide_id)
     spots = pd.DataFrame({"x": cells["x"] * scale, "y": cells["y"] * scale}, index=cells.index)
-    if name == _CELLS:
+    if name == CELLS:
         spots["cell_area_um2"] = cells["area"] * mpp**2
     if stated is not None:
         notes.witness("microns_per_pixel of scalefactors_json.json", stated / scale)
@@ -96,10 +96,10 @@ def read_visium_cells(
 
 def _segmented(path: Path) -> Path:
     for folder in (path, path / "segmented_outputs", path / "outs" / "segmented_outputs"):
-        if (folder / _CELLS).is_file() or (folder / _NUCLEI).is_file():
+        if (folder / CELLS).is_file() or (folder / NUCLEI).is_file():
             return folder
     raise FileNotFoundError(
-        f"no segmented_outputs with {_CELLS} in {path}. Give the folder `outs` of Space Ranger 4 with cell segmentation, or "
+        f"no segmented_outputs with {CELLS} in {path}. Give the folder `outs` of Space Ranger 4 with cell segmentation, or "
         "read the bins (--unit bin)."
     )
 
@@ -115,12 +115,12 @@ def _counts(folder: Path) -> Counts:
 
 def _outlines(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:
     """x, y and area in full-resolution pixels by the number of the cell, and the name of the file."""
-    name = _CELLS if (folder / _CELLS).is_file() else _NUCLEI
-    if name == _NUCLEI:
+    name = CELLS if (folder / CELLS).is_file() else NUCLEI
+    if name == NUCLEI:
         logger.warning(
-            "%s: there is no %s, so cells lie at the centres of their nuclei and have no area", slide_id, _CELLS
+            "%s: there is no %s, so cells lie at the centres of their nuclei and have no area", slide_id, CELLS
         )
-        notes.remarks.append(f"There is no {_CELLS}: cells lie at the centres of their nuclei.")
+        notes.remarks.append(f"There is no {CELLS}: cells lie at the centres of their nuclei.")
     path = check_readable(folder / name, "outlines")
     try:
         features = json.loads(path.read_text(encoding="utf-8"))["features"]

@@ -1,0 +1,204 @@
+"""`delst check`: what is understood of slides, on one page each, before anything is written."""
+
+import argparse
+import io
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..atomic import check_file_output, write_file
+from . import formats
+from .prepare import add_format
+
+# What readers and checks raise for the user.
+_REFUSALS = (ValueError, KeyError, TypeError, OSError, ImportError)
+
+
+def add_check(commands: Any) -> None:
+    """Adds `delst check`."""
+    parser = commands.add_parser(
+        "check",
+        usage="delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]",
+        help="what is understood of a slide or a dataset folder; nothing is written",
+        description="Says on one page per slide what was understood: format, image, scale and its witnesses, spots and\n"
+        "genes with what was left out, labels, tissue under the spots. Give a slide, its folder, a folder of several or a\n"
+        "dataset folder; the format is told by what lies there. Every option of delst prepare FORMAT may be given too.",
+        epilog="Examples:\n  delst check S1/outs --preview S1.png\n  delst check output-XETG --image he.ome.tif --unit cell\n"
+        "  delst check --format table --image he.tif --counts counts.csv --coordinates spots.csv --mpp 0.5\n"
+        "  delst check visium-dataset",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--format", choices=tuple(formats.FORMATS), metavar="FORMAT",
+                        help=f"instead of telling it: {', '.join(formats.FORMATS)}")  # fmt: skip
+    parser.add_argument(
+        "--preview", metavar="PNG", help="also write the picture: spots, labels and patches on the slide"
+    )
+    # Slides and options of formats stay in `rest`, in their order: here nobody knows which options take a value.
+    parser.set_defaults(run=_run_check, rest=[])
+
+
+def _run_check(arguments: argparse.Namespace) -> int:
+    from ..data.readers.recognise import is_dataset
+
+    given = arguments.rest
+    place = _place(given)
+    if arguments.preview is not None:
+        check_file_output(arguments.preview)
+    if arguments.format is None and place is not None and is_dataset(place):
+        if arguments.preview is not None:
+            raise ValueError(
+                f"{place} is a dataset folder, which holds patches and no slide to draw. Give --preview with what it was made "
+                "from, or make the dataset with delst prepare --preview."
+            )
+        return _check_dataset(place)
+    if arguments.format is None:
+        name, options = _recognised(place, given)
+    else:
+        name, options = arguments.format, given
+    one = formats.FORMATS[name]
+    parser = argparse.ArgumentParser(prog=f"delst check --format {name}", description=one.summary)
+    add_format(parser, one, writes=False)
+    chosen = parser.parse_args(options)
+    print(f"format   {name}: {one.summary}")
+    print(f"command  delst prepare {name} {' '.join(_quoted(options))} --output DIR")
+    jobs = one.jobs(chosen)
+    refused = sum(not _check_slide(job, chosen, arguments.preview, len(jobs) > 1) for job in jobs)
+    print(f"\nchecked  {len(jobs)} {'slide' if len(jobs) == 1 else 'slides'}, {refused} refused; nothing was prepared")
+    return 1 if refused else 0
+
+
+def _place(given: list[str]) -> Path | None:
+    """The first thing that exists and is not the value of an option."""
+    previous = ["", *given]
+    places = (
+        Path(one).expanduser() for before, one in zip(previous, given, strict=False) if not before.startswith("--")
+    )
+    return next((place for place in places if place.exists()), None)
+
+
+def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
+    """The one format that a place is, and all that `delst prepare` is to be given.
+
+    Raises:
+        ValueError: no format, several, or one that needs an option that was not given.
+    """
+    from ..data.readers.recognise import recognise
+
+    if place is None:
+        named = [one for one in given if not one.startswith("--")]
+        raise ValueError(
+            f"nothing to check: {named or 'no file or folder'} is not there. Give a slide, its folder or a dataset folder, or "
+            f"the files by their options with --format, one of {', '.join(formats.FORMATS)}."
+        )
+    candidates = recognise(place)
+    if not candidates:
+        there = (
+            [path.name for path in sorted(place.iterdir()) if not path.name.startswith(".")] if place.is_dir() else []
+        )
+        raise ValueError(
+            f"the format of {place} is not told by what lies there ({', '.join(there[:10]) or 'one file'}). Name it with "
+            f"--format, one of {', '.join(formats.FORMATS)}; delst prepare FORMAT --help says what it reads."
+        )
+    if len(candidates) > 1:
+        listed = "\n".join(
+            f"  delst check --format {one.format} {' '.join(_quoted(one.arguments))}   ({one.why})"
+            for one in candidates
+        )
+        raise ValueError(f"{place} could be {len(candidates)} things. Choose one:\n{listed}")
+    found = candidates[0]
+    told = [one for one in given if Path(one).expanduser() != place]
+    if found.missing and found.missing.split()[0] not in told:
+        raise ValueError(f"{place} looks like {found.format} ({found.why}), and needs {found.missing}.")
+    if found.also:
+        print(f"also     {found.also}")
+    # What the user gave comes last, so that it decides.
+    return found.format, [*found.arguments, *told]
+
+
+def _check_slide(job: Callable[[], Any], chosen: argparse.Namespace, preview: str | None, several: bool) -> bool:
+    """Prints the page of a slide, and why it is refused if it is; returns whether it would be written."""
+    from ..data.part import check_slide, swapped
+
+    options = _patch_options(chosen)
+    slide = thumbnail = None
+    refusal = ""
+    try:
+        slide = swapped(job(), options)
+        slide, thumbnail = check_slide(slide, replace(options, swap_xy=False))
+    except _REFUSALS as error:
+        # str() of a KeyError is the repr of its message.
+        refusal = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    print()
+    if slide is not None:
+        _print_page(slide, thumbnail, options)
+        _draw(slide, options.patch_um, preview, several)
+    if refusal:
+        print(f"REFUSED  {refusal}")
+    return not refusal
+
+
+def _patch_options(chosen: argparse.Namespace) -> Any:
+    """What `delst prepare` would check slides by."""
+    from ..data.genes import read_aliases
+    from ..data.part import PatchOptions
+    from ..data.quality import QualityFilter
+
+    options = PatchOptions(
+        patch_um=chosen.patch_um, patch_px=chosen.patch_px, outside="drop" if chosen.drop_outside else "error",
+        off_tissue="allow" if chosen.allow_off_tissue else "error", swap_xy=chosen.swap_xy,
+        quality_filter=QualityFilter(chosen.min_counts, chosen.min_genes, chosen.min_tissue),
+        aliases=read_aliases(chosen.aliases) if chosen.aliases else None,
+    )  # fmt: skip
+    options.check()
+    return options
+
+
+def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:
+    """Prints the page; of a slide that was refused, what can be told of it."""
+    from ..data.part import slide_row
+    from ..data.understood import measure, slide_page
+
+    try:
+        thumbnail = thumbnail or slide.thumbnail()
+        measure(slide, thumbnail)
+        print(slide_page(slide_row(slide, thumbnail, options), len(slide.spots)))
+    except _REFUSALS:
+        print(f"slide    {slide.slide_id}: no page can be written of it")
+
+
+def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> None:
+    from ..data.preview import draw_preview
+
+    if preview is None:
+        return
+    path = Path(preview)
+    path = path.with_name(f"{path.stem}.{slide.slide_id}{path.suffix}") if several else path
+    try:
+        picture = draw_preview(slide, patch_um)
+    except _REFUSALS as error:
+        print(f"picture  cannot be drawn: {error}")
+        return
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    with write_file(path) as file:
+        file.write(data.getvalue())
+    print(f"picture  {path}")
+
+
+def _check_dataset(folder: Path) -> int:
+    """Prints the page of every slide of a dataset folder, its spots counted anew."""
+    from ..data.understood import dataset_pages
+
+    pages = dataset_pages(folder)
+    print("format   a dataset folder of delst prepare")
+    for page in pages:
+        print(f"\n{page}")
+    print(f"\nchecked  {len(pages)} {'slide' if len(pages) == 1 else 'slides'}")
+    return 0
+
+
+def _quoted(options: Sequence[str]) -> list[str]:
+    return [shlex.quote(option) for option in options]

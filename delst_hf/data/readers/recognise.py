@@ -1,0 +1,276 @@
+"""Which format of `delst prepare` a file or folder is, told by what lies there; nothing is read but names and small headers.
+
+One function per format looks at a place and says what `delst prepare` would be given, or that it is something else. All are
+asked, so a place that could be two things is found to be so.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .matrices import open_compressed
+from .visium_cells import CELLS, NUCLEI
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif")
+_TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+_DATASET = ("README.md", "spots", "genes", "slides")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A format that a place may be.
+
+    Attributes:
+        format: its name in `delst prepare`.
+        arguments: what to give `delst prepare FORMAT`.
+        why: what was found there.
+        missing: an option that it also needs, with what it is; "" when nothing is missing.
+        also: what else of the same format could be read from there, as options.
+    """
+
+    format: str
+    arguments: tuple[str, ...]
+    why: str
+    missing: str = ""
+    also: str = ""
+
+
+def recognise(place: str | Path) -> list[Candidate]:
+    """Return every format that a place could be; where it is none itself, those of what lies directly in it.
+
+    Args:
+        place: a file or a folder.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    place = Path(place).expanduser()
+    if not place.exists():
+        raise FileNotFoundError(
+            f"nothing is at {place}. Give the path of a slide, of its folder, or of a dataset folder."
+        )
+    found = _ask(place)
+    if found or not place.is_dir():
+        return found
+    within = [candidate for inner in _entries(place) for candidate in _ask(inner)]
+    # An image beside tables is the image of their slide, not a slide of its own.
+    if _named(place, _TABLES) or any(candidate.format != "image" for candidate in within):
+        within = [candidate for candidate in within if candidate.format != "image"]
+    joined = []
+    for name in dict.fromkeys(candidate.format for candidate in within):
+        own = [candidate for candidate in within if candidate.format == name]
+        if len(own) == 1 or name not in _SEVERAL:
+            joined += own
+        else:
+            arguments = (*(candidate.arguments[0] for candidate in own), *own[0].arguments[1:])
+            joined.append(
+                Candidate(name, arguments, f"{len(own)} in it, each {own[0].why}", own[0].missing, own[0].also)
+            )
+    return joined
+
+
+def is_dataset(place: Path) -> bool:
+    """Whether a folder is a dataset folder of `delst prepare`."""
+    return all((place / name).exists() for name in _DATASET)
+
+
+def _ask(place: Path) -> list[Candidate]:
+    found = [candidate for recogniser in _RECOGNISERS if (candidate := recogniser(place)) is not None]
+    return [*found, *_st(place)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without hidden files."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _named(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    ends = tuple(suffix.lower() for suffix in suffixes)
+    return [path for path in _entries(folder) if path.is_file() and path.name.lower().endswith(ends)]
+
+
+def _outs(place: Path) -> Iterable[Path]:
+    return (folder for folder in (place, place / "outs") if folder.is_dir())
+
+
+def _visium(place: Path) -> Candidate | None:
+    for folder in _outs(place):
+        matrix = [*folder.glob("*filtered_feature_bc_matrix.h5"), *folder.glob("*filtered_feature_bc_matrix")]
+        of_hd = (
+            folder.name.startswith("square_")
+            or (folder / "binned_outputs").is_dir()
+            or (folder / "segmented_outputs").is_dir()
+        )
+        if (folder / "spatial").is_dir() and matrix and not of_hd:
+            return Candidate("visium", (str(place),), "spatial/ and a filtered_feature_bc_matrix")
+    return None
+
+
+def _visium_hd(place: Path) -> Candidate | None:
+    for folder in _outs(place):
+        bins = sorted({path.name for root in (folder / "binned_outputs", folder) for path in root.glob("square_*um")})
+        segmented = [
+            one for one in (folder / "segmented_outputs", folder) if (one / CELLS).is_file() or (one / NUCLEI).is_file()
+        ]
+        if folder.name.startswith("square_") and (folder / "spatial").is_dir():
+            return Candidate(
+                "visium-hd", (str(place), "--bin-um", str(int(folder.name[7:-2]))), f"one bin size, {folder.name}"
+            )
+        if bins:
+            sizes = [int(name[7:-2]) for name in bins]
+            chosen = 8 if 8 in sizes else max(sizes)
+            others = [f"--bin-um {size}" for size in sizes if size != chosen] + ["--unit cell"] * bool(segmented)
+            return Candidate(
+                "visium-hd", (str(place), "--bin-um", str(chosen)), f"bins of {', '.join(bins)}", also=", ".join(others)
+            )
+        if segmented:
+            return Candidate("visium-hd", (str(place), "--unit", "cell"), f"segmented cells in {segmented[0].name}")
+    return None
+
+
+def _her2st(place: Path) -> Candidate | None:
+    folder = place / "data" if (place / "data").is_dir() else place
+    needed = ("ST-cnts", "ST-spotfiles", "ST-imgs")
+    if all((folder / name).is_dir() for name in needed):
+        return Candidate("her2st", (str(place),), ", ".join(f"{name}/" for name in needed))
+    return None
+
+
+def _st(place: Path) -> list[Candidate]:
+    """For each table of the spot detector the one other table and the one image of its name, or of the folder."""
+    headers = {path: _header(path) for path in _named(place, _TABLES)}
+    tables = [path for path, header in headers.items() if {"x", "y", "pixel_x", "pixel_y"} <= header]
+    counts = [path for path, header in headers.items() if path not in tables and len(header) > 20]
+    images = _named(place, _IMAGES)
+    found = []
+    for spots in tables:
+        own = [[path for path in paths if len(tables) == 1 or _stem(path) in spots.name] for paths in (counts, images)]
+        if all(len(paths) == 1 for paths in own):
+            arguments = ("--counts", str(own[0][0]), "--spots", str(spots), "--image", str(own[1][0]))
+            found.append(Candidate("st", arguments, f"{spots.name} has pixel_x and pixel_y"))
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def _table(place: Path) -> Candidate | None:
+    """A table of coordinates, counts and an image, one of each."""
+    headers = {path: {name.lower() for name in _header(path)} for path in _named(place, _TABLES)}
+    coordinates = [path for path, header in headers.items() if {"x", "y"} <= header and "pixel_x" not in header]
+    counts = [path for path, header in headers.items() if path not in coordinates and len(header) > 20]
+    counts += _named(place, (".h5", ".mtx", ".mtx.gz"))
+    images = _named(place, _IMAGES)
+    if len(coordinates) == len(counts) == len(images) == 1:
+        arguments = ("--counts", str(counts[0]), "--coordinates", str(coordinates[0]), "--image", str(images[0]))
+        return Candidate("table", arguments, "a table with x and y, counts and one image")
+    return None
+
+
+def _cosmx(place: Path) -> Candidate | None:
+    return _cells_of_tables(place, "exprMat_file.csv", "metadata_file.csv", "CosMx", (
+        "--barcode-column", "fov,cell_ID", "--x-column", "CenterX_global_px", "--y-column", "CenterY_global_px",
+    ))  # fmt: skip
+
+
+def _merscope(place: Path) -> Candidate | None:
+    return _cells_of_tables(place, "cell_by_gene.csv", "cell_metadata.csv", "MERSCOPE", (
+        "--x-column", "center_x", "--y-column", "center_y",
+    ))  # fmt: skip
+
+
+def _cells_of_tables(place: Path, counts: str, cells: str, name: str, columns: tuple[str, ...]) -> Candidate | None:
+    """Two tables of a platform that images molecules, whose own images are fluorescence."""
+    found = [_named(place, (suffix, f"{suffix}.gz")) for suffix in (counts, cells)]
+    if not all(len(paths) == 1 for paths in found):
+        return None
+    arguments = ("--counts", str(found[0][0]), "--coordinates", str(found[1][0]), *columns, "--technology", name)
+    return Candidate("table", arguments, f"{name}: {found[0][0].name} and {found[1][0].name}",
+                     missing="--image FILE, the H&E image, with --transform CSV or --scale and --mpp")  # fmt: skip
+
+
+def _anndata(place: Path) -> Candidate | None:
+    if place.is_file() and place.suffix == ".h5ad":
+        return Candidate("anndata", (str(place),), "an .h5ad file")
+    if place.suffix == ".zarr" and _zarr_attributes(place).get("encoding-type") == "anndata":
+        return Candidate("anndata", (str(place),), "a .zarr folder that says it is an AnnData")
+    return None
+
+
+def _spatialdata(place: Path) -> Candidate | None:
+    if not place.is_dir() or _zarr_attributes(place).get("encoding-type") == "anndata":
+        return None
+    elements = [name for name in ("tables", "table", "shapes", "labels", "images", "points") if (place / name).is_dir()]
+    stated = "spatialdata_attrs" in _zarr_attributes(place)
+    if stated or (place.suffix == ".zarr" and {"tables", "table"} & set(elements)):
+        return Candidate("spatialdata", (str(place),), f"a .zarr folder with {', '.join(elements)}")
+    return None
+
+
+def _hest(place: Path) -> Candidate | None:
+    if any((place / "st").glob("*.h5ad")) and ((place / "wsis").is_dir() or (place / "patches").is_dir()):
+        return Candidate("hest", (str(place),), "st/*.h5ad with wsis/ or patches/")
+    return None
+
+
+def _stimage(place: Path) -> Candidate | None:
+    for folder in (place / "ST", place / "Visium", place / "VisiumHD", place):
+        if all((folder / name).is_dir() for name in ("coord", "gene_exp", "image")):
+            return Candidate("stimage", (str(place),), "coord/, gene_exp/ and image/")
+    return None
+
+
+def _xenium(place: Path) -> Candidate | None:
+    transcripts = [
+        name for name in ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv") if (place / name).is_file()
+    ]
+    cells = [name for name in ("cells.parquet", "cells.csv.gz", "cells.csv") if (place / name).is_file()]
+    if not (transcripts or (cells and any(place.glob("cell_feature_matrix*")))):
+        return None
+    arguments: tuple[str, ...] = (str(place),) if transcripts else (str(place), "--unit", "cell")
+    images, matrices = _named(place, ("he_image.ome.tif", "he_image.tif")), _named(place, ("he_imagealignment.csv",))
+    if len(images) == 1:
+        arguments += ("--image", str(images[0]))
+    if len(images) == len(matrices) == 1:
+        arguments += ("--alignment", str(matrices[0]))
+    return Candidate("xenium", arguments, " and ".join([*transcripts[:1], *cells[:1]]),
+                     missing="" if len(images) == 1 else "--image FILE, the H&E image",
+                     also="--unit cell" if transcripts and cells else "")  # fmt: skip
+
+
+def _image(place: Path) -> Candidate | None:
+    if place.is_file() and place.name.lower().endswith(_IMAGES):
+        return Candidate("image", (str(place),), "an image without counts")
+    return None
+
+
+def _header(path: Path) -> set[str]:
+    """The names in the first line of a table; empty where it is no text."""
+    try:
+        with open_compressed(path) as file:
+            line = file.readline(1 << 20).decode("utf-8-sig")
+    except (OSError, EOFError, ValueError):
+        return set()
+    for separator in ("\t", ";", ","):
+        line = line.replace(separator, "\n")
+    return {name.strip().strip('"') for name in line.split("\n")}
+
+
+def _zarr_attributes(folder: Path) -> dict[str, object]:
+    """The attributes of the root of a store, of version 2 or 3."""
+    for name in (".zattrs", "zarr.json"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return dict(found.get("attributes", {}) if name == "zarr.json" else found)
+    return {}
+
+
+# Formats whose command takes several sources.
+_SEVERAL = ("visium", "visium-hd", "anndata", "image")
+_RECOGNISERS: tuple[Callable[[Path], Candidate | None], ...] = (
+    _visium, _visium_hd, _her2st, _table, _cosmx, _merscope, _anndata, _spatialdata, _hest, _stimage, _xenium, _image,
+)  # fmt: skip

@@ -1,0 +1,140 @@
+"""`delst check`: what it prints, that it writes nothing but the picture it was asked for, and its refusals."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from layouts import make_source, write_outs
+from PIL import Image
+
+from delst_hf.cli import main
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def run(capsys, *argv):
+    code = main(["check", *map(str, argv)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def line(page, name):
+    return [one[9:] for one in page.splitlines() if one.startswith(f"{name:<9}")]
+
+
+def test_a_slide_is_told_and_nothing_is_written(here, capsys):
+    write_outs(here / "S1" / "outs", make_source())
+    before = files(here)
+    code, page, _ = run(capsys, "S1")
+    assert code == 0 and files(here) == before
+    assert line(page, "command") == ["delst prepare visium S1 --output DIR"]
+    assert line(page, "slide") == ["S1 (patient S1)"]
+    assert line(page, "image")[0].startswith("200 x 150 px")
+    assert line(page, "scale")[0].startswith("10.0000 um per px")
+    assert line(page, "spots")[0].startswith("12 of 55 um")
+    assert line(page, "labels") == ["(none) 12"]
+    assert "1 slide, 0 refused; nothing was prepared" in page
+
+
+def test_options_of_the_format_wherever_they_stand(here, capsys):
+    source = make_source()
+    write_outs(here / "S1" / "outs", source)
+    Image.fromarray(source.pixels).save("he.png")
+    for argv in (
+        ["S1", "--image", "he.png"],
+        ["--image", "he.png", "S1"],
+        ["--format", "visium", "S1", "--image", "he.png"],
+    ):
+        code, page, _ = run(capsys, *argv, "--tissue", "breast", "--patch-px", "32")
+        assert code == 0 and line(page, "image")[0].startswith("400 x 300 px")
+        assert line(page, "about")[0].startswith("Visium, breast") and "stored as 32 px" in line(page, "patch")[0]
+
+
+def test_pictures_of_several_slides(here, capsys):
+    for name in ("S1", "S2"):
+        write_outs(here / "runs" / name / "outs", make_source())
+    code, page, _ = run(capsys, "runs", "--preview", "look.png")
+    assert code == 0 and line(page, "slide") == ["S1 (patient S1)", "S2 (patient S2)"]
+    assert sorted(path.name for path in here.glob("*.png")) == ["look.S1.png", "look.S2.png"]
+    assert Image.open("look.S1.png").size[0] > 1200
+
+
+def test_a_slide_that_is_refused_has_its_page_and_its_picture(here, capsys):
+    outs = write_outs(here / "S1" / "outs", make_source())
+    table = pd.read_csv(outs / "spatial" / "tissue_positions.csv")
+    table["pxl_col_in_fullres"] *= 5
+    table["pxl_row_in_fullres"] *= 5
+    table.to_csv(outs / "spatial" / "tissue_positions.csv", index=False)
+    code, page, _ = run(capsys, "S1", "--preview", "S1.png")
+    assert code == 1 and "lie outside the image" in line(page, "REFUSED")[0]
+    assert line(page, "slide") == ["S1 (patient S1)"] and Path("S1.png").is_file()
+    assert not list(here.glob("*refused*"))
+    (outs / "filtered_feature_bc_matrix.h5").write_bytes(b"no matrix")
+    code, page, _ = run(capsys, "S1")
+    assert code == 1 and "cannot read" in line(page, "REFUSED")[0] and line(page, "slide") == []
+
+
+def test_a_dataset_folder_is_counted_anew(toy_folder, here, capsys):
+    code, page, _ = run(capsys, toy_folder)
+    assert code == 0 and len(line(page, "slide")) == 3 and "3 slides" in page
+    assert all(one.startswith("36;") for one in line(page, "spots"))
+    assert sum(int(part.rsplit(" ", 1)[1]) for part in line(page, "labels")[0].split(";")[0].split(", ")) == 36
+    code, _, error = run(capsys, toy_folder, "--preview", "a.png")
+    assert code == 2 and "delst prepare --preview" in error and not Path("a.png").exists()
+    shutil.copytree(toy_folder, "copy")
+    next(Path("copy/spots").glob("toy_A2*")).unlink()
+    code, _, error = run(capsys, "copy")
+    assert code == 2 and "slide 'toy_A2' has no spot in this folder" in error
+    next(Path("copy/spots").glob("toy_B1*")).write_bytes(b"")
+    code, _, error = run(capsys, "copy")
+    assert code == 2 and "cannot read" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["nowhere"], r"nothing to check: \['nowhere'\] is not there"),
+        ([], "nothing to check: no file or folder is not there"),
+        (["empty"], r"the format of empty is not told by what lies there \(a.txt\).*--format"),
+        (["two"], r"could be 2 things(.|\n)*delst check --format visium(.|\n)*delst check --format anndata"),
+        (["xenium"], "looks like xenium .*, and needs --image FILE"),
+    ],
+)
+def test_what_cannot_be_told(here, capsys, argv, match):
+    for name in ("empty/a.txt", "two/a.h5ad", "xenium/transcripts.parquet"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).touch()
+    write_outs(here / "two" / "S1", make_source())
+    code, _, error = run(capsys, *argv)
+    assert code == 2 and re.search(match, error)
+
+
+def test_unknown_options_are_refused(here, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "--format", "toy", "--slides", "1", "--no-such-option"])
+    with pytest.raises(SystemExit):
+        main(["prepare", "toy", "--output", "d", "--no-such-option"])
+    assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
+
+
+def test_formats_without_a_place(here, capsys):
+    source = make_source()
+    Image.fromarray(source.pixels).save("he.png")
+    pd.DataFrame(source.counts, index=source.spots.index, columns=np.unique(source.symbols).tolist() + ["X"]).to_csv(
+        "counts.csv"
+    )
+    source.spots.rename_axis("barcode").to_csv("spots.csv")
+    given = ["--image", "he.png", "--counts", "counts.csv", "--coordinates", "spots.csv", "--mpp", "5"]
+    code, page, _ = run(capsys, "--format", "table", *given)
+    assert code == 0 and line(page, "spots")[0].startswith("12;")
