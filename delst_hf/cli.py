@@ -25,12 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 when done, 1 when `delst doctor` or `delst check` found something, 2 for a mistake of the user, 130
         when interrupted.
     """
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # `delst check` takes the options of whichever format it finds.
-    if rest and not hasattr(arguments, "rest"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.rest = rest
+    arguments = parse_arguments(argv)
     try:
         with _log_on_stderr():
             return arguments.run(arguments) or 0
@@ -42,6 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"delst: error: {explain(error)}", file=sys.stderr)
         return 2
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments; those that `delst check` leaves for the format that it finds are in `rest`."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not hasattr(arguments, "rest"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

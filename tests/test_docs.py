@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from delst_hf.cli import build_parser
+from delst_hf.cli import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,7 +53,7 @@ def test_there_are_commands_to_look_at():
 @pytest.mark.parametrize(("page", "command"), delst_commands())
 def test_a_command_of_delst_parses(page, command, capsys):
     try:
-        build_parser().parse_args(words_of(command)[1:])
+        parse_arguments(words_of(command)[1:])
     except SystemExit as stop:
         if stop.code:
             pytest.fail(f"{page}: {command}\n{capsys.readouterr().err[-300:]}")

@@ -98,8 +98,7 @@ def test_a_command_says_in_one_line_what_it_did_not_expect(monkeypatch, capsys, 
     def fail(_):
         {}.update([]) or (_ for _ in ()).throw(error)
 
-    monkeypatch.setattr("delst_hf.cli.build_parser", lambda: argparse.ArgumentParser())
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *_: argparse.Namespace(run=fail, debug=False))
+    monkeypatch.setattr("delst_hf.cli.parse_arguments", lambda _: argparse.Namespace(run=fail, debug=False))
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("delst: error: ")

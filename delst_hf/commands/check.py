@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import check_file_output, write_file
+from ..errors import explain
 from . import formats
 from .prepare import add_format
-
-# What readers and checks raise for the user.
-_REFUSALS = (ValueError, KeyError, TypeError, OSError, ImportError)
 
 
 def add_check(commands: Any) -> None:
@@ -61,7 +59,7 @@ def _run_check(arguments: argparse.Namespace) -> int:
     one = formats.FORMATS[name]
     parser = argparse.ArgumentParser(prog=f"delst check --format {name}", description=one.summary)
     add_format(parser, one, writes=False)
-    chosen = parser.parse_args(options)
+    chosen = parser.parse_args(options, argparse.Namespace(debug=arguments.debug))
     print(f"format   {name}: {one.summary}")
     print(f"command  delst prepare {name} {' '.join(_quoted(options))} --output DIR")
     jobs = one.jobs(chosen)
@@ -128,9 +126,10 @@ def _check_slide(job: Callable[[], Any], chosen: argparse.Namespace, preview: st
     try:
         slide = swapped(job(), options)
         slide, thumbnail = check_slide(slide, replace(options, swap_xy=False))
-    except _REFUSALS as error:
-        # str() of a KeyError is the repr of its message.
-        refusal = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    except Exception as error:
+        if chosen.debug:
+            raise
+        refusal = explain(error)
     print()
     if slide is not None:
         _print_page(slide, thumbnail, options)
@@ -165,7 +164,7 @@ def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:
         thumbnail = thumbnail or slide.thumbnail()
         measure(slide, thumbnail)
         print(slide_page(slide_row(slide, thumbnail, options), len(slide.spots)))
-    except _REFUSALS:
+    except Exception:  # it is refused already; a page of it is a courtesy
         print(f"slide    {slide.slide_id}: no page can be written of it")
 
 
@@ -178,8 +177,8 @@ def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> No
     path = path.with_name(f"{path.stem}.{slide.slide_id}{path.suffix}") if several else path
     try:
         picture = draw_preview(slide, patch_um)
-    except _REFUSALS as error:
-        print(f"picture  cannot be drawn: {error}")
+    except Exception as error:
+        print(f"picture  cannot be drawn: {explain(error)}")
         return
     data = io.BytesIO()
     picture.save(data, format="PNG")
