@@ -4,11 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from delst_hf.data.dataset import write_dataset
-from delst_hf.data.images import open_image
 from delst_hf.data.preview import draw_preview
 from delst_hf.data.quality import (
     QualityFilter,
@@ -53,51 +51,6 @@ def test_the_tissue_fraction_is_a_column(tmp_path):
     fractions = load_dataset(str(tmp_path / "d"))["train"]["tissue_fraction"][:]
     assert fractions[0] == pytest.approx(0.5, abs=0.11)
     assert np.allclose(fractions[1:], 1, atol=0.3)
-
-
-def test_an_image_that_states_another_scale_is_reported(tmp_path, caplog):
-    slide = half_tissue()
-    for name, mpp in (("a", slide.mpp * 1.05), ("b", slide.mpp * 2)):
-        tifffile.imwrite(tmp_path / f"{name}.tif", slide.image, photometric="rgb", tile=(64, 64),
-                         resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER")  # fmt: skip
-        caplog.clear()
-        write_dataset([dataclasses.replace(slide, image=open_image(tmp_path / f"{name}.tif"))], tmp_path / name, **SIZE)
-        told = f"the scale used is {slide.mpp:.4f} um per pixel, but the image states {mpp:.4f}" in caplog.text
-        assert told == (name == "b")
-
-
-@pytest.mark.parametrize(
-    ("technology", "row", "column", "pitch"),
-    [("Visium", np.sqrt(3) / 2, 0.5, 100), ("Spatial Transcriptomics", 1, 1, 200), ("Visium HD", 1, 1, 16)],
-)
-def test_a_scale_that_the_spots_contradict_is_reported(tmp_path, caplog, technology, row, column, pitch):
-    """The lattice of each technology, turned by ten degrees; half of what is right, 8 % off, and 20 % off."""
-    rows, columns = np.mgrid[:5, :5].reshape(2, -1)
-    columns = 2 * columns + rows % 2 if technology == "Visium" else columns
-    turn = np.radians(10)
-    xy = np.column_stack([columns * column, rows * row]) @ [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
-    xy = 40 + 120 * (xy - xy.min(0)) / np.ptp(xy, 0).max()
-    step = np.hypot(*(xy[1] - xy[0])) / (1 if technology == "Visium" else column)
-    right = (pitch if technology != "Visium" else 100) / step
-    slide = half_tissue()
-    slide.spots = slide.spots.assign(array_row=rows, array_col=columns, x=xy[:, 0], y=xy[:, 1])
-    for i, factor in enumerate((0.5, 1.08, 1.2)):
-        caplog.clear()
-        wrong = dataclasses.replace(slide, mpp=right * factor, technology=technology, spot_um=16.0)
-        write_dataset([wrong], tmp_path / f"d{i}", off_tissue="allow", **SIZE)
-        told = f"the scale used is {right * factor:.4f} um per pixel, but the pitch of the spots ({pitch} um) gives {right:.4f}"
-        assert (told in caplog.text) == (factor != 1.08)
-
-
-def test_a_scale_that_the_diameter_of_the_spots_contradicts_is_reported(tmp_path, caplog):
-    slide = half_tissue()
-    slide.spots[["array_row", "array_col"]] = -1
-    for i, mpp in enumerate((2.0, 1.7, 4.0)):
-        caplog.clear()
-        write_dataset([dataclasses.replace(slide, mpp=mpp, spot_um=50.0, spot_px=25.0)], tmp_path / f"d{i}", **SIZE)
-        told = f"the scale used is {mpp:.4f} um per pixel, but the diameter of the spots (50.0 um) gives 2.0000"
-        assert (told in caplog.text) == (mpp == 4.0)
-        assert ("leave --mpp out where it was given" in caplog.text) == (mpp == 4.0)
 
 
 def test_filters_say_what_they_removed(tmp_path, caplog):

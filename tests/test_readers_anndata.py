@@ -34,7 +34,7 @@ def make_adata(image=None) -> anndata.AnnData:
             "scalefactors": {
                 "tissue_hires_scalef": 0.25,
                 "tissue_lowres_scalef": 0.125,
-                "spot_diameter_fullres": 110.0,
+                "spot_diameter_fullres": 130.0,
             },
         }
     }
@@ -59,7 +59,7 @@ def test_coordinates_and_scale_are_those_of_the_image(tmp_path):
     assert slide.spots["array_col"].tolist() == [5, 6, 8]
     assert slide.spots["label"].tolist() == ["a", None, "b"]
     assert slide.label_source == "obs['label']"
-    # A spot of 55 um is 110 px: 0.5 um per full-resolution pixel, 2 um per hires pixel.
+    # Four spots on a line are no lattice. The stated 130 px are those of 65 um: 0.5 um per full-resolution pixel.
     assert slide.mpp == pytest.approx(2.0)
     assert slide.counts.toarray().tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11]]
     assert slide.counts.dtype == np.int32
@@ -69,7 +69,7 @@ def test_coordinates_and_scale_are_those_of_the_image(tmp_path):
 def test_mpp_is_that_of_the_full_resolution(tmp_path):
     path = write(make_adata(), tmp_path / "a.h5ad")
     assert read_anndata(path, mpp=0.3).mpp == pytest.approx(1.2)
-    assert read_anndata(path, spot_diameter_um=100).mpp == pytest.approx(100 / 110 * 4)
+    assert read_anndata(path, spot_diameter_um=100).mpp == pytest.approx(100 / 130 * 4)
 
 
 def test_the_legacy_array_is_measured_by_its_own_pitch(tmp_path):
@@ -195,8 +195,9 @@ def test_files_that_are_no_anndata_are_refused(tmp_path):
 
 def test_real_section_a1(shared_dir):
     path = shared_dir / "data/her2st_A1_visium_style.h5ad"
-    slide = read_anndata(path, spot_diameter_um=100)
+    slide = read_anndata(path)  # the lattice tells the legacy array
     slide.validate()
+    assert (slide.technology, slide.spot_um) == ("Spatial Transcriptomics", 100.0)
     assert slide.counts.shape == (346, 15045)
     assert slide.spots["label"].value_counts().to_dict() == {
         "invasive cancer": 282, "connective tissue": 24, "cancer in situ": 21, "adipose tissue": 12, "undetermined": 5,
@@ -205,8 +206,8 @@ def test_real_section_a1(shared_dir):
     counts = pd.read_csv(shared_dir / "data/her2st/data/ST-cnts/A1.tsv.gz", sep="\t", index_col=0)
     expected = counts.loc[slide.spots.index, slide.genes["symbol"]].to_numpy()
     np.testing.assert_array_equal(slide.counts.toarray(), expected)
-    # The spot of 100 um is 29 px of the reduced image.
-    assert 100 / slide.mpp == pytest.approx(29, abs=0.1)
+    # The stated spot of 100 um is 29 px of the reduced image: by the lattice it is 8 % smaller.
+    assert 200 / slide.mpp == pytest.approx(2 * 29 * 1.08, rel=0.01)
     # Background is black: spots in the right frame are on tissue.
     on_tissue = slide.image[slide.spots["y"].astype(int), slide.spots["x"].astype(int)].sum(axis=1) > 0
     assert on_tissue.mean() > 0.95

@@ -56,7 +56,7 @@ def test_spots_join_counts_image_and_labels(root, caplog):
     assert (slide.label_source, slide.patient_id, slide.species) == ("pathologist", "Z", "human")
     assert slide.mpp == pytest.approx(200 / PITCH)
     assert "left out 2 counts without spot and 1 spots without counts" in caplog.text
-    assert "pitch 40.0 x 40.0 px" in caplog.text
+    assert "square, 200 um = 40.0 x 40.0 px" in caplog.text
 
 
 def test_the_array_pitch_is_robust_to_misplaced_spots(root):
@@ -65,7 +65,7 @@ def test_the_array_pitch_is_robust_to_misplaced_spots(root):
     grid["pixel_x"], grid["pixel_y"], grid["selected"] = 12.0 * grid["x"], 10.0 * grid["y"] + 3, 1
     grid.loc[[3, 50, 99], "pixel_x"] = 0.0
     grid.to_csv(path, sep="\t", index=False)
-    with pytest.raises(ValueError, match=r"pitch is 12\.0 px along x and 10\.0 px along y"):
+    with pytest.raises(ValueError, match=r"the spots lie on steps of 10\.0 and 12\.0 px"):
         read_her2st(root, "Z1")
     grid["pixel_y"] = 12.4 * grid["y"]
     grid.to_csv(path, sep="\t", index=False)

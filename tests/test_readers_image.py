@@ -42,7 +42,7 @@ def test_positions_take_the_place_of_the_grid(he_file):
 
 
 def test_the_scale_is_asked_for_and_compared(he_file, tmp_path):
-    with pytest.raises(ValueError, match=r"does not state its micrometres per pixel.*--mpp"):
+    with pytest.raises(ValueError, match=r"mpp is unknown: .* does not state it.*--mpp"):
         read_slide_image(he_file)
     with pytest.raises(ValueError, match="a patch is 1120 px wide, but the slide has only"):
         read_slide_image(he_file, mpp=0.1)

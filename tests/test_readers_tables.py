@@ -145,7 +145,9 @@ def test_columns_scale_and_resolution(tmp_path, source):
     with pytest.raises(KeyError, match=r"columns \['x', 'y'\] are missing; found \['name', 'px', 'py'\].*--x-column"):
         read_generic(tmp_path / "he.tif", path, tmp_path / "xy.tsv")
     Image.fromarray(source.pixels).save(tmp_path / "he.png")
-    with pytest.raises(ValueError, match=r"mpp is unknown, and he\.png does not state it.*--mpp"):
+    assert_same(read_generic(tmp_path / "he.png", path, tmp_path / "xy.tsv", **options), source, with_ids=False)
+    table[:5].to_csv(tmp_path / "xy.tsv", sep="\t", index=False)  # too few for a lattice
+    with pytest.raises(ValueError, match=r"mpp is unknown: he\.png does not state it.*--mpp"):
         read_generic(tmp_path / "he.png", path, tmp_path / "xy.tsv", **options)
 
 

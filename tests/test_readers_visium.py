@@ -11,7 +11,6 @@ import tifffile
 from layouts import assert_same, make_source, positions_table, write_10x_h5, write_mtx, write_outs, write_spatial
 from PIL import Image
 
-from delst_hf.data.lattice import visium_lattice_mpp
 from delst_hf.data.readers.visium import read_visium, read_visium_hd
 
 
@@ -82,29 +81,19 @@ def test_the_reduced_images_stand_in_with_scaled_coordinates(tmp_path, source, c
 def test_the_scale_comes_from_the_lattice_else_from_the_spot(tmp_path, source):
     outs = write_outs(tmp_path / "outs", source)
     Image.fromarray(source.pixels).save(tmp_path / "he.png")
-    # 20 px are 100 um; the stated diameter would give 55 / 13 = 4.23.
+    # 20 px are 100 um; the stated diameter is that of a spot of 65 um, not of the 55 um that are printed.
     assert read_visium(outs, image=tmp_path / "he.png").mpp == pytest.approx(5.0)
     assert read_visium(outs, image=tmp_path / "he.png", mpp=0.4).mpp == 0.4
     assert read_visium(outs, mpp=0.4).mpp == pytest.approx(0.8)  # per full-resolution pixel, whatever image is used
-    table = positions_table(source)
-    table["pxl_row_in_fullres"] = table["array_row"] * 20.0 + 100  # a square grid is no Visium slide
-    table.to_csv(outs / "spatial" / "tissue_positions.csv", index=False)
-    assert read_visium(outs, image=tmp_path / "he.png").mpp == pytest.approx(55 / 13)
+    assert read_visium(outs, image=tmp_path / "he.png").spot_um == 55
+    keep = source.spots.index[:3]  # too few to measure a lattice
+    positions_table(source, off_tissue=False)[:3].to_csv(outs / "spatial" / "tissue_positions.csv", index=False)
+    few = read_visium(outs, image=tmp_path / "he.png")
+    assert (few.spots.index.tolist(), few.mpp) == (keep.tolist(), pytest.approx(65 / 13))
     write = outs / "spatial" / "scalefactors_json.json"
     write.write_text(json.dumps({"tissue_hires_scalef": 0.5}))
-    with pytest.raises(ValueError, match=r"spot_diameter_fullres is None, so the scale is unknown.*--mpp"):
+    with pytest.raises(ValueError, match=r"mpp is unknown: spot_diameter_fullres is None.*--mpp"):
         read_visium(outs, image=tmp_path / "he.png")
-
-
-def test_the_lattice_is_found_under_any_rotation_and_mirroring():
-    array = np.array([(row, 2 * column + row % 2) for row in range(5) for column in range(6)])
-    um = array * (100 * np.sqrt(3) / 2, 50)
-    turn = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
-    for pixels in (um / 0.5, um[:, ::-1] / 0.5, um @ turn / 0.5, um * (1, -1) / 0.5 + 900):
-        assert visium_lattice_mpp(array, pixels) == pytest.approx(0.5)
-    assert visium_lattice_mpp(array, array * 10.0) is None
-    assert visium_lattice_mpp(array, np.random.default_rng(0).uniform(0, 900, (30, 2))) is None
-    assert visium_lattice_mpp(np.full((30, 2), -1), um) is None
 
 
 def test_counts_without_spots_and_spots_without_counts_are_reported(tmp_path, source, caplog):
@@ -184,6 +173,10 @@ def test_an_mtx_that_does_not_fit_its_names_is_refused(tmp_path, source):
 
 
 def make_hd(folder, source, bin_um=8):
+    """Bins of 0.25 um per px, so 16 um are 64 px."""
+    rows, columns = np.mgrid[:3, :4].reshape(2, -1)
+    pitch = bin_um / 0.25
+    source.spots = source.spots.assign(array_row=rows, array_col=columns, x=60 + pitch * columns, y=60 + pitch * rows)
     square = folder / "binned_outputs" / f"square_{bin_um:03d}um"
     factors = {"spot_diameter_fullres": bin_um / 0.25, "bin_size_um": float(bin_um), "microns_per_pixel": 0.25,
                "regist_target_img_scalef": 0.5, "tissue_lowres_scalef": 0.25, "fiducial_diameter_fullres": 9.0,
@@ -193,8 +186,10 @@ def make_hd(folder, source, bin_um=8):
 
 
 def test_visium_hd_bins_are_spots(tmp_path, source):
-    for bin_um in (2, 8, 16):
+    source2 = make_source()
+    for bin_um in (8, 16):
         make_hd(tmp_path / "HD1" / "outs", source, bin_um)
+    make_hd(tmp_path / "HD1" / "outs", source2, 2)
     Image.fromarray(source.pixels).save(tmp_path / "he.png")
     for path in (tmp_path / "HD1", tmp_path / "HD1/outs", tmp_path / "HD1/outs/binned_outputs"):
         slide = read_visium_hd(path, bin_um=16, image=tmp_path / "he.png", slide_id="HD1")
@@ -203,7 +198,7 @@ def test_visium_hd_bins_are_spots(tmp_path, source):
     assert read_visium_hd(tmp_path / "HD1").slide_id == "HD1"
     assert read_visium_hd(tmp_path / "HD1").spot_um == 8.0
     assert_same(
-        read_visium_hd(tmp_path / "HD1/outs/binned_outputs/square_002um", bin_um=2), source, scale=0.5, mpp=0.25
+        read_visium_hd(tmp_path / "HD1/outs/binned_outputs/square_002um", bin_um=2), source2, scale=0.5, mpp=0.25
     )
     with pytest.raises(
         FileNotFoundError, match=r"no square_024um.*'square_002um', 'square_008um', 'square_016um'.*--bin-um"

@@ -80,7 +80,7 @@ def test_a_grid_beyond_the_key_is_refused(tmp_path, he, grid_um):
 
 def test_squares_at_both_ends_of_the_key(tmp_path, he):
     ends = TRANSCRIPTS[:2].assign(x_location=[-32768 * 10.0, 32767 * 10.0], y_location=[32767 * 10.0, -32768 * 10.0])
-    slide = read_xenium(write_transcripts(tmp_path / "out", ends), he, grid_um=10)
+    slide = read_xenium(write_transcripts(tmp_path / "out", ends), he, grid_um=10, mpp=1.5)
     assert as_dict(slide) == {"-32768x32767": {"A": 0, "B": 1}, "32767x-32768": {"A": 1, "B": 0}}
 
 
@@ -180,7 +180,7 @@ def test_a_cell_without_a_position_is_left_out(tmp_path, he):
     cells = pd.read_parquet(folder / "cells.parquet")
     cells.loc[cells.index[3], "x_centroid"] = np.inf
     cells.to_parquet(folder / "cells.parquet")
-    slide = read_xenium_cells(folder, he)
+    slide = read_xenium_cells(folder, he, mpp=2.0)
     assert len(slide.spots) == 11 and source.spots.index[3] not in slide.spots.index
     assert slide.notes.spots_left_out["without a position"] == 1
 

@@ -27,14 +27,14 @@ def split_names(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
 
 
-def _add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "") -> None:
+def _add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "", technology_default: str = "") -> None:
     """What a format cannot know by itself."""
     for name, text in (
         ("slide-id", "name of the slide; by comma for several (default: from the source)"),
         ("patient-id", "patient, by comma for several or one for all (default: the slide id)"),
         ("tissue", "for the slides table, e.g. breast"),
         ("species", "human, mouse, ... (default: from the Ensembl ids)"),
-        ("technology", f"for the slides table (default {technology or 'none'})"),
+        ("technology", f"for the slides table (default {technology_default or technology or 'none'})"),
     ):
         if name not in skip:
             parser.add_argument(f"--{name}", default=technology if name == "technology" else None, help=text)
@@ -73,8 +73,15 @@ def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technol
     parser.add_argument(
         "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
     )
+    _add_image_scale(parser)
     parser.add_argument("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
     _add_about(parser, technology=technology)
+
+
+def _add_image_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-scale", type=float, metavar="F", help="pixels of --image per full-resolution pixel (default 1)"
+    )
 
 
 def _each(reader: Callable[..., Any], sources: list[str], arguments: argparse.Namespace, **options: Any) -> Jobs:
@@ -92,7 +99,8 @@ def _visium_jobs(arguments: argparse.Namespace) -> Jobs:
 
     _one_image(arguments.image, arguments.sources)
     _check_files(arguments.image, *arguments.sources)
-    return _each(read_visium, arguments.sources, arguments, image=arguments.image, mpp=arguments.mpp)
+    options = {"image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp}
+    return _each(read_visium, arguments.sources, arguments, **options)
 
 
 def _visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +123,7 @@ def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
 
     _one_image(arguments.image, arguments.sources)
     _check_files(arguments.image, *arguments.sources)
-    options = {"image": arguments.image, "mpp": arguments.mpp}
+    options = {"image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp}
     if arguments.unit == "bin":
         bin_um = 8 if arguments.bin_um is None else arguments.bin_um
         return _each(read_visium_hd, arguments.sources, arguments, bin_um=bin_um, **options)
@@ -128,7 +136,7 @@ def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder that holds data/ST-cnts, data/ST-spotfiles, data/ST-imgs")
     parser.add_argument("--sections", metavar="C2,C3", help="by comma (default: all with counts, spots and image)")
     parser.add_argument("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch of 200 um)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
 
 
 def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -149,11 +157,14 @@ def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
 def _st_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--counts", required=True, metavar="FILE", help="counts, spots 'XxY' as rows or columns")
     parser.add_argument(
-        "--spots", required=True, metavar="FILE", help="alignment table: x, y, pixel_x, pixel_y, selected"
+        "--spots",
+        required=True,
+        metavar="FILE",
+        help="alignment table: x, y, pixel_x, pixel_y; or nine numbers, a 3 x 3 matrix",
     )
     parser.add_argument("--image", required=True, metavar="FILE", help="image of the section")
     parser.add_argument("--labels", metavar="FILE", help="columns id ('XxY') or x and y, and label")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch of 200 um)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
     _add_about(parser, "technology")
 
 
@@ -214,15 +225,16 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
     parser.add_argument("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
+    _add_image_scale(parser)
     parser.add_argument("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
     parser.add_argument(
-        "--spot-um", type=float, default=55.0, metavar="UM", help="spot diameter (default 55; legacy ST 100)"
+        "--spot-um", type=float, metavar="UM", help="diameter that spot_diameter_fullres means (default: of the array)"
     )
     parser.add_argument("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
     parser.add_argument(
         "--label-key", default="label", metavar="COLUMN", help="column of obs with labels (default label)"
     )
-    _add_about(parser, technology="Visium")
+    _add_about(parser, technology="", technology_default="that of the array")
 
 
 def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -232,7 +244,8 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
     _one_image(arguments.image, arguments.files)
     options = {
         "library_id": arguments.library_id, "mpp": arguments.mpp, "spot_diameter_um": arguments.spot_um,
-        "image": arguments.image, "layer": arguments.layer, "label_key": arguments.label_key,
+        "image": arguments.image, "image_scale": arguments.image_scale, "layer": arguments.layer,
+        "label_key": arguments.label_key,
     }  # fmt: skip
     if arguments.slide_key is None:
         return _each(read_anndata, arguments.files, arguments, **options)
@@ -248,9 +261,11 @@ def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ZARR", help=".zarr folder")
     for name, text in (("table", "table"), ("region", "shapes that are the spots"), ("image", "image")):
         parser.add_argument(f"--{name}", metavar="NAME", help=f"{text}, where there are several")
-    parser.add_argument("--coordinate-system", default="global", metavar="NAME", help="shared by both (default global)")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the image")
-    parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of the circles, instead of --mpp")
+    parser.add_argument("--coordinate-system", metavar="NAME", help="shared by both (default: the one there is)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the image (default: from the spots)")
+    parser.add_argument(
+        "--spot-um", type=float, metavar="UM", help="diameter of the circles, where they are on no known array"
+    )
     parser.add_argument("--layer", help="layer of the table with raw counts (default: X)")
     parser.add_argument("--label-key", metavar="COLUMN", help="column of obs with labels")
     _add_about(parser)
@@ -283,7 +298,7 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ROOT", help="folder with ST/, Visium/, VisiumHD/, annotation/, meta/")
     parser.add_argument("--slides", metavar="ID,ID", help="by comma (default: all with coordinates, counts and image)")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the radius of the spots)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the lattice of the spots)")
     parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of a spot (default 100, 55, 8 by folder)")
 
 
@@ -411,7 +426,7 @@ FORMATS = {
         "AnnData .h5ad or .zarr in the Visium convention of scanpy and squidpy",
         ("delst prepare anndata V1_breast.h5ad --species human --output visium-dataset",
          "delst prepare anndata cohort.h5ad --slide-key sample --output cohort-dataset",
-         "delst prepare anndata A1.h5ad --spot-um 100 --technology 'Spatial Transcriptomics' --output a1-dataset"),
+         "delst prepare anndata A1.h5ad --technology 'Spatial Transcriptomics' --output a1-dataset"),
         _anndata_arguments, _anndata_jobs,
     ),
     "spatialdata": Format(

@@ -114,6 +114,11 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: floa
     check.add_argument(
         "--allow-off-tissue", action="store_true", help="accept a slide whose spots mostly lie off tissue"
     )
+    check.add_argument(
+        "--allow-scale",
+        action="store_true",
+        help="only report it where sources of the scale disagree by more than 5 %%",
+    )
     check.add_argument("--swap-xy", action="store_true", help="take x for y and y for x")
     check.add_argument("--min-counts", type=int, default=0, metavar="N", help="leave out spots with fewer counts")
     check.add_argument(
@@ -201,6 +206,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
         quality=arguments.quality,
         outside="drop" if arguments.drop_outside else "error",
         off_tissue="allow" if arguments.allow_off_tissue else "error",
+        scale="allow" if arguments.allow_scale else "error",
         swap_xy=arguments.swap_xy,
         quality_filter=QualityFilter(arguments.min_counts, arguments.min_genes, arguments.min_tissue),
         aliases=aliases,

@@ -57,6 +57,7 @@ def write_dataset(
     quality: int = 95,
     outside: str = "error",
     off_tissue: str = "error",
+    scale: str = "error",
     swap_xy: bool = False,
     quality_filter: QualityFilter | None = None,
     aliases: dict[str, tuple[str, str]] | None = None,
@@ -81,6 +82,7 @@ def write_dataset(
         quality: of JPEG, 1 to 100.
         outside: what to do with spots whose centre lies outside the image: "error" or "drop".
         off_tissue: what to do when most spots lie beside the tissue: "error" or "allow".
+        scale: what to do when sources of the scale disagree by more than 5 %: "error" or "allow".
         swap_xy: take x for y and y for x.
         quality_filter: what a spot must have to be kept.
         aliases: see `delst_hf.data.genes.read_aliases`.
@@ -107,7 +109,7 @@ def write_dataset(
         raise ValueError(f"num_proc is {num_proc}. Allowed: 1 or more (--num-proc).")
     output = check_output(output, overwrite)
     options = PatchOptions(
-        patch_um, patch_px, image_format.lower(), quality, outside, off_tissue, swap_xy, preview, max_shard_bytes,
+        patch_um, patch_px, image_format.lower(), quality, outside, off_tissue, scale, swap_xy, preview, max_shard_bytes,
         quality_filter or QualityFilter(), aliases, progress and num_proc == 1, str(output),
     )  # fmt: skip
     options.check()

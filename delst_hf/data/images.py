@@ -11,7 +11,7 @@ from PIL import Image
 from .pixels import to_rgb
 from .tiff import TiffImage
 
-__all__ = ["check_readable", "open_image", "read_image", "to_rgb"]
+__all__ = ["check_readable", "image_size", "open_image", "read_image", "to_rgb"]
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Formats of scanners that are no TIFF, or a TIFF whose tiles overlap: left to openslide.
@@ -44,6 +44,20 @@ def open_image(path: str | Path) -> Any:
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_MAGIC
     return TiffImage(path) if is_tiff else read_image(path)
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Return (height, width) of an image file from its header; None where Pillow cannot tell."""
+    guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.height, image.width
+    except (OSError, SyntaxError, ValueError):
+        return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = guard
 
 
 def check_readable(path: str | Path, what: str = "file", advice: str = "Give the path of an existing file.") -> Path:

@@ -1,88 +1,306 @@
-"""The scale of a slide, measured on the lattice of its spots.
+"""The lattice of the spots, measured in the image, and the arrays that are known by theirs.
 
-The spot_diameter_fullres of Space Ranger is no safe measure: on real slides 55 um over it makes the pitch 85 um instead of the
-100 um that are printed, because the diameter it states is that of a wider spot (65 um).
+What a slide is printed with is the safest ruler it has: its spots lie at known distances, whatever a file's metadata say. So
+the lattice is measured first (its kind, its pitch in pixels, at any angle), and a known array is believed only where its kind
+is that of the lattice. Space Ranger's spot_diameter_fullres is no safe ruler: it is the diameter of a "theoretical 65 um spot",
+not of the 55 um that are printed.
 """
 
-import logging
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
-from .values import number
+# Two steps of one lattice agree to this, and its angle to this many degrees: jitter of printing, and scanners' aspect ratios.
+_STEP_TOLERANCE, _ANGLE_TOLERANCE = 1.05, 3.5
+# Beyond this distance from its place, in steps, a spot is not on the lattice; this share of the spots must be on it.
+_OFF_PLACE, _SHARE_IN_PLACE = 0.25, 0.9
+# Cosine of 2.6 degrees.
+_UPRIGHT = 0.999
+# Spots that are enough to see a lattice where array positions do not tell it, and to say that every second place is empty;
+# those whose neighbours are looked at, and those whose array positions are fitted.
+_ENOUGH_SPOTS, _ENOUGH_FOR_PARITY, _LOOKED_AT, _FITTED = 12, 8, 4000, 50_000
 
-logger = logging.getLogger(__name__)
 
-# Distance of the centres of neighbouring spots of Visium, and of the legacy Spatial Transcriptomics array.
-PITCH_UM, LEGACY_PITCH_UM = 100.0, 200.0
+@dataclass(frozen=True)
+class SpotArray:
+    """A kind of slide on which spots are printed at known distances.
+
+    Attributes:
+        name: As in the column `technology`.
+        kind: Of its lattice: "hexagonal", "square", or "checkerboard" (squares of which every second place is printed).
+        pitch_um: Distance of the centres of nearest neighbours, in micrometres.
+        spot_um: Diameter of a spot, or side of a bin.
+        stated_um: Diameters that files mean when they state a spot's diameter in pixels, the likeliest first.
+    """
+
+    name: str
+    kind: str
+    pitch_um: float
+    spot_um: float
+    stated_um: tuple[float, ...]
 
 
-def visium_lattice_mpp(array: np.ndarray, pixels: np.ndarray) -> float | None:
-    """Micrometres per pixel from the hexagonal lattice of a Visium slide, whatever the rotation or mirroring of the image.
+VISIUM = SpotArray("Visium", "hexagonal", 100.0, 55.0, (65.0, 55.0))
+# 1,007 spots on 31 x 33 places, whose two axes are 200 um.
+LEGACY = SpotArray("Spatial Transcriptomics", "square", 200.0, 100.0, (100.0,))
+# About 2,000 spots on every second place of 66 x 63: 6.5 x 6.9 mm in all, 100 um by 111 um from place to place, so that the
+# nearest neighbours, on the diagonals, are 150 um apart.
+LEGACY_2K = SpotArray("Spatial Transcriptomics", "checkerboard", 150.0, 100.0, (100.0, 110.0))
+KNOWN_ARRAYS = (VISIUM, LEGACY, LEGACY_2K)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """What the places of the spots have in common.
+
+    Attributes:
+        kind: "hexagonal", "square", "checkerboard", or "unknown" where there is a lattice, but of another kind.
+        pitch_px: Distance of nearest neighbours in pixels.
+        steps_px: The two shortest steps from spot to spot in pixels (2,).
+        angle: Between them, in degrees, 60 to 90.
+        by_index: Whether array positions took part, so that missing spots and few spots do not matter.
+    """
+
+    kind: str
+    pitch_px: float
+    steps_px: tuple[float, float]
+    angle: float
+    by_index: bool
+
+    def __str__(self) -> str:
+        if self.kind == "unknown":
+            return f"steps of {self.steps_px[0]:.1f} and {self.steps_px[1]:.1f} px at {self.angle:.0f} degrees"
+        plural = {"hexagonal": "hexagons", "square": "squares", "checkerboard": "a checkerboard"}[self.kind]
+        return f"{plural} of {self.pitch_px:.1f} px"
+
+
+def bins(side_um: float, name: str = "Visium HD") -> SpotArray:
+    """Square bins without gaps, of Visium HD or of a grid."""
+    return SpotArray(name, "square", side_um, side_um, (side_um,))
+
+
+def arrays_named(technology: str, bin_um: float | None = None) -> tuple[SpotArray, ...]:
+    """Return the known arrays that a technology can mean: none for one that is not known.
 
     Args:
-        array: (spots, 2) array_row, array_col; a step of a row is 86.6 um, a step of a column 50 um.
-        pixels: (spots, 2) y, x in pixels.
+        technology: As users and data sets write it, for example "Visium", "visium cytassist", "ST"; "" is any known array.
+        bin_um: Side of the bins of Visium HD.
+
+    >>> [array.pitch_um for array in arrays_named("Spatial Transcriptomics")]
+    [200.0, 150.0]
+    """
+    words = technology.lower().replace("-", " ").replace("_", " ").split()
+    if not words:
+        return KNOWN_ARRAYS
+    if "hd" in words or "visiumhd" in words:
+        return () if bin_um is None else (bins(bin_um),)
+    if "visium" in words:
+        return (VISIUM,)
+    if words == ["st"] or words[-2:] == ["spatial", "transcriptomics"]:
+        return (LEGACY, LEGACY_2K)
+    return ()
+
+
+def matching_array(lattice: Lattice | None, candidates: tuple[SpotArray, ...]) -> SpotArray | None:
+    """Return the array among the candidates whose lattice is of the kind that was measured."""
+    return next((array for array in candidates if lattice is not None and array.kind == lattice.kind), None)
+
+
+def measure_lattice(pixels: np.ndarray, array: np.ndarray | None = None) -> Lattice | None:
+    """Measure the lattice of the spots, at any angle, mirrored or not.
+
+    Args:
+        pixels: Centres (spots, 2) y, x.
+        array: Array positions (spots, 2) row, column, negative where unknown; they need not be given.
 
     Returns:
-        None if the spots do not lie on that lattice.
+        None where the spots are too few or on no lattice.
+
+    >>> places = np.array([(row, column) for row in range(6) for column in range(6)])
+    >>> print(measure_lattice(50.0 * places))
+    squares of 50.0 px
     """
-    return _lattice_mpp(array, pixels, (PITCH_UM * np.sqrt(3) / 2, PITCH_UM / 2), 0.25 * PITCH_UM)
+    pixels = np.asarray(pixels, float)
+    if array is not None:
+        array = np.asarray(array, float)
+        known = np.flatnonzero(
+            np.isfinite(array).all(axis=1) & np.isfinite(pixels).all(axis=1) & (array != -1).any(axis=1)
+        )
+        if len(known) > _FITTED:
+            known = np.random.default_rng(0).choice(known, _FITTED, replace=False)
+        if (steps := index_steps(array[known], pixels[known])) is not None:
+            found = _by_index(array[known], steps)
+            if found is not None and found.kind != "unknown":
+                return found
+    basis = _neighbour_steps(pixels)
+    return None if basis is None else _described(basis, by_index=False)
 
 
-def square_lattice_mpp(array: np.ndarray, pixels: np.ndarray, pitch_um: float) -> float | None:
-    """The same from squares of `pitch_um`: the array of legacy Spatial Transcriptomics, whose spots jitter, or bins."""
-    return _lattice_mpp(array, pixels, (pitch_um, pitch_um), 0.5 * pitch_um)
+def index_steps(array: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
+    """Fit pixels = array @ steps + a constant, by least squares.
+
+    Args:
+        array: Array positions (spots, 2).
+        pixels: Centres (spots, 2).
+
+    Returns:
+        The steps (2, 2) in pixels of one row and of one column; None where the spots are fewer than four, in one line, or
+        elsewhere.
+    """
+    if len(array) < 4 or min(len(np.unique(array[:, 0])), len(np.unique(array[:, 1]))) < 2:
+        return None
+    fitted = np.ones(len(array), bool)
+    for _ in range(3):
+        if fitted.sum() < 4:
+            return None
+        centre, centre_pixels = array[fitted].mean(0), pixels[fitted].mean(0)
+        steps, _, rank, _ = np.linalg.lstsq(array[fitted] - centre, pixels[fitted] - centre_pixels, rcond=None)
+        step = np.sqrt(abs(np.linalg.det(steps)))
+        if rank < 2 or step == 0:
+            return None
+        away = np.hypot(*((array - centre) @ steps - (pixels - centre_pixels)).T) / step
+        in_place = away <= 2 * _OFF_PLACE
+        if (in_place | (away <= 3 * np.median(away))).all() or (in_place == fitted).all():
+            break
+        fitted = away <= max(_OFF_PLACE, 3 * float(np.median(away)))  # a few misplaced spots move the rest
+    return steps if in_place.mean() >= _SHARE_IN_PLACE else None
 
 
-def lattice_pitch_um(technology: str, bin_um: float | None = None) -> float:
-    """Distance of neighbouring spots of a technology, in um; `bin_um` is the side of a bin of Visium HD."""
-    known = {"spatial transcriptomics": LEGACY_PITCH_UM, "visium hd": bin_um}
-    return known.get(technology.lower()) or PITCH_UM
-
-
-def lattice_mpp(technology: str, array: np.ndarray, pixels: np.ndarray, bin_um: float | None = None) -> float | None:
-    """Micrometres per pixel from the lattice of a technology: squares of legacy arrays and of bins, else that of Visium."""
-    pitch = lattice_pitch_um(technology, bin_um)
-    return visium_lattice_mpp(array, pixels) if pitch == PITCH_UM else square_lattice_mpp(array, pixels, pitch)
-
-
-def mpp_from_pitch(spots: pd.DataFrame, slide_id: str) -> float:
-    """Pitch of the array (200 um) over its pitch in pixels: the median slope of pixel against array position, per axis.
+def median_pitch(array: np.ndarray, pixels: np.ndarray, lattice: Lattice) -> tuple[float, float, float]:
+    """Measure squares or a checkerboard by the median slope along both axes (Theil and Sen), which outliers do not move.
 
     The median of neighbour distances would be too small: the spots of one array jitter, and the nearest is taken.
+
+    Args:
+        array: Array positions (spots, 2) row, column.
+        pixels: Centres (spots, 2) y, x.
+        lattice: As measured with these array positions.
+
+    Returns:
+        Pixels per column, pixels per row, and the distance of nearest neighbours.
     """
     from scipy.stats import theilslopes
 
-    if spots["x"].nunique() < 2 or spots["y"].nunique() < 2:
-        raise ValueError(f"slide {slide_id!r}: too few spots to measure the array's pitch. Give mpp (--mpp).")
-    pitch_x, pitch_y = (abs(float(theilslopes(spots[f"pixel_{axis}"], spots[axis])[0])) for axis in "xy")
-    if not (pitch_x > 0 and pitch_y > 0) or abs(pitch_x - pitch_y) > 0.1 * max(pitch_x, pitch_y):
-        raise ValueError(
-            f"slide {slide_id!r}: the pitch is {pitch_x:.1f} px along x and {pitch_y:.1f} px along y; they should be "
-            "equal. Check pixel_x and pixel_y, or give mpp (--mpp)."
-        )
-    mpp = 2 * LEGACY_PITCH_UM / (pitch_x + pitch_y)
-    logger.info("%s: pitch %.1f x %.1f px = %g um, so mpp = %.4f", slide_id, pitch_x, pitch_y, LEGACY_PITCH_UM, mpp)
-    return mpp
+    steps = index_steps(array, pixels)
+    if steps is None:
+        return (*lattice.steps_px, lattice.pitch_px)
+    slopes = []
+    for index, step in zip(array.T, steps, strict=True):
+        direction = step / np.hypot(*step)
+        if np.abs(direction).max() > _UPRIGHT:  # the axis itself: jitter does not turn an upright array
+            direction = np.rint(direction)
+        slopes.append(abs(float(theilslopes(pixels @ direction, index)[0])))
+    along_y, along_x = slopes
+    pitch = float(np.hypot(along_x, along_y)) if lattice.kind == "checkerboard" else (along_x + along_y) / 2
+    return along_x, along_y, pitch
 
 
-def _lattice_mpp(array: np.ndarray, pixels: np.ndarray, steps: tuple[float, float], farthest: float) -> float | None:
-    """Least squares of pixels over micrometres; None unless the axes agree and no spot is `farthest` um from its place."""
-    if len(array) < 4 or min(len(np.unique(array[:, 0])), len(np.unique(array[:, 1]))) < 2:
+def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
+    """The lattice of the places that are taken, of all that array positions can name."""
+    # At random: a regular choice of places has a coarser lattice.
+    some = np.random.default_rng(0).permutation(len(array))[:_LOOKED_AT]
+    basis = _index_basis(np.rint(array[some] - array[some[0]]).astype(np.int64))
+    if basis is None:
         return None
-    um = array * steps
-    um, centred = um - um.mean(0), pixels - pixels.mean(0)
-    fitted, _, rank, _ = np.linalg.lstsq(um, centred, rcond=None)
-    scales = np.linalg.svd(fitted, compute_uv=False)
-    residual = np.abs(um @ fitted - centred).max()
-    if rank < 2 or scales[1] <= 0 or scales[0] / scales[1] > 1.03 or residual > farthest * scales[0]:
+    lattice = _described(basis @ steps, by_index=True)
+    every_second = abs(round(np.linalg.det(basis))) % 4 == 2 and len(array) >= _ENOUGH_FOR_PARITY
+    if lattice.kind == "square" and every_second:  # by its angle alone it would be squares turned by 45 degrees
+        return replace(lattice, kind="checkerboard", pitch_px=float(np.sqrt(lattice.steps_px[0] * lattice.steps_px[1])))
+    return lattice
+
+
+def _index_basis(differences: np.ndarray) -> np.ndarray | None:
+    """Two whole-numbered steps (2, 2) from which all differences (spots, 2) can be made."""
+    first, second = np.zeros(2, np.int64), 0  # echelon form: (a, b) and (0, c)
+    for row, column in np.unique(differences, axis=0).tolist():
+        pair = np.array([row, column])
+        while pair[0]:
+            first, pair = pair, first - (first[0] // pair[0]) * pair
+        second = int(np.gcd(second, pair[1]))
+    return np.array([first, [0, second]]) if first[0] and second else None
+
+
+def _neighbour_steps(pixels: np.ndarray) -> np.ndarray | None:
+    """The two shortest steps (2, 2) from spot to neighbouring spot, without array positions."""
+    from scipy.spatial import cKDTree
+
+    pixels = pixels[np.isfinite(pixels).all(axis=1)]
+    if len(pixels) > _LOOKED_AT:  # those around one spot: of a sample spread over the slide none would be neighbours
+        centre = pixels[np.argmin(np.hypot(*(pixels - np.median(pixels, axis=0)).T))]
+        pixels = pixels[np.argpartition(np.hypot(*(pixels - centre).T), _LOOKED_AT)[:_LOOKED_AT]]
+    pixels = np.unique(pixels, axis=0)
+    if len(pixels) < _ENOUGH_SPOTS:
         return None
-    return float(1 / np.sqrt(scales[0] * scales[1]))
+    tree = cKDTree(pixels)
+    nearest = float(np.median(tree.query(pixels, k=2)[0][:, 1]))
+    pairs = tree.query_pairs(1.6 * nearest, output_type="ndarray")
+    if len(pairs) < len(pixels) or len(pairs) > 8 * len(pixels):
+        return None
+    steps = pixels[pairs[:, 1]] - pixels[pairs[:, 0]]
+    short = steps[np.hypot(*steps.T) < 1.2 * nearest]
+    first = _commonest(short, nearest)
+    across = np.abs(np.sin(_angle_between(steps, first))) > 0.6
+    if not across.any():
+        return None
+    second = _commonest(steps[across], nearest)
+    return _fitted(steps, _shortest(np.array([first, second])))
 
 
-def stated_length(value: Any, scale: float = 1.0) -> float | None:
-    """A length of a file's metadata, times `scale`; None where there is none, or none that could be."""
-    found = number(value)
-    return found * scale if found is not None and found > 0 else None
+def _commonest(steps: np.ndarray, length: float) -> np.ndarray:
+    """The step (2,) that most steps resemble, where a step and its opposite are one."""
+    sample = steps[np.linspace(0, len(steps) - 1, min(len(steps), 200)).astype(int)]
+    towards = np.where((steps @ sample.T) >= 0, 1.0, -1.0)
+    near = np.hypot(*np.moveaxis(steps[:, None] * towards[:, :, None] - sample, -1, 0)) < 0.2 * length
+    best = int(near.sum(0).argmax())
+    return np.asarray((steps * towards[:, best, None])[near[:, best]].mean(0))
+
+
+def _angle_between(steps: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.arctan2(steps @ np.array([-other[1], other[0]]), steps @ other)
+
+
+def _fitted(steps: np.ndarray, basis: np.ndarray) -> np.ndarray | None:
+    """The basis that fits all steps between neighbours best; None unless nearly all of them are whole steps of it."""
+    for _ in range(4):
+        if abs(np.linalg.det(basis)) < 1e-9:
+            return None
+        whole = np.rint(steps @ np.linalg.inv(basis))
+        away = np.hypot(*(steps - whole @ basis).T) / np.sqrt(abs(np.linalg.det(basis)))
+        near = away < _OFF_PLACE
+        # Steps to the side alone: of the diagonals only the shorter ones are among the steps.
+        fitted = near & (np.abs(whole).sum(axis=1) == 1)
+        if fitted.sum() < 3 or np.linalg.matrix_rank(whole[fitted]) < 2:
+            return None
+        basis = np.linalg.lstsq(whole[fitted], steps[fitted], rcond=None)[0]
+    # Chance puts a fifth of all places (pi / 4^2) within a quarter of a step.
+    return _shortest(basis) if near.mean() >= _SHARE_IN_PLACE and np.median(away) < _OFF_PLACE / 2 else None
+
+
+def _shortest(basis: np.ndarray) -> np.ndarray:
+    """Lagrange's reduction: the same lattice by its two shortest steps, at 60 to 90 degrees."""
+    first, second = basis
+    for _ in range(100):
+        if second @ second < first @ first:
+            first, second = second, first
+        times = np.rint(first @ second / (first @ first))
+        if times == 0:
+            break
+        second = second - times * first
+    return np.array([first, second if first @ second >= 0 else -second])
+
+
+def _described(basis: np.ndarray, by_index: bool) -> Lattice:
+    """Kind and pitch of the lattice of two steps (2, 2)."""
+    first, second = _shortest(basis)
+    lengths = float(np.hypot(*first)), float(np.hypot(*second))
+    area = abs(float(np.linalg.det(np.array([first, second]))))
+    angle = float(np.degrees(np.arcsin(min(1.0, area / (lengths[0] * lengths[1])))))
+    kind, pitch = "unknown", lengths[0]
+    if lengths[1] / lengths[0] <= _STEP_TOLERANCE:
+        if angle <= 60 + _ANGLE_TOLERANCE:
+            kind, pitch = "hexagonal", float(np.sqrt(area / np.sin(np.pi / 3)))
+        elif angle >= 90 - _ANGLE_TOLERANCE:
+            kind, pitch = "square", float(np.sqrt(area))
+        elif angle >= 80:  # the rhombs of the array of 2,000 spots: 83.9 degrees
+            kind, pitch = "checkerboard", float(np.sqrt(lengths[0] * lengths[1]))
+    return Lattice(kind, pitch, lengths, angle, by_index)

@@ -23,7 +23,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .genes import clean_genes
-from .lattice import lattice_mpp, lattice_pitch_um
 from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
@@ -37,8 +36,6 @@ _ROWS_PER_GROUP = 100
 # Encoded patches that wait for their turn, because patches are cut in the order of the image's tiles.
 _BUFFER_BYTES = 192 * 2**20
 _UPSAMPLING_ALARM = 2.0
-# Scanners and lattices agree to a few per cent. Stated diameters of spots do not: Space Ranger's are 18 % too wide.
-_SCALE_ALARM, _SPOT_ALARM = 0.1, 0.25
 # Columns of few values. Patches are all different: looking for repeats among them costs as much as writing them.
 DICTIONARY = ["slide_id", "patient_id", "label", "array_row", "array_col", "gene_counts.list.element"]
 
@@ -53,6 +50,7 @@ class PatchOptions:
     quality: int = 95
     outside: str = "error"
     off_tissue: str = "error"
+    scale: str = "error"
     swap_xy: bool = False
     preview: bool = False
     max_shard_bytes: int = 256 * 2**20
@@ -68,6 +66,7 @@ class PatchOptions:
             ("image_format", self.image_format, ("jpeg", "png")),
             ("outside", self.outside, ("error", "drop")),
             ("off_tissue", self.off_tissue, ("error", "allow")),
+            ("scale", self.scale, ("error", "allow")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))}.")
@@ -123,8 +122,7 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
     """
     slide = swapped(slide, options)
     slide = slide.drop_outside() if options.outside == "drop" else slide
-    slide.validate()
-    _compare_scales(slide)
+    slide.validate(allow_scale=options.scale == "allow")
     if slide.has_counts:
         counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
         slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))
@@ -141,24 +139,6 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
 def swapped(slide: Slide, options: PatchOptions) -> Slide:
     """Return the slide with x for y where that was asked for."""
     return replace(slide, spots=slide.spots.rename(columns={"x": "y", "y": "x"})) if options.swap_xy else slide
-
-
-def _compare_scales(slide: Slide) -> None:
-    """Reports what states another scale than the one that is used: the image, and the spots themselves."""
-    array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
-    pitch = lattice_pitch_um(slide.technology, slide.spot_um)
-    lattice = lattice_mpp(slide.technology, array, pixels, slide.spot_um)
-    spots = slide.spot_um / slide.spot_px if lattice is None and slide.spot_um and slide.spot_px else None
-    for what, found, tolerance in (
-        ("the image states", getattr(slide.image, "mpp", None), _SCALE_ALARM),
-        (f"the pitch of the spots ({pitch:g} um) gives", lattice, _SCALE_ALARM),
-        (f"the diameter of the spots ({slide.spot_um} um) gives", spots, _SPOT_ALARM),
-    ):
-        if found and max(found / slide.mpp, slide.mpp / found) > 1 + tolerance:
-            logger.warning(
-                "%s: the scale used is %.4f um per pixel, but %s %.4f. Patches follow the first; if the second is right, "
-                "give its value (--mpp), or leave --mpp out where it was given", slide.slide_id, slide.mpp, what, found,
-            )  # fmt: skip
 
 
 def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarray:

@@ -14,6 +14,7 @@ from PIL import Image
 from .counts import check_counts
 from .notes import Notes
 from .patches import Cutter, StoredPatches, check_patch_size, image_cutter
+from .scale import Scale, check_scale, scale_of
 from .values import identifiers, labels
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Slide:
         stored_patches: patches that were cut before, where there is no image to cut them from.
         notes: what was noticed while it was read: what was left out, and what states a scale.
         has_counts: False for a slide that is nothing but its image: `counts` and `genes` are then empty.
+        scale: who says what of `mpp`; without it, `mpp` is compared with the lattice of the spots and the tags of the image.
     """
 
     slide_id: str
@@ -73,6 +75,7 @@ class Slide:
     stored_patches: StoredPatches | None = None
     notes: Notes = field(default_factory=Notes)
     has_counts: bool = True
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         self.spots = self.spots.set_axis(pd.Index(identifiers(self.spots.index), dtype=object))
@@ -82,13 +85,18 @@ class Slide:
         if "cell_area_um2" not in self.spots:
             self.spots["cell_area_um2"] = np.nan
         self.spots["label"] = pd.Series(labels(self.spots["label"]), index=self.spots.index, dtype=object)
+        if self.scale is not None:
+            self.scale.note(self.notes, self.mpp)
 
-    def validate(self) -> None:
+    def validate(self, allow_scale: bool = False) -> None:
         """Refuses what would give wrong patches or wrong counts.
 
+        Args:
+            allow_scale: only report it where sources of the scale disagree.
+
         Raises:
-            ValueError: ids, shapes, duplicated barcodes, counts that are not raw counts, an implausible `mpp`, or spots
-                whose centre lies outside the image. The message names the next step.
+            ValueError: ids, shapes, duplicated barcodes, counts that are not raw counts, an implausible `mpp` or one that the
+                spots or the image contradict, or spots whose centre lies outside the image. The message names the next step.
         """
         self._check_names()
         self._check_tables()
@@ -101,6 +109,10 @@ class Slide:
         outside = ~self._inside()
         if outside.any():
             raise WrongFrameError(self._outside_message(outside))
+        if self.scale is None:
+            self.scale = scale_of(self)
+            self.scale.note(self.notes, self.mpp)
+        check_scale(self.slide_id, self.scale, allow_scale)
 
     def drop_outside(self) -> "Slide":
         """Returns the slide without the spots whose centre lies outside the image.

@@ -14,8 +14,22 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader
+from ..full_size import check_image_size, full_size
 from ..images import open_image, to_rgb
-from ..lattice import lattice_mpp, lattice_pitch_um, stated_length
+from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..scale import (
+    Scale,
+    Witness,
+    find_array,
+    given,
+    image_states,
+    lattice_states,
+    names_positions,
+    settle_scale,
+    spots_state,
+    stated_diameters,
+    stated_length,
+)
 from ..slide import Slide, make_slide_id
 from ..values import identifier, identifiers, labels, plain_values, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
@@ -38,12 +52,13 @@ def read_anndata(
     slide_key: str | None = None,
     slide_value: str | None = None,
     mpp: float | None = None,
-    spot_diameter_um: float = 55.0,
+    spot_diameter_um: float | None = None,
     image: str | Path | None = None,
+    image_scale: float | None = None,
     layer: str | None = None,
     label_key: str | None = "label",
     patient_id: str | None = None,
-    technology: str = "Visium",
+    technology: str = "",
     tissue: str = "",
     species: str = "",
 ) -> Slide:
@@ -57,14 +72,16 @@ def read_anndata(
         slide_value: which of them; its library in uns["spatial"] has the same name, unless library_id is given or there is
             only one.
         mpp: micrometres per FULL-RESOLUTION pixel (the frame of obsm["spatial"]); the reader converts it to the
-            image's. By default 100 um over the pitch, where obs has the array positions of a Visium slide, else
-            spot_diameter_um / spot_diameter_fullres.
-        spot_diameter_um: 55 for Visium, 100 for legacy Spatial Transcriptomics.
+            image's. By default from the lattice of the spots where that is of a known array (100 um between spots of Visium,
+            200 or 150 um of legacy Spatial Transcriptomics), else the diameter of a spot over spot_diameter_fullres.
+        spot_diameter_um: what spot_diameter_fullres is the diameter of; by default as the array has it: 65 for Visium, whose
+            files state that of a theoretical spot, 100 for legacy Spatial Transcriptomics.
         image: a full-resolution image file to use instead of the reduced image in the file.
+        image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
         layer: the layer with raw counts, "raw" for adata.raw; by default X.
         label_key: column of obs with the labels, None for no labels. The default may be absent, another may not.
         patient_id: by default the slide id.
-        technology: for example "Visium".
+        technology: for example "Visium"; by default that of the array whose lattice the spots have, else "Visium".
         tissue: for example "breast".
         species: for example "human".
 
@@ -82,8 +99,8 @@ def read_anndata(
     library_id, library = _library(adata, library_id, slide_value, image, path.name)
     slide_id = slide_id or make_slide_id(slide_value or library_id or path.stem)
     matrix, genes = raw_counts(adata, layer, slide_id)
-    pixels, scale = _image(library, image, path.name)
-    spots = _spots(adata, label_key, scale, path.name)
+    pixels, factor = _image(library, image, image_scale, path.name)
+    spots = _spots(adata, label_key, factor, path.name)
     keep = of_slide & on_tissue(adata.obs, path.name)
     if slide_key is None:
         keep &= _rows_of_library(adata, library_id, path.name)
@@ -91,8 +108,12 @@ def read_anndata(
         raise ValueError(
             f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
         )
-    if mpp is None:
-        mpp = _mpp(spots[keep], scale, library, spot_diameter_um, technology, path.name)
+    if spot_diameter_um is not None and not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
+        raise ValueError(
+            f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."
+        )
+    tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
+    scale, array = _scale(spots[keep], factor, library, spot_diameter_um, technology, slide_id, [*given(mpp), *tagged])
     labelled = bool(spots["label"].notna().any())
     return Slide(
         slide_id=slide_id,
@@ -100,14 +121,15 @@ def read_anndata(
         spots=spots[keep],
         counts=matrix[keep],
         genes=genes,
-        mpp=mpp / scale,
+        mpp=scale.mpp / factor,
+        scale=scale,
         patient_id=patient_id or slide_id,
-        technology=technology,
+        technology=technology or (VISIUM if array is None else array).name,
         tissue=tissue,
         species=species,
         label_source=f"obs[{label_key!r}]" if labelled else "",
-        spot_um=spot_diameter_um,
-        spot_px=stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"), scale),
+        spot_um=array.spot_um if array is not None else spot_diameter_um,
+        spot_px=stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"), factor),
         source=f"anndata: {path.name}",
     )
 
@@ -185,59 +207,68 @@ def _library_column(adata: "AnnData", known: list[str]) -> str | None:
     return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
 
 
-def _image(library: Mapping[str, Any], image: str | Path | None, name: str) -> tuple[np.ndarray, float]:
+def _image(
+    library: Mapping[str, Any], image: str | Path | None, image_scale: float | None, name: str
+) -> tuple[Any, float]:
     """Returns the image and its scale: pixels of it per full-resolution pixel."""
+    images, factors = library.get("images", {}), library.get("scalefactors", {})
+    kinds = [key for key in _IMAGES if key in images]
+    told = {
+        key: full_size(np.shape(images[key]), factors.get(f"tissue_{key}_scalef"), key, f"tissue_{key}_scalef")
+        for key in kinds
+    }
+    sizes = {key: size for key, size in told.items() if size is not None}
     if image is not None:
-        return open_image(image), 1.0
-    images = library.get("images", {})
-    key = next((key for key in _IMAGES if key in images), None)
-    if key is None:
+        pixels = open_image(image)
+        if sizes and image_scale is None:
+            check_image_size(name, pixels.shape, Path(image).name, next(iter(sizes.values())))
+        return pixels, image_scale or 1.0
+    if not kinds:
         raise KeyError(
             f"{name}: no {', '.join(map(repr, _IMAGES))} image in the library; found {sorted(images)}. Give a file (--image)."
         )
-    factors = library.get("scalefactors", {})
+    key = kinds[0]
     stated = factors.get(f"tissue_{key}_scalef", 1.0 if key == "fullres" else None)
     factor = positive(
         stated,
         f"{name}: tissue_{key}_scalef",
         f"Add the factor from scalefactors_json.json; scalefactors has {sorted(factors)}.",
     )
+    for other in sizes.keys() - {key}:
+        check_image_size(name, np.shape(images[key]), f"the {key} image", sizes[other], factor)
     return to_rgb(np.asarray(images[key])), factor
 
 
-def _mpp(
+def _scale(
     spots: pd.DataFrame,
-    scale: float,
+    factor: float,
     library: Mapping[str, Any],
-    spot_diameter_um: float,
+    spot_um: float | None,
     technology: str,
-    name: str,
-) -> float:
-    array, pixels = spots[["array_row", "array_col"]].to_numpy(float), spots[["y", "x"]].to_numpy(float) / scale
-    lattice = lattice_mpp(technology, array, pixels)
-    if lattice is None:
-        return _mpp_from_spot(library, spot_diameter_um, name)
-    pitch = lattice_pitch_um(technology)
-    logger.info("%s: the spots' pitch of %g um gives mpp = %.4f at full resolution", name, pitch, lattice)
-    return lattice
-
-
-def _mpp_from_spot(library: Mapping[str, Any], spot_diameter_um: float, name: str) -> float:
-    if not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
-        raise ValueError(
-            f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."
+    slide_id: str,
+    witnesses: list[Witness],
+) -> tuple[Scale, SpotArray | None]:
+    """The scale per full-resolution pixel, and the array, None where it is not known."""
+    places, by_name = spots[["array_row", "array_col"]].to_numpy(float), names_positions(spots.index)
+    if (places < 0).all() and by_name is not None:
+        places = by_name
+    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float) / factor, places)
+    diameter = stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"))
+    array = find_array(lattice, technology, spot_px=diameter, named_by_place=by_name is not None)
+    unknown = f"spot_diameter_fullres is {library.get('scalefactors', {}).get('spot_diameter_fullres')}"
+    if array is None and lattice is None:  # too few spots: then they are those of the format
+        array = next(iter(arrays_named(technology or VISIUM.name)), None)
+    elif array is None:
+        unknown = (
+            f"the spots lie on {lattice}, and it is not known of which array. --technology Visium is hexagons of 100 um, "
+            "--technology 'Spatial Transcriptomics' squares of 200 um or a checkerboard of 150 um"
         )
-    diameter = library.get("scalefactors", {}).get("spot_diameter_fullres")
-    if diameter is None or not np.isfinite(diameter) or diameter <= 0:
-        raise ValueError(
-            f"{name}: spot_diameter_fullres is {diameter}, so the scale is unknown. Give the micrometres per "
-            "full-resolution pixel: mpp (--mpp)."
-        )
-    mpp = spot_diameter_um / float(diameter)
-    logger.info(
-        "%s: a spot of %g um is %.1f px, so mpp = %.4f at full resolution", name, spot_diameter_um, diameter, mpp
-    )
-    return mpp
+    witnesses = [
+        *witnesses,
+        *lattice_states(lattice, array),
+        *spots_state(stated_diameters(array, spot_um), diameter, "spot_diameter_fullres"),
+    ]
+    return settle_scale(slide_id, witnesses, frame="full-resolution pixel", unknown=unknown), array
 
 
 def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> pd.DataFrame:

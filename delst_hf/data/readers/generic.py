@@ -6,6 +6,8 @@ import pandas as pd
 
 from ...errors import reader
 from ..images import open_image
+from ..lattice import measure_lattice
+from ..scale import find_array, given, image_states, lattice_states, names_positions, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
 from .matrices import join_key, join_spots, read_counts, read_table
@@ -46,7 +48,8 @@ def read_generic(
         scale: pixels of the image per unit of the coordinates.
         orientation: "spots" or "genes" as the rows of a table of counts; "auto" tells it from the names.
         layer: layer of an .h5ad with raw counts.
-        mpp: micrometres per pixel of the image; by default what a TIFF states.
+        mpp: micrometres per pixel of the image; by default from the lattice of the spots where that is of a known array, else
+            what a TIFF states.
         spot_um: diameter of a spot.
         slide_id: by default the name of the counts without its suffixes.
         patient_id: by default the slide id.
@@ -77,22 +80,25 @@ def read_generic(
     found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
     spots, matrix = join_spots(table, found, slide_id)
     pixels = open_image(image)
-    mpp = mpp if mpp is not None else getattr(pixels, "mpp", None)
-    if mpp is None:
-        raise ValueError(
-            f"slide {slide_id!r}: mpp is unknown, and {Path(image).name} does not state it. Give the micrometres per pixel of "
-            "the image (--mpp); a 20x scan has about 0.5."
-        )
     result = pd.DataFrame(
         {"x": spots[x_column].astype(float) * scale, "y": spots[y_column].astype(float) * scale}, index=spots.index
     )
     for column in ("array_row", "array_col"):
         if column in spots:
             result[column] = whole_or(spots[column], -1)
+    by_name = names_positions(spots.index)
+    places = (
+        result[["array_row", "array_col"]].to_numpy(float) if {"array_row", "array_col"} <= set(result) else by_name
+    )
+    lattice = measure_lattice(result[["y", "x"]].to_numpy(float), places)
+    array = find_array(lattice, technology, bin_um=spot_um, named_by_place=by_name is not None)
+    witnesses = [*given(mpp), *lattice_states(lattice, array), *image_states(pixels, Path(image).name)]
+    scale_found = settle_scale(slide_id, witnesses, unknown=f"{Path(image).name} does not state it")
     if label_column is not None:
         result["label"] = spots[label_column].astype(object)
     return Slide(
-        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, mpp=float(mpp),
+        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, mpp=scale_found.mpp,
+        scale=scale_found,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         label_source="" if label_column is None else f"{name}: {label_column}", spot_um=spot_um,
         source=f"table: {Path(counts).name}, {name}, {Path(image).name}",

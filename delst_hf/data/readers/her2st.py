@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from ...errors import reader
 from ..counts import check_counts, make_genes, sum_duplicate_genes
 from ..images import open_image
-from ..lattice import mpp_from_pitch
+from ..scale import given, image_states, legacy_states, settle_scale
 from ..slide import Slide
 from .matrices import read_table
 
@@ -120,8 +120,10 @@ def read_her2st(
     files = locate_her2st(root, section, labels)
     counts = _read_counts(files.counts, section)
     spots = _read_spots(files.spots)
-    if mpp is None:
-        mpp = mpp_from_pitch(spots, section)
+    image = open_image(files.image)
+    by_array, _, unknown = legacy_states(spots)
+    witnesses = [*given(mpp), *by_array, *image_states(image, files.image.name)]
+    scale = settle_scale(section, witnesses, unknown=unknown)
     selected = spots[spots["selected"] == 1] if "selected" in spots else spots
     shared = counts.index[counts.index.isin(selected.index)]
     if len(shared) == 0:
@@ -149,11 +151,12 @@ def read_her2st(
         )
     return Slide(
         slide_id=section,
-        image=open_image(files.image),
+        image=image,
         spots=table,
         counts=matrix,
         genes=genes,
-        mpp=mpp,
+        mpp=scale.mpp,
+        scale=scale,
         patient_id=patient_id or re.sub(r"\d.*", "", section) or section,
         technology="Spatial Transcriptomics",
         tissue="breast cancer",

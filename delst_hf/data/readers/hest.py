@@ -15,9 +15,20 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader, reading
+from ..full_size import check_image_size, full_size
 from ..images import open_image, to_rgb
-from ..lattice import stated_length
+from ..lattice import SpotArray, arrays_named, measure_lattice
 from ..patches import StoredPatches
+from ..scale import (
+    Scale,
+    find_array,
+    given,
+    image_states,
+    lattice_states,
+    settle_scale,
+    stated,
+    stated_length,
+)
 from ..slide import Slide
 from ..values import identifier, identifiers, is_missing, plain, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
@@ -27,7 +38,6 @@ from .xenium import CONTROLS
 logger = logging.getLogger(__name__)
 
 PATCH_UM = 112.0
-_SPOT_UM = {"visium": 55.0, "spatial transcriptomics": 100.0}
 
 
 def find_hest_samples(root: str | Path) -> list[str]:
@@ -50,7 +60,8 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     Args:
         root: the folder of HEST-1k.
         sample: for example "TENX95".
-        mpp: micrometres per pixel; by default pixel_size_um_estimated of the metadata.
+        mpp: micrometres per pixel; by default from the lattice of the spots where that is of a known array, else
+            pixel_size_um_estimated of the metadata.
         patient_id: by default dataset title and patient of the metadata, since "Patient 1" is in many data sets, else the id.
 
     Returns:
@@ -58,8 +69,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
 
     Raises:
         FileNotFoundError: the counts, or both image and patches, are missing.
-        KeyError: the metadata do not state the scale.
-        ValueError: a damaged file.
+        ValueError: a damaged file, or an unknown scale.
     """
     root = Path(root).expanduser()
     path = root / "st" / f"{sample}.h5ad"
@@ -69,11 +79,9 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     meta = _metadata(root, sample)
     adata = adata[on_tissue(adata.obs, path.name)]
     counts, genes = raw_counts(adata, None, sample)
-    mpp = mpp if mpp is not None else stated_length(meta.get("pixel_size_um_estimated"))
-    if mpp is None:
-        raise KeyError(f"{sample}: no pixel_size_um_estimated in its metadata. Give the scale (--mpp).")
-    image, scale, stored, keep, image_name = _pixels(root, sample, adata)
-    xy = np.asarray(adata.obsm["spatial"], dtype=float) * scale
+    image, factor, stored, keep, image_name = _pixels(root, sample, adata)
+    scale, array = _scale(adata, meta, mpp, image, sample, factor, image_name if stored is None else "")
+    xy = np.asarray(adata.obsm["spatial"], dtype=float) * factor
     spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=identifiers(adata.obs_names))
     for column in ("array_row", "array_col"):
         if column in adata.obs:
@@ -82,12 +90,38 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     technology = str(meta.get("st_technology") or "")
     slide = Slide(
         slide_id=sample, image=image, spots=spots[keep], counts=counts[keep], genes=genes,
-        mpp=mpp / scale, patient_id=patient_id or (f"{title} / {patient}" if patient else sample),
+        mpp=scale.mpp / factor, scale=scale, patient_id=patient_id or (f"{title} / {patient}" if patient else sample),
         technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
         species=str(meta.get("species") or ""), source=f"hest: {path.name}, {image_name}",
-        spot_um=stated_length(meta.get("spot_diameter")) or _SPOT_UM.get(technology.lower()), stored_patches=stored,
+        spot_um=stated_length(meta.get("spot_diameter")) or (None if array is None else array.spot_um),
+        stored_patches=stored,
     )  # fmt: skip
     return _without_controls(slide)
+
+
+def _scale(
+    adata: Any, meta: dict[str, Any], mpp: float | None, image: Any, sample: str, factor: float, tagged: str
+) -> tuple[Scale, SpotArray | None]:
+    """The scale per full-resolution pixel, and the array that the spots are of; `tagged` names an image with tags."""
+    technology = str(meta.get("st_technology") or "")
+    places = [name for name in ("array_row", "array_col") if name in adata.obs]
+    indices = (
+        adata.obs[places].apply(pd.to_numeric, errors="coerce").fillna(-1).to_numpy(float) if len(places) == 2 else None
+    )
+    # Bins of Visium HD are pooled and Xenium is put on a grid: the metadata state their pitch.
+    pitch_um = stated_length(meta.get("inter_spot_dist"))
+    xy = np.asarray(adata.obsm["spatial"], dtype=float)
+    lattice = measure_lattice(xy[:, ::-1], indices)
+    array = find_array(lattice, technology, bin_um=pitch_um) if technology else None
+    likely = array or (next(iter(arrays_named(technology, pitch_um)), None) if technology else None)
+    witnesses = [
+        *given(mpp),
+        *lattice_states(lattice, array),
+        *stated("pixel_size_um_estimated of its metadata", meta.get("pixel_size_um_estimated")),
+        *(image_states(image, tagged, factor) if tagged else []),
+    ]
+    unknown = "no pixel_size_um_estimated in its metadata"
+    return settle_scale(sample, witnesses, frame="full-resolution pixel", unknown=unknown), likely
 
 
 def _metadata(root: Path, sample: str) -> dict[str, Any]:
@@ -114,7 +148,9 @@ def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatc
     everything = np.ones(adata.n_obs, dtype=bool)
     wsi = root / "wsis" / f"{sample}.tif"
     if wsi.is_file():
-        return open_image(wsi), 1.0, None, everything, wsi.name
+        pixels = open_image(wsi)
+        _check_size(pixels.shape[:2], adata, sample, wsi.name)
+        return pixels, 1.0, None, everything, wsi.name
     path = root / "patches" / f"{sample}.h5"
     if not path.is_file():
         raise FileNotFoundError(f"neither {wsi} nor {path} is there. Download one of them.")
@@ -137,6 +173,16 @@ def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatc
         logger.warning("%s: left out %d spots without a stored patch", sample, (rows < 0).sum())
     keep = rows >= 0
     return image, scale, StoredPatches(pixels, rows[keep], PATCH_UM), keep, path.name
+
+
+def _check_size(size: tuple[int, int], adata: Any, sample: str, name: str) -> None:
+    """Compare the size of the whole-slide image with that of the reduced one within the .h5ad."""
+    library: Any = next(iter(dict(adata.uns.get("spatial", {})).values()), {})
+    small = library.get("images", {}).get("downscaled_fullres")
+    factor = library.get("scalefactors", {}).get("tissue_downscaled_fullres_scalef")
+    expected = None if small is None else full_size(np.shape(small), factor, "downscaled_fullres", "its scale factor")
+    if expected is not None:
+        check_image_size(sample, size, name, expected)
 
 
 def _without_controls(slide: Slide) -> Slide:

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from ...errors import reader
 from ..grid import on_tissue, patch_grid
 from ..images import open_image
+from ..scale import Scale, given, image_states, settle_scale
 from ..slide import Slide, check_mpp, make_slide_id
 from ..tissue import MASK_PX, find_tissue, read_tissue
 
@@ -70,7 +71,8 @@ def read_slide_image(
         )  # fmt: skip
     slide = Slide(
         slide_id=slide_id, image=image, spots=pd.DataFrame({"x": [], "y": []}), counts=sp.csr_matrix((0, 0), dtype=np.int32),
-        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale, patient_id=patient_id or slide_id,
+        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale.mpp, scale=scale,
+        patient_id=patient_id or slide_id,
         tissue=tissue, species=species, spot_um=stride_um or patch_um, source=f"image: {path.name}", has_counts=False,
     )  # fmt: skip
     if positions is None:
@@ -98,17 +100,17 @@ def _grid(slide: Slide, patch_um: float, stride_um: float, min_tissue: float, ma
     return spots
 
 
-def _scale(image: Any, mpp: float | None, name: str, slide_id: str) -> float:
-    stated = getattr(image, "mpp", None)
-    if mpp is None and stated is None:
-        raise ValueError(
-            f"slide {slide_id!r}: {name} does not state its micrometres per pixel. Give them (--mpp): a 20x scan has about "
-            "0.5, a 40x scan about 0.25; the scanner's own software shows the value."
-        )
-    check_mpp(mpp if mpp is not None else stated, slide_id)
-    if mpp is not None and stated and max(mpp / stated, stated / mpp) > 1 + _SAME_SCALE:
-        raise ValueError(
-            f"slide {slide_id!r}: --mpp is {mpp:g}, but {name} states {stated:.4f} micrometres per pixel. Leave --mpp out to "
-            "take the latter; where the file is wrong, convert it to a TIFF that states the right value."
-        )
-    return float(mpp if mpp is not None else stated)  # type: ignore[arg-type]  # check_mpp refused None
+def _scale(image: Any, mpp: float | None, name: str, slide_id: str) -> Scale:
+    """The scale by the user, else by the file; no third witness could decide between them."""
+    tags = image_states(image, name)
+    scale = settle_scale(
+        slide_id, [*given(mpp), *tags], unknown=f"{name} does not state it, the scanner's software shows it"
+    )
+    check_mpp(scale.mpp, slide_id)
+    for tag in tags:
+        if mpp is not None and not tag.placeholder and max(mpp / tag.mpp[0], tag.mpp[0] / mpp) > 1 + _SAME_SCALE:
+            raise ValueError(
+                f"slide {slide_id!r}: --mpp is {mpp:g}, but {name} states {tag.mpp[0]:.4f} micrometres per pixel. Leave --mpp "
+                "out to take the latter; where the file is wrong, convert it to a TIFF that states the right value."
+            )
+    return scale

@@ -1,7 +1,9 @@
 """Legacy Spatial Transcriptomics in the style of STUtility and of the ST spot detector: three files a section.
 
 counts       TSV or CSV, spots named "XxY" as rows or as columns, the other side gene names
-spots        the alignment table of the spot detector: x, y (array), pixel_x, pixel_y, and maybe new_x, new_y, selected
+spots        the alignment table of the spot detector: x, y (array), pixel_x, pixel_y, and maybe new_x, new_y, selected; or,
+             with the oldest data, a text file of the nine numbers of a 3 x 3 matrix: (x, y, 1) @ matrix = pixels, where x and
+             y are those of the counts' names, fractions included
 image        jpg, png or tif of the resolution that pixel_x and pixel_y refer to
 """
 
@@ -13,12 +15,12 @@ import pandas as pd
 
 from ...errors import reader
 from ..counts import make_genes
-from ..images import open_image
-from ..lattice import mpp_from_pitch
+from ..images import check_readable, open_image
+from ..lattice import LEGACY
+from ..scale import given, image_states, legacy_states, settle_scale
 from ..slide import Slide, make_slide_id
 from .matrices import Counts, join_spots, read_counts, read_table
 
-SPOT_UM = 100.0
 _SPOT_ID = re.compile(r"X?(-?\d+(?:\.\d+)?)[x_](-?\d+(?:\.\d+)?)")
 
 
@@ -39,10 +41,11 @@ def read_legacy_st(
 
     Args:
         counts: table of counts; which side the spots are on is told by their names.
-        spots: alignment table.
+        spots: alignment table, or the nine numbers of an affine matrix.
         image: image of the section.
         slide_id: by default the name of the counts without its suffixes.
-        mpp: micrometres per pixel; by default 200 um over the pitch of the array.
+        mpp: micrometres per pixel; by default 200 um over the pitch of the array of 1,007 spots, or 150 um over the distance of
+            diagonal neighbours on that of 2,000.
         patient_id: by default the slide id.
         labels: a table with columns id ("XxY") or x and y, and label.
         tissue: for example "brain".
@@ -53,23 +56,26 @@ def read_legacy_st(
         KeyError: a missing column.
         ValueError: a damaged file, names that are no spots, counts that are not counts, nothing in common.
     """
-    table = _by_spots(read_counts(counts, orientation="spots"))
+    table, places = _by_spots(read_counts(counts, orientation="spots"))
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
-    positions = _positions(Path(spots))
-    if mpp is None:
-        mpp = mpp_from_pitch(positions, slide_id)
+    matrix = read_matrix(spots)
+    positions = _positions(Path(spots)) if matrix is None else _transformed(places, table.barcodes, matrix)
+    pixels = open_image(image)
+    by_array, array, unknown = legacy_states(positions)
+    scale = settle_scale(slide_id, [*given(mpp), *by_array, *image_states(pixels, Path(image).name)], unknown=unknown)
     chosen = positions[positions["selected"] == 1] if "selected" in positions else positions
-    kept, matrix = join_spots(chosen, table, slide_id)
+    kept, joined = join_spots(chosen, table, slide_id)
+    rows, columns = (np.rint(kept[name].to_numpy(float)).astype(int) for name in "yx")
     result = pd.DataFrame(
-        {"x": kept["pixel_x"], "y": kept["pixel_y"], "array_row": kept["y"], "array_col": kept["x"]}, index=kept.index
+        {"x": kept["pixel_x"], "y": kept["pixel_y"], "array_row": rows, "array_col": columns}, index=kept.index
     )
     if labels is not None:
         named = read_labels(labels)
         result["label"] = pd.Series([named.get(name) for name in result.index], index=result.index, dtype=object)
     return Slide(
-        slide_id=slide_id, image=open_image(image), spots=result, counts=matrix, genes=table.genes, mpp=mpp,
+        slide_id=slide_id, image=pixels, spots=result, counts=joined, genes=table.genes, mpp=scale.mpp, scale=scale,
         patient_id=patient_id or slide_id, technology="Spatial Transcriptomics", tissue=tissue, species=species,
-        label_source="" if labels is None else Path(labels).name, spot_um=SPOT_UM,
+        label_source="" if labels is None else Path(labels).name, spot_um=(array or LEGACY).spot_um,
         source=f"st: {Path(counts).name}, {Path(spots).name}, {Path(image).name}",
     )  # fmt: skip
 
@@ -91,26 +97,64 @@ def read_labels(path: str | Path) -> dict[str, str]:
     return {name: label for name, label in pairs if label.lower() not in ("", "none")}
 
 
-def _by_spots(counts: Counts) -> Counts:
-    """Names the spots "XxY" with whole numbers, and transposes where they are the columns."""
+def read_matrix(path: str | Path) -> np.ndarray | None:
+    """Read nine numbers as an affine matrix (3, 3), (x, y, 1) @ matrix = (pixel_x, pixel_y, 1); None for another file.
+
+    Raises:
+        ValueError: Nine numbers that are not an affine matrix, or one that is not invertible.
+    """
+    path = check_readable(path, "spots", "Give the alignment table of the section.")
+    if path.stat().st_size > 2000:
+        return None
+    try:
+        words = re.split(r"[\s,;\[\]()]+", path.read_text().strip(" \n\r\t[](),;"))
+        matrix = np.array([float(word) for word in words]).reshape(3, 3)
+    except ValueError:  # a table, or another number of numbers
+        return None
+    if not np.allclose(matrix[:, 2], (0, 0, 1)) and np.allclose(matrix[2], (0, 0, 1)):
+        matrix = matrix.T  # written for columns: matrix @ (x, y, 1)
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[:, 2], (0, 0, 1)) or abs(np.linalg.det(matrix)) < 1e-9:
+        raise ValueError(
+            f"{path.name}: {matrix.ravel().tolist()} is not an affine matrix. Allowed: nine numbers whose last column, or last "
+            "row, is 0 0 1, and which can be inverted. Give that matrix, or the alignment table of the section."
+        )
+    return matrix
+
+
+def _transformed(places: np.ndarray, names: pd.Index, matrix: np.ndarray) -> pd.DataFrame:
+    """An alignment table from array positions (spots, 2) x, y and a matrix (3, 3)."""
+    pixels = np.column_stack([places, np.ones(len(places))]) @ matrix
+    columns = {"x": places[:, 0], "y": places[:, 1], "pixel_x": pixels[:, 0], "pixel_y": pixels[:, 1]}
+    return pd.DataFrame(columns, index=names)
+
+
+def _by_spots(counts: Counts) -> tuple[Counts, np.ndarray]:
+    """Names the spots "XxY" with whole numbers, transposes where they are columns, and gives x, y (spots, 2) as they were."""
     columns = [
         symbol or gene_id for gene_id, symbol in zip(counts.genes["gene_id"], counts.genes["symbol"], strict=True)
     ]
-    rows = _spot_names(counts.barcodes)
-    if rows is None:
-        spots = _spot_names(columns)
-        if spots is None:
-            raise ValueError(
-                f"{counts.name}: neither rows ({counts.barcodes[:2].tolist()}) nor columns ({columns[:2]}) are spots. Allowed: "
-                "names such as '10x21'."
-            )
-        return Counts(counts.matrix.T.tocsr(), pd.Index(spots), make_genes(list(counts.barcodes)), counts.name)
-    return Counts(counts.matrix, pd.Index(rows), counts.genes, counts.name)
+    places = _places(counts.barcodes)
+    if places is not None:
+        return Counts(counts.matrix, _names(places), counts.genes, counts.name), places
+    places = _places(columns)
+    if places is None:
+        raise ValueError(
+            f"{counts.name}: neither rows ({counts.barcodes[:2].tolist()}) nor columns ({columns[:2]}) are spots. Allowed: "
+            "names such as '10x21'."
+        )
+    return Counts(counts.matrix.T.tocsr(), _names(places), make_genes(list(counts.barcodes)), counts.name), places
 
 
-def _spot_names(names: object) -> list[str] | None:
+def _places(names: object) -> np.ndarray | None:
+    """x, y (spots, 2) of names such as "10x21" and "10.02x20.97"; None unless all are such."""
     matches = [_SPOT_ID.fullmatch(str(name)) for name in names]  # type: ignore[attr-defined]
-    return [_name(match[1], match[2]) for match in matches if match] if matches and all(matches) else None
+    if not matches or not all(matches):
+        return None
+    return np.array([(float(match[1]), float(match[2])) for match in matches if match])
+
+
+def _names(places: np.ndarray) -> pd.Index:
+    return pd.Index([_name(x, y) for x, y in places.tolist()])
 
 
 def _name(x: object, y: object) -> str:

@@ -8,6 +8,8 @@ import pandas as pd
 
 from ...errors import reader
 from ..images import to_rgb
+from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..scale import Scale, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
 from .anndata_file import raw_counts
 
@@ -19,7 +21,7 @@ def read_spatialdata(
     table: str | None = None,
     region: str | None = None,
     image: str | None = None,
-    coordinate_system: str = "global",
+    coordinate_system: str | None = None,
     mpp: float | None = None,
     spot_um: float | None = None,
     layer: str | None = None,
@@ -37,8 +39,9 @@ def read_spatialdata(
         table: name of the table; may be left out when there is one.
         region: the shapes that the spots are; may be left out when the table annotates one.
         image: name of the image; may be left out when there is one.
-        coordinate_system: the one that shapes and image share.
-        mpp: micrometres per pixel of the image; by default spot_um over the diameter of the circles.
+        coordinate_system: one that shapes and image share; may be left out when there is one, or when all lay them alike.
+        mpp: micrometres per pixel of the image; by default from the lattice of the spots where that is of a known array, else
+            spot_um over the diameter of the circles.
         spot_um: diameter of a spot.
         layer: layer of the table with raw counts.
         label_key: column of the table's obs with labels.
@@ -69,24 +72,25 @@ def read_spatialdata(
     region = _one(sorted(set(adata.obs[keys["region_key"]].astype(str))), region, "region", path.name)
     adata = adata[(adata.obs[keys["region_key"]].astype(str) == region).to_numpy()]
     image = _one(data.images, image, "image", path.name)
-    spots, diameter_px = _centres(spatialdata, data, region, image, coordinate_system)
+    spots, diameter_px = _centres(data, region, image, coordinate_system, path.name)
     spots = spots.loc[adata.obs[keys["instance_key"]].to_numpy()].set_index(adata.obs_names.astype(str))
     if label_key is not None and label_key not in adata.obs:
         raise KeyError(f"{path.name}: no column {label_key!r} in obs. Available: {list(adata.obs.columns)}.")
     if label_key is not None:
         labels = [None if pd.isna(label) else str(label) for label in adata.obs[label_key]]
         spots["label"] = pd.Series(labels, index=spots.index, dtype=object)
-    if mpp is None and (spot_um is None or diameter_px is None):
-        raise ValueError(
-            f"{path.name}: the scale is unknown. Give the micrometres per pixel (--mpp), or for circles their diameter in "
-            "micrometres (--spot-um)."
-        )
     slide_id = slide_id or make_slide_id(region)
+    for column in ("array_row", "array_col"):
+        if column in adata.obs:
+            places = pd.to_numeric(adata.obs[column].astype(object), errors="coerce")
+            spots[column] = places.fillna(-1).astype(int).to_numpy()
+    scale, array = _scale(spots, diameter_px, spot_um, mpp, technology, slide_id)
     counts, genes = raw_counts(adata, layer, slide_id)
     return Slide(
         slide_id=slide_id, image=_rgb(data.images[image]), spots=spots, counts=counts, genes=genes,
-        mpp=float(mpp if mpp is not None else spot_um / diameter_px),  # type: ignore[operator]
-        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, spot_um=spot_um,
+        mpp=scale.mpp, scale=scale, patient_id=patient_id or slide_id,
+        technology=technology or ("" if array is None else array.name), tissue=tissue, species=species,
+        spot_um=spot_um if array is None else array.spot_um,
         spot_px=diameter_px,
         label_source="" if label_key is None else f"obs[{label_key!r}]", source=f"spatialdata: {path.name}, {image}",
     )  # fmt: skip
@@ -101,15 +105,77 @@ def _one(known: Any, chosen: str | None, what: str, name: str) -> str:
     return chosen
 
 
-def _centres(spatialdata: Any, data: Any, region: str, image: str, system: str) -> tuple[pd.DataFrame, float | None]:
-    """x, y in pixels of the image by instance, and the median diameter of circles in pixels."""
+def _scale(
+    spots: pd.DataFrame,
+    diameter_px: float | None,
+    spot_um: float | None,
+    mpp: float | None,
+    technology: str,
+    slide_id: str,
+) -> tuple[Scale, SpotArray | None]:
+    """The scale per pixel of the image, and the array, None where it is not known."""
+    places = [name for name in ("array_row", "array_col") if name in spots]
+    indices = spots[places].to_numpy(float) if len(places) == 2 else None
+    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), indices)
+    array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px)
+    likely = array or (next(iter(arrays_named(technology, spot_um)), None) if technology and lattice is None else None)
+    witnesses = [
+        *given(mpp),
+        *lattice_states(lattice, array),
+        *spots_state(stated_diameters(likely, spot_um), diameter_px, "the diameter of the circles"),
+    ]
+    unknown = (
+        f"the spots are on {'no lattice that could be measured' if lattice is None else str(lattice)}. Name a known array "
+        f"(--technology {VISIUM.name}), or for circles their diameter in micrometres (--spot-um)"
+    )
+    return settle_scale(slide_id, witnesses, unknown=unknown), array
+
+
+def _shared_system(data: Any, region: str, image: str, system: str | None, name: str) -> tuple[str, np.ndarray]:
+    """A coordinate system of both, and the matrix (3, 3) from the frame of the shapes to pixels of the image.
+
+    Raises:
+        ValueError: none is shared, the one that was named is not, or several lay the shapes differently; all are listed.
+    """
     from spatialdata.transformations import get_transformation
 
-    shapes = data.shapes[region]
-    spots_to_system = get_transformation(shapes, to_coordinate_system=system)
-    image_to_system = get_transformation(data.images[image], to_coordinate_system=system)
     axes = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
-    matrix = np.linalg.inv(image_to_system.to_affine_matrix(**axes)) @ spots_to_system.to_affine_matrix(**axes)
+    of_shapes, of_image = (
+        {str(key): one.to_affine_matrix(**axes) for key, one in get_transformation(element, get_all=True).items()}
+        for element in (data.shapes[region], data.images[image])
+    )
+    shared = [key for key in of_shapes if key in of_image]
+    matrices = {key: np.linalg.inv(of_image[key]) @ of_shapes[key] for key in shared}
+    listed = f"shapes {region!r} are in {sorted(of_shapes)}, image {image!r} in {sorted(of_image)}"
+    if system is not None:
+        if system not in matrices:
+            raise ValueError(
+                f"{name}: no coordinate system {system!r} of both: {listed}. Choose a shared one (--coordinate-system)."
+            )
+        return system, matrices[system]
+    if not shared:
+        raise ValueError(
+            f"{name}: no coordinate system is shared: {listed}. Choose another image (--image) or shapes (--region)."
+        )
+    first = matrices[shared[0]]
+    if not all(np.allclose(one, first, rtol=1e-4, atol=1e-3) for one in matrices.values()):
+        raise ValueError(
+            f"{name}: the coordinate systems {sorted(shared)} lay the spots on different places of the image. Choose one "
+            "(--coordinate-system)."
+        )
+    return shared[0], first
+
+
+def _centres(data: Any, region: str, image: str, system: str | None, name: str) -> tuple[pd.DataFrame, float | None]:
+    """x, y in pixels of the image by instance, and the median diameter of circles in pixels."""
+    shapes = data.shapes[region]
+    _, matrix = _shared_system(data, region, image, system, name)
+    longest, shortest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
+    if longest / shortest > 1.05:
+        raise ValueError(
+            f"{name}: the transformation from {region!r} to {image!r} stretches one direction by {longest / shortest:.2f} "
+            "against the other. Allowed: rotation, mirroring, one scale, and shear of up to 5 %. Correct it."
+        )
     centre = shapes.geometry.centroid
     xy = np.column_stack([centre.x, centre.y, np.ones(len(shapes))]) @ matrix.T
     diameter = None

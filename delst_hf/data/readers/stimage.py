@@ -11,20 +11,32 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ...errors import reader
 from ..images import open_image
-from ..lattice import stated_length
+from ..lattice import arrays_named, measure_lattice
+from ..scale import (
+    Scale,
+    find_array,
+    given,
+    image_states,
+    lattice_states,
+    names_positions,
+    settle_scale,
+    spots_state,
+    stated_diameters,
+    stated_length,
+)
 from ..slide import Slide
 from ..values import is_missing
 from .matrices import join_spots, read_counts, read_named_table, read_table
 
 logger = logging.getLogger(__name__)
 
-# Diameter of what a coordinate table's r is the radius of. The bins of Visium HD are 8 um unless said otherwise.
-SPOT_UM = {"ST": 100.0, "Visium": 55.0, "VisiumHD": 8.0}
+TECHNOLOGIES = {"ST": "Spatial Transcriptomics", "Visium": "Visium", "VisiumHD": "Visium HD"}
+# The bins of Visium HD are 8 um unless said otherwise.
+BIN_UM = 8.0
 
 
 def find_stimage_slides(root: str | Path) -> list[str]:
@@ -56,7 +68,7 @@ def read_stimage(
     Args:
         root: the folder with ST, Visium, VisiumHD, annotation and meta, or one of the first three.
         slide: for example "Human_Breast_Andersson_10142021_ST_A1".
-        mpp: micrometres per pixel; by default half the spot's diameter over r.
+        mpp: micrometres per pixel; by default from the lattice of the spots, else half the spot's diameter over r.
         spot_um: diameter of a spot; by default 100 (ST), 55 (Visium), 8 (Visium HD).
         patient_id: by default the slide id: the data set does not name patients.
 
@@ -75,16 +87,16 @@ def read_stimage(
         raise KeyError(f"{slide}_coord.csv: columns {missing} are missing; found {list(coordinates.columns)}.")
     counts = read_counts(folder / "gene_exp" / f"{slide}_count.csv", orientation="spots")
     spots, matrix = join_spots(coordinates, counts, slide)
-    diameter = spot_um or SPOT_UM.get(folder.name)
-    if mpp is None:
-        mpp = _mpp(coordinates, diameter, slide)
+    technology = TECHNOLOGIES.get(folder.name, folder.name)
+    image = open_image(folder / "image" / f"{slide}.png")
+    scale, diameter = _scale(coordinates, technology, spot_um, mpp, image, slide)
     labels, label_source = _labels(root if root != folder else folder.parent, slide)
     table = pd.DataFrame({"x": spots["xaxis"].astype(float), "y": spots["yaxis"].astype(float)}, index=spots.index)
     table["label"] = pd.Series([labels.get(name) for name in table.index], index=table.index, dtype=object)
     meta = _meta(root if root != folder else folder.parent, slide)
     return Slide(
-        slide_id=slide, image=open_image(folder / "image" / f"{slide}.png"), spots=table, counts=matrix, genes=counts.genes,
-        mpp=mpp, patient_id=patient_id or slide, technology={"ST": "Spatial Transcriptomics"}.get(folder.name, folder.name),
+        slide_id=slide, image=image, spots=table, counts=matrix, genes=counts.genes,
+        mpp=scale.mpp, scale=scale, patient_id=patient_id or slide, technology=technology,
         tissue=str(meta.get("tissue", "")), species=str(meta.get("species", "")), spot_um=diameter,
         spot_px=stated_length(coordinates.get("r", pd.Series([None])).iloc[0], 2),
         label_source=label_source if table["label"].notna().any() else "",
@@ -93,20 +105,38 @@ def read_stimage(
 
 
 def _technologies(root: Path) -> list[Path]:
-    found = [root / name for name in SPOT_UM if (root / name / "coord").is_dir()]
+    found = [root / name for name in TECHNOLOGIES if (root / name / "coord").is_dir()]
     found = found or ([root] if (root / "coord").is_dir() else [])
     if not found:
         raise FileNotFoundError(
-            f"none of {', '.join(SPOT_UM)} (with coord, gene_exp and image) in {root}. Give the folder of STimage-1K4M."
+            f"none of {', '.join(TECHNOLOGIES)} (with coord, gene_exp and image) in {root}. Give the folder of STimage-1K4M."
         )
     return found
 
 
-def _mpp(coordinates: pd.DataFrame, diameter: float | None, slide: str) -> float:
+def _scale(
+    coordinates: pd.DataFrame, technology: str, spot_um: float | None, mpp: float | None, image: Any, slide: str
+) -> tuple[Scale, float | None]:
+    """The scale, and the diameter of a spot in micrometres."""
+    bin_um = (spot_um or BIN_UM) if technology == "Visium HD" else None
+    pixels = coordinates[["yaxis", "xaxis"]].to_numpy(float)
+    lattice = measure_lattice(pixels, names_positions(coordinates.index))
+    array = find_array(lattice, technology, bin_um=bin_um)
+    # A table of few spots tells no lattice: then the spots are those of the folder's technology.
+    likely = array or next(iter(arrays_named(technology, bin_um)), None)
     radius = coordinates["r"].dropna() if "r" in coordinates else pd.Series(dtype=float)
-    if diameter is None or radius.empty or not np.isfinite(radius.iloc[0]) or radius.iloc[0] <= 0:
-        raise ValueError(f"slide {slide!r}: no radius r in its coordinates. Give the micrometres per pixel (--mpp).")
-    return float(diameter / 2 / radius.iloc[0])
+    diameter_px = stated_length(radius.iloc[0], 2) if len(radius) else None
+    unknown = "no radius r in its coordinates" if diameter_px is None else ""
+    if lattice is not None and array is None:
+        unknown = f"the spots lie on {lattice}, which is not a lattice of {technology}"
+    stated_um = stated_diameters(likely, spot_um) if array is not None or lattice is None or spot_um else ()
+    witnesses = [
+        *given(mpp),
+        *lattice_states(lattice, array),
+        *image_states(image, f"{slide}.png"),
+        *spots_state(stated_um, diameter_px, "twice the radius r"),
+    ]
+    return settle_scale(slide, witnesses, unknown=unknown), spot_um or (None if likely is None else likely.spot_um)
 
 
 def _labels(root: Path, slide: str) -> tuple[dict[str, str], str]:

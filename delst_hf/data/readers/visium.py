@@ -16,8 +16,19 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader, reading
-from ..images import open_image
-from ..lattice import PITCH_UM, stated_length, visium_lattice_mpp
+from ..full_size import check_image_size, full_size
+from ..images import image_size, open_image
+from ..lattice import VISIUM, SpotArray, arrays_named, bins, matching_array, measure_lattice
+from ..scale import (
+    Scale,
+    given,
+    image_states,
+    lattice_states,
+    settle_scale,
+    spots_state,
+    stated,
+    stated_length,
+)
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, plain_values
 from .anndata_file import tissue_flags
@@ -25,7 +36,6 @@ from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
 
 logger = logging.getLogger(__name__)
 
-SPOT_UM = 55.0  # diameter
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 
@@ -36,6 +46,7 @@ def read_visium(
     *,
     slide_id: str | None = None,
     image: str | Path | None = None,
+    image_scale: float | None = None,
     mpp: float | None = None,
     patient_id: str | None = None,
     technology: str = "Visium",
@@ -48,10 +59,11 @@ def read_visium(
         path: the folder `outs`, or the one that holds it.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one in the folder, with coordinates scaled into it.
-        mpp: micrometres per FULL-RESOLUTION pixel. By default 100 um over the pitch of the spots, or, where they are not on
-            the lattice of a Visium slide, 55 um over spot_diameter_fullres.
+        image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
+        mpp: micrometres per FULL-RESOLUTION pixel. By default 100 um over the pitch of the spots, or, where they are too few to
+            measure it, 65 um over spot_diameter_fullres, whose diameter is that of a theoretical spot.
         patient_id: by default the slide id.
-        technology: for the slides table.
+        technology: for the slides table; "Spatial Transcriptomics" for a legacy array in this layout.
         tissue: for example "breast".
         species: for example "human"; by default from the Ensembl ids.
 
@@ -66,10 +78,10 @@ def read_visium(
     folder = _outs(Path(path).expanduser())
     slide_id = slide_id or outs_name(folder)
     factors = scale_factors(folder / "spatial")
+    arrays = arrays_named(technology) or (VISIUM,)
     positions = _positions(folder / "spatial")
-    if mpp is None:
-        mpp = _mpp(positions, factors, slide_id)
-    return _slide(folder, slide_id, factors, positions, mpp, image, SPOT_UM, patient_id, technology, tissue, species)
+    scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
+    return _slide(folder, slide_id, factors, positions, mpp, scaled, arrays, patient_id, technology, tissue, species)
 
 
 @reader
@@ -79,6 +91,7 @@ def read_visium_hd(
     bin_um: int = 8,
     slide_id: str | None = None,
     image: str | Path | None = None,
+    image_scale: float | None = None,
     mpp: float | None = None,
     patient_id: str | None = None,
     technology: str = "Visium HD",
@@ -92,6 +105,7 @@ def read_visium_hd(
         bin_um: side of a bin in micrometres: which `square_...um` to read.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one.
+        image_scale: see `read_visium`.
         mpp: micrometres per FULL-RESOLUTION pixel; by default microns_per_pixel of the scale factors.
         patient_id: by default the slide id.
         technology: for the slides table.
@@ -104,58 +118,115 @@ def read_visium_hd(
     """
     folder = _bin_folder(Path(path).expanduser(), bin_um)
     factors = scale_factors(folder / "spatial")
-    stated = float(factors.get("bin_size_um", bin_um))
-    if mpp is None:
-        mpp = factors.get("microns_per_pixel")
-    if mpp is None:
-        mpp = stated / _factor(factors, "spot_diameter_fullres", folder)
+    side = stated_length(factors.get("bin_size_um")) or float(bin_um)
     outs = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
+    slide_id = slide_id or outs_name(outs)
+    positions = _positions(folder / "spatial")
+    scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
     return _slide(
-        folder, slide_id or outs_name(outs), factors, _positions(folder / "spatial"), float(mpp), image, stated, patient_id,
-        technology, tissue, species,
-    )  # fmt: skip
+        folder, slide_id, factors, positions, mpp, scaled, (bins(side),), patient_id, technology, tissue, species
+    )
 
 
-def scaled_image(image: str | Path | None, spatial: Path, factors: dict[str, Any], name: str) -> tuple[Any, float, str]:
-    """The full-resolution image if it is given, else the reduced one; its scale and its file name."""
-    if image is not None:
-        return open_image(image), 1.0, Path(image).name
+def scaled_image(
+    image: str | Path | None, spatial: Path, factors: dict[str, Any], name: str, image_scale: float | None = None
+) -> tuple[Any, float, str]:
+    """The full-resolution image if it is given, else the reduced one; its scale and its file name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the image is not of the size that the reduced image and its scale factor say.
+    """
     # The images of a Visium HD run may lie in outs/spatial alone, beside binned_outputs.
     folders = (
         [spatial, spatial.parent.parent.parent / "spatial"] if spatial.parent.name.startswith("square_") else [spatial]
     )
-    for kind in ("hires", "lowres"):
-        found = next((path for folder in folders for path in sorted(folder.glob(f"tissue_{kind}_image.*"))), None)
-        if found is not None:
-            logger.warning(
-                "%s: patches are cut from the reduced %s; give the full-resolution image (--image)", name, found.name
-            )
-            return open_image(found), _factor(factors, f"tissue_{kind}_scalef", spatial), found.name
-    raise FileNotFoundError(
-        f"no tissue_hires_image.png or tissue_lowres_image.png in {spatial}. Give the full-resolution image (--image)."
-    )
+    reduced = {
+        kind: found for kind in ("hires", "lowres")
+        if (found := next((path for one in folders for path in sorted(one.glob(f"tissue_{kind}_image.*"))), None))
+    }  # fmt: skip
+    sizes = {
+        kind: full_size(size, factors.get(f"tissue_{kind}_scalef"), path.name, f"tissue_{kind}_scalef")
+        for kind, path in reduced.items() if (size := image_size(path)) is not None
+    }  # fmt: skip
+    if image is not None:
+        pixels = open_image(image)
+        expected = next((size for size in sizes.values() if size is not None), None)
+        if expected is not None and image_scale is None:
+            check_image_size(name, pixels.shape, Path(image).name, expected)
+        return pixels, image_scale or 1.0, Path(image).name
+    if not reduced:
+        raise FileNotFoundError(
+            f"no tissue_hires_image.png or tissue_lowres_image.png in {spatial}. Give the full-resolution image (--image)."
+        )
+    kind, path = next(iter(reduced.items()))
+    scale = _factor(factors, f"tissue_{kind}_scalef", spatial)
+    pixels = open_image(path)
+    if kind == "hires" and (other := sizes.get("lowres")) is not None:
+        check_image_size(name, pixels.shape, path.name, other, scale)
+    logger.warning("%s: patches are cut from the reduced %s; give the full-resolution image (--image)", name, path.name)
+    return pixels, scale, path.name
 
 
-def _slide(folder, slide_id, factors, positions, mpp, image, spot_um, patient_id, technology, tissue, species) -> Slide:
+def _slide(folder, slide_id, factors, positions, mpp, image, arrays, patient_id, technology, tissue, species) -> Slide:
     counts = _counts(folder)
-    pixels, scale, image_name = scaled_image(image, folder / "spatial", factors, slide_id)
+    pixels, factor, image_name = image
+    scale, array = _scale(slide_id, positions, factors, mpp, image, arrays)
     on_tissue = positions[positions["in_tissue"]]
     spots, matrix = join_spots(on_tissue, counts, slide_id)
     table = pd.DataFrame(
         {
-            "x": spots["pxl_col_in_fullres"].astype(float) * scale,
-            "y": spots["pxl_row_in_fullres"].astype(float) * scale,
+            "x": spots["pxl_col_in_fullres"].astype(float) * factor,
+            "y": spots["pxl_row_in_fullres"].astype(float) * factor,
             "array_row": spots["array_row"].astype(int),
             "array_col": spots["array_col"].astype(int),
         },
         index=spots.index,
     )
     return Slide(
-        slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=mpp / scale,
-        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, spot_um=spot_um,
-        spot_px=stated_length(factors.get("spot_diameter_fullres"), scale),
+        slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
+        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
+        spot_um=None if array is None else array.spot_um,
+        spot_px=stated_length(factors.get("spot_diameter_fullres"), factor),
         source=f"{'visium-hd' if technology == 'Visium HD' else 'visium'}: {counts.name}, {image_name}",
     )  # fmt: skip
+
+
+def _scale(
+    slide_id: str,
+    positions: pd.DataFrame,
+    factors: dict[str, Any],
+    mpp: float | None,
+    image: tuple[Any, float, str],
+    arrays: tuple[SpotArray, ...],
+) -> tuple[Scale, SpotArray | None]:
+    """The scale per full-resolution pixel, and the array, None where the spots lie on another lattice."""
+    pixels, factor, name = image
+    lattice = measure_lattice(
+        positions[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(float),
+        positions[["array_row", "array_col"]].to_numpy(float),
+    )
+    array = arrays[0] if lattice is None else matching_array(lattice, arrays)
+    witnesses = [
+        *given(mpp),
+        *lattice_states(lattice, array),
+        *stated("microns_per_pixel of scalefactors_json.json", factors.get("microns_per_pixel")),
+        *image_states(pixels, name, factor),
+    ]
+    unknown = ""
+    if array is None:
+        unknown = (
+            f"the positions lie on {lattice}, which is not the lattice of {arrays[0].name} ({arrays[0].kind}, "
+            f"{arrays[0].pitch_um:g} um), so neither their pitch nor the diameter of a spot is known. A legacy array is named "
+            "by --technology 'Spatial Transcriptomics'"
+        )
+        if witnesses:
+            logger.warning("%s: %s", slide_id, unknown)
+    else:
+        diameter = stated_length(factors.get("spot_diameter_fullres"))
+        unknown = f"spot_diameter_fullres is {factors.get('spot_diameter_fullres')}"
+        witnesses += spots_state(array.stated_um, diameter, "spot_diameter_fullres")
+    return settle_scale(slide_id, witnesses, frame="full-resolution pixel", unknown=unknown), array
 
 
 def _outs(path: Path) -> Path:
@@ -232,21 +303,3 @@ def _factor(factors: dict[str, Any], name: str, where: Path) -> float:
             "(--mpp), or the full-resolution image (--image)."
         )
     return float(value)
-
-
-def _mpp(positions: pd.DataFrame, factors: dict[str, Any], slide_id: str) -> float:
-    array = positions[["array_row", "array_col"]].to_numpy(float)
-    pixels = positions[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(float)
-    found = visium_lattice_mpp(array, pixels)
-    if found is not None:
-        logger.info("%s: the spots' pitch of %g um gives mpp = %.4f at full resolution", slide_id, PITCH_UM, found)
-        return found
-    diameter = factors.get("spot_diameter_fullres")
-    if diameter is None or not np.isfinite(diameter) or diameter <= 0:
-        raise ValueError(
-            f"slide {slide_id!r}: spot_diameter_fullres is {diameter}, so the scale is unknown. Give the micrometres per "
-            "full-resolution pixel (--mpp)."
-        )
-    logger.info("%s: a spot of %g um is %.1f px, so mpp = %.4f at full resolution",
-                slide_id, SPOT_UM, diameter, SPOT_UM / diameter)  # fmt: skip
-    return SPOT_UM / float(diameter)

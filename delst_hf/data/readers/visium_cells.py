@@ -17,8 +17,8 @@ import pandas as pd
 from ...errors import reader
 from ..cells import outlines
 from ..images import check_readable
-from ..lattice import stated_length
 from ..notes import Notes
+from ..scale import given, image_states, settle_scale, stated
 from ..slide import Slide
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
 from .visium import outs_name, scale_factors, scaled_image
@@ -35,6 +35,7 @@ def read_visium_cells(
     *,
     slide_id: str | None = None,
     image: str | Path | None = None,
+    image_scale: float | None = None,
     mpp: float | None = None,
     patient_id: str | None = None,
     technology: str = "Visium HD",
@@ -47,6 +48,7 @@ def read_visium_cells(
         path: the folder `outs`, the one that holds it, or `segmented_outputs`.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one.
+        image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
         mpp: micrometres per FULL-RESOLUTION pixel; by default microns_per_pixel of the scale factors.
         patient_id: by default the slide id.
         technology: for the slides table.
@@ -59,8 +61,7 @@ def read_visium_cells(
 
     Raises:
         FileNotFoundError: no segmented_outputs, or a file of it is missing.
-        KeyError: no microns_per_pixel and no `mpp`.
-        ValueError: a damaged file, or outlines and counts that have nothing in common.
+        ValueError: no microns_per_pixel and no `mpp`, a damaged file, or outlines and counts that have nothing in common.
     """
     folder = _segmented(Path(path).expanduser())
     outs = folder.parent
@@ -69,26 +70,27 @@ def read_visium_cells(
         (one for one in (folder / "spatial", outs / "spatial") if (one / "scalefactors_json.json").is_file()), None
     )
     factors = scale_factors(spatial or folder / "spatial")
-    stated = stated_length(factors.get("microns_per_pixel"))
-    mpp = mpp if mpp is not None else stated
-    if mpp is None:
-        raise KeyError(
-            f"no microns_per_pixel in scalefactors_json.json of {spatial}; it has {sorted(factors)}. Give the micrometres per "
-            "full-resolution pixel (--mpp)."
-        )
+    pixels, factor, image_name = _image(image, [folder / "spatial", outs / "spatial"], factors, slide_id, image_scale)
+    scale = settle_scale(
+        slide_id,
+        [
+            *given(mpp),
+            *stated("microns_per_pixel of scalefactors_json.json", factors.get("microns_per_pixel")),
+            *image_states(pixels, image_name, factor),
+        ],
+        frame="full-resolution pixel",
+        unknown=f"no microns_per_pixel in scalefactors_json.json of {spatial}; it has {sorted(factors)}",
+    )
     notes = Notes()
     counts = _counts(folder)
     table, name = _outlines(folder, slide_id, notes)
     table.index = pd.Index(_barcodes(table.index, counts.barcodes))
     cells, matrix = join_spots(table, counts, slide_id)
-    pixels, scale, image_name = _image(image, [folder / "spatial", outs / "spatial"], factors, slide_id)
-    spots = pd.DataFrame({"x": cells["x"] * scale, "y": cells["y"] * scale}, index=cells.index)
+    spots = pd.DataFrame({"x": cells["x"] * factor, "y": cells["y"] * factor}, index=cells.index)
     if name == CELLS:
-        spots["cell_area_um2"] = cells["area"] * mpp**2
-    if stated is not None:
-        notes.witness("microns_per_pixel of scalefactors_json.json", stated / scale)
+        spots["cell_area_um2"] = cells["area"] * scale.mpp**2
     return Slide(
-        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=float(mpp) / scale,
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, notes=notes,
         source=f"visium-hd: {counts.name}, {name}, {image_name}",
     )  # fmt: skip
@@ -161,7 +163,9 @@ def _barcodes(names: pd.Index, known: pd.Index) -> list[str]:
     return [spelled.get(int(match[1]), name) if match else name for match, name in zip(found, names, strict=True)]
 
 
-def _image(image: str | Path | None, folders: list[Path], factors: dict[str, Any], name: str) -> tuple[Any, float, str]:
+def _image(
+    image: str | Path | None, folders: list[Path], factors: dict[str, Any], name: str, image_scale: float | None
+) -> tuple[Any, float, str]:
     """The image of the first of these folders that has one."""
     chosen = next((folder for folder in folders if any(folder.glob("tissue_*res_image.*"))), folders[0])
-    return scaled_image(image, chosen, factors, name)
+    return scaled_image(image, chosen, factors, name, image_scale)

@@ -24,6 +24,7 @@ from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from .matrices import read_table
+from .xenium_image import image_transform, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def read_xenium(
         grid_um: side of a square in micrometres.
         alignment: CSV with the 3 x 3 matrix of Xenium Explorer's image alignment; without one, the H&E is taken to cover the
             morphology image exactly.
-        mpp: micrometres per pixel of the H&E; by default from the alignment, else what a TIFF states, else the pixel size of
-            experiment.xenium.
+        mpp: micrometres per pixel of the H&E; by default from the alignment; without one, from the size of the morphology
+            image, else the pixel size of experiment.xenium if the transcripts then fill the image, else what a TIFF states.
         min_qv: transcripts of lower quality are left out.
         slide_id: by default the name of the folder.
         patient_id: by default the slide id.
@@ -81,16 +82,18 @@ def read_xenium(
     notes = Notes()
     matrix, squares, names = _binned(_transcripts(folder), grid_um, min_qv, slide_id, notes)
     pixels = open_image(image)
-    to_image, mpp = image_transform(folder, alignment, mpp, pixels)
     centre = (squares[:, ::-1] + 0.5) * grid_um
+    reach = float(centre[:, 0].max()), float(centre[:, 1].max())
+    to_image, scale = image_transform(folder, alignment, mpp, pixels, Path(image).name, slide_id, reach)
     x, y = to_pixels(centre, to_image).T
     spots = pd.DataFrame(
         {"x": x, "y": y, "array_row": squares[:, 0], "array_col": squares[:, 1]},
         index=[f"{row}x{column}" for row, column in squares],
     )
     return Slide(
-        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=_genes(folder, names), mpp=mpp,
-        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, spot_um=grid_um, notes=notes,
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=_genes(folder, names), mpp=scale.mpp, scale=scale,
+        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, spot_um=grid_um,
+        notes=notes,
         source=f"xenium: {folder.resolve().name}, squares of {grid_um:g} um, {Path(image).name}",
     )  # fmt: skip
 
@@ -215,28 +218,3 @@ def _genes(folder: Path, names: list[str]) -> pd.DataFrame:
         return make_genes(names)
     ids = {str(one.get("name")): str(one.get("id") or "") for one in found if isinstance(one, dict)}
     return make_genes(names, [ids.get(name, "") for name in names])
-
-
-def to_pixels(um: np.ndarray, to_image: np.ndarray) -> np.ndarray:
-    """Points (points, 2) x, y in micrometres to pixels of the image by a matrix (3, 3)."""
-    xyw = np.column_stack([um, np.ones(len(um))]) @ to_image.T
-    return np.asarray(xyw[:, :2] / xyw[:, 2:])
-
-
-def image_transform(
-    folder: Path, alignment: str | Path | None, mpp: float | None, pixels: object
-) -> tuple[np.ndarray, float]:
-    """The matrix (3, 3) from micrometres to pixels of the image, and micrometres per pixel of the image."""
-    stated = folder / "experiment.xenium"
-    pixel_size = float(json.loads(stated.read_text()).get("pixel_size", 0.2125)) if stated.is_file() else 0.2125
-    if alignment is None:
-        mpp = mpp or getattr(pixels, "mpp", None) or pixel_size
-        return np.diag([1 / mpp, 1 / mpp, 1.0]), float(mpp)
-    matrix = read_table(alignment, "alignment", header=None).to_numpy(float)
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise ValueError(
-            f"{Path(alignment).name} is no invertible 3 x 3 matrix: shape {matrix.shape}. Export it with Xenium Explorer's "
-            "image alignment."
-        )
-    to_image = np.linalg.inv(matrix) @ np.diag([1 / pixel_size, 1 / pixel_size, 1.0])
-    return to_image, float(mpp or 1 / np.sqrt(abs(np.linalg.det(to_image[:2, :2]))))

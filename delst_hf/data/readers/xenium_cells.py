@@ -19,7 +19,8 @@ from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
-from .xenium import MIN_QV, as_text, image_transform, to_pixels
+from .xenium import MIN_QV, as_text
+from .xenium_image import image_transform, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def read_xenium_cells(
     counts = _counts(folder)
     cells, matrix = join_spots(cells, counts, slide_id)
     pixels = open_image(image)
-    to_image, mpp = image_transform(folder, alignment, mpp, pixels)
+    reach = float(cells["x_centroid"].max()), float(cells["y_centroid"].max())
+    to_image, scale = image_transform(folder, alignment, mpp, pixels, Path(image).name, slide_id, reach)
     x, y = to_pixels(cells[["x_centroid", "y_centroid"]].to_numpy(float), to_image).T
     spots = pd.DataFrame({"x": x, "y": y}, index=cells.index)
     if "cell_area" in cells:
@@ -75,7 +77,7 @@ def read_xenium_cells(
     logger.info("%s: %s", slide_id, quality)
     notes.remarks.append(quality)
     return Slide(
-        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=mpp,
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=scale.mpp, scale=scale,
         patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, notes=notes,
         source=f"xenium: {folder.resolve().name}, cells of {name}, {counts.name}, {Path(image).name}",
     )  # fmt: skip

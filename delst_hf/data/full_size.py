@@ -1,0 +1,74 @@
+"""The size that a full-resolution image should have, by the reduced image that was made of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .scale import stated_length
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """The size that a full-resolution image should have, by a reduced one and its scale factor.
+
+    Attributes:
+        height, width: In pixels.
+        rounding: Share by which that is uncertain, because the reduced image has whole pixels.
+        by: What says so.
+    """
+
+    height: float
+    width: float
+    rounding: float
+    by: str
+
+
+def full_size(size: Sequence[int], factor: Any, name: str, factor_name: str) -> FullSize | None:
+    """Return the size of the full resolution by a reduced image of (height, width, ...); None without a scale factor."""
+    known = stated_length(factor)
+    if known is None:
+        return None
+    height, width = size[0], size[1]
+    return FullSize(
+        height / known,
+        width / known,
+        max(0.01, 1.5 / min(height, width)),
+        f"{name}, {width} x {height}, over {factor_name}",
+    )
+
+
+def check_image_size(slide_id: str, size: Sequence[int], name: str, expected: FullSize, factor: float = 1.0) -> None:
+    """Refuse an image of another size than the one that the spots refer to.
+
+    Args:
+        slide_id: For the message.
+        size: (height, width, ...) of the image.
+        name: Of the image.
+        expected: The size of the full resolution.
+        factor: Pixels of this image per full-resolution pixel.
+
+    Raises:
+        ValueError: They differ; the message names the factor where both sides have the same.
+    """
+    factors = size[0] / (expected.height * factor), size[1] / (expected.width * factor)
+    if all(abs(one - 1) <= expected.rounding for one in factors):
+        return
+    found = (
+        f"slide {slide_id!r}: positions refer to an image of {expected.width * factor:.0f} x {expected.height * factor:.0f} px "
+        f"({expected.by}), but {name} has {size[1]} x {size[0]}"
+    )
+    if factor != 1:
+        raise ValueError(f"{found}. Correct the scale factors, or give the full-resolution image (--image).")
+    if abs(factors[0] / factors[1] - 1) <= expected.rounding:
+        larger = float(np.sqrt(factors[0] * factors[1]))
+        whole = round(larger) if larger > 1 else 1 / round(1 / larger)  # most images are made smaller by whole numbers
+        raise ValueError(
+            f"{found}. Give the image that they refer to; if this one shows the same field, "
+            f"--image-scale {whole if abs(larger / whole - 1) <= expected.rounding else larger:.6g} says so."
+        )
+    raise ValueError(
+        f"{found}, which is cut or of another slide. Give the image that they refer to (--image); --image-scale 1 takes this "
+        "one as it is."
+    )

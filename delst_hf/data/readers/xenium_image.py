@@ -1,0 +1,148 @@
+"""How the H&E image of a Xenium region lies on its transcripts: by an alignment matrix, or because it shows the same field."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..scale import Scale, Witness, given, image_states, settle_scale, stated_length
+from .matrices import read_table
+
+logger = logging.getLogger(__name__)
+
+# Of the morphology images, where experiment.xenium does not say it.
+PIXEL_UM = 0.2125
+_MORPHOLOGY = ("morphology.ome.tif", "morphology_mip.ome.tif", "morphology_focus.ome.tif", "morphology_focus/*.ome.tif")
+# Transcripts reach over this share of a field at least, and not beyond it.
+_LEAST_SHARE, _LARGEST_SHARE = 0.5, 1.02
+# An affine matrix that stretches one axis by more than this against the other is no alignment of two scans.
+_LARGEST_STRETCH = 1.05
+
+
+def to_pixels(um: np.ndarray, to_image: np.ndarray) -> np.ndarray:
+    """Points (points, 2) x, y in micrometres to pixels of the image by a matrix (3, 3)."""
+    xyw = np.column_stack([um, np.ones(len(um))]) @ to_image.T
+    return np.asarray(xyw[:, :2] / xyw[:, 2:])
+
+
+def image_transform(
+    folder: Path,
+    alignment: str | Path | None,
+    mpp: float | None,
+    pixels: Any,
+    name: str,
+    slide_id: str,
+    reach_um: tuple[float, float],
+) -> tuple[np.ndarray, Scale]:
+    """Find where a place in micrometres is in the image.
+
+    Args:
+        folder: The output folder of Xenium.
+        alignment: CSV with the matrix of Xenium Explorer, pixels of the H&E -> pixels of the morphology image; None where the
+            H&E shows the field of the morphology image.
+        mpp: Micrometres per pixel of the H&E by the user.
+        pixels: The H&E.
+        name: Its file name.
+        slide_id: For messages.
+        reach_um: Largest x and y of the transcripts or cells, in micrometres.
+
+    Returns:
+        The matrix (3, 3) from micrometres to pixels of the H&E, and its scale.
+
+    Raises:
+        ValueError: A matrix that is not an alignment, an unknown scale, or an H&E of another field.
+    """
+    pixel_um = _pixel_um(folder)
+    tags = image_states(pixels, name)
+    if alignment is not None:
+        to_image = np.linalg.inv(_alignment(alignment)) @ np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
+        by_matrix = float(1 / np.sqrt(abs(np.linalg.det(to_image[:2, :2]))))
+        witness = Witness("geometry", f"the alignment of {Path(alignment).name}", (by_matrix,))
+        return to_image, settle_scale(slide_id, [*given(mpp), witness, *tags])
+    stated = mpp is not None or any(not tag.placeholder for tag in tags)
+    witnesses, unknown = _field(folder, pixels.shape[:2], name, pixel_um, reach_um, stated)
+    scale = settle_scale(slide_id, [*given(mpp), *witnesses, *tags], unknown=unknown)
+    height, width = pixels.shape[:2]
+    shares = reach_um[0] / (width * scale.mpp), reach_um[1] / (height * scale.mpp)
+    if max(shares) < _LEAST_SHARE:
+        logger.warning(
+            "%s: at %.4f um per pixel %s is %.0f x %.0f um, but transcripts reach to %.0f x %.0f um only. Check the scale "
+            "(--mpp), or align the image (--alignment)",
+            slide_id, scale.mpp, name, width * scale.mpp, height * scale.mpp, *reach_um,
+        )  # fmt: skip
+    return np.diag([1 / scale.mpp, 1 / scale.mpp, 1.0]), scale
+
+
+def _pixel_um(folder: Path) -> float:
+    path = folder / "experiment.xenium"
+    if not path.is_file():
+        return PIXEL_UM
+    try:
+        told = json.loads(path.read_text(encoding="utf-8")).get("pixel_size", PIXEL_UM)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"cannot read {path}: {error}. It is truncated: download it again.") from error
+    pixel_um = stated_length(told)
+    if pixel_um is None:
+        raise ValueError(f"{path}: pixel_size is {told!r}. Allowed: micrometres, such as {PIXEL_UM}. Correct it.")
+    return pixel_um
+
+
+def _field(
+    folder: Path, size: tuple[int, int], name: str, pixel_um: float, reach_um: tuple[float, float], stated: bool
+) -> tuple[list[Witness], str]:
+    """Witnesses of an image that shows the field of the morphology image, and why there is none."""
+    found = next((path for pattern in _MORPHOLOGY for path in sorted(folder.glob(pattern))), None)
+    morphology = None if found is None else _tiff_size(found)
+    if found is not None and morphology is not None:
+        field = morphology[0] * pixel_um / size[0], morphology[1] * pixel_um / size[1]
+        if max(field) / min(field) > _LARGEST_STRETCH:
+            return [], (
+                f"{name} ({size[1]} x {size[0]} px) does not show the field of {found.name} ({morphology[1]} x {morphology[0]} "
+                "px): its sides are in another proportion. Align it in Xenium Explorer (--alignment)"
+            )
+        return [Witness("geometry", f"the field of {found.name}", (float(np.sqrt(field[0] * field[1])),))], ""
+    share = reach_um[0] / (size[1] * pixel_um), reach_um[1] / (size[0] * pixel_um)
+    # Where a scale is stated elsewhere, its pixels are those of the morphology image only if the transcripts then fill it.
+    if max(share) <= _LARGEST_SHARE and (min(share) >= _LEAST_SHARE or not stated):
+        return [Witness("geometry", "pixel_size of experiment.xenium", (pixel_um,))], ""
+    return [], (
+        f"with the pixels of the morphology image ({pixel_um:g} um) {name} would be {size[1] * pixel_um:.0f} x "
+        f"{size[0] * pixel_um:.0f} um, but transcripts reach to {reach_um[0]:.0f} x {reach_um[1]:.0f} um"
+    )
+
+
+def _tiff_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) of a morphology image, a stack of fluorescence."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            return int(page.shape[-2]), int(page.shape[-1])
+    except (tifffile.TiffFileError, OSError, IndexError, ValueError):
+        return None
+
+
+def _alignment(path: str | Path) -> np.ndarray:
+    """The matrix (3, 3) from pixels of the H&E, as columns (x, y, 1), to pixels of the morphology image."""
+    name = Path(path).name
+    table = read_table(path, "alignment", header=None)
+    try:
+        matrix = table.to_numpy(float)
+    except ValueError:
+        matrix = np.empty((0, 0))
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+        raise ValueError(
+            f"{name} is not an invertible 3 x 3 matrix: shape {table.shape}. Export it with Xenium Explorer's image alignment."
+        )
+    if np.allclose(matrix[:, 2], (0, 0, 1)) and not np.allclose(matrix[2], (0, 0, 1)):
+        matrix = matrix.T  # written for rows: (x, y, 1) @ matrix
+    longest, shortest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
+    if longest / shortest > _LARGEST_STRETCH:
+        raise ValueError(
+            f"{name} stretches the image by {longest / shortest:.2f} in one direction against the other. Allowed: rotation, "
+            "mirroring, one scale, and shear of up to 5 %, since patches are squares. Export it again with Xenium Explorer."
+        )
+    return matrix

@@ -1,0 +1,322 @@
+"""The scale of a slide: who says what of it, which of them is believed, and that they agree.
+
+Every reader collects its witnesses: the user (--mpp), the lattice of the spots where it is that of a known array, what files
+state (TIFF and OME tags, metadata, alignments), and the diameters of the spots. `settle_scale` takes the first in that order;
+`check_scale`, which every slide passes, refuses a slide whose witnesses disagree by more than 5 %.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .lattice import (
+    KNOWN_ARRAYS,
+    LEGACY,
+    Lattice,
+    SpotArray,
+    arrays_named,
+    matching_array,
+    measure_lattice,
+    median_pitch,
+)
+from .notes import Notes
+from .values import number
+
+logger = logging.getLogger(__name__)
+
+# Scanners, lattices and metadata agree to a few per cent; an image that was resized is off by far more.
+TOLERANCE = 0.05
+# Diameters of spots are stated by eye or by theory: where a safer witness decides, they are reported from 5 % on and refused
+# beyond this.
+_SPOT_TOLERANCE = 0.2
+# From the safest to the least safe. A placeholder is what writers put where they know nothing.
+_TRUST = ("given", "geometry", "stated", "spots")
+# Dots per inch of screens and printers. Their pixels in micrometres, or in millimetres taken for micrometres, are no scale.
+_SCREEN_DPI = (1, 72, 96, 150, 300, 600)
+# One micrometre, millimetre or centimetre is what writers mean by nothing.
+_PLACEHOLDERS = (1.0, 1_000.0, 10_000.0, *(25_400 / dpi for dpi in _SCREEN_DPI), *(25.4 / dpi for dpi in _SCREEN_DPI))
+_ARRAY_NAME = re.compile(r".*?(?<!\d)(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:[_-]\w*)?")
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One source of the scale.
+
+    Attributes:
+        kind: "given" (by the user), "geometry" (the lattice of a known array, or an alignment), "stated" (by a file) or "spots"
+            (their diameter).
+        source: What it is, in words.
+        mpp: Micrometres per pixel by it; several where it leaves a choice, the likeliest first.
+    """
+
+    kind: str
+    source: str
+    mpp: tuple[float, ...]
+
+    @property
+    def placeholder(self) -> bool:
+        """Whether a file states what writers put where they know nothing."""
+        return self.kind == "stated" and is_placeholder(self.mpp[0])
+
+    def agrees(self, mpp: float, tolerance: float = TOLERANCE) -> bool:
+        """Return whether it says the same, within 5 %."""
+        return any(max(mpp / own, own / mpp) <= 1 + tolerance for own in self.mpp)
+
+    def __str__(self) -> str:
+        return f"{self.source}: {' or '.join(f'{value:.4f}' for value in self.mpp)}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale of a slide and its witnesses.
+
+    Attributes:
+        mpp: Micrometres per pixel of the frame.
+        chosen: The witness that was believed.
+        witnesses: All of them, `chosen` among them.
+        frame: The pixels that all values are per: "pixel of the image", or "full-resolution pixel".
+    """
+
+    mpp: float
+    chosen: Witness
+    witnesses: tuple[Witness, ...]
+    frame: str = "pixel of the image"
+
+    def note(self, notes: Notes, mpp: float) -> None:
+        """Write down who decided and who else states a scale, per pixel of an image of `mpp`."""
+        notes.scale_from = self.chosen.source
+        for one in self.witnesses:
+            likeliest = min(one.mpp, key=lambda value: abs(np.log(value / self.mpp)))
+            notes.witness(one.source, likeliest * mpp / self.mpp)
+
+    def __str__(self) -> str:
+        lines = [f"  {self.mpp:.4f} um per {self.frame}, from {self.chosen.source}"]
+        for one in self.witnesses:
+            if one is not self.chosen:
+                told = "a placeholder" if one.placeholder else "agrees" if one.agrees(self.mpp) else "DISAGREES"
+                lines.append(f"  {one} ({told})")
+        return "\n".join(lines)
+
+
+def is_placeholder(mpp: float) -> bool:
+    """Return whether a number of micrometres per pixel is one that writers put where they know nothing.
+
+    >>> is_placeholder(1.0), is_placeholder(25.4 / 72), is_placeholder(0.5)
+    (True, True, False)
+    """
+    return any(abs(mpp / value - 1) < 2e-3 for value in _PLACEHOLDERS)
+
+
+def given(mpp: float | None, name: str = "--mpp") -> list[Witness]:
+    """The user's own statement, if there is one; a number that cannot be one is left to `check_mpp`."""
+    return [] if mpp is None else [Witness("given", name, (float(mpp),))]
+
+
+def stated(source: str, value: Any, scale: float = 1.0) -> list[Witness]:
+    """What a file states, times `scale`; nothing where it states no positive number."""
+    length = stated_length(value, scale)
+    return [] if length is None else [Witness("stated", source, (length,))]
+
+
+def stated_length(value: Any, scale: float = 1.0) -> float | None:
+    """A length of a file's metadata, times `scale`; None where there is none, or none that could be."""
+    found = number(value)
+    return found * scale if found is not None and found > 0 else None
+
+
+def image_states(image: Any, name: str, scale: float = 1.0) -> list[Witness]:
+    """What the tags of an image say, one witness per tag.
+
+    Args:
+        image: As `open_image` gives it.
+        name: Of the file.
+        scale: Pixels of the image per pixel of the frame.
+    """
+    found = getattr(image, "scale_statements", None)
+    if found is None:
+        found = [("its metadata", image.mpp)] if getattr(image, "mpp", None) else []
+    return [witness for source, value in found for witness in stated(f"{source} of {name}", value, scale)]
+
+
+def spots_state(spot_um: Sequence[float], spot_px: float | None, what: str) -> list[Witness]:
+    """What a stated diameter in pixels says, by the diameters in micrometres that it can mean."""
+    if not spot_px or not spot_um:
+        return []
+    diameters = " or ".join(f"{um:g}" for um in spot_um)
+    return [Witness("spots", f"{what} ({diameters} um = {spot_px:.1f} px)", tuple(um / spot_px for um in spot_um))]
+
+
+def names_positions(names: Iterable[object]) -> np.ndarray | None:
+    """Array positions (spots, 2) row, column from names such as "10x21" or "slide_10x21": x is the column.
+
+    Returns:
+        None unless every name holds them.
+    """
+    matches = [_ARRAY_NAME.fullmatch(str(name)) for name in names]
+    if not matches or not all(matches):
+        return None
+    return np.array([(float(match[2]), float(match[1])) for match in matches if match])
+
+
+def find_array(
+    lattice: Lattice | None,
+    technology: str = "",
+    *,
+    bin_um: float | None = None,
+    spot_px: float | None = None,
+    named_by_place: bool = False,
+) -> SpotArray | None:
+    """Return the known array that the spots are of, None where that cannot be said.
+
+    Args:
+        lattice: As measured.
+        technology: As the user or the data set names it; "" leaves it to the lattice.
+        bin_um: Side of the bins of Visium HD.
+        spot_px: Stated diameter of a spot in pixels.
+        named_by_place: Whether spots are named "10x21", as on legacy arrays.
+    """
+    array = matching_array(lattice, arrays_named(technology, bin_um))
+    if array is LEGACY and not technology and lattice is not None and not named_by_place:
+        # Squares are also bins and the crossings of channels: a legacy spot is half as wide as its pitch.
+        half = None if not spot_px else spot_px / lattice.pitch_px
+        return array if half is not None and 0.4 < half < 0.6 else None
+    return array
+
+
+def lattice_states(
+    lattice: Lattice | None, array: SpotArray | None, pitch_px: float | None = None, measured: str = ""
+) -> list[Witness]:
+    """What the lattice of a known array says.
+
+    Args:
+        lattice: As measured.
+        array: The known array, if any.
+        pitch_px: Its pitch, where it was measured more closely.
+        measured: That in words.
+    """
+    if lattice is None or array is None:
+        return []
+    pitch_px = pitch_px or lattice.pitch_px
+    measured = measured or f"{pitch_px:.1f} px"
+    source = f"the lattice of the spots ({array.name}: {array.kind}, {array.pitch_um:g} um = {measured})"
+    return [Witness("geometry", source, (array.pitch_um / pitch_px,))]
+
+
+def legacy_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None, str]:
+    """What the array of a legacy alignment table says.
+
+    Args:
+        spots: Columns x, y (array positions), pixel_x, pixel_y; all spots of the table, selected or not.
+
+    Returns:
+        The witness, if any; the array; and what was found instead of a known lattice.
+    """
+    array, pixels = spots[["y", "x"]].to_numpy(float), spots[["pixel_y", "pixel_x"]].to_numpy(float)
+    lattice = measure_lattice(pixels, array)
+    if lattice is None:
+        return [], None, "too few spots to measure the array's pitch, or array positions that are not theirs"
+    known = matching_array(lattice, arrays_named("Spatial Transcriptomics"))
+    if known is None:
+        return [], None, (
+            f"the spots lie on {lattice}; known are squares of 200 um (1,007 spots) and a checkerboard of 150 um between "
+            "diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
+        )  # fmt: skip
+    along_x, along_y, pitch = median_pitch(array, pixels, lattice)
+    diagonal = "" if known is LEGACY else f", {pitch:.1f} px between diagonal neighbours"
+    return lattice_states(lattice, known, pitch, f"{along_x:.1f} x {along_y:.1f} px{diagonal}"), known, ""
+
+
+def settle_scale(
+    slide_id: str, witnesses: Sequence[Witness], *, frame: str = "pixel of the image", unknown: str = ""
+) -> Scale:
+    """Believe the safest witness: the user, the lattice of a known array, what files state, the diameters of the spots.
+
+    Args:
+        slide_id: For messages.
+        witnesses: All that was found.
+        frame: What all of them are per.
+        unknown: Why there is none, for the message.
+
+    Raises:
+        ValueError: There is no witness, or none but placeholders; the message says what to give.
+    """
+    trusted = [one for kind in _TRUST for one in witnesses if one.kind == kind and not one.placeholder]
+    if not trusted:
+        placeholders = [f"{one} is a placeholder that writers put where they know nothing" for one in witnesses]
+        found = "; ".join([text for text in (unknown, *placeholders) if text]) or "nothing states it"
+        raise ValueError(
+            f"slide {slide_id!r}: mpp is unknown: {found}. Give the micrometres per {frame} (--mpp); a 20x scan has about 0.5."
+        )
+    scale = Scale(trusted[0].mpp[0], trusted[0], tuple(witnesses), frame)
+    if trusted[0].kind != "given":
+        logger.info("%s: mpp = %.4f per %s, from %s", slide_id, scale.mpp, frame, trusted[0].source)
+    return scale
+
+
+def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
+    """Compare the witnesses with the scale that is used.
+
+    The lattice of a known array, and an alignment, contradict even the user, because micrometres per pixel of a reduced image
+    are easily given for those of the full one; against other witnesses the user decides.
+
+    Raises:
+        ValueError: Witnesses disagree by more than 5 %, and `allow` is False; all are listed, and the option that decides.
+    """
+    off = [one for one in scale.witnesses if not one.agrees(scale.mpp)]
+    for one in off:
+        if one.placeholder:
+            logger.warning("%s: %s um per %s is a placeholder and is not believed", slide_id, one, scale.frame)
+    off = [one for one in off if not one.placeholder]
+    by_user = scale.chosen.kind == "given"
+    serious = [
+        one for one in off
+        if (one.kind == "geometry" if by_user else one.kind != "spots" or not one.agrees(scale.mpp, _SPOT_TOLERANCE))
+    ]  # fmt: skip
+    if serious and not allow:
+        advice = (
+            "Correct --mpp, or leave it out; to insist on it add --allow-scale."
+            if by_user
+            else "Decide by --mpp, the true micrometres per "
+            f"{scale.frame} (with --allow-scale where the lattice of the spots says otherwise), or by giving the image that "
+            "the spots refer to."
+        )
+        raise ValueError(
+            f"slide {slide_id!r}: the sources of its scale disagree by more than {TOLERANCE:.0%} (um per {scale.frame}):\n"
+            f"{scale}\n{advice}"
+        )
+    for one in off:
+        logger.warning("%s: the scale used is %.4f um per %s, but %s", slide_id, scale.mpp, scale.frame, one)
+
+
+def scale_of(slide: Any) -> Scale:
+    """The scale of a slide that no reader settled: its own mpp, beside what its spots and its image say."""
+    array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
+    lattice = measure_lattice(pixels, array)
+    named = find_array(lattice, slide.technology, bin_um=slide.spot_um, spot_px=slide.spot_px)
+    own = Witness("given", "mpp of the slide", (float(slide.mpp),))
+    spots_um = () if slide.spot_um is None else _diameters(slide.spot_um)
+    witnesses = [
+        own,
+        *lattice_states(lattice, named),
+        *image_states(slide.image, "the image"),
+        *spots_state(spots_um, slide.spot_px, "the diameter of the spots"),
+        *(Witness("stated", what, (mpp,)) for what, mpp in slide.notes.scale_witnesses.items()),
+    ]
+    return Scale(own.mpp[0], own, tuple(witnesses))
+
+
+def _diameters(spot_um: float) -> tuple[float, ...]:
+    """The diameters that a file can mean by spots of this one."""
+    return next((array.stated_um for array in KNOWN_ARRAYS if spot_um in array.stated_um), (spot_um,))
+
+
+def stated_diameters(array: SpotArray | None, spot_um: float | None) -> tuple[float, ...]:
+    """The diameters in micrometres that a stated diameter in pixels can mean: of the array, or of what the user says."""
+    if array is not None and (spot_um is None or spot_um in array.stated_um):
+        return array.stated_um
+    return () if spot_um is None else _diameters(spot_um)
