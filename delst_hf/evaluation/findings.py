@@ -126,12 +126,14 @@ class Findings:
     ) -> None:
         """Compare each of the model's arms, or those named by `own`, with every other arm, on the same rows."""
         own = self.own if own is None else own
-        bootstrap = self.bootstrap(rows)
+        bootstrap, everyone = self.bootstrap(rows), np.arange(len(rows))
+        values = {arm: float(statistic(everyone)) for arm, statistic in statistics.items()}
+        drawn = {arm: bootstrap.resampled(statistic) for arm, statistic in statistics.items()}
         names = {"protocol": protocol, "variant": variant, "metric": metric}
         for ours in own:
             for other in statistics:
                 if ours in statistics and other not in own:
-                    difference = bootstrap.difference(statistics[ours], statistics[other])
+                    difference = bootstrap.difference_of(values[ours] - values[other], drawn[ours] - drawn[other])
                     self.comparisons.append({**names, "first": ours, "second": other, **difference})
 
     def keep(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:

@@ -62,6 +62,29 @@ def group_names(groups: Sequence[Any] | np.ndarray, num_rows: int, name: str) ->
     return np.array([str(group) for group in names])
 
 
+def rotated(*matrices: np.ndarray) -> list[np.ndarray]:
+    """Turn the rows of matrices (rows, columns) into fewer coordinates that keep all their inner products and distances.
+
+    Wide features of few spots lie in a space of as many dimensions as there are spots. There a fit that sees its rows through
+    inner products alone (SGD from zero, distances) gives the same for less. The first matrix spans the space; of the others
+    only their part in it is kept, which is all that such a fit sees of them.
+
+    Returns:
+        One matrix (rows, min(columns, rows of the first)) for each; the matrices themselves where they are not wide.
+
+    Example:
+        >>> wide = np.arange(12.0).reshape(2, 6)
+        >>> (narrow,) = rotated(wide)
+        >>> narrow.shape, bool(np.allclose(narrow @ narrow.T, wide @ wide.T))
+        ((2, 2), True)
+    """
+    first = matrices[0]
+    if first.shape[1] <= first.shape[0]:
+        return list(matrices)
+    basis, triangle = np.linalg.qr(first.T)
+    return [triangle.T, *(matrix @ basis for matrix in matrices[1:])]
+
+
 def nanmean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not NaN; NaN (without a warning) where all are."""
     there = ~np.isnan(values)

@@ -1,109 +1,152 @@
-"""Metrics as functions of resampled rows, fast enough for a thousand resamples; each equals the metric that it stands for."""
+"""Metrics as functions of resampled rows, computed for all resamples at once; each equals the metric that it stands for.
 
-from collections.abc import Sequence
+A resample is a row of weights: how often each spot was drawn. Sums over drawn spots are then one matrix product for a
+thousand resamples.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from .expression import gene_pearson
-from .preparation import finite_matrix, missing_rows, nanmean
-from .uncertainty import Bootstrap, Statistic
+from .preparation import finite_matrix, missing_rows, rotated
+from .uncertainty import Bootstrap, Weighted
+
+# Below this share of the sum of squares a resample's variance is rounding: all of its drawn values are equal.
+_CONSTANT = 1e-11
 
 
-def mean_statistic(values: np.ndarray, weights: np.ndarray | None = None) -> Statistic:
-    if weights is None:
-        return lambda rows: float(values[rows].mean())
-    return lambda rows: float((values[rows] * weights[rows]).sum() / max(weights[rows].sum(), 1))
+def mean_statistic(values: np.ndarray, weights: np.ndarray | None = None) -> Weighted:
+    """Mean of values (rows,), with weights of the rows if there are some; NaN values are left out."""
+    there = ~np.isnan(values) * (np.ones(len(values)) if weights is None else weights)
+    filled = np.where(np.isnan(values), 0.0, values) * there
+    return Weighted(len(values), lambda drawn: _ratio(drawn @ filled, drawn @ there))
 
 
-def mean_of_known(values: np.ndarray) -> Statistic:
-    """The mean of what is not NaN."""
-    return lambda rows: _mean(values[rows])
+def median_statistic(values: np.ndarray) -> Weighted:
+    """Median of values (rows,)."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        passed = np.cumsum(weights[:, order], axis=1)
+        total = passed[:, -1]
+        # The middle one, or the two middle ones of an even number, counted from 0.
+        middle = [(passed <= np.floor((total - shift) / 2)[:, None]).sum(axis=1) for shift in (1, 0)]
+        low, high = (ordered[np.minimum(place, len(ordered) - 1)] for place in middle)
+        return np.where(total > 0, (low + high) / 2, np.nan)
+
+    return Weighted(len(values), of)
 
 
-def median_statistic(values: np.ndarray) -> Statistic:
-    return lambda rows: float(np.median(values[rows]))
+def within_slides(statistic: Weighted, slides: np.ndarray) -> Weighted:
+    """Mean over slides, weighted by their rows, of a statistic of the rows of one slide; undefined slides are left out."""
+    masks = [slides == slide for slide in np.unique(slides)]
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        values = np.stack([statistic.of(weights * mask) for mask in masks])
+        sizes = np.stack([weights @ mask for mask in masks])
+        sizes = np.where(np.isnan(values), 0.0, sizes)
+        return _ratio((np.where(sizes > 0, values, 0.0) * sizes).sum(axis=0), sizes.sum(axis=0))
+
+    return Weighted(len(slides), of)
 
 
-def within_slides(statistic: Statistic, slides: np.ndarray) -> Statistic:
-    """The mean over slides, weighted by their rows, of a statistic of the rows of one slide; undefined slides are left out."""
-    numbers = np.unique(slides, return_inverse=True)[1]
-
-    def mean(rows: np.ndarray) -> float:
-        parts = [rows[numbers[rows] == number] for number in np.unique(numbers[rows])]
-        found = np.array([statistic(part) for part in parts])
-        there = ~np.isnan(found)
-        return (
-            float(np.average(found[there], weights=[len(p) for p, t in zip(parts, there) if t]))
-            if there.any()
-            else np.nan
-        )
-
-    return mean
-
-
-def f1_statistic(truth: np.ndarray, answer: np.ndarray, everywhere: bool = False) -> Statistic:
-    """Macro-F1 from a table of confusion: a thousand resamples through sklearn would take minutes.
+def f1_statistic(truth: np.ndarray, answer: np.ndarray, everywhere: bool = False) -> Weighted:
+    """Macro-F1 from a table of confusion.
 
     The mean is over the classes of `truth`, as in `macro_f1`, or with `everywhere` over those of `answer` too, as in sklearn.
     """
-    table_of = _confusion(truth, answer)
 
-    def statistic(rows: np.ndarray) -> float:
-        table = table_of(rows)
-        there = (table.sum(axis=1) > 0) | (everywhere & (table.sum(axis=0) > 0))
-        scores = 2 * np.diagonal(table) / np.maximum(table.sum(axis=0) + table.sum(axis=1), 1)
-        return float(scores[there].mean())
+    def of(table: np.ndarray) -> np.ndarray:
+        rows, columns = table.sum(axis=2), table.sum(axis=1)
+        scores = 2 * np.diagonal(table, axis1=1, axis2=2) / np.maximum(rows + columns, 1)
+        return _mean_where(scores, (rows > 0) | (everywhere & (columns > 0)))
 
-    return statistic
+    return _of_confusion(truth, answer, of)
 
 
-def recall_statistic(truth: np.ndarray, answer: np.ndarray) -> Statistic:
+def recall_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
     """Balanced accuracy."""
-    table_of = _confusion(truth, answer)
 
-    def statistic(rows: np.ndarray) -> float:
-        table = table_of(rows)
-        there = table.sum(axis=1) > 0
-        return float((np.diagonal(table)[there] / table.sum(axis=1)[there]).mean())
+    def of(table: np.ndarray) -> np.ndarray:
+        rows = table.sum(axis=2)
+        return _mean_where(np.diagonal(table, axis1=1, axis2=2) / np.maximum(rows, 1), rows > 0)
 
-    return statistic
+    return _of_confusion(truth, answer, of)
 
 
-def _confusion(truth: np.ndarray, answer: np.ndarray):
-    """Rows -> table (classes, classes) of truth and answer."""
+def _of_confusion(truth: np.ndarray, answer: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Weighted:
+    """A function of tables (resamples, classes, classes) of truth and answer, as one of weights."""
     classes, numbers = np.unique(np.concatenate([truth, answer]).astype(str), return_inverse=True)
-    cells = numbers[: len(truth)] * len(classes) + numbers[len(truth) :]
-    return lambda rows: np.bincount(cells[rows], minlength=len(classes) ** 2).reshape(len(classes), len(classes))
+    cells = _indicators(numbers[: len(truth)] * len(classes) + numbers[len(truth) :], len(classes) ** 2)
+    return Weighted(len(truth), lambda weights: of((weights @ cells).reshape(len(weights), len(classes), len(classes))))
+
+
+def gene_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> Weighted:
+    """Pearson per gene (resamples, genes), the mean over groups in which it varies; NaN where that is none.
+
+    A column of predictions that is NaN in a group was not predicted there, and does not count.
+    """
+    parts = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    functions = [(part, _pearson(predicted[part], measured[part])) for part in parts]
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        return _nanmean(np.stack([function(weights[:, part]) for part, function in functions]), axis=0)
+
+    return Weighted(len(measured), of)
 
 
 def fold_pearson(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Pearson per gene, the mean over groups in which it varies; NaN where that is none."""
-    parts = [groups == group for group in np.unique(groups)]
-    scores = [gene_pearson(predicted[part], measured[part]) for part in parts if part.sum() > 1]
-    return nanmean(np.array(scores)) if scores else np.full(measured.shape[1], np.nan)
+    """Pearson per gene (genes,), the mean over groups in which it varies; NaN where that is none."""
+    return gene_statistic(predicted, measured, groups)(np.arange(len(measured)))
 
 
 def pearson_statistic(
     predicted: np.ndarray, measured: np.ndarray, folds: np.ndarray, parts: np.ndarray | None = None
-) -> Statistic:
+) -> Weighted:
     """Mean over folds of the mean over genes of Pearson, itself the mean over the `parts` of a fold (`expression_protocol`)."""
     parts = folds if parts is None else parts
+    members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    functions = [(rows, gene_statistic(predicted[rows], measured[rows], parts[rows])) for rows in members]
 
-    def statistic(rows: np.ndarray) -> float:
-        found = []
-        for fold in np.unique(folds[rows]):
-            members = rows[folds[rows] == fold]
-            if len(members) > 1:
-                found.append(_mean(fold_pearson(predicted[members], measured[members], parts[members])))
-        return _mean(np.array(found))
+    def of(weights: np.ndarray) -> np.ndarray:
+        by_fold = [_nanmean(function.of(weights[:, rows]), axis=1) for rows, function in functions]
+        return _nanmean(np.stack(by_fold), axis=0)
 
-    return statistic
+    return Weighted(len(measured), of)
+
+
+def _pearson(predicted: np.ndarray, measured: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights (resamples, rows) -> Pearson per gene, as `expression.gene_pearson`: 0 for a constant prediction, else NaN."""
+    absent = np.isnan(predicted).any(axis=0)
+    first, second = (_scaled(np.where(absent, 0.0, values)) for values in (predicted, measured))
+    columns = np.concatenate([first, second, first**2, second**2, first * second], axis=1)
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(axis=1)[:, None]
+        x, y, xx, yy, xy = np.split(weights @ columns, 5, axis=1)
+        total = np.maximum(total, 1.0)
+        variances = xx - x * x / total, yy - y * y / total
+        constant = [rest <= _CONSTANT * squares for rest, squares in zip(variances, (xx, yy))]
+        norm = np.sqrt(np.where(constant[0] | constant[1], 1.0, variances[0] * variances[1]))
+        correlation = np.where(constant[0], 0.0, np.clip((xy - x * y / total) / norm, -1.0, 1.0))
+        return np.where(constant[1] | absent, np.nan, correlation)
+
+    return of
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Columns centred and brought to one scale, so that sums of squares cancel as little as they can."""
+    values = values - values.mean(axis=0)
+    largest = np.abs(values).max(axis=0)
+    return values / np.where(largest > 0, largest, 1.0)
 
 
 def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -> dict[str, float]:
-    """How well one map finds each region: AUROC of its scores, the region's spots against all other labelled spots.
+    """Score how well one map finds each region: AUROC, the region's spots against all other labelled spots.
 
     Args:
         scores: (spots,) of one signature.
@@ -114,7 +157,11 @@ def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -
         chance, below 0.5 the signature is elsewhere. A label that all or none of the labelled spots have is left out.
 
     Raises:
-        ValueError: if scores and labels differ in number or a score is not finite.
+        ValueError: If scores and labels differ in number or a score is not finite.
+
+    Example:
+        >>> region_auroc([0.9, 0.8, 0.1, 0.2], ["tumour", "tumour", "stroma", None])
+        {'stroma': 0.0, 'tumour': 1.0}
     """
     values = finite_matrix(np.asarray(scores, dtype=np.float64).reshape(-1, 1), "scores")[:, 0]
     if len(values) != len(labels):
@@ -132,115 +179,170 @@ def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -
     return result
 
 
-def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Statistic:
-    return lambda rows: region_auroc(scores[rows], labels[rows]).get(region, float("nan"))
+def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Weighted:
+    """`region_auroc` of one region."""
+    known = ~missing_rows(labels)
+    inside = known & (np.asarray(labels, dtype=object) == region)
+    sums = _by_value(scores)
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        above, below = sums(weights * inside), sums(weights * (known & ~inside))
+        wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+        return _ratio(wins, above.sum(axis=1) * below.sum(axis=1))
+
+    return Weighted(len(scores), of)
 
 
-def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> Statistic:
-    """Spearman correlation, partial on ranks with `given`; as `hierarchy_report.rank_correlation` of one slide."""
+def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> Weighted:
+    """Spearman correlation, partial on ranks with `given`; as `hierarchy.rank_correlation` of one slide."""
+    rank = [_ranks(array) for array in (values, level, *([] if given is None else [given]))]
 
-    def statistic(rows: np.ndarray) -> float:
-        if len(rows) < 3 or np.ptp(values[rows]) == 0 or np.ptp(level[rows]) == 0:
-            return 0.0
-        ranks = [_centred_ranks(array[rows]) for array in (values, level)]
-        first = float(ranks[0] @ ranks[1])
-        if given is None or np.ptp(given[rows]) == 0:
-            return first
-        third = _centred_ranks(given[rows])
-        second, last = float(ranks[0] @ third), float(ranks[1] @ third)
-        rest = (1 - second**2) * (1 - last**2)
-        return 0.0 if rest < 1e-9 else float(np.clip((first - second * last) / np.sqrt(rest), -1, 1))
+    def of(weights: np.ndarray) -> np.ndarray:
+        ranks = [function(weights) for function in rank]
+        lengths = [np.sqrt((weights * each**2).sum(axis=1)) for each in ranks]
 
-    return statistic
+        def correlation(i: int, j: int) -> np.ndarray:
+            return _ratio((weights * ranks[i] * ranks[j]).sum(axis=1), lengths[i] * lengths[j], 0.0)
+
+        first = correlation(0, 1)
+        defined = (weights.sum(axis=1) >= 3) & (lengths[0] > 0) & (lengths[1] > 0)
+        if given is not None:
+            second, last = correlation(0, 2), correlation(1, 2)
+            rest = (1 - second**2) * (1 - last**2)
+            partial = np.clip((first - second * last) / np.sqrt(np.where(rest < 1e-9, 1.0, rest)), -1, 1)
+            first = np.where(lengths[2] > 0, np.where(rest < 1e-9, 0.0, partial), first)
+        return np.where(defined, first, 0.0)
+
+    return Weighted(len(values), of)
 
 
-def rand_statistic(truth: np.ndarray, found: np.ndarray) -> Statistic:
+def _ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights (resamples, rows) -> centred ranks of the rows among those drawn, ties at their mean."""
+    numbers, sums = np.unique(values, return_inverse=True)[1], _by_value(values)
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        counts = sums(weights)
+        middle = np.cumsum(counts, axis=1) - counts / 2 - weights.sum(axis=1)[:, None] / 2
+        return middle[:, numbers]
+
+    return of
+
+
+def _by_value(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights (resamples, rows) -> their sums over rows of one value (resamples, different values), in ascending order."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) != 0]))
+    return lambda weights: np.add.reduceat(weights[:, order], starts, axis=1)
+
+
+def rand_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
     """Adjusted Rand index over pairs of different spots: two copies of one spot always agree, and would raise it."""
-    cells, left, right = _cells(truth, found)
+    cells, left, right = (_indicators(numbers) for numbers in _cells(truth, answer))
 
-    def pairs(groups: np.ndarray, weights: np.ndarray) -> float:
-        sums, squares = np.bincount(groups, weights), np.bincount(groups, weights**2)
-        return float((sums**2 - squares).sum() / 2)
+    def pairs(weights: np.ndarray, members: np.ndarray) -> np.ndarray:
+        return (((weights @ members) ** 2).sum(axis=1) - (weights**2).sum(axis=1)) / 2
 
-    def statistic(rows: np.ndarray) -> float:
-        weights = np.bincount(rows, minlength=len(cells)).astype(float)
-        same, first, second = (pairs(groups, weights) for groups in (cells, left, right))
-        everyone = pairs(np.zeros(len(cells), dtype=int), weights)
-        chance = first * second / everyone if everyone else 0.0
-        return 1.0 if first + second == 2 * chance else (same - chance) / ((first + second) / 2 - chance)
+    def of(weights: np.ndarray) -> np.ndarray:
+        same, first, second = (pairs(weights, members) for members in (cells, left, right))
+        everyone = pairs(weights, np.ones((len(truth), 1)))
+        chance = _ratio(first * second, everyone, 0.0)
+        return np.where(first + second == 2 * chance, 1.0, _ratio(same - chance, (first + second) / 2 - chance, np.nan))
 
-    return statistic
+    return Weighted(len(truth), of)
 
 
-def information_statistic(truth: np.ndarray, found: np.ndarray) -> Statistic:
+def information_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
     """Normalised mutual information (arithmetic mean of entropies)."""
-    cells, left, right = _cells(truth, found)
+    members = [_indicators(numbers) for numbers in _cells(truth, answer)]
 
-    def statistic(rows: np.ndarray) -> float:
-        joint, *margins = (_entropy(np.bincount(groups[rows]) / len(rows)) for groups in (cells, left, right))
-        return 1.0 if sum(margins) == 0 else max(0.0, 2 * (sum(margins) - joint) / sum(margins))
+    def of(weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(axis=1)[:, None]
+        joint, *margins = (_entropy(weights @ each / total) for each in members)
+        both = margins[0] + margins[1]
+        return np.where(both == 0, 1.0, np.maximum(0.0, _ratio(2 * (both - joint), both)))
 
-    return statistic
+    return Weighted(len(truth), of)
 
 
-def _cells(truth: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cell of each row in the table of contingency, its row there and its column."""
-    left, right = (np.unique(np.asarray(side).astype(str), return_inverse=True)[1] for side in (truth, found))
-    return left * (right.max() + 1) + right, left, right
+def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
+    """A statistic of the rows where `known` (rows,) is True, as one of all rows; NaN where fewer than two are drawn."""
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        enough = weights[:, known].sum(axis=1) > 1
+        result = np.full(len(weights), np.nan)
+        if enough.any():
+            result[enough] = statistic.of(weights[enough][:, known])
+        return result
+
+    return Weighted(len(known), of)
 
 
 def dispersion_draws(rows: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
     """Calinski-Harabasz and Davies-Bouldin of every resample, from sums over groups instead of a pass over all points each."""
     names, numbers = np.unique(groups, return_inverse=True)
-    points = rows - rows.mean(axis=0)
+    (points,) = rotated(rows - rows.mean(axis=0))
     members = [np.flatnonzero(numbers == number) for number in range(len(names))]
+    blocks = [_dispersion(points, members, weights) for weights in bootstrap.weights()]
+    scores = np.concatenate(blocks, axis=1)
+    return {"calinski_harabasz": scores[0], "davies_bouldin": scores[1]}
+
+
+def _dispersion(points: np.ndarray, members: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Both scores (2, resamples); NaN where fewer than two groups, or one spot each, are drawn."""
     squares = (points**2).sum(axis=1)
-    found: dict[str, list[float]] = {"calinski_harabasz": [], "davies_bouldin": []}
-    for draw in bootstrap.draws():
-        weights = np.bincount(draw, minlength=len(rows)).astype(float)
-        kept = [part for part in members if weights[part].any()]
-        sizes = np.array([weights[part].sum() for part in kept])
-        if not 2 <= len(kept) < len(draw):
-            found["calinski_harabasz"].append(np.nan)
-            found["davies_bouldin"].append(np.nan)
-            continue
-        centres = np.stack([weights[part] @ points[part] for part in kept]) / sizes[:, None]
-        middle = sizes @ centres / sizes.sum()
-        between = float(sizes @ ((centres - middle) ** 2).sum(axis=1))
-        within = float(weights @ squares - sizes @ (centres**2).sum(axis=1))
-        spread = np.array([_spread(points[p], squares[p], c, weights[p]) for p, c in zip(kept, centres)])
-        apart = np.sqrt(np.maximum(_squared_distances(centres), 0))
-        np.fill_diagonal(apart, np.inf)
-        free = (len(kept) - 1, len(draw) - len(kept))
-        found["calinski_harabasz"].append(between / free[0] / (within / free[1]) if within > 0 else 1.0)
-        ratios = (spread[:, None] + spread[None]) / np.where(apart == 0, np.inf, apart)
-        found["davies_bouldin"].append(float(ratios.max(axis=1).mean()))
-    return {name: np.array(values) for name, values in found.items()}
+    sizes = np.stack([weights[:, part].sum(axis=1) for part in members], axis=1)
+    centres, spread = np.zeros((len(members), len(weights), points.shape[1])), np.zeros((len(weights), len(members)))
+    for group, part in enumerate(members):
+        size = np.maximum(sizes[:, group], 1.0)
+        centres[group] = (weights[:, part] @ points[part]) / size[:, None]
+        distances = squares[part] - 2 * centres[group] @ points[part].T + (centres[group] ** 2).sum(axis=1)[:, None]
+        spread[:, group] = (weights[:, part] * np.sqrt(np.maximum(distances, 0))).sum(axis=1) / size
+    total, drawn = sizes.sum(axis=1), (sizes > 0).sum(axis=1)
+    middle = np.einsum("rg,grd->rd", sizes, centres) / total[:, None]
+    between = np.einsum("rg,grd->r", sizes, (centres - middle) ** 2)
+    within = weights @ squares - np.einsum("rg,grd->r", sizes, centres**2)
+    worst = np.zeros_like(spread)
+    for group in range(len(members)):
+        apart = np.linalg.norm(centres - centres[group], axis=2).T
+        usable = (apart > 0) & (sizes > 0)
+        ratios = (spread[:, group, None] + spread) / np.where(usable, apart, np.inf)
+        worst[:, group] = ratios.max(axis=1)
+    valid = (drawn >= 2) & (drawn < total)
+    inside = np.where(within > 0, within / np.maximum(total - drawn, 1), 1.0)
+    calinski = np.where(within > 0, between / np.maximum(drawn - 1, 1) / inside, 1.0)
+    davies = _ratio((worst * (sizes > 0)).sum(axis=1), drawn)
+    return np.where(valid, np.stack([calinski, davies]), np.nan)
 
 
-def _spread(points: np.ndarray, squares: np.ndarray, centre: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean distance of points to their centre."""
-    distances = np.sqrt(np.maximum(squares - 2 * points @ centre + centre @ centre, 0))
-    return float(weights @ distances / weights.sum())
+def _cells(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cell of each row in the table of contingency, its row there and its column."""
+    left, right = (np.unique(np.asarray(side).astype(str), return_inverse=True)[1] for side in (truth, answer))
+    return left * (right.max() + 1) + right, left, right
 
 
-def _squared_distances(points: np.ndarray) -> np.ndarray:
-    squares = (points**2).sum(axis=1)
-    return squares[:, None] - 2 * points @ points.T + squares[None]
+def _indicators(numbers: np.ndarray, size: int | None = None) -> np.ndarray:
+    """One column per number (rows, numbers): 1 where a row has it. Numbers that no row has get none, unless `size` is given."""
+    if size is None:
+        _, numbers = np.unique(numbers, return_inverse=True)
+        size = int(numbers.max()) + 1
+    return (numbers[:, None] == np.arange(size)).astype(np.float64)
 
 
-def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    ranks = rankdata(values)
-    ranks -= ranks.mean()
-    return ranks / np.linalg.norm(ranks)
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    return -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1)
 
 
-def _entropy(shares: np.ndarray) -> float:
-    shares = shares[shares > 0]
-    return float(-(shares * np.log(shares)).sum())
+def _ratio(numerator: Any, denominator: Any, otherwise: float = np.nan) -> np.ndarray:
+    """A quotient, and `otherwise` where the denominator is 0."""
+    there = denominator != 0
+    return np.where(there, numerator / np.where(there, denominator, 1.0), otherwise)
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
+def _mean_where(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    return _ratio((values * there).sum(axis=1), there.sum(axis=1).astype(float))
+
+
+def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
     """Mean of what is defined, NaN where nothing is."""
-    there = np.asarray(values)[~np.isnan(values)]
-    return float(there.mean()) if there.size else float("nan")
+    there = ~np.isnan(values)
+    return _ratio(np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis).astype(float))

@@ -10,8 +10,33 @@ from scipy.stats import norm, t
 from .preparation import group_names
 
 UNITS = ("spots", "slides")
+BLOCK = 4_000_000  # weights held at a time: resamples times rows
 # Maps row indices (n,), with repeats, to a number; NaN where it is undefined.
 Statistic = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A statistic that is computed for many resamples at once, and like any other for one.
+
+    Attributes:
+        num_rows: Rows there are.
+        of: Weights (resamples, num_rows), how often each row was drawn -> values (resamples, ...), NaN where undefined.
+
+    Example:
+        >>> values = np.array([1.0, 2.0, 6.0])
+        >>> mean = Weighted(3, lambda weights: weights @ values / weights.sum(axis=1))
+        >>> mean(np.array([0, 2, 2]))
+        4.333333333333333
+    """
+
+    num_rows: int
+    of: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, rows: np.ndarray) -> Any:
+        """Return the value on rows, with repeats."""
+        value = self.of(np.bincount(rows, minlength=self.num_rows)[None].astype(np.float64))[0]
+        return value if value.ndim else float(value)
 
 
 @dataclass(frozen=True)
@@ -24,7 +49,7 @@ class Bootstrap:
 
     Intervals are percentiles of the resamples, expanded for the number of units (Hesterberg, "What teachers should know
     about the bootstrap", Am. Stat. 69 (2015) 371-386): plain 95 % percentiles of five slides hold the truth in 83 % of cases,
-    expanded ones in 92 %.
+    expanded ones in 92 % (of eight slides in 94 %, of twenty in 95 %).
 
     Attributes:
         num_rows: Rows there are.
@@ -35,7 +60,13 @@ class Bootstrap:
         seed: Equal seeds give equal intervals.
 
     Raises:
-        ValueError: if an option is not one of those allowed, or there are fewer than two slides to draw from.
+        ValueError: If an option is not one of those allowed, or there are fewer than two slides to draw from.
+
+    Example:
+        >>> values = np.arange(30.0)
+        >>> interval = Bootstrap(30).interval(lambda rows: values[rows].mean())
+        >>> interval["value"], interval["low"] < 14.5 < interval["high"]
+        (14.5, True)
     """
 
     num_rows: int
@@ -63,23 +94,27 @@ class Bootstrap:
             )
 
     def interval(self, statistic: Statistic) -> dict[str, Any]:
-        """Interval of a statistic.
+        """Return the interval of a statistic; a `Weighted` one is computed for all resamples at once.
 
         Returns:
             value (of all rows), low, high, level, unit, resamples, and num_units: the spots or slides drawn from. Resamples in
             which the statistic is undefined are left out; low and high are NaN when that is all of them.
         """
-        return self.interval_of(
-            float(statistic(np.arange(self.num_rows))), np.array([statistic(rows) for rows in self.draws()])
-        )
+        return self.interval_of(float(statistic(np.arange(self.num_rows))), self.resampled(statistic))
+
+    def resampled(self, statistic: Statistic) -> np.ndarray:
+        """Return the value of every resample (resamples, ...)."""
+        if isinstance(statistic, Weighted):
+            return np.concatenate([statistic.of(weights) for weights in self.weights()])
+        return np.array([statistic(rows) for rows in self.draws()])
 
     def interval_of(self, value: float, resampled: np.ndarray) -> dict[str, Any]:
-        """The same from values (resamples,) that were computed on `draws` elsewhere, all at once."""
+        """Return the same from the values (resamples,) of `resampled`."""
         low, high = self._percentiles(resampled)
         return {"value": value, "low": low, "high": high, **self._facts(), "num_units": self._num_units()}
 
     def difference(self, first: Statistic, second: Statistic) -> dict[str, Any]:
-        """Difference first - second of two models evaluated on the same rows and folds, resampled together.
+        """Return the difference first - second of two models evaluated on the same rows and folds, resampled together.
 
         What both find easy or hard cancels, so the difference is known better than either number.
 
@@ -87,21 +122,45 @@ class Bootstrap:
             difference (positive: the first is higher), low, high, p_value (two-sided: twice the smaller share of resamples
             on either side of 0, at least 1 / resamples), level, unit, resamples. An interval that holds 0 is no difference.
         """
-        differences = np.array([first(rows) - second(rows) for rows in self.draws()])
-        low, high = self._percentiles(differences)
-        there = differences[~np.isnan(differences)]
-        tail = min((there <= 0).mean(), (there >= 0).mean()) if len(there) else 0.5
         everyone = np.arange(self.num_rows)
+        difference = float(first(everyone) - second(everyone))
+        return self.difference_of(difference, self.resampled(first) - self.resampled(second))
+
+    def difference_of(self, difference: float, resampled: np.ndarray) -> dict[str, Any]:
+        """Return the same from the differences (resamples,) of two sets of `resampled` values."""
+        low, high = self._percentiles(resampled)
+        there = resampled[~np.isnan(resampled)]
+        tail = min((there <= 0).mean(), (there >= 0).mean()) if len(there) else 0.5
         return {
-            "difference": float(first(everyone) - second(everyone)),
+            "difference": difference,
             "low": low,
             "high": high,
             "p_value": float(min(1.0, max(2 * tail, 1 / self.resamples))),
             **self._facts(),
         }
 
+    def weights(self) -> Iterator[np.ndarray]:
+        """Yield how often each row is drawn (resamples of a block, num_rows): the resamples of `draws`, in blocks that fit."""
+        generator = np.random.default_rng(self.seed)
+        members = self._members()
+        sizes = np.array([len(rows) for rows in members])
+        order, slide = np.concatenate(members), np.repeat(np.arange(len(members)), sizes)
+        first, units = (np.cumsum(sizes) - sizes)[slide], self._num_units()
+        for start in range(0, self.resamples, max(1, BLOCK // self.num_rows)):
+            number = min(self.resamples - start, max(1, BLOCK // self.num_rows))
+            if self.unit == "spots":
+                # One call for all: the stream of random numbers is that of one call per slide and resample.
+                drawn = first + generator.integers(0, sizes[slide], (number, self.num_rows))
+            else:
+                drawn = generator.integers(0, units, (number, units))
+            flat = (np.arange(number)[:, None] * units + drawn).reshape(-1)
+            counts = np.bincount(flat, minlength=number * units).reshape(number, units).astype(np.float64)
+            weights = np.empty((number, self.num_rows))
+            weights[:, order] = counts if self.unit == "spots" else counts[:, slide]
+            yield weights
+
     def draws(self) -> Iterator[np.ndarray]:
-        """Row indices of each resample, made anew one after the other: a thousand of them would not fit for a large study."""
+        """Yield the row indices of each resample, one after the other."""
         generator = np.random.default_rng(self.seed)
         members = self._members()
         for _ in range(self.resamples):
@@ -111,7 +170,7 @@ class Bootstrap:
                 yield np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))])
 
     def _members(self) -> list[np.ndarray]:
-        """Rows of each slide, or all rows as of one."""
+        """Return the rows of each slide, or all rows as of one."""
         if self.slides is None:
             return [np.arange(self.num_rows)]
         names = group_names(self.slides, self.num_rows, "slides")

@@ -22,7 +22,7 @@ from ..baselines import permutation_within
 from ..evidence import Arm
 from ..findings import Findings
 from ..preparation import finite_matrix, group_names, missing_rows
-from ..resampled import dispersion_draws, information_statistic, mean_of_known, mean_statistic, rand_statistic
+from ..resampled import dispersion_draws, information_statistic, mean_statistic, on_known, rand_statistic
 from ..uncertainty import Bootstrap, Statistic
 from . import Protocol
 
@@ -111,16 +111,14 @@ def domain_statistics(
     """The scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
     neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
     there = (neighbours >= 0).sum(axis=1)
-    result = {"smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)}
+    result: dict[str, Statistic] = {"smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)}
     for prefix, kept, groups in _partitions(labels, domains):
         if 2 <= len(np.unique(groups)) < len(groups) <= MAX_SILHOUETTE:
             values = np.full(len(features), np.nan)
             values[kept] = silhouette_samples(features[kept], groups)
-            result[f"{prefix}silhouette"] = mean_of_known(values)
+            result[f"{prefix}silhouette"] = mean_statistic(values)
         if prefix and len(np.unique(groups)) > 1:
-            place = np.full(len(features), -1)
-            place[kept] = np.arange(int(kept.sum()))
-            result["ari"] = _on_known(rand_statistic(groups, domains[kept]), place)
+            result["ari"] = on_known(rand_statistic(groups, domains[kept]), kept)
     return result
 
 
@@ -138,14 +136,15 @@ def centred_intervals(
     for prefix, kept, groups in _partitions(labels, domains):
         here = _restricted(bootstrap, kept)
         values = _shape_scores(features[kept], groups, prefix)
-        found = {
-            prefix + name: draws for name, draws in dispersion_draws(features[kept], groups, here).items() if values
-        }
+        resampled = {}
+        if values:
+            draws = dispersion_draws(features[kept], groups, here)
+            resampled = {prefix + name: values_of for name, values_of in draws.items()}
         if prefix and len(np.unique(groups)) > 1:
             statistic = information_statistic(groups, domains[kept])
-            values["nmi"], found["nmi"] = statistic(np.arange(len(groups))), np.array([*map(statistic, here.draws())])
-        for name, draws in found.items():
-            result[name] = here.interval_of(values[name], draws - np.nanmean(draws) + values[name])
+            values["nmi"], resampled["nmi"] = statistic(np.arange(len(groups))), here.resampled(statistic)
+        for name, drawn in resampled.items():
+            result[name] = here.interval_of(values[name], drawn - np.nanmean(drawn) + values[name])
     return result
 
 
@@ -153,11 +152,11 @@ def _partitions(
     labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(prefix of the metrics, spots, their group): the clusters, and the labels where there are some."""
-    found = [("", np.ones(len(domains), dtype=bool), domains)]
+    partitions = [("", np.ones(len(domains), dtype=bool), domains)]
     if labels is not None:
         kept = ~missing_rows(labels)
-        found.append(("label_", kept, np.asarray(labels, dtype=object)[kept].astype(str)))
-    return found
+        partitions.append(("label_", kept, np.asarray(labels, dtype=object)[kept].astype(str)))
+    return partitions
 
 
 def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
@@ -166,28 +165,17 @@ def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
     return replace(bootstrap, num_rows=int(kept.sum()), slides=slides, unit=unit)
 
 
-def _on_known(statistic: Statistic, place: np.ndarray) -> Statistic:
-    """A statistic of the labelled spots, given rows of all spots."""
-
-    def of(rows: np.ndarray) -> float:
-        known = place[rows]
-        known = known[known >= 0]
-        return statistic(known) if len(known) > 1 else float("nan")
-
-    return of
-
-
 def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
     """Rows (spots, k) of the nearest spots of the same slide, -1 where a slide has fewer spots than that."""
     result = np.full((len(positions), k), -1)
     for slide in np.unique(slides):
         rows = np.flatnonzero(slides == slide)
-        found = min(k, len(rows) - 1)
-        if found > 0:
-            nearest = cKDTree(positions[rows]).query(positions[rows], k=found + 1)[1]
+        there = min(k, len(rows) - 1)
+        if there > 0:
+            nearest = cKDTree(positions[rows]).query(positions[rows], k=there + 1)[1]
             # The spot itself is dropped by name: of two spots in one place either may come first.
             for row, near in zip(rows, rows[nearest]):
-                result[row, :found] = near[near != row][:found]
+                result[row, :there] = near[near != row][:there]
     return result
 
 

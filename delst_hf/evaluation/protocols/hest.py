@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from ..expression import gene_pearson, most_variable_genes
 from ..findings import Findings
 from ..preparation import MAX_INNER_FOLDS, finite_matrix, group_folds, group_names, nanmean
-from ..resampled import fold_pearson, pearson_statistic
+from ..resampled import fold_pearson, gene_statistic, pearson_statistic
 from . import Protocol
 
 HEST_COMPONENTS = 256
@@ -292,9 +292,8 @@ def _keep_genes(
 ) -> None:
     """Pearson of each gene with its interval; of the first own arm also the predictions, and the best gene for the map."""
     predicted = result.predicted[findings.test_rows]
-    bootstrap = findings.bootstrap(findings.test_rows)
-    scores = fold_pearson(predicted, measured, groups)
-    draws = np.array([fold_pearson(predicted[rows], measured[rows], groups[rows]) for rows in bootstrap.draws()])
+    bootstrap, by_gene = findings.bootstrap(findings.test_rows), gene_statistic(predicted, measured, groups)
+    scores, draws = by_gene(np.arange(len(measured))), bootstrap.resampled(by_gene)
     for i, gene in enumerate(result.genes):
         if np.isfinite(scores[i]):
             interval = bootstrap.interval_of(float(scores[i]), draws[:, i])

@@ -16,7 +16,7 @@ from ..baselines import permutation_within
 from ..cones import cone_membership, hierarchy
 from ..findings import Findings
 from ..preparation import finite_matrix, group_names, missing_rows
-from ..resampled import mean_of_known, mean_statistic, spearman_statistic, within_slides
+from ..resampled import mean_statistic, spearman_statistic, within_slides
 from ..uncertainty import Statistic
 from . import Protocol
 
@@ -188,8 +188,8 @@ def hierarchy_statistics(
     apex, child = (gene, image) if parent == "gene" else (image, gene)
     # In float32, as `cone_statistics` of a model's own output.
     matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius, aperture_scale)
-    result = {
-        "entailment_auc": mean_of_known(entailment_wins(apex, child, curvature, min_radius)),
+    result: dict[str, Statistic] = {
+        "entailment_auc": mean_statistic(entailment_wins(apex, child, curvature, min_radius)),
         "in_cone_matched": mean_statistic(matched),
         "in_cone_mismatched": mean_statistic(mismatched),
     }
@@ -209,7 +209,7 @@ def hierarchy_statistics(
         if labels is not None:
             groups |= {str(label): kept & (labels == label) for label in np.unique(labels[kept].astype(str))}
         for name, rows in groups.items():
-            result[f"{prefix}_of_{name}"] = mean_of_known(np.where(rows, radii, np.nan))
+            result[f"{prefix}_of_{name}"] = mean_statistic(np.where(rows, radii, np.nan))
     return result
 
 
@@ -232,10 +232,10 @@ def rank_correlation(
     """
     if slides is not None:
         parts = [np.flatnonzero(slides == slide) for slide in np.unique(slides)]
-        found = [
+        by_slide = [
             rank_correlation(values[rows], level[rows], None, None if given is None else given[rows]) for rows in parts
         ]
-        return float(np.average(found, weights=[len(rows) for rows in parts]))
+        return float(np.average(by_slide, weights=[len(rows) for rows in parts]))
     if len(values) < 3 or np.ptp(values) == 0 or np.ptp(level) == 0:
         return 0.0
     first = float(spearmanr(values, level).statistic)
