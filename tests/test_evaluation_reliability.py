@@ -113,3 +113,19 @@ def test_without_a_space_the_rivals_remain(planted):
     PROTOCOL.run(alone)
     assert {row["variant"] for row in alone.rows} == {"ridge", "ridge, centred"}
     assert {row["arm"] for row in alone.rows} == {"predicted number of genes", "nearness to the reference"}
+
+
+def test_slides_are_scored_by_themselves(planted):
+    """A confidence that only knows which slide is easy is worth nothing within a slide."""
+    from delst_hf.evaluation.protocols.reliability import _within_slides
+
+    generator = np.random.default_rng(2)
+    slides, error = np.repeat(["easy", "hard"], 60), np.concatenate([generator.random(60), 3 + generator.random(60)])
+    knows_the_slide = (slides == "easy") + 0.01 * generator.random(120)
+    assert selective_prediction(error, knows_the_slide)["spearman"] > 0.7
+    scores = _within_slides(error, knows_the_slide, slides)
+    expected = [
+        spearmanr(knows_the_slide[part], -error[part]).statistic for part in (slides == "easy", slides == "hard")
+    ]
+    assert scores["spearman"] == pytest.approx(np.mean(expected))
+    assert abs(scores["spearman"]) < 0.3

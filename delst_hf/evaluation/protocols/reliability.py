@@ -8,7 +8,7 @@ from ..expression import gene_pearson, most_variable_genes, ridge_prediction
 from ..findings import Findings
 from ..preparation import FlooredScaler, missing_rows
 from ..reliability import selective_prediction
-from ..resampled import spearman_statistic
+from ..resampled import spearman_statistic, within_slides
 from ..retrieval import as_inner_product
 from . import Protocol
 from .imputation import IMPUTED_GENES, NEIGHBOURS, impute_by_retrieval
@@ -30,8 +30,9 @@ def run(findings: Findings) -> None:
             continue
         statistics = {}
         for name, (confidence, own, control) in confidences.items():
-            scores = selective_prediction(error[known], confidence[known])
-            statistics[name] = spearman_statistic(confidence[known], -error[known])
+            scores = _within_slides(error[known], confidence[known], findings.spots.slides[known])
+            ranks = spearman_statistic(confidence[known], -error[known])
+            statistics[name] = within_slides(ranks, findings.spots.slides[known])
             findings.add(
                 "reliability",
                 name,
@@ -47,6 +48,19 @@ def run(findings: Findings) -> None:
     for name, (confidence, own, _) in confidences.items():
         if own:
             findings.keep(f"confidence:{name}", rows, confidence[rows])
+
+
+def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray) -> dict[str, float]:
+    """Scores of each slide by itself, averaged by its spots: which slide is easy is not what a map of one slide asks."""
+    parts = [slides == slide for slide in np.unique(slides)]
+    scores = [selective_prediction(error[part], confidence[part]) for part in parts]
+    weights = np.array([part.sum() for part in parts], dtype=float)
+    result = {}
+    for key in scores[0]:
+        values = np.array([score[key] for score in scores])
+        there = ~np.isnan(values)
+        result[key] = float(np.average(values[there], weights=weights[there])) if there.any() else float("nan")
+    return result
 
 
 def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -158,10 +172,10 @@ PROTOCOL = Protocol(
     headline="spearman",
     shown=("excess_aurc", "error_of_confident_half", "mean_error"),
     chance={"spearman": 0.0, "excess_aurc": 1.0},
-    note="Each confidence against the error of each spot: one minus the Pearson correlation of its predicted and measured "
-    "profile (centred: less the mean profile of the spots that fit), or a wrong label. Spearman is high where confident spots "
-    "are predicted well; the excess of the area under risk and coverage is 0 for the best order and 1 for chance. The rival "
-    "that matters most is the number of genes that a ridge predicts from the same features.",
+    note="Each confidence against the error of each spot, slide by slide: one minus the Pearson correlation of its predicted "
+    "and measured profile (centred: less the mean profile of the spots that fit), or a wrong label. Spearman is high where "
+    "confident spots are predicted well; the excess of the area under risk and coverage is 0 for the best order and 1 for "
+    "chance. The rival that matters most is the number of genes that a ridge predicts from the same features.",
     variants={
         "ridge": "expression by ridge",
         "ridge, centred": "expression by ridge, less the mean profile",
