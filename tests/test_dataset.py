@@ -166,11 +166,11 @@ def test_the_folder_appears_only_when_it_is_complete(tmp_path):
 
     def generate():
         for name in ("toy_A1", "toy_B1"):
-            seen.append((output.exists(), [path.name.startswith(".d.incomplete-") for path in tmp_path.iterdir()]))
+            seen.append((output.exists(), {path.name[:14] for path in tmp_path.iterdir()}))
             yield small(name)
 
     write_dataset(generate(), output, **SIZE)
-    assert seen == [(False, [True]), (False, [True])]
+    assert seen == [(False, {".d.lock", ".d.incomplete-"})] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
@@ -219,7 +219,8 @@ def test_the_remains_of_a_killed_run_are_reported_and_not_used(tmp_path, caplog)
     stale.mkdir(parents=True)
     (stale / "toy_Z1.parquet").write_bytes(b"half")
     write_dataset([small()], tmp_path / "d", **SIZE)
-    assert "is left over from a run that was killed" in caplog.text
+    assert "removed " in caplog.text and "left half-written by a run that was killed" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
     assert set(load_dataset(str(tmp_path / "d"))["train"]["slide_id"]) == {"toy_A1"}
 
 

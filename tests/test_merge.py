@@ -70,6 +70,7 @@ def test_panels_of_symbols_and_of_ids_become_one(tmp_path, caplog):
         "README.md",
         "examples",
         "genes",
+        "manifest.json",
         "slides",
         "spots",
     ]
@@ -97,7 +98,7 @@ def test_merging_mistakes(tmp_path):
     write_dataset([small("toy_A1")], tmp_path / "a", **SIZE)
     with pytest.raises(ValueError, match="'toy_A1' is given twice"):
         merge_datasets([tmp_path / "a", tmp_path / "a"], tmp_path / "aa")
-    with pytest.raises(FileNotFoundError, match=r"no complete dataset folder: \['README.md', 'spots'"):
+    with pytest.raises(FileNotFoundError, match=r"not a complete dataset folder: \['spots', 'genes'"):
         merge_datasets([tmp_path / "a", tmp_path], tmp_path / "aa")
     with pytest.raises(ValueError, match="no datasets to merge"):
         merge_datasets([], tmp_path / "aa")

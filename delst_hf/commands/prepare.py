@@ -178,22 +178,24 @@ def _split_request(arguments: argparse.Namespace) -> Any:
 
 def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespace], list[Any]]) -> None:
     """Writes the dataset and says what came out."""
-    from ..data.dataset import shard, write_dataset
+    from ..data.dataset import write_dataset
     from ..data.genes import read_aliases
     from ..data.quality import QualityFilter
+    from ..data.shards import shard, shard_name
 
     split, output = _split_request(arguments), arguments.output
     if (arguments.shard_index is None) != (arguments.num_shards is None):
         raise ValueError("--shard-index and --num-shards belong together. Give both, or neither.")
     aliases = read_aliases(arguments.aliases) if arguments.aliases else None
-    todo = jobs(arguments)
+    todo, shard_of = jobs(arguments), None
     if arguments.num_shards is not None:
         if split is not None:
             raise ValueError(
                 "a part of the slides cannot be split. Give --split to delst merge, which sees all of them."
             )
+        shard_of = {"index": arguments.shard_index, "of": arguments.num_shards, "slides": len(todo)}
         todo = list(shard(todo, arguments.shard_index, arguments.num_shards))
-        output = f"{Path(output)}-{arguments.shard_index:05d}-of-{arguments.num_shards:05d}"
+        output = shard_name(Path(output), arguments.shard_index, arguments.num_shards)
         if not todo:
             print(f"dataset  none: there are fewer slides than the {arguments.num_shards} shards")
             return
@@ -218,6 +220,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
         overwrite=arguments.overwrite,
         license=arguments.license,
         progress=not arguments.quiet,
+        shard_of=shard_of,
     )
     _print(summary, output)
 

@@ -1,10 +1,8 @@
 """The README of a dataset folder: YAML that names the configs for `load_dataset`, then what a reader needs."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -57,17 +55,6 @@ slides = load_dataset(path, "slides")["train"]  # mpp, measured_genes, thumbnail
 
 {pages}
 """
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of all parquet files of a dataset folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.parquet")):
-        if ".parts" in path.parts:
-            continue
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def dataset_card(

@@ -6,9 +6,11 @@
     DIR/slides/slides.parquet      one row per slide
     DIR/examples/                  three patches for the card
     DIR/previews/<slide_id>.png    if asked for
+    DIR/manifest.json              files, rows and checksums, written last (`manifest`)
 
 The folder appears under its name only when it is complete. Each slide is first a part of its own (`part`); when all are
-there, they are joined (`merge`). A run that is to be resumed keeps its finished parts.
+there, they are joined (`merge`): their files get a second name in the new folder, and are removed once that is in its place.
+A run that is to be resumed keeps its finished parts.
 """
 
 import errno
@@ -20,21 +22,24 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic import complete_or_nothing
+from ..atomic import complete_or_nothing, end_with_parent, fsync, locked, recover
 from ..errors import mark_told, reading
+from .folder import open_folder
+from .manifest import MANIFEST
 from .merge import DatasetSummary, join_parts, merge_datasets
 from .output import check_output, clear_unfinished, parts_folder
 from .part import PatchOptions, write_part
 from .quality import QualityFilter
+from .shards import shard
 from .slide import Slide
 from .splits import SplitRequest
 
@@ -43,8 +48,7 @@ __all__ = ["DatasetSummary", "check_output", "merge_datasets", "shard", "write_d
 logger = logging.getLogger(__name__)
 
 Job = Callable[[], Slide]
-_T = TypeVar("_T")
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 def write_dataset(
@@ -69,6 +73,7 @@ def write_dataset(
     overwrite: bool = False,
     license: str = "unknown",
     progress: bool = False,
+    shard_of: Mapping[str, int] | None = None,
 ) -> DatasetSummary:
     """Writes a dataset folder. Slides are taken one at a time, so a generator keeps memory at one slide.
 
@@ -94,6 +99,7 @@ def write_dataset(
         overwrite: replace a dataset folder at `output`, after the new one is complete.
         license: for the dataset card, an identifier of the Hub.
         progress: show a bar per slide, or one over the slides with several processes.
+        shard_of: which of several runs this is, for the manifest: {"index": 0, "of": 3, "slides": 36}.
 
     Returns:
         What was written.
@@ -101,52 +107,58 @@ def write_dataset(
     Raises:
         ValueError: a bad argument, no slides, a slide id given twice, or a slide that the checks refuse.
         FileExistsError: `output` exists and `overwrite` is False, or it holds something that is not a dataset folder.
+        BusyError: another run is writing to `output`.
         OSError: the disk is full.
     """
     if split is not None:
         split.check()
     if num_proc < 1:
         raise ValueError(f"num_proc is {num_proc}. Allowed: 1 or more (--num-proc).")
-    output = check_output(output, overwrite)
     options = PatchOptions(
         patch_um, patch_px, image_format.lower(), quality, outside, off_tissue, scale, swap_xy, preview, max_shard_bytes,
-        quality_filter or QualityFilter(), aliases, progress and num_proc == 1, str(output),
+        quality_filter or QualityFilter(), aliases, progress and num_proc == 1, str(check_output(output, overwrite)),
     )  # fmt: skip
     options.check()
-    with (
-        _full_disk_explained(output),
-        complete_or_nothing(output) as folder,
-        _workspace(output, folder, resume) as work,
-    ):
-        parts = _write_parts(slides, work, options, num_proc, progress)
-        return join_parts(parts, folder, output, split, license)
-
-
-def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
-    """The jobs of one of several runs, consecutive so that merged outputs are in the order of one run.
-
-    Raises:
-        ValueError: an index outside 0 to number - 1.
-    """
-    if number < 1 or not 0 <= index < number:
-        raise ValueError(
-            f"shard_index is {index} of {number} shards. Allowed: 0 to num_shards - 1 (--shard-index, --num-shards)."
-        )
-    return jobs[len(jobs) * index // number : len(jobs) * (index + 1) // number]
+    with locked(output, "dataset") as goal, _full_disk_explained(goal):
+        recover(goal)
+        _drop_joined_parts(goal)
+        check_output(goal, overwrite)
+        with (
+            _workspace(goal, resume) as work,
+            complete_or_nothing(goal, replace=overwrite, check=partial(check_output, goal, overwrite)) as folder,
+        ):
+            parts = _write_parts(slides, work, options, num_proc, progress)
+            facts = {"parts": [part.name for part in parts]} | ({"shard": dict(shard_of)} if shard_of else {})
+            return join_parts([open_folder(part) for part in parts], folder, goal, split, license, facts=facts)
 
 
 @contextmanager
-def _workspace(output: Path, folder: Path, resume: bool) -> Iterator[Path]:
-    """Where parts are written: beside the output to be resumed, else within the unfinished folder."""
-    work = parts_folder(output) if resume else folder / ".parts"
+def _workspace(output: Path, resume: bool) -> Iterator[Path]:
+    """Where parts are written, beside the output; they go once the output is in its place, or after an error that is not to
+    be resumed from."""
+    work = parts_folder(output) if resume else output.parent / f".{output.name}.incomplete-parts-{uuid.uuid4().hex[:8]}"
     clear_unfinished(work)
     work.mkdir(exist_ok=True)
     try:
         yield work
     except BaseException:
-        clear_unfinished(work)
+        if resume:
+            clear_unfinished(work)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work)
+
+
+def _drop_joined_parts(output: Path) -> None:
+    """Removes the parts that a finished dataset was made of, where a run was killed before it did."""
+    manifest = output / MANIFEST
+    if not parts_folder(output).is_dir() or not manifest.is_file():
+        return
+    for name in json.loads(manifest.read_text(encoding="utf-8")).get("parts", []):
+        if Path(name).name == name:
+            shutil.rmtree(parts_folder(output) / name, ignore_errors=True)
+    clear_unfinished(parts_folder(output))
 
 
 @contextmanager
@@ -173,9 +185,7 @@ def _write_parts(
         seen: set[str] = set()
         for item in slides:  # not enumerate, which would hold on to the last slide
             part = work / _key(item, options, len(parts))
-            if part.exists() and part not in parts:
-                logger.info("taken up from an earlier run: %s", _slide_id(part))
-            elif not part.exists():
+            if part not in parts and not _is_whole(part):
                 _write_whole(item, part, options)
             # Otherwise its image stays alive while the next slide is read.
             del item
@@ -189,36 +199,58 @@ def _write_parts(
             "functools.partial(read_her2st, root, 'C2'), or num_proc=1."
         )
     parts = [work / _key(job, options, index) for index, job in enumerate(jobs)]
-    todo = {part: job for part, job in zip(parts, jobs, strict=True) if not part.exists()}
-    if len(todo) < len(parts):
-        logger.info("%d of %d slides taken up from an earlier run", len(parts) - len(todo), len(parts))
-    # A fresh interpreter each: threads of torch and arrow do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    level = logging.getLogger("delst_hf").level
-    with ProcessPoolExecutor(num_proc, context, initializer=_log_in_worker, initargs=(level,)) as pool:
-        futures = {pool.submit(_write_whole, job, part, options): part for part, job in todo.items()}
-        try:
-            with tqdm(total=len(parts), initial=len(parts) - len(todo), unit="slide", disable=not progress) as bar:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    todo = {part: job for part, job in zip(parts, jobs, strict=True) if not _is_whole(part)}
+    _write_in_processes(todo, options, num_proc, len(parts), progress)
     seen = set()
     for part in parts:
         _refuse_twice(_slide_id(part), seen)
     return parts
 
 
+def _write_in_processes(
+    todo: Mapping[Path, Slide | Job], options: PatchOptions, num_proc: int, number: int, progress: bool
+) -> None:
+    # A fresh interpreter each: threads of torch and arrow do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    level = logging.getLogger("delst_hf").level
+    with ProcessPoolExecutor(num_proc, context, initializer=_start_worker, initargs=(level, os.getpid())) as pool:
+        futures = [pool.submit(_write_whole, job, part, options) for part, job in todo.items()]
+        try:
+            with tqdm(total=number, initial=number - len(todo), unit="slide", disable=not progress) as bar:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether an earlier run finished this part; one that is not as it was written is removed, to be made again."""
+    if not part.exists():
+        return False
+    try:
+        taken = open_folder(part, verify=True)
+        if taken.manifest is None:
+            raise ValueError(f"{part} has no {MANIFEST}")
+    except (ValueError, OSError) as error:
+        logger.warning("a slide of an earlier run is made again: %s", error)
+        shutil.rmtree(part, ignore_errors=True)
+        return False
+    logger.info("taken up from an earlier run: %s", _slide_id(part))
+    return True
+
+
 def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
-    """Writes a part under another name and renames it when it is complete."""
+    """Writes a part under another name and renames it when it is complete and on the disk."""
     unfinished = part.parent / f"{part.name}.unfinished-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir()
     try:
         slide = item if isinstance(item, Slide) else item()
         with reading(slide.source or slide.slide_id, "slide"):  # pixels are decoded as patches are cut
             write_part(slide, unfinished, options)
+        for path in [*unfinished.rglob("*"), unfinished]:
+            fsync(path)
         os.replace(unfinished, part)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -233,13 +265,16 @@ def _refuse_twice(slide_id: str, seen: set[str]) -> None:
 
 
 def _slide_id(part: Path) -> str:
-    return next(iter(sorted((part / "spots").glob("*.parquet")))).stem.split("--0000")[0]
+    return next(iter(open_folder(part).spots))
 
 
 def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:
-    """Names the part of a job by all that decides its content: the reader, its arguments, its files, the options."""
+    """Names the part of a job by all that decides its content: the reader, its arguments, its files, the options.
+
+    What a slide in memory holds cannot be told from here, so its part is never taken up by another run.
+    """
     if isinstance(item, Slide) or not isinstance(item, partial):
-        return f"{index:05d}"
+        return f"{index:05d}.once-{uuid.uuid4().hex[:8]}"
     values = [*item.args, *item.keywords.values()]
     files = [_state(Path(value)) for value in values if isinstance(value, str | Path) and os.path.exists(value)]
     told = [_FORMAT_VERSION, item.func.__module__, item.func.__qualname__, repr(item.args), repr(item.keywords), files]
@@ -255,7 +290,8 @@ def _state(path: Path) -> list[Any]:
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _log_in_worker(level: int) -> None:
+def _start_worker(level: int, parent: int) -> None:
+    end_with_parent(parent)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("delst_hf")

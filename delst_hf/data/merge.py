@@ -2,11 +2,11 @@
 
 import glob
 import logging
-import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
-import yaml
 
-from ..atomic import complete_or_nothing
-from .card import dataset_card, fingerprint
+from ..atomic import complete_or_nothing, link_or_copy, locked, recover
+from .card import dataset_card
+from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
 from .genes import union_genes
+from .manifest import Entry, content_fingerprint, describe_files, write_manifest
 from .output import check_output
-from .part import DICTIONARY
+from .part import WRITER
+from .readme import license_of
 from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
+from .shards import check_shards
 from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
 
 logger = logging.getLogger(__name__)
 
-_SHARD = re.compile(r"--\d{5}$")
 _FEW_SHARED = 0.5
 
 
@@ -49,6 +51,7 @@ def merge_datasets(
     split: SplitRequest | None = None,
     overwrite: bool = False,
     license: str | None = None,
+    verify: bool = False,
 ) -> DatasetSummary:
     """Merges dataset folders; genes are joined by Ensembl id or, where a panel has none, by symbol.
 
@@ -61,40 +64,42 @@ def merge_datasets(
         split: how to split the result; None keeps the splits that the folders have.
         overwrite: replace a dataset at `output`, after the new one is complete.
         license: None keeps the license of the folders if they agree, else "other".
+        verify: read the folders through first and compare their checksums.
 
     Returns:
         What was written.
 
     Raises:
         FileNotFoundError: a folder is no dataset folder.
-        ValueError: no folders, a slide given twice, or a split that leaves a patient on two sides.
+        ValueError: no folders, one that is not as it was written, a part of several that is missing, a slide given twice, or a
+            split that leaves a patient on two sides.
         FileExistsError: see `check_output`.
     """
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
-    if not paths:
+    if not folders:
         raise ValueError("there are no datasets to merge. Name at least one folder.")
-    for path in paths:
-        missing = [name for name in ("README.md", *CONFIGS) if not (path / name).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{path} is no complete dataset folder: {missing} missing. Make it with delst prepare."
-            )
-    licenses = sorted({_license_of(path) for path in paths})
-    chosen = license or (licenses[0] if len(licenses) == 1 else "other")
-    output = check_output(output, overwrite)
-    with complete_or_nothing(output) as folder:
-        return join_parts(paths, folder, output, split, chosen, keep_parts=True)
+    with locked(output, "dataset") as goal:
+        recover(goal)
+        check_output(goal, overwrite)
+        opened = [open_folder(Path(folder).expanduser().resolve(), verify) for folder in folders]
+        check_shards(opened)
+        for folder in opened:
+            refuse_links(folder)
+        licenses = sorted({license_of(folder.path) or "unknown" for folder in opened})
+        chosen = license or (licenses[0] if len(licenses) == 1 else "other")
+        with complete_or_nothing(goal, replace=overwrite, check=partial(check_output, goal, overwrite)) as unfinished:
+            return join_parts(opened, unfinished, goal, split, chosen, place_file=shutil.copyfile)
 
 
 def join_parts(
-    parts: Sequence[Path],
+    parts: Sequence[DatasetFolder],
     folder: Path,
     output: Path,
     request: SplitRequest | None,
     license: str,
-    keep_parts: bool = False,
+    place_file: Callable[[Path, Path], object] = link_or_copy,
+    facts: Mapping[str, Any] | None = None,
 ) -> DatasetSummary:
-    """Writes a dataset folder from parts.
+    """Writes a dataset folder from parts, which stay as they are.
 
     Args:
         parts: folders in the layout of `part` or of a dataset.
@@ -102,10 +107,11 @@ def join_parts(
         output: what the folder will be called.
         request: how to split; None keeps what the parts say.
         license: for the card.
-        keep_parts: copy files instead of moving them.
+        place_file: brings a file that does not change into the folder.
+        facts: further facts for the manifest.
     """
-    genes = [_table(part / "genes" / "genes.parquet", GENES.arrow_schema) for part in parts]
-    slides = [_table(part / "slides" / "slides.parquet", SLIDES.arrow_schema) for part in parts]
+    genes = [_table(part.genes_file, GENES.arrow_schema) for part in parts]
+    slides = [_table(part.slides_file, SLIDES.arrow_schema) for part in parts]
     rows = [row for table in slides for row in table.drop_columns(["thumbnail"]).to_pylist()]
     _check_unique(rows)
     union, places = union_genes([table.to_pandas() for table in genes])
@@ -114,23 +120,26 @@ def join_parts(
     summary = DatasetSummary(output, num_genes=len(union))
     for config in CONFIGS:
         (folder / config).mkdir()
+    known: dict[str, Entry] = {}
     for part, table, place in zip(parts, slides, places, strict=True):
-        counted = _place_spots(part, folder, place, plan, summary, keep_parts)
+        counted = _place_spots(part, folder, place, plan, summary, place_file, known)
         for slide_id in table["slide_id"].to_pylist():
             summary.slides[slide_id] = counted[slide_id]
-        _copy_pictures(part, folder)
+        _copy_previews(part, folder)
     _write_tables(folder, union, slides, places, plan)
     final = pq.read_table(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
     _write_examples(folder)
-    text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), license, fingerprint(folder),
-                        splits=_present(folder), split_text=plan.describe())  # fmt: skip
+    files = describe_files(folder, known)
+    text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), license,
+                        content_fingerprint(files), splits=_present(folder), split_text=plan.describe())  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
+    write_manifest(folder, {"README.md": {}, **files}, **(facts or {}))
     return summary
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
     """Reads a table; columns that an older version did not write are null."""
-    table = pq.read_table(path)
+    table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     columns = [
         table[name].cast(schema.field(name).type) if name in table.column_names
         else pa.nulls(len(table), schema.field(name).type) for name in schema.names
@@ -177,16 +186,23 @@ def _plan(rows: Sequence[Mapping[str, Any]], request: SplitRequest | None) -> Sp
 
 
 def _place_spots(
-    part: Path, folder: Path, place: np.ndarray, plan: SplitPlan, summary: DatasetSummary, keep: bool
+    part: DatasetFolder,
+    folder: Path,
+    place: np.ndarray,
+    plan: SplitPlan,
+    summary: DatasetSummary,
+    place_file: Callable[[Path, Path], object],
+    known: dict[str, Entry],
 ) -> Counter[str]:
-    """Brings the spots of one part into the folder; returns the number of spots per slide."""
+    """Brings the spots of one part into the folder; returns the number of spots per slide.
+
+    What the part's manifest says of a file that does not change goes into `known`.
+    """
     counted: Counter[str] = Counter()
-    # Files of one slide in order: a split by spot goes by the position of a spot within its slide.
-    by_slide: dict[str, list[Path]] = {}
-    for path in sorted((part / "spots").rglob("*.parquet")):
-        by_slide.setdefault(_SHARD.sub("", path.stem), []).append(path)
+    entries = part.manifest["files"] if part.manifest is not None else {}
     same = bool((place == np.arange(len(place))).all())
-    for slide_id, files in by_slide.items():
+    # Files of one slide in order: a split by spot goes by the position of a spot within its slide.
+    for slide_id, files in part.spots.items():
         lengths = [pq.ParquetFile(path).metadata.num_rows for path in files]
         splits = plan.of_spots(slide_id, sum(lengths))
         start = 0
@@ -195,7 +211,7 @@ def _place_spots(
             if plan.request is None and path.parent.name in SPLITS:
                 own = np.full(length, path.parent.name, dtype=object)
             start += length
-            labels = pq.read_table(path, columns=["label"])["label"].to_pylist()
+            labels = pq.read_table(path, columns=["label"], partitioning=None)["label"].to_pylist()
             summary.labels.update("(none)" if label is None else label for label in labels)
             summary.splits.update(own.tolist())
             goals = {
@@ -203,7 +219,10 @@ def _place_spots(
                 for name in set(own)
             }
             if same and len(goals) == 1 and pq.read_schema(path).equals(SPOTS_SCHEMA):
-                (shutil.copyfile if keep else shutil.move)(path, goals[own[0]])
+                place_file(path, goals[own[0]])
+                name = path.relative_to(part.path).as_posix()
+                if name in entries:
+                    known[goals[own[0]].relative_to(folder).as_posix()] = entries[name]
             else:
                 _rewrite(path, place, own, goals)
         counted[slide_id] = sum(lengths)
@@ -219,11 +238,15 @@ def _free_path(folder: Path, slide_id: str, several: bool) -> Path:
 
 def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[str, Path]) -> None:
     """Copies a file of spots with its genes renumbered, to one file a split."""
-    file, start = pq.ParquetFile(path), 0
-    writers = {name: pq.ParquetWriter(goal, SPOTS_SCHEMA, use_dictionary=DICTIONARY) for name, goal in goals.items()}
+    file, start = pq.ParquetFile(path, page_checksum_verification=True), 0
+    writers = {name: pq.ParquetWriter(goal, SPOTS_SCHEMA, **WRITER) for name, goal in goals.items()}
     try:
         for group in range(file.num_row_groups):
-            rows = _renumber(file.read_row_group(group), place)
+            rows = file.read_row_group(group)
+            wrong = problem_of_rows(rows, len(place))
+            if wrong:
+                raise ValueError(f"{path}: {wrong}. Make the folder again with delst prepare.")
+            rows = _renumber(rows, place)
             own = splits[start : start + len(rows)]
             start += len(rows)
             for name, writer in writers.items():
@@ -261,9 +284,11 @@ def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
 
 def _write_tables(folder: Path, union: pd.DataFrame, slides: Sequence[pa.Table], places, plan: SplitPlan) -> None:
     pq.write_table(pa.Table.from_pandas(union, GENES.arrow_schema, preserve_index=False).replace_schema_metadata(
-        GENES.arrow_schema.metadata), folder / "genes" / "genes.parquet")  # fmt: skip
+        GENES.arrow_schema.metadata), folder / "genes" / "genes.parquet", write_page_checksum=True)  # fmt: skip
     drawn = plan.request is not None and plan.request.by == "spot"
-    with pq.ParquetWriter(folder / "slides" / "slides.parquet", SLIDES.arrow_schema) as writer:
+    with pq.ParquetWriter(
+        folder / "slides" / "slides.parquet", SLIDES.arrow_schema, write_page_checksum=True
+    ) as writer:
         for table, place in zip(slides, places, strict=True):
             rows = table.to_pylist()
             for row in rows:
@@ -272,9 +297,11 @@ def _write_tables(folder: Path, union: pd.DataFrame, slides: Sequence[pa.Table],
             writer.write_table(pa.Table.from_pylist(rows, schema=SLIDES.arrow_schema))
 
 
-def _copy_pictures(part: Path, folder: Path) -> None:
-    if (part / "previews").is_dir():
-        shutil.copytree(part / "previews", folder / "previews", dirs_exist_ok=True)
+def _copy_previews(part: DatasetFolder, folder: Path) -> None:
+    for name in part.files:
+        if name.startswith("previews/"):
+            (folder / "previews").mkdir(exist_ok=True)
+            shutil.copyfile(part.path / name, folder / name, follow_symlinks=False)
 
 
 def _write_examples(folder: Path) -> None:
@@ -296,8 +323,3 @@ def _stored(folder: Path) -> str:
 def _present(folder: Path) -> list[str]:
     """Splits that the folder has; none where it is not split."""
     return [name for name in SPLITS if (folder / "spots" / name).is_dir()]
-
-
-def _license_of(folder: Path) -> str:
-    _, header, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    return str(yaml.safe_load(header).get("license", "unknown"))

@@ -1,16 +1,13 @@
 """Where a dataset may be written, and what is kept of a run that was killed."""
 
-import glob
-import logging
 import shutil
 from pathlib import Path
 
+from .manifest import MANIFEST
 from .schema import CONFIGS
 
-logger = logging.getLogger(__name__)
-
 _ENTRIES = {"README.md", *CONFIGS}
-_OPTIONAL = {"previews", "examples"}
+_OPTIONAL = {"previews", "examples", MANIFEST}
 
 
 def check_output(output: str | Path, overwrite: bool = False) -> Path:
@@ -20,10 +17,6 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
         FileExistsError: something is there that may not be replaced.
     """
     output = Path(output).expanduser().resolve()
-    for stale in output.parent.glob(f".{glob.escape(output.name)}.incomplete-*"):
-        logger.warning(
-            "%s is left over from a run that was killed or is still running; if none is running, delete it", stale
-        )
     if not output.exists():
         return output
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
@@ -51,7 +44,8 @@ def clear_unfinished(parts: Path) -> None:
     """Removes slides that a killed run had begun, and the folder itself if no finished one is in it."""
     if not parts.is_dir():
         return
-    for path in parts.glob("*.unfinished-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for pattern in ("*.unfinished-*", "*.once-*"):
+        for path in parts.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
     if not any(parts.iterdir()):
         parts.rmdir()

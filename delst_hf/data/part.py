@@ -4,6 +4,7 @@
     PART/genes/genes.parquet           the slide's own genes
     PART/slides/slides.parquet         one row
     PART/previews/<slide_id>.png       if asked for
+    PART/manifest.json                 these files with rows and checksums, written last
 
 A part has the layout of a dataset folder without a card, so joining parts and merging datasets are one thing (`merge`).
 """
@@ -23,6 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .genes import clean_genes
+from .manifest import write_manifest
 from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
@@ -38,6 +40,8 @@ _BUFFER_BYTES = 192 * 2**20
 _UPSAMPLING_ALARM = 2.0
 # Columns of few values. Patches are all different: looking for repeats among them costs as much as writing them.
 DICTIONARY = ["slide_id", "patient_id", "label", "array_row", "array_col", "gene_counts.list.element"]
+# A checksum of every page: a bit that flips on the disk is an error to whoever reads, not another number.
+WRITER: dict[str, Any] = {"use_dictionary": DICTIONARY, "write_page_checksum": True}
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,11 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
         },
         schema=GENES.arrow_schema,
     )
-    pq.write_table(genes, folder / "genes" / "genes.parquet")
+    pq.write_table(genes, folder / "genes" / "genes.parquet", write_page_checksum=True)
     row = slide_row(slide, thumbnail, options)
-    pq.write_table(pa.Table.from_pylist([row], schema=SLIDES.arrow_schema), folder / "slides" / "slides.parquet")
+    table = pa.Table.from_pylist([row], schema=SLIDES.arrow_schema)
+    pq.write_table(table, folder / "slides" / "slides.parquet", write_page_checksum=True)
+    write_manifest(folder)
 
 
 def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
@@ -223,7 +229,7 @@ class _Shards:
         if self.writer is None:
             suffix = f"--{self.number:05d}" if self.number else ""
             path = self.folder / f"{self.slide_id}{suffix}.parquet"
-            self.writer = pq.ParquetWriter(path, SPOTS_SCHEMA, use_dictionary=DICTIONARY)
+            self.writer = pq.ParquetWriter(path, SPOTS_SCHEMA, **WRITER)
         self.writer.write_table(rows)
         self.size += rows.nbytes
 

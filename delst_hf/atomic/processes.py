@@ -1,0 +1,34 @@
+"""Processes that do not outlive the run they work for."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+
+_PR_SET_PDEATHSIG = 1
+_LOOKS = 1.0  # seconds between two looks at the parent, where the kernel cannot be asked to tell
+
+
+def end_with_parent(parent: int) -> None:
+    """Let this process end when its parent does, however that ends; to be called by a worker as its first act.
+
+    Linux is asked to kill it; elsewhere a thread looks once a second.
+
+    Args:
+        parent: Process id of the parent.
+    """
+    try:
+        told = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+    except (OSError, AttributeError, TypeError):
+        told = False
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)
+    if not told:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOKS)
+    os._exit(1)

@@ -1,0 +1,333 @@
+"""A dataset folder as it stands on the disk: which files are its own, and whether they are what they say.
+
+Whoever reads a folder (`Study`, `merge`, `vocabulary`, a push) begins with `open_folder`; its files are found by the layout
+and the manifest, never by what a README says.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .manifest import (
+    LAYOUT,
+    MANIFEST,
+    content_fingerprint,
+    describe_files,
+    problems_of_files,
+    read_manifest,
+    regular_size,
+    slide_of,
+)
+from .schema import CONFIGS
+
+logger = logging.getLogger(__name__)
+
+# Columns that versions wrote from the first on; the others may be missing and are then null.
+_REQUIRED = {
+    "spots": ("image", "gene_indices", "gene_counts", "slide_id", "patient_id", "barcode", "x", "y", "n_genes", "total_counts"),
+    "genes": ("gene_id", "symbol"),
+    "slides": ("slide_id", "patient_id", "mpp", "measured_genes", "patch_um", "patch_px"),
+}  # fmt: skip
+_SCHEMAS = {name: features.arrow_schema for name, features in CONFIGS.items()}
+_TABLES = ("genes/genes.parquet", "slides/slides.parquet")
+_WATCHED = {
+    "gene_indices.list.element": "indices",
+    "gene_counts.list.element": "counts",
+    "slide_id": "slide",
+    "image.path": "path",
+}
+_CHECKED = ["slide_id", "barcode", "gene_indices", "gene_counts", "n_genes", "total_counts"]
+_AGAIN = "Make it again with delst prepare, or copy it again from where it came from."
+_README_SPOTS = re.compile(r"^# Spatial transcriptomics: \d+ slides, (\d+) spots", re.MULTILINE)
+_README_CONTENT = re.compile(r"content ([0-9a-f]{16})\b")
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """A folder that was looked through.
+
+    Attributes:
+        path: The folder.
+        spots: Files of spots by slide, in the order of the slides table; those of one slide in the order of its spots.
+        rows: Number of spots by slide.
+        num_genes: Rows of the genes table.
+        manifest: None for a folder of a version that wrote none.
+    """
+
+    path: Path
+    spots: dict[str, list[Path]]
+    rows: dict[str, int]
+    num_genes: int
+    manifest: Mapping[str, Any] | None
+
+    @property
+    def genes_file(self) -> Path:
+        """The table of genes."""
+        return self.path / "genes" / "genes.parquet"
+
+    @property
+    def slides_file(self) -> Path:
+        """The table of slides."""
+        return self.path / "slides" / "slides.parquet"
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all its own files, README.md and manifest.json among them."""
+        if self.manifest is not None:
+            return [MANIFEST, *self.manifest["files"]]
+        names = (path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")))
+        return [name for name in names if LAYOUT.fullmatch(name) and regular_size(self.path / name) is not None]
+
+
+def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
+    """Look through a dataset folder: files, sizes, rows, columns, ranges, slides against spots.
+
+    This reads the manifest, the two small tables and the footers of the files of spots. A folder without a manifest has the
+    small columns of all its spots read once more.
+
+    Args:
+        path: Folder written by ``delst prepare`` or ``delst merge``.
+        verify: Also read every file and compare checksums, and check the columns of every spot.
+
+    Raises:
+        FileNotFoundError: If it is not a dataset folder.
+        ValueError: If it is not what it says, naming everything that is wrong.
+    """
+    path = Path(path).expanduser()
+    missing = [name for name in CONFIGS if not (path / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} is not a complete dataset folder: {missing} missing. Make it with delst prepare."
+        )
+    manifest, there = read_manifest(path), _spot_names(path)
+    if manifest is not None:
+        _refuse(path, problems_of_files(path, manifest, verify))
+        named = [name for name in manifest["files"] if name.startswith("spots/")]
+        _refuse(path, [f"{name} is not in {MANIFEST}" for name in sorted(set(there) - set(named))])
+    else:
+        logger.info(
+            "%s has no %s (it is of an older version): its files cannot be compared with a list", path, MANIFEST
+        )
+        named = there
+    names = [*_TABLES, *sorted(named)]
+    _refuse(path, [f"{name} is missing or not a regular file" for name in names if regular_size(path / name) is None])
+    folder = _tables(path, sorted(named), manifest)
+    _refuse(path, list(_problems_of_slides(folder)))
+    if manifest is None or verify:
+        _refuse(path, [problem for files in folder.spots.values() for problem in _problems_of_spots(folder, files)])
+    if manifest is None:
+        _refuse(path, list(_problems_of_readme(folder, verify)))
+    return folder
+
+
+def refuse_links(folder: DatasetFolder) -> None:
+    """Refuse a folder whose files are links: what they lead to would be copied or pushed along.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    names = {part for name in folder.files for part in (name, *map(str, Path(name).parents))} - {"."}
+    links = sorted(name for name in names if (folder.path / name).is_symlink())
+    if links:
+        raise ValueError(
+            f"{folder.path} holds links ({', '.join(links[:3])}). What a link leads to is neither copied nor pushed: put the "
+            "files themselves there (cp -rL)."
+        )
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"The dataset folder {path} is not as it was written: {'; '.join(problems[:5])}{more}. {_AGAIN}"
+        )
+
+
+def _spot_names(path: Path) -> list[str]:
+    """Names of what lies in the place of files of spots, whatever it is."""
+    names = (found.relative_to(path).as_posix() for found in (path / "spots").rglob("*.parquet"))
+    return [name for name in names if not Path(name).name.startswith(".")]
+
+
+def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None) -> DatasetFolder:
+    """Looks at the footers of all files, and puts the files of spots to the slides of the slides table."""
+    footers = {name: _footer(path, name) for name in (*_TABLES, *names)}
+    num_genes = footers["genes/genes.parquet"].num_rows
+    _refuse(path, [wrong for name, footer in footers.items() for wrong in _problems_of_columns(name, footer)])
+    _refuse(path, [wrong for name in names for wrong in _problems_of_ranges(name, footers[name], num_genes)])
+    slides = _read(path, "slides/slides.parquet", ["slide_id"])["slide_id"].to_pylist()
+    if len(slides) != len(set(slides)):
+        _refuse(path, ["slides/slides.parquet names a slide twice"])
+    unknown = sorted({slide_of(name) for name in names} - set(slides))
+    _refuse(path, [f"spots of {slide_id!r} belong to no row of slides/slides.parquet" for slide_id in unknown])
+    own: dict[str, list[str]] = {slide_id: [] for slide_id in slides}
+    for name in names:
+        own[slide_of(name)].append(name)
+    return DatasetFolder(
+        path,
+        spots={slide_id: [path / name for name in files] for slide_id, files in own.items()},
+        rows={slide_id: sum(footers[name].num_rows for name in files) for slide_id, files in own.items()},
+        num_genes=num_genes,
+        manifest=manifest,
+    )
+
+
+def _problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
+    """Compares slides with spots, and both with the manifest."""
+    expected = folder.manifest["slides"] if folder.manifest is not None else {}
+    for slide_id, number in folder.rows.items():
+        if not number:
+            yield f"slide {slide_id!r} has no spots"
+        elif folder.manifest is not None and expected.get(slide_id) != number:
+            yield f"slide {slide_id!r} has {number} spots instead of {expected.get(slide_id)}"
+    for slide_id in expected.keys() - folder.rows.keys():
+        yield f"slide {slide_id!r} is not in slides/slides.parquet"
+    if folder.manifest is not None and folder.manifest["genes"] != folder.num_genes:
+        yield f"genes/genes.parquet has {folder.num_genes} rows instead of {folder.manifest['genes']}"
+    table = _read(folder.path, "slides/slides.parquet", ["measured_genes", "patch_um", "patch_px"])
+    measured = table["measured_genes"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(measured) and not 0 <= measured.min() <= measured.max() < folder.num_genes:
+        yield f"measured_genes of a slide lie outside the {folder.num_genes} genes"
+    for name in table.column_names[1:]:
+        sizes = sorted(set(table[name].to_pylist()), key=str)
+        if len(sizes) > 1:
+            logger.warning("%s: slides have patches of different %s: %s", folder.path, name, sizes)
+
+
+def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> list[str]:
+    """Checks ranges of a file of spots by the statistics that parquet keeps of every group of rows."""
+    slide_id, found = slide_of(name), set()
+    paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    watched = [(i, _WATCHED[path]) for i, path in enumerate(paths) if path in _WATCHED]
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for i, kind in watched:
+            statistics = group.column(i).statistics
+            if statistics is None:
+                continue
+            low, high = (statistics.min, statistics.max) if statistics.has_min_max else (None, None)
+            if kind == "path" and statistics.has_null_count and statistics.null_count != group.num_rows:
+                found.add(f"images of {name} are given by a path instead of their bytes")
+            elif low is None or high is None:
+                continue
+            elif kind == "indices" and not 0 <= low <= high < num_genes:
+                found.add(f"gene_indices of {name} go from {low} to {high}, but there are {num_genes} genes")
+            elif kind == "counts" and low < 1:
+                found.add(f"gene_counts of {name} go down to {low}; allowed are 1 and more")
+            elif kind == "slide" and not low == high == slide_id:
+                found.add(f"{name} holds spots of another slide, {low if low != slide_id else high!r}")
+    return sorted(found)
+
+
+def _problems_of_spots(folder: DatasetFolder, files: Sequence[Path]) -> Iterator[str]:
+    """Reads the small columns of all spots of a slide."""
+    barcodes: set[str] = set()
+    number = 0
+    for path in files:
+        name = path.relative_to(folder.path).as_posix()
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(columns=_CHECKED, batch_size=4096):
+                    number += len(batch)
+                    barcodes.update(batch["barcode"].to_pylist())
+                    wrong = problem_of_rows(batch, folder.num_genes, slide_of(name))
+                    if wrong:
+                        yield f"{name}: {wrong}"
+                        break
+        except (pa.ArrowException, OSError) as error:
+            yield f"{name} cannot be read ({str(error).splitlines()[0]})"
+    if len(barcodes) != number:
+        yield f"barcodes of slide {slide_of(files[0].name)!r} are not unique"
+
+
+def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: str | None = None) -> str:
+    """What is wrong with rows of spots, in words; empty where nothing is.
+
+    Args:
+        rows: At least the columns of genes and counts; ``n_genes``, ``total_counts`` and ``slide_id`` are checked if there.
+        num_genes: Rows of the genes table.
+        slide_id: The slide that they should be of.
+    """
+    indices, counts = (_combined(rows, name) for name in ("gene_indices", "gene_counts"))
+    places, values = (column.flatten().to_numpy(zero_copy_only=False) for column in (indices, counts))
+    lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
+    if len(places) and not 0 <= places.min() <= places.max() < num_genes:
+        return f"gene_indices go from {places.min()} to {places.max()}, but there are {num_genes} genes"
+    if not np.array_equal(lengths, counts.value_lengths().to_numpy(zero_copy_only=False)):
+        return "gene_indices and gene_counts differ in length"
+    if len(values) and values.min() < 1:
+        return f"gene_counts go down to {values.min()}; allowed are 1 and more"
+    if "n_genes" in rows.schema.names and not np.array_equal(
+        _combined(rows, "n_genes").to_numpy(zero_copy_only=False), lengths
+    ):
+        return "n_genes is not the number of gene_indices"
+    if "total_counts" in rows.schema.names:
+        ends = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])[
+            np.concatenate([[0], np.cumsum(lengths)]).astype(int)
+        ]
+        if not np.array_equal(_combined(rows, "total_counts").to_numpy(zero_copy_only=False), np.diff(ends)):
+            return "total_counts is not the sum of gene_counts"
+    if slide_id is not None and set(_combined(rows, "slide_id").to_pylist()) - {slide_id}:
+        return f"holds spots of another slide than {slide_id!r}"
+    return ""
+
+
+def _combined(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
+    column = rows[name]
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _problems_of_readme(folder: DatasetFolder, verify: bool) -> Iterator[str]:
+    """Compares a folder without a manifest with what its README says."""
+    readme = folder.path / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if regular_size(readme) is not None else ""
+    stated, number = _README_SPOTS.search(text), sum(folder.rows.values())
+    if stated and int(stated[1]) != number:
+        yield f"README.md tells of {stated[1]} spots, the files hold {number}"
+    content = _README_CONTENT.search(text)
+    if verify and content and content_fingerprint(describe_files(folder.path)) != content[1]:
+        yield "the content is not that of the fingerprint in README.md"
+
+
+def _problems_of_columns(name: str, footer: pq.FileMetaData) -> Iterator[str]:
+    """Compares the columns of a file with those of its config."""
+    config = name.split("/")[0]
+    schema = footer.schema.to_arrow_schema()
+    missing = [column for column in _REQUIRED[config] if column not in schema.names]
+    if missing:
+        yield f"{name} has no column {', '.join(missing)}"
+    for column in sorted(set(schema.names) & set(CONFIGS[config])):
+        expected, found = _SCHEMAS[config].field(column).type, schema.field(column).type
+        if not _same_kind(expected, found):
+            yield f"column {column} of {name} is of type {found} instead of {expected}"
+
+
+def _same_kind(expected: pa.DataType, found: pa.DataType) -> bool:
+    """Whether a column has the type of the schema, however its list items are called."""
+    if pa.types.is_list(expected):
+        return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _same_kind(
+            expected.value_type, found.value_type
+        )
+    return expected == found
+
+
+def _footer(path: Path, name: str) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path / name)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path / name} is not a whole parquet file ({str(error).splitlines()[0]}). {_AGAIN}"
+        ) from error
+
+
+def _read(path: Path, name: str, columns: Sequence[str]) -> pa.Table:
+    try:
+        return pq.read_table(path / name, columns=list(columns), partitioning=None, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path / name} cannot be read ({str(error).splitlines()[0]}). {_AGAIN}") from error

@@ -1,0 +1,65 @@
+"""One study prepared by several runs: which slides each of them takes, and whether all of their folders are there."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from .folder import DatasetFolder
+
+_T = TypeVar("_T")
+_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+
+
+def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
+    """The jobs of one of several runs, consecutive so that merged outputs are in the order of one run.
+
+    Raises:
+        ValueError: an index outside 0 to number - 1.
+
+    Example:
+        >>> shard(["A1", "A2", "B1"], 1, 2)
+        ['A2', 'B1']
+    """
+    if number < 1 or not 0 <= index < number:
+        raise ValueError(
+            f"shard_index is {index} of {number} shards. Allowed: 0 to num_shards - 1 (--shard-index, --num-shards)."
+        )
+    return jobs[len(jobs) * index // number : len(jobs) * (index + 1) // number]
+
+
+def shard_name(output: str | Path, index: int, number: int) -> str:
+    """Folder of one of several runs."""
+    return f"{output}-{index:05d}-of-{number:05d}"
+
+
+def check_shards(folders: Sequence[DatasetFolder]) -> None:
+    """Refuse to merge a part of what several runs made.
+
+    A run writes into its manifest which of how many it was, and of how many slides; a folder without a manifest is known by
+    its name, DIR-00001-of-00003.
+
+    Raises:
+        ValueError: Naming the folders that are missing.
+    """
+    given: dict[tuple[str, int], dict[int, int]] = {}
+    for folder in folders:
+        named = _NAME.fullmatch(folder.path.name)
+        said = (folder.manifest or {}).get("shard")
+        if said:
+            index, number, slides = int(said["index"]), int(said["of"]), int(said["slides"])
+        elif named:
+            index, number, slides = int(named[2]), int(named[3]), int(named[3])
+        else:
+            continue
+        stem = str(folder.path.parent / named[1]) if named else ""
+        given.setdefault((stem, number), {})[index] = slides
+    for (stem, number), found in given.items():
+        slides = max(found.values())
+        needed = [index for index in range(number) if shard(range(slides), index, number)]
+        missing = [shard_name(stem or "DIR", index, number) for index in needed if index not in found]
+        if missing:
+            raise ValueError(
+                f"these folders are parts of {number}, and {', '.join(missing[:5])} {'is' if len(missing) == 1 else 'are'} "
+                "missing. Prepare them (delst prepare ... --shard-index I --num-shards N) and name all of them to delst merge."
+            )
