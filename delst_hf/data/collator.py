@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..model.processing_delst import DelstProcessor
+from .folder import check_gene_indices
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
@@ -91,6 +92,7 @@ class DelstCollator:
         indices, lengths = columns.lists("gene_indices")
         counts, _ = columns.lists("gene_counts")
         totals = columns.numbers("total_counts").astype(np.float64)
+        check_gene_indices(indices, len(self.columns))
         column = np.take(self.columns, indices)
         known = np.flatnonzero(column >= 0)
         spot = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[known]

@@ -278,6 +278,26 @@ def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: s
     return ""
 
 
+def check_gene_indices(indices: np.ndarray, num_genes: int) -> None:
+    """Refuse places outside the table of genes, which would be read as other genes or as memory that is not ours.
+
+    Args:
+        indices: Places (any,).
+        num_genes: Rows of the table.
+
+    Raises:
+        ValueError: With their range.
+
+    Example:
+        >>> check_gene_indices(np.array([0, 3]), num_genes=4)
+    """
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_genes:
+        raise ValueError(
+            f"gene_indices go from {indices.min()} to {indices.max()}, but there are {num_genes} genes. The dataset folder is "
+            f"not as it was written. {_AGAIN}"
+        )
+
+
 def _combined(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
     column = rows[name]
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

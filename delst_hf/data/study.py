@@ -1,17 +1,18 @@
 """A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import scipy.sparse
 from datasets import Dataset
 
-from .schema import GENES
+from .folder import DatasetFolder, check_gene_indices
+from .reader import find_folder, load_spots, read_genes, read_slides
 
 LEVEL_KEYS = ("n_genes", "total_counts", "shuffled")
 
@@ -24,32 +25,42 @@ class Study:
         spots: One row a spot, with a column ``spot_index`` (its position) beside those of the folder.
         genes: One row a gene; ``gene_indices`` of the spots point into it.
         slides: One row a slide.
+        folder: Where they were read from, None for tables from elsewhere.
     """
 
     spots: Dataset
     genes: pd.DataFrame
     slides: pd.DataFrame
+    folder: DatasetFolder | None = None
 
     @classmethod
-    def load(cls, path: str, **kwargs) -> "Study":
-        """Open a dataset folder or a dataset of the Hub.
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        verify: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | None = None,
+    ) -> "Study":
+        """Open a dataset folder or a dataset of the Hub, after a look at whether it is what it says.
 
         Args:
             path: Folder written by ``delst prepare``, or a Hub id.
-            **kwargs: Passed to ``datasets.load_dataset``, for example ``revision=``.
+            verify: Also read all files and compare their checksums.
+            revision: Of the Hub id.
+            token: For the Hub; by default that of ``hf auth login``.
+            cache_dir: Where ``datasets`` keeps its Arrow files.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it is not as it was written (see `data.folder.open_folder`).
         """
-        slides = datasets.load_dataset(path, "slides", split="train", **kwargs)
-        try:
-            genes = datasets.load_dataset(path, "genes", split="train", **kwargs).to_pandas()
-        except ValueError:
-            if "genes" in datasets.get_dataset_config_names(path, **kwargs):
-                raise
-            genes = pd.DataFrame({name: pd.Series(dtype=object) for name in GENES})  # slides without counts
+        folder = find_folder(path, verify, revision, token)
         # A folder may be split; here slides are chosen by name, so all of it is opened.
-        spots = datasets.concatenate_datasets(list(datasets.load_dataset(path, "spots", **kwargs).values()))
+        spots = load_spots(folder, cache_dir)
         spots = spots.add_column("spot_index", np.arange(len(spots)))
-        slides = slides.remove_columns("thumbnail") if "thumbnail" in slides.column_names else slides
-        return cls(spots=spots, genes=genes, slides=slides.to_pandas())
+        return cls(spots=spots, genes=read_genes(folder), slides=read_slides(folder), folder=folder)
 
     @cached_property
     def slide_of_spot(self) -> np.ndarray:
@@ -127,6 +138,7 @@ class Study:
             indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
             lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
             indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            check_gene_indices(indices.flatten().to_numpy(), len(self.genes))
             yield scipy.sparse.csr_matrix(
                 (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
                 shape=(len(lengths), len(self.genes)),

@@ -5,10 +5,10 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
+from ..data.reader import find_folder, read_thumbnails
 from ..data.study import Study
 
 THUMBNAIL_PX = 700
@@ -28,10 +28,12 @@ def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> 
         JPEG.
     """
     slides = {}
-    for row in datasets.load_dataset(dataset, "slides", split="train"):
-        if row["slide_id"] in results["test_slides"] and row.get("thumbnail") is not None:
-            size = {"width": row["image_width"], "height": row["image_height"]}
-            slides[row["slide_id"]] = {"jpeg": encode(row["thumbnail"], THUMBNAIL_PX), **size}
+    thumbnails = read_thumbnails(study.folder or find_folder(dataset))
+    for row in study.slides.to_dict("records"):
+        if row["slide_id"] in results["test_slides"] and row["slide_id"] in thumbnails:
+            size = {"width": int(row["image_width"]), "height": int(row["image_height"])}
+            thumbnail = Image.open(io.BytesIO(thumbnails[row["slide_id"]]))
+            slides[row["slide_id"]] = {"jpeg": encode(thumbnail, THUMBNAIL_PX), **size}
     test = np.flatnonzero(np.isin(study.slide_of_spot, results["test_slides"]))
     shown = sorted({spot for row in results.get("gallery", []) for spot in [row["query"], *row["retrieved"]]})
     patches = {str(spot): encode(study.spots[int(test[spot])]["image"], PATCH_PX) for spot in shown}

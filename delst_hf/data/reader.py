@@ -1,0 +1,153 @@
+"""The spots of a dataset folder as a `datasets.Dataset`, read from the folder's own files and no others.
+
+`datasets.load_dataset` goes by the README of the folder: it follows what is written there out of the folder, and answers from
+its cache after a file has changed. Here files are those that `open_folder` found, a checksum of every page is compared as it
+is read, and the name of the cache says which files, of which size and time of change, it was made from.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as arrow_dataset
+import pyarrow.parquet as pq
+from datasets import Dataset, Features
+from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub import snapshot_download
+
+from .folder import DatasetFolder, open_folder
+from .manifest import MANIFEST
+from .schema import CONFIGS, SPOTS
+from .splits import SPLITS
+
+_REPOSITORY = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
+
+
+def find_folder(
+    path: str | os.PathLike, verify: bool = False, revision: str | None = None, token: str | None = None
+) -> DatasetFolder:
+    """Open a dataset folder, or fetch a dataset of the Hub and open that.
+
+    Args:
+        path: The folder, or a Hub id.
+        verify: Compare checksums of all files (see `open_folder`).
+        revision: Of the Hub id.
+        token: By default that of ``hf auth login``.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, and the name cannot be one of the Hub.
+        OSError: If the Hub cannot be reached or does not give it.
+        ValueError: See `open_folder`.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        return open_folder(local, verify)
+    name = os.fspath(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"there is no dataset folder {name}. Give a folder made by delst prepare, or the id USER/NAME of a dataset of the "
+            "Hub."
+        )
+    try:
+        found = snapshot_download(
+            name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(_REPOSITORY)
+        )
+    except Exception as error:  # of a dozen kinds, by the client's HTTP library
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise OSError(
+            f"the dataset {name} is neither a folder here nor to be had from the Hub ({said[0]}). Check its name; log in by "
+            "`hf auth login` where it is private; HF_HUB_OFFLINE=1 allows only what was fetched before."
+        ) from error
+    return open_folder(found, verify)
+
+
+def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
+    """All spots of a folder, those of the splits train, validation and test one after the other.
+
+    Args:
+        folder: What `open_folder` returned.
+        cache_dir: Where `datasets` keeps its Arrow files; by default its usual place.
+
+    Raises:
+        ValueError: If a file cannot be read, or images are not in it.
+    """
+    files = _in_order(folder)
+    schema = pq.read_schema(files[0])
+    own = Features.from_arrow_schema(schema.remove_metadata())
+    builder = Parquet(
+        cache_dir=cache_dir,
+        config_name=f"delst-{_state(files)}",
+        data_files=[str(file) for file in files],
+        features=Features({name: SPOTS.get(name, own[name]) for name in schema.names}),
+        fragment_scan_options=arrow_dataset.ParquetFragmentScanOptions(page_checksum_verification=True),
+    )
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError as error:
+        said = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(
+            f"the spots of {folder.path} cannot be read ({said}). `delst check {folder.path} --verify` says which files are "
+            "not as they were written; if all are, look whether the disk of the cache is full (HF_DATASETS_CACHE)."
+        ) from error
+    spots = builder.as_dataset(split="train")
+    _refuse_outside_images(folder, spots)
+    return spots
+
+
+def read_genes(folder: DatasetFolder) -> pd.DataFrame:
+    """The table of genes."""
+    return _frame(folder.genes_file)
+
+
+def read_slides(folder: DatasetFolder) -> pd.DataFrame:
+    """The table of slides, without their thumbnails."""
+    return _frame(folder.slides_file, without="thumbnail")
+
+
+def read_thumbnails(folder: DatasetFolder) -> dict[str, bytes]:
+    """Encoded thumbnail of each slide that has one."""
+    table = pq.read_table(folder.slides_file, columns=["slide_id", "thumbnail"], partitioning=None)
+    images = {
+        slide_id: image or {} for slide_id, image in zip(*(table[name].to_pylist() for name in table.column_names))
+    }
+    return {slide_id: image["bytes"] for slide_id, image in images.items() if image.get("bytes")}
+
+
+def _frame(path: Path, without: str | None = None) -> pd.DataFrame:
+    names = [name for name in pq.read_schema(path).names if name != without]
+    table = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
+    return table.replace_schema_metadata(None).to_pandas()
+
+
+def _in_order(folder: DatasetFolder) -> list[Path]:
+    """Files of spots in the order of the splits, by name within each."""
+    files = [file for own in folder.spots.values() for file in own]
+    rank = {split: number for number, split in enumerate(SPLITS)}
+    return sorted(files, key=lambda file: (rank.get(file.parent.name, -1), file.name))
+
+
+def _state(files: list[Path]) -> str:
+    """Hash of the names, sizes and times of change of files: it differs once one of them was touched."""
+    told = [[os.path.realpath(file), *_times(file.stat())] for file in files]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+
+
+def _times(found: os.stat_result) -> list[int]:
+    # The time of change cannot be set by hand, as the time of modification can.
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _refuse_outside_images(folder: DatasetFolder, spots: Dataset) -> None:
+    """An image given by a path would be read from wherever the path leads."""
+    for chunk in spots.data.column("image").chunks:
+        if pa.types.is_struct(chunk.type) and (
+            chunk.field("path").null_count != len(chunk) or chunk.field("bytes").null_count
+        ):
+            raise ValueError(
+                f"{folder.path} holds spots whose image is a path or is missing, instead of an image. Such a folder is not "
+                "opened: make it again with delst prepare."
+            )
