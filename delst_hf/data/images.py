@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from PIL import Image
 
 from .pixels import to_rgb
 from .tiff import TiffImage
+from .tiff_tags import refuse_turned
 
 __all__ = ["check_readable", "image_size", "open_image", "read_image", "to_rgb"]
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# The tag of EXIF.
+_ORIENTATION = 274
 # Formats of scanners that are no TIFF, or a TIFF whose tiles overlap: left to openslide.
 _OPENSLIDE_SUFFIXES = {".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".zvi"}
 
@@ -48,14 +53,22 @@ def open_image(path: str | Path) -> Any:
 
 def image_size(path: str | Path) -> tuple[int, int] | None:
     """Return (height, width) of an image file from its header; None where Pillow cannot tell."""
+    try:
+        with _opened(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file of any size: slides are routinely larger than Pillow's guard against decompression bombs."""
     guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.height, image.width
-    except (OSError, SyntaxError, ValueError):
-        return None
+                yield image
     finally:
         Image.MAX_IMAGE_PIXELS = guard
 
@@ -78,7 +91,7 @@ def check_readable(path: str | Path, what: str = "file", advice: str = "Give the
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a whole image file as stored; an EXIF rotation is not applied, because spot tables refer to the stored pixels.
+    """Reads a whole image file. One that is to be turned before it is shown is refused: see `tiff_tags.refuse_turned`.
 
     Args:
         path: a file that Pillow opens (JPEG, PNG, plain TIFF, ...), of any size.
@@ -88,23 +101,32 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, corrupt or not an image.
+        ValueError: the file is truncated, corrupt, not an image, or lies on its side.
     """
     path = check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF).")
-    # Slides are routinely larger than Pillow's guard against decompression bombs; the file is the user's own.
-    guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(np.asarray(_plain(image)))
+        with _opened(path) as image:
+            orientation = int(image.getexif().get(_ORIENTATION, 0))
+            deep = _deep_png(path) if image.format == "PNG" else None
+            pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"cannot read the image {path}: {error}. Allowed: a complete JPEG, PNG or TIFF of 8 or 16 bits. "
             "Download or export it again, and check that it opens in an image viewer."
         ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = guard
+    refuse_turned(orientation, path.name, "exiftool -Orientation= FILE")
+    return pixels
+
+
+def _deep_png(path: Path) -> np.ndarray | None:
+    """A PNG of 16 bits with colour or opacity, of which Pillow keeps the upper 8 only; None for another."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    if len(header) < 26 or header[24] != 16 or header[25] not in (2, 4, 6):
+        return None
+    import imagecodecs
+
+    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
 def _plain(image: Image.Image) -> Image.Image:

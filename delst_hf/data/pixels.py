@@ -1,20 +1,83 @@
-"""Pixels of any kind to uint8 RGB."""
+"""Pixels of any kind to uint8 RGB, by one rule for every file and array.
+
+Which value is white is asked first (`white_level`), of the whole image: a stated number of significant bits, else the smallest
+of 8, 10, 12, 14 and 16 bits that holds the largest value; of floats 1 or 255. Everything else is a proportion of white.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
 
 import numpy as np
 
+logger = logging.getLogger(__name__)
 
-def to_rgb(array: np.ndarray) -> np.ndarray:
+_DEPTHS = (8, 10, 12, 14, 16)
+# A fourth channel is opacity if at least this share of it is wholly opaque or wholly transparent.
+_OPAQUE_SHARE = 0.5
+# Names of channels of fluorescence, as microscopes write them.
+_FLUORESCENCE = re.compile(
+    r"\b(dapi|hoechst|fitc|gfp|tritc|txred|texas ?red|rhodamine|alexa|cy ?[357](\.5)?|draq5|sytox)", re.I
+)
+
+
+def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | None = None) -> float:
+    """Return the value that is white.
+
+    Args:
+        sample: Values of the image, bright ones among them: all of it, or regions spread over it.
+        name: For messages.
+        stated_bits: Significant bits by the file, such as 12 of the 16 that are stored.
+
+    Raises:
+        ValueError: Negative values, or floats outside 0..255, or a type that holds no samples.
+
+    >>> white_level(np.array([0, 4000], dtype=np.uint16))
+    4095.0
+    """
+    kind = sample.dtype.kind
+    if sample.dtype == np.uint8:
+        return 255.0
+    if kind == "b":
+        return 1.0
+    if kind not in "iuf":
+        raise ValueError(
+            f"{name} has values of type {sample.dtype}. Allowed: uint8, uint16 or float. Convert it before."
+        )
+    low, high = (float(sample.min()), float(sample.max())) if sample.size else (0.0, 0.0)
+    # A float slightly off 0..1 is rounding of the tool that wrote it; NaN fails both comparisons.
+    if kind == "f" and low >= -1e-3 and high <= 255.5:
+        return 1.0 if high <= 1.001 else 255.0
+    if kind == "f" or low < 0 or high >= 2**16:
+        raise ValueError(
+            f"{name} has {sample.dtype} values from {low:g} to {high:g}. Allowed: uint8, whole numbers of up to 16 bits, or "
+            "floats in 0..1 or 0..255. Rescale it before."
+        )
+    needed = next(bits for bits in _DEPTHS if high < 2**bits)
+    if stated_bits is not None and stated_bits < 16 and high < 2**stated_bits:
+        needed, by = stated_bits, "as it states"
+    else:
+        by = f"its largest value is {high:g}"
+        if stated_bits is not None and high >= 2**stated_bits:
+            logger.warning("%s states %d significant bits, but holds values up to %g", name, stated_bits, high)
+    logger.info("%s: samples of %d significant bits of %d (%s)", name, needed, 8 * sample.dtype.itemsize, by)
+    return float(2**needed - 1)
+
+
+def to_rgb(array: np.ndarray, white: float | None = None, premultiplied: bool = False) -> np.ndarray:
     """Converts a grey, RGB or RGBA array to uint8 RGB.
 
     Args:
-        array: (height, width) or (height, width, 1 to 4), where 2 and 4 channels end with opacity; uint8, uint16, or float
-            in 0..1 or in 0..255.
+        array: (height, width) or (height, width, 1 to 4), where 2 and 4 channels end with opacity; uint8, whole numbers of up
+            to 16 bits, or float in 0..1 or in 0..255.
+        white: the value that is white; by default it is told by the array itself, which must then be the whole image.
+        premultiplied: whether colours were multiplied by their opacity before they were stored.
 
     Returns:
-        uint8 (height, width, 3); the input itself when it is that already.
+        uint8 (height, width, 3); the input itself when it is that already. What is transparent is laid on white.
 
     Raises:
-        ValueError: another shape, another type, or floats outside 0..255 or not finite.
+        ValueError: another shape, another type, values that `white_level` refuses, or a last channel that is not opacity.
     """
     array = np.asarray(array)
     if array.ndim == 2:
@@ -24,29 +87,41 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
             f"the image has shape {array.shape}. Allowed: (height, width), or (height, width, channels) with 1 to 4 "
             "channels last. Transpose it, or pick the RGB image."
         )
-    array = _to_uint8(array)
+    if white is None:
+        white = white_level(array[:, :, :-1] if array.shape[2] in (2, 4) else array)  # opacity may have all its bits
+        check_opacity(array, white)
+    array = to_eight_bits(array, white)
     if array.shape[2] in (2, 4):
         alpha = array[:, :, -1:].astype(np.float32) / 255
-        array = np.rint(array[:, :, :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+        colours = array[:, :, :-1] if premultiplied else array[:, :, :-1] * alpha
+        array = np.rint(np.minimum(colours + 255 * (1 - alpha), 255)).astype(np.uint8)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
-def _to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scales uint16 and float images to uint8; which float range is meant is told by the largest value."""
+def to_eight_bits(array: np.ndarray, white: float) -> np.ndarray:
+    """Scale samples so that `white` is 255; the input itself where it is uint8."""
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
-        return np.rint(array / np.float32(257)).astype(np.uint8)
-    if array.dtype.kind in "iuf":
-        low, high = float(array.min()), float(array.max())
-        # A float slightly off 0..1 is rounding of the tool that wrote it; NaN fails both comparisons.
-        if low >= -1e-3 and high <= 255.5:
-            scale = 255.0 if array.dtype.kind == "f" and high <= 1.001 else 1.0
-            return np.clip(np.rint(array * np.float32(scale)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(array * np.float32(255 / white)), 0, 255).astype(np.uint8)
+
+
+def check_opacity(array: np.ndarray, white: float, name: str = "the image") -> None:
+    """Raise a ValueError if the last of 2 or 4 channels of an array (height, width, channels) is a colour, not opacity."""
+    if array.shape[2] not in (2, 4):
+        return
+    last = array[:, :, -1]
+    if ((last <= 0) | (last >= white)).mean() < _OPAQUE_SHARE:
         raise ValueError(
-            f"the image has {array.dtype} values from {low:g} to {high:g}. Allowed: uint8, uint16, or floats in 0..1 "
-            "or 0..255. Rescale it before."
+            f"{name} has {array.shape[2]} channels, of which the last is not opacity: it is mostly neither 0 nor {white:g}. "
+            "Allowed: grey, RGB, and these with opacity. A fluorescence stack is not a histology image: give the H&E as RGB."
         )
-    raise ValueError(f"the image has values of type {array.dtype}. Allowed: uint8, uint16 or float. Convert it before.")
+
+
+def check_channels(names: Iterable[object], name: str) -> None:
+    """Raise a ValueError if names of channels are those of fluorescence."""
+    found = [str(one) for one in names if _FLUORESCENCE.search(str(one))]
+    if found:
+        raise ValueError(
+            f"{name} is an image of fluorescence: its channels are called {found}. Patches are of H&E, or of another stain "
+            "seen in transmitted light: give that image."
+        )

@@ -3,7 +3,6 @@
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,17 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from .pixels import to_rgb
+from .pixels import check_channels, to_eight_bits, to_rgb, white_level
+from .tiff_tags import check_upright, significant_bits, stated_scales
 
 # Two rows of tiles of 512 px across 20,000 px; of a wider slide some tiles are decoded twice.
 _CACHE_BYTES = 64 * 2**20
+# What is read to tell which value is white, where samples have more than 8 bits; and the share of a tile that may be brighter.
+_SAMPLED_TILES, _SAMPLED_PIXELS, _BRIGHTER = 32, 2**22, 1e-3
 # One strip for the whole image is how many tools write: decoding it needs all of it at once.
 _LARGEST_CHUNK = 2**30
 # Axes of length one around an image, and those along which planes of colour lie.
 _COLOUR_AXES = "CQS"
-_UM_PER_UNIT = {
-    "": 1.0,
-    "µm": 1.0,
-    "um": 1.0,
-    "&#181;m": 1.0,
-    "&#xb5;m": 1.0,
-    "nm": 1e-3,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-}
 # A resolution beyond is that of a screen or of a printer (72 dpi would be 353 um per pixel), not of a microscope.
 _MICROSCOPE_MPP = (0.02, 20.0)
 _RETILE = (
@@ -51,18 +42,19 @@ class TiffImage:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: str | Path, level: int = 0, cache_bytes: int = _CACHE_BYTES):
+    def __init__(self, path: str | Path, level: int = 0, cache_bytes: int = _CACHE_BYTES, white: float | None = None):
         """Opens the file and reads its directory; no pixel is decoded.
 
         Args:
             path: a TIFF.
             level: of the pyramid, 0 for full resolution.
             cache_bytes: decoded tiles that are kept.
+            white: the value that is white, where it is known; by default it is stated or measured (`pixels.white_level`).
 
         Raises:
-            ValueError: a truncated or damaged file, or an image that is neither grey nor RGB of 8 or 16 bits.
+            ValueError: a truncated or damaged file, or an image that is neither grey nor RGB, or lies on its side.
         """
-        self.path, self.level, self.cache_bytes = Path(path), level, cache_bytes
+        self.path, self.level, self.cache_bytes, self.white = Path(path), level, cache_bytes, white
         try:
             self._open()
         except (tifffile.TiffFileError, IndexError, KeyError, OSError) as error:
@@ -87,6 +79,8 @@ class TiffImage:
         self._separate = page.samplesperpixel if page.planarconfig == 2 else 1
         self._raw: np.ndarray | None = None
         self._check_complete()
+        if self.white is None:
+            self.white = self._white()
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cached = 0
 
@@ -97,13 +91,19 @@ class TiffImage:
         if (
             axes not in ("YX", "YXS", *(f"{axis}YX" for axis in _COLOUR_AXES))
             or not colour
-            or (page.dtype not in (np.uint8, np.uint16))
+            or page.dtype is None
+            or page.dtype.kind not in "biuf"
         ):
             raise ValueError(
                 f"{self.path.name}: an image with axes {chosen.axes}, shape {chosen.shape} of {page.dtype}, photometric "
                 f"{getattr(page.photometric, 'name', page.photometric)}. Allowed: grey, RGB, RGBA, palette, CMYK or YCbCr of 8 "
-                "or 16 bits. A fluorescence stack is no histology image: export the H&E as RGB."
+                "to 16 bits, or floats. A fluorescence stack is not a histology image: export the H&E as RGB."
             )
+        check_channels(
+            re.findall(r'<(?:\w+:)?Channel\b[^>]*?\b(?:Name|Fluor)="([^"]*)"', self._file.ome_metadata or ""),
+            self.path.name,
+        )
+        check_upright(page, self.path.name)
         planes = len(self._pages) if axes[0] in _COLOUR_AXES and page.planarconfig != 2 else 1
         if planes not in (1, 3):
             raise ValueError(
@@ -130,30 +130,34 @@ class TiffImage:
                 f"{self.path.name} is no tiled TIFF: {chunk / 2**30:.1f} GiB would be decoded at once. {_RETILE}."
             )
 
+    def _white(self) -> float:
+        """The value that is white, by the file or by a sample of its tiles."""
+        page = self._pages[0]
+        if page.dtype == np.uint8 or int(page.photometric) == 3:  # the numbers of a palette are not samples
+            return 255.0
+        tiles = self._grid[0] * self._grid[1]
+        chosen = np.unique(np.linspace(0, tiles - 1, min(tiles, _SAMPLED_TILES)).round().astype(int))
+        if self._raw is not None:
+            step = max(1, int(np.sqrt(self._raw.shape[0] * self._raw.shape[1] / _SAMPLED_PIXELS)))
+            sample = np.array(self._raw[::step, ::step], page.dtype)
+        else:
+            pieces = [self._samples(int(index)) for index in chosen]
+            sample = np.concatenate([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
+        if page.extrasamples and sample.shape[-1] > 1:  # opacity is always as bright as can be
+            sample = sample[..., : sample.shape[-1] - len(page.extrasamples)]
+        return white_level(sample, self.path.name, significant_bits(page, self._file.ome_metadata or ""))
+
     @property
     def mpp(self) -> float | None:
         """Micrometres per pixel as the file states it (OME, Aperio, or pixels per length); None where it does not."""
-        scale = self.level_shapes[0][1] / self.shape[1]
-        return next(
-            (value * scale for value in self._stated() if _MICROSCOPE_MPP[0] <= value <= _MICROSCOPE_MPP[1]), None
-        )
+        return next((value for _, value in self.scale_statements), None)
 
-    def _stated(self) -> Iterator[float]:
-        """Statements about the full resolution, the most explicit first."""
-        width = self.level_shapes[0][1]
-        images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", self._file.ome_metadata or "")
-        for image in sorted(images, key=lambda one: f'SizeX="{width}"' not in one):  # the others are label and macro
-            size = re.search(r'\bPhysicalSizeX="([\d.eE+-]+)"', image)
-            unit = re.search(r'\bPhysicalSizeXUnit="([^"]*)"', image)
-            if size and (factor := _UM_PER_UNIT.get(unit[1] if unit else "")):
-                yield float(size[1]) * factor
-        if found := re.search(r"\bMPP\s*=\s*([\d.]+)", self._pages[0].description or ""):
-            yield float(found[1])
-        tags = self._pages[0].tags
-        unit, resolution = tags.get("ResolutionUnit"), tags.get("XResolution")
-        length = {2: 25_400.0, 3: 10_000.0}.get(int(unit.value)) if unit is not None else None  # an inch, a centimetre
-        if length and resolution is not None and resolution.value[0] > 0:
-            yield length * resolution.value[1] / resolution.value[0]
+    @property
+    def scale_statements(self) -> list[tuple[str, float]]:
+        """What the tags say, the most explicit first: the name of a tag, micrometres per pixel of this level."""
+        full, scale = self.level_shapes[0], self.level_shapes[0][1] / self.shape[1]
+        found = stated_scales(self._pages[0], self._file.ome_metadata or "", full[1], self._file.imagej_metadata or {})
+        return [(tag, value * scale) for tag, value in found if _MICROSCOPE_MPP[0] <= value <= _MICROSCOPE_MPP[1]]
 
     @property
     def chunks(self) -> tuple[int, int]:
@@ -163,7 +167,7 @@ class TiffImage:
     def overview(self, longest_px: int) -> "TiffImage":
         """The smallest stored level whose longer side is at least this, or this level where there is none smaller."""
         fitting = [index for index, shape in enumerate(self.level_shapes) if max(shape) >= longest_px]
-        return TiffImage(self.path, fitting[-1]) if fitting and fitting[-1] > self.level else self
+        return TiffImage(self.path, fitting[-1], white=self.white) if fitting and fitting[-1] > self.level else self
 
     def __getitem__(self, region: Any) -> np.ndarray:
         """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
@@ -173,7 +177,8 @@ class TiffImage:
         if not height or not width:
             return np.empty((height, width, 3), np.uint8)
         if self._raw is not None:
-            return _colours(np.array(self._raw[y0:y1, x0:x1], self._pages[0].dtype), self._pages[0])[::step_y, ::step_x]
+            samples = np.array(self._raw[y0:y1, x0:x1], self._pages[0].dtype)
+            return self._coloured(samples)[::step_y, ::step_x]
         result = np.empty((height, width, 3), np.uint8)
         tall, wide = self._chunk
         for i in range(y0 // tall, -(-y1 // tall)):
@@ -190,17 +195,34 @@ class TiffImage:
         if (tile := self._cache.get(index)) is not None:
             self._cache.move_to_end(index)
             return tile
+        tile = self._coloured(self._samples(index))
+        self._cache[index], self._cached = tile, self._cached + tile.nbytes
+        while self._cached > self.cache_bytes and len(self._cache) > 1:
+            self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return tile
+
+    def _coloured(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (rows, columns, samples) as uint8 RGB.
+
+        Raises:
+            ValueError: they are far brighter than the sample of the image by which it was told what is white.
+        """
+        white = 255.0 if self.white is None else self.white
+        if samples.dtype != np.uint8 and int(self._pages[0].photometric) != 3 and (samples > white).mean() > _BRIGHTER:
+            raise ValueError(
+                f"{self.path.name}: white was taken to be {white:g}, but a region holds values up to {samples.max():g}. Store "
+                "the image with all its bits, or with 8 bits."
+            )
+        return _colours(samples, self._pages[0], white)
+
+    def _samples(self, index: int) -> np.ndarray:
+        """One tile as it is stored, (rows, columns, samples)."""
         per_plane = self._grid[0] * self._grid[1]
         planes = [
             self._decode(page, plane * per_plane + index) for page in self._pages[: self._planes]
             for plane in range(self._separate)
         ]  # fmt: skip
-        joined = np.ascontiguousarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
-        tile = _colours(joined, self._pages[0])
-        self._cache[index], self._cached = tile, self._cached + tile.nbytes
-        while self._cached > self.cache_bytes and len(self._cache) > 1:
-            self._cached -= self._cache.popitem(last=False)[1].nbytes
-        return tile
+        return np.ascontiguousarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
 
     def _decode(self, page: Any, index: int) -> np.ndarray:
         count = page.databytecounts[index]
@@ -220,30 +242,26 @@ class TiffImage:
         return decoded[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "level": self.level, "cache_bytes": self.cache_bytes}
+        return {"path": self.path, "level": self.level, "cache_bytes": self.cache_bytes, "white": self.white}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _colours(array: np.ndarray, page: Any) -> np.ndarray:
-    """Samples of a page (rows, columns, samples) as uint8 RGB, by its photometric interpretation."""
+def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
+    """Samples of a page (rows, columns, samples) as uint8 RGB, by its photometric interpretation and what is white."""
     kind = int(page.photometric)
     if kind == 3:  # a palette of 16 bits, stored (3, colours)
         array = (page.colormap >> 8).astype(np.uint8).T[array[:, :, 0]]
     elif kind == 0:
-        array = np.iinfo(array.dtype).max - array
+        array = white - np.minimum(array, array.dtype.type(white)) if array.dtype != np.uint8 else 255 - array
     elif kind == 5 and array.shape[2] == 4:
-        return np.asarray(Image.fromarray(_eight_bits(array), "CMYK").convert("RGB"))
+        return np.asarray(Image.fromarray(to_eight_bits(array, white), "CMYK").convert("RGB"))
     elif kind == 6 and int(page.compression) not in (6, 7):  # a decoder of JPEG gives RGB
-        return np.asarray(Image.fromarray(_eight_bits(array), "YCbCr").convert("RGB"))
+        return np.asarray(Image.fromarray(to_eight_bits(array, white), "YCbCr").convert("RGB"))
     elif page.extrasamples and int(page.extrasamples[0]) == 0:  # a further sample that is no opacity
         array = array[:, :, : array.shape[2] - len(page.extrasamples)]
-    return to_rgb(array)
-
-
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype == np.uint8 else (array // 257).astype(np.uint8)
+    return to_rgb(array, white, premultiplied=bool(page.extrasamples) and int(page.extrasamples[0]) == 1)
 
 
 def _height_width(series: Any) -> tuple[int, int]:

@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader
-from ..images import to_rgb
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..pixels import check_channels, check_opacity, to_rgb, white_level
 from ..scale import Scale, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
 from .anndata_file import raw_counts
+
+# Side of the pieces of an image that tell which value is white.
+_PIECE = 256
 
 
 @reader
@@ -87,7 +90,7 @@ def read_spatialdata(
     scale, array = _scale(spots, diameter_px, spot_um, mpp, technology, slide_id)
     counts, genes = raw_counts(adata, layer, slide_id)
     return Slide(
-        slide_id=slide_id, image=_rgb(data.images[image]), spots=spots, counts=counts, genes=genes,
+        slide_id=slide_id, image=_rgb(data.images[image], image), spots=spots, counts=counts, genes=genes,
         mpp=scale.mpp, scale=scale, patient_id=patient_id or slide_id,
         technology=technology or ("" if array is None else array.name), tissue=tissue, species=species,
         spot_um=spot_um if array is None else array.spot_um,
@@ -184,11 +187,13 @@ def _centres(data: Any, region: str, image: str, system: str | None, name: str) 
     return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=shapes.index), diameter
 
 
-def _rgb(element: Any) -> Any:
+def _rgb(element: Any, name: str) -> Any:
     """The largest scale of an image (c, y, x), read region by region."""
     if hasattr(element, "keys") and "scale0" in element:
         element = next(iter(element["scale0"].values()))
-    return _LazyImage(element.transpose("y", "x", "c").data)
+    names = [str(name) for name in element.coords["c"].values] if "c" in element.coords else []
+    check_channels(names, name)
+    return _LazyImage(element.transpose("y", "x", "c").data, name)
 
 
 class _LazyImage:
@@ -196,9 +201,23 @@ class _LazyImage:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, array: Any):
+    def __init__(self, array: Any, name: str):
+        if array.shape[2] not in (1, 3, 4):
+            raise ValueError(
+                f"image {name!r} has {array.shape[2]} channels. Allowed: 1 (grey), 3 (RGB) or 4 (RGB and opacity). Choose the "
+                "H&E image (--image)."
+            )
         self._array = array
         self.shape = (*array.shape[:2], 3)
+        # What is white, and whether a fourth channel is opacity, is told by pieces from everywhere.
+        height, width = array.shape[:2]
+        corners = [
+            (int(y * (height - 1)), int(x * (width - 1))) for y in (0, 0.25, 0.5, 0.75) for x in (0, 0.25, 0.5, 0.75)
+        ]
+        pieces = [np.asarray(array[y : y + _PIECE, x : x + _PIECE]).reshape(-1, 1, array.shape[2]) for y, x in corners]
+        sample = np.concatenate(pieces)
+        self._white = white_level(sample[..., :3] if array.shape[2] == 4 else sample, f"image {name!r}")
+        check_opacity(sample, self._white, f"image {name!r}")
 
     def __getitem__(self, region: Any) -> np.ndarray:
-        return to_rgb(np.asarray(self._array[region]))
+        return to_rgb(np.asarray(self._array[region]), self._white)
