@@ -257,6 +257,13 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
     ]  # fmt: skip
 
 
+def add_pooling(parser: argparse.ArgumentParser) -> None:
+    """How rows are made pseudo-spots of a chosen size."""
+    parser.add_argument(
+        "--grid-um", type=float, metavar="UM", help="add cells up on squares of this side (default: a row per cell)"
+    )
+
+
 def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ZARR", help=".zarr folder")
     for name, text in (("table", "table"), ("region", "shapes that are the spots"), ("image", "image")):
@@ -268,6 +275,7 @@ def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", help="layer of the table with raw counts (default: X)")
     parser.add_argument("--label-key", metavar="COLUMN", help="column of obs with labels")
+    add_pooling(parser)
     _add_about(parser)
 
 
@@ -275,7 +283,7 @@ def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.spatialdata_zarr import read_spatialdata
 
     _check_files(arguments.source)
-    names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key")
+    names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key", "grid_um")
     options = {name: getattr(arguments, name) for name in names} | _about(arguments, 0, 1)
     return [partial(read_spatialdata, arguments.source, **options)]
 

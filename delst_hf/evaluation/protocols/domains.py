@@ -111,7 +111,9 @@ def domain_statistics(
     """The scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
     neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
     there = (neighbours >= 0).sum(axis=1)
-    result: dict[str, Statistic] = {"smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)}
+    result: dict[str, Statistic] = {
+        "smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)
+    }
     for prefix, kept, groups in _partitions(labels, domains):
         if 2 <= len(np.unique(groups)) < len(groups) <= MAX_SILHOUETTE:
             values = np.full(len(features), np.nan)
