@@ -190,6 +190,10 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)"
     )
+    parser.add_argument("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
+                        "the image; several by comma, in their order")  # fmt: skip
+    parser.add_argument("--area-column", metavar="NAME", help="column with the area of each cell in um2")
+    add_pooling(parser)
     parser.add_argument(
         "--orientation", choices=("auto", "spots", "genes"), default="auto", help="the rows of the counts"
     )
@@ -208,6 +212,9 @@ def _table_jobs(arguments: argparse.Namespace) -> Jobs:
         "x_column",
         "y_column",
         "label_column",
+        "area_column",
+        "transform",
+        "grid_um",
         "scale",
         "orientation",
         "layer",
