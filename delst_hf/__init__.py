@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from .data.collator import DelstCollator
     from .data.dataset import write_dataset
     from .data.slide import Slide
-    from .pretraining.trainer import DelstTrainer, DelstTrainingArguments
+    from .data.study import Study
+    from .evaluation.embed import embed
+    from .evaluation.run import evaluate_checkpoint
+    from .pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
+    from .pretraining.run import assemble, pretrain, save_run
+    from .pretraining.trainer import DelstTrainer
 
 __version__ = "0.1.0"
 
@@ -47,14 +52,23 @@ DelstGeneFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 DelstProcessor.register_for_auto_class("AutoProcessor")
 
 _LAZY = {
+    "DataArguments": "pretraining.arguments",
     "DelstCollator": "data.collator",
     "DelstTrainer": "pretraining.trainer",
-    "DelstTrainingArguments": "pretraining.trainer",
+    "DelstTrainingArguments": "pretraining.arguments",
+    "ModelArguments": "pretraining.arguments",
     "Slide": "data.slide",
+    "Study": "data.study",
+    "assemble": "pretraining.run",
+    "embed": "evaluation.embed",
+    "evaluate_checkpoint": "evaluation.run",
+    "pretrain": "pretraining.run",
+    "save_run": "pretraining.run",
     "write_dataset": "data.dataset",
 }
 
 __all__ = [
+    "DataArguments",
     "DelstCollator",
     "DelstConfig",
     "DelstForGeneExpressionPrediction",
@@ -68,8 +82,15 @@ __all__ = [
     "DelstTrainer",
     "DelstTrainingArguments",
     "GeneExpressionPipeline",
+    "ModelArguments",
     "Slide",
     "SpotEmbeddingPipeline",
+    "Study",
+    "assemble",
+    "embed",
+    "evaluate_checkpoint",
+    "pretrain",
+    "save_run",
     "write_dataset",
 ]
 

@@ -6,12 +6,10 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 TRAINING_RECORD = "training.json"
 
@@ -65,6 +63,8 @@ def training_record(**facts: Any) -> dict[str, Any]:
 
 def hardware() -> str:
     """This machine in words: its GPUs, or its processor and the number of cores."""
+    import torch
+
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
@@ -80,3 +80,59 @@ def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
     """The record saved with a checkpoint, empty where there is none."""
     path = Path(folder) / TRAINING_RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> dict[str, Any]:
+    """Return facts of a dataset and of the slides that a model was trained on.
+
+    Args:
+        path: The folder, or the id of a dataset of the Hub.
+        study: The same as a `Study`.
+        slides: The slides that were trained on.
+
+    Returns:
+        ``technology``, ``tissue``, ``species``, ``patch_um`` and ``patch_px`` of those slides in words; ``patients`` of all
+        slides; ``license`` and ``fingerprint`` of a local folder.
+    """
+    chosen = study.slides[study.slides["slide_id"].isin(list(slides))]
+
+    def words(column: str) -> str:
+        return ", ".join(dict.fromkeys(str(value) or "unknown" for value in chosen[column]))
+
+    readme = Path(path) / "README.md"
+    header = readme.read_text(encoding="utf-8").split("\n---", 1)[0] if readme.is_file() else ""
+    license = re.search(r"^license_name: (.+)$", header, re.MULTILINE) or re.search(
+        r"^license: (.+)$", header, re.MULTILINE
+    )
+    content = re.search(r"content ([0-9a-f]{16})", header)
+    return {
+        **{name: words(name) for name in ("technology", "tissue", "species")},
+        "patch_um": ", ".join(dict.fromkeys(f"{value:g}" for value in chosen["patch_um"])),
+        "patch_px": ", ".join(dict.fromkeys(f"{value:d}" for value in chosen["patch_px"])),
+        "patients": dict(zip(study.slides["slide_id"], study.slides["patient_id"], strict=True)),
+        "license": license[1].strip("'\"") if license else None,
+        "fingerprint": content[1] if content else None,
+    }
+
+
+def check_patch_size(record: Mapping[str, Any], patch_um: Iterable[float], model: str) -> None:
+    """Refuse patches of another physical size than those that a checkpoint was trained on.
+
+    Args:
+        record: Its training record; without facts of the data nothing is compared.
+        patch_um: Sides of the patches in micrometres.
+        model: The checkpoint, for the message.
+
+    Raises:
+        ValueError: If a side differs by more than 2 %.
+
+    >>> check_patch_size({"data": {"patch_um": "112"}}, [112.0], "my-model")
+    """
+    trained = [float(side) for side in str((record.get("data") or {}).get("patch_um") or "").split(",") if side.strip()]
+    wrong = [side for side in patch_um if trained and not any(abs(side - one) <= 0.02 * one for one in trained)]
+    if wrong:
+        sides = ", ".join(f"{side:g}" for side in trained)
+        raise ValueError(
+            f"{model} was trained on patches of {sides} um, the dataset has patches of {wrong[0]:g} um: the same tissue looks "
+            f"another way. Prepare the dataset again with --patch-um {trained[0]:g}."
+        )

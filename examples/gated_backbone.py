@@ -12,47 +12,28 @@ from pathlib import Path
 
 import torch
 
-from delst_hf import (
-    DelstCollator,
-    DelstGeneFeatureExtractor,
-    DelstModel,
-    DelstProcessor,
-    DelstTrainer,
-    DelstTrainingArguments,
-)
-from delst_hf.data.study import Study
-from delst_hf.data.vocabulary import select_vocabulary
-from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
-from delst_hf.model.vision_delst import load_image_processor
+from delst_hf import DataArguments, DelstModel, DelstTrainingArguments, ModelArguments, Study, assemble, save_run
 
 backbone, dataset, run = sys.argv[1:]
 study = Study.load(dataset)
-train = study.subset(study.slide_ids[:-1])
-vocabulary = select_vocabulary(study.counts(train), study.gene_names, num_genes=1000)
-processor = DelstProcessor(load_image_processor(backbone), DelstGeneFeatureExtractor(vocabulary))
-model = DelstModel.from_vision_gene_pretrained(
-    backbone, gene_config={"num_genes": len(vocabulary)}, save_backbone=False
-)
-collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
-arguments = DelstTrainingArguments(
-    f"{run}/checkpoints",
-    freeze_vision=True,  # training/pretrain.py has --cache_features beside it, and --lora, which trains a little more
+data = DataArguments(dataset, test_slides=study.slide_ids[-1])
+training = DelstTrainingArguments(
+    run,
+    freeze_vision=True,  # --lora trains a little more
+    cache_features=True,  # the backbone sees each patch once
     num_train_epochs=5,
-    per_device_train_batch_size=min(128, len(train)),
+    per_device_train_batch_size=min(128, len(study.subset(study.slide_ids[:-1]))),
     save_strategy="no",
     report_to="none",
 )
-facts = {"train_slides": study.slide_ids[:-1], "vision": backbone}
-trainer = DelstTrainer(
-    model, arguments, train_dataset=train, data_collator=collator, processing_class=processor, run_facts=facts
-)
+trainer = assemble(study, data, ModelArguments(vision=backbone, save_backbone=False), training)
 trainer.train()
-folder = save_checkpoint_folder(f"{run}/model", model, processor, trainer.record())
+folder, model, processor = save_run(trainer), trainer.model, trainer.processor
 
 saved, whole = (Path(folder) / "model.safetensors").stat().st_size, sum(p.nbytes for p in model.parameters())
 print(f"{folder}: {saved / 1e6:.1f} MB of heads; with the backbone it would be {whole / 1e6:.1f} MB")
 loaded = DelstModel.from_pretrained(folder, vision_path=backbone)  # a Hub id needs no vision_path
-pixels = processor(images=train[0]["image"], return_tensors="pt")["pixel_values"].to(model.device)
+pixels = processor(images=study.spots[0]["image"], return_tensors="pt")["pixel_values"].to(model.device)
 with torch.no_grad():
     before, after = (each.to(model.device).eval().get_image_features(pixels).pooler_output for each in (model, loaded))
 print(f"the same embedding after loading: {torch.allclose(before, after)}")

@@ -84,8 +84,7 @@ def tiny_model(tiny_processor):
 def toy_checkpoint(toy_folder, toy_study, tmp_path_factory) -> Path:
     """A checkpoint folder of an untrained tiny model, whose record says that it was trained on toy_A1 and toy_A2."""
     from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
-    from delst_hf.hub.facts import data_facts
-    from delst_hf.record import training_record
+    from delst_hf.record import data_facts, training_record
 
     processor = make_tiny_processor(toy_study)
     model = make_tiny_model(len(processor.feature_extractor.vocabulary))

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from delst_hf import DelstTrainingArguments
-from delst_hf.pretraining.arguments import DataArguments, ModelArguments, parse_arguments, split_names
+from delst_hf.pretraining.arguments import DataArguments, ModelArguments, split_names
+from delst_hf.pretraining.options import parse_arguments
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").glob("*.yaml"))
 

@@ -62,8 +62,8 @@ def test_a_command_of_delst_parses(page, command, capsys):
 @pytest.mark.parametrize("page", NAMES)
 def test_options_of_the_training_scripts_exist(page):
     from delst_hf.commands.evaluate import EvaluationArguments
-    from delst_hf.pretraining.arguments import CardArguments, DataArguments, ModelArguments
-    from delst_hf.pretraining.training_arguments import DelstTrainingArguments
+    from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
+    from delst_hf.pretraining.options import CardArguments
 
     classes = {"evaluate": (EvaluationArguments,)}
     pretraining = (DataArguments, ModelArguments, DelstTrainingArguments, CardArguments)

@@ -61,6 +61,7 @@ def test_pretrain_visium(run, tiny_backbone, tmp_path):
     assert re.search(r"\bS3\b", text)
     model = DelstModel.from_pretrained(tmp_path / "run" / "model")
     assert model.config.gene_config.num_genes > 100
+    assert (model.gene_model.missing_values > 0).all()  # the training means, as training/pretrain.py sets them
 
 
 def test_signature_maps(run, toy_checkpoint, toy_folder, toy_study, tmp_path):
@@ -82,7 +83,9 @@ def test_expression_prediction(run, toy_checkpoint, toy_folder, tmp_path):
 def test_gated_backbone(run, tiny_backbone, toy_folder, tmp_path):
     text = run("gated_backbone.py", tiny_backbone, toy_folder, tmp_path / "run")
     assert "MB of heads" in text and "the same embedding after loading: True" in text
-    assert not any("vision_model" in name for name in load_file(tmp_path / "run" / "model" / "model.safetensors"))
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert not any("vision_model" in name for name in weights)
+    assert (weights["gene_model.missing_values"] > 0).all()
 
 
 def test_hierarchy(run, toy_checkpoint, toy_folder, tmp_path):

@@ -12,8 +12,8 @@ import yaml
 from delst_hf.hub.card import check_filled, model_card, template_text, unfilled
 from delst_hf.hub.card_results import limitations, results_text
 from delst_hf.hub.checkpoint_folder import copy_checkpoint_folder, save_checkpoint_folder
-from delst_hf.hub.facts import FACTS, data_facts
-from delst_hf.record import training_record
+from delst_hf.hub.facts import FACTS
+from delst_hf.record import data_facts, training_record
 
 
 @pytest.fixture

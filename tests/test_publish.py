@@ -12,8 +12,7 @@ from hub_server import Fault, HubServer
 
 from delst_hf import DelstModel
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
-from delst_hf.hub.facts import data_facts
-from delst_hf.record import training_record
+from delst_hf.record import data_facts, training_record
 
 FACTS = ["--license", "apache-2.0", "--base-model", "me/vit", "--base-model-license", "mit", "--dataset-name", "toys"]
 FACTS += [
@@ -205,6 +204,7 @@ print(json.dumps(answers))
 
 def test_the_trainer_pushes_at_each_save(toy_folder, tmp_path):
     options = ["--dataset", toy_folder, "--output_dir", tmp_path / "run", "--validation_slides", "toy_A2"]
+    options += ["--same_patient_slides", "toy_A2"]
     options += [
         "--test_slides",
         "toy_B1",

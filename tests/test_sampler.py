@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from delst_hf import DelstTrainingArguments
 from delst_hf.data.sampler import SlideSampler
-from delst_hf.pretraining.trainer import slide_sampler
+from delst_hf.pretraining.sampling import slide_sampler
 
 SIZES = {"a": 90, "b": 200, "c": 410}
 

@@ -235,9 +235,9 @@ def test_half_written_checkpoint_is_not_taken(make_trainer, monkeypatch):
     monkeypatch.setattr(Trainer, "train", lambda self, checkpoint: taken.append(checkpoint))
     trainer.train(resume_from_checkpoint=True)
     assert taken[0].endswith("checkpoint-3")
-    with pytest.raises(ValueError, match="checkpoint-6 is no whole checkpoint.*Go on from .*checkpoint-3"):
+    with pytest.raises(ValueError, match="checkpoint-6 is an incomplete checkpoint.*Go on from .*checkpoint-3"):
         trainer.train(resume_from_checkpoint=os.path.join(run, "checkpoint-6"))
-    with pytest.raises(ValueError, match="none holds no whole checkpoint"):
+    with pytest.raises(ValueError, match="none holds no complete checkpoint"):
         make_trainer("none").train(resume_from_checkpoint=True)
 
 
@@ -246,10 +246,18 @@ def test_leftovers_do_not_push_out_whole_checkpoints(make_trainer):
     run = Path(trainer.args.output_dir)
     for step in (4, 9):  # as a killed run leaves them: one is written over, one is younger than all that follow
         (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "begun").touch()
+    for name in ("checkpoint-mine", "checkpoint-1", "checkpoint-best"):  # the user's own, one of them with a marker
+        (run / name).mkdir()
+        (run / name / "notes.txt").touch()
+    (run / "checkpoint-best" / "complete").touch()
     (run / "checkpoint-4" / "complete").touch()
     (run / "checkpoint-4" / "stale").touch()
     trainer.train()
-    assert sorted(folder.name for folder in run.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(folder.name for folder in run.iterdir()) == [
+        *("checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-best", "checkpoint-mine")
+    ]
+    assert last_complete_checkpoint(run).endswith("checkpoint-6")
     assert not (run / "checkpoint-4" / "stale").exists()
 
 

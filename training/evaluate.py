@@ -13,7 +13,7 @@ import sys
 
 from delst_hf.commands.evaluate import EvaluationArguments, run_evaluation
 from delst_hf.errors import run_script
-from delst_hf.pretraining.arguments import parse_arguments
+from delst_hf.pretraining.options import parse_arguments
 
 
 def main() -> None:

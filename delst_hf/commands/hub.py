@@ -94,8 +94,7 @@ def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     data = None
     if arguments.data is not None:
         from ..data.study import Study
-        from ..hub.facts import data_facts
-        from ..record import read_training_record
+        from ..record import data_facts, read_training_record
 
         study, record = Study.load(arguments.data), read_training_record(arguments.folder)
         data = data_facts(arguments.data, study, record.get("train_slides") or study.slide_ids)

@@ -98,6 +98,15 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
     return spots
 
 
+def split_of_spots(folder: DatasetFolder) -> list[str]:
+    """Split of each spot that `load_spots` gives, in its order: "train" where the folder is not split."""
+    splits: list[str] = []
+    for file in _in_order(folder):
+        name = file.parent.name
+        splits += [name if name in SPLITS else SPLITS[0]] * pq.read_metadata(file).num_rows
+    return splits
+
+
 def read_genes(folder: DatasetFolder) -> pd.DataFrame:
     """The table of genes."""
     return _frame(folder.genes_file)

@@ -12,7 +12,7 @@ import scipy.sparse
 from datasets import Dataset
 
 from .folder import DatasetFolder, check_gene_indices
-from .reader import find_folder, load_spots, read_genes, read_slides
+from .reader import find_folder, load_spots, read_genes, read_slides, split_of_spots
 
 LEVEL_KEYS = ("n_genes", "total_counts", "shuffled")
 
@@ -22,7 +22,7 @@ class Study:
     """The three tables of a dataset folder.
 
     Attributes:
-        spots: One row a spot, with a column ``spot_index`` (its position) beside those of the folder.
+        spots: One row a spot, with the columns ``spot_index`` (its position) and ``split`` beside those of the folder.
         genes: One row a gene; ``gene_indices`` of the spots point into it.
         slides: One row a slide.
         folder: Where they were read from, None for tables from elsewhere.
@@ -59,6 +59,7 @@ class Study:
         folder = find_folder(path, verify, revision, token)
         # A folder may be split; here slides are chosen by name, so all of it is opened.
         spots = load_spots(folder, cache_dir)
+        spots = spots.add_column("split", split_of_spots(folder))
         spots = spots.add_column("spot_index", np.arange(len(spots)))
         return cls(spots=spots, genes=read_genes(folder), slides=read_slides(folder), folder=folder)
 
@@ -97,14 +98,27 @@ class Study:
         if unknown:
             raise ValueError(f"No slide {unknown} in this dataset. It holds {self.slide_ids}.")
 
-    def subset(self, slide_ids: Sequence[str]) -> Dataset:
+    def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
         """The spots of these slides, in the order of the folder.
+
+        Args:
+            slide_ids: Which slides.
+            spot_split: Of slides whose spots were split one by one, only the spots of this split.
 
         Raises:
             ValueError: If a slide is not in the folder.
         """
         self.check_slides(slide_ids)
-        return self.spots.select(np.flatnonzero(np.isin(self.slide_of_spot, list(slide_ids))))
+        chosen = np.isin(self.slide_of_spot, list(slide_ids))
+        torn = self.slides["slide_id"][self.slides["split"] == "spot"]
+        if spot_split is not None and len(torn):
+            split = np.asarray(self.spots.with_format("numpy")["split"][:])
+            chosen &= (split == spot_split) | ~np.isin(self.slide_of_spot, list(torn))
+        return self.spots.select(np.flatnonzero(chosen))
+
+    def patch_um(self, slide_ids: Sequence[str]) -> list[float]:
+        """Sides of the patches of these slides in micrometres, each once."""
+        return sorted(set(self.slides["patch_um"][self.slides["slide_id"].isin(list(slide_ids))]))
 
     def with_positions_um(self, spots: Dataset) -> Dataset:
         """These spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.

@@ -46,8 +46,8 @@ def model_card(
         repo_id: Where it will be: "user/name".
         results: Results of `delst evaluate`; by default results.json of the folder.
         baselines: Results that hold the baselines, where `results` has none: of another run on the same data.
-        data: Facts of the dataset (`data.facts.data_facts`); by default those of the training record.
-        given: Facts by hand; names as in `card_facts.FACTS`. They win over the records.
+        data: Facts of the dataset (`record.data_facts`); by default those of the training record.
+        given: Facts by hand; names as in `hub.facts.FACTS`. They win over the records.
 
     Returns:
         Markdown with a YAML header. Facts that are nowhere are placeholders such as ``{license}``.

@@ -35,6 +35,7 @@ def save_checkpoint_folder(
         The folder.
     """
     folder = Path(folder)
+    model.config.gene_config.vocabulary_hash = processor.feature_extractor.vocabulary_hash()
     with complete_or_nothing(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)

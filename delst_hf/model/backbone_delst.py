@@ -48,7 +48,7 @@ class BackboneOptionalModel(PreTrainedModel):
         Raises:
             OSError: If the backbone cannot be reached.
             ValueError: If it is not the one that the checkpoint was trained on, or the checkpoint holds its backbone and
-                another one is given.
+                another one is given; if weights are missing, unknown or out of range (but for those of a new task head).
         """
         folder, hub_kwargs = pretrained_model_name_or_path, {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
         saved = {} if folder is None else PreTrainedConfig.get_config_dict(folder, **hub_kwargs)[0]
@@ -57,7 +57,10 @@ class BackboneOptionalModel(PreTrainedModel):
                 raise ValueError(
                     f"vision_path={os.fspath(vision_path)!r}, but {str(folder)!r} holds its backbone. Leave vision_path out."
                 )
-            return super().from_pretrained(folder, *model_args, config=config, **kwargs)
+            loaded: Any = super().from_pretrained(
+                folder, *model_args, config=config, **{**kwargs, "output_loading_info": True}
+            )
+            return _checked(loaded, folder, saved, kwargs)
         if not isinstance(config, PreTrainedConfig):
             place, config_class = config or folder, cls.config_class or PreTrainedConfig
             config, kwargs = config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
@@ -65,7 +68,9 @@ class BackboneOptionalModel(PreTrainedModel):
         file: Any = cached_file(folder, "model.safetensors", **hub_kwargs)
         state = join_backbone(load_file(file), backbone)
         kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_ARGUMENTS}
-        return super().from_pretrained(None, *model_args, config=config, state_dict=state, **kwargs)
+        options = {**kwargs, "state_dict": state, "output_loading_info": True}
+        loaded = super().from_pretrained(None, *model_args, config=config, **options)
+        return _checked(loaded, folder, saved, kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any) -> Any:
         """As in transformers; ``save_backbone=False`` leaves the backbone out.
@@ -91,6 +96,55 @@ class BackboneOptionalModel(PreTrainedModel):
             return super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.save_backbone = setting
+
+
+def _checked(loaded: Any, folder: Any, saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    """Give back what was loaded, once every weight of it is known to come from the checkpoint."""
+    model, info = loaded
+    if folder is not None:
+        check_loaded(model, info, str(folder), saved.get("architectures"))
+    return (model, info) if kwargs.get("output_loading_info") else model
+
+
+def check_loaded(model: Any, info: Mapping[str, Any], folder: str, architectures: Any = None) -> None:
+    """Refuse a model whose weights are not all those of its checkpoint: transformers draws missing ones at random.
+
+    Args:
+        model: The model.
+        info: Loading info of ``from_pretrained``.
+        folder: The checkpoint, for messages.
+        architectures: Classes that it was saved from. Of another class the task head may be missing, or left over.
+
+    Raises:
+        ValueError: Naming the weights.
+    """
+    base, other_head = model.base_model, type(model).__name__ not in (architectures or ())
+    own = {name for name, _ in [*base.named_children(), *base.named_parameters(recurse=False)]}
+
+    def belongs_to_base(name: str) -> bool:
+        return name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in own
+
+    def is_unread_pooler(name: str) -> bool:
+        is_read = model.config.vision_pooling in ("auto", "pooler")
+        return BACKBONE in name and not is_read and belongs_to_pooler(name.split(BACKBONE, 1)[1])
+
+    for kind, what in (("missing_keys", "lacks"), ("unexpected_keys", "holds unknown")):
+        wrong = [
+            name for name in sorted(info.get(kind) or ())
+            if not is_unread_pooler(name) and (belongs_to_base(name) or not other_head)
+        ]  # fmt: skip
+        if wrong:
+            raise ValueError(
+                f"{folder} {what} weights: {', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)} ({len(wrong)} in all). Its file "
+                "of weights is not the one that belongs to its config.json. Copy the checkpoint anew from where it was made."
+            )
+    for name, (low, high) in base.scalar_bounds().items():
+        value = getattr(base, name)
+        if value.device.type != "meta" and not low - 1e-3 <= value.item() <= high + 1e-3:
+            raise ValueError(
+                f"{folder} holds {name} = {value.item():g}, outside of the {low:g} to {high:g} in which training keeps it. Its "
+                "weights are damaged, or were changed by hand. Copy the checkpoint again from where it was trained."
+            )
 
 
 def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, pooling: str) -> dict[str, Any]:

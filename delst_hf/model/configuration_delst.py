@@ -38,6 +38,8 @@ class DelstGeneConfig(PreTrainedConfig):
         num_attention_heads: Heads of the ``"set"`` encoder's pooling; they divide `hidden_size`.
         layer_norm_eps: Epsilon of the norms.
         initializer_range: Standard deviation of the normal initialisation, None for ``1/sqrt(fan_in)`` (gene embeddings: 1).
+        vocabulary_hash: Of the genes in their order (`DelstGeneFeatureExtractor.vocabulary_hash`), filled in when a checkpoint
+            is saved: loading a processor with another vocabulary beside these weights is an error.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -56,6 +58,7 @@ class DelstGeneConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     layer_norm_eps: float = 1e-5
     initializer_range: float | int | None = None
+    vocabulary_hash: str | None = None
 
     def __post_init__(self, **kwargs):
         _check_choice("encoder", self.encoder, ("linear", "mlp", "set"))

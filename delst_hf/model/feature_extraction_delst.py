@@ -1,5 +1,6 @@
 """Counts by gene name -> what the gene encoder reads: the vocabulary's genes, normalised, with a mask of what was measured."""
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,14 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         self.min_match_rate = min_match_rate
         self.error_match_rate = error_match_rate
         super().__init__(**kwargs)
+
+    def vocabulary_hash(self) -> str:
+        """Return the SHA-256 (16 hex digits) of the genes in their order: two models of one hash read the same input.
+
+        >>> DelstGeneFeatureExtractor(["ERBB2", "KRT19"]).vocabulary_hash()
+        '0385571dcd06955f'
+        """
+        return hashlib.sha256("\n".join(self.vocabulary).encode()).hexdigest()[:16]
 
     def add_genes(self, gene_names: Sequence[str]) -> int:
         """Add genes at the end of the vocabulary; the model then needs ``resize_gene_embeddings(len(vocabulary))``.

@@ -214,11 +214,18 @@ class DelstModel(DelstPreTrainedModel):
         The curvature stays within a factor 10 of its start, the similarity multiplier at most ``logit_scale_max``, and the
         scale of each modality at most 1.
         """
+        for name, (low, high) in self.scalar_bounds().items():
+            getattr(self, name).clamp_(low, high)
+
+    def scalar_bounds(self) -> dict[str, tuple[float, float]]:
+        """Return the range of each scalar of the head, as it is stored: all of them are logarithms."""
         low, high = self.curvature_bounds
-        self.log_curvature.clamp_(math.log(low), math.log(high))
-        self.logit_scale.clamp_(max=math.log(self.config.logit_scale_max))
-        self.log_image_scale.clamp_(max=0.0)
-        self.log_gene_scale.clamp_(max=0.0)
+        return {
+            "log_curvature": (math.log(low), math.log(high)),
+            "logit_scale": (-math.inf, math.log(self.config.logit_scale_max)),
+            "log_image_scale": (-math.inf, 0.0),
+            "log_gene_scale": (-math.inf, 0.0),
+        }
 
     @property
     def curvature_bounds(self) -> tuple[float, float]:

@@ -1,10 +1,12 @@
 """One processor for both modalities: the backbone's image processor joined with the gene feature extractor."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, cast
 
 from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.utils import cached_file
 
 from .feature_extraction_delst import DelstGeneFeatureExtractor
 
@@ -30,6 +32,29 @@ class DelstProcessor(ProcessorMixin):
             AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, backend="pil", **kwargs),
             DelstGeneFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
         ]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the vocabulary must be that of the weights beside which the processor was saved.
+
+        Args:
+            pretrained_model_name_or_path: Local folder or Hub id.
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: If the genes, or their order, are not those that config.json beside it holds the hash of.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        found = processor[0] if isinstance(processor, tuple) else processor
+        trained = _vocabulary_hash(pretrained_model_name_or_path, kwargs)
+        if trained is not None and trained != found.feature_extractor.vocabulary_hash():
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the vocabulary of processor_config.json (hash "
+                f"{found.feature_extractor.vocabulary_hash()}) is not the one that the weights were trained with ({trained}), "
+                "so each gene would be read by the weights of another. Copy the checkpoint anew from where it was made."
+            )
+        return processor
 
     def __call__(
         self,
@@ -72,6 +97,23 @@ class DelstProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", *self.feature_extractor.model_input_names]
+
+
+def _vocabulary_hash(folder: Any, kwargs: dict[str, Any]) -> str | None:
+    """The hash that the configuration of the model beside a processor holds; None where there is none."""
+    options = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir", "token") if name in kwargs}
+    path = cached_file(
+        folder,
+        "config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+        **options,
+    )
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        return (json.load(file).get("gene_config") or {}).get("vocabulary_hash")
 
 
 __all__ = ["DelstProcessor"]

@@ -150,6 +150,11 @@ def read_vision_model(vision: str, options: dict[str, Any]) -> tuple[PreTrainedM
             "such as 'facebook/dinov2-small'."
         )
     vision_config: PreTrainedConfig = AutoConfig.from_pretrained(vision, **options)
+    if vision_config.model_type == "delst":
+        raise ValueError(
+            f"{vision!r} is a DELST checkpoint, not a vision backbone. Continue it with --init_from {vision}, or load it by "
+            "DelstModel.from_pretrained; its backbone alone is DelstModel.from_pretrained(...).vision_model."
+        )
     vision_config = getattr(vision_config, "vision_config", vision_config)
     model, info = AutoModel.from_pretrained(
         vision, **{"dtype": torch.float32, **options, "config": vision_config, "output_loading_info": True}
@@ -175,8 +180,15 @@ def load_vision_model(
 
     Raises:
         FileNotFoundError: If `vision` looks like a local path and is not a folder.
+        ValueError: If it is a DELST checkpoint, or lacks weights other than those of a pooler.
     """
     model, missing = read_vision_model(vision, vision_kwargs)
+    absent = sorted(name for name in missing if not belongs_to_pooler(name))
+    if absent:
+        raise ValueError(
+            f"{vision} lacks {len(absent)} weights of its backbone, {absent[0]!r} first, which would be random. Give a "
+            "checkpoint whose weights are those of its config.json, or train from scratch with --vision_config."
+        )
     if config.get("vision_pooling", "auto") == "auto" and any(map(belongs_to_pooler, missing)):
         pooling = "cls" if measure_vision_model(model, "mean")[1] else "mean"
         logger.warning(

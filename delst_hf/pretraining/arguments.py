@@ -1,19 +1,17 @@
-"""Arguments of the training scripts: a YAML file, overridden by options on the command line."""
+"""What a run is told: which tissue, which model and losses, how to train. Each field is an option of the command line."""
 
 import dataclasses
 import inspect
 import re
-import sys
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
-import yaml
-from transformers import HfArgumentParser
+from accelerate.utils import parse_flag_from_env
+from transformers import TrainingArguments
 
 from ..data.study import LEVEL_KEYS
-from ..hub.facts import FACTS, FILES
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 
 
@@ -23,13 +21,29 @@ class DataArguments:
 
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     train_slides: str = field(
-        default="", metadata={"help": "Slides to train on, by commas. Default: all that are not held out."}
+        default="",
+        metadata={
+            "help": "Comma-separated slides to train on. Default: the split 'train' of the dataset, less what is held out."
+        },
     )
     validation_slides: str = field(
-        default="", metadata={"help": "Held-out slides, by commas, on which the run is watched."}
+        default="",
+        metadata={
+            "help": "Comma-separated slides to evaluate on during training. Default: the split 'validation' of the dataset."
+        },
     )
     test_slides: str = field(
-        default="", metadata={"help": "Held-out slides, by commas, that this run must never read."}
+        default="",
+        metadata={
+            "help": "Comma-separated slides that this run must never read. Default: the split 'test' of the dataset."
+        },
+    )
+    same_patient_slides: str = field(
+        default="",
+        metadata={
+            "help": "Comma-separated validation or test slides that may be of a patient who is trained on. Sections of one "
+            "patient are nearly copies, so all others of that kind are refused."
+        },
     )
     num_genes: int | None = field(
         default=1000, metadata={"help": "Size of the vocabulary: the most variable genes of the training slides."}
@@ -40,7 +54,7 @@ class DataArguments:
     vocabulary: str | None = field(
         default=None,
         metadata={
-            "help": "File of genes to read, one a line, as `delst vocabulary` writes it, instead of choosing them here. One "
+            "help": "File of genes to read, one per line, as `delst vocabulary` writes it, instead of choosing them here. One "
             "that was chosen on held-out slides is refused."
         },
     )
@@ -77,7 +91,11 @@ def _documented_fields(config_class: type, prefix: str, skip: tuple[str, ...]) -
 
 
 def _config_arguments(self: Any) -> dict[str, Any]:
-    values = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("vision", "image_size")}
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(self).items()
+        if name not in ("vision", "init_from", "image_size")
+    }
     gene = {name.removeprefix("gene_"): values.pop(name) for name in list(values) if name.startswith("gene_")}
     return {**values, "gene_config": gene}
 
@@ -91,6 +109,17 @@ ModelArguments = make_dataclass(
             field(
                 default=None,
                 metadata={"help": "Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config."},
+            ),
+        ),
+        (
+            "init_from",
+            str | None,
+            field(
+                default=None,
+                metadata={
+                    "help": "Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by "
+                    "name, those that it does not know are added. Of the options below only those of the losses apply."
+                },
             ),
         ),
         (
@@ -111,62 +140,159 @@ ModelArguments = make_dataclass(
             "",
             ("vision_config", "gene_config", "vision_feature_size", "vision_source", "head_inputs", "head_dropout"),
         ),
-        *_documented_fields(DelstGeneConfig, "gene_", ("num_genes",)),
+        *_documented_fields(DelstGeneConfig, "gene_", ("num_genes", "vocabulary_hash")),
     ],
     namespace={"__doc__": "Model and losses.", "config_arguments": _config_arguments},
 )
 
 
-CardArguments = make_dataclass(
-    "CardArguments",
-    [
-        (option[2:].replace("-", "_"), str | None, field(default=None, metadata={"help": f"For the card: {text}."}))
-        for name, (option, text) in FACTS.items()
-        if name not in FILES
-    ],
-    namespace={
-        "__doc__": "Facts of the model card, for push_to_hub.",
-        "facts": lambda self: {
-            name: value
-            for name, (option, _) in FACTS.items()
-            if (value := getattr(self, option[2:].replace("-", "_"), None)) is not None
+@dataclass
+class DelstTrainingArguments(TrainingArguments):
+    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections)."""
+
+    contrastive_micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching): memory of the "
+            "towers as for the micro-batch, negatives and gradients as for the whole batch of all processes, at the cost of "
+            "one more forward pass. Gradient accumulation does not add negatives (each of its batches is contrasted within "
+            "itself); this does."
         },
-    },
-)
+    )
 
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision backbone. Defaults to learning_rate."}
+    )
+    scalar_learning_rate: float = field(
+        default=1e-2,
+        metadata={"help": "Learning rate of the curvature, the logit scale and the scale of each modality."},
+    )
+    augment: bool = field(
+        default=True,
+        metadata={
+            "help": "Turn each training patch to one of its eight orientations at random: tissue has no preferred orientation."
+        },
+    )
+    cache_features: bool = field(
+        default=False,
+        metadata={
+            "help": "With freeze_vision: embed all spots once, keep the features in OUTPUT_DIR, and train the heads on them. "
+            "Patches are then not turned (augment has no effect)."
+        },
+    )
+    lora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved "
+            "merged into the backbone, or by itself with --save_backbone false."
+        },
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
+    batch_sampling: str = field(
+        default="random",
+        metadata={
+            "help": "Which spots meet in a batch: any ('random'), slides in proportion ('balanced'), or those of one slide, "
+            "whose negatives are hard ('within_slide')."
+        },
+    )
+    min_spot_distance_um: float = field(
+        default=0.0,
+        metadata={"help": "Spots of one slide closer than this (um) are never in one batch: they are near-duplicates."},
+    )
+    learning_rate: float = field(
+        default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
+    )
+    weight_decay: float = field(
+        default=0.2, metadata={"help": "Weight decay of matrices; norms, biases and the scalars are spared."}
+    )
+    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads all columns."}
+    )
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Drop the last, smaller training batch, whose contrastive loss is easier."}
+    )
+    per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Spots per batch of a process when evaluating. Default: per_device_train_batch_size, because the "
+            "contrastive loss grows with the batch and eval_loss could not be compared with loss."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Has no use here: a loss that is not finite ends the run."}
+    )
+    resume_anyway: bool = field(
+        default=False,
+        metadata={
+            "help": "With resume_from_checkpoint: go on although the checkpoint is of a run with other settings or data."
+        },
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The collator's spot index, passed on to the metrics."}
+    )
 
-def parse_arguments(classes: tuple[Any, ...], description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Parse ``[config.yaml] [--option value ...]``; options win over the file.
+    def __post_init__(self) -> None:
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
+        super().__post_init__()
+        self._check_values()
+        # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
+        least = 3 if self.load_best_model_at_end else 2
+        if self.save_total_limit is not None and 0 < self.save_total_limit < least:
+            raise ValueError(
+                f"save_total_limit={self.save_total_limit} would delete the last whole checkpoint before the new one is known "
+                f"to be whole. Use save_total_limit={least} or more{' (the best one counts)' if least == 3 else ''}."
+            )
 
-    Args:
-        classes: Dataclasses to fill.
-        description: What `--help` begins with.
-        argv: Command line without the program's name; that of the process by default.
+    def _check_values(self) -> None:
+        """Refuse values that no run could have, or that contradict each other."""
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs:g} with max_steps={self.max_steps} is a run without a step. Set one "
+                "of the two above 0."
+            )
+        if self.contrastive_micro_batch_size is not None and self.contrastive_micro_batch_size < 1:
+            raise ValueError(
+                f"contrastive_micro_batch_size={self.contrastive_micro_batch_size} must be 1 or more, or left out."
+            )
+        if self.batch_sampling != "random":
+            from ..data.sampler import BATCH_SAMPLING
 
-    Returns:
-        One instance of each class.
+            if self.batch_sampling not in BATCH_SAMPLING:
+                allowed = ", ".join(map(repr, BATCH_SAMPLING))
+                raise ValueError(f"batch_sampling={self.batch_sampling!r} is not known. Choose one of {allowed}.")
+        if self.slide_aware and not self.dataloader_drop_last:
+            raise ValueError(
+                f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
+                "batches only. Leave dataloader_drop_last at True."
+            )
+        if self.cache_features and (self.lora or not self.freeze_vision):
+            raise ValueError(
+                "cache_features keeps what the backbone makes of each patch, so the backbone must stay as it is: add "
+                "--freeze_vision true" + (" and leave --lora out." if self.lora else ", or leave cache_features out.")
+            )
+        if self.lora and self.freeze_vision:
+            raise ValueError(
+                "lora and freeze_vision exclude each other: lora trains adapters in the backbone, freeze_vision trains nothing "
+                "in it. Choose one of the two."
+            )
+        self._refuse_what_cannot_be_sharded()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
 
-    Raises:
-        ValueError: If the file is not a mapping of option to value.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(classes, description=description, usage="%(prog)s [config.yaml] [--option value ...]")
-    defaults: list[str] = []
-    if argv and not argv[0].startswith("-"):
-        defaults = _yaml_options(argv.pop(0))
-    return parser.parse_args_into_dataclasses(args=defaults + argv, look_for_args_file=False)
+    def _refuse_what_cannot_be_sharded(self) -> None:
+        """FSDP shards one whole model; heads alone, or weights beside frozen ones, are small and need none of it."""
+        asked = [name for name in ("lora", "cache_features") if getattr(self, name)]
+        if asked and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+            raise ValueError(
+                f"{asked[0]}=True trains few weights, which FSDP would not shard. Train with DDP "
+                "(training/configs/accelerate/multi_gpu.yaml), or leave the option out."
+            )
 
-
-def _yaml_options(path: str) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        options = yaml.safe_load(file)
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} must be a YAML mapping such as 'learning_rate: 1e-4', one option a line.")
-    words: list[str] = []
-    for name, value in options.items():
-        if value is None:
-            continue
-        if isinstance(value, dict):
-            value = yaml.safe_dump(value, default_flow_style=True, width=2**30).strip()
-        words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    return words
+    @property
+    def slide_aware(self) -> bool:
+        """Whether batches are put together by slide and position."""
+        return self.batch_sampling != "random" or self.min_spot_distance_um != 0

@@ -1,4 +1,4 @@
-"""Training the heads alone, fast: a frozen backbone sees each spot once, and what it made of it is kept.
+"""Training the heads alone, fast: the frozen backbone encodes each spot once and its features are stored.
 
 Without the backbone in every step, batches of 16 thousand spots and more fit on one machine.
 """
@@ -75,6 +75,28 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def features_in_place_of_patches(trainer: Any) -> Iterator[None]:
+    """Within this context a `DelstTrainer` trains on the features of its spots, made first where they are not yet there."""
+    args, collator, spots = trainer.args, trainer.data_collator, (trainer.train_dataset, trainer.eval_dataset)
+    options = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
+
+    def rows(part: Dataset | None) -> FeatureRows | None:
+        if part is None:
+            return None
+        return FeatureRows(part, cached_features(trainer.model, part, collator, args.output_dir, **options), collator)
+
+    # The numbers that the run draws do not depend on whether the features were there already.
+    with torch.random.fork_rng():
+        trainer.train_dataset, trainer.eval_dataset = map(rows, spots)
+    trainer.data_collator = as_it_is
+    try:
+        with without_backbone(trainer.model):
+            yield
+    finally:
+        trainer.data_collator, (trainer.train_dataset, trainer.eval_dataset) = collator, spots
+
+
 def cached_features(
     model: DelstModel,
     spots: Dataset,
@@ -91,7 +113,7 @@ def cached_features(
         spots: Spots of a `Study`.
         collator: Collator of the model.
         folder: Where to keep ``features-<key>.npy``; the key hashes weights, preparation of the patches and spots.
-        batch_size: Spots a batch of a process.
+        batch_size: Spots per batch of a process.
         num_workers: Worker processes of the loader.
         progress: Show a progress bar.
 
@@ -107,6 +129,7 @@ def cached_features(
             folder.mkdir(parents=True, exist_ok=True)
             shape = (len(spots), model.config.vision_feature_size)
             np.lib.format.open_memmap(partial, "w+", np.float32, shape).flush()
+            _reserve(partial)
         _wait_for_all()
         # Each process writes its own rows: no one has to hold them all.
         table = np.lib.format.open_memmap(partial, "r+")
@@ -120,6 +143,22 @@ def cached_features(
     _wait_for_all()
     # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
     return np.load(path, mmap_mode="c")
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a file on the disk now: a page of a map that finds none ends the process without a word."""
+    size = path.stat().st_size
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise OSError(
+            f"The features need {size / 1e9:.2f} GB in {path.parent}, which cannot be had ({error.strerror}). Free that much, "
+            "choose another --output_dir, or leave --cache_features out."
+        ) from error
 
 
 def _wait_for_all() -> None:

@@ -1,26 +1,68 @@
-"""Checkpoints of a run that may be killed at any moment: which of them are whole, and how one becomes so."""
+"""Checkpoints of a run that may be killed at any moment: which are complete and undamaged, and of which run they are."""
 
+import hashlib
+import json
+import logging
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..atomic import fsync
+from ..record import hyperparameters
 
-COMPLETE = "complete"
+logger = logging.getLogger(__name__)
+
+COMPLETE, BEGUN = "complete", "begun"
+_NAME = re.compile(r"checkpoint-(\d+)")
+# What an identity says in full elsewhere, what may be changed (the length of a run), and what changes no result.
+_NOT_COMPARED = re.compile(
+    "num_train_epochs|max_steps|(train|validation|test|same_patient)_slides|vocabulary|batch_size|resume_anyway"
+)
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The latest checkpoint that was written to its end, None when there is none.
+    """Return the latest checkpoint that was written to its end, None when there is none.
 
     Args:
-        output_dir: Output folder of a `DelstTrainer`.
+        output_dir: Output folder of a `DelstTrainer`. Folders with other names than ``checkpoint-<number>`` do not count.
     """
-    whole = [marker.parent for marker in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[-1]))) if whole else None
+    steps = {int(found[1]): path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")
+             if (found := _NAME.fullmatch(path.parent.name))}  # fmt: skip
+    return str(steps[max(steps)]) if steps else None
+
+
+def resume_point(output_dir: str | os.PathLike, wanted: str | None) -> str | None:
+    """Find the checkpoint to go on from; refuse to write over a run that is not resumed.
+
+    Args:
+        output_dir: Output folder of the run.
+        wanted: ``"true"`` for the last complete checkpoint, the folder of one, or None or ``"false"``.
+
+    Returns:
+        The folder of a checkpoint, None to begin at the start.
+
+    Raises:
+        ValueError: If the folder holds a run and `wanted` does not name it, or the checkpoint is not complete.
+    """
+    last = last_complete_checkpoint(output_dir)
+    if wanted is None or wanted.lower() == "false":
+        if last or (Path(output_dir) / "model").exists():
+            raise ValueError(
+                f"{output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
+                "another --output_dir."
+            )
+        return None
+    # A run that was killed before its first checkpoint begins again.
+    return last if wanted.lower() == "true" else whole_checkpoint(wanted, output_dir)
 
 
 def whole_checkpoint(wanted: str | bool, output_dir: str | os.PathLike) -> str:
-    """The checkpoint that a user asked to go on from, known to be whole.
+    """Find the checkpoint that a user asked to go on from, and check every file of it.
 
     Args:
         wanted: True for the last one of the run, or the folder of one.
@@ -30,37 +72,199 @@ def whole_checkpoint(wanted: str | bool, output_dir: str | os.PathLike) -> str:
         Its folder.
 
     Raises:
-        ValueError: If there is none, or the one given was never finished.
+        ValueError: If there is none, the one given was never finished, or a file is missing or changed.
     """
     last = last_complete_checkpoint(output_dir)
     if wanted is True:
         if last is None:
             raise ValueError(
-                f"{output_dir} holds no whole checkpoint to go on from. Train without resume_from_checkpoint."
+                f"{output_dir} holds no complete checkpoint to go on from. Train without resume_from_checkpoint."
             )
-        return last
-    if not (Path(str(wanted)) / COMPLETE).is_file():
+        wanted = last
+    folder = Path(str(wanted))
+    if not (folder / COMPLETE).is_file():
         raise ValueError(
-            f"{wanted} is no whole checkpoint: the file {COMPLETE!r} that is written last is not there. "
-            + (f"Go on from {last}." if last else f"{output_dir} holds no whole one: train from the start.")
+            f"{wanted} is an incomplete checkpoint: its marker file {COMPLETE!r} is missing. "
+            + (f"Go on from {last}." if last else f"{output_dir} holds no complete one: train from the start.")
         )
-    return str(wanted)
+    damaged = damaged_files(folder)
+    if damaged:
+        raise ValueError(
+            f"{folder} is damaged: {', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} missing or not as the run wrote "
+            "it. Go on from an earlier checkpoint by --resume_from_checkpoint FOLDER, or train from the start."
+        )
+    return str(folder)
 
 
-def prepare_for_checkpoint(run: Path, step: int) -> None:
-    """Clear away what a killed run left half-written, and unmark an older checkpoint of this step before it is written over.
+def damaged_files(checkpoint: Path) -> list[str]:
+    """Name the files of a checkpoint that are missing, or whose size or SHA-256 is not what its marker says."""
+    files = _marker(checkpoint).get("files", {})
+    if not files:
+        logger.warning(
+            "%s was written by an earlier version, which kept no checksums: its files are not checked.", checkpoint
+        )
+    return [name for name, facts in files.items() if _describe(checkpoint / name) != facts]
 
-    Left lying, half-written folders would count as checkpoints when the oldest are deleted, and whole ones go in their place.
+
+def begin_checkpoint(run: Path, step: int) -> None:
+    """Clear away what a killed run left half-written, and begin the checkpoint of this step.
+
+    Left lying, half-written folders would count as checkpoints when the oldest are deleted, and complete ones go in their
+    place. Only folders that a run began are taken away: those with the file `BEGUN`.
     """
-    (run / f"checkpoint-{step}" / COMPLETE).unlink(missing_ok=True)
     for folder in run.glob("checkpoint-*"):
-        if folder.is_dir() and not (folder / COMPLETE).is_file():
+        began = _NAME.fullmatch(folder.name) and (folder / BEGUN).is_file()
+        if began and not (folder / COMPLETE).is_file():
             shutil.rmtree(folder)
+    checkpoint = run / f"checkpoint-{step}"
+    ours = any((checkpoint / name).is_file() for name in (COMPLETE, BEGUN))
+    if checkpoint.is_dir() and not ours and any(checkpoint.iterdir()):
+        raise OSError(
+            f"{checkpoint} holds neither {COMPLETE!r} nor {BEGUN!r}, so it was not made by a run and is not written over. Move "
+            "it away, or choose another --output_dir."
+        )
+    if ours:
+        (checkpoint / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint)
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / BEGUN).touch()
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Bring every file of a checkpoint to the disk, and only then say that it is whole."""
+def mark_complete(checkpoint: Path, identity: Mapping[str, Any] | None = None) -> None:
+    """Bring every file of a checkpoint to the disk, and only then say that it is complete, and what it holds.
+
+    Args:
+        checkpoint: Its folder.
+        identity: `run_identity` of the run that wrote it.
+    """
     for path in [*checkpoint.rglob("*"), checkpoint]:
         fsync(path)
-    (checkpoint / COMPLETE).touch()
+    names = sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
+    files = {name: _describe(checkpoint / name) for name in names if name not in (COMPLETE, BEGUN)}
+    partial = checkpoint / f".{COMPLETE}"
+    partial.write_text(json.dumps({"run": dict(identity or {}), "files": files}, indent=1) + "\n", encoding="utf-8")
+    fsync(partial)
+    os.replace(partial, checkpoint / COMPLETE)
     fsync(checkpoint)
+
+
+def delete_oldest(run: Path, limit: int | None, best: str | None = None) -> None:
+    """Delete the oldest checkpoints of a run beyond a limit.
+
+    Args:
+        run: Its output folder. Folders that no run made, whatever their names, stay.
+        limit: How many to keep, None for all.
+        best: A checkpoint to keep whatever its age.
+    """
+    if not limit or limit < 1:
+        return
+    steps = {int(found[1]): path.parent for path in run.glob(f"checkpoint-*/{BEGUN}")
+             if (found := _NAME.fullmatch(path.parent.name)) and (path.parent / COMPLETE).is_file()}  # fmt: skip
+    kept = Path(best).resolve() if best else None
+    removable = [steps[step] for step in sorted(steps) if steps[step].resolve() != kept]
+    for folder in removable[: max(len(steps) - limit, 0)]:
+        (folder / COMPLETE).unlink()
+        shutil.rmtree(folder)
+
+
+def _describe(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _marker(checkpoint: Path) -> dict[str, Any]:
+    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+    try:
+        return json.loads(text) if text.strip() else {}
+    except json.JSONDecodeError:
+        return {"files": {COMPLETE: None}}
+
+
+def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots: Any) -> dict[str, Any]:
+    """Describe what decides the data, the vocabulary and the loss of a run: a checkpoint is gone on from by this run alone.
+
+    Args:
+        args: Its `DelstTrainingArguments`.
+        processor: Processor of the model, None where there is none.
+        run_facts: Facts of the run (`pretraining.run.assemble`).
+        spots: What it trains on.
+    """
+    settings = {**hyperparameters(args), **(run_facts.get("hyperparameters") or {})}
+    return {
+        "seed": args.seed,
+        "spots_per_batch": args.train_batch_size * args.world_size,
+        "training_spots": len(spots) if hasattr(spots, "__len__") else None,
+        "train_slides": run_facts.get("train_slides"),
+        "level_key": run_facts.get("level_key"),
+        "vocabulary": processor.feature_extractor.vocabulary_hash() if processor is not None else None,
+        "data": (run_facts.get("data") or {}).get("fingerprint"),
+        **{name: value for name, value in settings.items() if not _NOT_COMPARED.fullmatch(name)},
+    }
+
+
+def check_same_run(checkpoint: str, identity: Mapping[str, Any], resume_anyway: bool = False) -> None:
+    """Refuse to go on from a checkpoint of a run whose settings were others.
+
+    Args:
+        checkpoint: Its folder, complete.
+        identity: `run_identity` of the run that is to go on.
+        resume_anyway: Go on all the same, and say what differs.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    before = _marker(Path(checkpoint)).get("run", {})
+    now = json.loads(json.dumps(dict(identity)))
+    names = [name for name in before | now if before.get(name) != now.get(name)] if before else []
+    if not names:
+        return
+    differences = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names)
+    if not resume_anyway:
+        raise ValueError(
+            f"{checkpoint} is of another run: {differences}. Give the settings that it was begun with, begin a new run in "
+            "another --output_dir, or insist with --resume_anyway true."
+        )
+    logger.warning("Going on from %s although %s.", checkpoint, differences)
+
+
+def check_there_are_steps(args: Any, spots: Any) -> None:
+    """Refuse a run that would end where it begins.
+
+    Args:
+        args: Its `DelstTrainingArguments`.
+        spots: What it trains on.
+
+    Raises:
+        ValueError: If the spots make no whole batch.
+    """
+    batch = args.train_batch_size * args.world_size
+    if hasattr(spots, "__len__") and args.dataloader_drop_last and len(spots) < batch:
+        raise ValueError(
+            f"{len(spots)} training spots make no batch of {batch} ({args.train_batch_size} for each of {args.world_size} "
+            "processes), so there would be no step. Lower --per_device_train_batch_size, train on more slides, or set "
+            "--dataloader_drop_last false."
+        )
+
+
+def check_finite(model: nn.Module, when: str) -> None:
+    """Refuse to keep a model with weights that are not finite.
+
+    Args:
+        model: The model, or a part of it where it is sharded.
+        when: For the message, such as ``"after step 12"``.
+
+    Raises:
+        ValueError: Naming the first of these weights.
+    """
+    wrong = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights are not finite {when}, {wrong[0]!r} first. Nothing is saved; earlier checkpoints stay. "
+            "Lower --learning_rate, --vision_learning_rate, --scalar_learning_rate or --weight_decay, and train again."
+        )

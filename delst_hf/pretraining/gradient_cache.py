@@ -17,6 +17,25 @@ from ..model.modeling_delst import DelstModel, DelstOutput
 TOWER_INPUTS = ("pixel_values", "gene_values", "gene_mask")
 
 
+def check_gradient_caching(model: DelstModel, is_deepspeed_enabled: bool) -> None:
+    """Refuse what gradient caching cannot do exactly.
+
+    Raises:
+        ValueError: With DeepSpeed, or with BatchNorm layers that are trained.
+    """
+    if is_deepspeed_enabled:
+        raise ValueError(
+            "contrastive_micro_batch_size sends several backward passes into one step, which DeepSpeed does not take. "
+            "Train with DDP (multi_gpu.yaml) or FSDP, or leave the option out."
+        )
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms and not model.config.freeze_batch_norm:
+        raise ValueError(
+            "contrastive_micro_batch_size with freeze_batch_norm=False would normalise each micro-batch by itself and "
+            "count its statistics twice. Leave freeze_batch_norm at True."
+        )
+
+
 class _RandomState:
     """The state of torch's generators before a forward pass, so that its replay draws the same dropout."""
 

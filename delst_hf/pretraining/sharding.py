@@ -9,8 +9,6 @@ from torch import nn
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
 
-SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
-
 
 def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
     """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them whole, their gradients averaged.
@@ -29,8 +27,9 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
     # Accelerate asks for the table of tokens, to shard it by itself. There is none, and transformers' answer is an exception.
     model.get_input_embeddings = _no_embeddings  # type: ignore[method-assign, assignment]
     holder = nn.Module()
-    for name in SCALARS:
-        holder.register_parameter(name, getattr(model, name))
+    for name, parameter in model.named_parameters(recurse=False):
+        if parameter.dim() == 0:
+            holder.register_parameter(name, parameter)
     plugin.ignored_modules = [holder]
 
     def average(parameter: nn.Parameter) -> None:

@@ -1,33 +1,43 @@
-"""DelstTrainer: transformers' Trainer with the dual entailment losses, their diagnostics, and scalars that stay in range."""
+"""DelstTrainer: transformers' Trainer with the dual entailment losses, their diagnostics, and scalars that stay in range.
+
+What only some runs need (slide-aware batches, gradient caching, FSDP, cached features, the Hub) is imported by those.
+"""
 
 import functools
+import math
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, TrainerCallback
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from ..data.collator import DelstCollator
-from ..data.sampler import SlideSampler
 from ..data.study import SpotRows
 from ..evaluation.cones import cone_statistics
-from ..evaluation.retrieval import bidirectional_retrieval
 from ..model.distributed import world_size
 from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
+from ..record import hardware, hyperparameters, training_record
+from .arguments import DelstTrainingArguments
 from .augmentation import random_orientation
-from .checkpoints import mark_complete, prepare_for_checkpoint, whole_checkpoint
-from .gradient_cache import cached_loss
-from .hub_trainer import HubTrainer
-from .sharding import SCALARS, prepare_for_sharding, whole_model
-from .training_arguments import DelstTrainingArguments
+from .checkpoints import (
+    begin_checkpoint,
+    check_finite,
+    check_same_run,
+    check_there_are_steps,
+    delete_oldest,
+    mark_complete,
+    run_identity,
+    whole_checkpoint,
+)
 
+SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
 LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
 
 
@@ -39,17 +49,25 @@ class ClampScalars(TrainerCallback):
             model.clamp_scalars()
 
 
-class DelstTrainer(HubTrainer):
+class DelstTrainer(Trainer):
     """Trainer for `DelstModel`.
 
     It logs every loss term, the curvature and whether it sits at a clamp, the logit scale, and for the Lorentz geometry radius,
     half-aperture and the fraction of pairs inside the cone beside its mismatched control. On an evaluation set it adds
     retrieval over the whole set. Negatives come from all processes. Checkpoints carry a marker once they are whole; resume
-    with ``train(resume_from_checkpoint=True)``.
+    with ``train(resume_from_checkpoint=True)``. A loss, gradient or weight that is not finite ends the run.
+
+    Args:
+        *args: As in the base class.
+        processing_class: Processor of the model, saved and pushed with it.
+        run_facts: What the record of the run says beside arguments and log: slides, dataset, ``data`` (`record.data_facts`).
+        card_facts: Facts of the model card by hand (`hub.facts.FACTS`), such as ``{"license": "apache-2.0"}``.
+        **kwargs: As in the base class.
     """
 
     args: DelstTrainingArguments
     model: DelstModel
+    hub_model_id: Any
 
     def __init__(
         self,
@@ -62,19 +80,36 @@ class DelstTrainer(HubTrainer):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
         self.processor, self.run_facts, self.card_facts = processing_class, run_facts or {}, card_facts or {}
         super().__init__(*args, **kwargs)
+        if processing_class is not None:
+            self.model.config.gene_config.vocabulary_hash = processing_class.feature_extractor.vocabulary_hash()
         # `forward` takes keyword arguments for the backbone, not `num_items_in_batch`. Left True, the base class would not
         # divide the loss by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
-        self._check_gradient_caching()
+        if self.args.contrastive_micro_batch_size is not None:
+            from .gradient_cache import check_gradient_caching
+
+            check_gradient_caching(self.model, self.is_deepspeed_enabled)
         if self.is_fsdp_enabled:
+            from .sharding import prepare_for_sharding
+
             prepare_for_sharding(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
+        self._finite: Any = True  # whether all losses since the last optimiser step were
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
         self.add_callback(ClampScalars)
+
+    def record(self) -> dict[str, Any]:
+        """Return the record of the run so far, `training.json` of a checkpoint folder."""
+        facts = {"hyperparameters": hyperparameters(self.args), "seed": self.args.seed, **self.run_facts}
+        return training_record(**facts, hardware=hardware(), log_history=self.known_state().log_history)
+
+    def known_state(self) -> TrainerState:
+        """Return the state of the run: a new one before the base class has made it, which asks for the repository first."""
+        return getattr(self, "state", None) or TrainerState()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As in the base class, but no spot is dropped: `dataloader_drop_last` is meant for training batches."""
@@ -97,6 +132,8 @@ class DelstTrainer(HubTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not self.args.slide_aware:
             return super()._get_train_sampler(train_dataset)
+        from .sampling import slide_sampler
+
         spots = self.train_dataset if train_dataset is None else train_dataset
         return slide_sampler(spots.spots if isinstance(spots, SpotRows) else spots, self.args)
 
@@ -156,10 +193,16 @@ class DelstTrainer(HubTrainer):
             if value is not None:
                 sums[term] = sums[term] + value.detach()
         sums["batches"] = sums["batches"] + 1
+        # A model that knows nothing takes each spot of the joined batch for the partner with equal probability.
+        sums["chance"] = sums["chance"] + math.log(len(outputs.image_embeds) * world_size())
+        if model.training:
+            self._finite = self._finite & torch.isfinite(outputs.loss.detach())
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _cached_loss(self, model: nn.Module, inputs: dict[str, Any]) -> DelstOutput:
+        from .gradient_cache import cached_loss
+
         return cached_loss(
             model,
             self.accelerator.unwrap_model(self.model),
@@ -171,25 +214,11 @@ class DelstTrainer(HubTrainer):
             no_sync=lambda: self.accelerator.no_sync(model),
         )
 
-    def _check_gradient_caching(self) -> None:
-        """Refuse what gradient caching cannot do exactly."""
-        if self.args.contrastive_micro_batch_size is None:
-            return
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "contrastive_micro_batch_size sends several backward passes into one step, which DeepSpeed does not take. "
-                "Train with DDP (multi_gpu.yaml) or FSDP, or leave the option out."
-            )
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if norms and not self.model.config.freeze_batch_norm:
-            raise ValueError(
-                "contrastive_micro_batch_size with freeze_batch_norm=False would normalise each micro-batch by itself and "
-                "count its statistics twice. Leave freeze_batch_norm at True."
-            )
-
     def trained_model(self) -> DelstModel | None:
         """The model in one piece on the first process, None on others where FSDP shards it; all processes must call it."""
         if self.is_fsdp_enabled:
+            from .sharding import whole_model
+
             return whole_model(self.model, self.accelerator)
         return self.accelerator.unwrap_model(self.model)
 
@@ -210,6 +239,8 @@ class DelstTrainer(HubTrainer):
 
     def retrieval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Retrieval in both directions over the whole evaluation set."""
+        from ..evaluation.retrieval import bidirectional_retrieval
+
         predictions: Any = prediction.predictions
         image_embeds, gene_embeds = predictions
         model = self.accelerator.unwrap_model(self.model)
@@ -228,8 +259,10 @@ class DelstTrainer(HubTrainer):
     def _collect(self, mode: str) -> dict[str, float]:
         """Averages of the terms over batches and processes, and the diagnostics of the last batch."""
         sums, self._sums[mode] = self._sums[mode], defaultdict(float)
-        batches = sums.pop("batches", 0)
+        batches, chance = sums.pop("batches", 0), sums.pop("chance", 0.0)
         terms = {key: self.accelerator.gather(value / batches).mean().item() for key, value in sums.items()}
+        if batches:
+            terms["contrastive_chance"] = chance / batches
         model = self.accelerator.unwrap_model(self.model)
         if mode == "train":
             terms["logit_scale"] = model.logit_scale.exp().item()
@@ -261,8 +294,30 @@ class DelstTrainer(HubTrainer):
         if self.processor is not None and self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in the base class; ends the run before a step that would leave weights that are not finite."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # Scaled gradients of float16 may overflow: such a step is passed over and the scale lowered.
+        scaled = self.args.fp16 and (self.accelerator.scaler is not None or self.is_deepspeed_enabled)
+        finite, self._finite = self._finite, True
+        if not scaled:
+            finite = finite & torch.isfinite(torch.as_tensor(0.0 if grad_norm is None else grad_norm))
+        if not bool(finite):
+            from .numerics import why_not_finite
+
+            raise ValueError(why_not_finite(self, self._sums["train"], grad_norm))
+        return grad_norm
+
+    def _get_learning_rate(self) -> float:
+        """Return the rate of the heads, which is what ``learning_rate`` sets; the first group may be another one."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        roles = [group.get("role") for group in groups]
+        if self.is_deepspeed_enabled or "head" not in roles:
+            return super()._get_learning_rate()
+        return groups[roles.index("head")]["lr"]
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in the base class, but only a checkpoint that was written to its end is gone on from.
+        """As in the base class, but only a checkpoint of this run that was written to its end is gone on from.
 
         Args:
             resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
@@ -270,47 +325,60 @@ class DelstTrainer(HubTrainer):
             **kwargs: Passed to the base class.
 
         Raises:
-            ValueError: If there is no whole checkpoint, or the one given is not whole.
+            ValueError: If there is no whole checkpoint, the one given is damaged or of another run, the training data hold
+                no whole batch, or a loss, gradient or weight is not finite.
         """
+        check_there_are_steps(self.args, self.train_dataset)
         if resume_from_checkpoint:
             resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            check_same_run(resume_from_checkpoint, self.identity(), self.args.resume_anyway)
+        context: Any = nullcontext()
+        if self.args.cache_features and isinstance(self.data_collator, DelstCollator):
+            from .cached_features import features_in_place_of_patches
+
+            context = features_in_place_of_patches(self)
+        with context:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        check_finite(self.accelerator.unwrap_model(self.model), f"after step {self.state.global_step}")
+        return result
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint is compared by before it is gone on from: see `checkpoints.run_identity`."""
+        return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = Path(self._get_output_dir(trial=trial))
+        run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
+        check_finite(self.accelerator.unwrap_model(self.model), f"after step {step}")
         if self.args.should_save:
-            prepare_for_checkpoint(run, self.state.global_step)
+            begin_checkpoint(run, step)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        # The base class deletes the oldest folders of that name, whoever made them, and before the new one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(run / f"checkpoint-{self.state.global_step}")
+            mark_complete(run / f"checkpoint-{step}", self.identity())
+            delete_oldest(run, limit, self.state.best_model_checkpoint)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository of ``push_to_hub``: see `pushing.make_repository`."""
+        from .pushing import make_repository
 
-def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:
-    """The sampler of slide-aware batches over the joined batch of all processes.
+        make_repository(self, token, private)
 
-    Args:
-        spots: Spots with ``slide_id``, and with ``x_um`` and ``y_um`` where a distance is to be kept.
-        args: Training arguments.
+    def push_to_hub(  # type: ignore[override]
+        self, commit_message: str = "End of training", blocking: bool = True, **kwargs: Any
+    ) -> str | None:
+        """Push model, processor, record and card in one commit, and wait for it: see `pushing.push`."""
+        from .pushing import push
 
-    Raises:
-        ValueError: If a column is missing, or no batch can be made (see `SlideSampler`).
-    """
-    wanted = ["slide_id", "x_um", "y_um"] if args.min_spot_distance_um else ["slide_id"]
-    missing = [name for name in wanted if name not in spots.column_names]
-    if missing:
-        raise ValueError(
-            f"batch_sampling={args.batch_sampling!r} with min_spot_distance_um={args.min_spot_distance_um:g} needs the columns "
-            f"{missing}. Give spots of a Study; Study.with_positions_um adds x_um and y_um."
-        )
-    columns = spots.with_format("numpy")
-    positions = np.stack([columns["x_um"][:], columns["y_um"][:]], axis=1) if args.min_spot_distance_um else None
-    return SlideSampler(
-        np.asarray(columns["slide_id"][:]),
-        args.train_batch_size * args.world_size,
-        args.batch_sampling,
-        positions,
-        args.min_spot_distance_um,
-        args.seed if args.data_seed is None else args.data_seed,
-    )
+        known = ("token", "revision", "folder")
+        return push(self, commit_message, **{name: kwargs[name] for name in known if name in kwargs})
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        from .pushing import push_checkpoint
+
+        push_checkpoint(self)

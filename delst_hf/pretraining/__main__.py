@@ -1,0 +1,21 @@
+"""Pretrain DELST on the spots of a dataset folder.
+
+    accelerate launch -m delst_hf.pretraining toy
+    accelerate launch -m delst_hf.pretraining her2st --geometry cosine --seed 1
+    torchrun --nproc_per_node 2 -m delst_hf.pretraining my-run.yaml
+
+The first word is a YAML file, or the name of one that comes with the package; options on the command line win over it.
+A run that was killed goes on from its last whole checkpoint with --resume_from_checkpoint true. The result is
+OUTPUT_DIR/model: load it with DelstModel.from_pretrained.
+Negatives come from all processes. Gradient accumulation does not add negatives; --contrastive_micro_batch_size lets a batch
+of any size fit into memory with all of its negatives.
+"""
+
+import sys
+from functools import partial
+
+from delst_hf.errors import run_script
+from delst_hf.pretraining.run import main
+
+if __name__ == "__main__":
+    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretraining"))

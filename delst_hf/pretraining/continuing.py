@@ -1,0 +1,96 @@
+"""A DELST checkpoint trained further: on other slides, with genes that it did not know, or by other losses."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ..model.configuration_delst import DelstConfig
+from ..model.modeling_delst import DelstModel
+from ..model.processing_delst import DelstProcessor
+from ..record import TRAINING_RECORD, check_patch_size, read_training_record
+
+logger = logging.getLogger(__name__)
+
+# What may be set anew for weights that are there: the losses, and what is trained and saved of the backbone.
+_MAY_CHANGE = ("cross_entailment_weight", "intra_entailment_weight", "cross_parent", "intra_parent", "intra_min_level_ratio",
+               "min_radius", "cross_aperture_scale", "intra_aperture_scale", "freeze_batch_norm", "save_backbone")  # fmt: skip
+
+
+def continue_checkpoint(
+    model: Any, vocabulary: Sequence[str], patch_um: Iterable[float]
+) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
+    """Load a checkpoint to train it further; genes are joined by name, new ones are added at the end.
+
+    Args:
+        model: `ModelArguments` with ``init_from``.
+        vocabulary: Genes chosen on the new training slides.
+        patch_um: Sides of the new patches in micrometres.
+
+    Returns:
+        The model, its processor with the joined vocabulary, and the training record of the checkpoint.
+
+    Raises:
+        ValueError: If an option would need other weights, or the patches are of another size.
+    """
+    folder = str(model.init_from)
+    config = DelstConfig.from_pretrained(folder)
+    changes = _changes(model, config)
+    record = training_record_of(folder)
+    if not record:
+        logger.warning(
+            "%s has no %s: on which slides and patches it was trained is not known.", folder, TRAINING_RECORD
+        )
+    check_patch_size(record, patch_um, folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    network = DelstModel.from_pretrained(folder, config=config)
+    processor = DelstProcessor.from_pretrained(folder)
+    extractor = processor.feature_extractor
+    known = len(set(vocabulary) & set(extractor.vocabulary))
+    added = extractor.add_genes(vocabulary)
+    network.resize_gene_embeddings(len(extractor.vocabulary))
+    logger.info(
+        "Continues %s: %d of its genes are in the data's vocabulary, %d genes are added, now %d.",
+        folder, known, added, len(extractor.vocabulary),
+    )  # fmt: skip
+    return network, processor, record
+
+
+def training_record_of(model: str) -> dict[str, Any]:
+    """Read the record of a checkpoint, of a folder or of the Hub; empty where there is none."""
+    path = cached_file(
+        model,
+        TRAINING_RECORD,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return read_training_record(Path(path).parent) if path else {}
+
+
+def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:
+    """Options that were given other values than their defaults, checked against the checkpoint."""
+    fixed: list[str] = []
+    changes: dict[str, Any] = {}
+    for one in dataclasses.fields(model):
+        value, name = getattr(model, one.name), one.name
+        if name == "init_from" or value == one.default or value is None:
+            continue
+        if name in _MAY_CHANGE:
+            changes[name] = value
+        elif name in ("vision", "vision_config", "image_size"):
+            fixed.append(f"--{name}")
+        else:
+            gene: Any = config.gene_config
+            saved = getattr(gene, name.removeprefix("gene_")) if name.startswith("gene_") else getattr(config, name)
+            if saved != value:
+                fixed.append(f"--{name} {value} (the checkpoint has {saved})")
+    if fixed:
+        raise ValueError(
+            f"--init_from continues the weights of {model.init_from}, which {', '.join(fixed)} would not fit. Leave that out, "
+            f"or train from the start without --init_from. Allowed beside it: --{', --'.join(_MAY_CHANGE)}."
+        )
+    return changes

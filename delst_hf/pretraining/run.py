@@ -1,0 +1,318 @@
+"""One pretraining run, from a dataset to a checkpoint folder. Scripts, examples and notebooks call the same functions:
+
+study = Study.load("runs/toy/data")
+trainer = assemble(study, DataArguments("runs/toy/data"), ModelArguments(), DelstTrainingArguments("runs/mine"))
+trainer.train()
+folder = save_run(trainer)
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from datasets import Dataset
+from transformers import ViTImageProcessorPil, set_seed
+
+from ..data.collator import DelstCollator
+from ..data.study import Study, hierarchy_level
+from ..data.vocabulary import GeneMoments, gene_moments, select_vocabulary
+from ..hub.checkpoint_folder import save_checkpoint_folder
+from ..model.configuration_delst import DelstConfig
+from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
+from ..model.modeling_delst import DelstModel
+from ..model.processing_delst import DelstProcessor
+from ..model.vision_delst import load_image_processor
+from ..record import data_facts, hyperparameters
+from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
+from .checkpoints import resume_point
+from .trainer import DelstTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, card: Any = None) -> Path | None:
+    """Run a pretraining from its dataset to its checkpoint folder; all processes call it.
+
+    Args:
+        data: Which tissue to learn from.
+        model: `ModelArguments`: the model and its losses.
+        training: How to train; with ``resume_from_checkpoint`` a run that was killed goes on.
+        card: `CardArguments`: facts of the model card, for ``push_to_hub``.
+
+    Returns:
+        ``OUTPUT_DIR/model``, for `DelstModel.from_pretrained`; None on processes other than the first.
+
+    Raises:
+        ValueError: If the output folder holds a run that is not resumed, or arguments contradict each other or the data.
+    """
+    checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
+    trainer = assemble(Study.load(data.dataset), data, model, training, card)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return save_run(trainer)
+
+
+def assemble(
+    study: Study, data: DataArguments, model: Any, training: DelstTrainingArguments, card: Any = None
+) -> DelstTrainer:
+    """Put a run together: slides, vocabulary, processor, model, means of missing genes, levels, collator, trainer.
+
+    Args:
+        study: The dataset, opened.
+        data: Which of its slides and genes to learn from.
+        model: `ModelArguments`: the model and its losses.
+        training: How to train.
+        card: `CardArguments`, for ``push_to_hub``.
+
+    Returns:
+        A trainer, ready for ``train()``; its ``processing_class`` is the processor of the model.
+
+    Raises:
+        ValueError: If arguments contradict each other or the data.
+    """
+    check_backbone_can_be_left_out(model, training)
+    set_seed(training.seed)
+    train_slides, validation_slides = choose_slides(study, data)
+    spots = {"train_dataset": training_spots(study, train_slides)}
+    moments = gene_moments(study.count_batches(spots["train_dataset"]))
+    vocabulary = choose_vocabulary(study, data, moments, train_slides)
+    before: dict[str, Any] = {}
+    if model.init_from is None:
+        network, processor = build(model, vocabulary)
+    else:
+        from .continuing import continue_checkpoint
+
+        network, processor, before = continue_checkpoint(model, vocabulary, study.patch_um(train_slides))
+        _check_held_out(data, before, validation_slides)
+    set_missing_values(network, processor, study, moments)
+
+    level = hierarchy_level(spots["train_dataset"], data.level_key, training.seed)
+    spots["train_dataset"] = spots["train_dataset"].add_column("level", level)
+    if training.min_spot_distance_um:
+        spots["train_dataset"] = study.with_positions_um(spots["train_dataset"])
+    spots["eval_dataset"] = validation_spots(study, validation_slides)
+    if training.lora:
+        from .lora import add_lora
+
+        add_lora(network, training.lora_rank)
+    facts = {
+        "dataset": os.path.basename(os.path.normpath(data.dataset)),
+        "data": data_facts(data.dataset, study, train_slides),
+        # What the weights have seen: of a checkpoint that is continued, its slides too.
+        "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
+        "validation_slides": validation_slides,
+        "vision": before.get("vision") if model.vision is None else model.vision,
+        "level_key": data.level_key,
+        "hyperparameters": hyperparameters(data, model, training),
+    }
+    return DelstTrainer(
+        model=network,
+        args=training,
+        data_collator=collator_of(study, processor),
+        processing_class=processor,
+        run_facts=facts,
+        card_facts=card.facts() if card is not None else {},
+        **spots,
+    )
+
+
+def _check_held_out(data: DataArguments, before: Mapping[str, Any], validation_slides: Sequence[str]) -> None:
+    """Refuse to hold out what a checkpoint that is continued was trained on, of a dataset of the same name."""
+    if before.get("dataset") != os.path.basename(os.path.normpath(data.dataset)):
+        return
+    seen = [slide for slide in [*validation_slides, *split_names(data.test_slides)] if slide in before["train_slides"]]
+    if seen:
+        raise ValueError(
+            f"The held-out slides {seen}: the checkpoint of --init_from was trained on them, so scores there would be "
+            "worthless. Hold out others."
+        )
+
+
+def check_backbone_can_be_left_out(model: Any, training: DelstTrainingArguments) -> None:
+    """Refuse ``save_backbone=False`` where loading could not put the backbone back."""
+    if not model.save_backbone and (model.vision is None or not (training.freeze_vision or training.lora)):
+        raise ValueError(
+            "save_backbone=False leaves out the backbone, so it must be one that can be loaded again and is not trained: give "
+            "--vision, and --freeze_vision true or --lora true."
+        )
+
+
+def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
+    """Choose the slides to train on and those to validate on: the split of the dataset, unless slides are named.
+
+    Args:
+        study: The dataset.
+        data: Names of slides by role.
+
+    Returns:
+        Training slides and validation slides.
+
+    Raises:
+        ValueError: If a slide is unknown or has two roles, none is left for training, or a section of a patient who is
+            trained on is to be held out.
+    """
+    named = {role: split_names(getattr(data, f"{role}_slides")) for role in ("train", "validation", "test")}
+    study.check_slides([slide for slides in named.values() for slide in slides])
+    taken = {slide for slides in named.values() for slide in slides}
+    own = dict(zip(study.slide_ids, study.slides["split"], strict=True))
+    chosen = {
+        role: named[role] or [slide for slide in study.slide_ids if own.get(slide) == role and slide not in taken]
+        for role in ("validation", "test")
+    }
+    held_out = {*chosen["validation"], *chosen["test"]}
+    # A slide whose spots are split is trained on with those of its split "train".
+    trainable = [slide for slide in study.slide_ids if own.get(slide, "train") in ("train", "spot")]
+    train = named["train"] or [slide for slide in trainable if slide not in held_out]
+    if not train or set(train) & held_out or set(chosen["validation"]) & set(chosen["test"]):
+        raise ValueError(
+            f"Training slides {train}, validation {chosen['validation']} and test {chosen['test']} must not overlap, and at "
+            "least one slide must be left for training."
+        )
+    departing = [slide for slide in train if own.get(slide) in ("validation", "test")]
+    if departing:
+        logger.warning("Trains on %s, which the dataset holds out: its split is departed from.", ", ".join(departing))
+    _check_patients(study, train, [*chosen["validation"], *chosen["test"]], split_names(data.same_patient_slides))
+    return train, chosen["validation"]
+
+
+def _check_patients(study: Study, train: Sequence[str], held_out: Sequence[str], allowed: Sequence[str]) -> None:
+    """Refuse held-out sections of a patient who is trained on, unless they are named."""
+    trained = study.patients(train)
+    torn = [slide for slide in held_out if study.patients([slide]) & trained and slide not in allowed]
+    if torn:
+        raise ValueError(
+            f"The held-out slides {torn} are of patients who are trained on ({sorted(study.patients(torn))}). Sections of one "
+            "patient are nearly copies, so scores there would be too good. Hold out other patients, leave these slides out by "
+            f"naming --train_slides, or insist with --same_patient_slides {','.join(torn)}."
+        )
+
+
+def training_spots(study: Study, slides: Sequence[str]) -> Dataset:
+    """Return the spots of these slides; of a slide whose spots are split, those of the split "train"."""
+    return study.subset(slides, spot_split="train")
+
+
+def validation_spots(study: Study, slides: Sequence[str]) -> Dataset | None:
+    """Return the spots to evaluate on during training: of these slides, or without any of the split "validation"."""
+    split_by_spot = [slide for slide, split in zip(study.slide_ids, study.slides["split"]) if split == "spot"]
+    spots = study.subset(slides or split_by_spot, spot_split="validation")
+    return spots if len(spots) else None
+
+
+def choose_vocabulary(
+    study: Study, data: DataArguments, moments: GeneMoments, train_slides: Sequence[str]
+) -> list[str]:
+    """Read the genes of ``--vocabulary``, or choose them on the training spots.
+
+    Args:
+        study: The dataset.
+        data: ``vocabulary``, or ``num_genes`` and ``min_spots``.
+        moments: Of the training spots.
+        train_slides: Slides of the run; a vocabulary that others had a part in is refused.
+    """
+    if data.vocabulary is None:
+        return select_vocabulary(moments, study.gene_names, data.num_genes, data.min_spots)
+    from ..data.vocabulary import read_vocabulary
+
+    return read_vocabulary(data.vocabulary, study.gene_names, list(study.genes["gene_id"]), train_slides)
+
+
+def build(model: Any, vocabulary: Sequence[str]) -> tuple[DelstModel, DelstProcessor]:
+    """Build model and processor around a pretrained backbone, or around one that starts from scratch.
+
+    Args:
+        model: `ModelArguments`.
+        vocabulary: Names of the genes that the model reads.
+    """
+    side = model.image_size
+    if model.vision is not None:
+        image_processor = load_image_processor(model.vision, side)
+    else:
+        image_processor = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
+    processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary))
+    config = model.config_arguments()
+    vision_config = config.pop("vision_config")
+    config["gene_config"]["num_genes"] = len(vocabulary)
+    if model.vision is not None:
+        return DelstModel.from_vision_gene_pretrained(model.vision, **config), processor
+    vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
+    if side is not None:
+        vision_config.setdefault("image_size", side)
+    return DelstModel(DelstConfig(vision_config=vision_config, **config)), processor
+
+
+def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Study, moments: GeneMoments) -> None:
+    """Let the mean over the training spots stand in for a gene that a panel does not measure.
+
+    Args:
+        model: The model, changed in place.
+        processor: Its processor.
+        study: The dataset.
+        moments: Of the training spots. A gene of the vocabulary that the dataset lacks keeps the value it has.
+    """
+    # Of a name given twice the first counts, as it does for the choice of the vocabulary.
+    column = {name: i for i, name in reversed(list(enumerate(study.gene_names)))}
+    vocabulary = processor.feature_extractor.vocabulary
+    known = [i for i, name in enumerate(vocabulary) if name in column]
+    means = model.gene_model.missing_values.clone()
+    means[known] = torch.from_numpy(np.asarray([moments.mean[column[vocabulary[i]]] for i in known])).to(means)
+    model.gene_model.set_missing_values(means)
+
+
+def collator_of(study: Study, processor: DelstProcessor) -> DelstCollator:
+    """Make the collator of a study for a model's processor; patches are normalised on the device of the model."""
+    return DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
+
+
+def save_run(trainer: DelstTrainer) -> Path | None:
+    """Save what was trained as ``OUTPUT_DIR/model``, and push it where the arguments say so; all processes call it.
+
+    Args:
+        trainer: A trainer of `assemble` after ``train()``.
+
+    Returns:
+        The checkpoint folder; None on processes other than the first.
+    """
+    trained, args = trainer.trained_model(), trainer.args
+    if trained is None or not trainer.is_world_process_zero():
+        return None
+    if args.lora and trained.config.save_backbone:
+        from .lora import merge_lora
+
+        merge_lora(trained)
+    folder = Path(args.output_dir or ".") / "model"
+    processor: Any = trainer.processor
+    save_checkpoint_folder(folder, trained, processor, trainer.record())
+    print(f"Checkpoint: {folder}")
+    if args.push_to_hub:
+        print(f"Pushed: {trainer.push_to_hub(folder=folder)}")
+    return folder
+
+
+def main(argv: list[str] | None = None, description: str = "") -> None:
+    """Run the command line of training/pretrain.py and ``python -m delst_hf.pretraining``.
+
+    Args:
+        argv: Its words without the program's name; those of the process by default.
+        description: What ``--help`` begins with.
+    """
+    from .options import CardArguments, parse_arguments
+
+    classes = (DataArguments, ModelArguments, DelstTrainingArguments, CardArguments)
+    pretrain(*parse_arguments(classes, description, argv))
+
+
+__all__ = [
+    "assemble",
+    "build",
+    "choose_slides",
+    "choose_vocabulary",
+    "collator_of",
+    "pretrain",
+    "save_run",
+    "set_missing_values",
+]
