@@ -190,6 +190,10 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)"
     )
+    parser.add_argument("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
+                        "the image; several by comma, in their order")  # fmt: skip
+    parser.add_argument("--area-column", metavar="NAME", help="column with the area of each cell in um2")
+    add_pooling(parser)
     parser.add_argument(
         "--orientation", choices=("auto", "spots", "genes"), default="auto", help="the rows of the counts"
     )
@@ -208,6 +212,9 @@ def _table_jobs(arguments: argparse.Namespace) -> Jobs:
         "x_column",
         "y_column",
         "label_column",
+        "area_column",
+        "transform",
+        "grid_um",
         "scale",
         "orientation",
         "layer",
@@ -257,6 +264,13 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
     ]  # fmt: skip
 
 
+def add_pooling(parser: argparse.ArgumentParser) -> None:
+    """How rows are made pseudo-spots of a chosen size."""
+    parser.add_argument(
+        "--grid-um", type=float, metavar="UM", help="add cells up on squares of this side (default: a row per cell)"
+    )
+
+
 def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ZARR", help=".zarr folder")
     for name, text in (("table", "table"), ("region", "shapes that are the spots"), ("image", "image")):
@@ -268,6 +282,7 @@ def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layer", help="layer of the table with raw counts (default: X)")
     parser.add_argument("--label-key", metavar="COLUMN", help="column of obs with labels")
+    add_pooling(parser)
     _add_about(parser)
 
 
@@ -275,7 +290,7 @@ def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.spatialdata_zarr import read_spatialdata
 
     _check_files(arguments.source)
-    names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key")
+    names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key", "grid_um")
     options = {name: getattr(arguments, name) for name in names} | _about(arguments, 0, 1)
     return [partial(read_spatialdata, arguments.source, **options)]
 

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ...errors import reader
+from ..cells import pool_cells
 from ..images import open_image
 from ..lattice import measure_lattice
 from ..scale import find_array, given, image_states, lattice_states, names_positions, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
 from .matrices import join_key, join_spots, read_counts, read_table
+from .xenium import to_pixels
 
 
 @reader
@@ -23,7 +26,10 @@ def read_generic(
     x_column: str = "x",
     y_column: str = "y",
     label_column: str | None = None,
+    area_column: str | None = None,
     scale: float = 1.0,
+    transform: str | None = None,
+    grid_um: float | None = None,
     orientation: str = "auto",
     layer: str | None = None,
     mpp: float | None = None,
@@ -45,7 +51,11 @@ def read_generic(
         x_column: column with x (to the right) in pixels, times `scale`.
         y_column: column with y (downwards).
         label_column: column with labels.
+        area_column: column with the area of each cell in square micrometres.
         scale: pixels of the image per unit of the coordinates.
+        transform: in place of `scale`, a file with a 3 x 3 matrix from coordinates to pixels of the image, such as
+            micron_to_mosaic_pixel_transform.csv; several by comma are applied in their order.
+        grid_um: add rows up on squares of this side, see `pool_cells`.
         orientation: "spots" or "genes" as the rows of a table of counts; "auto" tells it from the names.
         layer: layer of an .h5ad with raw counts.
         mpp: micrometres per pixel of the image; by default from the lattice of the spots where that is of a known array, else
@@ -67,12 +77,12 @@ def read_generic(
     table = read_table(coordinates, "coordinates", text=[0, *key, *([label_column] if label_column else [])])
     if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
         key = [str(table.columns[0])]
-    missing = [column for column in (*key, x_column, y_column, label_column)
+    missing = [column for column in (*key, x_column, y_column, label_column, area_column)
                if column is not None and column not in table and column != table.index.name]  # fmt: skip
     if missing:
         raise KeyError(
             f"{name}: columns {missing} are missing; found {list(table.columns)}. Name those that hold them (--barcode-column, "
-            "--x-column, --y-column, --label-column)."
+            "--x-column, --y-column, --label-column, --area-column)."
         )
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
@@ -80,9 +90,10 @@ def read_generic(
     found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
     spots, matrix = join_spots(table, found, slide_id)
     pixels = open_image(image)
-    result = pd.DataFrame(
-        {"x": spots[x_column].astype(float) * scale, "y": spots[y_column].astype(float) * scale}, index=spots.index
-    )
+    x, y = _pixels_of(spots[[x_column, y_column]].to_numpy(float), scale, transform).T
+    result = pd.DataFrame({"x": x, "y": y}, index=spots.index)
+    if area_column is not None:
+        result["cell_area_um2"] = pd.to_numeric(spots[area_column], errors="coerce").to_numpy(float)
     for column in ("array_row", "array_col"):
         if column in spots:
             result[column] = whole_or(spots[column], -1)
@@ -96,10 +107,32 @@ def read_generic(
     scale_found = settle_scale(slide_id, witnesses, unknown=f"{Path(image).name} does not state it")
     if label_column is not None:
         result["label"] = spots[label_column].astype(object)
-    return Slide(
+    slide = Slide(
         slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, mpp=scale_found.mpp,
         scale=scale_found,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         label_source="" if label_column is None else f"{name}: {label_column}", spot_um=spot_um,
         source=f"table: {Path(counts).name}, {name}, {Path(image).name}",
     )  # fmt: skip
+    return slide if grid_um is None else pool_cells(slide, grid_um)
+
+
+def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:
+    """Pixels of the image (spots, 2) of coordinates x, y.
+
+    Raises:
+        ValueError: both a scale and a transform, or a file that is not an invertible 3 x 3 matrix.
+    """
+    if transform is None:
+        return places * scale
+    if scale != 1.0:
+        raise ValueError("--scale and --transform both say where coordinates lie. Give one of them.")
+    for file in transform.split(","):
+        matrix = read_table(file.strip(), "transform", header=None).to_numpy(float)
+        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+            raise ValueError(
+                f"{Path(file).name} is not an invertible 3 x 3 matrix: shape {matrix.shape}. Give the one that brings the "
+                "coordinates to pixels of the image (--transform)."
+            )
+        places = to_pixels(places, matrix)
+    return places

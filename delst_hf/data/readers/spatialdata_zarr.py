@@ -1,5 +1,6 @@
 """SpatialData (.zarr): a table of spots, the shapes it annotates, and an image. Needs the extra `spatialdata`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,15 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader
+from ..cells import pool_cells
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..notes import Notes
 from ..pixels import check_channels, check_opacity, to_rgb, white_level
 from ..scale import Scale, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
-from .anndata_file import raw_counts
+from .anndata_file import on_tissue, raw_counts
+
+logger = logging.getLogger(__name__)
 
 # Side of the pieces of an image that tell which value is white.
 _PIECE = 256
@@ -29,18 +34,23 @@ def read_spatialdata(
     spot_um: float | None = None,
     layer: str | None = None,
     label_key: str | None = None,
+    grid_um: float | None = None,
     slide_id: str | None = None,
     patient_id: str | None = None,
     technology: str = "",
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads one region of a SpatialData store: the centres of its shapes, brought into the frame of its image.
+    """Read one region of a SpatialData store: the centres of its shapes, brought into the frame of its image.
+
+    Shapes are circles or polygons. Circles of one radius are spots and equal squares are bins; shapes of different sizes are
+    cells, whose area is kept in `cell_area_um2`.
 
     Args:
         path: the .zarr folder.
         table: name of the table; may be left out when there is one.
-        region: the shapes that the spots are; may be left out when the table annotates one.
+        region: the shapes that the spots are; may be left out when the table annotates one. Shapes that the table does not
+            annotate are joined by the column of obs that holds their names.
         image: name of the image; may be left out when there is one.
         coordinate_system: one that shapes and image share; may be left out when there is one, or when all lay them alike.
         mpp: micrometres per pixel of the image; by default from the lattice of the spots where that is of a known array, else
@@ -48,6 +58,7 @@ def read_spatialdata(
         spot_um: diameter of a spot.
         layer: layer of the table with raw counts.
         label_key: column of the table's obs with labels.
+        grid_um: add rows up on squares of this side, see `pool_cells`.
         slide_id: by default the region.
         patient_id: by default the slide id.
         technology: for the slides table.
@@ -57,7 +68,8 @@ def read_spatialdata(
     Raises:
         ImportError: spatialdata is not installed.
         FileNotFoundError: nothing is there.
-        ValueError: a damaged store, several elements of which one must be named, or an unknown scale.
+        ValueError: a damaged store, several elements of which one must be named, a table that annotates labels (pixels of a
+            mask) and not shapes, no row with a shape, or an unknown scale.
     """
     try:
         import spatialdata
@@ -71,12 +83,20 @@ def read_spatialdata(
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}. It is incomplete or no SpatialData: write it again.") from error
     adata = data.tables[_one(data.tables, table, "table", path.name)]
-    keys = adata.uns["spatialdata_attrs"]
-    region = _one(sorted(set(adata.obs[keys["region_key"]].astype(str))), region, "region", path.name)
-    adata = adata[(adata.obs[keys["region_key"]].astype(str) == region).to_numpy()]
+    keys, notes = adata.uns["spatialdata_attrs"], Notes()
+    adata, region = _rows_of(data, adata, keys, region, path.name)
+    adata = _on_tissue(adata, path.name, notes)
     image = _one(data.images, image, "image", path.name)
-    spots, diameter_px = _centres(data, region, image, coordinate_system, path.name)
-    spots = spots.loc[adata.obs[keys["instance_key"]].to_numpy()].set_index(adata.obs_names.astype(str))
+    shapes, matrix = data.shapes[region], _matrix(data, region, image, coordinate_system, path.name)
+    names, known = _instances(adata, keys["instance_key"], shapes, region, path.name)
+    if not known.all():
+        logger.warning(
+            "%s: left out %d of %d rows without a shape in %r", path.name, (~known).sum(), len(known), region
+        )
+        notes.leave_out_spots("without a shape", (~known).sum())
+        adata, names = adata[known], names[known]
+    spots, diameter_px = _centres(shapes, matrix)
+    spots = spots.loc[names].set_index(adata.obs_names.astype(str))
     if label_key is not None and label_key not in adata.obs:
         raise KeyError(f"{path.name}: no column {label_key!r} in obs. Available: {list(adata.obs.columns)}.")
     if label_key is not None:
@@ -88,15 +108,73 @@ def read_spatialdata(
             places = pd.to_numeric(adata.obs[column].astype(object), errors="coerce")
             spots[column] = places.fillna(-1).astype(int).to_numpy()
     scale, array = _scale(spots, diameter_px, spot_um, mpp, technology, slide_id)
+    if "area_px2" in spots:
+        spots["cell_area_um2"] = spots.pop("area_px2") * scale.mpp**2
     counts, genes = raw_counts(adata, layer, slide_id)
-    return Slide(
+    slide = Slide(
         slide_id=slide_id, image=_rgb(data.images[image], image), spots=spots, counts=counts, genes=genes,
         mpp=scale.mpp, scale=scale, patient_id=patient_id or slide_id,
         technology=technology or ("" if array is None else array.name), tissue=tissue, species=species,
         spot_um=spot_um if array is None else array.spot_um,
-        spot_px=diameter_px,
-        label_source="" if label_key is None else f"obs[{label_key!r}]", source=f"spatialdata: {path.name}, {image}",
+        spot_px=diameter_px, notes=notes,
+        label_source="" if label_key is None else f"obs[{label_key!r}]", source=f"spatialdata: {path.name}, {region}, {image}",
     )  # fmt: skip
+    return slide if grid_um is None else pool_cells(slide, grid_um)
+
+
+def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) -> tuple[Any, str]:
+    """The rows of the table that belong to the region, and its name.
+
+    Raises:
+        ValueError: several regions, or one that is no shapes; the message names the shapes there are.
+    """
+    of_row = adata.obs[keys["region_key"]].astype(str)
+    annotated = sorted(set(of_row))
+    if region is not None and region in data.shapes and region not in annotated:
+        if len(annotated) > 1:
+            raise ValueError(
+                f"{name}: the table annotates {annotated}, and not {region!r}: its rows cannot be told apart. Choose one of "
+                "those, or another table (--table)."
+            )
+        return adata, region
+    chosen = _one(annotated, region, "region", name)
+    if chosen not in data.shapes:
+        there = sorted(map(str, data.shapes))
+        what = "labels, the pixels of a mask" if chosen in data.labels else "not in the store"
+        step = (
+            f"Join it to the outlines instead: --region {' or --region '.join(there)}."
+            if there
+            else f"Make outlines of them, sdata['outlines'] = spatialdata.to_polygons(sdata[{chosen!r}]), and write it again."
+        )
+        raise ValueError(f"{name}: the table annotates {chosen!r}, which is {what}, and not shapes. {step}")
+    return adata[(of_row == chosen).to_numpy()], chosen
+
+
+def _on_tissue(adata: Any, name: str, notes: Notes) -> Any:
+    keep = on_tissue(adata.obs, name)
+    notes.leave_out_spots("not in_tissue", (~keep).sum())
+    return adata if keep.all() else adata[keep]
+
+
+def _instances(adata: Any, key: str, shapes: Any, region: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The name of the shape of each row (rows,), and which of these are there (rows,) bool.
+
+    By the instance key; where the table annotates something else, by the column of obs, or the names of rows, most of which
+    are names of shapes.
+    """
+    if shapes.index.has_duplicates:
+        raise ValueError(f"{name}: shapes {region!r} have names twice. Make their index unique and write it again.")
+    as_stored = {str(one): one for one in shapes.index}
+    columns = [key, *(column for column in ("cell_id", "EntityID", "cell") if column in adata.obs and column != key)]
+    tried = [*(adata.obs[column].astype(str).to_numpy() for column in columns), adata.obs_names.astype(str).to_numpy()]
+    for names in tried:
+        known = np.array([one in as_stored for one in names])
+        if 2 * known.sum() > len(known) and len(set(names)) == len(names):
+            return np.array([as_stored.get(one) for one in names], dtype=object), known
+    raise ValueError(
+        f"{name}: the rows of the table are not named as the shapes {region!r} are ({list(as_stored)[:3]}); tried obs "
+        f"{columns} and the names of rows. Choose other shapes (--region), or another table (--table)."
+    )
 
 
 def _one(known: Any, chosen: str | None, what: str, name: str) -> str:
@@ -169,9 +247,8 @@ def _shared_system(data: Any, region: str, image: str, system: str | None, name:
     return shared[0], first
 
 
-def _centres(data: Any, region: str, image: str, system: str | None, name: str) -> tuple[pd.DataFrame, float | None]:
-    """x, y in pixels of the image by instance, and the median diameter of circles in pixels."""
-    shapes = data.shapes[region]
+def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -> np.ndarray:
+    """From the frame of the shapes to pixels of the image (3, 3)."""
     _, matrix = _shared_system(data, region, image, system, name)
     longest, shortest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if longest / shortest > 1.05:
@@ -179,12 +256,24 @@ def _centres(data: Any, region: str, image: str, system: str | None, name: str) 
             f"{name}: the transformation from {region!r} to {image!r} stretches one direction by {longest / shortest:.2f} "
             "against the other. Allowed: rotation, mirroring, one scale, and shear of up to 5 %. Correct it."
         )
+    return matrix
+
+
+def _centres(shapes: Any, matrix: np.ndarray) -> tuple[pd.DataFrame, float | None]:
+    """x, y in pixels of the image by instance, with area_px2 where shapes are cells; else the diameter or side in pixels."""
     centre = shapes.geometry.centroid
     xy = np.column_stack([centre.x, centre.y, np.ones(len(shapes))]) @ matrix.T
-    diameter = None
-    if "radius" in shapes:
-        diameter = float(2 * np.median(shapes["radius"]) * np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-    return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=shapes.index), diameter
+    spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=shapes.index)
+    circles = "radius" in shapes
+    area = (np.pi * shapes["radius"] ** 2 if circles else shapes.geometry.area).to_numpy(float)
+    area = area * abs(np.linalg.det(matrix[:2, :2]))
+    equal = bool(np.ptp(area) <= 0.01 * np.median(area)) and len(area) > 1
+    if equal and circles:
+        return spots, float(2 * np.sqrt(np.median(area) / np.pi))
+    if equal and (shapes.geometry.count_coordinates() == 5).all():  # squares of Visium HD
+        return spots, float(np.sqrt(np.median(area)))
+    spots["area_px2"] = area
+    return spots, None
 
 
 def _rgb(element: Any, name: str) -> Any:
