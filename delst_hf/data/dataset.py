@@ -39,6 +39,7 @@ from .merge import DatasetSummary, join_parts, merge_datasets
 from .output import check_output, clear_unfinished, parts_folder
 from .part import PatchOptions, write_part
 from .quality import QualityFilter
+from .scratch import scratch
 from .shards import shard
 from .slide import Slide
 from .splits import SplitRequest
@@ -246,9 +247,11 @@ def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
     unfinished = part.parent / f"{part.name}.unfinished-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir()
     try:
-        slide = item if isinstance(item, Slide) else item()
-        with reading(slide.source or slide.slide_id, "slide"):  # pixels are decoded as patches are cut
-            write_part(slide, unfinished, options)
+        with scratch():  # pixels are decoded as patches are cut
+            slide = item if isinstance(item, Slide) else item()
+            with reading(slide.source or slide.slide_id, "slide"):
+                write_part(slide, unfinished, options)
+            del slide
         for path in [*unfinished.rglob("*"), unfinished]:
             fsync(path)
         os.replace(unfinished, part)

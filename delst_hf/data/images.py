@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .pixels import to_rgb
+from .scratch import plain_file
 from .tiff import TiffImage
 from .tiff_tags import refuse_turned
 
@@ -41,7 +42,7 @@ def open_image(path: str | Path) -> Any:
         ValueError: the file is truncated, corrupt or not an image.
         ImportError: the format needs openslide, which is not installed.
     """
-    path = check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF).")
+    path = plain_file(check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF)."))
     if path.suffix.lower() in _OPENSLIDE_SUFFIXES:
         from .openslide_image import OpenSlideImage
 

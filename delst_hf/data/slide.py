@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -262,8 +263,17 @@ class Slide:
 
 
 def make_slide_id(name: str) -> str:
-    """A name of a file, a folder or a sample as a slide id: what no slide id may hold becomes "_"."""
-    cleaned = re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9_.-]+", "_", name)).lstrip("_.-").rstrip("_")
+    """Return a name of a file, a folder or a sample as a slide id.
+
+    Accents are dropped, other letters than Latin ones become their code points, so that different names stay different; what no
+    slide id may hold becomes "_".
+
+    >>> make_slide_id("Caf\u00e9 1"), make_slide_id("\u809d"), make_slide_id("a/b")
+    ('Cafe_1', 'u809d', 'a_b')
+    """
+    latin = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    spelled = "".join(f"u{ord(one):x}" if one.isalnum() and not one.isascii() else one for one in latin)
+    cleaned = re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9_.-]+", "_", spelled)).lstrip("_.-").rstrip("_")
     return cleaned or "slide"
 
 

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from ..counts import check_counts, describe_bad_counts, gene_features, make_genes, sum_duplicate_genes
 from ..images import check_readable
+from ..scratch import plain_file
 from ..values import texts
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def open_anndata(path: str | Path) -> "AnnData":
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file at {path}. Give the path of an .h5ad file or a .zarr folder.")
+    path = plain_file(path) if path.is_file() else path
     if path.suffix not in (".h5ad", ".zarr"):
         raise ValueError(f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...).")
     if path.is_file():

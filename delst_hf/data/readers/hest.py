@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader, reading
+from ..files import visible
 from ..full_size import check_image_size, full_size
 from ..images import open_image, to_rgb
 from ..lattice import SpotArray, arrays_named, measure_lattice
@@ -38,6 +39,17 @@ from .xenium import CONTROLS
 logger = logging.getLogger(__name__)
 
 PATCH_UM = 112.0
+# What is read of the metadata.
+_USED = (
+    "pixel_size_um_estimated",
+    "dataset_title",
+    "patient",
+    "st_technology",
+    "organ",
+    "tissue",
+    "species",
+    "spot_diameter",
+)
 
 
 def find_hest_samples(root: str | Path) -> list[str]:
@@ -49,7 +61,7 @@ def find_hest_samples(root: str | Path) -> list[str]:
     root = Path(root).expanduser()
     if not (root / "st").is_dir():
         raise FileNotFoundError(f"no st/ in {root}. Give the folder of HEST-1k, with st/ and wsis/ or patches/ in it.")
-    ids = sorted(path.stem for path in (root / "st").glob("*.h5ad"))
+    ids = [path.stem for path in visible(root / "st", "*.h5ad")]
     return [name for name in ids if (root / f"wsis/{name}.tif").exists() or (root / f"patches/{name}.h5").exists()]
 
 
@@ -132,11 +144,19 @@ def _metadata(root: Path, sample: str) -> dict[str, Any]:
                 name: None if is_missing(value) else plain(value)
                 for name, value in json.loads(path.read_text()).items()
             }
-    for table in sorted(root.glob("HEST*.csv"), reverse=True):
-        rows = read_table(table, "metadata", dtype=str)
-        if "id" in rows and (rows["id"] == sample).any():
-            row = rows[rows["id"] == sample].iloc[0]
-            return {str(name): None if is_missing(value) else value for name, value in row.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for path in visible(root, "HEST*.csv"):
+        table = read_table(path, "metadata", dtype=str)
+        for _, row in table[table["id"] == sample].iterrows() if "id" in table else ():
+            rows[path.name] = {str(name): None if is_missing(value) else value for name, value in row.items()}
+    differing = [name for name in _USED if len({row.get(name) for row in rows.values()}) > 1]
+    if differing:
+        raise ValueError(
+            f"{sample}: {', '.join(rows)} do not agree about {', '.join(differing)}. Keep the table of the release that you "
+            "downloaded."
+        )
+    if rows:
+        return next(iter(rows.values()))
     logger.warning(
         "%s: no metadata/%s.json and no row in HEST*.csv: species, organ and patient are unknown", sample, sample
     )

@@ -1,14 +1,11 @@
 """Count matrices as they lie on disk, and what joins them to spots."""
 
-import bz2
-import gzip
 import logging
-import lzma
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +14,9 @@ import scipy.sparse as sp
 
 from ...errors import reading
 from ..counts import check_counts, gene_features, make_genes
+from ..files import only_one, visible, without
 from ..images import check_readable
+from ..scratch import PACKED, open_packed, plain_file
 from ..values import identifiers, texts, whole_numbers
 from .anndata_file import open_anndata, raw_counts
 
@@ -73,7 +72,7 @@ def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] 
             table = pd.read_parquet(path)
             named = [table.columns[name] if isinstance(name, int) else name for name in text]
             return table.assign(**{name: texts(table[name]) for name in named if name in table})
-        with open_compressed(path) as file:
+        with open_packed(path) as file:
             return pd.read_csv(file, **(_dialect(path) | {"converters": dict.fromkeys(text, str)} | options))  # type: ignore[no-any-return]
 
 
@@ -114,19 +113,9 @@ def _names_of_columns(path: str | Path, what: str, **options: Any) -> tuple[list
     return ["", *header], {"header": None, "skiprows": 1, "names": range(fields)}
 
 
-def open_compressed(path: Path) -> IO[bytes]:
-    """Opens a file that may be gzip, bzip2 or xz; a browser may have unpacked it without changing its name."""
-    with path.open("rb") as file:
-        magic = file.read(6)
-    for known, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
-        if magic.startswith(known):
-            return opener(path, "rb")  # type: ignore[return-value, operator]
-    return path.open("rb")
-
-
 def _dialect(path: Path) -> dict[str, Any]:
     """Options of `pandas.read_csv`."""
-    with open_compressed(path) as file:
+    with open_packed(path) as file:
         start = file.read(1 << 20)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -174,12 +163,12 @@ def read_counts(
     name = path.name.lower()
     if orientation not in ("auto", "spots", "genes"):
         raise ValueError(f"orientation is {orientation!r}. Allowed: 'auto', 'spots' (as rows), 'genes' (as rows).")
-    if name.endswith((".h5ad", ".zarr")):
+    if without(name, PACKED).endswith((".h5ad", ".zarr")):
         return _read_anndata(path, layer)
-    if path.is_dir() or name.endswith((".mtx", ".mtx.gz")):
+    if path.is_dir() or without(name, PACKED).endswith(".mtx"):
         return read_mtx(path)
     check_readable(path, "counts", "Give a CSV, TSV, parquet, .h5, .h5ad or .mtx.")
-    if name.endswith(".h5"):
+    if without(name, PACKED).endswith(".h5"):
         return read_10x_h5(path)
     if not name.endswith(_TABLE_SUFFIXES):
         raise ValueError(
@@ -196,7 +185,7 @@ def read_10x_h5(path: str | Path) -> Counts:
     """
     import h5py
 
-    path = check_readable(path, "counts")
+    path = plain_file(check_readable(path, "counts"))
     with (
         reading(path, "counts", "It is truncated, or no feature-barcode matrix of Space Ranger: download it again."),
         h5py.File(path, "r") as file,
@@ -230,14 +219,18 @@ def read_mtx(path: str | Path) -> Counts:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = sorted([*path.glob("*matrix.mtx"), *path.glob("*matrix.mtx.gz")])
-        if not found:
+        found = only_one(
+            visible(path, "*matrix.mtx", *(f"*matrix.mtx{one}" for one in PACKED)),
+            "the matrix",
+            "Give the file itself.",
+        )
+        if found is None:
             raise FileNotFoundError(
                 f"no matrix.mtx or matrix.mtx.gz in {path}. Give the filtered_feature_bc_matrix folder."
             )
-        path = found[0]
+        path = found
     check_readable(path, "counts")
-    with reading(path, "counts", "It is truncated or no matrix: download it again."), open_compressed(path) as file:
+    with reading(path, "counts", "It is truncated or no matrix: download it again."), open_packed(path) as file:
         matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
     barcodes = read_table(_neighbour(path, "barcodes"), "barcodes", **plain)[0]
@@ -315,7 +308,7 @@ def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index
     values = np.delete(np.arange(len(header)), places)
     options |= {"converters": dict.fromkeys(places, str), "chunksize": _ROWS_AT_A_TIME}
     pieces, rows, text = [], list[str](), list[str]()
-    with reading(path, "counts", "It is truncated or no table: download it again."), open_compressed(path) as file:
+    with reading(path, "counts", "It is truncated or no table: download it again."), open_packed(path) as file:
         for piece in pd.read_csv(file, **(_dialect(path) | options)):
             rows += join_key([piece.iloc[:, place] for place in places])
             piece = piece.iloc[:, values] if len(places) > 1 or places[0] else piece.drop(columns=piece.columns[0])
@@ -385,13 +378,15 @@ def _read_anndata(path: Path, layer: str | None) -> Counts:
 def _neighbour(path: Path, *names: str) -> Path:
     stem = path.name.split(".mtx")[0]
     prefixes = dict.fromkeys((stem.removesuffix("matrix"), f"{stem}_", f"{stem}.", ""))
-    tried = [
-        path.parent / f"{prefix}{name}.tsv{suffix}" for prefix in prefixes for name in names for suffix in (".gz", "")
-    ]
-    for candidate in tried:
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"no {tried[0].name} (or {tried[-1].name}) beside {path}. Put it there.")
+    for prefix in prefixes:
+        tried = [path.parent / f"{prefix}{name}.tsv{suffix}" for name in names for suffix in ("", *PACKED)]
+        there = [candidate for candidate in tried if candidate.is_file()]
+        found = only_one(there, f"the {names[0]} of {path.name}", "Keep the one of this matrix beside it.")
+        if found is not None:
+            return found
+    raise FileNotFoundError(
+        f"no {next(iter(prefixes))}{names[0]}.tsv.gz (or {names[-1]}.tsv) beside {path}. Put it there."
+    )
 
 
 def _only_genes(counts: Counts, kinds: np.ndarray | None) -> Counts:

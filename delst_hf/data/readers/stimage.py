@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ...errors import reader
+from ..files import only_one, visible
 from ..images import open_image
 from ..lattice import arrays_named, measure_lattice
 from ..scale import (
@@ -47,7 +48,7 @@ def find_stimage_slides(root: str | Path) -> list[str]:
     """
     names = []
     for folder in _technologies(Path(root).expanduser()):
-        for path in sorted((folder / "coord").glob("*_coord.csv")):
+        for path in visible(folder / "coord", "*_coord.csv"):
             name = path.name.removesuffix("_coord.csv")
             if (folder / "gene_exp" / f"{name}_count.csv").exists() and (folder / "image" / f"{name}.png").exists():
                 names.append(name)
@@ -78,7 +79,11 @@ def read_stimage(
         ValueError: a damaged file, or nothing in common.
     """
     root = Path(root).expanduser()
-    folder = next((one for one in _technologies(root) if (one / "coord" / f"{slide}_coord.csv").exists()), None)
+    there = [path for one in _technologies(root) if (path := one / "coord" / f"{slide}_coord.csv").is_file()]
+    found = only_one(
+        there, f"the coordinates of {slide}", "Give the folder of one technology (ROOT/ST, ROOT/Visium, ...)."
+    )
+    folder = None if found is None else found.parent.parent
     if folder is None:
         raise FileNotFoundError(f"no slide {slide!r} in {root}. Available: {find_stimage_slides(root)[:20]}.")
     coordinates = read_named_table(folder / "coord" / f"{slide}_coord.csv", "coordinates", sep=",")
@@ -141,7 +146,7 @@ def _scale(
 
 def _labels(root: Path, slide: str) -> tuple[dict[str, str], str]:
     """Labels of a slide; studies with several slides have one file, found by the beginning of the slide's name."""
-    files = sorted((root / "annotation").glob("[!.]*_anno.csv"), key=lambda path: -len(path.name))
+    files = sorted(visible(root / "annotation", "*_anno.csv"), key=lambda path: -len(path.name))
     # The beginning up to a "_": the annotation of A1 is not that of A10.
     found = next((path for path in files if f"{slide}_".startswith(f"{path.name.removesuffix('_anno.csv')}_")), None)
     if found is None:

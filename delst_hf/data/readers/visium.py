@@ -9,6 +9,7 @@ HD: OUTS/binned_outputs/square_008um/ has the same, with bin_size_um and microns
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import reader, reading
+from ..files import only_one, visible, without
 from ..full_size import check_image_size, full_size
 from ..images import image_size, open_image
 from ..lattice import VISIUM, SpotArray, arrays_named, bins, matching_array, measure_lattice
@@ -29,14 +31,18 @@ from ..scale import (
     stated,
     stated_length,
 )
+from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, plain_values
 from .anndata_file import tissue_flags
+from .deposit import standard_layout
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+# Names of folders that every run has, so that they name no slide.
+_NAMES_OF_ANY_RUN = {"outs", "spaceranger", "spatial", "count", "output", "outputs", ""}
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 
 
@@ -44,6 +50,7 @@ _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positi
 def read_visium(
     path: str | Path,
     *,
+    prefix: str | None = None,
     slide_id: str | None = None,
     image: str | Path | None = None,
     image_scale: float | None = None,
@@ -56,7 +63,9 @@ def read_visium(
     """Reads the spots on tissue of one Visium slide.
 
     Args:
-        path: the folder `outs`, or the one that holds it.
+        path: the folder `outs`, or the one that holds it; or, as public archives have it, a folder or .tar of files with a
+            prefix before these names, compressed or not, with or without a folder spatial/.
+        prefix: beginning of the names of the sample's files, where a folder holds several samples.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one in the folder, with coordinates scaled into it.
         image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
@@ -75,8 +84,8 @@ def read_visium(
         ValueError: a damaged file, an unknown scale, or positions and counts that have nothing in common.
         KeyError: a missing column or scale factor.
     """
-    folder = _outs(Path(path).expanduser())
-    slide_id = slide_id or outs_name(folder)
+    folder = _outs(Path(path).expanduser(), prefix)
+    slide_id = slide_id or outs_name(path, prefix)
     factors = scale_factors(folder / "spatial")
     arrays = arrays_named(technology) or (VISIUM,)
     positions = _positions(folder / "spatial")
@@ -143,7 +152,7 @@ def scaled_image(
     )
     reduced = {
         kind: found for kind in ("hires", "lowres")
-        if (found := next((path for one in folders for path in sorted(one.glob(f"tissue_{kind}_image.*"))), None))
+        if (found := _reduced_image(folders, kind))
     }  # fmt: skip
     sizes = {
         kind: full_size(size, factors.get(f"tissue_{kind}_scalef"), path.name, f"tissue_{kind}_scalef")
@@ -166,6 +175,11 @@ def scaled_image(
         check_image_size(name, pixels.shape, path.name, other, scale)
     logger.warning("%s: patches are cut from the reduced %s; give the full-resolution image (--image)", name, path.name)
     return pixels, scale, path.name
+
+
+def _reduced_image(folders: Sequence[Path], kind: str) -> Path | None:
+    images = [path for folder in folders for path in visible(folder, f"tissue_{kind}_image.*")]
+    return only_one(images, f"the {kind} image of one slide", "Keep one of them.")
 
 
 def _slide(folder, slide_id, factors, positions, mpp, image, arrays, patient_id, technology, tissue, species) -> Slide:
@@ -229,13 +243,12 @@ def _scale(
     return settle_scale(slide_id, witnesses, frame="full-resolution pixel", unknown=unknown), array
 
 
-def _outs(path: Path) -> Path:
-    for folder in (path, path / "outs"):
-        if (folder / "spatial").is_dir():
-            return folder
-    if (path / "binned_outputs").is_dir() or (path / "outs" / "binned_outputs").is_dir():
+def _outs(path: Path, prefix: str | None) -> Path:
+    if not any((folder / "spatial").is_dir() for folder in (path, path / "outs")) and any(
+        (folder / "binned_outputs").is_dir() for folder in (path, path / "outs")
+    ):
         raise FileNotFoundError(f"{path} is a Visium HD run. Read it with `delst prepare visium-hd` (read_visium_hd).")
-    raise FileNotFoundError(f"no spatial/ in {path}. Give the folder `outs` of Space Ranger.")
+    return standard_layout(path, prefix)
 
 
 def _bin_folder(path: Path, bin_um: int) -> Path:
@@ -251,38 +264,52 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
     raise FileNotFoundError(f"no binned_outputs/{wanted} in {path}. Give the folder `outs` of a Visium HD run.")
 
 
-def outs_name(outs: Path) -> str:
-    outs = outs.resolve()
-    return make_slide_id(outs.parent.name if outs.name == "outs" else outs.name)
+def outs_name(outs: str | Path, prefix: str | None = None) -> str:
+    """The slide id of a run: the beginning of its files' names where it is given, else the folder that is the sample's own."""
+    if prefix:
+        return make_slide_id(prefix.rstrip("_.-"))
+    path = Path(outs).expanduser().resolve()
+    named = [part for part in (path, *path.parents) if part.name.lower() not in _NAMES_OF_ANY_RUN]
+    return make_slide_id(without(named[0].name, ARCHIVES))
 
 
 def _counts(folder: Path) -> Counts:
-    files = sorted(folder.glob("*filtered_feature_bc_matrix.h5"))
-    if files:
-        return read_10x_h5(files[0])
+    advice = "Keep those of one sample in the folder."
+    file = only_one(visible(folder, "*filtered_feature_bc_matrix.h5"), "the counts of one slide", advice)
+    if file is not None:
+        return read_10x_h5(file)
     if (folder / "filtered_feature_bc_matrix").is_dir():
         return read_mtx(folder / "filtered_feature_bc_matrix")
     raise FileNotFoundError(f"no filtered_feature_bc_matrix.h5 and no folder filtered_feature_bc_matrix in {folder}.")
 
 
 def _positions(spatial: Path) -> pd.DataFrame:
-    found = next((spatial / name for name in _POSITIONS if (spatial / name).is_file()), None)
-    if found is None:
+    found = visible(spatial, *_POSITIONS)
+    if not found:
         raise FileNotFoundError(f"none of {', '.join(_POSITIONS)} in {spatial}. Give the whole `outs` folder.")
+    tables = [_read_positions(path) for path in found]
+    if any(not table.sort_index().equals(tables[0].sort_index()) for table in tables[1:]):
+        raise ValueError(
+            f"{spatial} holds {len(found)} tables of positions that differ: {', '.join(path.name for path in found)}. Keep "
+            "the one of this slide."
+        )
+    return tables[0]
+
+
+def _read_positions(path: Path) -> pd.DataFrame:
     # Some tools write the name of the table without a header with one.
-    table = read_table(found, "positions", text=["barcode", 0])
-    if "in_tissue" not in table and found.name == "tissue_positions_list.csv":
-        table = read_table(found, "positions", text=[0], header=None)
+    table = read_table(path, "positions", text=["barcode", 0])
+    if "in_tissue" not in table and path.name == "tissue_positions_list.csv":
+        table = read_table(path, "positions", text=[0], header=None)
         table.columns = pd.Index(_COLUMNS if table.shape[1] == len(_COLUMNS) else table.columns)
     missing = sorted(set(_COLUMNS) - {*table.columns, table.index.name})
     if missing:
-        raise KeyError(f"{found.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")
+        raise KeyError(f"{path.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")
     table = table if table.index.name == "barcode" else table.set_index("barcode")
-    table["in_tissue"] = tissue_flags(table["in_tissue"], f"{found.name}: in_tissue")
-    with reading(found, "positions", "Numbers are needed but for barcode: correct the table."):
-        return table.set_axis(pd.Index(identifiers(table.index), dtype=object)).astype(
-            dict.fromkeys(_COLUMNS[2:], float)
-        )
+    table["in_tissue"] = tissue_flags(table["in_tissue"], f"{path.name}: in_tissue")
+    with reading(path, "positions", "Numbers are needed but for barcode: correct the table."):
+        table = table[_COLUMNS[1:]].astype(dict.fromkeys(_COLUMNS[2:], float))
+    return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
 
 
 def scale_factors(spatial: Path) -> dict[str, Any]:

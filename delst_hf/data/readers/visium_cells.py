@@ -16,6 +16,7 @@ import pandas as pd
 
 from ...errors import reader
 from ..cells import outlines
+from ..files import visible
 from ..images import check_readable
 from ..notes import Notes
 from ..scale import given, image_states, settle_scale, stated
@@ -167,5 +168,5 @@ def _image(
     image: str | Path | None, folders: list[Path], factors: dict[str, Any], name: str, image_scale: float | None
 ) -> tuple[Any, float, str]:
     """The image of the first of these folders that has one."""
-    chosen = next((folder for folder in folders if any(folder.glob("tissue_*res_image.*"))), folders[0])
+    chosen = next((folder for folder in folders if visible(folder, "tissue_*res_image.*")), folders[0])
     return scaled_image(image, chosen, factors, name, image_scale)

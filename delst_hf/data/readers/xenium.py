@@ -20,6 +20,7 @@ import scipy.sparse as sp
 
 from ...errors import reader
 from ..counts import make_genes
+from ..files import only_one
 from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
@@ -102,6 +103,7 @@ def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
     """The transcripts, some hundred thousand at a time."""
     parquet = folder / "transcripts.parquet"
     tables = [folder / name for name in ("transcripts.csv.gz", "transcripts.csv") if (folder / name).is_file()]
+    only_one([] if parquet.is_file() else tables, "the transcripts", "Keep one of them.")
     if not parquet.is_file() and not tables:
         raise FileNotFoundError(
             f"no transcripts.parquet, .csv.gz or .csv in {folder}. Give the output folder of Xenium."

@@ -1,0 +1,82 @@
+"""Which file is meant: hidden files are nobody's data, and several candidates are an error that lists them, never the first."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "lost+found"}
+_PIECE = 1 << 22
+
+
+def is_hidden(name: str) -> bool:
+    """Say whether a file is a system's own: .x, the ._x of a Mac, the ~$x and x~ of an editor, and the like."""
+    return name.startswith((".", "~")) or name.endswith("~") or name.lower() in _SYSTEM_FILES
+
+
+def visible(folder: str | Path, *patterns: str) -> list[Path]:
+    """Return the entries of a folder that match one of the patterns, hidden ones never, sorted by name.
+
+    Args:
+        folder: one that need not exist.
+        patterns: of whole names, such as "*.h5"; all entries without one.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir()
+        if not is_hidden(path.name) and (not patterns or any(fnmatchcase(path.name, one) for one in patterns))
+    )  # fmt: skip
+
+
+def only_one(candidates: Iterable[Path], what: str, advice: str) -> Path | None:
+    """Return the candidate, or None without one; copies of one file, compressed or not, count as one.
+
+    Args:
+        candidates: files, or folders.
+        what: which file is looked for, for the message.
+        advice: how to choose, a sentence.
+
+    Raises:
+        ValueError: several that differ; the message lists them.
+    """
+    found = list(dict.fromkeys(candidates))
+    if len(found) < 2:
+        return found[0] if found else None
+    if all(path.is_file() for path in found) and len({_content(path) for path in found}) == 1:
+        return found[0]
+    folder = found[0].parent
+    names = [path.name if path.parent == folder else str(path) for path in found]
+    raise ValueError(f"{folder} holds {len(found)} candidates for {what}: {', '.join(names)}. {advice}")
+
+
+def split_prefix(name: str, ending: str) -> str | None:
+    """Return what stands before the ending of a name: "GSM1_S1" of "GSM1_S1_matrix.mtx"; "" of "matrix.mtx"; None of others.
+
+    Args:
+        name: of a file, without the suffix of its compression.
+        ending: a regular expression.
+    """
+    match = re.fullmatch(rf"(?:(.*?)[_.\-])?(?:{ending})", name)
+    return None if match is None else match[1] or ""
+
+
+def without(name: str, suffixes: Sequence[str]) -> str:
+    """Return a name without the first of these suffixes that it has, in any case."""
+    return next((name[: -len(one)] for one in suffixes if name.lower().endswith(one)), name)
+
+
+def _content(path: Path) -> str:
+    """A checksum of what a file holds when it is not compressed."""
+    from .scratch import open_packed
+
+    digest = hashlib.sha256()
+    try:
+        with open_packed(path) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except (OSError, EOFError, ValueError):
+        return str(path)  # unreadable: equal to none
+    return digest.hexdigest()

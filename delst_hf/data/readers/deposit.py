@@ -1,0 +1,159 @@
+"""A Visium slide as public archives hand it out, brought into the layout of Space Ranger.
+
+    GSM1234567_S1_filtered_feature_bc_matrix.h5(.gz), or ..._filtered_feature_bc_matrix.tar.gz, or ..._matrix.mtx.gz,
+        ..._barcodes.tsv.gz, ..._features.tsv.gz
+    GSM1234567_S1_spatial.tar.gz, or ..._spatial/, or, flat: ..._tissue_positions_list.csv.gz,
+        ..._scalefactors_json.json.gz, ..._tissue_hires_image.png.gz
+    all of that within a .tar
+
+Names end as those of Space Ranger; what stands before is the sample. Files of several samples are refused with their list,
+unless `prefix` says which is meant; so are files whose beginnings differ, since all Visium slides have the same barcodes.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import only_one, split_prefix, visible, without
+from ..scratch import ARCHIVES, PACKED, is_archive, new_folder, plain_file, unpack
+
+logger = logging.getLogger(__name__)
+
+# What a file is -> how its name ends, and the name that it is given. "" keeps the ending as it is.
+_ROLES = {
+    "counts": (r"filtered_feature_bc_matrix\.h5", "filtered_feature_bc_matrix.h5"),
+    "positions": (r"tissue_positions(?:_list)?\.(?:csv|parquet)", ""),
+    "scale factors": (r"scalefactors_json\.json", "spatial/scalefactors_json.json"),
+    "hires image": (r"tissue_hires_image\.(?:png|jpe?g|tiff?)", ""),
+    "lowres image": (r"tissue_lowres_image\.(?:png|jpe?g|tiff?)", ""),
+    "matrix": (r"(?:filtered_feature_bc_)?matrix\.mtx", "filtered_feature_bc_matrix/matrix.mtx"),
+    "barcodes": (r"barcodes\.tsv", "filtered_feature_bc_matrix/barcodes.tsv"),
+    "features": (r"features\.tsv|genes\.tsv", "filtered_feature_bc_matrix/features.tsv"),
+}
+_MATRIX = ("matrix", "barcodes", "features")
+# Folders and archives whose content is that of a sample, by the end of their names.
+_CONTAINERS = r"spatial|filtered_feature_bc_matrix|outs"
+# What else Space Ranger writes, with files of the same names for other matrices.
+_OTHERS = ("raw_feature_bc_matrix", "analysis", "binned_outputs", "segmented_outputs", "raw_probe_bc_matrix")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a deposit: what it is, which sample the beginning of its name says, and where it lies."""
+
+    role: str
+    prefix: str
+    ending: str
+    path: Path
+
+
+def standard_layout(path: Path, prefix: str | None = None) -> Path:
+    """Return a folder in the layout of Space Ranger: the given one if it is, else one in the scratch that stands for it.
+
+    Args:
+        path: the folder `outs`, the one that holds it, a folder of a deposit, or a .tar of one.
+        prefix: beginning of the names of the sample's files, where there are several samples.
+
+    Raises:
+        FileNotFoundError: no positions and scale factors; the message lists what there is.
+        ValueError: files of several samples.
+    """
+    roots = [unpack(path)] if path.is_file() and is_archive(path) else [path, path / "outs"]
+    files: list[_File] = []
+    for root in roots:
+        files = list(_files(root, "", everything=root not in (path, path / "outs")))
+        if any(file.role in ("positions", "scale factors") for file in files):
+            break
+    chosen = _choose(files, prefix, path)
+    if not {"positions", "scale factors"} <= set(chosen):
+        for root in roots:
+            if (root / "spatial").is_dir():
+                return root  # a run with a file missing: its reader says which
+        names = [entry.name for entry in visible(path)] if path.is_dir() else [file.path.name for file in files]
+        raise FileNotFoundError(
+            f"no spatial/ in {path}, and no files named ..._tissue_positions_list.csv and ..._scalefactors_json.json; it holds "
+            f"{names[:12]}. Give the folder `outs` of Space Ranger, or the files of one sample of a deposit."
+        )
+    if all(_is_standard(file, root) for one in chosen.values() for file in one):
+        return root
+    return _link(chosen, path)
+
+
+def _files(folder: Path, prefix: str, everything: bool) -> Iterator[_File]:
+    """The files of a folder that have a role; of its folders and archives only those of a sample, unless `everything`."""
+    for entry in visible(folder):
+        if any(other in entry.name for other in _OTHERS):
+            continue
+        plain = without(entry.name, PACKED)
+        inner = split_prefix(without(entry.name, ARCHIVES) if is_archive(entry) else entry.name, _CONTAINERS)
+        if entry.is_dir() and (inner is not None or everything):
+            yield from _files(entry, inner or prefix, everything)
+        elif entry.is_file() and is_archive(entry) and (inner is not None or everything):
+            yield from _files(unpack(entry), inner or prefix, True)
+        elif entry.is_file():
+            for role, (ending, _) in _ROLES.items():
+                own = split_prefix(plain, ending)
+                if own is not None:
+                    yield _File(role, own or prefix, plain[len(own) :].lstrip("_.-"), entry)
+                    break
+
+
+def _choose(files: list[_File], prefix: str | None, where: Path) -> dict[str, list[_File]]:
+    """The files of one sample by role; several positions may be one table with and without a header."""
+    if prefix is not None:
+        wanted = prefix.rstrip("_.-")
+        if all(file.prefix != wanted for file in files):
+            known = sorted({file.prefix for file in files if file.prefix})
+            raise FileNotFoundError(
+                f"no file in {where} begins with {prefix!r}. Beginnings there are: {known} (--prefix)."
+            )
+        own = {file.role for file in files if file.prefix == wanted}
+        files = [file for file in files if file.prefix == wanted or (not file.prefix and file.role not in own)]
+    by_role: dict[str, list[_File]] = {}
+    for file in files:
+        by_role.setdefault(file.role, []).append(file)
+    if "counts" in by_role:
+        by_role = {role: found for role, found in by_role.items() if role not in _MATRIX}
+    how = "Name the sample by the beginning of its files (--prefix), or put the files of each into a folder of its own."
+    for role, found in by_role.items():
+        # One table of positions may stand there with and without a header, under two names.
+        named = (
+            {file.ending for file in found}
+            if role == "positions" and len({file.prefix for file in found}) == 1
+            else {""}
+        )
+        groups = [[file.path for file in found if not name or file.ending == name] for name in sorted(named)]
+        kept = [only_one(group, f"the {role} of one slide", how) for group in groups]
+        by_role[role] = [file for file in found if file.path in kept]
+    prefixes = {file.prefix: file.path.name for found in by_role.values() for file in found if file.prefix}
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"the files in {where} are of {len(prefixes)} samples: {', '.join(sorted(prefixes.values()))}. All Visium "
+            f"slides have the same barcodes, so they would join. {how}"
+        )
+    return by_role
+
+
+def _is_standard(file: _File, root: Path) -> bool:
+    if file.role in _MATRIX:  # read as they are, compressed or not
+        return (
+            without(file.path.name, PACKED) == file.ending and file.path.parent == root / "filtered_feature_bc_matrix"
+        )
+    return file.path.name == file.ending and file.path.parent == (root if file.role == "counts" else root / "spatial")
+
+
+def _link(chosen: dict[str, list[_File]], where: Path) -> Path:
+    """A folder in which the files of a sample stand, plain, under the names of Space Ranger."""
+    folder = new_folder("outs")
+    logger.info(
+        "%s: read as a run of Space Ranger: %s",
+        where.name,
+        ", ".join(f.path.name for one in chosen.values() for f in one),
+    )
+    for role, files in chosen.items():
+        for file in files:
+            target = folder / (_ROLES[role][1] or f"spatial/{file.ending}")
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(plain_file(file.path).resolve())
+    return folder

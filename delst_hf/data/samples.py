@@ -1,0 +1,119 @@
+"""Several samples in one table, found before their counts are put on one image.
+
+Tools join sections without asking: the same place of the array is then there twice, barcodes carry -1 and -2 or the name of a
+sample, or a column says which sample a spot is of. One image belongs to one of them, so the slide is refused, unless its user
+insists that it is one (`one_slide`).
+"""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from .slide import Slide
+from .values import identifiers
+
+# Columns that say which section a spot is of, as scanpy, Seurat, squidpy, CELLxGENE and spatialLIBD name them, in lower case
+# without dots and blanks. Patients and donors are not among them: a tissue array has many on one slide.
+SAMPLE_COLUMNS = {
+    "sample", "sample_id", "sampleid", "sample_name", "sample_key", "batch", "library", "library_id", "slide", "slide_id",
+    "slice", "slice_id", "section", "section_id", "section_name", "capture_area", "orig_ident", "dataset", "dataset_id",
+    "specimen_id", "image_id", "tissue_section", "brain_section_label", "experiment",
+}  # fmt: skip
+# The part of a barcode that is the place on the array; what stands around it is of the sample.
+_PLACE = re.compile(r"(.*?)((?:[ACGTN]{12,})|(?:s_\d{3}um_\d{5}_\d{5})|(?:\d+x\d+))((?:\D.*)?)")
+# Fewer places that are there twice are rounding or damage, which other checks see.
+_SHARE_TWICE = 0.01
+# How a format says which of several is meant, by the first word of `Slide.source`.
+_CHOICE = {
+    "anndata": "Read each by the column of obs that names it (--slide-key COLUMN, --slide-value NAME), with its own image",
+    "table": "Read each by the column of the coordinates that names it (--slide-column COLUMN, --slide-value NAME)",
+    "spatialdata": "Name the shapes and the table of one (--region, --table)",
+    "visium": "Give the output of one sample, not of an aggregation",
+}
+
+
+def sample_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of a table of spots whose names say that they name samples."""
+    named = [name for name in table if re.sub(r"[ .\-]+", "_", str(name).strip().lower()) in SAMPLE_COLUMNS]
+    return table[named]
+
+
+def check_one_slide(slide: Slide) -> None:
+    """Refuse a slide that is several.
+
+    Args:
+        slide: columns of its spots that `sample_columns` knows are looked at too.
+
+    Raises:
+        ValueError: what shows it, and how to choose.
+    """
+    found = list(_evidence(slide.spots))
+    if found:
+        how = _CHOICE.get(slide.source.partition(":")[0], "Split the files and read each sample by itself")
+        raise ValueError(
+            f"slide {slide.slide_id!r} is several samples on one image: {'; '.join(found)}. {how}; or, if all of it is on this "
+            "image, say so (--one-slide)."
+        )
+
+
+def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
+    """Return how many spots of the first lie at a place, of the array or in pixels, where one of the second lies."""
+    numbers = 0
+    for columns in (["array_row", "array_col"], ["x", "y"]):
+        known = [table[columns].dropna() for table in (first, second)]
+        if columns[0] == "array_row":
+            known = [table[(table >= 0).all(axis=1)] for table in known]
+        places = [pd.MultiIndex.from_frame(table.astype(float)) for table in known]
+        numbers = max(numbers, int(places[0].isin(places[1]).sum()))
+    return numbers
+
+
+def _evidence(spots: pd.DataFrame) -> Iterable[str]:
+    for columns, what in ((["array_row", "array_col"], "places of the array"), (["x", "y"], "positions")):
+        table = spots[columns].astype(float)
+        table = table[(table >= 0).all(axis=1)] if columns[0] == "array_row" else table
+        twice = int(table.duplicated().sum())
+        if twice >= max(2, _SHARE_TWICE * len(table)):
+            yield f"{twice} of {len(table)} {what} are there more than once"
+            break
+    parts = [_PLACE.fullmatch(str(name)) for name in spots.index]
+    if len(parts) and all(parts):
+        around = sorted({f"{part[1]}...{part[3]}" for part in parts if part})
+        if len(around) > 1:
+            yield f"barcodes are of {len(around)} kinds, {_some(around)}"
+    for name, column in sample_columns(spots).items():
+        values = sorted(set(identifiers(column.dropna())))
+        if len(values) > 1:
+            yield f"the column {name!r} names {len(values)}, {_some(values)}"
+
+
+def _some(values: list[str]) -> str:
+    shown = ", ".join(map(repr, values[:3]))
+    return f"{shown} ..." if len(values) > 3 else shown
+
+
+def rows_of(table: pd.DataFrame, column: str, value: str | None, name: str, option: str) -> np.ndarray:
+    """Return the rows (rows,) bool of one sample.
+
+    Args:
+        table: one row per spot.
+        column: that names the sample.
+        value: its name; may be left out where there is one.
+        name: of the file.
+        option: that names the column.
+
+    Raises:
+        KeyError: no such column.
+        ValueError: no such value, or none chosen of several.
+    """
+    if column not in table:
+        raise KeyError(f"{name}: no column {column!r}. Available: {list(table.columns)} ({option}).")
+    values = identifiers(table[column])
+    known = list(dict.fromkeys(value for value in values if value))
+    if value is None and len(known) == 1:
+        value = known[0]
+    if value not in known:
+        raise ValueError(f"{name}: {column} is {value!r}. Choose one of {known} (--slide-value).")
+    return np.array([one == value for one in values])

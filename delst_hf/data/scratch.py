@@ -1,0 +1,149 @@
+"""Files as they lie in archives: unpacked into a scratch folder that lasts as long as a slide is read and cut.
+
+Public archives compress every file (.gz) and hand folders out as .tar.gz. What reads parts of a file (images, HDF5) needs it
+plain. `plain_file` and `unpack` give it; `scratch` says how long it is kept, since pixels are read while patches are cut.
+"""
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from ..errors import reading
+from .files import is_hidden
+
+_OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
+PACKED = (".gz", ".bz2", ".xz")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_PIECE = 1 << 22
+# Room that is left on the disk, whatever an archive says it holds.
+_SPARE_BYTES = 1 << 29
+
+_current: ContextVar["_Scratch | None"] = ContextVar("scratch", default=None)
+
+
+class _Scratch:
+    """A folder made on first use, and what was put into it."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.known: dict[tuple[str, int, int], Path] = {}
+
+    @property
+    def folder(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="delst-unpacked-")
+        return Path(self._folder.name)
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._folder, self.known = None, {}
+
+
+# For readers that are called by themselves: kept to the end of the process.
+_of_process = _Scratch()
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Remove at the end what was unpacked within."""
+    mine = _Scratch()
+    token = _current.set(mine)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        mine.close()
+
+
+def new_folder(name: str) -> Path:
+    """Return an empty folder in the scratch."""
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=(_current.get() or _of_process).folder))
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar archive by its name."""
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def open_packed(path: Path) -> IO[bytes]:
+    """Open a file that may be gzip, bzip2 or xz by its first bytes; a browser may have unpacked it without renaming it."""
+    opener = _opener(path)
+    return path.open("rb") if opener is None else opener(path, "rb")
+
+
+def plain_file(path: Path) -> Path:
+    """Return the file itself, or, where it is compressed, an unpacked copy whose name lacks the suffix.
+
+    Raises:
+        ValueError: damaged.
+        OSError: the scratch disk is full.
+    """
+    if _opener(path) is None:
+        return path
+    where = _current.get() or _of_process
+    status = path.stat()
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if key not in where.known:
+        name = path.stem if path.suffix.lower() in PACKED else path.name
+        goal = new_folder("plain") / name
+        with reading(path, "compressed file"), open_packed(path) as source:
+            _copy(source, goal, path)
+        where.known[key] = goal
+    return where.known[key]
+
+
+def unpack(path: Path) -> Path:
+    """Unpack a tar archive and return the folder. Only plain files are taken; links and names that lead out are refused.
+
+    Raises:
+        ValueError: damaged, or with members that no archive of data has.
+        OSError: the scratch disk is full.
+    """
+    where = _current.get() or _of_process
+    status = path.stat()
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if key not in where.known:
+        goal = new_folder("archive")
+        with reading(path, "archive"), tarfile.open(path) as archive:
+            for member in archive:
+                inner = PurePosixPath(member.name)
+                if member.isdir() or any(is_hidden(part) for part in inner.parts if part != "."):
+                    continue
+                if not member.isfile() or inner.is_absolute() or ".." in inner.parts:
+                    raise ValueError(
+                        f"the archive {path} holds {member.name!r}, which is a link or leads out of the archive. Unpack it "
+                        "yourself and look at it, or download it again."
+                    )
+                source = archive.extractfile(member)
+                if source is not None:
+                    target = goal / inner
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _copy(source, target, path)
+        where.known[key] = goal
+    return where.known[key]
+
+
+def _opener(path: Path):
+    with path.open("rb") as file:
+        magic = file.read(6)
+    return next((opener for known, opener in _OPENERS if magic.startswith(known)), None)
+
+
+def _copy(source: IO[bytes], goal: Path, path: Path) -> None:
+    with goal.open("wb") as file:
+        while piece := source.read(_PIECE):
+            if shutil.disk_usage(goal.parent).free < _SPARE_BYTES:
+                raise OSError(
+                    f"{path} does not fit into {tempfile.gettempdir()} when it is unpacked. Free some space there, or set "
+                    "TMPDIR to a folder on a larger disk."
+                )
+            file.write(piece)
