@@ -84,23 +84,39 @@ def _add_image_scale(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _each(reader: Callable[..., Any], sources: list[str], arguments: argparse.Namespace, **options: Any) -> Jobs:
-    """One slide a file."""
-    return [partial(reader, path, **options, **_about(arguments, i, len(sources))) for i, path in enumerate(sources)]
+def _each(
+    reader: Callable[..., Any],
+    sources: list[str],
+    arguments: argparse.Namespace,
+    name: Callable[[str], str],
+    **options: Any,
+) -> Jobs:
+    """One slide per file; where its name is not given, `name` makes one, so that all are known before any is read."""
+    about = [_about(arguments, i, len(sources)) for i in range(len(sources))]
+    return [
+        partial(reader, path, **options, **{**one, "slide_id": one["slide_id"] or name(path)})
+        for path, one in zip(sources, about, strict=True)
+    ]
 
 
 def _visium_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each; or folders "
+                        "and .tar of a public archive")  # fmt: skip
+    parser.add_argument(
+        "--prefix", metavar="TEXT", help="beginning of the file names of the sample, in a folder of several"
+    )
     _add_space_ranger(parser, "from the spots", "Visium")
 
 
 def _visium_jobs(arguments: argparse.Namespace) -> Jobs:
-    from ..data.readers.visium import read_visium
+    from ..data.readers.visium import outs_name, read_visium
 
     _one_image(arguments.image, arguments.sources)
     _check_files(arguments.image, *arguments.sources)
-    options = {"image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp}
-    return _each(read_visium, arguments.sources, arguments, **options)
+    options = {
+        "image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp, "prefix": arguments.prefix,
+    }  # fmt: skip
+    return _each(read_visium, arguments.sources, arguments, partial(outs_name, prefix=arguments.prefix), **options)
 
 
 def _visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +134,7 @@ def _visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
-    from ..data.readers.visium import read_visium_hd
+    from ..data.readers.visium import hd_name, read_visium_hd
     from ..data.readers.visium_cells import read_visium_cells
 
     _one_image(arguments.image, arguments.sources)
@@ -126,10 +142,10 @@ def _visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
     options = {"image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp}
     if arguments.unit == "bin":
         bin_um = 8 if arguments.bin_um is None else arguments.bin_um
-        return _each(read_visium_hd, arguments.sources, arguments, bin_um=bin_um, **options)
+        return _each(read_visium_hd, arguments.sources, arguments, hd_name, bin_um=bin_um, **options)
     if arguments.bin_um is not None:
         raise ValueError("--bin-um is of --unit bin. Leave it out, or take --unit bin.")
-    return _each(read_visium_cells, arguments.sources, arguments, **options)
+    return _each(read_visium_cells, arguments.sources, arguments, hd_name, **options)
 
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +166,8 @@ def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
     for section in sections:
         locate_her2st(arguments.source, section, arguments.labels)
     return [
-        partial(read_her2st, arguments.source, name, mpp=arguments.mpp, labels=arguments.labels) for name in sections
+        partial(read_her2st, arguments.source, section=name, mpp=arguments.mpp, labels=arguments.labels)
+        for name in sections
     ]
 
 
@@ -188,6 +205,10 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}-column", default=default, metavar="NAME", help=f"column of the coordinates ({told})"
         )
     parser.add_argument(
+        "--slide-column", metavar="NAME", help="column of the coordinates that names the sample of a spot"
+    )
+    parser.add_argument("--slide-value", metavar="ID", help="with --slide-column: which sample to read")
+    parser.add_argument(
         "--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)"
     )
     parser.add_argument("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
@@ -215,6 +236,8 @@ def _table_jobs(arguments: argparse.Namespace) -> Jobs:
         "area_column",
         "transform",
         "grid_um",
+        "slide_column",
+        "slide_value",
         "scale",
         "orientation",
         "layer",
@@ -230,6 +253,7 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slide-key", metavar="COLUMN", help="column of obs that names the slide, if a file holds several"
     )
+    parser.add_argument("--slide-value", metavar="ID,ID", help="with --slide-key: only these (default: all)")
     parser.add_argument("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
     parser.add_argument("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
     _add_image_scale(parser)
@@ -245,7 +269,8 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
-    from ..data.readers.anndata_visium import find_anndata_slides, read_anndata
+    from ..data.readers.anndata_visium import anndata_slide_id, find_anndata_slides, read_anndata
+    from ..data.slide import make_slide_id
 
     _check_files(*arguments.files, arguments.image)
     _one_image(arguments.image, arguments.files)
@@ -255,12 +280,23 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
         "label_key": arguments.label_key,
     }  # fmt: skip
     if arguments.slide_key is None:
-        return _each(read_anndata, arguments.files, arguments, **options)
+        if arguments.slide_value:
+            raise ValueError("--slide-value needs --slide-key, the column of obs that it is a value of.")
+        name = partial(anndata_slide_id, library_id=arguments.library_id)
+        return _each(read_anndata, arguments.files, arguments, name, **options)
     pairs = [(path, value) for path in arguments.files for value in find_anndata_slides(path, arguments.slide_key)]
+    if arguments.slide_value:
+        wanted = split_names(arguments.slide_value)
+        missing = sorted(set(wanted) - {value for _, value in pairs})
+        if missing:
+            known = list(dict.fromkeys(value for _, value in pairs))
+            raise ValueError(f"no slide {missing} in obs[{arguments.slide_key!r}]. There are {known} (--slide-value).")
+        pairs = [(path, value) for path, value in pairs if value in wanted]
+    about = [_about(arguments, i, len(pairs)) for i in range(len(pairs))]
     return [
         partial(read_anndata, path, slide_key=arguments.slide_key, slide_value=value, **options,
-                **_about(arguments, i, len(pairs)))
-        for i, (path, value) in enumerate(pairs)
+                **{**one, "slide_id": one["slide_id"] or make_slide_id(value)})
+        for (path, value), one in zip(pairs, about, strict=True)
     ]  # fmt: skip
 
 
@@ -307,7 +343,7 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
     known = find_hest_samples(arguments.source)
     samples = split_names(arguments.samples) or known
     _check_named(samples, known, "--samples", arguments.source)
-    return [partial(read_hest, arguments.source, name, mpp=arguments.mpp) for name in samples]
+    return [partial(read_hest, arguments.source, sample=name, mpp=arguments.mpp) for name in samples]
 
 
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
@@ -324,7 +360,7 @@ def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
     slides = split_names(arguments.slides) or known
     options = {"mpp": arguments.mpp, "spot_um": arguments.spot_um}
     _check_named(slides, known, "--slides", arguments.source)
-    return [partial(read_stimage, arguments.source, name, **options) for name in slides]
+    return [partial(read_stimage, arguments.source, slide=name, **options) for name in slides]
 
 
 def _check_named(names: list[str], known: list[str], option: str, source: str) -> None:
@@ -384,6 +420,7 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
 
 def _image_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.image import read_slide_image
+    from ..data.slide import make_slide_id
 
     _check_files(arguments.mask, *arguments.sources)
     if arguments.mask is not None and len(arguments.sources) > 1:
@@ -394,7 +431,13 @@ def _image_jobs(arguments: argparse.Namespace) -> Jobs:
     arguments.min_tissue = (
         0.0  # applied to the grid, where holes are filled; pixels of single patches are not asked again
     )
-    return _each(read_slide_image, arguments.sources, arguments, **options)
+    return _each(
+        read_slide_image,
+        arguments.sources,
+        arguments,
+        lambda path: make_slide_id(Path(path).name.split(".")[0]),
+        **options,
+    )
 
 
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:

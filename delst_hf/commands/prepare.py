@@ -120,6 +120,9 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: floa
         help="only report it where sources of the scale disagree by more than 5 %%",
     )
     check.add_argument("--swap-xy", action="store_true", help="take x for y and y for x")
+    check.add_argument(
+        "--one-slide", action="store_true", help="accept a table that looks like several samples as one slide"
+    )
     check.add_argument("--min-counts", type=int, default=0, metavar="N", help="leave out spots with fewer counts")
     check.add_argument(
         "--min-genes", type=int, default=0, metavar="N", help="leave out spots with fewer expressed genes"
@@ -210,6 +213,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
         off_tissue="allow" if arguments.allow_off_tissue else "error",
         scale="allow" if arguments.allow_scale else "error",
         swap_xy=arguments.swap_xy,
+        one_slide=arguments.one_slide,
         quality_filter=QualityFilter(arguments.min_counts, arguments.min_genes, arguments.min_tissue),
         aliases=aliases,
         split=split,

@@ -36,6 +36,7 @@ from ..errors import mark_told, reading
 from .folder import open_folder
 from .manifest import MANIFEST
 from .merge import DatasetSummary, join_parts, merge_datasets
+from .names import check_slide_names
 from .output import check_output, clear_unfinished, parts_folder
 from .part import PatchOptions, write_part
 from .quality import QualityFilter
@@ -64,6 +65,7 @@ def write_dataset(
     off_tissue: str = "error",
     scale: str = "error",
     swap_xy: bool = False,
+    one_slide: bool = False,
     quality_filter: QualityFilter | None = None,
     aliases: dict[str, tuple[str, str]] | None = None,
     split: SplitRequest | None = None,
@@ -90,6 +92,7 @@ def write_dataset(
         off_tissue: what to do when most spots lie beside the tissue: "error" or "allow".
         scale: what to do when sources of the scale disagree by more than 5 %: "error" or "allow".
         swap_xy: take x for y and y for x.
+        one_slide: accept slides that look like several samples in one table (see `samples`).
         quality_filter: what a spot must have to be kept.
         aliases: see `delst_hf.data.genes.read_aliases`.
         split: how to split; None puts every slide into "train".
@@ -113,11 +116,13 @@ def write_dataset(
     """
     if split is not None:
         split.check()
+    slides = check_slide_names(slides)
     if num_proc < 1:
         raise ValueError(f"num_proc is {num_proc}. Allowed: 1 or more (--num-proc).")
     options = PatchOptions(
         patch_um, patch_px, image_format.lower(), quality, outside, off_tissue, scale, swap_xy, preview, max_shard_bytes,
         quality_filter or QualityFilter(), aliases, progress and num_proc == 1, str(check_output(output, overwrite)),
+        one_slide,
     )  # fmt: skip
     options.check()
     with locked(output, "dataset") as goal, _full_disk_explained(goal):

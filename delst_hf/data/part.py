@@ -28,6 +28,7 @@ from .manifest import write_manifest
 from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
+from .samples import check_one_slide
 from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
 from .slide import Slide, WrongFrameError
 from .understood import measure
@@ -62,6 +63,7 @@ class PatchOptions:
     aliases: dict[str, tuple[str, str]] | None = None
     progress: bool = False
     refused_preview: str = ""
+    one_slide: bool = False
 
     def check(self) -> None:
         """Raises a ValueError for an option that cannot be."""
@@ -129,6 +131,8 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
     slide = swapped(slide, options)
     slide = slide.drop_outside() if options.outside == "drop" else slide
     slide.validate(allow_scale=options.scale == "allow")
+    if not options.one_slide:
+        check_one_slide(slide)
     if slide.has_counts:
         counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
         slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))

@@ -22,7 +22,7 @@ SAMPLE_COLUMNS = {
     "specimen_id", "image_id", "tissue_section", "brain_section_label", "experiment",
 }  # fmt: skip
 # The part of a barcode that is the place on the array; what stands around it is of the sample.
-_PLACE = re.compile(r"(.*?)((?:[ACGTN]{12,})|(?:s_\d{3}um_\d{5}_\d{5})|(?:\d+x\d+))((?:\D.*)?)")
+_PLACE = re.compile(r"(.*?)((?:[ACGTN]{12,})|(?:s_\d{3}um_\d{5}_\d{5})|(?:-?\d+x-?\d+))((?:\D.*)?)")
 # Fewer places that are there twice are rounding or damage, which other checks see.
 _SHARE_TWICE = 0.01
 # How a format says which of several is meant, by the first word of `Slide.source`.

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ...errors import reader
+from ...errors import reader, reading
+from ..files import visible, without
 from ..full_size import check_image_size, full_size
 from ..images import open_image, to_rgb
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..samples import same_places, sample_columns
 from ..scale import (
     Scale,
     Witness,
@@ -30,6 +32,7 @@ from ..scale import (
     stated_diameters,
     stated_length,
 )
+from ..scratch import PACKED
 from ..slide import Slide, make_slide_id
 from ..values import identifier, identifiers, labels, plain_values, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
@@ -96,6 +99,7 @@ def read_anndata(
     path = Path(path)
     adata = open_anndata(path)
     of_slide = _rows_of_slide(adata, slide_key, slide_value, path.name)
+    chosen = library_id is not None or image is not None
     library_id, library = _library(adata, library_id, slide_value, image, path.name)
     slide_id = slide_id or make_slide_id(slide_value or library_id or path.stem)
     matrix, genes = raw_counts(adata, layer, slide_id)
@@ -104,6 +108,14 @@ def read_anndata(
     keep = of_slide & on_tissue(adata.obs, path.name)
     if slide_key is None:
         keep &= _rows_of_library(adata, library_id, path.name)
+        if not chosen:
+            spots = spots.join(sample_columns(adata.obs).set_axis(spots.index), rsuffix=" of obs")
+    elif not chosen and library_id != slide_value and (shared := same_places(spots[of_slide], spots[~of_slide])):
+        raise ValueError(
+            f"{path.name} has one image, {library_id!r}, for several slides: {shared} spots of {slide_value!r} lie where spots "
+            f"of others lie, so it is the image of one of them. Read that one by name (--slide-key {slide_key} "
+            f"--slide-value NAME --library-id {library_id}), the others with images of their own (--image)."
+        )
     if not keep.any():
         raise ValueError(
             f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
@@ -146,6 +158,24 @@ def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
             f"{Path(path).name}: no column {slide_key!r} in obs. Available: {list(obs.columns)} (--slide-key)."
         )
     return list(dict.fromkeys(identifiers(obs[slide_key].dropna())))
+
+
+def anndata_slide_id(path: str | Path, library_id: str | None = None) -> str:
+    """The slide id of a file, without reading its counts: the library, where there is one, else the name of the file."""
+    import h5py
+
+    path = Path(path).expanduser()
+    known: list[str] = []
+    if library_id is None and path.suffix == ".h5ad":
+        with reading(path, "AnnData"), h5py.File(path, "r") as file:
+            spatial = file.get("uns/spatial", {})
+            known = [
+                name for name, one in spatial.items() if hasattr(one, "keys") and {"images", "scalefactors"} & set(one)
+            ]
+    elif library_id is None:
+        known = [one.name for one in visible(path / "uns" / "spatial") if visible(one, "images", "scalefactors")]
+    name = library_id or (known[0] if len(known) == 1 else without(path.name, PACKED).rpartition(".")[0])
+    return make_slide_id(name)
 
 
 def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | None, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from ...errors import reader
 from ..cells import pool_cells
 from ..images import open_image
 from ..lattice import measure_lattice
+from ..samples import SAMPLE_COLUMNS, rows_of, sample_columns
 from ..scale import find_array, given, image_states, lattice_states, names_positions, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
@@ -27,6 +28,8 @@ def read_generic(
     y_column: str = "y",
     label_column: str | None = None,
     area_column: str | None = None,
+    slide_column: str | None = None,
+    slide_value: str | None = None,
     scale: float = 1.0,
     transform: str | None = None,
     grid_um: float | None = None,
@@ -52,6 +55,8 @@ def read_generic(
         y_column: column with y (downwards).
         label_column: column with labels.
         area_column: column with the area of each cell in square micrometres.
+        slide_column: column of the coordinates that names the sample of a spot, where they hold several.
+        slide_value: which of them.
         scale: pixels of the image per unit of the coordinates.
         transform: in place of `scale`, a file with a 3 x 3 matrix from coordinates to pixels of the image, such as
             micron_to_mosaic_pixel_transform.csv; several by comma are applied in their order.
@@ -74,7 +79,9 @@ def read_generic(
     """
     name = Path(coordinates).name
     key = [column.strip() for column in barcode_column.split(",")]
-    table = read_table(coordinates, "coordinates", text=[0, *key, *([label_column] if label_column else [])])
+    table = read_table(
+        coordinates, "coordinates", text=[0, *key, *filter(None, (label_column, slide_column)), *SAMPLE_COLUMNS]
+    )
     if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
         key = [str(table.columns[0])]
     missing = [column for column in (*key, x_column, y_column, label_column, area_column)
@@ -86,6 +93,8 @@ def read_generic(
         )
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
+    if slide_column is not None:
+        table = table[rows_of(table, slide_column, slide_value, name, "--slide-column")]
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
     found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
     spots, matrix = join_spots(table, found, slide_id)
@@ -105,6 +114,8 @@ def read_generic(
     array = find_array(lattice, technology, bin_um=spot_um, named_by_place=by_name is not None)
     witnesses = [*given(mpp), *lattice_states(lattice, array), *image_states(pixels, Path(image).name)]
     scale_found = settle_scale(slide_id, witnesses, unknown=f"{Path(image).name} does not state it")
+    if slide_column is None:
+        result = result.join(sample_columns(spots), rsuffix=" of the table")
     if label_column is not None:
         result["label"] = spots[label_column].astype(object)
     slide = Slide(

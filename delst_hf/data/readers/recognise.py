@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .matrices import open_compressed
+from ..scratch import open_packed
 from .visium_cells import CELLS, NUCLEI
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif")
@@ -249,7 +249,7 @@ def _image(place: Path) -> Candidate | None:
 def _header(path: Path) -> set[str]:
     """The names in the first line of a table; empty where it is no text."""
     try:
-        with open_compressed(path) as file:
+        with open_packed(path) as file:
             line = file.readline(1 << 20).decode("utf-8-sig")
     except (OSError, EOFError, ValueError):
         return set()

@@ -9,6 +9,7 @@ HD: OUTS/binned_outputs/square_008um/ has the same, with bin_size_um and microns
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 # Names of folders that every run has, so that they name no slide.
 _NAMES_OF_ANY_RUN = {"outs", "spaceranger", "spatial", "count", "output", "outputs", ""}
+_PARTS_OF_HD = re.compile(r"binned_outputs|segmented_outputs|square_\d+um")
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 
 
@@ -128,8 +130,7 @@ def read_visium_hd(
     folder = _bin_folder(Path(path).expanduser(), bin_um)
     factors = scale_factors(folder / "spatial")
     side = stated_length(factors.get("bin_size_um")) or float(bin_um)
-    outs = folder.parent.parent if folder.parent.name == "binned_outputs" else folder.parent
-    slide_id = slide_id or outs_name(outs)
+    slide_id = slide_id or hd_name(folder)
     positions = _positions(folder / "spatial")
     scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
     return _slide(
@@ -271,6 +272,13 @@ def outs_name(outs: str | Path, prefix: str | None = None) -> str:
     path = Path(outs).expanduser().resolve()
     named = [part for part in (path, *path.parents) if part.name.lower() not in _NAMES_OF_ANY_RUN]
     return make_slide_id(without(named[0].name, ARCHIVES))
+
+
+def hd_name(path: str | Path) -> str:
+    """The slide id of a Visium HD run, by any of its folders."""
+    path = Path(path).expanduser().resolve()
+    own = next((one for one in (path, *path.parents) if not _PARTS_OF_HD.fullmatch(one.name)), path)
+    return outs_name(own)
 
 
 def _counts(folder: Path) -> Counts:

@@ -1,0 +1,47 @@
+"""The names of slides, compared before the first of them is read."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from .slide import Slide
+
+Slides = Iterable[Slide | Callable[[], Slide]]
+
+
+def check_slide_names(slides: Slides) -> Slides:
+    """Compare the names of slides as far as they are known before reading, and hand the slides back.
+
+    Args:
+        slides: a sequence is looked at; a generator is left alone, since looking would read its slides.
+
+    Raises:
+        ValueError: two slides of one name, or of names that differ in case alone: some disks hold one file for both.
+    """
+    if not isinstance(slides, Sequence):
+        return slides
+    known: dict[str, tuple[str, str]] = {}
+    for slide in slides:
+        name, source = _name_of(slide)
+        if name and name.casefold() in known:
+            other, place = known[name.casefold()]
+            same = (
+                "have one name" if other == name else "have names that differ in capitals alone, one file on many disks"
+            )
+            raise ValueError(
+                f"slide_id {name!r} is given twice: {name!r} of {source} and {other!r} of {place} {same}. Give each its own "
+                "(--slide-id A,B)."
+            )
+        known[name.casefold()] = (name, source)
+    return slides
+
+
+def _name_of(slide: Any) -> tuple[str, str]:
+    """The name of a slide, "" where only reading tells it, and where the slide is from."""
+    if isinstance(slide, Slide):
+        return slide.slide_id, slide.source or "memory"
+    if not isinstance(slide, partial):
+        return "", ""
+    options = slide.keywords
+    named = next((options[name] for name in ("slide_id", "section", "sample", "slide") if options.get(name)), "")
+    return str(named), " with ".join(map(str, slide.args)) or str(named)
