@@ -1,12 +1,18 @@
 """Which file is meant: hidden files are nobody's data, and several candidates are an error that lists them, never the first."""
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO
 
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "lost+found"}
+# The first bytes of compressed files, and what opens them.
+_OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 _PIECE = 1 << 22
 
 
@@ -68,10 +74,25 @@ def without(name: str, suffixes: Sequence[str]) -> str:
     return next((name[: -len(one)] for one in suffixes if name.lower().endswith(one)), name)
 
 
+def open_packed(path: Path) -> IO[bytes]:
+    """Open a file that may be gzip, bzip2 or xz by its first bytes; a browser may have unpacked it without renaming it."""
+    opener = _opener(path)
+    return path.open("rb") if opener is None else opener(path, "rb")
+
+
+def is_packed(path: Path) -> bool:
+    """Say whether a file is gzip, bzip2 or xz."""
+    return _opener(path) is not None
+
+
+def _opener(path: Path):
+    with path.open("rb") as file:
+        magic = file.read(6)
+    return next((opener for known, opener in _OPENERS if magic.startswith(known)), None)
+
+
 def _content(path: Path) -> str:
     """A checksum of what a file holds when it is not compressed."""
-    from .scratch import open_packed
-
     digest = hashlib.sha256()
     try:
         with open_packed(path) as file:

@@ -4,9 +4,6 @@ Public archives compress every file (.gz) and hand folders out as .tar.gz. What 
 plain. `plain_file` and `unpack` give it; `scratch` says how long it is kept, since pixels are read while patches are cut.
 """
 
-import bz2
-import gzip
-import lzma
 import shutil
 import tarfile
 import tempfile
@@ -17,9 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ..errors import reading
-from .files import is_hidden
+from .files import is_hidden, is_packed, open_packed
 
-_OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 PACKED = (".gz", ".bz2", ".xz")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PIECE = 1 << 22
@@ -74,12 +70,6 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
-def open_packed(path: Path) -> IO[bytes]:
-    """Open a file that may be gzip, bzip2 or xz by its first bytes; a browser may have unpacked it without renaming it."""
-    opener = _opener(path)
-    return path.open("rb") if opener is None else opener(path, "rb")
-
-
 def plain_file(path: Path) -> Path:
     """Return the file itself, or, where it is compressed, an unpacked copy whose name lacks the suffix.
 
@@ -87,7 +77,7 @@ def plain_file(path: Path) -> Path:
         ValueError: damaged.
         OSError: the scratch disk is full.
     """
-    if _opener(path) is None:
+    if not is_packed(path):
         return path
     where = _current.get() or _of_process
     status = path.stat()
@@ -130,12 +120,6 @@ def unpack(path: Path) -> Path:
                     _copy(source, target, path)
         where.known[key] = goal
     return where.known[key]
-
-
-def _opener(path: Path):
-    with path.open("rb") as file:
-        magic = file.read(6)
-    return next((opener for known, opener in _OPENERS if magic.startswith(known)), None)
 
 
 def _copy(source: IO[bytes], goal: Path, path: Path) -> None:

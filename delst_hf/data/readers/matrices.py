@@ -14,9 +14,9 @@ import scipy.sparse as sp
 
 from ...errors import reading
 from ..counts import check_counts, gene_features, make_genes
-from ..files import only_one, visible, without
+from ..files import only_one, open_packed, visible, without
 from ..images import check_readable
-from ..scratch import PACKED, open_packed, plain_file
+from ..scratch import PACKED, plain_file
 from ..values import identifiers, texts, whole_numbers
 from .anndata_file import open_anndata, raw_counts
 
