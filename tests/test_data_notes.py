@@ -1,6 +1,7 @@
 """Notes of a slide: counted by reason, carried by every copy of the slide, and kept in the slides table."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,10 @@ def test_the_area_of_a_cell_is_a_column_and_survives_a_merge_with_a_folder_that_
     write_dataset([make_toy_slide("toy_B1", spots_per_side=4, image_px=300)], tmp_path / "b", patch_px=16)
     path = tmp_path / "b" / "spots" / "toy_B1.parquet"
     older = pq.read_table(path).drop_columns(["cell_area_um2"])
-    pq.write_table(older.replace_schema_metadata(None), path)  # as a version without the column wrote it
+    pq.write_table(older.replace_schema_metadata(None), path)  # as a version without the column wrote it,
+    (tmp_path / "b" / "manifest.json").unlink()  # which knew no manifest and no fingerprint
+    card = tmp_path / "b" / "README.md"
+    card.write_text(re.sub(r"description: content \w+", "description: of old", card.read_text()))
     merge_datasets([folder, tmp_path / "b"], tmp_path / "both")
     table = load_dataset(str(tmp_path / "both"))["train"].to_pandas()
     assert [None if pd.isna(area) else area for area in table["cell_area_um2"][:15]] == expected

@@ -101,11 +101,9 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
             f"--format, one of {', '.join(formats.FORMATS)}; delst prepare FORMAT --help says what it reads."
         )
     if len(candidates) > 1:
-        listed = "\n".join(
-            f"  delst check --format {one.format} {' '.join(_quoted(one.arguments))}   ({one.why})"
-            for one in candidates
-        )
-        raise ValueError(f"{place} could be {len(candidates)} things. Choose one:\n{listed}")
+        for one in candidates:
+            print(f"could be {one.why}: delst check --format {one.format} {' '.join(_quoted(one.arguments))}")
+        raise ValueError(f"{place} could be {len(candidates)} things. Choose one of the commands above.")
     found = candidates[0]
     told = [one for one in given if Path(one).expanduser() != place]
     if found.missing and found.missing.split()[0] not in told:

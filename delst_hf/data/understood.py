@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image
 
+from .folder import open_folder
 from .notes import Notes
 from .quality import share_on_tissue
 from .slide import Slide
@@ -66,7 +68,9 @@ def _image(row: Mapping[str, Any], notes: Notes) -> str:
 
 def _scale(mpp: float, notes: Notes) -> str:
     used = f"{mpp:.4f} um per px" + (f", from {notes.scale_from}" if notes.scale_from else "")
-    others = [f"{what} {_against(found, mpp)}" for what, found in notes.scale_witnesses.items()]
+    others = [
+        f"{what} {_against(found, mpp)}" for what, found in notes.scale_witnesses.items() if what != notes.scale_from
+    ]
     return f"{used}; witnesses: {', '.join(others)}" if others else f"{used}; nothing else states one"
 
 
@@ -107,33 +111,20 @@ def _labels(row: Mapping[str, Any], notes: Notes) -> str:
     return f"{shown}; from {source}" if source else shown
 
 
-def dataset_pages(folder: Path) -> list[str]:
-    """Return the page of every slide of a dataset folder; spots, labels and medians are counted in the spots themselves.
+def dataset_pages(path: Path) -> list[str]:
+    """Return the page of every slide of a dataset folder; its files are verified, labels and medians counted in the spots.
 
     Raises:
-        ValueError: a file that cannot be read, or a slide without spots.
+        ValueError: a folder that is not as it was written.
     """
-    import pyarrow.dataset as ds
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(folder / "slides" / "slides.parquet").to_pylist()
-        spots = ds.dataset(sorted(map(str, (folder / "spots").rglob("*.parquet"))), format="parquet")
-        table = spots.to_table(["slide_id", "label", "n_genes", "total_counts"]).to_pandas()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"cannot read {folder}: {error}. Its files are not those of a dataset folder: make it again."
-        ) from error
-    return [
-        slide_page(_recounted(row, table[table["slide_id"] == row["slide_id"]]), _number(row, table)) for row in rows
-    ]
-
-
-def _number(row: Mapping[str, Any], table: pd.DataFrame) -> int:
-    number = int((table["slide_id"] == row["slide_id"]).sum())
-    if not number:
-        raise ValueError(f"slide {row['slide_id']!r} has no spot in this folder. It is incomplete: make it again.")
-    return number
+    folder = open_folder(path, verify=True)
+    pages = []
+    for row in pq.read_table(folder.slides_file).to_pylist():
+        files = folder.spots[row["slide_id"]]
+        tables = [pq.read_table(file, columns=["label", "n_genes", "total_counts"]).to_pandas() for file in files]
+        spots = pd.concat(tables)
+        pages.append(slide_page(_recounted(row, spots), len(spots)))
+    return pages
 
 
 def _recounted(row: Mapping[str, Any], spots: pd.DataFrame) -> dict[str, Any]:
