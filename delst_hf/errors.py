@@ -11,6 +11,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -196,3 +197,13 @@ def _place(error: BaseException) -> str:
 def _one_line(text: str) -> str:
     """Return the text on one line; what does not print (controls, marks that turn the direction) is written as its escape."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
+
+
+def without_password(text: str) -> str:
+    """An address, or a text with addresses, without the user and the password that may stand before a host.
+
+    Example:
+        >>> without_password("http://alice:secret@hub.example/api")
+        'http://hub.example/api'
+    """
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)

@@ -38,19 +38,21 @@ class User:
 
 @dataclass
 class Fault:
-    """What happens to the next requests that match, before anything is changed.
+    """What happens to the next requests that match, before anything is changed, or only to their answer.
 
     Attributes:
         method: HTTP method.
         path: Regular expression, searched in the path.
         status: Answer with this; None cuts the connection in the middle of the body.
         times: How many requests it befalls.
+        answer_only: Do what is asked, and only then cut the connection, without an answer.
     """
 
     method: str
     path: str
     status: int | None = None
     times: int = 1
+    answer_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, url.path))
         try:
             fault = self.next_fault(url.path)
-            if fault and fault.status is None:
+            if fault and fault.status is None and not fault.answer_only:
                 return self.cut()
             self.body = self.read_body()
-            if fault:
+            self.answer_lost = bool(fault and fault.answer_only)
+            if fault and not fault.answer_only:
                 raise Refusal(fault.status or 500, "the server has a bad moment")
             self.user = self.authenticate()
             for method, pattern, name in ROUTES:
@@ -251,6 +254,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        if getattr(self, "answer_lost", False):
+            self.close_connection = True
+            return
         self.send_response(status)
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
         for key, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():

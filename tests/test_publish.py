@@ -11,6 +11,7 @@ from hub_client import ROOT, answer_of
 from hub_server import Fault, HubServer
 
 from delst_hf import DelstModel
+from delst_hf.evaluation.results import FORMAT
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.record import data_facts, training_record
 
@@ -108,13 +109,10 @@ def checkpoints(toy_study, toy_folder, tmp_path_factory):
     model.config.vision_source["id"] = "me/vit"
     save_checkpoint_folder(folder / "heads", model, processor, record)
     model.config.save_backbone = True
-    arms = [
-        {"arm": "DELST backbone", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.2, "probe_macro_f1_mean": 0.5},
-        {"arm": "colour statistics", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.3, "probe_macro_f1_mean": 0.4},
-    ]
-    row = {"protocol": "hest", "arm": "DELST backbone", "metrics": {"pearson_mean": 0.1234}}
-    row["intervals"] = {"pearson_mean": {"low": 0.1, "high": 0.2}}
-    results = {"arms": arms, "test_slides": ["toy_B1"], "protocols": [row], "pictures": {"slides": {}}}
+    row = {"protocol": "hest", "variant": "", "arm": "DELST backbone", "own": True, "control": False}
+    row |= {"metrics": {"pearson_mean": 0.1234}, "intervals": {"pearson_mean": {"low": 0.1, "high": 0.2}}}
+    results = {"format": FORMAT, "test_slides": ["toy_B1"], "protocols": [row], "pictures": {"slides": {}}}
+    results["own_arms"] = ["DELST backbone", "DELST embedding"]
     (folder / "results.json").write_text(json.dumps(results))
     return folder, model, processor
 
@@ -151,9 +149,9 @@ def test_pushes_and_what_comes_back(checkpoints, toy_study, toy_folder, tmp_path
         "read token": "me may not write to the model me/x: .*role 'read'.*role write",
         "not mine": "me may not write to the model guest/x: .*rights",
         "taken": r"me/taken is taken: the repository holds \['config.json'.*Choose another name",
-        "no name": "'delst' is no name of a repository. Give it as user/name",
+        "no name": "'delst' is not a repository name; use user/name",
         "dataset without flag": "is a dataset folder. Push it by `delst push --dataset",
-        "model as dataset": "no complete dataset folder",
+        "model as dataset": "not a complete dataset folder",
         "no metric": "No metric 'none'. Choose one of entailment, gene_pearson, retrieval_recall",
         "upload cut": "connection to http://127.*broke.*as it was before. Run the same command again",
         "commit cut": "connection to http://127.*broke.*as it was before. Run the same command again",

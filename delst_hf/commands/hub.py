@@ -54,7 +54,12 @@ def add_push(commands: _Subparsers) -> None:
     kind.add_argument(
         "--metric", action="store_true", help="DIR names a metric: gene_pearson, retrieval_recall, entailment"
     )
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--private", action="store_true", help="make a new repository private; one that is public is refused"
+    )
+    parser.add_argument(
+        "--overwrite-card", action="store_true", help="replace a README.md in the repository that somebody else wrote"
+    )
     parser.add_argument("--revision", metavar="BRANCH", help="branch (default main)")
     _add_facts(parser)
     parser.set_defaults(run=_run_push)
@@ -125,7 +130,7 @@ def _run_card(arguments: argparse.Namespace) -> None:
 def _run_push(arguments: argparse.Namespace) -> None:
     from ..hub.publish import push_dataset, push_metric, push_model
 
-    options = {"private": arguments.private}
+    options = {"private": arguments.private, "overwrite_card": arguments.overwrite_card}
     if arguments.metric:
         print(f"pushed   {push_metric(arguments.folder, arguments.repo_id, **options)}")
         print(f'open     evaluate.load("{arguments.repo_id}")')

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..atomic import complete_or_nothing
+from ..atomic import complete_or_nothing, link_or_copy
 from ..evaluation.results import RESULTS
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
@@ -56,7 +55,7 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     """
     folder = Path(folder)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
-        shutil.copyfile(path, target / path.name)
+        link_or_copy(path.resolve(), target / path.name)
     DelstProcessor.from_pretrained(folder).save_pretrained(target)
     config = DelstConfig.from_pretrained(folder)
     vision_config: Any = config.vision_config

@@ -1,17 +1,22 @@
 """Push to the Hub: a checkpoint with its code, records and a card without gaps; a dataset folder; a metric."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..atomic import locked
+from ..data.folder import open_folder, refuse_links
+from ..data.manifest import LAYOUT
 from ..data.schema import CONFIGS
 from ..evaluation.results import RESULTS, write_results
 from ..record import public_record
 from .card import check_filled, model_card
 from .checkpoint_folder import copy_checkpoint_folder
-from .push import push_folder
+from .push import push_files, user_of
 
 CARD = "README.md"
 METRICS = Path(__file__).resolve().parents[1] / "metrics"
@@ -22,6 +27,7 @@ def push_model(
     repo_id: str,
     *,
     results: Mapping[str, Any] | None = None,
+    overwrite_card: bool = False,
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -34,7 +40,8 @@ def push_model(
         folder: The checkpoint. A README.md that lies in it is taken as it is; otherwise the card is written.
         repo_id: "user/name"; made if it is not there.
         results: Results of `delst evaluate`, to go with it.
-        private: Make a new repository private.
+        overwrite_card: Replace a README.md in the repository that somebody else wrote.
+        private: Make a new repository private; one that is public is refused.
         revision: Branch.
         token: By default that of `hf auth login`.
         message: Title of the commit.
@@ -46,29 +53,59 @@ def push_model(
     Raises:
         FileNotFoundError: If the folder holds no checkpoint.
         ValueError: If the card lacks facts.
-        OSError: As `push_folder` says.
+        OSError: As `push_files` says.
     """
     folder = check_checkpoint(folder)
-    with tempfile.TemporaryDirectory(prefix="delst-push-") as name:
-        staging = Path(name)
+    _refuse_links(folder)
+    with _staging(folder) as staging:
         copy_checkpoint_folder(folder, staging)
         if results is not None:
             write_results(staging / RESULTS, public_record(results))
         if not (staging / CARD).is_file():
             (staging / CARD).write_text(model_card(folder, repo_id, results=results, **card), encoding="utf-8")
         check_filled((staging / CARD).read_text(encoding="utf-8"))
-        return push_folder(
-            staging,
+        return push_files(
+            {path.name: path for path in sorted(staging.iterdir())},
             repo_id,
             "model",
             marks=("configuration_delst.py",),
             # What an earlier push left must not stay: weights of a backbone, above all.
-            delete_patterns=("*.safetensors", "*.safetensors.index.json", "*.bin", "*.py", "*.json"),
+            earlier=r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json",
+            overwrite_card=overwrite_card,
             private=private,
             revision=revision,
             token=token,
             message=message,
         )
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside a checkpoint in which a push is put together; what a killed push left there is removed."""
+    folder = folder.resolve()
+    if not os.access(folder.parent, os.W_OK):
+        with tempfile.TemporaryDirectory(prefix="delst-push-") as name:
+            yield Path(name)
+        return
+    staging = folder.parent / f".{folder.name}.push"
+    with locked(staging, "push of this checkpoint"):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse files of a checkpoint that are links to somewhere else; the Hub's cache links into its own blobs."""
+    allowed = [folder.resolve(), folder.resolve().parent.parent / "blobs"]
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not any(parent in allowed for parent in path.resolve().parents):
+            raise ValueError(
+                f"{path} is a link to {path.resolve().name} outside of the checkpoint. What a link leads to is not pushed: put "
+                "the file itself there (cp -L), or delete the link."
+            )
 
 
 def check_checkpoint(folder: str | os.PathLike) -> Path:
@@ -89,18 +126,21 @@ def check_checkpoint(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def push_metric(name: str, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+def push_metric(
+    name: str, repo_id: str, *, overwrite_card: bool = False, private: bool = False, token: str | None = None
+) -> str:
     """Upload a metric; afterwards ``evaluate.load(repo_id)`` opens it where this package is installed.
 
     Args:
         name: Folder of `delst_hf.metrics`.
         repo_id: "user/name"; `evaluate` looks there for ``name.py``.
-        private: Make a new repository private.
+        overwrite_card: Replace a README.md in the repository that somebody else wrote.
+        private: Make a new repository private; one that is public is refused.
         token: By default that of `hf auth login`.
 
     Raises:
         ValueError: If there is no such metric.
-        OSError: As `push_folder` says.
+        OSError: As `push_files` says.
     """
     source = METRICS / name / f"{name}.py"
     if not source.is_file():
@@ -112,40 +152,64 @@ def push_metric(name: str, repo_id: str, *, private: bool = False, token: str | 
         header = f"---\ntitle: {name}\nsdk: static\ntags: [evaluate, metric]\n---\n"
         card = f'{header}\n`evaluate.load("{repo_id}")`; needs delst-hf.\n'
         (Path(folder) / CARD).write_text(card, encoding="utf-8")
-        return push_folder(
-            Path(folder), repo_id, "space", marks=(file,), private=private, token=token, message="Upload metric"
+        return push_files(
+            {path.name: path for path in sorted(Path(folder).iterdir())},
+            repo_id,
+            "space",
+            marks=(file,),
+            overwrite_card=overwrite_card,
+            private=private,
+            token=token,
+            message="Upload metric",
         )
 
 
 def push_dataset(
-    folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+    folder: str | Path,
+    repo_id: str,
+    *,
+    overwrite_card: bool = False,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> str:
-    """Uploads a dataset folder; afterwards `load_dataset(repo_id)` opens it like the folder.
+    """Upload the files that a dataset folder's manifest names; afterwards `load_dataset(repo_id)` opens it like the folder.
 
     Args:
-        folder: written by `write_dataset` or `merge_datasets`.
+        folder: Written by `write_dataset` or `merge_datasets`; every checksum is compared first.
         repo_id: "user/name"; the repository is made if it is not there.
-        private: make a new repository private.
-        revision: branch.
-        token: by default that of `hf auth login`.
+        overwrite_card: Replace a README.md in the repository that somebody else wrote.
+        private: Make a new repository private; one that is public is refused.
+        revision: Branch.
+        token: By default that of `hf auth login`.
 
     Returns:
         The address of the commit.
 
     Raises:
-        FileNotFoundError: no complete dataset folder.
-        OSError: as `push_folder` says.
+        FileNotFoundError: If it is not a complete dataset folder.
+        ValueError: If it is not as it was written, or holds links.
+        OSError: As `push_files` says.
     """
     folder = Path(folder).expanduser()
     missing = [name for name in ("README.md", *CONFIGS) if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is no complete dataset folder: {missing} missing. Make it with delst prepare; a checkpoint is pushed "
+            f"{folder} is not a complete dataset folder: {missing} missing. Make it with delst prepare; a checkpoint is pushed "
             "without --dataset."
         )
-    return push_folder(
-        folder, repo_id, "dataset", private=private, revision=revision, token=token, message="Upload dataset",
+    user_of(repo_id, "dataset", token)  # a missing token is said before the files are read
+    opened = open_folder(folder, verify=True)
+    refuse_links(opened)
+    return push_files(
+        {name: folder / name for name in opened.files},
+        repo_id,
+        "dataset",
         marks=("slides/slides.parquet",),
-        allow_patterns=["README.md", "examples/*", "previews/*", *(f"{name}/**" for name in CONFIGS)],
-        delete_patterns=["spots/**", "genes/**", "slides/**", "examples/*", "previews/*"],
-    )  # fmt: skip
+        earlier=LAYOUT.pattern,
+        overwrite_card=overwrite_card,
+        private=private,
+        revision=revision,
+        token=token,
+        message="Upload dataset",
+    )

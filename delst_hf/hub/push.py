@@ -1,40 +1,54 @@
-"""A folder to the Hub in one commit, and every refusal in words that say what to do."""
+"""Files to the Hub in one commit, and every refusal in words that say what to do."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ..data.manifest import sha256
+from ..errors import without_password
+
+# The list of what a push brought, in the repository itself.
+PUSHED = "delst_files.json"
+_NOTHING_SENT = "Nothing was pushed. Run the same command again."
 # The errors of the client's own HTTP library, whichever it is built on, and those of sockets.
 _NETWORK_ERRORS: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
 
 
-def push_folder(
-    folder: Path,
+def push_files(
+    files: Mapping[str, Path],
     repo_id: str,
     repo_type: str,
     *,
     marks: Sequence[str],
-    allow_patterns: Sequence[str] | None = None,
-    delete_patterns: Sequence[str] = (),
+    earlier: str = r"(?!)",
+    overwrite_card: bool = False,
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
     message: str = "Upload",
 ) -> str:
-    """Upload a folder; the repository changes by one commit, or not at all.
+    """Upload files; the repository changes by one commit, or not at all.
+
+    A list of what was pushed goes with them, and the next push deletes what this list names and it does not push itself.
+    Whatever else lies in the repository stays.
 
     Args:
-        folder: What to upload.
+        files: What to upload, by name in the repository.
         repo_id: "user/name"; made if it is not there.
         repo_type: "model", "dataset" or "space".
         marks: Files, one of which a repository that is not empty must hold to be one of this kind; otherwise its name is taken.
-        allow_patterns: Files to upload, all by default.
-        delete_patterns: Files of the repository to delete where the folder does not hold them.
+        earlier: Regular expression of the files that versions without a list pushed.
+        overwrite_card: Replace a README.md in the repository that is not the one pushed last.
         private: Make a new repository private.
         revision: Branch, made if it is not there.
         token: By default that of `hf auth login` or HF_TOKEN.
@@ -45,29 +59,139 @@ def push_folder(
 
     Raises:
         ValueError: If the name is not one.
-        PermissionError: Without a token, with a bad one, or without the right to write there.
-        FileExistsError: If the name is taken by something else.
+        PermissionError: Without a token, with a bad one, without the right to write there, or if `private` is asked for and the
+            repository is public.
+        FileExistsError: If the name is taken by something else, or README.md there was written by somebody else.
         ConnectionError: If the Hub cannot be reached or the connection breaks.
     """
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no name of a repository. Give it as user/name.")
+        raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")
     user = user_of(repo_id, repo_type, token)
-    api = HfApi(token=token)
+    target = Target(HfApi(token=token), repo_id, repo_type, revision)
+    listed = push_list(files)
     with errors_explained(repo_id, repo_type, user):
-        _check_free(api, repo_id, repo_type, marks)
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **_space(repo_type))
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type=repo_type,
-            folder_path=folder,
-            revision=revision,
-            allow_patterns=list(allow_patterns) if allow_patterns else None,
-            delete_patterns=list(delete_patterns),
-            commit_message=message,
+        there = target.files(default_branch=True)
+        _check_free(repo_id, there, marks)
+        if private and there is not None and not target.is_private():
+            raise PermissionError(
+                f"The {repo_type} {repo_id} is there and is public, so --private would not hide what is pushed. Nothing was "
+                "pushed. Make it private in its settings on the Hub first, choose another name, or leave --private out."
+            )
+        target.create(private)
+        there = target.files() or []
+        last = target.read_list(there)
+        if not overwrite_card:
+            _check_card(target, files, there, last)
+    owned = set(last["files"]) if last else {name for name in there if re.fullmatch(earlier, name)}
+    gone = sorted((owned & set(there)) - set(files) - {PUSHED, ".gitattributes"})
+    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+    operations = [
+        *additions,
+        CommitOperationAdd(PUSHED, json.dumps(listed, indent=1).encode()),
+        *(CommitOperationDelete(name) for name in gone),
+    ]
+    head = target.head()
+    with errors_explained(repo_id, repo_type, user, outcome=lambda: target.outcome(head, listed)):
+        return str(target.commit(operations, message))
+
+
+def push_list(files: Mapping[str, Path]) -> dict[str, Any]:
+    """What goes into the repository's list: names of files, and the checksum of the card."""
+    card = {"card": sha256(files["README.md"])} if "README.md" in files else {}
+    return {"format": 1, "files": sorted(files), **card}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A branch of a repository of the Hub that is to be written."""
+
+    api: HfApi
+    repo_id: str
+    repo_type: str
+    revision: str | None
+
+    def files(self, default_branch: bool = False) -> list[str] | None:
+        """Names of its files; None where there is no such repository (or branch)."""
+        revision = None if default_branch else self.revision
+        try:
+            return self.api.list_repo_files(self.repo_id, repo_type=self.repo_type, revision=revision)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+
+    def is_private(self) -> bool:
+        """Whether only those who were let in see it."""
+        return bool(self.api.repo_info(self.repo_id, repo_type=self.repo_type).private)
+
+    def create(self, private: bool) -> None:
+        """Make repository and branch where they are missing."""
+        space: dict[str, Any] = {"space_sdk": "static"} if self.repo_type == "space" else {}
+        self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True, **space)
+        if self.revision is not None:
+            self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
+
+    def head(self) -> str | None:
+        """Its last commit; None where that cannot be asked."""
+        try:
+            return self.api.repo_info(self.repo_id, repo_type=self.repo_type, revision=self.revision).sha
+        except Exception:  # whatever the client's HTTP library raises
+            return None
+
+    def read(self, name: str) -> bytes:
+        """The content of one of its files, asked of the Hub and not of a cache."""
+        with tempfile.TemporaryDirectory(prefix="delst-read-") as folder:
+            path = self.api.hf_hub_download(
+                self.repo_id, name, repo_type=self.repo_type, revision=self.revision, local_dir=folder
+            )
+            return Path(path).read_bytes()
+
+    def read_list(self, there: Sequence[str]) -> dict[str, Any] | None:
+        """What our last push said of its files; None for a push of an earlier version, or of somebody else."""
+        if PUSHED not in there:
+            return None
+        try:
+            listed = json.loads(self.read(PUSHED))
+            return {"files": [str(name) for name in listed["files"]], "card": listed.get("card")}
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def commit(self, operations: Sequence[Any], message: str) -> Any:
+        """Write all of it in one commit."""
+        return self.api.create_commit(
+            self.repo_id, operations, commit_message=message, repo_type=self.repo_type, revision=self.revision
         )
-    return str(commit)
+
+    def outcome(self, before: str | None, listed: Mapping[str, Any]) -> str:
+        """What became of a push whose answer did not come, in a sentence: the repository is asked."""
+        again = "Run the same command again: files that arrived already are not sent twice."
+        now = self.head()
+        if now is None or before is None:
+            return f"Whether the commit arrived is not known, because the Hub could not be asked. {again}"
+        if now == before:
+            return f"The repository is as it was before. {again}"
+        try:
+            arrived = json.loads(self.read(PUSHED)) == listed
+        except Exception:  # whatever the client's HTTP library raises
+            arrived = False
+        if arrived:
+            return f"The commit was made ({now}); only the answer was lost. There is nothing more to do."
+        return f"The repository has another commit than before ({now}). Look at it on the Hub before you push again."
+
+
+def _check_card(
+    target: Target, files: Mapping[str, Path], there: Sequence[str], last: Mapping[str, Any] | None
+) -> None:
+    """Refuse to replace a README.md that is not the one pushed last."""
+    if "README.md" not in there or "README.md" not in files:
+        return
+    content = target.read("README.md")
+    ours = last is not None and last["card"] == hashlib.sha256(content).hexdigest()
+    early = last is None and b"Written by `delst " in content
+    if not (ours or early or content == files["README.md"].read_bytes()):
+        raise FileExistsError(
+            f"README.md in {target.repo_id} is not the one that was pushed last: somebody wrote or changed it there. "
+            f"Nothing was pushed. Keep it by putting it into the folder (hf download {target.repo_id} README.md --repo-type "
+            f"{target.repo_type}), or replace it with --overwrite-card."
+        )
 
 
 def user_of(repo_id: str, repo_type: str, token: str | None = None) -> str:
@@ -95,18 +219,10 @@ def user_of(repo_id: str, repo_type: str, token: str | None = None) -> str:
         return HfApi(token=token).whoami()["name"]
 
 
-def _space(repo_type: str) -> dict[str, Any]:
-    return {"space_sdk": "static"} if repo_type == "space" else {}
-
-
-def _check_free(api: HfApi, repo_id: str, repo_type: str, marks: Sequence[str]) -> None:
+def _check_free(repo_id: str, files: Sequence[str] | None, marks: Sequence[str]) -> None:
     """Refuse to write over what is of another kind."""
-    try:
-        files = api.list_repo_files(repo_id, repo_type=repo_type)
-    except RepositoryNotFoundError:
-        return
-    held = [name for name in files if name not in (".gitattributes", "README.md", "LICENSE")]
-    if held and not any(name in files for name in marks):
+    held = [name for name in files or () if name not in (".gitattributes", "README.md", "LICENSE")]
+    if held and not any(name in held for name in marks):
         raise FileExistsError(
             f"The name {repo_id} is taken: the repository holds {held[:3]}{' and more' if len(held) > 3 else ''}, and none of "
             f"{', '.join(marks)}. Nothing was pushed. Choose another name."
@@ -114,24 +230,26 @@ def _check_free(api: HfApi, repo_id: str, repo_type: str, marks: Sequence[str]) 
 
 
 @contextmanager
-def errors_explained(repo_id: str, repo_type: str, user: str | None = None) -> Iterator[None]:
+def errors_explained(
+    repo_id: str, repo_type: str, user: str | None = None, outcome: Callable[[], str] = lambda: _NOTHING_SENT
+) -> Iterator[None]:
     """Turns what the client raises into errors that say what happened and what to do.
 
     Args:
         repo_id: Repository that is asked for.
         repo_type: Its type.
         user: Name of the token's user, once it is known.
+        outcome: Says what became of the repository after an error, and what to do.
     """
-    again = (
-        "The repository is as it was before. Run the same command again: files that arrived already are not sent twice."
-    )
     try:
         yield
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository: {error} Give it as user/name.") from error
+        raise ValueError(
+            f"{repo_id!r} is not a repository name: {without_password(str(error))} Use user/name."
+        ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        said = error.server_message or str(error).splitlines()[0]
+        said = without_password(error.server_message or str(error).splitlines()[0])
         if status == 401 and user is None:
             raise PermissionError(
                 f"The Hub does not know your token ({said}). Log in again by `hf auth login`."
@@ -141,7 +259,7 @@ def errors_explained(repo_id: str, repo_type: str, user: str | None = None) -> I
                 f"{user or 'You'} may not write to the {repo_type} {repo_id}: {said}. Give a name under your own account or an "
                 f"organisation of yours (USER/NAME), and a token with the role write. Nothing was pushed."
             ) from error
-        raise ConnectionError(f"The Hub answered with an error ({status}: {said}). {again}") from error
+        raise ConnectionError(f"The Hub answered with an error ({status}: {said}). {outcome()}") from error
     except (RuntimeError, *_NETWORK_ERRORS) as error:
         # The client wraps what broke an upload into a RuntimeError.
         wrapped = isinstance(error, RuntimeError) and not isinstance(error.__cause__, _NETWORK_ERRORS)
@@ -149,6 +267,8 @@ def errors_explained(repo_id: str, repo_type: str, user: str | None = None) -> I
             raise
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
         raise ConnectionError(
-            f"The connection to {os.environ.get('HF_ENDPOINT', constants.ENDPOINT)} broke ({type(cause).__name__}: {cause}). "
-            f"{again}"
+            without_password(
+                f"The connection to {os.environ.get('HF_ENDPOINT', constants.ENDPOINT)} broke "
+                f"({type(cause).__name__}: {cause}). {outcome()}"
+            )
         ) from error
