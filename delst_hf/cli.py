@@ -52,6 +52,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of `delst` with all its subcommands."""
     from .commands.evaluate import add_evaluate, add_report
+    from .commands.predict import add_embed, add_fit, add_predict, add_reference
 
     parser = argparse.ArgumentParser(
         prog="delst",
@@ -66,6 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_vocabulary(commands)
     add_evaluate(commands)
     add_report(commands)
+    add_fit(commands)
+    add_reference(commands)
+    add_predict(commands)
+    add_embed(commands)
     add_card(commands)
     add_push(commands)
     add_doctor(commands)

@@ -136,3 +136,16 @@ def check_patch_size(record: Mapping[str, Any], patch_um: Iterable[float], model
             f"{model} was trained on patches of {sides} um, the dataset has patches of {wrong[0]:g} um: the same tissue looks "
             f"another way. Prepare the dataset again with --patch-um {trained[0]:g}."
         )
+
+
+def find_training_record(model: str) -> dict[str, Any]:
+    """Return the record of a checkpoint by folder or Hub id, empty where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        model,
+        TRAINING_RECORD,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return read_training_record(Path(path).parent) if path else {}

@@ -23,6 +23,7 @@ ORDER = [
     "data",
     "evaluation",
     "hub",
+    "prediction",
     "report",
     "metrics",
     "pretraining",

@@ -94,6 +94,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from accelerate import PartialState
 
     from ..model.distributed import process_rank
+    from ..record import find_training_record
 
     PartialState()
     if not arguments.output or process_rank() > 0:
@@ -111,11 +112,13 @@ def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
     from ..evaluation.results import results_record, write_results
     from ..evaluation.run import evaluate_subject, spots_of
     from ..model.distributed import process_rank
+    from ..record import find_training_record
 
     transformers.utils.logging.set_verbosity_error()
     evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
     study = Study.load(arguments.dataset)
-    record = _training_record(arguments.model) if kind == "checkpoint" else {}
+    # From the Hub too, or its training slides would pass for unseen ones.
+    record = find_training_record(arguments.model) if kind == "checkpoint" else {}
     train_slides, test_slides = choose_slides(arguments, study, record)
     spots = spots_of(study, train_slides, test_slides, evaluation)
     dataset = study.subset([*train_slides, *test_slides])
@@ -190,21 +193,6 @@ def kind_of(model: str) -> str:
             f"({', '.join(SUFFIXES)})."
         )
     return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
-
-
-def _training_record(model: str) -> dict[str, Any]:
-    """The record of a checkpoint; from the Hub too, or its training slides would pass for unseen ones."""
-    from transformers.utils import cached_file
-
-    from ..record import TRAINING_RECORD, read_training_record
-
-    path = cached_file(
-        model,
-        TRAINING_RECORD,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return read_training_record(Path(path).parent) if path else {}
 
 
 def _checkpoint(arguments, study, dataset, evaluation, record) -> "Subject":

@@ -410,7 +410,7 @@ def _image_arguments(parser: argparse.ArgumentParser) -> None:
     _add_about(parser, "technology")
 
 
-def add_grid(parser: argparse.ArgumentParser) -> None:
+def add_grid(parser: Any) -> None:
     """How a grid of patches is laid over a slide without counts."""
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
     parser.add_argument("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")

@@ -47,7 +47,7 @@ class DelstCollator:
         self.names_are_unique = len(np.unique(known)) == len(known)
         self.slide_index = {slide_id: i for i, slide_id in enumerate(slide_ids)}
         self.slide_mask = torch.from_numpy(self._panel_masks(measured_genes))
-        self.pixel_transform = _PixelTransform.from_image_processor(processor.image_processor)
+        self.pixel_transform = PixelTransform.from_image_processor(processor.image_processor)
         self.defer_pixels = defer_pixels
 
     def _panel_masks(self, measured_genes: Mapping[str, np.ndarray] | None) -> np.ndarray:
@@ -125,7 +125,9 @@ class DelstCollator:
 
     def _by_processor(self, images: Sequence[Any]) -> Tensor:
         """Patches that are to be resized or cropped (batch, 3, height, width) float32."""
-        return self.processor.image_processor([_open(image) for image in images], return_tensors="pt")["pixel_values"]
+        return self.processor.image_processor([open_patch(image) for image in images], return_tensors="pt")[
+            "pixel_values"
+        ]
 
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Normalise patches that were left as uint8, on the device where they are; anything else passes through."""
@@ -163,14 +165,14 @@ class _Columns:
         return np.concatenate(parts), np.asarray([len(part) for part in parts])
 
 
-class _PixelTransform:
+class PixelTransform:
     """Rescaling and normalisation of patches that already have the model's size: one fused pass over the uint8 batch."""
 
     def __init__(self, size: tuple[int, int], scale: Tensor, shift: Tensor):
         self.size, self.scale, self.shift = size, scale, shift
 
     @classmethod
-    def from_image_processor(cls, image_processor: Any) -> "_PixelTransform | None":
+    def from_image_processor(cls, image_processor: Any) -> "PixelTransform | None":
         """None where the processor does more than resize, rescale and normalise."""
         size = image_processor.size
         crop: Any = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else size
@@ -211,15 +213,15 @@ def _decode_into(patch: np.ndarray, image: Any) -> bool:
             return True
         except (ValueError, RuntimeError):  # another size; a colour space or a fault that Pillow is asked about
             pass
-    opened = _open(image)
+    opened = open_patch(image)
     if opened.size != (patch.shape[1], patch.shape[0]):
         return False
     patch[:] = np.asarray(opened)
     return True
 
 
-def _open(image: Any) -> Image.Image:
-    """A PIL RGB image from a decoded or an undecoded cell."""
+def open_patch(image: Any) -> Image.Image:
+    """Return a PIL RGB image from a decoded or an undecoded cell of the column ``image``."""
     if isinstance(image, Mapping):
         image = Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"])
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -17,6 +17,7 @@ from ..model.configuration_delst import DelstConfig
 from ..record import public_record, read_training_record
 from .card_results import limitations, results_text
 from .facts import FACTS
+from .head_card import head_text
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _SCRATCH = "random weights, trained from scratch"
@@ -68,6 +69,8 @@ def model_card(
     if results is not None:
         facts["results"] = results_text(results, baselines)
         facts["model_index"] = model_index_yaml(results, facts["name"]).strip()
+    if record.get("head"):
+        facts["results"] = "\n\n".join(filter(None, [head_text(record["head"]), facts.get("results")]))
     facts["limitations"] = limitations(record, data, results, baselines)
     facts |= given or {}
     if facts.get("hyperparameters") and record.get("command"):

@@ -1,0 +1,240 @@
+"""`delst fit`, `delst reference`, `delst predict`, `delst embed`: their arguments, and what they print.
+
+Nothing heavy is imported before a command runs.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .formats import add_grid, split_names
+
+_Subparsers = Any
+
+
+def _parser(
+    commands: _Subparsers, name: str, summary: str, description: str, *examples: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="Examples:\n" + "\n".join(f"  {example}" for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--batch-size", type=int, default=64, metavar="N", help="patches per batch (default 64)")
+    speed.add_argument("--num-workers", type=int, default=2, metavar="N", help="threads that read patches (default 2)")
+    speed.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}. Allowed: {least} or more.")
+    return {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "progress": not arguments.quiet}
+
+
+def add_fit(commands: _Subparsers) -> None:
+    """Add `delst fit MODEL DATASET`."""
+    parser = _parser(
+        commands,
+        "fit",
+        "a head for expression or classes on the frozen features of a checkpoint",
+        "Fits a head on slides with counts or labels: expression by ridge regression, classes by logistic regression, the "
+        "penalty chosen on slides that are left out. The result is a checkpoint with its held-out scores in its card.",
+        "delst fit runs/toy/pretrain/model runs/toy/data --target expression --output runs/toy/expression",
+        "delst fit MODEL DATASET --target labels --train-slides C2,C3,C4 --output DIR",
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id")
+    parser.add_argument("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
+    parser.add_argument("--output", required=True, metavar="DIR", help="checkpoint folder to make")
+    parser.add_argument("--target", choices=("expression", "labels"), default="expression",
+                        help="what to predict (default expression)")  # fmt: skip
+    parser.add_argument("--train-slides", metavar="ID,ID", help="slides to fit on (default: those of the pretraining)")
+    parser.add_argument("--ignore-labels", default="undetermined", metavar="NAME,NAME",
+                        help="labels that are no class of tissue (default undetermined)")  # fmt: skip
+    _add_speed(parser)
+    parser.set_defaults(run=_run_fit)
+
+
+def add_reference(commands: _Subparsers) -> None:
+    """Add `delst reference MODEL DATASET`."""
+    parser = _parser(
+        commands,
+        "reference",
+        "embeddings and profiles of training spots, kept beside a checkpoint",
+        "Embeds spots whose counts are known and saves them in MODEL/reference: delst predict then says how far each patch is "
+        "from all that the model has seen.",
+        "delst reference runs/toy/expression runs/toy/data --size 5000",
+    )
+    parser.add_argument("model", metavar="MODEL_DIR", help="checkpoint folder")
+    parser.add_argument("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
+    parser.add_argument("--size", type=int, default=10_000, metavar="N", help="spots at most, evenly from the slides "
+                        "(default 10000)")  # fmt: skip
+    parser.add_argument("--slides", metavar="ID,ID", help="their slides (default: those that the model was trained on)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
+    _add_speed(parser)
+    parser.set_defaults(run=_run_reference)
+
+
+def add_predict(commands: _Subparsers) -> None:
+    """Add `delst predict MODEL SLIDE`."""
+    parser = _parser(
+        commands,
+        "predict",
+        "a slide without counts -> expression, classes, embedding in .h5ad, .zarr or .parquet",
+        "Predicts what a checkpoint and its heads know of every patch of tissue of a slide, or of given places. A run that was "
+        "killed goes on when the same command is given again.",
+        "delst predict runs/toy/expression slide.svs --output slide.h5ad",
+        "delst predict EXPRESSION he.jpg --mpp 0.5 --head LABELS --genes ERBB2,EPCAM --output he.h5ad",
+        "delst predict EXPRESSION DATASET --slides C5 --min-pearson 0.2 --output c5.parquet",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint with a head (delst fit), or without one: embeddings only"
+    )
+    parser.add_argument("source", metavar="SLIDE", help="image of a slide, .h5ad with positions, or dataset folder")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", required=True, metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
+    out.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    what = parser.add_argument_group("what to predict")
+    what.add_argument(
+        "--head", action="append", default=[], metavar="MODEL", help="a further head of the same backbone"
+    )
+    what.add_argument("--genes", metavar="NAMES", help="comma-separated, or a file with one per line (default: all)")
+    what.add_argument("--signatures", metavar="JSON", help='{"HER2": {"genes": ["ERBB2", "GRB7"]}}: a score by patch')
+    what.add_argument("--min-pearson", type=float, metavar="R", help="leave out genes of a lower held-out Pearson")
+    what.add_argument("--reference", metavar="DIR", help="checkpoint with a reference (default: MODEL, if it has one)")
+    where = parser.add_argument_group("patches")
+    add_grid(where)
+    where.add_argument("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
+    where.add_argument("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
+    where.add_argument("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
+                       "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
+    where.add_argument("--image", metavar="FILE", help="of an .h5ad: the full-resolution image")
+    where.add_argument("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
+    where.add_argument("--species", default="", help="of the slide, to compare with the model's")
+    _add_speed(parser)
+    parser.set_defaults(run=_run_predict)
+
+
+def add_embed(commands: _Subparsers) -> None:
+    """Add `delst embed MODEL FILE.h5ad`."""
+    parser = _parser(
+        commands,
+        "embed",
+        "embeddings and predictions into an AnnData that exists",
+        "Writes obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and what the model's head "
+        "predicts; X and all else stay as they are.",
+        "delst embed runs/toy/pretrain/model mine.h5ad --output mine_delst.h5ad",
+        "delst embed MODEL mine.h5ad --image he.tif --key X_delst --in-place",
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id")
+    parser.add_argument("file", metavar="FILE", help=".h5ad")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad)")
+    where.add_argument("--in-place", action="store_true", help="change FILE itself, in one step")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output, and keys that FILE has already")
+    parser.add_argument("--key", default="X_delst", help="name in obsm (default X_delst)")
+    parser.add_argument("--modality", choices=("auto", "image", "genes"), default="auto",
+                        help="what to embed (default: the patch of each spot where there is an image)")  # fmt: skip
+    parser.add_argument("--image", metavar="IMAGE", help="full-resolution image (default: the reduced one in FILE)")
+    parser.add_argument("--mpp", type=float, help="micrometres per full-resolution pixel (default: from the spots)")
+    parser.add_argument("--layer", help="layer with raw counts, for --modality genes (default X)")
+    _add_speed(parser)
+    parser.set_defaults(run=_run_embed)
+
+
+def _run_fit(arguments: argparse.Namespace) -> None:
+    from ..prediction.fit import fit_head
+
+    head = fit_head(
+        arguments.model,
+        arguments.dataset,
+        arguments.output,
+        target=arguments.target,
+        train_slides=split_names(arguments.train_slides),
+        ignore_labels=split_names(arguments.ignore_labels),
+        **_speed(arguments),
+    )
+    score = (
+        f"macro-F1 {head['macro_f1']:.3f}" if arguments.target == "labels" else f"Pearson {head['pearson_mean']:.3f}"
+    )
+    print(f"head     {arguments.output}")
+    print(f"slides   {', '.join(head['slides'])}; left out in turn: {', '.join(head['folds'])}")
+    print(
+        f"held out mean {score}; every {'class' if arguments.target == 'labels' else 'gene'} in {arguments.output}/README.md"
+    )
+
+
+def _run_reference(arguments: argparse.Namespace) -> None:
+    from ..prediction.reference import build_reference
+
+    speed = _speed(arguments)
+    folder = build_reference(
+        arguments.model,
+        arguments.dataset,
+        size=arguments.size,
+        slides=split_names(arguments.slides),
+        seed=arguments.seed,
+        batch_size=speed["batch_size"],
+        progress=speed["progress"],
+    )
+    print(f"reference  {folder}")
+
+
+def _run_predict(arguments: argparse.Namespace) -> None:
+    from ..prediction.predict import PatchChoice, predict_slide
+    from .evaluate import read_signatures
+
+    names = ("mpp", "patch_um", "stride_um", "min_tissue", "mask", "positions", "image", "species")
+    choice = PatchChoice(**{name: getattr(arguments, name) for name in names}, slides=split_names(arguments.slides))
+    found = predict_slide(
+        arguments.model,
+        arguments.source,
+        arguments.output,
+        heads=arguments.head,
+        genes=_genes(arguments.genes),
+        signatures=read_signatures(arguments.signatures),
+        min_pearson=arguments.min_pearson,
+        reference=arguments.reference,
+        choice=choice,
+        overwrite=arguments.overwrite,
+        **_speed(arguments),
+    )
+    print(f"output   {arguments.output}")
+    print(f"patches  {len(found.source)} of {found.source.patch_um:g} um")
+    print(f"genes    {len(found.genes)}" + (f"; classes {', '.join(found.classes)}" if found.classes else ""))
+
+
+def _run_embed(arguments: argparse.Namespace) -> None:
+    from ..prediction.annotate import embed_file
+
+    speed = _speed(arguments)
+    written = embed_file(
+        arguments.model,
+        arguments.file,
+        arguments.file if arguments.in_place else arguments.output,
+        key=arguments.key,
+        modality=arguments.modality,
+        overwrite=arguments.overwrite,
+        image=arguments.image,
+        mpp=arguments.mpp,
+        layer=arguments.layer,
+        batch_size=speed["batch_size"],
+        num_workers=speed["num_workers"],
+    )
+    print(f"output  {written}: obsm[{arguments.key!r}]")
+
+
+def _genes(given: str | None) -> list[str] | None:
+    """Names by comma, or of a file with one per line."""
+    if given is None:
+        return None
+    if Path(given).is_file():
+        return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return split_names(given)

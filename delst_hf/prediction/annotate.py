@@ -1,0 +1,211 @@
+"""What a model makes of the spots of an AnnData that exists, written into it: never into X, the file whole or untouched."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..atomic import check_file_output, write_file
+from ..data.readers.anndata_file import open_anndata, raw_counts
+from ..data.readers.anndata_visium import places_of_anndata
+from .outputs import full_disk_explained
+from .predict import provenance
+from .predictor import Predictor, load_predictor
+from .source import slide_source
+from .stream import read_ahead
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+MODALITIES = ("auto", "image", "genes")
+_ROWS = 512
+
+
+@dataclass
+class Annotations:
+    """What is added to an AnnData, by the part it goes into."""
+
+    obsm: dict[str, Any] = field(default_factory=dict)
+    obs: dict[str, Any] = field(default_factory=dict)
+    uns: dict[str, Any] = field(default_factory=dict)
+
+
+def embed_anndata(
+    model: str | Predictor,
+    adata: "AnnData",
+    *,
+    key: str = "X_delst",
+    modality: str = "auto",
+    image: str | Path | None = None,
+    mpp: float | None = None,
+    layer: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 2,
+) -> "AnnData":
+    """Embed every spot of an AnnData and write what was found into it; X and what is there stay as they are.
+
+    Args:
+        model: Folder or Hub id of a checkpoint, or a loaded one.
+        adata: With obsm["spatial"] and an image for "image", with raw counts for "genes".
+        key: ``obsm[key]`` becomes the coordinates in the tangent space at the origin: of flat space, so that any Euclidean
+            method may cluster them.
+        modality: "image" embeds the patch at each spot, "genes" its counts, "auto" the patch where there is an image.
+        image: Full-resolution image file; by default the reduced image in ``uns["spatial"]``.
+        mpp: Micrometres per full-resolution pixel; by default from the spots' array or diameter.
+        layer: Layer with raw counts for "genes"; by default X.
+        batch_size: Spots per batch.
+        num_workers: Threads that read patches.
+
+    Returns:
+        The same AnnData, with ``obsm[key]``, ``obs["delst_radius"]`` (hyperbolic and Euclidean models), what the model's head
+        predicts in ``obsm["delst_expression"]`` or ``obsm["delst_probabilities"]`` and ``obs["delst_class"]``, and
+        ``uns["delst"]``, which says what made them.
+
+    Raises:
+        ValueError: If an option is not one of those allowed, or patches and counts are not such that they can be embedded.
+        KeyError: If a part of the AnnData is missing; the message lists what there is.
+    """
+    options = {"image": image, "mpp": mpp, "layer": layer, "batch_size": batch_size, "num_workers": num_workers}
+    found = _annotations(model, adata, "adata", key, modality, **options)  # type: ignore[arg-type]
+    adata.obsm.update(found.obsm)
+    for name, value in found.obs.items():
+        adata.obs[name] = value
+    adata.uns.update(found.uns)
+    return adata
+
+
+def embed_file(
+    model: str,
+    path: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    *,
+    key: str = "X_delst",
+    modality: str = "auto",
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """The same with a file: what was found is added to a copy, byte for byte the same in all else, or to the file itself.
+
+    Args:
+        model: Folder or Hub id of a checkpoint.
+        path: An .h5ad.
+        output: The copy to write; the path itself changes the file in place, in one step. By default NAME_delst.h5ad.
+        key, modality: As in `embed_anndata`.
+        overwrite: Replace what stands at `output`, and keys that are in the file already.
+        **options: ``image``, ``mpp``, ``layer``, ``batch_size``, ``num_workers`` of `embed_anndata`.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        FileExistsError: If the output or one of the keys exists.
+        ValueError: As `embed_anndata`, or if `path` is not an .h5ad.
+    """
+    path = Path(path)
+    if path.suffix != ".h5ad":
+        raise ValueError(f"{path.name} is not an .h5ad file. Write one with adata.write_h5ad(...).")
+    output = path.with_name(f"{path.stem}_delst.h5ad") if output is None else Path(output)
+    in_place = output.exists() and path.exists() and os.path.samefile(output, path)
+    if output.exists() and not (in_place or overwrite):
+        raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
+    check_file_output(output)
+    adata = open_anndata(path)
+    taken = [f"obsm[{key!r}]"] * (key in adata.obsm) + ["uns['delst']"] * ("delst" in adata.uns)
+    if taken and not overwrite:
+        raise FileExistsError(
+            f"{path.name} has {' and '.join(taken)} already. Choose another --key, or replace them (--overwrite)."
+        )
+    found = _annotations(model, adata, path.name, key, modality, **options)
+    with full_disk_explained(output), path.open("rb") as source, write_file(output) as file:
+        shutil.copyfileobj(source, file, 2**24)
+        file.flush()
+        _add(file.name, found, adata.obs_names)
+    return output
+
+
+def _add(path: str, found: Annotations, names: pd.Index) -> None:
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "r+") as file:
+        for part, values in (("obsm", found.obsm), ("uns", found.uns), ("obs", found.obs)):
+            group = file.require_group(part)
+            for name, value in values.items():
+                if name in group:
+                    del group[name]
+                if part == "obs":
+                    value = value.array if isinstance(value, pd.Series) else value
+                    order = [str(column) for column in group.attrs["column-order"] if column != name]
+                    group.attrs["column-order"] = [*order, name]
+                write_elem(group, name, value)
+
+
+def _annotations(
+    model: str | Predictor,
+    adata: "AnnData",
+    name: str,
+    key: str,
+    modality: str,
+    image: str | Path | None = None,
+    mpp: float | None = None,
+    layer: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 2,
+) -> Annotations:
+    if modality not in MODALITIES:
+        raise ValueError(f"modality is {modality!r}. Allowed: {', '.join(MODALITIES)} (--modality).")
+    predictor = load_predictor(model) if isinstance(model, str) else model
+    if modality == "auto":
+        modality = "image" if image is not None or isinstance(adata.uns.get("spatial"), Mapping) else "genes"
+    if modality == "genes":
+        arrays = _from_genes(predictor, adata, name, layer)
+        facts = provenance(predictor, None)
+    else:
+        slide, _ = places_of_anndata(adata, name, image=image, mpp=mpp)
+        source = slide_source(slide, predictor.patch_um(), predictor.patch_px)
+        facts = provenance(predictor, source)
+        parts = [
+            {one: value for one, value in predictor(patches).items() if one != "features"}
+            for _, patches in read_ahead(source.read, np.arange(len(source)), batch_size, num_workers)
+        ]
+        arrays = {one: np.concatenate([part[one] for part in parts]) for one in parts[0]}
+    return _parts(predictor, arrays, adata.obs_names, key, {**facts, "modality": modality, "key": key})
+
+
+def _parts(
+    predictor: Predictor, arrays: dict[str, np.ndarray], names: pd.Index, key: str, facts: dict[str, Any]
+) -> Annotations:
+    found = Annotations(obsm={key: arrays["tangent"]}, uns={"delst": facts})
+    if np.isfinite(arrays["radius"]).any():
+        found.obs["delst_radius"] = arrays["radius"]
+    if "expression" in arrays:
+        genes = list(predictor.genes.index)
+        found.obsm["delst_expression"] = pd.DataFrame(arrays["expression"], index=names, columns=genes)
+    if "probabilities" in arrays:
+        values = arrays["probabilities"]
+        found.obsm["delst_probabilities"] = pd.DataFrame(values, index=names, columns=predictor.classes)
+        found.obs["delst_class"] = pd.Categorical.from_codes(
+            values.argmax(axis=1).tolist(), categories=pd.Index(predictor.classes)
+        )
+    return found
+
+
+@torch.no_grad()
+def _from_genes(predictor: Predictor, adata: "AnnData", name: str, layer: str | None) -> dict[str, np.ndarray]:
+    """Gene embeddings of the spots, a few hundred at a time."""
+    counts, genes = raw_counts(adata, layer, name)
+    names = [symbol or gene_id for symbol, gene_id in zip(genes["symbol"], genes["gene_id"], strict=True)]
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, counts.shape[0], _ROWS):
+        rows = counts[start : start + _ROWS].toarray()
+        inputs = predictor.processor.feature_extractor(rows, names, return_tensors="pt").to(predictor.model.device)
+        output = predictor.model.get_gene_features(inputs["gene_values"], inputs["gene_mask"])
+        space = predictor.in_space(output.pooler_output)  # type: ignore[union-attr]
+        parts.append({one: value.float().cpu().numpy() for one, value in space.items()})
+    return {one: np.concatenate([part[one] for part in parts]) for one in parts[0]}

@@ -1,0 +1,207 @@
+"""A head fitted on the frozen features of a checkpoint: expression by ridge, classes by logistic regression."""
+
+import logging
+import os
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+
+from ..atomic import write_text
+from ..data.collator import DelstCollator
+from ..data.colour import colour_record
+from ..data.study import SpotRows, Study
+from ..evaluation.preparation import MAX_INNER_FOLDS, joined_groups, missing_rows
+from ..hub.card import model_card
+from ..hub.checkpoint_folder import save_checkpoint_folder
+from ..hub.facts import data_facts
+from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+from ..record import training_record
+from .held_out import PearsonSums, class_scores, strips
+from .logistic import fit_logistic
+from .predictor import Predictor, load_predictor
+from .ridge import Moments, Ridge, fit_ridge
+from .shards import Shards, run, workspace
+from .source import dataset_source
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("expression", "labels")
+
+
+def fit_head(
+    model: str,
+    dataset: str,
+    output: str | os.PathLike,
+    *,
+    target: str = "expression",
+    train_slides: Sequence[str] = (),
+    ignore_labels: Sequence[str] = ("undetermined",),
+    batch_size: int = 64,
+    num_workers: int = 2,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fit a head and save it with its held-out scores as a checkpoint of its own.
+
+    The backbone stays as it is. Features are made once and kept beside the output until the head is saved, so that a killed run
+    goes on. Slides are left out by patient where there are several, else one by one, five groups at most; the penalty is
+    chosen on them, and every gene and class is scored on them.
+
+    Args:
+        model: Folder or Hub id of a checkpoint.
+        dataset: Dataset folder written by ``delst prepare``, or a dataset id of the Hub.
+        output: Checkpoint folder to make.
+        target: "expression" or "labels".
+        train_slides: Slides to fit on; by default those of the pretraining that are in the dataset.
+        ignore_labels: Labels that are no class of tissue.
+        batch_size, num_workers, progress: As in `shards.run`.
+
+    Returns:
+        What the record of the checkpoint says under ``head``.
+
+    Raises:
+        ValueError: If an option is not one of those allowed, slides are unknown or too few, genes or patches do not fit.
+        FileExistsError: If `output` exists.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}. Allowed: {', '.join(TARGETS)} (--target).")
+    if Path(output).exists():
+        raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
+    predictor, study = load_predictor(model), Study.load(dataset)
+    slides = _slides(predictor, study, train_slides)
+    source = dataset_source(dataset, study, slides)
+    predictor.patch_um(source.patch_um)  # warns where the model was trained on another size
+    facts = data_facts(dataset, study, slides)
+    told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px}
+    with workspace(output, told) as folder:
+        shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress)
+        head = {"target": target, "slides": slides, "date": date.today().isoformat()}
+        fitted: Any
+        if target == "expression":
+            fitted, found = _expression(predictor, study, source.rows, slides, shards)
+        else:
+            fitted, found = _labels(predictor, source.rows, ignore_labels, shards)
+        facts["colours"] = colour_record(shards.column("colours"))
+        record = {**predictor.record, **training_record(head=head | found)}
+        # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
+        record["data"] = {**facts, "patch_um": (predictor.record.get("data") or {}).get("patch_um", facts["patch_um"])}
+        save_checkpoint_folder(output, fitted, predictor.processor, record)
+    write_text(Path(output) / "README.md", model_card(output, Path(output).name))
+    return record["head"]
+
+
+def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[str]:
+    study.check_slides(named)
+    trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
+    slides = list(dict.fromkeys(named)) or trained
+    if not slides:
+        raise ValueError(
+            f"the model {predictor.name} was pretrained on no slide of this dataset, which holds {study.slide_ids}. Say which "
+            "to fit on, and leave out those to be scored later (--train-slides)."
+        )
+    return slides
+
+
+def _folds(rows: pd.DataFrame) -> np.ndarray:
+    """The fold of each row: patients where there are several, else slides; of many, several at a time."""
+    groups = rows["patient_id"] if rows["patient_id"].nunique() > 1 else rows["slide_id"]
+    return joined_groups(groups.to_numpy(dtype=str), MAX_INNER_FOLDS)
+
+
+def _standardised(features: np.ndarray) -> np.ndarray:
+    """Features as a head reads them: mean 0 and variance 1 in each row."""
+    values = torch.from_numpy(features)
+    return torch.nn.functional.layer_norm(values, values.shape[-1:]).numpy()
+
+
+def _expression(
+    predictor: Predictor, study: Study, rows: pd.DataFrame, slides: Sequence[str], shards: Shards
+) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
+    """The expression head with its scores: one pass over features and counts to fit, one to score."""
+    collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
+    spots = study.subset(slides).remove_columns("image")
+    folds, genes = _folds(rows), len(predictor.processor.feature_extractor.vocabulary)
+    moments: dict[tuple[str, bytes], Moments] = {}
+    for places, features, targets, mask in _pairs(shards, spots, collator):
+        for key in dict.fromkeys(zip(folds[places], (row.tobytes() for row in mask))):
+            here = np.array([(fold, row.tobytes()) == key for fold, row in zip(folds[places], mask)])
+            one = moments.setdefault(key, Moments(features.shape[1], genes))
+            one.add(features[here], targets[here])
+    ridge = fit_ridge(moments)
+    scores = _scores(ridge, rows, folds, shards, spots, collator)
+    model = DelstForGeneExpressionPrediction.from_pretrained(predictor.name)
+    with torch.no_grad():
+        means = model.delst.gene_model.missing_values.float()
+        model.regressor.weight.copy_(torch.from_numpy(ridge.weight.T.copy()))
+        model.regressor.bias.copy_(torch.from_numpy(ridge.bias) - means)
+    # JSON knows no NaN: a gene that could not be scored has none.
+    known = {name: [None if np.isnan(value) else round(value, 4) for value in scores[name]] for name in scores}
+    if ridge.alpha in (ridge.alphas[0], ridge.alphas[-1]):
+        logger.warning("the penalty %g is the smallest or largest that was tried", ridge.alpha)
+    return model, {
+        "method": "ridge",
+        "alpha": ridge.alpha,
+        "folds": sorted(set(folds.tolist())),
+        "pearson_mean": round(float(np.nanmean(scores["pearson"])), 4),
+        "scores": {"gene": list(predictor.processor.feature_extractor.vocabulary), **known},
+    }
+
+
+def _pairs(shards: Shards, spots: Dataset, collator: DelstCollator) -> Any:
+    """Yield positions, features (rows, width), targets and mask (rows, genes) of the spots of each shard."""
+    table, start = SpotRows(spots), 0
+    for shard in shards:
+        places = np.arange(start, start + len(shard["features"]))
+        start += len(places)
+        batch = collator.all_but_pixels(table.__getitems__(places.tolist()))
+        yield places, _standardised(shard["features"]), batch["gene_values"].numpy(), batch["gene_mask"].numpy()
+
+
+def _scores(
+    ridge: Ridge, rows: pd.DataFrame, folds: np.ndarray, shards: Shards, spots: Dataset, collator: DelstCollator
+) -> pd.DataFrame:
+    slides = rows["slide_id"].to_numpy(dtype=str)
+    units = strips(slides, rows["y"].to_numpy(float))
+    sums = PearsonSums([slides[units == unit][0] for unit in range(units.max() + 1)], ridge.weight.shape[1])
+    for places, features, targets, mask in _pairs(shards, spots, collator):
+        for fold in np.unique(folds[places]):
+            here = folds[places] == fold
+            weight, bias = ridge.folds[fold]
+            sums.add(units[places][here], features[here] @ weight + bias, targets[here], mask[here])
+    return sums.scores()
+
+
+def _labels(
+    predictor: Predictor, rows: pd.DataFrame, ignore_labels: Sequence[str], shards: Shards
+) -> tuple[DelstForSpotClassification, dict[str, Any]]:
+    labels = rows["label"].to_numpy(dtype=object)
+    labelled = ~missing_rows(labels) & ~np.isin(labels.astype(str), list(ignore_labels))
+    if not labelled.any():
+        raise ValueError(
+            f"none of the {len(rows)} spots of these slides has a label. Train on annotated slides (--train-slides), or fit "
+            "--target expression."
+        )
+    features = _standardised(shards.column("features")[labelled])
+    truth, groups = labels[labelled].astype(str), _folds(rows[labelled])
+    fitted = fit_logistic(features, truth, groups)
+    names = dict(enumerate(fitted.classes))
+    model = DelstForSpotClassification.from_pretrained(
+        predictor.name, id2label=names, label2id={name: i for i, name in names.items()}, head_inputs="image"
+    )
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.from_numpy(fitted.weight.T.copy()))
+        model.classifier.bias.copy_(torch.from_numpy(fitted.bias))
+    held = fitted.held_out != ""
+    scores = class_scores(truth[held], fitted.held_out[held].astype(str), fitted.classes)
+    return model, {
+        "method": "logistic regression, balanced classes",
+        "strength": fitted.strength,
+        "folds": sorted(set(groups.tolist())),
+        "macro_f1": round(float(scores["f1"].mean()), 4),
+        "scores": {name: scores[name].round(4).tolist() for name in scores},
+    }

@@ -1,0 +1,288 @@
+"""A model and a slide, a dataset folder or an AnnData -> predictions in a file that scanpy, squidpy or pandas opens."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..atomic import check_file_output
+from ..data.colour import describe_foreign_colour
+from ..data.genes import canonical_species
+from ..data.images import check_readable
+from ..data.readers.anndata_file import open_anndata
+from ..data.readers.anndata_visium import places_of_anndata
+from ..data.readers.image import read_slide_image
+from ..data.study import Study
+from .outputs import SUFFIXES, Prediction, write_prediction
+from .predictor import Predictor, load_predictor
+from .reference import Reference, load_reference
+from .shards import Shards, run, workspace
+from .source import PatchSource, dataset_source, in_full_resolution, slide_source
+
+logger = logging.getLogger(__name__)
+
+_ANNDATA = (".h5ad",)
+
+
+@dataclass(frozen=True)
+class PatchChoice:
+    """Which patches of a slide, and how they are read.
+
+    Attributes:
+        mpp: Micrometres per pixel; None for what the file states.
+        patch_um: Side of a patch; None for that of the model's training.
+        stride_um: From one patch of the grid to the next; None for the side of a patch.
+        min_tissue: Share of a patch that must be tissue.
+        mask: Where tissue is: a mask image or GeoJSON; None to find it by its colour.
+        positions: CSV or parquet with x and y in pixels, or an .h5ad with obsm["spatial"]: patches there and not on a grid.
+        image: Of an .h5ad, the full-resolution image in place of the reduced one in the file.
+        slides: Of a dataset folder; all by default.
+        species: Of the slide, to compare with the model's.
+    """
+
+    mpp: float | None = None
+    patch_um: float | None = None
+    stride_um: float | None = None
+    min_tissue: float = 0.25
+    mask: str | None = None
+    positions: str | None = None
+    image: str | None = None
+    slides: Sequence[str] = ()
+    species: str = ""
+
+
+def predict_slide(
+    model: str,
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    heads: Sequence[str] = (),
+    genes: Sequence[str] | None = None,
+    signatures: Mapping[str, Mapping[str, Any]] | None = None,
+    min_pearson: float | None = None,
+    reference: str | None = None,
+    choice: PatchChoice | None = None,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Prediction:
+    """Predict what a model knows of a slide, and write it.
+
+    Args:
+        model: Folder or Hub id of a checkpoint: a head that was fitted by `fit_head`, or a pretrained `DelstModel`, which gives
+            embeddings alone.
+        source: An image of a slide, a dataset folder or dataset id, or an .h5ad with positions.
+        output: .h5ad, .zarr (SpatialData) or .parquet to write.
+        heads: Further heads of the same backbone, such as one for labels.
+        genes: Genes to predict; by default all that the head knows.
+        signatures: name -> {"genes": [names] or {name: weight}}: the weighted mean of their predicted expression.
+        min_pearson: Leave out genes whose held-out Pearson is lower.
+        reference: Folder with the reference of `delst reference`; by default that beside the model, if there is one.
+        choice: Which patches.
+        batch_size, num_workers, progress: As in `shards.run`.
+        overwrite: Replace a file at `output`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If an option, the slide, its scale or the genes are not such that it can be predicted.
+        FileExistsError: If `output` exists.
+    """
+    output, choice = Path(output), choice or PatchChoice()
+    check_output(output, overwrite)
+    predictor = load_predictor(model, heads)
+    weights = signature_weights(signatures or {}, predictor)
+    # Genes of signatures are predicted too, and left out of the output unless they are asked for.
+    shown = _shown_genes(predictor, genes, min_pearson)
+    needed = list(dict.fromkeys([*shown, *(gene for one in weights.values() for gene in one)]))
+    if needed:
+        predictor.keep_genes(needed, None)
+    nearest = load_reference(reference or model, required=reference is not None)
+    patches = open_source(source, predictor, choice)
+    check_species(predictor, patches.species or choice.species)
+    told = {
+        "model": _state(model),
+        "heads": [_state(head) for head in heads],
+        "source": _state(source),
+        "genes": needed,
+    }
+    with workspace(output, {**told, "choice": asdict(choice), "version": 1}) as folder:
+        keep = ("tangent", "radius", "expression", "probabilities")
+        shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
+        if found := describe_foreign_colour(shards.column("colours"), _trained_colours(predictor)):
+            logger.warning("%s: %s", Path(source).name, found)
+        prediction = Prediction(
+            source=patches,
+            shards=shards,
+            predicted=list(predictor.genes.index),
+            genes=predictor.genes.loc[shown] if shown else pd.DataFrame(),
+            classes=predictor.classes,
+            signatures=weights,
+            distance=None if nearest is None else reference_distance(nearest, predictor, shards),
+            provenance=provenance(predictor, patches),
+        )
+        write_prediction(output, prediction, overwrite)
+    return prediction
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that could not be written, before any work.
+
+    Raises:
+        ValueError: If its suffix is not one of those allowed.
+        FileExistsError: If it exists and may not be replaced.
+    """
+    if output.suffix not in SUFFIXES:
+        raise ValueError(f"--output is {output.name}. Allowed are names that end in {', '.join(SUFFIXES)}.")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
+    if output.suffix != ".zarr":
+        check_file_output(output)
+
+
+def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
+    """Open whatever there is to predict: an .h5ad, a dataset folder or Hub id, else an image.
+
+    Raises:
+        FileNotFoundError: If it looks like a path and nothing is there.
+    """
+    path = Path(source)
+    if path.suffix in _ANNDATA:
+        patch_um = predictor.patch_um(choice.patch_um)
+        slide, scale = places_of_anndata(open_anndata(path), path.name, image=choice.image, mpp=choice.mpp)
+        return in_full_resolution(slide_source(slide, patch_um, predictor.patch_px), scale)
+    if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
+        study = Study.load(str(source))
+        found = dataset_source(str(source), study, list(choice.slides) or study.slide_ids)
+        predictor.patch_um(found.patch_um)
+        return found
+    patch_um = predictor.patch_um(choice.patch_um)
+    places = None if choice.positions is None else read_positions(choice.positions)
+    options = {name: getattr(choice, name) for name in ("mpp", "stride_um", "min_tissue", "mask", "species")}
+    slide = read_slide_image(path, patch_um=patch_um, positions=places, **options)
+    return slide_source(slide, patch_um, predictor.patch_px)
+
+
+def read_positions(path: str) -> pd.DataFrame:
+    """Read x and y in pixels of the full-resolution image: of a CSV or parquet, of an .h5ad, or of a dataset folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no positions.
+    """
+    if Path(path).is_dir():
+        spots = Study.load(path).spots.select_columns(["x", "y", "barcode", "slide_id", "array_row", "array_col"])
+        table = spots.to_pandas().set_index("barcode")
+        if table["slide_id"].nunique() > 1:
+            raise ValueError(f"{path} holds several slides: {sorted(set(table['slide_id']))}. Give positions of one.")
+        return table.drop(columns="slide_id")
+    file = check_readable(path, "positions", "Give a CSV or parquet with columns x and y (--positions).")
+    if file.suffix == ".h5ad":
+        import anndata
+
+        adata = anndata.read_h5ad(file, backed="r")
+        if "spatial" not in adata.obsm:
+            raise ValueError(f"{file.name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}.")
+        places = np.asarray(adata.obsm["spatial"], dtype=float)
+        return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
+    table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, sep=None, engine="python")
+    if not {"x", "y"} <= set(table):
+        raise ValueError(
+            f"{file.name}: columns {list(table)} found. Needed: x and y, in pixels of the full resolution."
+        )
+    if "barcode" in table:
+        table = table.set_index("barcode")
+    table.index = table.index.astype(str)
+    return table
+
+
+def check_species(predictor: Predictor, species: str) -> None:
+    """Refuse a slide of another species than that of the model's genes, where both are known.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    trained = {
+        canonical_species(one) for one in str((predictor.record.get("data") or {}).get("species", "")).split(",")
+    }
+    trained -= {"", "unknown"}
+    if species and trained and canonical_species(species) not in trained:
+        raise ValueError(
+            f"the slide is of {canonical_species(species)}, but the model {predictor.name} was trained on "
+            f"{', '.join(sorted(trained))}. Take a model of that species, or translate its genes into orthologues first."
+        )
+
+
+def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Predictor) -> dict[str, dict[str, float]]:
+    """Weights of the genes of each signature that the head predicts; those it does not know are named.
+
+    Raises:
+        ValueError: If a signature has no gene that the head predicts.
+    """
+    known = set(predictor.genes.index)
+    found = {}
+    for name, signature in signatures.items():
+        given = signature.get("genes") or signature.get("profile") or {}
+        weights = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given, 1.0)
+        there = {gene: float(weight) for gene, weight in weights.items() if gene in known}
+        if not there:
+            raise ValueError(
+                f"the head predicts no gene of the signature {name!r}, which has {', '.join(list(weights)[:5])}. It predicts "
+                f"{len(known)} genes{', such as ' + ', '.join(sorted(known)[:3]) if known else ''}. Leave the signature out."
+            )
+        if missing := [gene for gene in weights if gene not in known]:
+            logger.warning("signature %s: %s is not predicted by the head", name, ", ".join(missing))
+        found[name] = there
+    return found
+
+
+def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, Any]:
+    """What uns["delst"] says: model, revision, patches, date and versions, as strings and numbers."""
+    facts: dict[str, Any] = {
+        "model": os.path.basename(str(predictor.name).rstrip("/")) if os.path.isabs(predictor.name) else predictor.name,
+        "revision": str(getattr(predictor.model.config, "_commit_hash", None) or ""),
+        "patch_px": predictor.patch_px,
+        "geometry": predictor.model.config.geometry,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("delst-hf", "torch", "transformers", "anndata")},
+        "trained_on": ", ".join(predictor.record.get("train_slides", [])),
+        "head_fitted_on": ", ".join((predictor.record.get("head") or {}).get("slides", [])),
+    }
+    if source is not None:
+        facts |= {"patch_um": float(source.patch_um or 0), "source": source.about}
+    return facts
+
+
+def reference_distance(reference: Reference, predictor: Predictor, shards: Shards) -> np.ndarray:
+    """Distance (patches,) of every patch to its nearest spots of the reference, in the model's space."""
+    return np.concatenate([reference.distance(predictor, shard["tangent"]) for shard in shards])
+
+
+def _shown_genes(predictor: Predictor, genes: Sequence[str] | None, min_pearson: float | None) -> list[str]:
+    if predictor.expression is None and genes is None and min_pearson is None:
+        return []
+    whole, layer = predictor.genes, predictor.expression
+    predictor.keep_genes(genes, min_pearson)
+    shown = list(predictor.genes.index)
+    predictor.genes, predictor.expression = whole, layer
+    return shown
+
+
+def _trained_colours(predictor: Predictor) -> Mapping[str, Any] | None:
+    return (predictor.record.get("data") or {}).get("colours")
+
+
+def _state(path: str | os.PathLike) -> list[Any]:
+    """Names, sizes and times of a file or of those in a folder: another file is another prediction."""
+    root = Path(path)
+    files = sorted(one for one in root.rglob("*") if one.is_file()) if root.is_dir() else [root] * root.is_file()
+    return [str(path), [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files[:5000]]]

@@ -1,0 +1,238 @@
+"""A checkpoint as a function of patches: embedding, radius and, where it has heads, expression and classes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.collator import PixelTransform
+from ..hub.checkpoint_folder import checkpoint_class
+from ..model.configuration_delst import DelstConfig
+from ..model.lorentz import log_map0, radius
+from ..model.modeling_delst import DelstModel
+from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification, standardise
+from ..model.processing_delst import DelstProcessor
+from ..model.vision_delst import encode_images
+from ..record import find_training_record
+
+logger = logging.getLogger(__name__)
+
+SCORES = ("pearson", "pearson_low", "pearson_high")
+
+
+@dataclass
+class Predictor:
+    """What `load_predictor` returns.
+
+    Attributes:
+        name: Folder or Hub id of the checkpoint.
+        model: Its towers and projections, in eval mode.
+        processor: Its processor.
+        record: The record of its training, with that of its head under ``head``.
+        genes: One row per gene that the expression head predicts, in its order, with `SCORES` where they are known.
+        expression: The head as a layer from standardised features to all of `genes`; None without one.
+        classes: Names of the classes, in the order of the logits.
+        classifier: The head as a layer; None without one.
+    """
+
+    name: str
+    model: DelstModel
+    processor: DelstProcessor
+    record: dict[str, Any]
+    genes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    expression: torch.nn.Linear | None = None
+    classes: list[str] = field(default_factory=list)
+    classifier: torch.nn.Linear | None = None
+
+    def __post_init__(self) -> None:
+        self.transform = PixelTransform.from_image_processor(self.processor.image_processor)
+
+    @property
+    def patch_px(self) -> int:
+        """Side at which patches are cut: that of the model's input."""
+        if self.transform is not None:
+            return max(self.transform.size)
+        size = self.processor.image_processor.size
+        return int(size.get("shortest_edge") or size.get("height") or 224)
+
+    def patch_um(self, given: float | None = None) -> float:
+        """Side of a patch in micrometres: that of the training, unless another is insisted on.
+
+        Raises:
+            ValueError: If neither the record nor the caller says it.
+        """
+        stated = str((self.record.get("data") or {}).get("patch_um") or "")
+        sizes = [float(size) for size in stated.split(",") if size.strip()]
+        if given is None and len(sizes) != 1:
+            found = f"trained on patches of {stated} um" if sizes else "saved without the size of its patches"
+            raise ValueError(f"the model {self.name} was {found}. Say which to cut, in micrometres (--patch-um).")
+        if given is not None and sizes and all(abs(given / size - 1) > 0.05 for size in sizes):
+            logger.warning("patches of %g um are cut, but the model was trained on %s um", given, stated)
+        return sizes[0] if given is None else float(given)
+
+    def keep_genes(self, names: Sequence[str] | None, min_pearson: float | None) -> None:
+        """Predict these genes only, in this order, and of them those of at least this held-out Pearson.
+
+        Raises:
+            ValueError: If a gene is not predicted by the head, there is no head or no score, or nothing is left.
+        """
+        if names is None and min_pearson is None:
+            return
+        if self.expression is None:
+            raise ValueError(
+                f"the model {self.name} has no expression head. Fit one: delst fit {self.name} DATASET --target expression "
+                "--output DIR, and predict with DIR."
+            )
+        known = {name: place for place, name in reversed(list(enumerate(self.genes.index)))}
+        wanted = list(self.genes.index) if names is None else list(dict.fromkeys(names))
+        if unknown := [name for name in wanted if name not in known]:
+            raise ValueError(
+                f"the head does not predict {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}. It predicts "
+                f"{len(known)} genes, such as {', '.join(list(known)[:5])}. Leave the others out (--genes)."
+            )
+        places = np.array([known[name] for name in wanted], dtype=int)
+        if min_pearson is not None:
+            if "pearson" not in self.genes:
+                raise ValueError(
+                    f"the model {self.name} carries no held-out scores of its genes. Leave --min-pearson out, or fit the head "
+                    "with delst fit, which scores it."
+                )
+            score = self.genes["pearson"].to_numpy(float)[places]
+            keep = score >= min_pearson  # a gene that could not be scored is NaN and is left out
+            if not keep.any():
+                best = f"the best has {np.nanmax(score):.3f}" if np.isfinite(score).any() else "none could be scored"
+                raise ValueError(f"no gene has a held-out Pearson of {min_pearson:g}; {best}. Lower --min-pearson.")
+            places = places[keep]
+        self.genes = self.genes.iloc[places]
+        self.expression = _layer(self.expression.weight[places], self.expression.bias[places])
+
+    @torch.no_grad()
+    def __call__(self, patches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Predict.
+
+        Args:
+            patches: uint8 RGB (height, width, 3) each.
+
+        Returns:
+            ``features`` (patches, width), pooled; ``tangent`` (patches, projection_dim), the image embeddings in the tangent
+            space at the origin; ``radius`` (patches,), NaN where the geometry has none; ``expression`` (patches,
+            genes) and ``probabilities`` (patches, classes) where there are heads. All float32.
+        """
+        model = self.model
+        features = encode_images(
+            model.vision_model, self.pixel_values(patches), model.config.vision_pooling
+        ).pooler_output
+        found = self.from_features(features)
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+    def from_features(self, features: Tensor) -> dict[str, Tensor]:
+        """The same from pooled features (patches, width) of the backbone."""
+        found = {"features": features, **self.in_space(self.model.embed_features(features, "image"))}
+        standardised = standardise(features)
+        if self.expression is not None:
+            found["expression"] = self.expression(standardised)
+        if self.classifier is not None:
+            found["probabilities"] = self.classifier(standardised).softmax(-1)
+        return found
+
+    def in_space(self, embeds: Tensor) -> dict[str, Tensor]:
+        """Return ``tangent`` and ``radius`` of embeddings (rows, projection_dim); a sphere has no radius: NaN."""
+        geometry = self.model.config.geometry
+        if geometry == "lorentz":
+            curvature = self.model.curvature
+            return {"tangent": log_map0(embeds, curvature), "radius": radius(embeds, curvature)}
+        norm = torch.linalg.vector_norm(embeds, dim=-1)
+        return {"tangent": embeds, "radius": norm if geometry == "euclidean" else torch.full_like(norm, torch.nan)}
+
+    def pixel_values(self, patches: Sequence[np.ndarray]) -> Tensor:
+        """Normalised patches (patches, 3, height, width) on the model's device, as the processor makes them."""
+        device = self.model.device
+        if self.transform is not None and all(patch.shape[1::-1] == self.transform.size for patch in patches):
+            batch = torch.from_numpy(np.stack(patches)).to(device, non_blocking=True)
+            return self.transform(batch.permute(0, 3, 1, 2))
+        images = [Image.fromarray(patch) for patch in patches]
+        return self.processor.image_processor(images, return_tensors="pt")["pixel_values"].to(device)
+
+    def to(self, device: torch.device | str) -> "Predictor":
+        """Move everything to a device."""
+        self.model.to(device)  # type: ignore[arg-type]
+        for layer in (self.expression, self.classifier):
+            if layer is not None:
+                layer.to(device)
+        return self
+
+
+def load_predictor(name: str, heads: Sequence[str] = ()) -> Predictor:
+    """Load a checkpoint and the heads that were fitted on its backbone, onto a GPU where there is one.
+
+    Args:
+        name: Folder or Hub id of a `DelstModel` or of one of its heads.
+        heads: Further checkpoints of which only the head is taken.
+
+    Raises:
+        ValueError: If it is no checkpoint of this package, or a head is of another backbone.
+    """
+    model, processor = _load(name)
+    predictor = Predictor(name, _towers(model), processor, find_training_record(name))
+    _add_head(predictor, model, predictor.record)
+    for head in heads:
+        other, _ = _load(head)
+        if not _same_backbone(predictor.model, _towers(other)):
+            raise ValueError(
+                f"the head {head} was fitted on another backbone than {name}. Fit it on this one (delst fit)."
+            )
+        _add_head(predictor, other, find_training_record(head))
+    return predictor.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(name: str) -> tuple[Any, DelstProcessor]:
+    config = DelstConfig.from_pretrained(name)
+    model = checkpoint_class(config).from_pretrained(name).eval()
+    return model, DelstProcessor.from_pretrained(name)
+
+
+def _towers(model: Any) -> DelstModel:
+    return model if isinstance(model, DelstModel) else model.delst
+
+
+def _same_backbone(first: DelstModel, second: DelstModel) -> bool:
+    one, other = first.vision_model.state_dict(), second.vision_model.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key].cpu(), other[key].cpu()) for key in one)
+
+
+def _add_head(predictor: Predictor, model: Any, record: Mapping[str, Any]) -> None:
+    if isinstance(model, DelstForGeneExpressionPrediction):
+        means = model.delst.gene_model.missing_values.float().to(model.regressor.weight.device)
+        predictor.expression = _layer(model.regressor.weight, model.regressor.bias + means)
+        predictor.genes = _scored_genes(predictor.processor.feature_extractor.vocabulary, record)
+    elif isinstance(model, DelstForSpotClassification):
+        if model.config.head_inputs != "image":
+            raise ValueError(
+                f"the head of {predictor.name} reads {model.config.head_inputs!r}. Allowed: 'image', since a slide without "
+                "counts has patches only. Fit one: delst fit MODEL DATASET --target labels --output DIR."
+            )
+        predictor.classifier = _layer(model.classifier.weight, model.classifier.bias)
+        predictor.classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def _layer(weight: Tensor, bias: Tensor) -> torch.nn.Linear:
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer.requires_grad_(False)
+
+
+def _scored_genes(vocabulary: Sequence[str], record: Mapping[str, Any]) -> pd.DataFrame:
+    genes = pd.DataFrame(index=pd.Index(list(vocabulary), name="gene"))
+    scores = (record.get("head") or {}).get("scores")
+    if scores and len(scores.get("gene", [])):
+        table = pd.DataFrame(scores).set_index("gene").astype(float)
+        genes = genes.join(table[[name for name in SCORES if name in table]])
+    return genes

@@ -1,0 +1,203 @@
+"""A reference beside a checkpoint: embeddings and profiles of training spots, and the nearest of them to any patch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from safetensors.numpy import load_file, save_file
+
+from ..atomic import complete_or_nothing
+from ..data.collator import DelstCollator
+from ..data.study import SpotRows, Study
+from ..evaluation.embed import embed
+from ..model.lorentz import exp_map0, pairwise_distance
+from .predictor import Predictor, load_predictor
+
+FOLDER = "reference"
+_CHUNK = 1024
+# Patches are compared with the mean distance to so many spots: one alone may be an odd one.
+_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Spots whose counts are known.
+
+    Attributes:
+        image: (spots, projection_dim) image embeddings, as the model gives them.
+        gene: (spots, projection_dim) gene embeddings.
+        spots: slide_id, barcode, label, x and y of each.
+        profiles: (spots, genes) normalised expression of the model's vocabulary, sparse.
+        genes: Names of the columns of `profiles`.
+    """
+
+    image: np.ndarray
+    gene: np.ndarray
+    spots: pd.DataFrame
+    profiles: sp.csr_matrix
+    genes: list[str]
+
+    def nearest(
+        self, predictor: Predictor, tangent: np.ndarray, number: int, modality: str = "gene"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the nearest spots of patches, exactly, in chunks.
+
+        Args:
+            predictor: The model that made the embeddings.
+            tangent: (patches, projection_dim) as `Predictor` returns them.
+            number: How many.
+            modality: "gene" or "image": which embeddings of the spots to compare with.
+
+        Returns:
+            Positions (patches, number) and distances (patches, number) in the model's space, the nearest first.
+
+        Raises:
+            ValueError: If `number` is not 1 to the number of spots.
+        """
+        known = torch.from_numpy(self.gene if modality == "gene" else self.image).to(predictor.model.device)
+        if not 1 <= number <= len(known):
+            raise ValueError(
+                f"{number} neighbours are asked for. Allowed: 1 to {len(known)}, the spots of the reference."
+            )
+        positions, distances = [], []
+        for start in range(0, len(tangent), _CHUNK):
+            part = torch.from_numpy(tangent[start : start + _CHUNK]).to(known)
+            found = torch.topk(_distances(predictor, part, known), number, largest=False)
+            positions.append(found.indices.cpu().numpy())
+            distances.append(found.values.cpu().numpy())
+        return np.concatenate(positions), np.concatenate(distances)
+
+    def distance(self, predictor: Predictor, tangent: np.ndarray) -> np.ndarray:
+        """Mean distance (patches,) to the nearest image embeddings: high where nothing like the patch was trained on."""
+        number = min(_NEIGHBOURS, len(self.image))
+        return self.nearest(predictor, tangent, number, "image")[1].mean(axis=1)
+
+    def impute(self, positions: np.ndarray) -> np.ndarray:
+        """Mean normalised profile (patches, genes) of the spots at these positions (patches, number)."""
+        rows = np.repeat(np.arange(len(positions)), positions.shape[1])
+        weights = np.full(positions.size, 1 / positions.shape[1])
+        mean = sp.csr_matrix((weights, (rows, positions.ravel())), (len(positions), len(self.spots)))
+        return np.asarray((mean @ self.profiles).todense(), dtype=np.float32)
+
+    def labels(self, positions: np.ndarray) -> list[str | None]:
+        """The commonest label of the spots at these positions (patches, number); None where none of them has one."""
+        found: list[str | None] = []
+        table = self.spots["label"].to_numpy(dtype=object)
+        for row in positions:
+            names = [str(name) for name in table[row] if isinstance(name, str)]
+            found.append(max(dict.fromkeys(names), key=names.count) if names else None)
+        return found
+
+
+def _distances(predictor: Predictor, tangent: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    geometry = predictor.model.config.geometry
+    if geometry == "lorentz":
+        curvature = predictor.model.curvature
+        return pairwise_distance(exp_map0(tangent, curvature), known, curvature)
+    if geometry == "euclidean":
+        return torch.cdist(tangent, known)
+    return 1 - tangent @ known.T
+
+
+def build_reference(
+    model: str,
+    dataset: str,
+    *,
+    size: int = 10_000,
+    slides: Sequence[str] = (),
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Path:
+    """Embed training spots and save them in MODEL/reference.
+
+    Args:
+        model: Checkpoint folder.
+        dataset: Dataset folder with the spots.
+        size: How many spots at most, drawn evenly from the slides.
+        slides: Their slides; by default those the model was trained on.
+        seed: Equal seeds draw equal spots.
+        batch_size: Spots per batch.
+        progress: Show a bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If slides are unknown, or the model was trained on none of this dataset.
+        FileNotFoundError: If the model is not a local folder.
+    """
+    if not Path(model).is_dir():
+        raise FileNotFoundError(
+            f"no folder {model}. A reference is saved in the checkpoint's folder: download it first."
+        )
+    if size < 1:
+        raise ValueError(f"size is {size}. Allowed: 1 or more (--size).")
+    predictor, study = load_predictor(model), Study.load(dataset)
+    study.check_slides(slides)
+    trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
+    chosen = list(slides) or trained
+    if not chosen:
+        raise ValueError(
+            f"the model was trained on no slide of this dataset ({study.slide_ids}). Name some (--slides)."
+        )
+    spots = study.subset(chosen)
+    spots = spots.select(_drawn(np.asarray(spots.with_format("numpy")["slide_id"][:]), size, seed))
+    collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
+    embeddings = embed(predictor.model, spots, collator, batch_size, progress=progress)
+    rows = SpotRows(spots.remove_columns("image"))
+    chunks = (list(range(start, min(start + _CHUNK, len(spots)))) for start in range(0, len(spots), _CHUNK))
+    values = [sp.csr_matrix(collator.gene_values(rows.__getitems__(chunk))) for chunk in chunks]
+    profiles = sp.vstack(values, format="csr")
+    folder = Path(model) / FOLDER
+    with complete_or_nothing(folder) as partial:
+        arrays = {
+            "image": embeddings.image_embeds,
+            "gene": embeddings.gene_embeds,
+            "data": profiles.data.astype(np.float32),
+            "indices": profiles.indices.astype(np.int32),
+            "indptr": profiles.indptr.astype(np.int64),
+        }
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in arrays.items()}, partial / "reference.safetensors"
+        )
+        columns = ["slide_id", "barcode", "label", "x", "y"]
+        spots.select_columns(columns).to_pandas().to_parquet(partial / "spots.parquet")
+        names = predictor.processor.feature_extractor.vocabulary
+        pd.DataFrame({"gene": names}).to_parquet(partial / "genes.parquet")
+    return folder
+
+
+def _drawn(slides: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Positions of at most `size` spots, in order: equally many of each slide, as far as it has them."""
+    generator = np.random.default_rng(seed)
+    rank = np.empty(len(slides))
+    for slide in np.unique(slides):
+        rows = np.flatnonzero(slides == slide)
+        rank[rows] = generator.permutation(len(rows))
+    return np.sort(np.argsort(rank, kind="stable")[:size])
+
+
+def load_reference(model: str | os.PathLike, required: bool = False) -> Reference | None:
+    """Read the reference in a checkpoint folder, or that folder itself; None where there is none.
+
+    Raises:
+        FileNotFoundError: If `required` and there is none.
+    """
+    for folder in (Path(model) / FOLDER, Path(model)):
+        if (folder / "reference.safetensors").is_file():
+            arrays: dict[str, Any] = load_file(folder / "reference.safetensors")
+            spots, genes = pd.read_parquet(folder / "spots.parquet"), pd.read_parquet(folder / "genes.parquet")
+            names = genes["gene"].tolist()
+            parts = arrays["data"], arrays["indices"], arrays["indptr"]
+            profiles = sp.csr_matrix(parts, (len(spots), len(names)))
+            return Reference(arrays["image"], arrays["gene"], spots, profiles, names)
+    if required:
+        raise FileNotFoundError(f"no reference in {model}. Make one: delst reference MODEL DATASET.")
+    return None

@@ -1,0 +1,136 @@
+"""What a model makes of patches, kept on the disk a few thousand at a time: memory is flat, and a killed run goes on."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
+
+from ..atomic import locked
+from ..data.colour import patch_colours
+from .predictor import Predictor
+from .source import PatchSource
+from .stream import read_ahead
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 2048
+# Of so many patches of a shard the colours are looked at.
+_COLOURS = 256
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Predictions of consecutive patches, one file each.
+
+    Attributes:
+        paths: The files, in the order of the patches.
+    """
+
+    paths: list[Path]
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the arrays of each shard, one shard in memory at a time."""
+        for path in self.paths:
+            yield load_file(path)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one array of all patches (patches, ...), or raise a KeyError where the model makes no such thing."""
+        return np.concatenate([shard[name] for shard in self])
+
+
+@contextmanager
+def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
+    """Give the hidden folder beside an output in which shards are kept; it is removed once the output is written.
+
+    Args:
+        output: What is to be written.
+        told: All that decides what the shards hold, as JSON; shards of something else are not taken up.
+    """
+    key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    with locked(output) as path:
+        for stale in path.parent.glob(f".{path.name[:100]}.shards-*"):
+            if stale.name[-16:] != key:
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = path.parent / f".{path.name[:100]}.shards-{key}"
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        except BaseException:
+            if not any(folder.glob("*.safetensors")):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(
+    source: PatchSource,
+    predictor: Predictor,
+    folder: Path,
+    keep: Sequence[str],
+    batch_size: int = 64,
+    num_workers: int = 2,
+    progress: bool = True,
+) -> Shards:
+    """Predict all patches of a source; shards that an earlier run left are taken up.
+
+    Args:
+        source: The patches.
+        predictor: The model.
+        folder: Where shards are kept (see `workspace`).
+        keep: Which of the predictor's arrays to keep; those that it does not make are left out.
+        batch_size: Patches per batch.
+        num_workers: Threads that read patches.
+        progress: Show a bar with tiles per second and the time left.
+    """
+    paths = []
+    for stale in folder.glob("*.incomplete"):
+        stale.unlink()
+    with tqdm(total=len(source), desc="predict", unit="tile", disable=not progress) as bar:
+        for start in range(0, len(source), _ROWS):
+            stop = min(start + _ROWS, len(source))
+            path = folder / f"{start:010d}.safetensors"
+            if path.exists():
+                bar.initial += stop - start
+                bar.update(stop - start)
+            else:
+                arrays = _one_shard(source, predictor, source.order(start, stop), keep, batch_size, num_workers, bar)
+                save_file(arrays, path.with_suffix(".incomplete"))
+                os.replace(path.with_suffix(".incomplete"), path)
+            paths.append(path)
+    return Shards(paths)
+
+
+def _one_shard(
+    source: PatchSource,
+    predictor: Predictor,
+    order: np.ndarray,
+    keep: Sequence[str],
+    batch_size: int,
+    num_workers: int,
+    bar: Any,
+) -> dict[str, np.ndarray]:
+    """The arrays of one shard, in the order of the source."""
+    places = order - order.min()
+    arrays: dict[str, np.ndarray] = {}
+    colours: list[np.ndarray] = []
+    done = 0
+    for _, patches in read_ahead(source.read, order, batch_size, num_workers):
+        here = places[done : done + len(patches)]
+        done += len(patches)
+        for name, value in predictor(patches).items():
+            if name in keep:
+                arrays.setdefault(name, np.empty((len(order), *value.shape[1:]), np.float32))[here] = value
+        if sum(map(len, colours)) < _COLOURS:
+            colours.append(patch_colours(patches))
+        bar.update(len(patches))
+    return {**arrays, "colours": np.concatenate(colours).astype(np.float32)}

@@ -1,0 +1,204 @@
+"""What patches there are to predict from: of a slide cut as they are asked for, or stored in a dataset folder."""
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, load_dataset
+from PIL import Image
+
+from ..data.collator import open_patch
+from ..data.patches import Cutter
+from ..data.slide import Slide
+from ..data.study import Study
+
+logger = logging.getLogger(__name__)
+
+_UPSAMPLING_ALARM = 2.0
+# Longer side of the picture that goes into an output.
+_PICTURE_PX = 2000
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """Patches of one or several slides.
+
+    Attributes:
+        rows: One row per patch: x, y in pixels of the slide, slide_id, and what else is known; the index names them.
+        read: Positions in `rows` -> uint8 patches (height, width, 3); called by several threads.
+        patch_um: Side of a patch in micrometres; None where it is not known.
+        mpp: Micrometres per pixel of each slide.
+        spot_px: Diameter at which a spot of each slide is drawn, in its pixels.
+        pictures: The slides, reduced.
+        shapes: (height, width) of each slide in pixels.
+        species: Of the slides, "" where it is not known.
+        about: What they were read from, for the record.
+    """
+
+    rows: pd.DataFrame
+    read: Callable[[Sequence[int]], list[np.ndarray]]
+    patch_um: float | None
+    mpp: dict[str, float] = field(default_factory=dict)
+    spot_px: dict[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    species: str = ""
+    about: str = ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def order(self, start: int, stop: int) -> np.ndarray:
+        """Positions from `start` to `stop` along the rows of the image, so that each tile of a TIFF is decoded about once."""
+        rows = self.rows.iloc[start:stop]
+        side = 512.0 if not self.mpp else max((self.patch_um or 0) / next(iter(self.mpp.values())), 512.0)
+        return start + np.lexsort((rows["x"].to_numpy(), rows["y"].to_numpy() // side))
+
+
+def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
+    """Patches of a slide at its spots, cut when they are asked for.
+
+    Of a pyramid the coarsest level is read that still has more pixels than the patch.
+
+    Args:
+        slide: The slide; its spots may have any further columns.
+        patch_um: Side of a patch in micrometres.
+        patch_px: Side of a patch in pixels.
+
+    Raises:
+        ValueError: If patches are larger than the slide.
+    """
+    height, width = slide.image.shape[:2]
+    side = patch_um / slide.mpp
+    if slide.stored_patches is None and side > max(height, width):
+        raise ValueError(
+            f"slide {slide.slide_id!r}: a patch of {patch_um:g} um is {side:.0f} px wide, but the slide has only {width} x "
+            f"{height} px. Check the micrometres per pixel (--mpp), or give the full-resolution image."
+        )
+    if slide.stored_patches is None and patch_px > _UPSAMPLING_ALARM * side:
+        logger.warning(
+            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image (--image)",
+            slide.slide_id, patch_um, side, patch_px,
+        )  # fmt: skip
+    reduced = _at_best_level(slide, side / patch_px)
+    spot_um = slide.spot_um or patch_um
+    return PatchSource(
+        rows=slide.spots.assign(slide_id=slide.slide_id),
+        read=_Reader(reduced, patch_um, patch_px),
+        patch_um=patch_um,
+        mpp={slide.slide_id: slide.mpp},
+        spot_px={slide.slide_id: spot_um / slide.mpp},
+        pictures={} if slide.stored_patches is not None else {slide.slide_id: slide.thumbnail(_PICTURE_PX)},
+        shapes={slide.slide_id: (height, width)},
+        species=slide.species,
+        about=slide.source,
+    )
+
+
+class _Reader:
+    """Cuts patches for several threads: an array in memory is shared, a file is opened once per thread."""
+
+    def __init__(self, slide: Slide, patch_um: float, patch_px: int):
+        self.slide, self.patch_um, self.patch_px = slide, patch_um, patch_px
+        self.own, self.lock = threading.local(), threading.Lock()
+
+    def __call__(self, positions: Sequence[int]) -> list[np.ndarray]:
+        if self.slide.stored_patches is not None:  # of one HDF5 file, which is read by one thread at a time
+            with self.lock:
+                return [self._cutter()(position) for position in positions]
+        cut = self._cutter()
+        return [cut(position) for position in positions]
+
+    def _cutter(self) -> Cutter:
+        if not hasattr(self.own, "cut"):
+            image = self.slide.image
+            own = image if isinstance(image, np.ndarray) else copy.copy(image)
+            self.own.cut = replace(self.slide, image=own).cutter(self.patch_um, self.patch_px)
+        return self.own.cut
+
+
+def _at_best_level(slide: Slide, factor: float) -> Slide:
+    """The slide at the coarsest level of its pyramid whose pixels are not `factor` times as wide."""
+    shapes = getattr(slide.image, "level_shapes", None)
+    if shapes is None or slide.stored_patches is not None:
+        return slide
+    full = slide.image.shape[1]
+    fitting = [level for level, shape in enumerate(shapes) if full / shape[1] <= factor * 1.01]
+    if not fitting or fitting[-1] <= slide.image.level:
+        return slide
+    image = type(slide.image)(slide.image.path, fitting[-1])
+    scale = np.array([image.shape[1] / full, image.shape[0] / slide.image.shape[0]])
+    spots = slide.spots.assign(x=slide.spots["x"] * scale[0], y=slide.spots["y"] * scale[1])
+    return replace(slide, image=image, spots=spots, mpp=slide.mpp / scale[0])
+
+
+def in_full_resolution(source: PatchSource, scale: float) -> PatchSource:
+    """The same with places in pixels of the full resolution, of which the image that was read has `scale` as many."""
+    return replace(
+        source,
+        rows=source.rows.assign(x=source.rows["x"] / scale, y=source.rows["y"] / scale),
+        mpp={name: value * scale for name, value in source.mpp.items()},
+        spot_px={name: value / scale for name, value in source.spot_px.items()},
+        shapes={name: (round(h / scale), round(w / scale)) for name, (h, w) in source.shapes.items()},
+    )
+
+
+def dataset_source(path: str, study: Study, slides: Sequence[str]) -> PatchSource:
+    """The patches that a dataset folder holds of these slides.
+
+    Args:
+        path: The folder, or the id of a dataset of the Hub.
+        study: The same, opened.
+        slides: Slide ids.
+
+    Raises:
+        ValueError: If a slide is not in the folder, or patches of several sizes in micrometres would be mixed.
+    """
+    spots = study.subset(slides)
+    table = study.slides.set_index("slide_id").loc[list(slides)]
+    sizes = sorted(set(table["patch_um"]))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the slides have patches of {', '.join(f'{size:g}' for size in sizes)} um. Allowed: one size; predict slides of "
+            "each size on their own (--slides)."
+        )
+    names = [name for name in spots.column_names if name not in ("image", "gene_indices", "gene_counts", "spot_index")]
+    rows = spots.select_columns(names).to_pandas().set_index("barcode")
+    if rows.index.has_duplicates:
+        rows.index = pd.Index(rows["slide_id"] + "_" + rows.index, name="barcode")
+    sides = table["spot_um"].fillna(table["patch_um"]) / table["mpp"]
+    species = set(table["species"]) - {""}
+    return PatchSource(
+        rows=rows,
+        read=_StoredReader(spots),
+        patch_um=sizes[0],
+        mpp={str(name): float(value) for name, value in table["mpp"].items()},
+        spot_px={str(name): float(value) for name, value in sides.items()},
+        pictures=_thumbnails(path, slides),
+        shapes={name: (int(row.image_height), int(row.image_width)) for name, row in table.iterrows()},  # type: ignore[misc]
+        species=next(iter(species)) if len(species) == 1 else "",
+        about=f"dataset: {', '.join(slides)}",
+    )
+
+
+def _thumbnails(path: str, slides: Sequence[str]) -> dict[str, Image.Image]:
+    table = load_dataset(path, "slides", split="train")
+    if "thumbnail" not in table.column_names:
+        return {}
+    return {row["slide_id"]: row["thumbnail"] for row in table if row["slide_id"] in slides and row["thumbnail"]}
+
+
+class _StoredReader:
+    """Decodes stored patches."""
+
+    def __init__(self, spots: Dataset):
+        self.images = spots.select_columns("image").with_format("arrow")
+
+    def __call__(self, positions: Sequence[int]) -> list[np.ndarray]:
+        cells: list[Any] = self.images[list(map(int, positions))]["image"].to_pylist()
+        return [np.asarray(open_patch(cell)) for cell in cells]
