@@ -111,3 +111,14 @@ def tiny_backbone(tmp_path_factory) -> Path:
     ViTModel(make_tiny_model(4).config.vision_config).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_heads(toy_checkpoint, toy_folder, tmp_path_factory) -> Path:
+    """A folder with the heads expression/ and labels/, fitted on toy_A1 and toy_A2."""
+    from delst_hf.prediction import fit_head
+
+    folder = tmp_path_factory.mktemp("heads")
+    for target in ("expression", "labels"):
+        fit_head(str(toy_checkpoint), str(toy_folder), folder / target, target=target, progress=False, num_workers=1)
+    return folder

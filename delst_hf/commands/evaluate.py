@@ -94,7 +94,6 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from accelerate import PartialState
 
     from ..model.distributed import process_rank
-    from ..record import find_training_record
 
     PartialState()
     if not arguments.output or process_rank() > 0:

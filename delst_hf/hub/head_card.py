@@ -18,10 +18,11 @@ def head_text(head: Mapping[str, Any]) -> str:
         Markdown.
     """
     folds = ", ".join(head["folds"])
+    slides = ", ".join(head["slides"])
     lines = [
-        f"A head for {head['target']}, fitted by {head['method']} on the frozen features of {', '.join(head['slides'])}. Scores "
-        f"are those of slides that were left out of the fit, a group at a time ({folds}); where all are of one patient, they are "
-        "not those of a new patient.",
+        f"A head for {head['target']}, fitted by {head['method']} on the frozen features of {slides}. Scores are those of "
+        f"slides that were left out of the fit, a group at a time ({folds}); where all are of one patient, they are not "
+        "those of a new patient.",
         "",
     ]
     rows = _class_rows(head) if head["target"] == "labels" else _gene_rows(head)

@@ -203,5 +203,5 @@ def _labels(
         "strength": fitted.strength,
         "folds": sorted(set(groups.tolist())),
         "macro_f1": round(float(scores["f1"].mean()), 4),
-        "scores": {name: scores[name].round(4).tolist() for name in scores},
+        "scores": scores.round(4).to_dict("list"),
     }

@@ -43,6 +43,7 @@ class Reference:
     profiles: sp.csr_matrix
     genes: list[str]
 
+    @torch.no_grad()
     def nearest(
         self, predictor: Predictor, tangent: np.ndarray, number: int, modality: str = "gene"
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -92,22 +92,22 @@ def run(
         num_workers: Threads that read patches.
         progress: Show a bar with tiles per second and the time left.
     """
-    paths = []
     for stale in folder.glob("*.incomplete"):
         stale.unlink()
-    with tqdm(total=len(source), desc="predict", unit="tile", disable=not progress) as bar:
-        for start in range(0, len(source), _ROWS):
-            stop = min(start + _ROWS, len(source))
-            path = folder / f"{start:010d}.safetensors"
-            if path.exists():
-                bar.initial += stop - start
-                bar.update(stop - start)
-            else:
-                arrays = _one_shard(source, predictor, source.order(start, stop), keep, batch_size, num_workers, bar)
-                save_file(arrays, path.with_suffix(".incomplete"))
-                os.replace(path.with_suffix(".incomplete"), path)
-            paths.append(path)
-    return Shards(paths)
+    paths = {start: folder / f"{start:010d}.safetensors" for start in range(0, len(source), _ROWS)}
+    done = {start for start, path in paths.items() if path.exists()}
+    taken = sum(min(_ROWS, len(source) - start) for start in done)
+    if taken:
+        logger.info("%d of %d patches taken up from an earlier run", taken, len(source))
+    with tqdm(total=len(source), initial=taken, desc="predict", unit="tile", disable=not progress) as bar:
+        for start, path in paths.items():
+            if start in done:
+                continue
+            order = source.order(start, min(start + _ROWS, len(source)))
+            arrays = _one_shard(source, predictor, order, keep, batch_size, num_workers, bar)
+            save_file(arrays, path.with_suffix(".incomplete"))
+            os.replace(path.with_suffix(".incomplete"), path)
+    return Shards(list(paths.values()))
 
 
 def _one_shard(

@@ -88,7 +88,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
     reduced = _at_best_level(slide, side / patch_px)
     spot_um = slide.spot_um or patch_um
     return PatchSource(
-        rows=slide.spots.assign(slide_id=slide.slide_id),
+        rows=slide.spots.assign(slide_id=slide.slide_id).astype({"array_row": int, "array_col": int}),
         read=_Reader(reduced, patch_um, patch_px),
         patch_um=patch_um,
         mpp={slide.slide_id: slide.mpp},

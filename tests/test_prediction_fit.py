@@ -1,0 +1,180 @@
+"""Ridge from sums, held-out scores, logistic regression, and the checkpoints that hold them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from delst_hf import DelstCollator, DelstForGeneExpressionPrediction, DelstForSpotClassification
+from delst_hf.evaluation.expression import ridge_prediction
+from delst_hf.prediction.fit import fit_head
+from delst_hf.prediction.held_out import PearsonSums, class_scores, strips
+from delst_hf.prediction.logistic import fit_logistic
+from delst_hf.prediction.predictor import load_predictor
+from delst_hf.prediction.ridge import Moments, fit_ridge
+
+ALPHAS = (0.1, 1.0, 10.0, 100.0)
+
+
+def rows(seed, number, width=6, genes=4):
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(number, width)) * np.array([1, 2, 0.5, 1, 1, 0.01]) + 3
+    targets = features @ generator.normal(size=(width, genes)) + generator.normal(size=(number, genes))
+    return features, targets
+
+
+def moments_of(features, targets, folds, panel=None):
+    panel = np.ones(targets.shape[1], bool) if panel is None else panel
+    found = {}
+    for fold in np.unique(folds):
+        one = found[(fold, panel.tobytes())] = Moments(features.shape[1], targets.shape[1])
+        for part in np.array_split(np.flatnonzero(folds == fold), 3):  # in pieces, as shards come
+            one.add(features[part], targets[part])
+    return found
+
+
+def test_ridge_from_sums_is_ridge():
+    features, targets = rows(0, 90)
+    folds, unseen = np.repeat(["a", "b", "c"], 30), rows(1, 10)[0]
+    expected = ridge_prediction(features, targets, unseen, folds, ALPHAS)
+    found = fit_ridge(moments_of(features, targets, folds), ALPHAS)
+    assert found.alpha == expected.alpha
+    np.testing.assert_allclose(found.validation_pearson, expected.validation_pearson, atol=1e-8)
+    np.testing.assert_allclose(unseen @ found.weight + found.bias, expected.predicted, atol=1e-6)
+
+
+def test_a_gene_is_learned_from_the_slides_that_measure_it():
+    features, targets = rows(0, 120)
+    folds = np.repeat(["a", "b", "c", "d"], 30)
+    panel, some = np.array([True, False, True, True]), folds > "b"
+    wrong = np.where(panel, targets, 1e3)  # what stands where nothing was measured must not matter
+    moments = moments_of(features[some], wrong[some], folds[some], panel) | moments_of(
+        features[~some], targets[~some], folds[~some]
+    )
+    found = fit_ridge(moments, (1.0,))
+    whole = fit_ridge(moments_of(features, targets, folds), (1.0,))
+    part = fit_ridge(moments_of(features[~some], targets[~some], folds[~some]), (1.0,))
+    np.testing.assert_allclose(found.weight[:, panel], whole.weight[:, panel], atol=1e-9)
+    np.testing.assert_allclose(found.weight[:, 1], part.weight[:, 1], atol=1e-9)
+
+
+def test_one_slide_is_too_few():
+    features, targets = rows(0, 30)
+    with pytest.raises(ValueError, match="only a. Train on two slides"):
+        fit_ridge(moments_of(features, targets, np.repeat("a", 30)))
+
+
+def test_held_out_scores_are_means_over_slides_of_pearson():
+    generator = np.random.default_rng(0)
+    slides, y = np.repeat(["a", "b"], [40, 60]), generator.random(100)
+    predicted, measured = generator.normal(size=(2, 100, 3))
+    measured[:, 0] += 2 * predicted[:, 0]
+    measured[slides == "b", 2] = 1.0  # constant there: only a says something
+    mask = np.ones((100, 3), bool)
+    mask[slides == "a", 1] = False
+    units = strips(slides, y)
+    assert np.bincount(units).tolist() == [5] * 8 + [8, 7, 8, 7, 8, 7, 8, 7]
+    assert y[units == 0].max() < y[units == 7].min()
+    sums = PearsonSums([slides[units == unit][0] for unit in range(16)], 3)
+    for part in np.array_split(np.arange(100), 4):
+        sums.add(units[part], predicted[part], measured[part], mask[part])
+    scores = sums.scores(resamples=200)
+
+    def pearson(gene, slide):
+        here = slides == slide
+        return np.corrcoef(predicted[here, gene], measured[here, gene])[0, 1]
+
+    expected = [(pearson(0, "a") + pearson(0, "b")) / 2, pearson(1, "b"), pearson(2, "a")]
+    np.testing.assert_allclose(scores["pearson"], expected, atol=1e-9)
+    assert (scores["pearson_low"] < scores["pearson"]).all() and (scores["pearson_high"] > scores["pearson"]).all()
+    assert scores["pearson_low"][0] > 0.5 and scores["pearson_low"][1] < 0 < scores["pearson_high"][1]
+
+
+def test_intervals_are_over_slides_where_there_are_enough():
+    generator = np.random.default_rng(0)
+    slides = np.repeat(list("abcde"), 20)
+    predicted = generator.normal(size=(100, 1))
+    sign = np.where(slides < "c", 1.0, -1.0)[:, None]  # two slides agree, three contradict
+    units = strips(slides, np.arange(100.0))
+    sums = PearsonSums([slides[units == unit][0] for unit in range(40)], 1)
+    sums.add(units, predicted, sign * predicted, np.ones((100, 1), bool))
+    scores = sums.scores()
+    assert scores["pearson"][0] == pytest.approx(-0.2)
+    assert scores["pearson_low"][0] == pytest.approx(-1) and scores["pearson_high"][0] > 0.5
+
+
+def test_logistic_regression_holds_groups_out():
+    generator = np.random.default_rng(0)
+    truth = generator.choice(["a", "b", "c"], 300)
+    features = generator.normal(size=(300, 5)) + 4 * (truth[:, None] == np.array(["a", "b", "c", "x", "y"]))
+    groups = np.repeat(["one", "two", "three"], 100)
+    found = fit_logistic(features, truth, groups)
+    assert found.classes == ["a", "b", "c"] and (found.held_out == truth).mean() > 0.9
+    held = groups == "one"
+    table = class_scores(truth[held], found.held_out[held].astype(str), found.classes)
+    hits = (truth[held] == "b") & (found.held_out[held] == "b")
+    assert table["recall"][1] == pytest.approx(hits.sum() / (truth[held] == "b").sum())
+    with pytest.raises(ValueError, match="needs two"):
+        fit_logistic(features, np.repeat("a", 300), groups)
+
+
+def test_two_classes_keep_their_probabilities():
+    from sklearn.linear_model import LogisticRegression
+
+    from delst_hf.evaluation.preparation import FlooredScaler
+
+    features = np.random.default_rng(0).normal(size=(60, 3)) + 2
+    truth = np.where(features[:, 0] + 0.3 * features[:, 1] > 2.5, "yes", "no")
+    found = fit_logistic(features, truth, np.repeat(["a", "b"], 30), [10.0])
+    scaled = FlooredScaler.fit(features).transform(features)
+    model = LogisticRegression(C=10 / 60, class_weight="balanced", max_iter=2000).fit(scaled, truth)
+    expected = model.predict_proba(scaled)
+    np.testing.assert_allclose(softmax(features @ found.weight + found.bias, axis=1), expected, atol=1e-9)
+
+
+def test_the_expression_head_is_the_ridge(toy_heads, toy_checkpoint, toy_study):
+    model = DelstForGeneExpressionPrediction.from_pretrained(toy_heads / "expression").eval()
+    predictor = load_predictor(str(toy_checkpoint))
+    train, unseen = toy_study.subset(["toy_A1", "toy_A2"]), toy_study.subset(["toy_B1"])
+    collator = DelstCollator(predictor.processor, toy_study.gene_names, toy_study.slide_ids, toy_study.measured_genes)
+
+    def features_of(spots):
+        values = predictor([np.asarray(image) for image in spots["image"]])["features"]
+        return torch.nn.functional.layer_norm(torch.from_numpy(values), values.shape[1:]).double().numpy()
+
+    expected = ridge_prediction(
+        features_of(train), collator.gene_values(list(train)), features_of(unseen), train["slide_id"]
+    )
+    with torch.no_grad():
+        found = model(collator(list(unseen))["pixel_values"]).logits.numpy()
+    np.testing.assert_allclose(found, expected.predicted, atol=1e-3)
+    record = json.loads((toy_heads / "expression" / "training.json").read_text())
+    head = record["head"]
+    assert head["alpha"] == pytest.approx(expected.alpha) and head["slides"] == ["toy_A1", "toy_A2"]
+    assert head["scores"]["gene"] == predictor.processor.feature_extractor.vocabulary
+    assert record["data"]["colours"]["mean"][0] > 0 and record["train_slides"] == ["toy_A1", "toy_A2"]
+    assert "| gene | Pearson | 95 % |" in (toy_heads / "expression" / "README.md").read_text()
+    assert {path.name for path in toy_heads.iterdir() if "shards" in path.name} == set()
+
+
+def test_the_classifier_knows_its_classes(toy_heads, toy_study):
+    model = DelstForSpotClassification.from_pretrained(toy_heads / "labels")
+    known = {label for label in toy_study.subset(["toy_A1", "toy_A2"])["label"] if label}
+    assert set(model.config.id2label.values()) == known and model.config.head_inputs == "image"
+    text = (toy_heads / "labels" / "README.md").read_text()
+    assert "Macro-F1" in text and all(f"| {label} |" in text for label in known)
+
+
+def test_bad_requests_are_refused_before_the_work(toy_heads, toy_checkpoint, toy_folder, tmp_path):
+    fit = {"model": str(toy_checkpoint), "dataset": str(toy_folder)}
+    with pytest.raises(FileExistsError, match="Choose another --output"):
+        fit_head(**fit, output=toy_heads / "labels")
+    with pytest.raises(ValueError, match="Allowed: expression, labels"):
+        fit_head(**fit, output=tmp_path / "x", target="age")
+    with pytest.raises(ValueError, match="toy_Z9"):
+        fit_head(**fit, output=tmp_path / "x", train_slides=["toy_Z9"])
+    with pytest.raises(ValueError, match="two slides or more"):
+        fit_head(**fit, output=tmp_path / "x", train_slides=["toy_B1"], progress=False)
+    assert not (tmp_path / "x").exists()
