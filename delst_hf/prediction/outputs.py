@@ -249,6 +249,7 @@ def _write_spatialdata(output: Path, prediction: Prediction, overwrite: bool) ->
                 np.moveaxis(picture, -1, 0), dims=("c", "y", "x"), c_coords=("r", "g", "b"),
                 transformations={name: Scale(scale, axes=("y", "x"))},
             )  # fmt: skip
+    spatialdata.sanitize_table(adata)  # names of signatures and classes may hold what zarr does not allow
     regions = list(adata.obs["region"].cat.categories)
     table = TableModel.parse(adata, region=regions, region_key="region", instance_key="instance_id")
     data = spatialdata.SpatialData(images=images, shapes=shapes, tables={"table": table})

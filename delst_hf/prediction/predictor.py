@@ -192,7 +192,13 @@ def load_predictor(name: str, heads: Sequence[str] = ()) -> Predictor:
 
 
 def _load(name: str) -> tuple[Any, DelstProcessor]:
-    config = DelstConfig.from_pretrained(name)
+    try:
+        config = DelstConfig.from_pretrained(name)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"no checkpoint at {name}. Give the folder of a DELST checkpoint, or its id on the Hub ({reason})"
+        ) from error
     model = checkpoint_class(config).from_pretrained(name).eval()
     return model, DelstProcessor.from_pretrained(name)
 
