@@ -154,8 +154,6 @@ def places_of_anndata(
     image: str | Path | None = None,
     mpp: float | None = None,
     library_id: str | None = None,
-    spot_diameter_um: float = 55.0,
-    technology: str = "Visium",
 ) -> tuple[Slide, float]:
     """Return where the spots of an AnnData lie on its image, whatever its X holds: for predictions, which need no counts.
 
@@ -165,8 +163,6 @@ def places_of_anndata(
         image: a full-resolution image file to use instead of the reduced image in it.
         mpp: micrometres per FULL-RESOLUTION pixel; by default as in `read_anndata`.
         library_id: which entry of uns["spatial"]; may be left out when there is one.
-        spot_diameter_um: 55 for Visium, 100 for legacy Spatial Transcriptomics.
-        technology: for example "Visium".
 
     Returns:
         A slide without counts in the frame of the image, and the pixels of that frame per full-resolution pixel.
@@ -176,17 +172,16 @@ def places_of_anndata(
         ValueError: several libraries, or an unknown scale.
     """
     library_id, library = _library(adata, library_id, None, image, name)
-    pixels, scale = _image(library, image, name)
-    spots = _spots(adata, "label", scale, name)
-    if mpp is None:
-        mpp = _mpp(spots, scale, library, spot_diameter_um, technology, name)
-    slide_id = make_slide_id(library_id or Path(name).stem)
+    pixels, factor = _image(library, image, None, name)
+    spots, slide_id = _spots(adata, "label", factor, name), make_slide_id(library_id or Path(name).stem)
+    tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
+    scale, array = _scale(spots, factor, library, None, "", slide_id, [*given(mpp), *tagged])
     slide = Slide(
         slide_id=slide_id, image=pixels, spots=spots, counts=sp.csr_matrix((len(spots), 0), dtype=np.int32),
-        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=mpp / scale, patient_id=slide_id,
-        technology=technology, spot_um=spot_diameter_um, source=f"anndata: {name}", has_counts=False,
+        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale.mpp / factor, scale=scale,
+        patient_id=slide_id, spot_um=None if array is None else array.spot_um, source=f"anndata: {name}", has_counts=False,
     )  # fmt: skip
-    return slide, scale
+    return slide, factor
 
 
 def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
