@@ -235,7 +235,7 @@ def test_what_cannot_be_is_refused_before_the_work(toy_heads, slide_file, tmp_pa
         predict_slide(model, path, tmp_path / "out.csv", **options)
     with pytest.raises(ValueError, match="slide is of mouse, but the model .* was trained on synthetic"):
         predict_slide(model, path, tmp_path / "x.h5ad", choice=PatchChoice(mpp=mpp, species="Mus musculus"), **QUIET)
-    with pytest.raises(ValueError, match="does not state its micrometres"):
+    with pytest.raises(ValueError, match="mpp is unknown"):
         predict_slide(model, path, tmp_path / "x.h5ad", **QUIET)
     with pytest.raises(FileNotFoundError, match="no image file"):
         predict_slide(model, tmp_path / "no.svs", tmp_path / "x.h5ad", **options)
