@@ -19,9 +19,8 @@ from ..data.study import SpotRows, Study
 from ..evaluation.preparation import MAX_INNER_FOLDS, joined_groups, missing_rows
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
-from ..hub.facts import data_facts
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
-from ..record import training_record
+from ..record import check_patch_size, data_facts, training_record
 from .held_out import PearsonSums, class_scores, strips
 from .logistic import fit_logistic
 from .predictor import Predictor, load_predictor
@@ -75,7 +74,7 @@ def fit_head(
     predictor, study = load_predictor(model), Study.load(dataset)
     slides = _slides(predictor, study, train_slides)
     source = dataset_source(dataset, study, slides)
-    predictor.patch_um(source.patch_um)  # warns where the model was trained on another size
+    check_patch_size(predictor.record, [source.patch_um or 0], model)
     facts = data_facts(dataset, study, slides)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px}
     with workspace(output, told) as folder:

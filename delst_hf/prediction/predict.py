@@ -20,6 +20,7 @@ from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
 from ..data.study import Study
+from ..record import check_patch_size
 from .outputs import SUFFIXES, Prediction, write_prediction
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
@@ -163,7 +164,7 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
     if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
         study = Study.load(str(source))
         found = dataset_source(str(source), study, list(choice.slides) or study.slide_ids)
-        predictor.patch_um(found.patch_um)
+        check_patch_size(predictor.record, [found.patch_um or 0], predictor.name)
         return found
     patch_um = predictor.patch_um(choice.patch_um)
     places = None if choice.positions is None else read_positions(choice.positions)
