@@ -49,9 +49,9 @@ def test_spots_join_counts_image_and_labels(root, caplog):
     assert slide.spots[["x", "y"]].to_numpy().tolist() == [[80.25, 85.5], [40.25, 45.5], [120.25, 45.5], [40.25, 85.5]]
     assert slide.spots["array_col"].tolist() == [2, 1, 3, 1]
     assert slide.spots["array_row"].tolist() == [2, 1, 1, 2]
-    # The two columns GA are added: row r of the file holds 3r, 3r + 1, 3r + 2.
-    assert slide.genes["symbol"].tolist() == ["GA", "GB"]
-    assert slide.counts.toarray().tolist() == [[2, 1], [8, 4], [20, 10], [26, 13]]
+    # Row r of the file holds 3r, 3r + 1, 3r + 2; the two columns GA are added when the slide is written.
+    assert slide.genes["symbol"].tolist() == ["GA", "GB", "GA"]
+    assert slide.counts.toarray().tolist() == [[0, 1, 2], [3, 4, 5], [9, 10, 11], [12, 13, 14]]
     assert slide.spots["label"].tolist() == [None, "tumour", None, None]
     assert (slide.label_source, slide.patient_id, slide.species) == ("pathologist", "Z", "human")
     assert slide.mpp == pytest.approx(200 / PITCH)
@@ -115,9 +115,9 @@ def test_sections_without_image_are_told_apart(root):
         (["1x1", "2x2"], [["", 1, 2], [1, 1, 1]], "1 values are NaN"),
         (["1x1", "2x2"], [[-1, 1, 2], [1, 1, 1]], "1 values are negative"),
         (["1x1", "2x2"], [["a", 1, 2], [1, 1, 1]], "column 'GA' holds text"),
-        (["1x1", "1.2x1"], None, "1 spots are duplicated, e.g. '1x1'"),
-        (["GENE1", "GENE2"], None, r"row names \['GENE1', 'GENE2'\] are not spots. Allowed"),
-        (["7x7", "8x8"], None, "no spot of Z1_selection.tsv .* is in Z1.tsv.gz"),
+        (["1x1", "1.2x1"], None, "1 barcodes are duplicated in Z1.tsv.gz, e.g. '1x1'"),
+        (["GENE1", "GENE2"], None, r"neither rows \(\['GENE1', 'GENE2'\]\) nor columns .* are spots. Allowed"),
+        (["7x7", "8x8"], None, "no spot of the positions .* is in Z1.tsv.gz"),
     ],
 )
 def test_bad_counts_are_refused(root, rows, values, match):
@@ -126,10 +126,11 @@ def test_bad_counts_are_refused(root, rows, values, match):
         read_her2st(root, "Z1")
 
 
-def test_transposed_counts_are_recognised(root):
+def test_transposed_counts_are_read_too(root):
     write_counts(root / "data/ST-cnts/Z1.tsv.gz", ["GA", "GB"], columns=("1x1", "2x2", "3x1"))
-    with pytest.raises(ValueError, match="Transpose it: spots are the columns"):
-        read_her2st(root, "Z1")
+    slide = read_her2st(root, "Z1")
+    assert slide.genes["symbol"].tolist() == ["GA", "GB"]
+    assert slide.counts.toarray().tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_truncated_counts_are_refused(root):

@@ -1,7 +1,6 @@
 """Slide: what is refused, with which next step, and that patches are the right pixels."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 from PIL import Image
 
-from delst_hf.data.counts import make_genes, sum_duplicate_genes
+from delst_hf.data.counts import make_genes
 from delst_hf.data.images import read_image, to_rgb
 from delst_hf.data.slide import Slide
 
@@ -172,21 +171,6 @@ def test_thumbnail_of_a_large_image_is_made_from_small_blocks(monkeypatch, chunk
 def test_patch_sizes_are_checked(size, match):
     with pytest.raises(ValueError, match=match):
         next(make_slide().patches(*size))
-
-
-def test_genes_that_share_id_and_symbol_are_summed_with_a_warning(caplog):
-    genes = make_genes(["A", "B", "A", "A"], ["e1", "e2", "e1", "e3"])
-    with caplog.at_level(logging.WARNING):
-        counts, merged = sum_duplicate_genes(sp.csr_matrix([[1, 2, 4, 8]]), genes, "S1")
-    np.testing.assert_array_equal(counts.toarray(), [[5, 2, 8]])
-    assert merged["gene_id"].tolist() == ["e1", "e2", "e3"]
-    assert "summed 1 duplicated gene columns, e.g. A" in caplog.text
-
-
-def test_ensembl_names_are_ids():
-    genes = make_genes(["ENSG00000141736.13", "ERBB2", "ENSMUSG00000000001", "ENSA"])
-    assert genes["gene_id"].tolist() == ["ENSG00000141736.13", "", "ENSMUSG00000000001", ""]
-    assert genes["symbol"].tolist() == ["", "ERBB2", "", "ENSA"]
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,14 @@
-"""What counts may be, and the table of their genes."""
+"""What counts may be, and the table of a source's features."""
 
-import logging
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-logger = logging.getLogger(__name__)
+from .schema import GENE_ID, SYMBOL
 
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
-GENE_EXPRESSION = "Gene Expression"
 _MAX_COUNT = np.iinfo(np.int32).max
 
 
@@ -48,40 +44,33 @@ def check_counts(
         )
 
 
-def make_genes(names: Sequence[str], gene_ids: Sequence[str] | None = None) -> pd.DataFrame:
-    """Makes the gene table of a Slide; without ids, names that look like Ensembl gene ids are taken as ids."""
-    symbols = pd.Series(names, dtype=object).astype(str)
-    if gene_ids is not None:
-        ids = pd.Series(gene_ids, dtype=object).fillna("").astype(str)
-    else:
-        is_id = symbols.map(lambda name: _ENSEMBL.fullmatch(name) is not None)
-        ids, symbols = symbols.where(is_id, ""), symbols.where(~is_id, "")
-    return pd.DataFrame({"gene_id": ids.to_numpy(), "symbol": symbols.to_numpy()})
+def make_genes(names: Iterable[str], gene_ids: Iterable[str] | None = None, **columns: Any) -> pd.DataFrame:
+    """Return the table of a source's features, as it names them; `clean_genes` tells genes, ids and symbols apart.
+
+    Args:
+        names: (features,) symbols, or whatever else the source has.
+        gene_ids: (features,) ids, where the source has them.
+        columns: what else it says of them: `feature_type`, `included`, `feature` (see `features.identify`); None says nothing.
+    """
+    symbols = list(names)
+    ids = list(gene_ids) if gene_ids is not None else [""] * len(symbols)
+    told = {name: list(values) for name, values in columns.items() if values is not None}
+    return pd.DataFrame({GENE_ID: ids, SYMBOL: symbols, **told}, dtype=object)
 
 
-def sum_duplicate_genes(
-    counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str
-) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Adds up the columns of genes that share both gene_id and symbol, with a warning."""
-    group = genes.groupby(["gene_id", "symbol"], sort=False).ngroup().to_numpy()
-    if len(group) == group.max(initial=-1) + 1:
-        return counts, genes
-    first = ~pd.Series(group).duplicated().to_numpy()
-    repeated = genes[~first].iloc[0]
-    logger.warning(
-        "%s: summed %d duplicated gene columns, e.g. %s",
-        slide_id,
-        (~first).sum(),
-        repeated["symbol"] or repeated["gene_id"],
-    )
-    summing = sp.csr_matrix((np.ones(len(group), counts.dtype), (np.arange(len(group)), group)))
-    return (counts @ summing).tocsr(), genes[first].reset_index(drop=True)
+def as_counts(matrix: Any) -> sp.csr_matrix:
+    """Return a checked matrix (spots, features), dense or sparse, as int32: no stored zeros, each place stored once.
 
-
-def gene_features(kinds: Collection[str], name: str) -> np.ndarray | None:
-    """Which features (features,) are genes by their type; None where all are, or no type says so."""
-    keep = np.asarray([str(kind) == GENE_EXPRESSION for kind in kinds])
-    if keep.all() or not keep.any():
-        return None
-    logger.info("%s: left out %d features that are no %s", name, (~keep).sum(), GENE_EXPRESSION)
-    return keep
+    Raises:
+        ValueError: places that are stored several times add up to more than 32 bits hold.
+    """
+    counts = sp.csr_matrix(matrix)
+    if not counts.has_canonical_format:
+        counts = counts.astype(np.int64)
+        counts.sum_duplicates()
+        problem = describe_bad_counts(counts)
+        if problem:
+            raise ValueError(f"these are not counts: {problem}. Check that the matrix holds raw counts.")
+    counts = counts.astype(np.int32)
+    counts.eliminate_zeros()
+    return counts

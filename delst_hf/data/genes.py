@@ -1,4 +1,7 @@
-"""Gene names put in order: Ensembl versions, case by species, aliases, duplicates, and the union of several panels."""
+"""The genes of a slide put in order: species, case, aliases, duplicates; and the union of several panels.
+
+What is a gene at all, and which of its names is the id, is told by `features`.
+"""
 
 import logging
 import re
@@ -9,13 +12,15 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .features import GENOME_PREFIX, genes_only, without_genome
 from .images import check_readable
+from .notes import Notes
+from .schema import GENE_ID, SYMBOL
 
 logger = logging.getLogger(__name__)
 
 _ENSEMBL = re.compile(r"(ENS([A-Z]*)G\d{6,})(\.\d+)?(_PAR_Y)?")
-# Space Ranger prefixes genes by genome when a reference holds two.
-_GENOME_PREFIX = re.compile(r"^(?:(GRCh3[78]|hg19|hg38)|(?:GRCm3[89]|mm10|mm39))_+(?=.)")
+_MAX_COUNT = np.iinfo(np.int32).max
 # Symbols as man and as mouse and rat write them; names of clones (LOC100360413, Gm1234) are neither.
 _HUMAN_SYMBOL, _RODENT_SYMBOL = re.compile(r"[A-Z]{3,}\d{0,2}[A-Z]?\d?"), re.compile(r"[A-Z][a-z]{2,}\d{0,3}[a-z]?\d?")
 # Each must be this share of all symbols to speak of two species, or this many genes must be there in both spellings.
@@ -82,36 +87,43 @@ def clean_genes(
     slide_id: str,
     species: str = "",
     aliases: Mapping[str, tuple[str, str]] | None = None,
+    notes: Notes | None = None,
 ) -> tuple[sp.csr_matrix, pd.DataFrame, str]:
-    """Brings the genes of one slide into the form in which slides can be joined; what changed is logged.
+    """Bring the features of one slide into the form in which slides can be joined; what changed is logged.
+
+    Every slide of every format passes here before it is written.
 
     Args:
-        counts: (spots, genes) raw counts.
-        genes: columns gene_id and symbol.
+        counts: (spots, features) raw counts.
+        genes: columns gene_id and symbol as the source has them, and what else `features.identify` reads.
         slide_id: for messages.
         species: of the slide; "" takes what the Ensembl ids say.
         aliases: see `read_aliases`.
+        notes: of the slide: what was left out, by kind, and how many columns were summed.
 
     Returns:
-        Counts and genes, duplicates summed, and the species. Versions of Ensembl ids and prefixes of genomes are gone, the
-        case of symbols is that of the species, aliases are replaced.
+        Counts and genes, and the species. Controls, antibodies, totals and the like are left out; ids and symbols stand in
+        their columns; versions of Ensembl ids and prefixes of genomes are gone; the case of symbols is that of the species;
+        aliases are replaced; columns of one gene are summed.
 
     Raises:
-        ValueError: genes of two species and no `species` that says which to keep, or none of the species' own.
+        ValueError: what `features.genes_only` refuses, genes of two species and no `species` that says which to keep, or none
+            of the species' own, or a sum that no count can be.
     """
-    table = pd.DataFrame({name: [_without_genome(value) for value in genes[name]] for name in ("gene_id", "symbol")})
-    table["gene_id"] = [_bare_id(value) for value in table["gene_id"]]
-    _report_dates(table["symbol"], aliases or {}, slide_id)
-    kinds = _kinds(table, genes, canonical_species(species))
-    keep, species = _one_species(kinds, canonical_species(species), slide_id)
-    counts = counts.tocsr()
+    notes = notes or Notes()
+    counts, table = genes_only(counts, genes, slide_id, notes, aliases or ())
+    prefixes = _species_by_prefix(table)
+    table[SYMBOL] = [without_genome(symbol) for symbol in table[SYMBOL]]
+    _report_dates(table[SYMBOL], aliases or {}, slide_id)
+    told = _species_told(table, prefixes, canonical_species(species))
+    keep, species = _one_species(told, canonical_species(species), slide_id)
     if not keep.all():
         counts, table = counts[:, keep], table[keep].reset_index(drop=True)
-    table["symbol"] = _case_by_species(table["symbol"], species, slide_id)
+        notes.leave_out_genes(f"genes of other species than {species}", int((~keep).sum()))
+    table[SYMBOL] = _case_by_species(table[SYMBOL], species, slide_id)
     if aliases:
         table = _rename(table, aliases, slide_id)
-    counts, table = _sum_duplicates(counts, table, slide_id)
-    return counts, table, species
+    return *_sum_duplicates(counts, table, slide_id, notes), species
 
 
 def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.ndarray]]:
@@ -154,11 +166,6 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
     return union, np.split(which, borders) if tables else []
 
 
-def _without_genome(value: str) -> str:
-    value = str(value).strip()
-    return _GENOME_PREFIX.sub("", value) if "_" in value else value
-
-
 def _bare_id(value: str) -> str:
     match = _ENSEMBL.fullmatch(value) if value.startswith("ENS") else None
     return match[1] if match else value
@@ -175,19 +182,22 @@ def _report_dates(symbols: pd.Series, aliases: Mapping[str, tuple[str, str]], sl
         )  # fmt: skip
 
 
-def _kinds(table: pd.DataFrame, genes: pd.DataFrame, species: str) -> np.ndarray:
+def _species_by_prefix(genes: pd.DataFrame) -> np.ndarray:
+    """(genes,) "human" and "mouse" by the prefix of a genome, "" without one."""
+    prefixes = [GENOME_PREFIX.match(symbol) for symbol in genes[SYMBOL]]
+    return np.array(["" if found is None else "human" if found[1] else "mouse" for found in prefixes], dtype=object)
+
+
+def _species_told(table: pd.DataFrame, prefixes: np.ndarray, species: str) -> np.ndarray:
     """Species of each gene (genes,), "" where unknown: by Ensembl id, else by a prefix of the genome, else by the symbols."""
-    matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in table["gene_id"]]
+    matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in table[GENE_ID]]
     told = np.array([_SPECIES_OF_PREFIX.get(m[2], "ENS" + m[2]) if m else "" for m in matches], dtype=object)
     if told.any():
         return told
-    prefixes = [_GENOME_PREFIX.match(f"{symbol}") or _GENOME_PREFIX.match(f"{gene_id}")
-                for symbol, gene_id in zip(genes["symbol"], genes["gene_id"], strict=True)]  # fmt: skip
-    told[:] = ["" if found is None else "human" if found[1] else "mouse" for found in prefixes]
-    return told if told.any() else _kinds_by_case(table["symbol"], species)
+    return prefixes if prefixes.any() else _species_by_case(table[SYMBOL], species)
 
 
-def _kinds_by_case(symbols: pd.Series, species: str) -> np.ndarray:
+def _species_by_case(symbols: pd.Series, species: str) -> np.ndarray:
     """ "human" and "mouse" (or the rodent that was asked for) where symbols are of both; else "" for every gene."""
     human = np.array([_HUMAN_SYMBOL.fullmatch(name) is not None for name in symbols])
     rodent = np.array([_RODENT_SYMBOL.fullmatch(name) is not None for name in symbols])
@@ -281,15 +291,40 @@ def _rename(table: pd.DataFrame, aliases: Mapping[str, tuple[str, str]], slide_i
     return pd.DataFrame({"gene_id": ids, "symbol": symbols})
 
 
-def _sum_duplicates(counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Adds up the columns of one gene: the same id, or without an id the same symbol."""
-    key = [gene_id or f"symbol {symbol}" for gene_id, symbol in zip(genes["gene_id"], genes["symbol"], strict=True)]
+def _sum_duplicates(
+    counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str, notes: Notes
+) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Add up the columns of one gene: the same id; or without an id the same symbol, which may be that of one id."""
+    ids_of_symbol: dict[str, set[str]] = {}
+    for gene_id, symbol in zip(genes[GENE_ID], genes[SYMBOL], strict=True):
+        if gene_id and symbol:
+            ids_of_symbol.setdefault(symbol, set()).add(gene_id)
+    key = []
+    for gene_id, symbol in zip(genes[GENE_ID], genes[SYMBOL], strict=True):
+        ids = ids_of_symbol.get(symbol, set())
+        key.append(gene_id or (next(iter(ids)) if len(ids) == 1 else f"symbol {symbol}"))
     group = pd.factorize(np.array(key, dtype=object))[0]
     first = ~pd.Series(group).duplicated().to_numpy()
     if first.all():
         return counts, genes
     example = genes[~first].iloc[0]
     logger.warning("%s: summed %d columns of genes that are there twice, e.g. %s",
-                   slide_id, (~first).sum(), example["symbol"] or example["gene_id"])  # fmt: skip
-    summing = sp.csr_matrix((np.ones(len(group), counts.dtype), (np.arange(len(group)), group)))
-    return (counts @ summing).tocsr(), genes[first].reset_index(drop=True)
+                   slide_id, (~first).sum(), example[SYMBOL] or example[GENE_ID])  # fmt: skip
+    notes.genes_summed += int((~first).sum())
+    genes = _names_of_groups(genes, group, first)
+    # Two counts that fit into 32 bits may have a sum that does not.
+    summing = sp.csr_matrix((np.ones(len(group), np.int64), (np.arange(len(group)), group)))
+    summed = (counts.astype(np.int64) @ summing).tocsr()
+    if summed.nnz and summed.data.max() > _MAX_COUNT:
+        gene = genes.iloc[int(summed.indices[summed.data.argmax()])]
+        raise ValueError(
+            f"slide {slide_id!r}: the columns of {gene[SYMBOL] or gene[GENE_ID]!r} add up to {summed.data.max()} in one spot. "
+            f"Allowed: up to {_MAX_COUNT}. Check that the matrix holds raw counts."
+        )
+    return summed.astype(counts.dtype), genes
+
+
+def _names_of_groups(genes: pd.DataFrame, group: np.ndarray, first: np.ndarray) -> pd.DataFrame:
+    """One row per gene, with the first id and the first symbol that any of its columns has."""
+    named = genes.replace("", None).groupby(group, sort=False).first().fillna("")
+    return named.loc[group[first], [GENE_ID, SYMBOL]].reset_index(drop=True)

@@ -134,7 +134,9 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
     if not options.one_slide:
         check_one_slide(slide)
     if slide.has_counts:
-        counts, genes, species = clean_genes(slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases)
+        counts, genes, species = clean_genes(
+            slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases, slide.notes
+        )
         slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))
     thumbnail = slide.thumbnail()
     # A grid is laid on the tissue of this very image: it cannot be of another frame.

@@ -6,6 +6,10 @@ without being told.
 
 from datasets import Features, Image, List, Value
 
+# Columns of a gene table, and what a table of the features of a source may have beside them (`features.identify`).
+GENE_ID, SYMBOL = "gene_id", "symbol"
+FEATURE, FEATURE_TYPE, INCLUDED = "feature", "feature_type", "included"
+
 SPOTS = Features(
     {
         "image": Image(),

@@ -13,9 +13,11 @@ import scipy.sparse as sp
 from PIL import Image
 
 from .counts import check_counts
+from .features import genes_only
 from .notes import Notes
 from .patches import Cutter, StoredPatches, check_patch_size, image_cutter
 from .scale import Scale, check_scale, scale_of
+from .schema import GENE_ID, SYMBOL
 from .values import identifiers, labels
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,9 @@ PLAUSIBLE_MPP = (0.05, 50.0)
 _BLOCK_PX = 2048
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+# Among the attributes of a gene table: done before, by the slide that this one was made from.
+_GENES_ONLY = "genes_only"
 
 
 class WrongFrameError(ValueError):
@@ -42,8 +47,10 @@ class Slide:
         spots: index = barcodes, kept as text; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown),
             label (None when unknown; cleaned by `values.label`, so 1.0 is "1" and "NA" is None), cell_area_um2 (NaN unless a
             row is a cell of known size). All but x and y are added where they are missing.
-        counts: (spots, genes) sparse raw counts.
-        genes: columns gene_id and symbol ("" when unknown), in the order of the columns of `counts`.
+        counts: (spots, genes) sparse raw counts. May be given with features that are not genes: they are left out, and counted
+            in the notes.
+        genes: columns gene_id and symbol, in the order of the columns of `counts`. May be given as the source names them, with
+            what else `features.identify` reads: ids and symbols are then told apart, "" where unknown.
         mpp: micrometres per pixel of `image`.
         patient_id: slides of one patient never belong on both sides of a split.
         technology: for example "Visium".
@@ -88,6 +95,7 @@ class Slide:
         self.spots["label"] = pd.Series(labels(self.spots["label"]), index=self.spots.index, dtype=object)
         if self.scale is not None:
             self.scale.note(self.notes, self.mpp)
+        self._keep_genes()
 
     def validate(self, allow_scale: bool = False) -> None:
         """Refuses what would give wrong patches or wrong counts.
@@ -194,6 +202,13 @@ class Slide:
                 small = Image.fromarray(np.ascontiguousarray(block)).reduce(factor)
                 reduced.paste(small, (left // factor, top // factor))
         return reduced
+
+    def _keep_genes(self) -> None:
+        """Leave out the features that are not genes. What `validate` refuses is left to it."""
+        fits = {GENE_ID, SYMBOL} <= set(self.genes) and self.counts.shape[1] == len(self.genes) > 0
+        if fits and not self.genes.attrs.get(_GENES_ONLY):
+            self.counts, self.genes = genes_only(self.counts, self.genes, self.slide_id, self.notes)
+            self.genes.attrs[_GENES_ONLY] = True
 
     def _check_names(self) -> None:
         if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id) or "--" in self.slide_id:

@@ -1,7 +1,8 @@
 """What all readers of AnnData share: the file, its raw counts, its genes and its spots on tissue."""
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ..counts import check_counts, describe_bad_counts, gene_features, make_genes, sum_duplicate_genes
+from ..counts import as_counts, check_counts, describe_bad_counts, make_genes
+from ..features import holds_ids, holds_ids_of_genes
 from ..images import check_readable
 from ..scratch import plain_file
 from ..values import texts
@@ -19,19 +21,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What scanpy, squidpy, cell2location, Seurat's converters and CELLxGENE call these columns of var, in lower case.
-_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "ensembl_ids", "ensemblid", "id")
+# What scanpy, squidpy, cell2location, Seurat's converters, BioMart and CELLxGENE call these columns of var, in lower case and
+# without separators.
+_ID_COLUMNS = (
+    "geneids", "geneid", "ensemblid", "ensemblgeneid", "ensembl", "ensemblids", "genestableid", "featureid", "id",
+)  # fmt: skip
 _SYMBOL_COLUMNS = (
-    "symbol",
-    "gene_symbols",
-    "gene_symbol",
-    "feature_name",
-    "gene_name",
-    "gene_names",
-    "gene_short_name",
-    "name",
-)
-_TYPE_COLUMNS = ("feature_types", "feature_type")
+    "symbol", "genesymbols", "genesymbol", "featurename", "genename", "genenames", "geneshortname", "externalgenename",
+    "hgncsymbol", "mgisymbol", "symbols", "name",
+)  # fmt: skip
+_TYPE_COLUMNS = ("featuretypes", "featuretype", "featurebiotype")
+_INCLUDED_COLUMNS, _FILTERED_COLUMNS = ("filteredprobes", "included"), ("featureisfiltered",)
 _TRUE, _FALSE = (
     {"1", "1.0", "true", "t", "yes", "in"},
     {"0", "0.0", "false", "f", "no", "out", "nan", "none", "", "<na>"},
@@ -91,33 +91,42 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
         else ("give raw counts as X, adata.layers['counts'] or adata.raw; this file has none")
     )
     check_counts(matrix, slide_id, hint=hint)
-    counts = sp.csr_matrix(matrix).astype(np.int32)
-    counts.sum_duplicates()
-    counts.eliminate_zeros()
-    kinds, genes = _column(var, _TYPE_COLUMNS), _genes(var)
-    keep = None if kinds is None else gene_features(kinds, slide_id)
-    if keep is not None:
-        counts, genes = counts[:, keep], genes[keep].reset_index(drop=True)
-    return sum_duplicate_genes(counts, genes, slide_id)
+    counts = as_counts(matrix)
+    return counts, _genes(var, counts)
 
 
 def _layers(adata: "AnnData") -> list[str]:
     return sorted(adata.layers) + (["raw"] if adata.raw is not None else [])
 
 
-def _genes(var: pd.DataFrame) -> pd.DataFrame:
-    """The genes of var; its index may be symbols, with ids in a column, or Ensembl ids, with symbols in a column."""
+def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
+    """The features of var; its index may be symbols, with ids in a column, or ids, with symbols in a column."""
     names = [str(name) for name in var.index]
-    table = make_genes(names)
-    if (table["gene_id"] != "").mean() > 0.5:  # the index is Ensembl ids
-        symbols = _column(var, _SYMBOL_COLUMNS)
-        return table if symbols is None else make_genes(symbols, names)
-    return make_genes(names, _column(var, _ID_COLUMNS))
+    ids, symbols = _column(var, _ID_COLUMNS) or _column_of_ids(var), _column(var, _SYMBOL_COLUMNS)
+    if holds_ids(names):
+        ids, names = (ids if ids is not None and not holds_ids_of_genes(names) else names), symbols or [""] * len(names)
+    included: Sequence[object] | None = _column(var, _INCLUDED_COLUMNS)
+    filtered = _column(var, _FILTERED_COLUMNS)
+    if filtered is not None:  # of CELLxGENE: genes whose counts were emptied, which were not measured as zero
+        empty = np.asarray(counts.sum(axis=0, dtype=np.int64)).ravel() == 0
+        measured = [value.lower() not in _TRUE or not none for value, none in zip(filtered, empty, strict=True)]
+        included = measured if included is None else included
+    return make_genes(names, ids, feature_type=_column(var, _TYPE_COLUMNS), included=included)
+
+
+def _column_of_ids(var: pd.DataFrame) -> list[str] | None:
+    """The first column that holds ids of genes, whatever it is called."""
+    for column in var:
+        if var[column].dtype.kind not in "biufc" and holds_ids_of_genes(
+            values := [str(value) for value in var[column]]
+        ):
+            return values
+    return None
 
 
 def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
-    """The first column with one of these names, in any case; missing values are ""."""
-    found = {str(column).lower(): column for column in reversed(list(var.columns))}
+    """The first column with one of these names, in any case and with any separators; missing values are ""."""
+    found = {re.sub(r"[\W_]", "", str(column)).lower(): column for column in reversed(list(var.columns))}
     column = next((found[name] for name in names if name in found), None)
     return None if column is None else texts(var[column])
 

@@ -34,7 +34,6 @@ from ..slide import Slide
 from ..values import identifier, identifiers, is_missing, plain, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
 from .matrices import read_table
-from .xenium import CONTROLS
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
             spots[column] = whole_or(adata.obs[column], -1)
     title, patient = str(meta.get("dataset_title") or ""), identifier(meta.get("patient"))
     technology = str(meta.get("st_technology") or "")
-    slide = Slide(
+    return Slide(
         slide_id=sample, image=image, spots=spots[keep], counts=counts[keep], genes=genes,
         mpp=scale.mpp / factor, scale=scale, patient_id=patient_id or (f"{title} / {patient}" if patient else sample),
         technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
@@ -108,7 +107,6 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         spot_um=stated_length(meta.get("spot_diameter")) or (None if array is None else array.spot_um),
         stored_patches=stored,
     )  # fmt: skip
-    return _without_controls(slide)
 
 
 def _scale(
@@ -203,14 +201,3 @@ def _check_size(size: tuple[int, int], adata: Any, sample: str, name: str) -> No
     expected = None if small is None else full_size(np.shape(small), factor, "downscaled_fullres", "its scale factor")
     if expected is not None:
         check_image_size(sample, size, name, expected)
-
-
-def _without_controls(slide: Slide) -> Slide:
-    """Leaves out the control probes of Xenium."""
-    names = slide.genes["symbol"].str
-    control = names.startswith(CONTROLS)
-    if control.any():
-        logger.info("%s: left out %d control probes", slide.slide_id, control.sum())
-        slide.counts = slide.counts.tocsr()[:, (~control).to_numpy()]
-        slide.genes = slide.genes[~control].reset_index(drop=True)
-    return slide

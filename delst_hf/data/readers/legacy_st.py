@@ -7,6 +7,7 @@ spots        the alignment table of the spot detector: x, y (array), pixel_x, pi
 image        jpg, png or tif of the resolution that pixel_x and pixel_y refer to
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from ..counts import make_genes
 from ..images import check_readable, open_image
 from ..lattice import LEGACY
 from ..scale import given, image_states, legacy_states, settle_scale
+from ..schema import SYMBOL
 from ..slide import Slide, make_slide_id
 from .matrices import Counts, join_spots, read_counts, read_table
+
+logger = logging.getLogger(__name__)
 
 _SPOT_ID = re.compile(r"X?(-?\d+(?:\.\d+)?)[x_](-?\d+(?:\.\d+)?)")
 
@@ -47,7 +51,7 @@ def read_legacy_st(
         mpp: micrometres per pixel; by default 200 um over the pitch of the array of 1,007 spots, or 150 um over the distance of
             diagonal neighbours on that of 2,000.
         patient_id: by default the slide id.
-        labels: a table with columns id ("XxY") or x and y, and label.
+        labels: a table with columns id ("XxY") or x and y, and label; of a table with a column section, the rows of this slide.
         tissue: for example "brain".
         species: for example "mouse".
 
@@ -69,27 +73,41 @@ def read_legacy_st(
     result = pd.DataFrame(
         {"x": kept["pixel_x"], "y": kept["pixel_y"], "array_row": rows, "array_col": columns}, index=kept.index
     )
-    if labels is not None:
-        named = read_labels(labels)
-        result["label"] = pd.Series([named.get(name) for name in result.index], index=result.index, dtype=object)
+    named = {} if labels is None else read_labels(labels, slide_id)
+    result["label"] = pd.Series([named.get(name) for name in result.index], index=result.index, dtype=object)
+    if named and result["label"].isna().all():
+        raise ValueError(
+            f"slide {slide_id!r}: none of {len(named)} labels in {labels} names a spot. Allowed: ids such as '10x21', or x and "
+            "y of the array."
+        )
     return Slide(
         slide_id=slide_id, image=pixels, spots=result, counts=joined, genes=table.genes, mpp=scale.mpp, scale=scale,
         patient_id=patient_id or slide_id, technology="Spatial Transcriptomics", tissue=tissue, species=species,
-        label_source="" if labels is None else Path(labels).name, spot_um=(array or LEGACY).spot_um,
+        label_source=Path(labels).name if labels is not None and named else "", spot_um=(array or LEGACY).spot_um,
         source=f"st: {Path(counts).name}, {Path(spots).name}, {Path(image).name}",
     )  # fmt: skip
 
 
-def read_labels(path: str | Path) -> dict[str, str]:
-    """Labels by spot from a table with columns label, and id or x and y; empty ones and "none" are left out.
+def read_labels(path: str | Path, section: str) -> dict[str, str]:
+    """Read labels by spot from a table with columns label, and id or x and y; empty ones and "none" are left out.
+
+    Args:
+        path: the table.
+        section: whose rows are wanted, where the table has a column section.
 
     Raises:
         KeyError: a missing column.
     """
     table = read_table(path, "labels")
     if "label" not in table or not ("id" in table or {"x", "y"} <= set(table)):
-        raise KeyError(f"{Path(path).name}: columns label, and id or x and y, are needed; found {list(table.columns)}.")
-    table = table[table["label"].notna()]
+        raise KeyError(
+            f"{Path(path).name}: columns label, and id or x and y, are needed; found {list(table.columns)}. Rename or add them."
+        )
+    if "section" in table:
+        table = table[table["section"].astype(str) == section]
+        if table.empty:
+            logger.warning("%s: no labels in %s", section, Path(path).name)
+    table = table[table["label"].notna()].dropna(subset=["id"] if "id" in table else ["x", "y"])
     ids = (
         table["id"].astype(str) if "id" in table else [_name(x, y) for x, y in zip(table["x"], table["y"], strict=True)]
     )
@@ -130,9 +148,7 @@ def _transformed(places: np.ndarray, names: pd.Index, matrix: np.ndarray) -> pd.
 
 def _by_spots(counts: Counts) -> tuple[Counts, np.ndarray]:
     """Names the spots "XxY" with whole numbers, transposes where they are columns, and gives x, y (spots, 2) as they were."""
-    columns = [
-        symbol or gene_id for gene_id, symbol in zip(counts.genes["gene_id"], counts.genes["symbol"], strict=True)
-    ]
+    columns = counts.genes[SYMBOL].tolist()
     places = _places(counts.barcodes)
     if places is not None:
         return Counts(counts.matrix, _names(places), counts.genes, counts.name), places

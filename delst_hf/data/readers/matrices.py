@@ -13,7 +13,7 @@ import scipy.io
 import scipy.sparse as sp
 
 from ...errors import reading
-from ..counts import check_counts, gene_features, make_genes
+from ..counts import as_counts, check_counts, make_genes
 from ..files import only_one, open_packed, visible, without
 from ..images import check_readable
 from ..scratch import PACKED, plain_file
@@ -199,11 +199,21 @@ def read_10x_h5(path: str | Path) -> Counts:
         shape = whole_numbers(group["shape"][:], f"{path.name}: shape").ravel()
         indices, indptr = (whole_numbers(group[name][:], f"{path.name}: {name}") for name in ("indices", "indptr"))
         matrix = sp.csr_matrix((group["data"][:], indices, indptr), shape=tuple(shape[::-1].tolist()))
-        features = group if genomes else group["features"]
-        ids, names = (texts(features[name][:]) for name in (("genes", "gene_names") if genomes else ("id", "name")))
-        kinds = np.array(texts(features["feature_type"][:])) if "feature_type" in features else None
+        genes = _features_of(group, old_form=bool(genomes))
         barcodes = pd.Index(texts(group["barcodes"][:]))
-    return _only_genes(Counts(matrix, barcodes, make_genes(names, ids), path.name), kinds)
+    return Counts(matrix, barcodes, genes, path.name)
+
+
+def _features_of(group: Any, old_form: bool) -> pd.DataFrame:
+    """The features of an HDF5 matrix; of probes, their genes and whether Space Ranger counts them."""
+    if old_form:
+        return make_genes(texts(group["gene_names"][:]), texts(group["genes"][:]))
+    known = ("id", "name", "feature_type", "gene_id", "gene_name", "filtered_probes", "included")
+    told = {name: texts(group["features"][name][:]) for name in known if name in group["features"]}
+    return make_genes(
+        told.get("gene_name", told["name"]), told.get("gene_id", told["id"]), feature=told["id"] if "gene_id" in told else None,
+        feature_type=told.get("feature_type"), included=told.get("filtered_probes", told.get("included")),
+    )  # fmt: skip
 
 
 def read_mtx(path: str | Path) -> Counts:
@@ -242,10 +252,11 @@ def read_mtx(path: str | Path) -> Counts:
             f"{path.name} is {matrix.shape[1]} x {matrix.shape[0]}, but there are {len(features)} features and {len(barcodes)} "
             "barcodes. The three files are not of one run: download them again."
         )
-    names = list(features[1] if features.shape[1] > 1 else features[0])
-    genes = make_genes(names, list(features[0])) if features.shape[1] > 1 else make_genes(names)
-    kinds = features[2].to_numpy() if features.shape[1] > 2 else None
-    return _only_genes(Counts(matrix, pd.Index(barcodes), genes, path.name), kinds)
+    if features.shape[1] > 1:
+        genes = make_genes(features[1], features[0], feature_type=features[2] if features.shape[1] > 2 else None)
+    else:
+        genes = make_genes(features[0])
+    return Counts(matrix, pd.Index(barcodes), genes, path.name)
 
 
 def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.DataFrame, sp.csr_matrix]:
@@ -287,10 +298,7 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
         logger.warning("%s: left out %d counts without spot and %d spots without counts",
                        slide_id, lonely_counts, lonely_spots)  # fmt: skip
     check_counts(counts.matrix, slide_id, hint=f"put the raw counts into {counts.name}")
-    matrix = counts.matrix.tocsr()[shared].astype(np.int32)
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    return spots.loc[counts.barcodes[shared]], matrix
+    return spots.loc[counts.barcodes[shared]], as_counts(counts.matrix.tocsr()[shared])
 
 
 def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Sequence[str]) -> Counts:
@@ -387,12 +395,3 @@ def _neighbour(path: Path, *names: str) -> Path:
     raise FileNotFoundError(
         f"no {next(iter(prefixes))}{names[0]}.tsv.gz (or {names[-1]}.tsv) beside {path}. Put it there."
     )
-
-
-def _only_genes(counts: Counts, kinds: np.ndarray | None) -> Counts:
-    """Leaves out antibodies, controls and the like."""
-    keep = None if kinds is None else gene_features(kinds, counts.name)
-    if keep is None:
-        return counts
-    genes = counts.genes[keep].reset_index(drop=True)
-    return Counts(counts.matrix[:, keep], counts.barcodes, genes, counts.name)

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 
 from ...errors import reader
 from ..counts import make_genes
+from ..feature_kinds import kind_of_name
 from ..files import only_one
 from ..images import open_image
 from ..notes import Notes
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 # The quality score from which on 10x counts a transcript.
 MIN_QV = 20.0
-# Names of what is no gene, for outputs that do not say it otherwise.
-CONTROLS = ("NegControl", "BLANK", "Blank", "antisense", "Unassigned", "Deprecated", "Intergenic")
 _COLUMNS = ["feature_name", "x_location", "y_location", "qv", "is_gene", "codeword_category"]
 # Squares are numbered from -32,768 to 32,767, so that a key of 64 bits holds row, column and gene.
 _OFFSET = 1 << 15
@@ -199,8 +198,10 @@ def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     elif "codeword_category" in table:
         gene = table["codeword_category"].map(lambda value: as_text(value).endswith("_gene")).to_numpy(bool)
     else:
-        gene = np.array([not name.startswith(CONTROLS) for name in text], dtype=bool)[codes]
-    return text[codes], gene
+        gene = np.ones(len(table), dtype=bool)
+    # Controls by name too: the first versions of the onboard analysis do not say it otherwise.
+    named = np.array([kind_of_name(name) == "" for name in text], dtype=bool)
+    return text[codes], gene & named[codes]
 
 
 def as_text(value: object) -> str:

@@ -132,16 +132,13 @@ def _read_zarr(path: Path) -> Counts:
         names, ids = list(map(str, told["feature_keys"])), list(map(str, told["feature_ids"]))
         matrix = sp.csr_matrix((data, indices, indptr), shape=(len(names), len(cells))).T.tocsr()
         kinds = [str(kind) for kind in told["feature_types"]]
-        genes = make_genes(names, ids)
+        genes = make_genes(names, ids, feature_type=kinds)
     except Exception as error:  # of zarr, numcodecs, zipfile and scipy, which share no class
         raise ValueError(
             f"cannot read {path}: {type(error).__name__}: {error}. It is truncated or not a cell-feature matrix of Xenium: "
             "download it again, or put cell_feature_matrix.h5 beside it."
         ) from error
-    keep = np.array([kind in ("gene", "Gene Expression") for kind in kinds])
-    if not keep.all():
-        logger.info("%s: left out %d features that are not genes", path.name, (~keep).sum())
-    return Counts(matrix[:, keep], pd.Index(_cell_names(cells)), genes[keep].reset_index(drop=True), path.name)
+    return Counts(matrix, pd.Index(_cell_names(cells)), genes, path.name)
 
 
 def _cell_names(cells: np.ndarray) -> list[str]:
