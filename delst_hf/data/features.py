@@ -126,10 +126,9 @@ def genes_only(
     _refuse_numbers(features, slide_id)
     counts, table = counts.tocsr(), identify(features)
     unplaced = table["kind"].isin([PROBES, TRANSCRIPTS])
-    if aliases is not None:
-        unplaced &= ~(table[SYMBOL].str.lower().isin(aliases) | table[GENE_ID].str.lower().isin(aliases))
-        _refuse_unplaced(table, unplaced, slide_id)
-    table.loc[table["kind"].isin([PROBES, TRANSCRIPTS]) & (~unplaced | (aliases is None)), "kind"] = ""
+    named = table[SYMBOL].str.lower().isin(aliases or ()) | table[GENE_ID].str.lower().isin(aliases or ())
+    table.loc[unplaced & (named | (aliases is None)), "kind"] = ""
+    _refuse_unplaced(table, slide_id)
     total = _column_of_totals(counts, (table["kind"] == "").to_numpy())
     if total is not None:
         table.loc[total, "kind"] = TOTALS
@@ -163,6 +162,11 @@ def holds_ids_of_genes(names: Sequence[str]) -> bool:
     sample = names[:2000]
     matches = [_IDS.fullmatch(name) for name in sample]
     return 2 * sum(bool(m and (m["ensembl"] or m["par_y"] or m["stable"])) for m in matches) > len(sample)
+
+
+def names_transcript(name: str) -> bool:
+    """Return whether a name is the id of a transcript or a protein."""
+    return _TRANSCRIPT.match(name) is not None
 
 
 def _texts(values: pd.Series) -> list[str]:
@@ -201,7 +205,7 @@ def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
         name = name or symbol or gene_id
     if name:  # without an id, the prefix alone tells the species
         return "", (prefix[0] if prefix else "") + name, PROBES if _PROBE.fullmatch(name) else ""
-    return (others[0], "", TRANSCRIPTS if _TRANSCRIPT.match(others[0]) else "") if others else ("", "", "")
+    return (others[0], "", TRANSCRIPTS if names_transcript(others[0]) else "") if others else ("", "", "")
 
 
 def _parts(value: str) -> tuple[list[str], list[str], list[str]]:
@@ -275,9 +279,10 @@ def _column_of_totals(counts: sp.csr_matrix, genes: np.ndarray) -> int | None:
     return None
 
 
-def _refuse_unplaced(table: pd.DataFrame, unplaced: pd.Series, slide_id: str) -> None:
+def _refuse_unplaced(table: pd.DataFrame, slide_id: str) -> None:
+    unplaced = table["kind"].isin([PROBES, TRANSCRIPTS])
     lost = int(unplaced.sum())
-    if 2 * lost > lost + int((table["kind"] == "").sum()):
+    if lost > int((table["kind"] == "").sum()):
         example = table[unplaced].iloc[0]
         raise ValueError(
             f"slide {slide_id!r}: {lost} of {len(table)} features are probes or transcripts that name no gene, e.g. "

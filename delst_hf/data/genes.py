@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .features import GENOME_PREFIX, genes_only, without_genome
+from .features import GENOME_PREFIX, genes_only, names_transcript, without_genome
 from .images import check_readable
 from .notes import Notes
 from .schema import GENE_ID, SYMBOL
@@ -278,7 +278,9 @@ def _rename(table: pd.DataFrame, aliases: Mapping[str, tuple[str, str]], slide_i
     for gene_id, symbol in zip(table["gene_id"], table["symbol"], strict=True):
         found = aliases.get(symbol.lower()) if symbol else None
         found = found or (aliases.get(gene_id.lower()) if gene_id else None)
-        new_id, new_symbol = (found[0] or gene_id, found[1] or symbol) if found else (gene_id, symbol)
+        # The id of a transcript names one of several of its gene.
+        own_id = "" if found and names_transcript(gene_id) else gene_id
+        new_id, new_symbol = (found[0] or own_id, found[1] or symbol) if found else (gene_id, symbol)
         renamed += (new_id, new_symbol) != (gene_id, symbol)
         known += found is not None or symbol.lower() in targets or gene_id.lower() in targets
         ids.append(new_id)
