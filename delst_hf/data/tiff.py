@@ -143,9 +143,9 @@ class TiffImage:
         else:
             pieces = [self._samples(int(index)) for index in chosen]
             sample = np.concatenate([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
-        if page.extrasamples and sample.shape[-1] > 1:  # opacity is always as bright as can be
-            sample = sample[..., : sample.shape[-1] - len(page.extrasamples)]
-        return white_level(sample, self.path.name, significant_bits(page, self._file.ome_metadata or ""))
+        return white_level(
+            _without_extra(sample, page), self.path.name, significant_bits(page, self._file.ome_metadata or "")
+        )
 
     @property
     def mpp(self) -> float | None:
@@ -207,13 +207,16 @@ class TiffImage:
         Raises:
             ValueError: they are far brighter than the sample of the image by which it was told what is white.
         """
-        white = 255.0 if self.white is None else self.white
-        if samples.dtype != np.uint8 and int(self._pages[0].photometric) != 3 and (samples > white).mean() > _BRIGHTER:
+        white, page = 255.0 if self.white is None else self.white, self._pages[0]
+        if samples.dtype != np.uint8 and int(page.photometric) != 3:
+            colours = _without_extra(samples, page)
+            if (colours > white).mean() <= _BRIGHTER:
+                return _colours(samples, page, white)
             raise ValueError(
-                f"{self.path.name}: white was taken to be {white:g}, but a region holds values up to {samples.max():g}. Store "
+                f"{self.path.name}: white was taken to be {white:g}, but a region holds values up to {colours.max():g}. Store "
                 "the image with all its bits, or with 8 bits."
             )
-        return _colours(samples, self._pages[0], white)
+        return _colours(samples, page, white)
 
     def _samples(self, index: int) -> np.ndarray:
         """One tile as it is stored, (rows, columns, samples)."""
@@ -260,8 +263,13 @@ def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
     elif kind == 6 and int(page.compression) not in (6, 7):  # a decoder of JPEG gives RGB
         return np.asarray(Image.fromarray(to_eight_bits(array, white), "YCbCr").convert("RGB"))
     elif page.extrasamples and int(page.extrasamples[0]) == 0:  # a further sample that is no opacity
-        array = array[:, :, : array.shape[2] - len(page.extrasamples)]
+        array = _without_extra(array, page)
     return to_rgb(array, white, premultiplied=bool(page.extrasamples) and int(page.extrasamples[0]) == 1)
+
+
+def _without_extra(samples: np.ndarray, page: Any) -> np.ndarray:
+    """The colours (..., samples) alone: opacity may have all bits although they have 12."""
+    return samples[..., : samples.shape[-1] - len(page.extrasamples)] if page.extrasamples else samples
 
 
 def _height_width(series: Any) -> tuple[int, int]:
