@@ -1,21 +1,14 @@
 """DELST for the Hugging Face ecosystem: hyperbolic image-gene pretraining on spatial transcriptomics.
 
-Importing the package registers its classes with transformers' auto classes, which costs what importing those costs. The data
-room, the trainer and the evaluation are loaded on first use.
+Importing the package registers its classes with transformers' auto classes, so it takes as long as importing AutoModel and
+AutoProcessor. Everything else is loaded on first use. The `delst` command registers when a command needs it (see the end).
 """
 
 import importlib
+import itertools
+import os
+import sys
 from typing import TYPE_CHECKING, Any
-
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageClassification, AutoProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .model.configuration_delst import DelstConfig, DelstGeneConfig
-from .model.feature_extraction_delst import DelstGeneFeatureExtractor
-from .model.modeling_delst import DelstGeneModel, DelstModel, DelstOutput
-from .model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
-from .model.processing_delst import DelstProcessor
-from .pipelines import GeneExpressionPipeline, SpotEmbeddingPipeline
 
 if TYPE_CHECKING:
     from .data.collator import DelstCollator
@@ -24,40 +17,36 @@ if TYPE_CHECKING:
     from .data.study import Study
     from .evaluation.embed import embed
     from .evaluation.run import evaluate_checkpoint
+    from .model.configuration_delst import DelstConfig, DelstGeneConfig
+    from .model.feature_extraction_delst import DelstGeneFeatureExtractor
+    from .model.modeling_delst import DelstGeneModel, DelstModel, DelstOutput
+    from .model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+    from .model.processing_delst import DelstProcessor
+    from .pipelines import GeneExpressionPipeline, SpotEmbeddingPipeline
     from .pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
     from .pretraining.run import assemble, pretrain, save_run
     from .pretraining.trainer import DelstTrainer
 
 __version__ = "0.1.0"
 
-AutoConfig.register("delst", DelstConfig)
-AutoConfig.register("delst_gene", DelstGeneConfig)
-AutoModel.register(DelstConfig, DelstModel)
-AutoModel.register(DelstGeneConfig, DelstGeneModel)
-AutoModelForImageClassification.register(DelstConfig, DelstForSpotClassification)
-AutoFeatureExtractor.register(DelstConfig, DelstGeneFeatureExtractor)
-AutoProcessor.register(DelstConfig, DelstProcessor)
-
-PIPELINE_REGISTRY.register_pipeline("spot-embedding", SpotEmbeddingPipeline, pt_model=DelstModel, type="multimodal")
-PIPELINE_REGISTRY.register_pipeline(
-    "gene-expression-prediction", GeneExpressionPipeline, pt_model=DelstForGeneExpressionPrediction, type="image"
-)
-
-# What is saved carries the files that define it, so that it loads where this package is not installed.
-DelstConfig.register_for_auto_class("AutoConfig")
-DelstModel.register_for_auto_class("AutoModel")
-DelstForSpotClassification.register_for_auto_class("AutoModelForImageClassification")
-DelstForGeneExpressionPrediction.register_for_auto_class("AutoModel")  # no auto class of transformers is for this task
-DelstGeneFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-DelstProcessor.register_for_auto_class("AutoProcessor")
-
 _LAZY = {
     "DataArguments": "pretraining.arguments",
     "DelstCollator": "data.collator",
+    "DelstConfig": "model.configuration_delst",
+    "DelstForGeneExpressionPrediction": "model.modeling_delst_heads",
+    "DelstForSpotClassification": "model.modeling_delst_heads",
+    "DelstGeneConfig": "model.configuration_delst",
+    "DelstGeneFeatureExtractor": "model.feature_extraction_delst",
+    "DelstGeneModel": "model.modeling_delst",
+    "DelstModel": "model.modeling_delst",
+    "DelstOutput": "model.modeling_delst",
+    "DelstProcessor": "model.processing_delst",
     "DelstTrainer": "pretraining.trainer",
     "DelstTrainingArguments": "pretraining.arguments",
+    "GeneExpressionPipeline": "pipelines",
     "ModelArguments": "pretraining.arguments",
     "Slide": "data.slide",
+    "SpotEmbeddingPipeline": "pipelines",
     "Study": "data.study",
     "assemble": "pretraining.run",
     "embed": "evaluation.embed",
@@ -97,5 +86,20 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        importlib.import_module(".registration", __name__)
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _is_the_delst_command() -> bool:
+    """Whether this process was started as ``delst`` or ``python -m delst_hf.cli``, or is a worker of one that was."""
+    program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
+    as_module = any(pair == ("-m", "delst_hf.cli") for pair in itertools.pairwise(words))
+    return as_module or os.path.basename(program) in ("delst", "delst.exe") or program.endswith(_CLI_FILE)
+
+
+# Python runs this file before delst_hf.cli, and a command line whose help takes ten seconds is not used. So the command alone
+# does without registration here; `cli.main` imports it for the commands that load models, and `__getattr__` for everybody.
+_CLI_FILE = os.path.join("delst_hf", "cli.py")
+if not _is_the_delst_command():
+    from . import registration as registration

@@ -4,15 +4,43 @@ Imports of datasets, pandas and anndata stay inside the functions that need them
 """
 
 import argparse
+import difflib
+import importlib
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .errors import explain
+
+# Commands that load no model, and need not wait for transformers' auto classes.
+_WITHOUT_MODELS = ("prepare", "check", "merge", "vocabulary", "report", "doctor")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers a misspelt command or value with the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if found is not None:
+            choices = [choice.strip("' ") for choice in found[2].split(",")]
+            near = difflib.get_close_matches(found[1], choices, 1)
+            message += f". Did you mean {near[0]!r}?" if near else ""
+        super().error(message)
+
+
+class _Version(argparse.Action):
+    """Print the version of the package; it is looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        package = sys.modules[__package__ or "delst_hf"]
+        print(f"delst {getattr(package, '__version__', 'unknown')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse_arguments(argv)
     try:
+        if arguments.delst_command not in _WITHOUT_MODELS:
+            importlib.import_module(".registration", __package__)
         with _log_on_stderr():
             return arguments.run(arguments) or 0
     except KeyboardInterrupt:
@@ -54,13 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
     from .commands.evaluate import add_evaluate, add_report
     from .commands.predict import add_embed, add_fit, add_predict, add_reference
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="delst",
         description="Hyperbolic image-gene pretraining on spatial transcriptomics.",
         epilog="Begin with:  delst prepare toy --output toy-dataset",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands: Any = parser.add_subparsers(required=True, metavar="COMMAND", dest="delst_command")
     add_prepare(commands)
     add_check(commands)
     add_merge(commands)
