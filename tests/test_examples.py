@@ -114,3 +114,14 @@ def test_push_to_hub(toy_checkpoint, toy_folder, tmp_path):
         assert text.count(f"{server.endpoint}/") == 2
         assert {name for _, name in server.repositories} == {"me/delst-toy", "me/delst-toy-data"}
     assert "me/delst-toy embeds a patch of me/delst-toy-data: (1, 8)" in text
+
+
+def test_virtual_spatial_transcriptomics(run, toy_checkpoint, toy_folder, tmp_path):
+    from delst_hf.data.toy import make_toy_slide
+
+    slide = make_toy_slide("toy_B1", spots_per_side=6, image_px=400)
+    Image.fromarray(np.asarray(slide.image)).save(tmp_path / "he.png")
+    arguments = (toy_checkpoint, toy_folder, "toy_B1", tmp_path / "he.png", slide.mpp, tmp_path / "virtual")
+    text = run("virtual_spatial_transcriptomics.py", *arguments)
+    assert "fitted on toy_A1, toy_A2" in text and "held-back counts of 36 spots" in text
+    assert (tmp_path / "virtual" / "toy_B1.h5ad").is_file()

@@ -1,0 +1,46 @@
+"""Expression of a slide that has only H&E: a head fitted on slides with counts, a map on the new one, the score beside it.
+
+    python examples/virtual_spatial_transcriptomics.py runs/toy/pretrain/model runs/toy/data toy_D1 he.png 2 runs/toy/virtual
+
+Arguments: checkpoint, dataset folder, the slide to predict, its image, micrometres per pixel, a folder to write. The slide is
+predicted from its image alone. Where the dataset holds its counts, which nothing here was fitted on, the mean Pearson over the
+100 most variable genes of the training slides is printed: predictions of the grid are interpolated linearly at the spots.
+"""
+
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+
+from delst_hf.data.study import Study
+from delst_hf.evaluation import gene_pearson, log_normalize, most_variable_genes
+from delst_hf.prediction import PatchChoice, fit_head, predict_slide
+from delst_hf.record import read_training_record
+
+model, dataset, slide, image, mpp, folder = sys.argv[1:]
+train = [name for name in read_training_record(model)["train_slides"] if name != slide]
+head = fit_head(model, dataset, Path(folder) / "head", train_slides=train)
+print(f"fitted on {', '.join(train)}; left out in turn, mean Pearson {head['pearson_mean']:.3f}")
+
+# Patches overlap by half, so that every spot lies between several.
+output = Path(folder) / f"{slide}.h5ad"
+choice = PatchChoice(mpp=float(mpp), stride_um=56.0)
+predict_slide(str(Path(folder) / "head"), image, output, choice=choice)
+predicted = anndata.read_h5ad(output)
+print(f"{output}: {predicted.n_obs} patches x {predicted.n_vars} genes")
+
+study = Study.load(dataset)
+if slide in study.slide_ids:
+    known, spots = log_normalize(study.counts(study.subset(train))), study.subset([slide])
+    names = [study.gene_names[i] for i in most_variable_genes(known, min(100, known.shape[1]))]
+    names = [name for name in names if name in predicted.var_names]
+    columns = [study.gene_names.index(name) for name in names]
+    measured = log_normalize(study.counts(spots))[:, columns].toarray()
+    places = np.column_stack([spots["x"][:], spots["y"][:]])
+    grid, values = predicted.obsm["spatial"], np.asarray(predicted[:, names].X)
+    at_spots, nearest = LinearNDInterpolator(grid, values)(places), NearestNDInterpolator(grid, values)(places)
+    at_spots = np.where(np.isnan(at_spots), nearest, at_spots)
+    score = np.nanmean(gene_pearson(at_spots, measured))
+    print(f"held-back counts of {len(places)} spots: mean Pearson {score:.3f} over {len(names)} genes")
