@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .markup import license_of, read_header
+
 TRAINING_RECORD = "training.json"
 
 # What says where things lie or how the run is watched, and not what is learned.
@@ -99,18 +101,14 @@ def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> di
     def words(column: str) -> str:
         return ", ".join(dict.fromkeys(str(value) or "unknown" for value in chosen[column]))
 
-    readme = Path(path) / "README.md"
-    header = readme.read_text(encoding="utf-8").split("\n---", 1)[0] if readme.is_file() else ""
-    license = re.search(r"^license_name: (.+)$", header, re.MULTILINE) or re.search(
-        r"^license: (.+)$", header, re.MULTILINE
-    )
-    content = re.search(r"content ([0-9a-f]{16})", header)
+    header = read_header(Path(path) / "README.md")
+    content = re.search(r"content ([0-9a-f]{16})", str(header.get("configs")))
     return {
         **{name: words(name) for name in ("technology", "tissue", "species")},
         "patch_um": ", ".join(dict.fromkeys(f"{value:g}" for value in chosen["patch_um"])),
         "patch_px": ", ".join(dict.fromkeys(f"{value:d}" for value in chosen["patch_px"])),
         "patients": dict(zip(study.slides["slide_id"], study.slides["patient_id"], strict=True)),
-        "license": license[1].strip("'\"") if license else None,
+        "license": license_of(header),
         "fingerprint": content[1] if content else None,
     }
 

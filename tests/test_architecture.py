@@ -17,6 +17,7 @@ MODEL_FILES = sorted(path.stem for path in (PACKAGE / "model").glob("*.py") if p
 ORDER = [
     "model",
     "errors",
+    "markup",
     "atomic",
     "record",
     "pipelines",

@@ -16,9 +16,9 @@ import yaml
 from delst_hf.data.dataset import merge_datasets, write_dataset
 from delst_hf.data.folder import check_gene_indices, open_folder
 from delst_hf.data.manifest import MANIFEST
-from delst_hf.data.readme import license_of
 from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
+from delst_hf.markup import license_of, read_header
 
 SIZE = {"patch_um": 40, "patch_px": 20}
 small = partial(make_toy_slide, spots_per_side=3, num_genes=20, image_px=90)
@@ -262,4 +262,4 @@ def test_a_license_in_words_is_kept(tmp_path):
     for name, slide in (("a", "toy_A1"), ("b", "toy_B1")):
         write_dataset([small(slide)], tmp_path / name, license="Ours: 'as is',\nno \"warranty\"", **SIZE)
     merge_datasets([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
-    assert license_of(tmp_path / "ab") == "Ours: 'as is',\nno \"warranty\""
+    assert license_of(read_header(tmp_path / "ab" / "README.md")) == "Ours: 'as is',\nno \"warranty\""

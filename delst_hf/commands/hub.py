@@ -10,6 +10,7 @@ from typing import Any
 
 from ..atomic import check_file_output, write_text
 from ..hub.facts import FACTS, FILES
+from ..markup import fenced
 
 _Subparsers = Any
 
@@ -95,7 +96,7 @@ def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in FACTS if (value := getattr(arguments, f"fact_{name}")) is not None}
     results = given.pop("results", None)
     if "hyperparameters" in given:
-        given["hyperparameters"] = f"```yaml\n{Path(given['hyperparameters']).read_text(encoding='utf-8').strip()}\n```"
+        given["hyperparameters"] = fenced(Path(given["hyperparameters"]).read_text(encoding="utf-8"), "yaml")
     data = None
     if arguments.data is not None:
         from ..data.study import Study

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from ..markup import Markdown, fenced, fill, lines, row, yaml_header
 from .schema import CONFIGS
 from .understood import slide_page
 
@@ -102,25 +101,27 @@ def dataset_card(
         header["license"] = license.lower()
     else:
         header |= {"license": "other", "license_name": license}
-    text = _TEXT.format(
-        num_slides=len(slides),
-        num_spots=sum(spots_per_slide.values()),
-        num_genes=num_genes,
-        patch_um=_several(f"{slide['patch_um']:g}" for slide in slides),
-        patch_px=_several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides),
-        stored=stored,
-        license=license,
-        examples=" ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3)),
-        split_text=split_text,
-        technologies=_several(slide["technology"] for slide in slides),
-        tissues=_several(slide["tissue"] for slide in slides),
-        species=_several(slide["species"] for slide in slides),
-        num_patients=len({slide["patient_id"] for slide in slides}),
-        slide_rows="\n".join(_slide_row(slide, spots_per_slide[slide["slide_id"]]) for slide in slides),
-        label_rows="\n".join(_row(label, number) for label, number in labels.most_common()),
-        pages=_pages(slides, spots_per_slide),
-    )
-    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n{text}"
+    facts = {
+        "num_slides": len(slides),
+        "num_spots": sum(spots_per_slide.values()),
+        "num_genes": num_genes,
+        "patch_um": _several(f"{slide['patch_um']:g}" for slide in slides),
+        "patch_px": _several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides),
+        "stored": stored,
+        "license": license,
+        "examples": Markdown(
+            " ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3))
+        ),
+        "split_text": split_text,
+        "technologies": _several(slide["technology"] for slide in slides),
+        "tissues": _several(slide["tissue"] for slide in slides),
+        "species": _several(slide["species"] for slide in slides),
+        "num_patients": len({slide["patient_id"] for slide in slides}),
+        "slide_rows": lines([_slide_row(slide, spots_per_slide[slide["slide_id"]]) for slide in slides]),
+        "label_rows": lines([row(label, number) for label, number in labels.most_common()]),
+        "pages": _pages(slides, spots_per_slide),
+    }
+    return yaml_header(header) + fill(_TEXT, facts)
 
 
 def stored_suffix(stored: str) -> str:
@@ -134,13 +135,11 @@ def _files(name: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     return [(split, f"{name}/{split}/*.parquet") for split in splits]
 
 
-def _pages(slides: Sequence[Mapping[str, Any]], spots_per_slide: Mapping[str, int]) -> str:
+def _pages(slides: Sequence[Mapping[str, Any]], spots_per_slide: Mapping[str, int]) -> Markdown:
     """What `delst check` says of the first slides, as text that is not markup."""
     pages = [slide_page(slide, spots_per_slide[slide["slide_id"]]) for slide in slides[:_PAGES]]
-    # Backticks of a name could close the fence.
-    text = "\n\n".join(pages).replace("`", "'")
     more = f"\n\nThe other {len(slides) - _PAGES}: `delst check` with this folder." if len(slides) > _PAGES else ""
-    return f"```text\n{text}\n```{more}"
+    return Markdown(fenced("\n\n".join(pages), "text") + more)
 
 
 def _several(values: Iterable[str]) -> str:
@@ -148,13 +147,8 @@ def _several(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(value or "unknown" for value in values))
 
 
-def _slide_row(slide: Mapping[str, Any], num_spots: int) -> str:
+def _slide_row(slide: Mapping[str, Any], num_spots: int) -> Markdown:
     known = [slide[name] or "unknown" for name in ("technology", "tissue", "species")]
     scale, source = f"{slide['mpp']:.4f}", slide["label_source"] or "none"
     names = slide["slide_id"], slide["patient_id"], slide["split"]
-    return _row(*names, num_spots, len(slide["measured_genes"]), *known, scale, source, slide["source"] or "unknown")
-
-
-def _row(*cells: object) -> str:
-    # A "|" in a label would open another column.
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    return row(*names, num_spots, len(slide["measured_genes"]), *known, scale, source, slide["source"] or "unknown")

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from ..atomic import complete_or_nothing, link_or_copy, locked, recover
+from ..markup import license_of, read_header
 from .card import dataset_card
 from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
 from .genes import union_genes
 from .manifest import Entry, content_fingerprint, describe_files, write_manifest
 from .output import check_output
 from .part import WRITER
-from .readme import license_of
 from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
 from .shards import check_shards
 from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
@@ -84,7 +84,7 @@ def merge_datasets(
         check_shards(opened)
         for folder in opened:
             refuse_links(folder)
-        licenses = sorted({license_of(folder.path) or "unknown" for folder in opened})
+        licenses = sorted({license_of(read_header(folder.path / "README.md")) or "unknown" for folder in opened})
         chosen = license or (licenses[0] if len(licenses) == 1 else "other")
         with complete_or_nothing(goal, replace=overwrite, check=partial(check_output, goal, overwrite)) as unfinished:
             return join_parts(opened, unfinished, goal, split, chosen, place_file=shutil.copyfile)

@@ -4,6 +4,8 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
+from ..markup import cell, row
+
 
 @dataclass(frozen=True)
 class Table:
@@ -53,12 +55,12 @@ class Table:
             >>> print(Table("", ("arm", "F1"), (("a|b", "0.5"),)).as_markdown())
             | arm | F1 |
             |---|---|
-            | a\\|b | 0.5 |
+            | a&#124;b | 0.5 |
         """
         lines = [self.header, ("---",) * len(self.header), *self.rows]
-        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+        body = [str(row(*line)) for line in lines]
         body[1] = "|---" * len(self.header) + "|"
-        parts = [f"### {self.title}" if self.title else "", self.note, "\n".join(body)]
+        parts = [f"### {cell(self.title)}" if self.title else "", cell(self.note), "\n".join(body)]
         return "\n\n".join(part for part in parts if part)
 
     def as_html(self) -> str:

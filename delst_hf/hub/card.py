@@ -12,14 +12,16 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from ..evaluation.results import RESULTS, model_index_yaml, read_results
+from ..evaluation.results import RESULTS, model_index, read_results
+from ..markup import Markdown, cell, fenced, fill, placeholders, yaml_header
 from ..model.configuration_delst import DelstConfig
 from ..record import public_record, read_training_record
 from .card_results import limitations, results_text
 from .facts import FACTS
 from .head_card import head_text
 
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ ]*$", re.DOTALL | re.MULTILINE)
+_HEADER_GAP = re.compile(r"^[a-z_]+: '?\{([a-z_]+)\}'?$", re.MULTILINE)
 _SCRATCH = "random weights, trained from scratch"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -56,6 +58,8 @@ def model_card(
     Raises:
         ValueError: If the results are of another checkpoint, or the baselines of other data.
     """
+    if not _HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")
     folder = Path(folder)
     record, config = read_training_record(folder), DelstConfig.from_pretrained(folder)
     if results is None and (folder / RESULTS).is_file():
@@ -68,17 +72,32 @@ def model_card(
     facts["name"], facts["repo_id"] = repo_id.split("/")[-1], repo_id
     if results is not None:
         facts["results"] = results_text(results, baselines)
-        facts["model_index"] = model_index_yaml(results, facts["name"]).strip()
     if record.get("head"):
-        facts["results"] = "\n\n".join(filter(None, [head_text(record["head"]), facts.get("results")]))
+        parts = [head_text(record["head"]), facts.get("results")]
+        facts["results"] = Markdown("
+
+".join(cell(part) for part in parts if part))
     facts["limitations"] = limitations(record, data, results, baselines)
     facts |= given or {}
     if facts.get("hyperparameters") and record.get("command"):
-        facts["hyperparameters"] += f"\n\nCommand, whose options win over the file: `{_command(record)}`."
-    known = {name: str(value) for name, value in facts.items() if value is not None}
-    known.setdefault("model_index", "")
-    text = _PLACEHOLDER.sub(lambda found: known.get(found[1], found[0]), template_text())
-    return text.replace("\n\n---\n", "\n---\n", 1).replace(f"base_model: {_SCRATCH}\n", "", 1)
+        command = f"Command, whose options win over the file: <code>{cell(_command(record))}</code>."
+        facts["hyperparameters"] = Markdown(f"{cell(facts['hyperparameters'])}\n\n{command}")
+    known = {name: value for name, value in facts.items() if value is not None}
+    header, body = template_text().removeprefix("---\n").split("---\n", 1)
+    index = {"model-index": model_index(results, facts["name"])} if results is not None else {}
+    return yaml_header(_header(header, known) | index) + fill(body, known)
+
+
+def _header(template: str, known: Mapping[str, object]) -> dict[str, Any]:
+    """The values of the YAML header: those of the template, with what is known in its places."""
+    values: dict[str, Any] = {}
+    for name, value in yaml.safe_load(template).items():
+        if isinstance(value, dict):  # a place {name} is a mapping to YAML
+            place = next(iter(value))
+            value = str(known.get(place, f"{{{place}}}"))
+        if value != _SCRATCH:
+            values[name] = value
+    return values
 
 
 def _same_weights(first: Path, second: Path) -> bool:
@@ -89,8 +108,10 @@ def _same_weights(first: Path, second: Path) -> bool:
 
 def unfilled(card: str) -> list[str]:
     """Names of the facts that a card lacks, each once."""
-    outside_code = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
-    return list(dict.fromkeys(_PLACEHOLDER.findall(outside_code)))
+    outside_code = _FENCED.sub("", card)
+    _, header, body = outside_code.split("---\n", 2) if outside_code.startswith("---\n") else ("", "", outside_code)
+    # In the header only a value that is nothing but a placeholder is a gap: names of data may hold braces.
+    return list(dict.fromkeys([*_HEADER_GAP.findall(header), *placeholders(body)]))
 
 
 def how_to_give(name: str) -> str:
@@ -131,16 +152,18 @@ def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
     }
     source = config.vision_source or {}
     return {
-        "backbone": backbone,
-        "gene_encoder": encoder,
+        "backbone": Markdown(backbone),
+        "gene_encoder": Markdown(encoder),
         "num_genes": gene.num_genes,
         "geometry_text": space[config.geometry],
         "curvature": f"{math.exp(curvature or 0.0):.3f}" if is_curved else f"none: the geometry is {config.geometry}",
         "base_model": source.get("id") if _HUB_ID.fullmatch(str(source.get("id"))) else None,
-        "vision_path": ', vision_path="FOLDER OR HUB ID OF THE BACKBONE"' if left_out else "",
-        "heads_only": f"\n\nThe weights of the backbone are not in this repository. They are fetched from {source.get('id')}, "
-        "for which you may need access, and must be those that the heads were trained on (a fingerprint is checked); leave "
-        "`vision_path` out unless you have a copy."
+        "vision_path": Markdown(', vision_path="FOLDER OR HUB ID OF THE BACKBONE"') if left_out else "",
+        "heads_only": Markdown(
+            "\n\nThe weights of the backbone are not in this repository. They are fetched from "
+            f"{cell(source.get('id'))}, for which you may need access, and must be those that the heads were trained on (a "
+            "fingerprint is checked); leave `vision_path` out unless you have a copy."
+        )
         if left_out
         else "",
         "input_px": _input_size(folder, config),
@@ -172,7 +195,7 @@ def _run_facts(record: Mapping[str, Any], config: DelstConfig) -> dict[str, Any]
     """What the training record knows of the run itself."""
     seconds = next((row["train_runtime"] for row in record.get("log_history", []) if "train_runtime" in row), None)
     values = record.get("hyperparameters")
-    text = f"```yaml\n{yaml.safe_dump(values, allow_unicode=True).strip()}\n```" if values else None
+    text = fenced(yaml.safe_dump(values, allow_unicode=True), "yaml") if values else None
     vision = str(record.get("vision"))
     facts = {
         "hyperparameters": text,
@@ -206,10 +229,8 @@ def _data_facts(
     if train and data:
         persons = len({patients.get(slide) for slide in train})
         number = f"{len(train)} slide{'s' * (len(train) != 1)} of {persons} patient{'s' * (persons != 1)}"
-        text = (
-            f"{number}: {data['technology']}, {data['tissue']}, "
-            f"{data['species']}; content `{data.get('fingerprint') or 'unknown'}`"
-        )
+        kind = cell(", ".join(str(data.get(name)) for name in ("technology", "tissue", "species")))
+        text = Markdown(f"{number}: {kind}; content <code>{cell(data.get('fingerprint') or 'unknown')}</code>")
     license = data.get("license", data.get("licence"))  # as records before 0.2 spell it
     return {
         "species": data.get("species"),

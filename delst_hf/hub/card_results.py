@@ -5,19 +5,20 @@ from typing import Any
 
 from ..evaluation.result_tables import results_tables
 from ..evaluation.verdicts import verdicts
+from ..markup import Markdown, cell
 
 Record = Mapping[str, Any]
 
 
-def results_text(results: Record, baselines: Record | None = None) -> str:
+def results_text(results: Record, baselines: Record | None = None) -> Markdown:
     """Write the table of every protocol, with its intervals.
 
     Args:
         results: Results of `delst evaluate`.
         baselines: Results that hold the baselines, where `results` has none.
     """
-    unit = results.get("interval_unit", "spots")
-    labels = ", ".join(map(str, results.get("label_source", []))) or "unknown source"
+    unit = cell(results.get("interval_unit", "spots"))
+    labels = cell(", ".join(map(str, results.get("label_source", []))) or "unknown source")
     parts = [
         f"All scores are of slides never seen in training; labels are from {labels}. In brackets: bootstrap intervals of 95 % "
         f"over {unit}; ±: standard deviation; chance: what an answer without skill gets. docs/evaluation.md of the package "
@@ -25,8 +26,9 @@ def results_text(results: Record, baselines: Record | None = None) -> str:
         *(table.as_markdown() for table in results_tables(with_baselines(results, baselines))),
     ]
     if "data_fingerprint" in results:
-        parts.append(f"Data fingerprint `{results['data_fingerprint']}`, {results.get('num_spots')} spots.")
-    return "\n\n".join(parts)
+        content = cell(results["data_fingerprint"])
+        parts.append(f"Data fingerprint <code>{content}</code>, {cell(results.get('num_spots'))} spots.")
+    return Markdown("\n\n".join(parts))
 
 
 def with_baselines(results: Record, baselines: Record | None) -> Record:
@@ -53,7 +55,7 @@ def with_baselines(results: Record, baselines: Record | None) -> Record:
     return {**results, "protocols": [*results["protocols"], *added]}
 
 
-def limitations(record: Record, data: Record, results: Record | None, baselines: Record | None = None) -> str:
+def limitations(record: Record, data: Record, results: Record | None, baselines: Record | None = None) -> Markdown:
     """List what the checkpoint was not tried on, and where it is no better than a baseline."""
     train, patients = list(record.get("train_slides", [])), data.get("patients", {})
     lines = ["Research only: not for clinical use."]
@@ -78,4 +80,4 @@ def limitations(record: Record, data: Record, results: Record | None, baselines:
                 "These results hold no baselines (colour, random-init and frozen backbone): how much is learned is not shown."
             )
         lines += [verdict.sentence() for verdict in verdicts(rows, results["own_arms"]) if not verdict.better]
-    return "\n".join(f"- {line}" for line in lines)
+    return Markdown("\n".join(f"- {cell(line)}" for line in lines))

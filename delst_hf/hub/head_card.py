@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from ..markup import Markdown, cell, row
+
 _GENES_SHOWN = 20
 
 
-def head_text(head: Mapping[str, Any]) -> str:
+def head_text(head: Mapping[str, Any]) -> Markdown:
     """Describe a head with its held-out scores.
 
     Args:
@@ -17,16 +19,16 @@ def head_text(head: Mapping[str, Any]) -> str:
     Returns:
         Markdown.
     """
-    folds = ", ".join(head["folds"])
-    slides = ", ".join(head["slides"])
+    folds = cell(", ".join(head["folds"]))
+    slides = cell(", ".join(head["slides"]))
     lines = [
-        f"A head for {head['target']}, fitted by {head['method']} on the frozen features of {slides}. Scores are those of "
+        f"A head for {cell(head['target'])}, fitted by {cell(head['method'])} on the frozen features of {slides}. Scores are those of "
         f"slides that were left out of the fit, a group at a time ({folds}); where all are of one patient, they are not "
         "those of a new patient.",
         "",
     ]
     rows = _class_rows(head) if head["target"] == "labels" else _gene_rows(head)
-    return "\n".join([*lines, *rows])
+    return Markdown("\n".join([*lines, *rows]))
 
 
 def _class_rows(head: Mapping[str, Any]) -> list[str]:
@@ -38,7 +40,7 @@ def _class_rows(head: Mapping[str, Any]) -> list[str]:
         "| class | F1 | precision | recall | spots |",
         "|---|---|---|---|---|",
         *(
-            f"| {name} | {f1:.3f} | {precision:.3f} | {recall:.3f} | {spots} |"
+            row(name, f"{f1:.3f}", f"{precision:.3f}", f"{recall:.3f}", spots)
             for name, f1, precision, recall, spots in rows
         ),
     ]
@@ -57,7 +59,7 @@ def _gene_rows(head: Mapping[str, Any]) -> list[str]:
         "| gene | Pearson | 95 % |",
         "|---|---|---|",
         *(
-            f"| {scores['gene'][i]} | {pearson[i]:.3f} | {low[i]:.3f} to {high[i]:.3f} |"
+            row(scores["gene"][i], f"{pearson[i]:.3f}", f"{low[i]:.3f} to {high[i]:.3f}")
             for i in order[:_GENES_SHOWN]
             if not np.isnan(pearson[i])
         ),

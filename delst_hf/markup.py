@@ -1,0 +1,143 @@
+"""Text of strangers in Markdown and YAML: shown as it is, and never markup.
+
+Labels, names, tissues and sources come from files that anybody may have written. Cards are filled by `fill`, which escapes
+whatever is not `Markdown` already, and their headers are written by a YAML library.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+# What opens markup of HTML or Markdown, a table's next column, a link, code, a placeholder, or escapes what follows.
+_ACTIVE = {char: f"&#{ord(char)};" for char in "|`[]{}\\*~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+class Markdown(str):
+    """Text that is Markdown already and is not escaped again."""
+
+
+def cell(value: object) -> Markdown:
+    """A value as Markdown on one line that shows it and does nothing: fit for a cell of a table, a list or a sentence.
+
+    Args:
+        value: Anything; `Markdown` passes unchanged.
+
+    Example:
+        >>> cell("a | <b>{x}")
+        'a &#124; &lt;b&gt;&#123;x&#125;'
+    """
+    if isinstance(value, Markdown):
+        return value
+    # Line breaks, other controls, and marks that turn the direction of reading become spaces.
+    shown = "".join(" " if unicodedata.category(char) in _CONTROLS else char for char in str(value))
+    return Markdown("".join(_ACTIVE.get(char, char) for char in shown))
+
+
+def row(*cells: object) -> Markdown:
+    """A line of a Markdown table.
+
+    Example:
+        >>> row("toy_A1", 36)
+        '| toy_A1 | 36 |'
+    """
+    return Markdown("| " + " | ".join(map(cell, cells)) + " |")
+
+
+def lines(parts: Sequence[str]) -> Markdown:
+    """Several lines of Markdown."""
+    return Markdown("\n".join(map(cell, parts)))
+
+
+def fenced(text: str, language: str = "") -> Markdown:
+    """A block of code whose fence is longer than any run of backticks in the text.
+
+    Example:
+        >>> fenced("a: 1", "yaml").splitlines()
+        ['```yaml', 'a: 1', '```']
+    """
+    text = "".join(char if char == "\n" or unicodedata.category(char) not in _CONTROLS else " " for char in text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markdown(f"{fence}{language}\n{text.strip()}\n{fence}")
+
+
+def fill(template: str, facts: Mapping[str, object]) -> str:
+    """Put facts into the places ``{name}`` of a template, each by `cell`; places without a fact stay.
+
+    Example:
+        >>> fill("{label} of {slide}", {"label": "{slide}"})
+        '&#123;slide&#125; of {slide}'
+    """
+    return _PLACEHOLDER.sub(lambda found: cell(facts[found[1]]) if found[1] in facts else found[0], template)
+
+
+def placeholders(text: str) -> list[str]:
+    """Names of the places ``{name}`` that a text has, each once."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(text)))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes strings with line breaks or controls on one line, in double quotes."""
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = all(unicodedata.category(char) not in _CONTROLS for char in text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _string)
+_Dumper.add_representer(Markdown, _string)
+
+
+def yaml_header(values: Mapping[str, Any]) -> str:
+    """The header of a README: YAML between two lines ``---``, whatever the values hold.
+
+    Example:
+        >>> yaml_header({"license": "mit"}).splitlines()
+        ['---', 'license: mit', '---']
+    """
+    text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, width=2**20)
+    return f"---\n{text}---\n"
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The YAML between the first two lines ``---`` of a README; empty where there is none.
+
+    Raises:
+        ValueError: If it is not YAML.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    marks = [number for number, line in enumerate(text) if line.rstrip() == "---"]
+    if len(marks) < 2 or marks[0] != 0:
+        return {}
+    try:
+        header = yaml.safe_load("\n".join(text[1 : marks[1]]))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the header of {path} is not YAML ({said}). Correct what stands between the first two lines '---'."
+        ) from error
+    return header if isinstance(header, dict) else {}
+
+
+def license_of(header: Mapping[str, Any]) -> str | None:
+    """License that the header of a README states: its name where the identifier is "other"; None where it states none.
+
+    Example:
+        >>> license_of({"license": "other", "license_name": "ours"})
+        'ours'
+    """
+    found = header.get("license")
+    if isinstance(found, list):
+        found = ", ".join(map(str, found))
+    if found == "other":
+        found = header.get("license_name") or found
+    return None if found is None else str(found)
