@@ -46,6 +46,8 @@ def test_significant_bits_are_told_by_the_data(tmp_path, pixels, bits, form, cap
         image = to_rgb(wide) if form == "array" else open_image(path)
     near(image, pixels)
     assert f"samples of {bits} significant bits of 16 (its largest value is" in caplog.text
+    if form in ("strips", "tiles", "planes"):
+        assert image.depth == f"{bits} of 16 bits"
     if form == "pyramid":
         near(image.overview(130), np.asarray(pixels[::2, ::2]))
         near(pickle.loads(pickle.dumps(image)), pixels)  # noqa: S301

@@ -489,7 +489,7 @@ FORMATS = {
     ),
     "spatialdata": Format(
         "SpatialData .zarr (needs the extra delst-hf[spatialdata])",
-        ("delst prepare spatialdata visium.zarr --spot-um 55 --output visium-dataset",),
+        ("delst prepare spatialdata visium.zarr --image S_full_image --output visium-dataset",),
         _spatialdata_arguments, _spatialdata_jobs,
     ),
     "hest": Format(

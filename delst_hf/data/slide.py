@@ -95,6 +95,8 @@ class Slide:
         self.spots["label"] = pd.Series(labels(self.spots["label"]), index=self.spots.index, dtype=object)
         if self.scale is not None:
             self.scale.note(self.notes, self.mpp)
+        if depth := getattr(self.image, "depth", ""):
+            self.notes.image["samples"] = depth
         self._keep_genes()
 
     def validate(self, allow_scale: bool = False) -> None:

@@ -130,6 +130,14 @@ class TiffImage:
                 f"{self.path.name} is no tiled TIFF: {chunk / 2**30:.1f} GiB would be decoded at once. {_RETILE}."
             )
 
+    @property
+    def depth(self) -> str:
+        """The significant bits of a sample, "" for the usual 8."""
+        kind = self._pages[0].dtype
+        if kind == np.uint8 or self.white is None:
+            return ""
+        return f"{round(np.log2(self.white + 1))} of {8 * kind.itemsize} bits" if kind.kind in "iu" else str(kind)
+
     def _white(self) -> float:
         """The value that is white, by the file or by a sample of its tiles."""
         page = self._pages[0]
