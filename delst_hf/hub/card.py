@@ -74,9 +74,7 @@ def model_card(
         facts["results"] = results_text(results, baselines)
     if record.get("head"):
         parts = [head_text(record["head"]), facts.get("results")]
-        facts["results"] = Markdown("
-
-".join(cell(part) for part in parts if part))
+        facts["results"] = Markdown("\n\n".join(cell(part) for part in parts if part))
     facts["limitations"] = limitations(record, data, results, baselines)
     facts |= given or {}
     if facts.get("hyperparameters") and record.get("command"):

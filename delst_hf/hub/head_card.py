@@ -22,9 +22,9 @@ def head_text(head: Mapping[str, Any]) -> Markdown:
     folds = cell(", ".join(head["folds"]))
     slides = cell(", ".join(head["slides"]))
     lines = [
-        f"A head for {cell(head['target'])}, fitted by {cell(head['method'])} on the frozen features of {slides}. Scores are those of "
-        f"slides that were left out of the fit, a group at a time ({folds}); where all are of one patient, they are not "
-        "those of a new patient.",
+        f"A head for {cell(head['target'])}, fitted by {cell(head['method'])} on the frozen features of {slides}. Scores are "
+        f"those of slides that were left out of the fit, a group at a time ({folds}); where all are of one patient, they are "
+        "not those of a new patient.",
         "",
     ]
     rows = _class_rows(head) if head["target"] == "labels" else _gene_rows(head)
