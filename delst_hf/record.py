@@ -1,4 +1,7 @@
-"""What a run was: its hyper-parameters, command, versions and hardware, and the form of that which may be published."""
+"""What a run was: its hyper-parameters, command, versions and hardware, in a form that anybody may read.
+
+Paths become names and secrets are left out when a record is made, so that nothing has to be cleaned before it is pushed.
+"""
 
 import dataclasses
 import json
@@ -21,6 +24,16 @@ _NOT_LEARNED = re.compile(
 )
 
 
+# What is never written down, by the name of its option or key, by its look, and by its value in the environment.
+_SECRET_NAME = re.compile("token|password|passwd|secret|api_key|api-key", re.IGNORECASE)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
+# Two parts or more, so that a stroke between words is none; what follows a word, a colon or a stroke is an address or a date.
+_PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
+_LEFT_OUT = "<left out>"
+
+
 def hyperparameters(*parts: Any) -> dict[str, Any]:
     """What a run was set to: every value of dataclasses that differs from its default, and all of a class's own fields.
 
@@ -36,17 +49,67 @@ def hyperparameters(*parts: Any) -> dict[str, Any]:
             if _NOT_LEARNED.search(one.name) or value is None or (one.name not in own and value == default):
                 continue
             value = getattr(value, "value", value)
-            found[one.name] = value if isinstance(value, int | float | str | bool) else str(value)
+            value = value if isinstance(value, int | float | str | bool) else str(value)
+            found[one.name] = public_text(value) if isinstance(value, str) else value
     return found
 
 
 def public_record(value: Any) -> Any:
-    """A record without pictures, and of absolute paths only the last part."""
+    """Return a record that anybody may read: without pictures and secrets, and with names in place of paths.
+
+    >>> public_record({"vision": "/home/alice/models/vit", "hub_token": "hf_abcdefghijkl", "seed": 0})
+    {'vision': 'vit', 'seed': 0}
+    """
     if isinstance(value, Mapping):
-        return {key: public_record(item) for key, item in value.items() if key != "pictures"}
-    if isinstance(value, list):
+        left_out = {key for key in value if key == "pictures" or _SECRET_NAME.search(str(key))}
+        return {key: public_record(item) for key, item in value.items() if key not in left_out}
+    if isinstance(value, list | tuple):
         return [public_record(item) for item in value]
-    return os.path.basename(value.rstrip("/")) if isinstance(value, str) and os.path.isabs(value) else value
+    return public_text(value) if isinstance(value, str) else value
+
+
+def public_text(text: str) -> str:
+    """Return a text without tokens, without passwords in addresses, and with names in place of paths.
+
+    A path is what is absolute, begins with ``~``, ``.`` or ``..``, has more than two parts, or is there; other names with one
+    stroke are ids of the Hub.
+
+    >>> public_text("../alice/models/vit"), public_text("google/vit-base"), public_text("http://alice:secret@hub/x")
+    ('vit', 'google/vit-base', 'http://hub/x')
+    """
+    for secret in filter(None, map(os.environ.get, _SECRET_VARIABLES)):
+        text = text.replace(secret, _LEFT_OUT)
+    text = _USER_OF_ADDRESS.sub("://", _TOKEN.sub(_LEFT_OUT, text))
+    if "://" in text or "\n" in text:
+        return _PATH_IN_TEXT.sub(lambda found: _name_of(found[0]), text)
+    is_path = os.path.isabs(text) or text.startswith(("~", "./", "../")) or text in (".", "..")
+    if is_path or (os.sep in text and " " not in text and (text.count(os.sep) > 1 or os.path.exists(text))):
+        return _name_of(text)
+    return _PATH_IN_TEXT.sub(lambda found: _name_of(found[0]), text)
+
+
+def _name_of(path: str) -> str:
+    return os.path.basename(os.path.normpath(path.rstrip("/"))) or "."
+
+
+def public_command(words: Sequence[str]) -> list[str]:
+    """Return the words of a command as others may read them: options that hold secrets lose their value.
+
+    >>> public_command(["pretrain.py", "--hub_token", "abc", "--dataset=/home/alice/data", "--seed", "1"])
+    ['pretrain.py', '--hub_token', '<left out>', '--dataset=data', '--seed', '1']
+    """
+    told: list[str] = []
+    hidden = False
+    for word in map(str, words):
+        option, equals, value = word.partition("=")
+        if hidden:
+            told.append(_LEFT_OUT)
+        elif word.startswith("-") and equals:
+            told.append(f"{option}={_LEFT_OUT if _SECRET_NAME.search(option) else public_text(value)}")
+        else:
+            told.append(word if word.startswith("-") else public_text(word))
+        hidden = not hidden and word.startswith("-") and not equals and bool(_SECRET_NAME.search(option))
+    return told
 
 
 def training_record(**facts: Any) -> dict[str, Any]:
@@ -58,7 +121,7 @@ def training_record(**facts: Any) -> dict[str, Any]:
     packages = ("delst-hf", "torch", "transformers", "datasets", "accelerate", "numpy")
     return {
         **facts,
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "command": public_command([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 

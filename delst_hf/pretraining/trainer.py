@@ -23,7 +23,7 @@ from ..evaluation.cones import cone_statistics
 from ..model.distributed import world_size
 from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
-from ..record import hardware, hyperparameters, training_record
+from ..record import hardware, hyperparameters, public_record, training_record
 from .arguments import DelstTrainingArguments
 from .augmentation import random_orientation
 from .checkpoints import (
@@ -105,7 +105,7 @@ class DelstTrainer(Trainer):
     def record(self) -> dict[str, Any]:
         """Return the record of the run so far, `training.json` of a checkpoint folder."""
         facts = {"hyperparameters": hyperparameters(self.args), "seed": self.args.seed, **self.run_facts}
-        return training_record(**facts, hardware=hardware(), log_history=self.known_state().log_history)
+        return training_record(**public_record(facts), hardware=hardware(), log_history=self.known_state().log_history)
 
     def known_state(self) -> TrainerState:
         """Return the state of the run: a new one before the base class has made it, which asks for the repository first."""

@@ -1,0 +1,81 @@
+"""Nothing that only this machine or this user should know stands in a record: planted secrets and paths are looked for."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from delst_hf import DelstTrainingArguments
+from delst_hf.record import hyperparameters, public_command, public_record, public_text, training_record
+
+TOKEN = "hf_PlantedSecretOfAlice"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/home/alice/data/", "data"),
+        ("~/data", "data"),
+        ("../alice/models/vit", "vit"),
+        ("./vit", "vit"),
+        ("runs/alice/toy/model", "model"),
+        ("facebook/dinov2-small", "facebook/dinov2-small"),
+        ("https://alice:secret@hub.example/api", "https://hub.example/api"),
+        (f"pushed with {TOKEN}", "pushed with <left out>"),
+        ("read from /home/alice/data/x.h5, 3 spots", "read from x.h5, 3 spots"),
+        ("log1p / counts, and/or 2026/11/26", "log1p / counts, and/or 2026/11/26"),
+        ("1 x NVIDIA A100", "1 x NVIDIA A100"),
+    ],
+)
+def test_texts_lose_paths_and_secrets_and_nothing_else(text, told):
+    assert public_text(text) == told
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_relative_path_is_told_from_an_id_by_what_is_there(tmp_path, monkeypatch, there):
+    monkeypatch.chdir(tmp_path)
+    if there:
+        (tmp_path / "alice" / "vit").mkdir(parents=True)
+    assert public_text("alice/vit") == ("vit" if there else "alice/vit")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hub_token", TOKEN],
+        [f"--hub_token={TOKEN}"],
+        ["--hub-token", "another-kind-of-secret"],
+        ["--api_key=another-kind-of-secret"],
+        ["--dataset", "/home/alice/secret-study"],
+        ["--dataset=/home/alice/secret-study"],
+        ["--vocabulary", "../alice/genes.txt"],
+        ["--output_dir=~/alice/run"],
+    ],
+)
+def test_commands_lose_them_however_an_option_is_given(words):
+    told = " ".join(public_command(["pretrain.py", *words, "--seed", "1"]))
+    assert told.startswith("pretrain.py --") and told.endswith("--seed 1")
+    assert not [leak for leak in (TOKEN, "another-kind-of-secret", "alice", "/home") if leak in told]
+
+
+def test_a_token_of_the_environment_is_left_out(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "no-usual-look")
+    assert public_text("sent no-usual-look along") == "sent <left out> along"
+
+
+def test_records_hold_no_planted_secret(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/alice/pretrain.py", "/home/alice/run.yaml", f"--hub_token={TOKEN}"])
+    arguments = DelstTrainingArguments(
+        str(tmp_path / "alice"), hub_token=TOKEN, lr_scheduler_type="cosine", use_cpu=True
+    )
+    facts = {"vision": "/home/alice/vit", "hub_token": TOKEN, "data": {"source": "/home/alice/x.h5"}, "slides": ["A1"]}
+    record = training_record(**public_record(facts), hyperparameters=hyperparameters(arguments))
+    text = json.dumps(record)
+    assert not [leak for leak in (TOKEN, "alice", "/home", str(tmp_path)) if leak in text]
+    assert (
+        record["vision"] == "vit"
+        and record["slides"] == ["A1"]
+        and record["command"][:2] == ["pretrain.py", "run.yaml"]
+    )
+    assert record["hyperparameters"]["lr_scheduler_type"] == "cosine" and os.sep not in record["data"]["source"]
