@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..errors import reading
+from .declared import check_declared
 from .pixels import to_rgb
 from .scratch import plain_file
 from .tiff import TiffImage
@@ -17,6 +19,8 @@ from .tiff_tags import refuse_turned
 
 __all__ = ["check_readable", "image_size", "open_image", "read_image", "to_rgb"]
 
+# A large image of which a stored byte stands for more pixels than these bytes is one colour throughout: no slide.
+_LARGE_BYTES, _DENSEST_IMAGE = 2**31, 1000
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # The tag of EXIF.
 _ORIENTATION = 274
@@ -105,16 +109,18 @@ def read_image(path: str | Path) -> np.ndarray:
         ValueError: the file is truncated, corrupt, not an image, or lies on its side.
     """
     path = check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF).")
-    try:
-        with _opened(path) as image:
-            orientation = int(image.getexif().get(_ORIENTATION, 0))
-            deep = _deep_png(path) if image.format == "PNG" else None
-            pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"cannot read the image {path}: {error}. Allowed: a complete JPEG, PNG or TIFF of 8 or 16 bits. "
-            "Download or export it again, and check that it opens in an image viewer."
-        ) from error
+    advice = (
+        "Allowed: a complete JPEG, PNG or TIFF of 8 or 16 bits. Download or export it again, and check that it opens in an "
+        "image viewer."
+    )
+    with reading(path, "image", advice), _opened(path) as image:
+        width, height = image.size
+        large = 3.0 * width * height > _LARGE_BYTES
+        check_declared(4.0 * width * height, path, f"an image of {width} x {height} px",
+                       path.stat().st_size if large else None, _DENSEST_IMAGE)  # fmt: skip
+        orientation = int(image.getexif().get(_ORIENTATION, 0))
+        deep = _deep_png(path) if image.format == "PNG" else None
+        pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep)
     refuse_turned(orientation, path.name, "exiftool -Orientation= FILE")
     return pixels
 

@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from ..errors import reading
 from .pixels import check_channels, to_eight_bits, to_rgb, white_level
 from .tiff_tags import check_upright, significant_bits, stated_scales
 
@@ -55,12 +56,8 @@ class TiffImage:
             ValueError: a truncated or damaged file, or an image that is neither grey nor RGB, or lies on its side.
         """
         self.path, self.level, self.cache_bytes, self.white = Path(path), level, cache_bytes, white
-        try:
+        with reading(self.path, "TIFF", "It is truncated or damaged: download or export it again."):
             self._open()
-        except (tifffile.TiffFileError, IndexError, KeyError, OSError) as error:
-            raise ValueError(
-                f"cannot read the TIFF {self.path}: {error}. It is truncated or damaged: download or export it again."
-            ) from error
 
     def _open(self) -> None:
         self._file = tifffile.TiffFile(self.path)

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ...errors import reading
 from ..counts import as_counts, check_counts, describe_bad_counts, make_genes
+from ..declared import check_hdf5, check_zarr
 from ..features import holds_ids, holds_ids_of_genes
 from ..images import check_readable
 from ..scratch import plain_file
@@ -55,12 +57,9 @@ def open_anndata(path: str | Path) -> "AnnData":
         raise ValueError(f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...).")
     if path.is_file():
         check_readable(path, "AnnData")
-    try:
+    with reading(path, "AnnData", "The file is truncated or no AnnData: write or download it again."):
+        check_zarr(path) if path.is_dir() else check_hdf5(path)
         return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error}. The file is truncated or no AnnData: write or download it again."
-        ) from error
 
 
 def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:

@@ -14,7 +14,8 @@ import scipy.sparse as sp
 
 from ...errors import reading
 from ..counts import as_counts, check_counts, make_genes
-from ..files import only_one, open_packed, visible, without
+from ..declared import check_declared, check_hdf5
+from ..files import is_packed, only_one, open_packed, visible, without
 from ..images import check_readable
 from ..scratch import PACKED, plain_file
 from ..values import identifiers, texts, whole_numbers
@@ -27,6 +28,10 @@ _TABLE_SUFFIXES = (
     ".parquet",
 )
 _ROWS_AT_A_TIME = 500
+# Bytes of text that a byte of gzip can stand for.
+_DENSEST_TEXT = 1100
+# More columns than any table of counts has; each costs pandas a kilobyte.
+_MOST_COLUMNS = 2_000_000
 
 
 @dataclass
@@ -69,11 +74,19 @@ def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] 
     path = check_readable(path, what)
     with reading(path, what, "It is truncated or no table: download it again."):
         if path.suffix == ".parquet":
+            _check_parquet(path)
             table = pd.read_parquet(path)
             named = [table.columns[name] if isinstance(name, int) else name for name in text]
             return table.assign(**{name: texts(table[name]) for name in named if name in table})
         with open_packed(path) as file:
             return pd.read_csv(file, **(_dialect(path) | {"converters": dict.fromkeys(text, str)} | options))  # type: ignore[no-any-return]
+
+
+def _check_parquet(path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    told = pq.read_metadata(path)
+    check_declared(8.0 * told.num_rows * told.num_columns, path, f"{told.num_rows} rows of {told.num_columns} columns")
 
 
 def read_named_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:
@@ -126,6 +139,8 @@ def _dialect(path: Path) -> dict[str, Any]:
             encoding = "cp1252"
         text = start.decode(encoding, errors="ignore")
     first, _, rest = text.partition("\n")
+    if not rest:
+        _check_first_line(path)
     sep = (
         "\t"
         if "\t" in first
@@ -137,6 +152,22 @@ def _dialect(path: Path) -> dict[str, Any]:
     )
     decimal = "," if sep == ";" and re.search(r"(?:^|;)\s*-?\d+,\d+\s*(?:;|\r?$)", rest, re.M) else "."
     return {"sep": sep, "decimal": decimal, "encoding": encoding}
+
+
+def _check_first_line(path: Path) -> None:
+    """Refuse a header of more columns than a table can have, a piece at a time."""
+    separators = 0
+    with open_packed(path) as file:
+        while piece := file.read(1 << 22):
+            line, found, _ = piece.partition(b"\n")
+            separators += sum(line.count(one) for one in (b",", b"\t", b";"))
+            if separators > _MOST_COLUMNS:
+                raise ValueError(
+                    f"{path} has more than {_MOST_COLUMNS} columns in its first line. It is damaged or no table: download it "
+                    "again."
+                )
+            if found:
+                return
 
 
 def read_counts(
@@ -186,10 +217,10 @@ def read_10x_h5(path: str | Path) -> Counts:
     import h5py
 
     path = plain_file(check_readable(path, "counts"))
-    with (
-        reading(path, "counts", "It is truncated, or no feature-barcode matrix of Space Ranger: download it again."),
-        h5py.File(path, "r") as file,
-    ):
+    advice = "It is truncated, or no feature-barcode matrix of Space Ranger: download it again."
+    with reading(path, "counts", advice):
+        check_hdf5(path)
+    with reading(path, "counts", advice), h5py.File(path, "r") as file:
         genomes = [name for name, group in file.items() if "gene_names" in group]
         if len(genomes) > 1:
             raise ValueError(
@@ -241,6 +272,7 @@ def read_mtx(path: str | Path) -> Counts:
         path = found
     check_readable(path, "counts")
     with reading(path, "counts", "It is truncated or no matrix: download it again."), open_packed(path) as file:
+        _check_mtx(path)
         matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
     barcodes = read_table(_neighbour(path, "barcodes"), "barcodes", **plain)[0]
@@ -257,6 +289,22 @@ def read_mtx(path: str | Path) -> Counts:
     else:
         genes = make_genes(features[0])
     return Counts(matrix, pd.Index(barcodes), genes, path.name)
+
+
+def _check_mtx(path: Path) -> None:
+    """What the header of an mtx declares, against the file: scipy ends the process where memory runs out."""
+    with open_packed(path) as file:
+        banner, size = file.readline(1 << 16).lower(), file.readline(1 << 16)
+        while size.startswith(b"%"):
+            size = file.readline(1 << 16)
+    numbers = [float(number) for number in size.split()]
+    if len(numbers) not in (2, 3) or any(number < 0 for number in numbers):
+        raise ValueError(f"{path} has no line of sizes. It is truncated or no matrix: download it again.")
+    entries = numbers[2] if len(numbers) == 3 else numbers[0] * numbers[1]
+    what = f"{'a sparse' if b'coordinate' in banner else 'a dense'} matrix of {numbers[0]:g} x {numbers[1]:g}"
+    # An entry is two bytes or more as text, and 24 in memory; an index of rows is as long as they are many.
+    stored = path.stat().st_size * (_DENSEST_TEXT if is_packed(path) else 1)
+    check_declared(24 * entries + 8 * (numbers[0] + numbers[1]), path, f"{what} with {entries:g} entries", stored, 24)
 
 
 def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.DataFrame, sp.csr_matrix]:

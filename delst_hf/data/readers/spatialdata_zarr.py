@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...errors import reader
+from ...errors import reader, reading
 from ..cells import pool_cells
+from ..declared import check_zarr
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
 from ..pixels import check_channels, check_opacity, to_rgb, white_level
@@ -78,10 +79,9 @@ def read_spatialdata(
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}. Give the .zarr folder of a SpatialData object.")
-    try:
+    with reading(path, "SpatialData", "It is incomplete or no SpatialData: write it again."):
+        check_zarr(path)
         data = spatialdata.read_zarr(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}. It is incomplete or no SpatialData: write it again.") from error
     adata = data.tables[_one(data.tables, table, "table", path.name)]
     keys, notes = adata.uns["spatialdata_attrs"], Notes()
     adata, region = _rows_of(data, adata, keys, region, path.name)

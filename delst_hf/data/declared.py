@@ -1,0 +1,133 @@
+"""What a file says it holds, looked at before room is made for it.
+
+A header of a few bytes can declare more than any machine has. Libraries make room by what a file declares, so that is compared
+with the size of the file and with the memory there is, and refused in words where it is out of proportion.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+# What deflate, the densest common compression of tables, makes of nothing but zeros.
+_DENSEST = 1100
+_SLACK = 1 << 26
+GIB = 1 << 30
+# A filter or compressor of a zarr store is code that is chosen by the store; these only move bytes.
+_CODECS = {
+    "blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize", "packbits",
+    "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes", "transpose", "sharding_indexed",
+    "astype",    "categorize", "vlen-utf8", "vlen-bytes", "vlen-array", "variable_length_utf8", "imagecodecs_jpeg2k", "imagecodecs_jpeg",
+}  # fmt: skip
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take, by the machine and by its group's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = {}
+    for line in _text("/proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        found[name] = value
+    if "MemAvailable" in found:
+        free = int(found["MemAvailable"].split()[0]) * 1024
+    limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def check_declared(
+    needed: float, path: object, what: str, stored: float | None = None, densest: float = _DENSEST
+) -> None:
+    """Refuse what cannot be: more than the file can hold, or than there is memory for.
+
+    Args:
+        needed: bytes that reading takes.
+        path: the file, for the message.
+        what: what it declares, such as "a matrix of 10 x 20 with 30 entries".
+        stored: bytes of the file that this is stored in; None where that says nothing.
+        densest: bytes that one stored byte can stand for.
+
+    Raises:
+        ValueError: with the two sizes and the next step.
+    """
+    if stored is not None and needed > _SLACK + densest * stored:
+        raise ValueError(
+            f"{path} declares {what}, {needed / GIB:.3g} GiB, but holds {stored / 2**20:.3g} MiB. It is damaged or made to "
+            "exhaust memory: download it again."
+        )
+    free = free_memory()
+    if needed > free:
+        raise ValueError(
+            f"{path} declares {what}: reading it takes {needed / GIB:.3g} GiB, and {free / GIB:.3g} GiB of memory are free. Use "
+            "a machine with more memory, or a smaller part of the data."
+        )
+
+
+def check_hdf5(path: Path) -> None:
+    """Look at the declared size of everything in an HDF5 file.
+
+    Raises:
+        ValueError: see `check_declared`.
+    """
+    import h5py
+
+    total, stored = 0.0, 0.0
+
+    def look(name: str, node: Any) -> None:
+        nonlocal total, stored
+        if isinstance(node, h5py.Dataset) and node.shape is not None:
+            size = float(node.dtype.itemsize)
+            for side in node.shape:
+                size *= float(side)
+            total, stored = total + size, stored + float(node.id.get_storage_size())
+            check_declared(size, path, f"{name} of shape {node.shape}", float(node.id.get_storage_size()))
+
+    with h5py.File(path, "r") as file:
+        file.visititems(look)
+    check_declared(total, path, "all of its arrays")
+
+
+def check_zarr(path: Path) -> None:
+    """Look at the codecs and sizes that a zarr store names, before a library obeys them.
+
+    Raises:
+        ValueError: a codec that is not in the list of those that only move bytes (pickle, for one, runs code), or a size that
+            cannot be.
+    """
+    import json
+
+    for file in sorted(path.rglob("*")):
+        if file.name not in (".zarray", "zarr.json", ".zmetadata"):
+            continue
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"cannot read {file}: {error}. The store is damaged: write or download it again."
+            ) from error
+        odd = sorted({name for name in _codecs(told) if name.removeprefix("numcodecs.").lower() not in _CODECS})
+        if odd:
+            raise ValueError(
+                f"{file} names the codec {odd[0]!r}, which is not one of those that are safe to run. Allowed: "
+                f"{sorted(_CODECS)}. Write the store with one of these."
+            )
+
+
+def _codecs(told: Any) -> list[str]:
+    """Names of filters, compressors and codecs, wherever they stand in the metadata of a store."""
+    if isinstance(told, list):
+        return [name for one in told for name in _codecs(one)]
+    if not isinstance(told, dict):
+        return []
+    found = [name for key, one in told.items() if key not in ("attributes", ".zattrs") for name in _codecs(one)]
+    for key in ("compressor", "filters", "codecs", "index_codecs"):
+        several = told.get(key)
+        for one in several if isinstance(several, list) else [several]:
+            if isinstance(one, dict):
+                found.append(str(one.get("id", one.get("name", "?"))))
+    return found
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

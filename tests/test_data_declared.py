@@ -1,0 +1,136 @@
+"""Sizes and codecs that a file declares are looked at before a library obeys them."""
+
+import gzip
+import json
+import os
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from layouts import make_source, write_10x_h5, write_mtx
+from PIL import Image
+
+from delst_hf.data.declared import check_declared, check_hdf5, check_zarr, free_memory
+from delst_hf.data.images import open_image, read_image
+from delst_hf.data.readers.anndata_file import open_anndata
+from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx, read_table
+
+
+def test_more_than_memory_and_more_than_the_file_are_refused():
+    assert free_memory() > 1 << 20
+    with pytest.raises(ValueError, match=r"x.h5 declares a cube: reading it takes 1e\+03.*memory are free"):
+        check_declared(1000 * 2**30, "x.h5", "a cube")
+    with pytest.raises(ValueError, match=r"x.h5 declares a cube, 1 GiB, but holds 0.00\d+ MiB"):
+        check_declared(1 << 30, "x.h5", "a cube", stored=1000)
+    check_declared(1 << 20, "x.h5", "a cube", stored=1000)
+
+
+@pytest.mark.parametrize("sizes", ["30000 3000 100000000000", "300000 300000", "1000000000000 3 1", "-1 3 1", "x"])
+def test_an_mtx_of_absurd_size_is_refused_and_the_process_lives(tmp_path, sizes):
+    write_mtx(tmp_path / "mtx", make_source())
+    kind = "array" if len(sizes.split()) == 2 else "coordinate"
+    with gzip.open(tmp_path / "mtx" / "matrix.mtx.gz", "wt") as file:
+        file.write(f"%%MatrixMarket matrix {kind} integer general\n% a comment\n{sizes}\n1 1 1\n")
+    with pytest.raises(ValueError, match=r"matrix.mtx.gz"):
+        read_mtx(tmp_path / "mtx")
+
+
+def test_arrays_of_an_hdf5_file_that_nothing_stores_are_refused(tmp_path):
+    source = make_source()
+    write_10x_h5(tmp_path / "x.h5", source)
+    assert read_10x_h5(tmp_path / "x.h5").matrix.sum() == source.counts.sum()
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        del file["matrix/data"]
+        file.create_dataset("matrix/data", shape=(1 << 33,), dtype="i4", chunks=(1 << 20,), compression="gzip")
+    with pytest.raises(ValueError, match=r"declares matrix/data of shape \(8589934592,\), 32 GiB, but holds 0 MiB"):
+        read_10x_h5(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5ad", "w") as file:
+        file.create_dataset("X", shape=(1 << 20, 1 << 20), dtype="f4", chunks=(1024, 1024))
+    with pytest.raises(ValueError, match=r"x.h5ad declares X of shape"):
+        open_anndata(tmp_path / "x.h5ad")
+    with pytest.raises(ValueError, match=r"x.h5ad declares X of shape"):
+        check_hdf5(tmp_path / "x.h5ad")
+
+
+def test_a_table_of_too_many_columns_or_rows_is_refused(tmp_path):
+    with gzip.open(tmp_path / "wide.csv.gz", "wb", compresslevel=1) as file:
+        for _ in range(30):
+            file.write(b"a," * 100_000)
+    for read in (read_table, read_counts):
+        with pytest.raises(ValueError, match=r"wide.csv.gz has more than 2000000 columns"):
+            read(tmp_path / "wide.csv.gz")
+    pd.DataFrame({"x": np.zeros(10)}).to_parquet(tmp_path / "long.parquet")
+    assert len(read_table(tmp_path / "long.parquet")) == 10
+
+
+def test_an_image_larger_than_its_file_can_be_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(
+        ValueError, match=r"bomb.png declares an image of 40000 x 30000 px.*holds 0.\d+ MiB|memory are free"
+    ):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_a_tiff_of_tiles_without_width_is_named(tmp_path):
+    path = tmp_path / "zero.tif"
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), tile=(16, 16), photometric="rgb")
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["TileWidth"]
+        offset = tag.valueoffset
+    data[offset : offset + 2] = b"\0\0"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"zero.tif"):
+        open_image(path)
+
+
+class Payload:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("where", ["filters", "compressor", "v3", "consolidated"])
+def test_a_store_that_names_a_codec_which_runs_code_is_refused_before_it_is_read(tmp_path, where):
+    import pickle
+
+    store = tmp_path / "evil.zarr"
+    store.mkdir()
+    (store / ".zgroup").write_text('{"zarr_format": 2}')
+    array = store / "X"
+    array.mkdir()
+    pickled = {"id": "pickle", "protocol": 5}
+    told = {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "fill_value": None, "order": "C",
+            "compressor": pickled if where == "compressor" else None,
+            "filters": [{"id": "vlen-utf8"}, pickled] if where != "compressor" else [{"id": "vlen-utf8"}]}  # fmt: skip
+    if where == "v3":
+        told = {"zarr_format": 3, "node_type": "array", "codecs": [{"name": "bytes"}, {"name": "numcodecs.pickle"}]}
+        (array / "zarr.json").write_text(json.dumps(told))
+    elif where == "consolidated":
+        (store / ".zmetadata").write_text(json.dumps({"metadata": {"X/.zarray": told}}))
+    else:
+        (array / ".zarray").write_text(json.dumps(told))
+    (array / "0").write_bytes(pickle.dumps(np.array([Payload(tmp_path / "ran")], dtype=object)))
+    with pytest.raises(
+        ValueError, match=r"names the codec '(numcodecs\.)?pickle', which is not one of those that are safe"
+    ):
+        open_anndata(store)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_stores_as_anndata_writes_them_pass(tmp_path):
+    import anndata
+
+    adata = anndata.AnnData(np.eye(3, dtype=np.float32), obs=pd.DataFrame({"a": ["x", "y", "x"]}, index=list("abc")))
+    adata.obs["a"] = adata.obs["a"].astype("category")
+    for version in (2, 3):
+        with anndata.settings.override(zarr_write_format=version):
+            adata.write_zarr(tmp_path / f"v{version}.zarr")
+        check_zarr(tmp_path / f"v{version}.zarr")
+        assert open_anndata(tmp_path / f"v{version}.zarr").n_obs == 3
