@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
+from .commands.sheet import named_sheet
 from .errors import explain
 
 # Commands that load no model, and need not wait for transformers' auto classes.
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments; those that `delst check` leaves for the format that it finds are in `rest`."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(named_sheet(sys.argv[1:] if argv is None else argv))
     if rest and not hasattr(arguments, "rest"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest

@@ -12,13 +12,16 @@ from typing import Any
 
 from ..atomic import check_file_output
 from . import formats as formats
+from . import sheet
 
 _Subparsers = Any
 
 
 def add_prepare(commands: _Subparsers) -> None:
     """Adds `delst prepare FORMAT`."""
-    lines = "\n".join(f"  {name:<12} {one.summary}\n      {one.examples[0]}" for name, one in formats.FORMATS.items())
+    listed = [(name, one.summary, one.examples[0]) for name, one in formats.FORMATS.items()]
+    listed.append(("SHEET.csv", sheet.SUMMARY, sheet.EXAMPLE))
+    lines = "\n".join(f"  {name:<12} {summary}\n      {example}" for name, summary, example in listed)
     prepare = commands.add_parser(
         "prepare",
         help="slides -> a dataset folder for load_dataset",
@@ -37,6 +40,16 @@ def add_prepare(commands: _Subparsers) -> None:
         )
         add_format(parser, one)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
+    parser = parsers.add_parser(
+        "sheet",
+        help=sheet.SUMMARY,
+        description=sheet.DESCRIPTION,
+        epilog=f"Example:\n  {sheet.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sheet.add_arguments(parser)
+    _add_common(parser, 224, 0.0, True)
+    parser.set_defaults(run=partial(_run_prepare, jobs=sheet.jobs))
 
 
 def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: bool = True) -> None:
@@ -185,6 +198,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
     from ..data.genes import read_aliases
     from ..data.quality import QualityFilter
     from ..data.shards import shard, shard_name
+    from ..data.understood import summary_table
 
     split, output = _split_request(arguments), arguments.output
     if (arguments.shard_index is None) != (arguments.num_shards is None):
@@ -227,6 +241,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
         shard_of=shard_of,
     )
     _print(summary, output)
+    print(f"\n{summary_table(summary.path, summary.slides)}")
 
 
 def _run_merge(arguments: argparse.Namespace) -> None:

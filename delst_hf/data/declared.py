@@ -14,9 +14,10 @@ _SLACK = 1 << 26
 GIB = 1 << 30
 # A filter or compressor of a zarr store is code that is chosen by the store; these only move bytes.
 _CODECS = {
-    "blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize", "packbits",
-    "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes", "transpose", "sharding_indexed",
-    "astype",    "categorize", "vlen-utf8", "vlen-bytes", "vlen-array", "variable_length_utf8", "imagecodecs_jpeg2k", "imagecodecs_jpeg",
+    "blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize",
+    "packbits", "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes", "transpose",
+    "sharding_indexed", "astype", "categorize", "vlen-utf8", "vlen-bytes", "vlen-array", "variable_length_utf8",
+    "imagecodecs_jpeg2k", "imagecodecs_jpeg",
 }  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def check_declared(
     free = free_memory()
     if needed > free:
         raise ValueError(
-            f"{path} declares {what}: reading it takes {needed / GIB:.3g} GiB, and {free / GIB:.3g} GiB of memory are free. Use "
-            "a machine with more memory, or a smaller part of the data."
+            f"{path} declares {what}: reading it takes {needed / GIB:.3g} GiB, and {free / GIB:.3g} GiB of memory are "
+            "free. Use a machine with more memory, or a smaller part of the data."
         )
 
 

@@ -111,6 +111,38 @@ def _labels(row: Mapping[str, Any], notes: Notes) -> str:
     return f"{shown}; from {source}" if source else shown
 
 
+def summary_table(folder: Path, spots_of: Mapping[str, int]) -> str:
+    """Return a line per slide: what of it is in the dataset, what is not and why, its scale and its labels.
+
+    Args:
+        folder: of the dataset.
+        spots_of: spots per slide.
+    """
+    import pyarrow.parquet as pq
+
+    columns = ["slide_id", "mpp", "measured_genes", "notes"]
+    lines = [("slide", "spots", "left out", "genes", "left out", "um/px", "from", "labels")]
+    for row in pq.read_table(folder / "slides" / "slides.parquet", columns=columns).to_pylist():
+        notes, kept = Notes.from_json(row["notes"]), spots_of[row["slide_id"]]
+        # Counts that have no place are no spots of the source.
+        lost = sum(number for reason, number in notes.spots_left_out.items() if reason != "counts without a spot")
+        classes = [label for label in notes.labels if label != "(none)"]
+        without = notes.labels.get("(none)", 0)
+        lines.append((
+            row["slide_id"], f"{kept} of {kept + lost}", _reasons(notes.spots_left_out), str(len(row["measured_genes"])),
+            _reasons(notes.genes_left_out), f"{row['mpp']:.4f}", notes.scale_from or "the reader",
+            (f"{len(classes)}" + (f", {without} spots without" if without else "")) if classes else "none",
+        ))  # fmt: skip
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _reasons(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counted.items()) or "none"
+
+
 def dataset_pages(path: Path) -> list[str]:
     """Return the page of every slide of a dataset folder; its files are verified, labels and medians counted in the spots.
 

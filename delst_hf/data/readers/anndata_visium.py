@@ -19,6 +19,7 @@ from ..files import visible, without
 from ..full_size import check_image_size, full_size
 from ..images import open_image, to_rgb
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..notes import Notes
 from ..samples import same_places, sample_columns
 from ..scale import (
     Scale,
@@ -106,9 +107,8 @@ def read_anndata(
     matrix, genes = raw_counts(adata, layer, slide_id)
     pixels, factor = _image(library, image, image_scale, path.name)
     spots = _spots(adata, label_key, factor, path.name)
-    keep = of_slide & on_tissue(adata.obs, path.name)
     if slide_key is None:
-        keep &= _rows_of_library(adata, library_id, path.name)
+        of_slide = of_slide & _rows_of_library(adata, library_id, path.name)
         if not chosen:
             spots = spots.join(sample_columns(adata.obs).set_axis(spots.index), rsuffix=" of obs")
     elif not chosen and library_id != slide_value and (shared := same_places(spots[of_slide], spots[~of_slide])):
@@ -117,6 +117,9 @@ def read_anndata(
             f"of others lie, so it is the image of one of them. Read that one by name (--slide-key {slide_key} "
             f"--slide-value NAME --library-id {library_id}), the others with images of their own (--image)."
         )
+    keep = of_slide & on_tissue(adata.obs, path.name)
+    notes = Notes()
+    notes.leave_out_spots("not in_tissue", (of_slide & ~keep).sum())
     if not keep.any():
         raise ValueError(
             f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
@@ -144,6 +147,7 @@ def read_anndata(
         spot_um=array.spot_um if array is not None else spot_diameter_um,
         spot_px=stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"), factor),
         source=f"anndata: {path.name}",
+        notes=notes,
     )
 
 

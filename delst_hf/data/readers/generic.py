@@ -119,7 +119,7 @@ def read_generic(
     if label_column is not None:
         result["label"] = spots[label_column].astype(object)
     slide = Slide(
-        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, mpp=scale_found.mpp,
+        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, notes=found.notes, mpp=scale_found.mpp,
         scale=scale_found,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         label_source="" if label_column is None else f"{name}: {label_column}", spot_um=spot_um,

@@ -19,6 +19,7 @@ from ..files import visible
 from ..full_size import check_image_size, full_size
 from ..images import open_image, to_rgb
 from ..lattice import SpotArray, arrays_named, measure_lattice
+from ..notes import Notes
 from ..patches import StoredPatches
 from ..scale import (
     Scale,
@@ -88,7 +89,9 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         raise FileNotFoundError(f"no sample {sample!r} in {root / 'st'}. Available: {find_hest_samples(root)[:20]}.")
     adata = open_anndata(path)
     meta = _metadata(root, sample)
-    adata = adata[on_tissue(adata.obs, path.name)]
+    kept, notes = on_tissue(adata.obs, path.name), Notes()
+    notes.leave_out_spots("not in_tissue", (~kept).sum())
+    adata = adata[kept]
     counts, genes = raw_counts(adata, None, sample)
     image, factor, stored, keep, image_name = _pixels(root, sample, adata)
     scale, array = _scale(adata, meta, mpp, image, sample, factor, image_name if stored is None else "")
@@ -105,7 +108,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         technology=technology, tissue=str(meta.get("organ") or meta.get("tissue") or ""),
         species=str(meta.get("species") or ""), source=f"hest: {path.name}, {image_name}",
         spot_um=stated_length(meta.get("spot_diameter")) or (None if array is None else array.spot_um),
-        stored_patches=stored,
+        stored_patches=stored, notes=notes,
     )  # fmt: skip
 
 

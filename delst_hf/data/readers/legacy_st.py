@@ -83,6 +83,7 @@ def read_legacy_st(
     return Slide(
         slide_id=slide_id, image=pixels, spots=result, counts=joined, genes=table.genes, mpp=scale.mpp, scale=scale,
         patient_id=patient_id or slide_id, technology="Spatial Transcriptomics", tissue=tissue, species=species,
+        notes=table.notes,
         label_source=Path(labels).name if labels is not None and named else "", spot_um=(array or LEGACY).spot_um,
         source=f"st: {Path(counts).name}, {Path(spots).name}, {Path(image).name}",
     )  # fmt: skip

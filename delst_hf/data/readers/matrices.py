@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..counts import as_counts, check_counts, make_genes
 from ..declared import check_declared, check_hdf5
 from ..files import is_packed, only_one, open_packed, visible, without
 from ..images import check_readable
+from ..notes import Notes
 from ..scratch import PACKED, plain_file
 from ..values import identifiers, texts, whole_numbers
 from .anndata_file import open_anndata, raw_counts
@@ -43,12 +44,14 @@ class Counts:
         barcodes: (spots,).
         genes: columns gene_id and symbol.
         name: of the file, for messages.
+        notes: what was left out when they were joined to spots.
     """
 
     matrix: sp.csr_matrix
     barcodes: pd.Index
     genes: pd.DataFrame
     name: str
+    notes: Notes = field(default_factory=Notes)
 
     def __post_init__(self) -> None:
         self.barcodes = pd.Index(identifiers(self.barcodes), dtype=object)
@@ -342,6 +345,8 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
             f"({counts.barcodes[:2].tolist()}). {hint}"
         )
     lonely_counts, lonely_spots = int((~shared).sum()), len(spots) - int(shared.sum())
+    counts.notes.leave_out_spots("counts without a spot", lonely_counts)
+    counts.notes.leave_out_spots("spots without counts", lonely_spots)
     if lonely_counts or lonely_spots:
         logger.warning("%s: left out %d counts without spot and %d spots without counts",
                        slide_id, lonely_counts, lonely_spots)  # fmt: skip

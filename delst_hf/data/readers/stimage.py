@@ -100,7 +100,7 @@ def read_stimage(
     table["label"] = pd.Series([labels.get(name) for name in table.index], index=table.index, dtype=object)
     meta = _meta(root if root != folder else folder.parent, slide)
     return Slide(
-        slide_id=slide, image=image, spots=table, counts=matrix, genes=counts.genes,
+        slide_id=slide, image=image, spots=table, counts=matrix, genes=counts.genes, notes=counts.notes,
         mpp=scale.mpp, scale=scale, patient_id=patient_id or slide, technology=technology,
         tissue=str(meta.get("tissue", "")), species=str(meta.get("species", "")), spot_um=diameter,
         spot_px=stated_length(coordinates.get("r", pd.Series([None])).iloc[0], 2),

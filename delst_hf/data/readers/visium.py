@@ -188,6 +188,7 @@ def _slide(folder, slide_id, factors, positions, mpp, image, arrays, patient_id,
     pixels, factor, image_name = image
     scale, array = _scale(slide_id, positions, factors, mpp, image, arrays)
     on_tissue = positions[positions["in_tissue"]]
+    counts.notes.leave_out_spots("not in_tissue", len(positions) - len(on_tissue))
     spots, matrix = join_spots(on_tissue, counts, slide_id)
     table = pd.DataFrame(
         {
@@ -199,7 +200,7 @@ def _slide(folder, slide_id, factors, positions, mpp, image, arrays, patient_id,
         index=spots.index,
     )
     return Slide(
-        slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
+        notes=counts.notes, slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         spot_um=None if array is None else array.spot_um,
         spot_px=stated_length(factors.get("spot_diameter_fullres"), factor),

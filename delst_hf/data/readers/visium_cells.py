@@ -87,6 +87,7 @@ def read_visium_cells(
     table, name = _outlines(folder, slide_id, notes)
     table.index = pd.Index(_barcodes(table.index, counts.barcodes))
     cells, matrix = join_spots(table, counts, slide_id)
+    notes.update(counts.notes)
     spots = pd.DataFrame({"x": cells["x"] * factor, "y": cells["y"] * factor}, index=cells.index)
     if name == CELLS:
         spots["cell_area_um2"] = cells["area"] * scale.mpp**2

@@ -66,6 +66,7 @@ def read_xenium_cells(
     cells, name = _cells(folder, slide_id, notes)
     counts = _counts(folder)
     cells, matrix = join_spots(cells, counts, slide_id)
+    notes.update(counts.notes)
     pixels = open_image(image)
     reach = float(cells["x_centroid"].max()), float(cells["y_centroid"].max())
     to_image, scale = image_transform(folder, alignment, mpp, pixels, Path(image).name, slide_id, reach)

@@ -1,0 +1,110 @@
+"""`delst prepare SHEET.csv`: a table with a row per slide, or per source of slides, becomes one dataset."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import formats
+
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".txt")
+# Columns that every sheet may have, and the option that each becomes; `labels` is what the format calls it.
+_OPTIONS = {
+    "patient": ("--patient-id",),
+    "slide": ("--slide-id",),
+    "labels": ("--labels", "--label-key", "--label-column"),
+}
+_YES, _NO = ("1", "true", "yes", "x"), ("", "0", "false", "no")
+
+SUMMARY = "a sample sheet: a row per slide, in any of the formats"
+EXAMPLE = "delst prepare SHEET.csv --split patient --num-proc 2 --output cohort-dataset"
+DESCRIPTION = """Reads a table with the columns path and format, and, where they are needed, image, patient, slide, labels
+and any option of that format (mpp, species, slide-key, ...). Paths are taken from the folder of the sheet. Empty cells are
+not given."""
+
+
+def named_sheet(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with the word `sheet` before a table that stands where `delst prepare` expects a format."""
+    words = list(argv)
+    for place, word in enumerate(words[:-1]):
+        if word == "prepare" and words[place + 1].lower().endswith(SUFFIXES):
+            return [*words[: place + 1], "sheet", *words[place + 1 :]]
+        if not word.startswith("-"):
+            break
+    return words
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the one argument of its own."""
+    parser.add_argument(
+        "sheet", metavar="SHEET", help="CSV or TSV: path, format, image, patient, slide, labels, options"
+    )
+
+
+def jobs(arguments: argparse.Namespace) -> formats.Jobs:
+    """Return the jobs of all rows.
+
+    Raises:
+        ValueError: a row that its format would refuse on the command line; the message names the row.
+    """
+    from ..data.readers.matrices import read_table
+
+    sheet = Path(arguments.sheet).expanduser()
+    table = read_table(sheet, "sample sheet", dtype=str, keep_default_na=False)
+    table.columns = [str(name).strip().lower().replace("_", "-").replace(" ", "-") for name in table.columns]
+    missing = {"path", "format"} - set(table.columns)
+    if missing or table.empty:
+        raise ValueError(
+            f"{sheet} has no {'row' if table.empty else 'column ' + ' and '.join(sorted(missing))}; its columns are "
+            f"{list(table.columns)}. A sheet has a row per slide, with path and format (one of {', '.join(formats.FORMATS)})."
+        )
+    found: formats.Jobs = []
+    for number, row in enumerate(table.to_dict("records"), 2):
+        try:
+            found += _jobs_of({str(name): str(value) for name, value in row.items()}, sheet.parent, arguments)
+        except (ValueError, KeyError, OSError) as error:
+            text = error.args[0] if isinstance(error, KeyError) else error
+            raise ValueError(f"{sheet.name}, line {number}: {text}") from error
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that raises instead of leaving the process."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}.")
+
+
+def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> formats.Jobs:
+    cells = {name: value.strip() for name, value in row.items() if value.strip()}
+    name = cells.pop("format", "")
+    if name not in formats.FORMATS:
+        raise ValueError(f"format is {name!r}. Allowed: {', '.join(formats.FORMATS)}.")
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    formats.FORMATS[name].add_arguments(parser)
+    known = {option: action for action in parser._actions for option in action.option_strings}
+    positional = [action for action in parser._actions if not action.option_strings]
+    words = [_place(folder, cells.pop("path"))] if "path" in cells else []
+    if words and not positional:
+        words = ["--counts", *words]
+    for column, value in cells.items():
+        option = next((one for one in _OPTIONS.get(column, (f"--{column}",)) if one in known), None)
+        if option is None:
+            raise ValueError(
+                f"the format {name} has no option for the column {column!r}. It has: {', '.join(sorted(known))}. Leave the "
+                "cell empty, or correct the name of the column."
+            )
+        if known[option].nargs == 0:
+            if value.lower() not in (*_YES, *_NO):
+                raise ValueError(f"{column} is {value!r}. Allowed: true or false.")
+            words += [option] if value.lower() in _YES else []
+        else:
+            words.append(f"{option}={_place(folder, value)}")
+    chosen = parser.parse_args(words, argparse.Namespace(**vars(common)))
+    return formats.FORMATS[name].jobs(chosen)
+
+
+def _place(folder: Path, value: str) -> str:
+    """A value that is a path from the folder of the sheet, as such; any other as it is."""
+    path = Path(value).expanduser()
+    return str(folder / path) if not path.is_absolute() and (folder / path).exists() else str(value)
