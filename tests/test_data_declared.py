@@ -40,7 +40,7 @@ def test_an_mtx_of_absurd_size_is_refused_and_the_process_lives(tmp_path, sizes)
 def test_arrays_of_an_hdf5_file_that_nothing_stores_are_refused(tmp_path):
     source = make_source()
     write_10x_h5(tmp_path / "x.h5", source)
-    assert read_10x_h5(tmp_path / "x.h5").matrix.sum() == source.counts.sum()
+    assert read_10x_h5(tmp_path / "x.h5").matrix[:, :6].sum() == source.counts.sum()
     with h5py.File(tmp_path / "x.h5", "r+") as file:
         del file["matrix/data"]
         file.create_dataset("matrix/data", shape=(1 << 33,), dtype="i4", chunks=(1 << 20,), compression="gzip")

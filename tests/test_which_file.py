@@ -16,6 +16,7 @@ from delst_hf.data.files import is_hidden, only_one, split_prefix, visible
 from delst_hf.data.names import check_slide_names
 from delst_hf.data.readers.anndata_visium import anndata_slide_id, read_anndata
 from delst_hf.data.readers.generic import read_generic
+from delst_hf.data.readers.her2st import find_her2st_sections, locate_her2st
 from delst_hf.data.readers.matrices import read_mtx
 from delst_hf.data.readers.stimage import find_stimage_slides, read_stimage
 from delst_hf.data.readers.visium import outs_name, read_visium
@@ -74,6 +75,18 @@ def test_sidecars_are_ignored_in_a_collection(tmp_path):
         for one in (name, f"._{name}"):
             (tmp_path / "ST" / folder / one).write_bytes(b"x")
     assert find_stimage_slides(tmp_path) == ["A1"]
+
+
+def test_sidecars_are_ignored_and_counts_compared_in_the_layout_of_her2st(tmp_path):
+    images = ("ST-imgs/A/A1/he.jpg", "ST-imgs/A/A1/._he.jpg")
+    for name in ("ST-cnts/A1.tsv", "ST-cnts/._A1.tsv", "ST-spotfiles/A1_selection.tsv", *images):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(b"x")
+    assert find_her2st_sections(tmp_path) == ["A1"]
+    assert locate_her2st(tmp_path, "A1").image.name == "he.jpg"
+    (tmp_path / "data" / "ST-cnts" / "A1.tsv.gz").write_bytes(gzip.compress(b"y"))
+    with pytest.raises(ValueError, match=r"2 candidates for the counts of section 'A1': A1.tsv.gz, A1.tsv"):
+        locate_her2st(tmp_path, "A1")
 
 
 def test_one_slide_in_two_folders_of_a_collection_is_refused(tmp_path):

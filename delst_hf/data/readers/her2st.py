@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import reader
+from ..files import only_one, visible
 from ..slide import Slide
 from .legacy_st import read_legacy_st
 
@@ -30,7 +31,7 @@ class Her2stFiles:
 def find_her2st_sections(root: str | Path) -> list[str]:
     """Lists the sections that have counts, a spot file and an image."""
     data = _data_folder(root)
-    sections = sorted({path.name.split(".")[0] for path in (data / "ST-cnts").glob("*.tsv*")})
+    sections = sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
     return [
         name for name in sections if (data / "ST-spotfiles" / f"{name}_selection.tsv").is_file() and _images(data, name)
     ]
@@ -51,7 +52,7 @@ def locate_her2st(root: str | Path, section: str, labels: str | Path | None = No
     data = _data_folder(root)
     counts = [path for suffix in (".tsv.gz", ".tsv") if (path := data / "ST-cnts" / f"{section}{suffix}").is_file()]
     if not counts:
-        known = sorted({path.name.split(".")[0] for path in (data / "ST-cnts").glob("*.tsv*")})
+        known = sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
         raise FileNotFoundError(
             f"no section {section!r} under {data / 'ST-cnts'}. Available: {', '.join(known) or 'none'}."
         )
@@ -75,8 +76,9 @@ def locate_her2st(root: str | Path, section: str, labels: str | Path | None = No
             f"no labels file at {labels}. Give a CSV with columns section, id, label, or leave it out."
         )
     pathologist = data / "ST-pat" / "lbl" / f"{section}_labeled_coordinates.tsv"
+    one = only_one(counts, f"the counts of section {section!r}", "Keep one of them.") or counts[0]
     return Her2stFiles(
-        counts[0], spots, images[0], Path(labels) if labels else pathologist if pathologist.is_file() else None
+        one, spots, images[0], Path(labels) if labels else pathologist if pathologist.is_file() else None
     )
 
 
@@ -124,4 +126,4 @@ def _data_folder(root: str | Path) -> Path:
 
 def _images(data: Path, section: str) -> list[Path]:
     folder = data / "ST-imgs" / section[:1] / section
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    return [path for path in visible(folder) if path.suffix.lower() in _IMAGE_SUFFIXES]

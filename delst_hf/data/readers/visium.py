@@ -200,7 +200,8 @@ def _slide(folder, slide_id, factors, positions, mpp, image, arrays, patient_id,
         index=spots.index,
     )
     return Slide(
-        notes=counts.notes, slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
+        notes=counts.notes,
+        slide_id=slide_id, image=pixels, spots=table, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         spot_um=None if array is None else array.spot_um,
         spot_px=stated_length(factors.get("spot_diameter_fullres"), factor),
