@@ -21,7 +21,12 @@ from delst_hf.data.schema import GENES, SLIDES, SPOTS_SCHEMA
 METHODS = ("hvg", "spatial", "detected", "all")
 NUM_GENES, GENES_PER_SPOT, ROW_GROUP = 18_000, 500, 100
 COLUMNS = ("gene_indices", "gene_counts", "slide_id", "x", "y", "total_counts")
-CHOOSE = "import sys; from delst_hf.data.vocabulary import choose_genes; choose_genes(sys.argv[1], sys.argv[2], 100)"
+CHOOSE = """
+import sys
+from delst_hf.data.study import Study
+from delst_hf.data.vocabulary import choose_genes
+choose_genes(Study.load(sys.argv[1]), method=sys.argv[2], num_genes=100)
+"""
 
 
 def write_folder(folder: Path, num_spots: int, seed: int = 0) -> None:

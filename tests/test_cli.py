@@ -17,7 +17,7 @@ from PIL import Image
 import delst_hf.cli
 import delst_hf.commands.formats
 from delst_hf.cli import main
-from delst_hf.data.vocabulary import read_gene_list
+from delst_hf.data.vocabulary_file import read_gene_list
 
 FORMATS = tuple(delst_hf.commands.formats.FORMATS)
 

@@ -91,6 +91,10 @@ def add_vocabulary(commands: _Subparsers) -> None:
     parser.add_argument("--method", default="hvg", choices=("hvg", "spatial", "detected", "list", "all"),
                         help="highly variable (default), spatially variable, most often detected, a list, or all")  # fmt: skip
     parser.add_argument("--num-genes", type=int, default=1000, metavar="N", help="how many (default 1000)")
+    parser.add_argument("--ranking", default="pearson_residuals", choices=("pearson_residuals", "variance"),
+                        help="of hvg: variance beyond what the mean explains (default), or of log counts")  # fmt: skip
+    parser.add_argument("--include", metavar="GENES|FILE",
+                        help="genes that come first, however they rank: comma-separated, or a file, one per line")  # fmt: skip
     parser.add_argument("--min-spots", type=float, default=0.02, metavar="SHARE",
                         help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
     parser.add_argument("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one a line")
@@ -258,22 +262,45 @@ def _run_merge(arguments: argparse.Namespace) -> None:
 
 
 def _run_vocabulary(arguments: argparse.Namespace) -> None:
-    from ..data.vocabulary import choose_genes, read_gene_list, training_slides, write_vocabulary
+    from ..data.study import Study
+    from ..data.vocabulary import choose_genes, training_slides
+    from ..data.vocabulary_file import gene_names_of, read_gene_list, write_vocabulary
 
     check_file_output(arguments.output)
     slides = formats.split_names(arguments.slides) or None
+    wanted = read_gene_list(arguments.genes) if arguments.genes else None
+    include = gene_names_of(arguments.include) if arguments.include else ()
+    study = Study.load(arguments.folder)
+    # A list and all genes are chosen without looking at a spot.
+    chosen_on = [] if arguments.method in ("list", "all") else training_slides(study, slides)
     names = choose_genes(
-        arguments.folder,
+        study,
+        chosen_on,
         method=arguments.method,
+        ranking=arguments.ranking,
         num_genes=arguments.num_genes,
         min_spots=arguments.min_spots,
-        slides=slides,
-        wanted=read_gene_list(arguments.genes) if arguments.genes else None,
+        wanted=wanted,
+        include=include,
     )
-    # A list and all genes are chosen without looking at a spot.
-    chosen_on = [] if arguments.method in ("list", "all") else training_slides(arguments.folder, slides)
-    write_vocabulary(arguments.output, names, arguments.method, chosen_on)
+    method = f"hvg by {arguments.ranking}" if arguments.method == "hvg" else arguments.method
+    write_vocabulary(arguments.output, names, method, chosen_on)
     print(f"genes    {len(names)}: {', '.join(names[:5])}, ...")
+    _print_absent_markers(study, names)
+
+
+def _print_absent_markers(study: Any, names: list[str]) -> None:
+    """Say which well-known markers of the tissue the vocabulary lacks, and which of them may be included."""
+    from ..data.markers import absent_markers
+
+    own = {name.casefold(): name for name in study.gene_names}
+    for tissue, absent in absent_markers(study.slides["tissue"], names).items():
+        measured = [own[name.casefold()] for name in absent if name.casefold() in own]
+        lacking = [name for name in absent if name.casefold() not in own]
+        if measured:
+            print(f"absent   markers of {tissue} that the data have: add them by --include {','.join(measured)}")
+        if lacking:
+            print(f"absent   markers of {tissue} that the data lack: {', '.join(lacking)}")
 
 
 def _print(summary: Any, output: str) -> None:

@@ -1,42 +1,50 @@
-"""Which genes the gene encoder reads: chosen on the spots of the training slides, and on nothing else."""
+"""Which genes the gene encoder reads: chosen on the spots of the training slides, and on nothing else.
+
+The file of a vocabulary, and the markers that one may want in it, are in `vocabulary_file` and `markers`.
+"""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import scipy.sparse
+from datasets import Dataset
 from scipy.spatial import cKDTree
 
-from .images import check_readable
-from .schema import CONFIGS
+from ..model.normalization import log_normalize
+from .study import Study
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("hvg", "spatial", "detected", "list", "all")
+RANKINGS = ("pearson_residuals", "variance")
+# Spots at a time, which bounds the memory; a dense block of residuals is of fewer still.
+_SPOTS, _BLOCK = 2048, 128
+# Overdispersion of counts that share a mean (Lause, Berens and Kobak, 2021, and scanpy's default).
+_THETA = 100.0
 # A spatial gene is judged on at most this many neighbouring spots of a slide, so that memory is bounded.
 _SPATIAL_SPOTS = 5000
 _NEIGHBOURS = 6
-_METHOD_LINE, _SLIDES_LINE = "# chosen by delst vocabulary, method ", "# on slides "
 
 
 @dataclass(frozen=True)
 class GeneMoments:
-    """What a vocabulary is chosen by, and what stands in for a gene that a panel lacks: of normalised counts, ``log1p``.
+    """What a vocabulary is chosen by, and what stands in for a gene that a panel lacks.
 
     Attributes:
         detected: In how many spots each gene was found (genes,).
-        mean: Mean over the spots (genes,).
-        variance: Variance over the spots (genes,).
+        mean: Mean of its normalised counts, ``log1p``, over the spots (genes,).
+        variance: Their variance (genes,).
+        total: Sum of its raw counts (genes,).
         spots: How many spots there were.
     """
 
     detected: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
+    total: np.ndarray
     spots: int
 
 
@@ -45,262 +53,191 @@ def gene_moments(batches: Iterable[scipy.sparse.csr_matrix], target_sum: float =
 
     Args:
         batches: Raw counts (spots, genes), for example `Study.count_batches`; at least one.
-        target_sum: Library size of the normalisation.
+        target_sum: Library size of the normalisation: that of the processor.
     """
     detected: Any = 0.0
-    total: Any = 0.0
+    mean: Any = 0.0
     square: Any = 0.0
+    total: Any = 0.0
     spots = 0
     for counts in batches:
-        values = counts.astype(np.float64).tocsr(copy=True)
-        totals = np.asarray(values.sum(1)).ravel()
-        values.data = np.log1p(values.data * np.repeat(target_sum / np.maximum(totals, 1), np.diff(values.indptr)))
-        detected = detected + np.asarray((values > 0).sum(0)).ravel()
-        total = total + np.asarray(values.sum(0)).ravel()
-        square = square + np.asarray(values.multiply(values).sum(0)).ravel()
-        spots += len(totals)
-    mean = total / max(spots, 1)
-    return GeneMoments(detected, mean, square / max(spots, 1) - mean**2, spots)
+        values = log_normalize(counts, target_sum).astype(np.float64)
+        detected = detected + np.bincount(values.indices[values.data > 0], minlength=values.shape[1])
+        mean = mean + np.asarray(values.sum(0)).ravel()
+        square = square + np.bincount(values.indices, weights=values.data**2, minlength=values.shape[1])
+        total = total + np.asarray(counts.sum(0, dtype=np.float64)).ravel()
+        spots += counts.shape[0]
+    mean = mean / max(spots, 1)
+    return GeneMoments(detected, mean, square / max(spots, 1) - mean**2, total, spots)
 
 
-def select_vocabulary(
-    counts: scipy.sparse.csr_matrix | GeneMoments,
-    gene_names: Sequence[str],
-    num_genes: int | None = 1000,
-    min_spots: float = 0.02,
-    target_sum: float = 1e4,
-) -> list[str]:
-    """Choose the most variable genes among those that are detected often enough.
+def residual_variance(batches: Iterable[scipy.sparse.csr_matrix], moments: GeneMoments) -> np.ndarray:
+    """Variance of every gene's analytic Pearson residuals (genes,): how much more it varies than its mean explains.
+
+    A residual is (x - mu) / sqrt(mu + mu^2 / 100), clipped to the square root of the number of spots, where mu is the share of
+    the gene in all counts times the counts of the spot (Lause, Berens and Kobak, 2021; scanpy's
+    ``experimental.pp.highly_variable_genes``). A gene of Poisson noise has about 1, or less if it is strong.
 
     Args:
-        counts: Raw counts of the training spots (spots, genes), or their `gene_moments`.
-        gene_names: Names of the genes (genes,). Of a name given twice, the first is eligible.
-        num_genes: How many genes to keep; None keeps all that are detected.
-        min_spots: A gene must be detected in this share of the spots.
-        target_sum: Library size of the normalisation of counts.
-
-    Returns:
-        Names, the most variable first, by the variance of ``log1p`` of the normalised counts.
-
-    Raises:
-        ValueError: If no gene is detected often enough.
+        batches: Raw counts (spots, genes) of the same spots as the moments.
+        moments: Of these spots.
     """
-    moments = counts if isinstance(counts, GeneMoments) else gene_moments([counts], target_sum)
-    detected = moments.detected >= max(1.0, min_spots * moments.spots)
-    first_of_name = np.zeros(len(gene_names), dtype=bool)
-    first_of_name[np.unique(np.asarray(gene_names, dtype=object).astype(str), return_index=True)[1]] = True
-    eligible = np.flatnonzero(detected & first_of_name)
-    if not len(eligible):
-        raise ValueError(
-            f"No gene is detected in {min_spots:.0%} of the {moments.spots} training spots. Lower min_spots, or check that "
-            "the slides hold raw counts."
-        )
-    ranked = eligible[np.argsort(-moments.variance[eligible], kind="stable")]
-    return [str(gene_names[i]) for i in ranked[:num_genes]]
+    share = moments.total / max(moments.total.sum(), 1.0)
+    clip = np.sqrt(max(moments.spots, 1))
+    total, square = np.zeros_like(share), np.zeros_like(share)
+    for counts in batches:
+        for start in range(0, counts.shape[0], _BLOCK):
+            block = counts[start : start + _BLOCK].toarray().astype(np.float64)
+            mean = block.sum(1, keepdims=True) * share
+            deviation = np.sqrt(mean + mean**2 / _THETA)
+            residuals = np.divide(block - mean, deviation, out=np.zeros_like(block), where=deviation > 0)
+            np.clip(residuals, -clip, clip, out=residuals)
+            total += residuals.sum(0)
+            square += (residuals**2).sum(0)
+    return np.asarray(square / max(moments.spots, 1) - (total / max(moments.spots, 1)) ** 2)
 
 
 def choose_genes(
-    folder: str | Path,
+    study: Study,
+    slides: Sequence[str] | None = None,
+    *,
     method: str = "hvg",
+    ranking: str = "pearson_residuals",
     num_genes: int | None = 1000,
     min_spots: float = 0.02,
-    slides: Sequence[str] | None = None,
     wanted: Sequence[str] | None = None,
+    include: Sequence[str] = (),
     seed: int = 0,
     target_sum: float = 1e4,
+    moments: GeneMoments | None = None,
 ) -> list[str]:
-    """Chooses genes of a dataset folder on its training slides, a row group of 100 spots at a time.
+    """Choose genes on the training slides of a study, some thousand spots at a time.
 
     Args:
-        folder: Dataset folder.
-        method: ``"hvg"``, the most variable by the variance of ``log1p`` of normalised counts; ``"spatial"``, the highest
-            Moran's I over neighbouring spots, mean over slides; ``"detected"``, in the most spots; ``"list"``, those of
-            ``wanted`` that are there; ``"all"``.
-        num_genes: How many to keep; None keeps all. Not used by ``"list"`` and ``"all"``.
+        study: The study.
+        slides: Training slides; by default those of the split ``train``, see `training_slides`. Of a slide whose spots are
+            split, the training spots.
+        method: ``"hvg"``, highly variable genes by `ranking`; ``"spatial"``, the highest Moran's I over neighbouring spots,
+            mean over slides; ``"detected"``, in the most spots; ``"list"``, those of ``wanted`` that are there; ``"all"``.
+        ranking: Of ``"hvg"``: ``"pearson_residuals"``, the variance beyond what the mean of a gene explains
+            (`residual_variance`), or ``"variance"``, that of ``log1p`` of normalised counts, which favours genes of middling
+            means over markers.
+        num_genes: How many to keep, those of ``include`` among them; None keeps all. Not used by ``"list"`` and ``"all"``.
         min_spots: A gene must be detected in this share of the spots; not used by ``"list"`` and ``"all"``.
-        slides: Training slides; by default those of the split ``train``, or all where the folder is not split.
         wanted: Names or Ensembl ids for ``"list"``.
+        include: Names or Ensembl ids that come first, however they rank.
         seed: Which neighbourhood of a large slide ``"spatial"`` looks at.
         target_sum: Library size of the normalisation.
+        moments: Of the training spots, where they are known already.
 
     Returns:
-        Names, the best first (for ``"list"`` and ``"all"`` in the order given).
+        Names: those of ``include``, then the best first (for ``"list"`` and ``"all"`` in the order given).
 
     Raises:
-        ValueError: An unknown method, slides that are not there, test slides, or no gene left.
-        FileNotFoundError: No dataset folder.
+        ValueError: If the method or ranking is unknown, slides are not there, or no gene is left.
     """
-    folder = Path(folder)
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}. Allowed: {', '.join(map(repr, METHODS))} (--method).")
-    missing = [name for name in ("README.md", *CONFIGS) if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} is no complete dataset folder: {missing} missing. Make it with delst prepare."
-        )
-    table = pq.read_table(folder / "genes" / "genes.parquet").to_pandas()
-    names = np.array(
-        [symbol or gene_id for symbol, gene_id in zip(table["symbol"], table["gene_id"], strict=True)], dtype=object
-    )
+    for name, value, allowed in (("method", method, METHODS), ("ranking", ranking, RANKINGS)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))} (--{name}).")
+    names, ids = np.asarray(study.gene_names, dtype=object), study.genes["gene_id"].tolist()
     if method == "list":
-        return _listed(names, table["gene_id"].tolist(), wanted)
+        return find_genes(names.tolist(), ids, wanted or (), "--genes FILE")
     first = np.zeros(len(names), dtype=bool)
     first[np.unique(names.astype(str), return_index=True)[1]] = True
     if method == "all":
         return [str(name) for name in names[first]]
-    files = _training_files(folder, slides)
-    detected, mean, square, spots = _moments(files, len(names), target_sum)
-    if method == "spatial":
-        score = _spatial_score(files, len(names), target_sum, seed)
-    else:
-        score = square / max(spots, 1) - (mean / max(spots, 1)) ** 2 if method == "hvg" else detected
-    eligible = np.flatnonzero(first & (detected >= max(1.0, min_spots * spots)))
+    chosen = find_genes(names.tolist(), ids, include, "--include GENES") if include else []
+    slides = training_slides(study) if slides is None else slides
+    spots = study.subset(slides, spot_split="train")
+    moments = moments or gene_moments(study.count_batches(spots, _SPOTS), target_sum)
+    eligible = np.flatnonzero(first & (moments.detected >= max(1.0, min_spots * moments.spots)))
     if not len(eligible):
         raise ValueError(
-            f"No gene is detected in {min_spots:.0%} of the {spots} training spots. Lower min_spots (--min-spots), or check "
-            "that the slides hold raw counts."
+            f"No gene is detected in {min_spots:.0%} of the {moments.spots} training spots. Lower min_spots (--min-spots), or "
+            "check that the slides hold raw counts."
         )
+    score = _score(study, spots, moments, method, ranking, seed, target_sum)
     ranked = eligible[np.argsort(-score[eligible], kind="stable")]
-    return [str(name) for name in names[ranked][:num_genes]]
+    number = None if num_genes is None else max(num_genes, len(chosen))
+    return list(dict.fromkeys([*chosen, *map(str, names[ranked])]))[:number]
 
 
-def write_vocabulary(path: str | Path, names: Sequence[str], method: str, slides: Sequence[str]) -> None:
-    """Writes names, one a line, under a header that says how they were chosen and on which slides."""
-    header = f"{_METHOD_LINE}{method}\n{_SLIDES_LINE}{', '.join(slides)}\n"
-    Path(path).write_text(header + "".join(f"{name}\n" for name in names), encoding="utf-8")
-
-
-def read_gene_list(path: str | Path) -> list[str]:
-    """Names one a line; what follows # is left out."""
-    lines = check_readable(path, "gene list").read_text(encoding="utf-8-sig").splitlines()
-    return [name for line in lines if (name := line.split("#")[0].strip())]
-
-
-def read_vocabulary(
-    path: str | Path, gene_names: Sequence[str], gene_ids: Sequence[str], train_slides: Sequence[str]
-) -> list[str]:
-    """Reads a vocabulary as `delst vocabulary` writes it, or any list of names, and keeps its order.
-
-    Args:
-        path: the file.
-        gene_names: genes of the dataset (genes,).
-        gene_ids: their Ensembl ids, "" where unknown (genes,).
-        train_slides: slides of the run.
-
-    Returns:
-        Names as in `gene_names`. Genes that the dataset has not are left out; the match rate is logged.
+def training_slides(study: Study, slides: Sequence[str] | None = None) -> list[str]:
+    """Return the slides of the split "train", or those asked for, in the order of the folder.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no gene of it is in the dataset, or it was chosen on slides that this run does not train on.
+        ValueError: If a slide is not in the study, or held out.
     """
-    listed = read_gene_list(path)
-    if not listed:
-        raise ValueError(
-            f"{path} names no gene. Allowed: one name or Ensembl id a line. Make it with delst vocabulary."
-        )
-    names = _listed(np.asarray(gene_names, dtype=object), gene_ids, listed)
-    for line in Path(path).read_text(encoding="utf-8-sig").splitlines():
-        chosen_on = line.removeprefix(_SLIDES_LINE).split(", ") if line.startswith(_SLIDES_LINE) else []
-        held_out = sorted(set(filter(None, chosen_on)) - set(train_slides))
-        if held_out:
-            raise ValueError(
-                f"the vocabulary {path} was chosen on slides {held_out}, which this run does not train on: "
-                f"what is held out would decide which genes are read. Choose it again: "
-                f"delst vocabulary DIR --slides {','.join(train_slides)}."
-            )
-    return names
-
-
-def _listed(names: np.ndarray, ids: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    if not wanted:
-        raise ValueError("method 'list' needs genes. Give their names or Ensembl ids (--genes FILE).")
-    known = {name.casefold(): name for name in names.tolist()}
-    known |= {gene_id.casefold(): name for gene_id, name in zip(ids, names.tolist(), strict=True) if gene_id}
-    found = dict.fromkeys(known[name.split(".")[0].casefold() if name.startswith("ENS") else name.casefold()]
-                          for name in wanted
-                          if (name.split(".")[0] if name.startswith("ENS") else name).casefold() in known)  # fmt: skip
-    report = logger.info if 2 * len(found) >= len(wanted) else logger.warning
-    report(
-        "%d of %d listed genes (%.0f %%) are in the dataset", len(found), len(wanted), 100 * len(found) / len(wanted)
-    )
-    if not found:
-        raise ValueError(
-            f"none of the {len(wanted)} listed genes, e.g. {wanted[0]!r}, is in the dataset. Check their species."
-        )
-    return list(found)
-
-
-def training_slides(folder: str | Path, slides: Sequence[str] | None = None) -> list[str]:
-    """The slides whose spots `choose_genes` looks at."""
-    return list(_training_files(Path(folder), slides))
-
-
-def _training_files(folder: Path, slides: Sequence[str] | None) -> dict[str, list[Path]]:
-    """Files of the spots by training slide; spots of other splits stay out."""
-    rows = pq.read_table(folder / "slides" / "slides.parquet", columns=["slide_id"])["slide_id"].to_pylist()
-    unknown = sorted(set(slides or ()) - set(rows))
-    if unknown:
-        raise ValueError(f"No slide {unknown} in this dataset. It holds {rows} (--slides).")
-    inside = folder / "spots" / "train"
-    files: dict[str, list[Path]] = {}
-    for path in sorted((inside if inside.is_dir() else folder / "spots").glob("*.parquet")):
-        slide_id = pq.ParquetFile(path).read_row_group(0, columns=["slide_id"])["slide_id"][0].as_py()
-        if slides is None or slide_id in slides:
-            files.setdefault(slide_id, []).append(path)
-    held_out = sorted(set(slides or ()) - set(files))
+    study.check_slides(slides or ())
+    own = dict(zip(study.slide_ids, study.slides["split"], strict=True))
+    held_out = [slide for slide in slides or () if own[slide] in ("validation", "test")]
     if held_out:
         raise ValueError(
             f"slides {held_out} are not in the split train. Choose genes on training slides only (--slides)."
         )
-    return files
+    return [slide for slide in study.slide_ids if (slide in slides if slides else own[slide] in ("train", "spot", ""))]
 
 
-def _batches(path: Path, num_genes: int, target_sum: float) -> Iterator[scipy.sparse.csr_matrix]:
-    """Normalised log counts (spots, genes), a row group at a time."""
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=["gene_indices", "gene_counts", "total_counts"])
-        indices, counts = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
-        lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
-        values = counts.flatten().to_numpy().astype(np.float64)
-        totals = np.maximum(table["total_counts"].to_numpy(), 1)
-        values = np.log1p(values * np.repeat(target_sum / totals, lengths))
-        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        yield scipy.sparse.csr_matrix((values, indices.flatten().to_numpy(), indptr), shape=(table.num_rows, num_genes))
+def find_genes(names: Sequence[str], ids: Sequence[str], wanted: Sequence[str], option: str) -> list[str]:
+    """Find listed genes among those of a dataset; how many there are is logged.
+
+    Args:
+        names: Genes of the dataset (genes,).
+        ids: Their Ensembl ids, "" where unknown (genes,).
+        wanted: Names or ids, in any case, with or without versions.
+        option: How the list was given, for the message.
+
+    Raises:
+        ValueError: If the list is empty, or none of it is in the dataset.
+    """
+    if not wanted:
+        raise ValueError(f"no gene is listed. Give names or Ensembl ids ({option}).")
+    known = {name.casefold(): name for name in map(str, reversed(list(names)))}
+    known |= {gene_id.casefold(): str(name) for gene_id, name in zip(ids, names, strict=True) if gene_id}
+    keys = [(name.split(".")[0] if name.startswith("ENS") else name).casefold() for name in wanted]
+    found = list(dict.fromkeys(known[key] for key in keys if key in known))
+    missing = [name for name, key in zip(wanted, keys, strict=True) if key not in known]
+    report = logger.info if 2 * len(found) >= len(wanted) else logger.warning
+    report("%d of %d listed genes (%.0f %%) are in the dataset%s", len(found), len(wanted), 100 * len(found) / len(wanted),
+           f"; not {', '.join(missing[:5])}" if missing else "")  # fmt: skip
+    if not found:
+        raise ValueError(
+            f"none of the {len(wanted)} listed genes, e.g. {wanted[0]!r}, is in the dataset. Check their species."
+        )
+    return found
 
 
-def _moments(
-    files: dict[str, list[Path]], num_genes: int, target_sum: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Spots with the gene, sum, and sum of squares, each (genes,), and the number of spots."""
-    detected, total, square, spots = np.zeros(num_genes), np.zeros(num_genes), np.zeros(num_genes), 0
-    for path in (path for paths in files.values() for path in paths):
-        for batch in _batches(path, num_genes, target_sum):
-            detected += np.bincount(batch.indices, minlength=num_genes)
-            total += np.bincount(batch.indices, weights=batch.data, minlength=num_genes)
-            square += np.bincount(batch.indices, weights=batch.data**2, minlength=num_genes)
-            spots += batch.shape[0]
-    return detected, total, square, spots
+def _score(
+    study: Study, spots: Dataset, moments: GeneMoments, method: str, ranking: str, seed: int, target_sum: float
+) -> np.ndarray:
+    """What genes are ranked by (genes,), the highest first."""
+    if method == "detected":
+        return moments.detected
+    if method == "spatial":
+        return _spatial_score(study, spots, seed, target_sum)
+    if ranking == "variance":
+        return moments.variance
+    return residual_variance(study.count_batches(spots, _SPOTS), moments)
 
 
-def _spatial_score(files: dict[str, list[Path]], num_genes: int, target_sum: float, seed: int) -> np.ndarray:
+def _spatial_score(study: Study, spots: Dataset, seed: int, target_sum: float) -> np.ndarray:
     """Moran's I of every gene, the mean over slides (genes,); -1 to 1, 0 where a gene does not vary."""
-    scores = np.zeros(num_genes)
-    for slide_index, paths in enumerate(files.values()):
-        tables = [pq.read_table(path, columns=["x", "y"]) for path in paths]
-        xy = np.concatenate([np.column_stack([table["x"], table["y"]]) for table in tables])
-        keep = np.ones(len(xy), dtype=bool)
+    slide_of_spot = np.asarray(spots.with_format("numpy")["slide_id"][:])
+    names = list(dict.fromkeys(slide_of_spot.tolist()))
+    scores = np.zeros(len(study.genes))
+    for index, name in enumerate(names):
+        of_slide = spots.select(np.flatnonzero(slide_of_spot == name))
+        columns = of_slide.select_columns(["x", "y"]).with_format("numpy")
+        xy = np.column_stack([columns["x"][:], columns["y"][:]])
         if len(xy) > _SPATIAL_SPOTS:
-            centre = xy[np.random.default_rng([seed, slide_index]).integers(len(xy))]
-            keep[:] = False
-            keep[np.argpartition(((xy - centre) ** 2).sum(1), _SPATIAL_SPOTS)[:_SPATIAL_SPOTS]] = True
-        chosen, start = [], 0
-        for batch in (batch for path in paths for batch in _batches(path, num_genes, target_sum)):
-            chosen.append(batch[keep[start : start + batch.shape[0]]])
-            start += batch.shape[0]
-        scores += morans_i(scipy.sparse.vstack(chosen).tocsr(), xy[keep])
-    return scores / max(len(files), 1)
+            centre = xy[np.random.default_rng([seed, index]).integers(len(xy))]
+            near = np.sort(np.argpartition(((xy - centre) ** 2).sum(1), _SPATIAL_SPOTS)[:_SPATIAL_SPOTS])
+            of_slide, xy = of_slide.select(near), xy[near]
+        values = [
+            log_normalize(counts, target_sum).astype(np.float64) for counts in study.count_batches(of_slide, _SPOTS)
+        ]
+        scores += morans_i(scipy.sparse.vstack(values).tocsr(), xy)
+    return scores / max(len(names), 1)
 
 
 def morans_i(values: scipy.sparse.csr_matrix, xy: np.ndarray, neighbours: int = _NEIGHBOURS) -> np.ndarray:

@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..data.study import LEVEL_KEYS
+from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 
 
@@ -50,6 +51,17 @@ class DataArguments:
     )
     min_spots: float = field(
         default=0.02, metadata={"help": "A gene of the vocabulary is detected in this share of the training spots."}
+    )
+    ranking: str = field(
+        default="pearson_residuals",
+        metadata={
+            "help": "What makes a gene variable: the variance beyond what its mean explains, or that of log counts.",
+            "choices": RANKINGS,
+        },
+    )
+    include_genes: str = field(
+        default="",
+        metadata={"help": "Genes to read however they rank: comma-separated, or a file, one per line."},
     )
     vocabulary: str | None = field(
         default=None,

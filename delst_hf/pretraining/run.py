@@ -20,7 +20,7 @@ from transformers import ViTImageProcessorPil, set_seed
 
 from ..data.collator import DelstCollator
 from ..data.study import Study, hierarchy_level
-from ..data.vocabulary import GeneMoments, gene_moments, select_vocabulary
+from ..data.vocabulary import GeneMoments, choose_genes, gene_moments
 from ..hub.checkpoint_folder import save_checkpoint_folder
 from ..model.configuration_delst import DelstConfig
 from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
@@ -215,8 +215,17 @@ def choose_vocabulary(
         train_slides: Slides of the run; a vocabulary that others had a part in is refused.
     """
     if data.vocabulary is None:
-        return select_vocabulary(moments, study.gene_names, data.num_genes, data.min_spots)
-    from ..data.vocabulary import read_vocabulary
+        from ..data.vocabulary_file import gene_names_of
+
+        return choose_genes(
+            study, train_slides, ranking=data.ranking, num_genes=data.num_genes, min_spots=data.min_spots,
+            include=gene_names_of(data.include_genes) if data.include_genes else (), moments=moments,
+        )  # fmt: skip
+    if data.include_genes:
+        raise ValueError(
+            "--vocabulary names all genes that are read, --include_genes adds to those chosen here. Give one."
+        )
+    from ..data.vocabulary_file import read_vocabulary
 
     return read_vocabulary(data.vocabulary, study.gene_names, list(study.genes["gene_id"]), train_slides)
 

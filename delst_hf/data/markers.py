@@ -1,0 +1,41 @@
+"""Well-known markers by tissue: a reminder of what a vocabulary may lack, not a reference.
+
+Markers of cell types that pathologists name, as in textbooks of histology and on proteinatlas.org; human symbols, compared in
+any case. Beside those of a tissue stand markers of stroma, vessels, immune cells and proliferation, which every tissue has.
+"""
+
+from collections.abc import Iterable, Sequence
+
+_EVERYWHERE = ("COL1A1", "VIM", "ACTA2", "PECAM1", "PTPRC", "CD3E", "MS4A1", "CD68", "MKI67")
+MARKERS = {
+    "breast": ("ERBB2", "ESR1", "PGR", "EPCAM", "KRT19", "KRT5", "GATA3"),
+    "brain": ("GFAP", "SNAP25", "SLC17A7", "GAD1", "MBP", "PLP1", "AIF1", "OLIG2"),
+    "olfactory bulb": ("PENK", "TH", "GAD1", "SLC17A7", "MBP", "GFAP"),
+    "colon": ("EPCAM", "KRT20", "CDX2", "MUC2", "LGR5", "CHGA"),
+    "liver": ("ALB", "APOA1", "CYP2E1", "KRT19", "GPC3"),
+    "lung": ("EPCAM", "NKX2-1", "SFTPC", "AGER", "SCGB1A1", "TP63"),
+    "kidney": ("NPHS2", "LRP2", "UMOD", "AQP2", "CA9"),
+    "prostate": ("KLK3", "AR", "NKX3-1", "KRT5", "AMACR"),
+    "skin": ("KRT5", "KRT10", "KRT14", "MLANA", "PMEL"),
+    "lymph": ("CD19", "CD8A", "CD4", "BCL6", "MZB1"),
+    "ovar": ("PAX8", "WT1", "MUC16", "EPCAM"),
+    "pancrea": ("PRSS1", "INS", "GCG", "KRT19"),
+    "heart": ("MYH6", "MYH7", "TNNT2", "DES"),
+}
+
+
+def absent_markers(tissues: Iterable[str], vocabulary: Sequence[str]) -> dict[str, list[str]]:
+    """Return the well-known markers of each tissue that a vocabulary lacks; a tissue that is not in the table is left out.
+
+    Args:
+        tissues: As the slides table has them: "breast cancer" has the markers of breast.
+        vocabulary: Names of genes.
+
+    >>> absent_markers(["breast cancer"], ["ERBB2", "ESR1", "PGR", "EPCAM", "KRT19", "KRT5", "GATA3", *_EVERYWHERE[:-1]])
+    {'breast': ['MKI67']}
+    """
+    known = {name.casefold() for name in vocabulary}
+    found = {}
+    for tissue in sorted({name for text in tissues for name in MARKERS if name in text.casefold()}):
+        found[tissue] = [name for name in (*MARKERS[tissue], *_EVERYWHERE) if name.casefold() not in known]
+    return found
