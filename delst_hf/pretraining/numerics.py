@@ -18,7 +18,7 @@ def why_not_finite(trainer: Any, sums: Mapping[str, Any], grad_norm: Any) -> str
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     numbers = {name: float(sums[name]) / sums["batches"] for name in TERMS if name in sums}
     numbers["gradient norm"] = float("nan" if grad_norm is None else grad_norm)
-    numbers |= {name: float(getattr(model, name)) for name in SCALARS}
+    numbers |= {name: getattr(model, name).item() for name in SCALARS}
     named = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     vision = args.learning_rate if args.vision_learning_rate is None else args.vision_learning_rate
     return (
