@@ -123,7 +123,8 @@ class TestRidge:
         features, targets, _ = planted(num_columns=num_columns)
         scaler = StandardScaler().fit(features[:100])
         alphas = np.array([1.0, 30.0, 1e4])
-        predictions = expression._ridge_predictions(features[:100], targets[:100], features[100:], alphas)
+        decomposition = expression._Decomposition.of(features[:100], features[100:], floor=0.0)
+        predictions = decomposition.predict(targets[:100], alphas)
         for alpha, predicted in zip(alphas, predictions, strict=True):
             oracle = Ridge(alpha=alpha).fit(scaler.transform(features[:100]), targets[:100])
             np.testing.assert_allclose(predicted, oracle.predict(scaler.transform(features[100:])), atol=1e-6)

@@ -64,7 +64,7 @@ def _common(
     sides = [record.get("expression") or {} for record in (first, second)]
     if all(sides) and sides[0]["genes"] == sides[1]["genes"] and sides[0]["groups"] == sides[1]["groups"]:
         measured, groups = np.array(sides[0]["measured"]), np.array(sides[0]["groups"])
-        pair = tuple(pearson_statistic(np.array(side["predicted"]), measured, groups) for side in sides)
+        pair = tuple(pearson_statistic(np.array(side["predicted"], dtype=float), measured, groups) for side in sides)
         name = f"{protocol(sides[0]['protocol']).title_of(sides[0]['variant'])}:{sides[0]['arm']}"
         yield name, "pearson_mean", np.ones(len(measured), dtype=bool), pair
 

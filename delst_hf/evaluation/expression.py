@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from .preparation import MAX_INNER_FOLDS, FlooredScaler, finite_matrix, group_folds, group_names
+from .preparation import (
+    MAX_INNER_FOLDS,
+    SCALE_FLOOR,
+    SCALE_FLOORS,
+    FlooredScaler,
+    finite_matrix,
+    group_folds,
+    group_names,
+)
 
 RIDGE_ALPHAS: tuple[float, ...] = tuple(float(alpha) for alpha in np.logspace(-1, 6, 15))
 
@@ -20,6 +28,7 @@ class RidgePrediction:
     Attributes:
         predicted: (test rows, genes) in the unit of the training targets.
         alpha: the penalty chosen on the training groups.
+        floor: the floor of the feature scales, chosen likewise (see `preparation.FlooredScaler`); 0 is plain standardisation.
         alphas: (alphas,) the penalties tried, ascending.
         validation_pearson: (alphas,) mean gene-wise Pearson on the left-out training groups; higher is better.
         num_folds: folds behind `validation_pearson`.
@@ -27,6 +36,7 @@ class RidgePrediction:
 
     predicted: np.ndarray
     alpha: float
+    floor: float
     alphas: np.ndarray
     validation_pearson: np.ndarray
     num_folds: int
@@ -92,14 +102,82 @@ def gene_pearson(predicted: ArrayLike, measured: ArrayLike) -> np.ndarray:
     return np.where(second_constant, np.nan, correlation)
 
 
+class RidgeReadout:
+    """Ridge regressions from one set of features, decomposed once for any number of targets and penalties.
+
+    Args:
+        train_features: (train rows, columns).
+        test_features: (test rows, columns).
+        train_groups: (train rows,) the slide or patient of each row.
+        floor: Of the feature scales (see `preparation.FlooredScaler`).
+
+    Raises:
+        ValueError: If shapes do not match or a value is not finite.
+    """
+
+    def __init__(
+        self,
+        train_features: ArrayLike,
+        test_features: ArrayLike,
+        train_groups: Sequence[Any] | np.ndarray,
+        floor: float = SCALE_FLOOR,
+    ):
+        features, unseen = (
+            finite_matrix(train_features, "train_features"),
+            finite_matrix(test_features, "test_features"),
+        )
+        if features.shape[1] != unseen.shape[1]:
+            raise ValueError(
+                f"train_features {features.shape} and test_features {unseen.shape} do not match; give both features the same "
+                "columns."
+            )
+        names = group_names(train_groups, len(features), "train_groups")
+        self.floor, self.num_rows = floor, len(features)
+        self._folds = [
+            (fit, held, _Decomposition.of(features[fit], features[held], floor))
+            for fit, held in group_folds(names, MAX_INNER_FOLDS)
+        ]
+        self._whole = _Decomposition.of(features, unseen, floor)
+
+    def predict(self, train_targets: ArrayLike, alphas: Sequence[float] = RIDGE_ALPHAS) -> RidgePrediction:
+        """Predict targets of the test rows, the penalty being chosen on left-out training groups.
+
+        Raises:
+            ValueError: If targets do not match the training rows, a penalty is not positive, or no training gene varies.
+        """
+        targets, penalties = finite_matrix(train_targets, "train_targets"), _checked_alphas(alphas)
+        if len(targets) != self.num_rows:
+            raise ValueError(
+                f"train_targets {targets.shape} do not match the {self.num_rows} rows of train_features; features and targets "
+                "need the same training rows."
+            )
+        scores = np.array([_fold_scores(targets, fit, held, fold, penalties) for fit, held, fold in self._folds])
+        usable = ~np.isnan(scores).any(axis=1)
+        if not usable.any():
+            raise ValueError(
+                f"no gene of train_targets {targets.shape} varies within a left-out training group, so no alpha can be "
+                "chosen. Pass more training spots, or choose genes with most_variable_genes."
+            )
+        validation = scores[usable].mean(axis=0)
+        best = int(np.flatnonzero(validation >= validation.max() - 1e-12)[-1])
+        predicted = self._whole.predict(targets, penalties[best : best + 1])[0]
+        return RidgePrediction(predicted, float(penalties[best]), self.floor, penalties, validation, int(usable.sum()))
+
+
+def best_floor(predictions: Sequence[RidgePrediction]) -> RidgePrediction:
+    """Return the prediction of the floor that is best on left-out training groups; the first on a tie."""
+    return max(predictions, key=lambda prediction: float(prediction.validation_pearson.max()))
+
+
 def ridge_prediction(
     train_features: ArrayLike,
     train_targets: ArrayLike,
     test_features: ArrayLike,
     train_groups: Sequence[Any] | np.ndarray,
     alphas: Sequence[float] = RIDGE_ALPHAS,
+    floors: Sequence[float] = SCALE_FLOORS,
 ) -> RidgePrediction:
-    """Predict expression by ridge regression on standardised features, the penalty chosen on training groups alone.
+    """Predict expression by ridge regression on standardised features, penalty and floor chosen on training groups alone.
 
     The scaler and the mean of the targets are fitted anew in each fold. The penalty alpha in
     |Y - X W|^2 + alpha |W|^2 is the one of the highest mean gene-wise Pearson on left-out groups (five at most, or
@@ -111,30 +189,19 @@ def ridge_prediction(
         test_features: (test rows, columns).
         train_groups: (train rows,) the slide or patient of each row.
         alphas: positive penalties to choose from.
+        floors: floors of the feature scales to choose from; 0 is plain standardisation.
 
     Raises:
-        ValueError: if shapes do not match, a value is not finite, a penalty is not positive, or no training gene varies.
+        ValueError: If shapes do not match, a value is not finite, a penalty is not positive, or no training gene varies.
+
+    Example:
+        >>> features = np.arange(40.0).reshape(20, 2) % 7
+        >>> fitted = ridge_prediction(features[:15], 3 * features[:15, :1], features[15:], ["a"] * 15)
+        >>> fitted.predicted.shape
+        (5, 1)
     """
-    features, targets = finite_matrix(train_features, "train_features"), finite_matrix(train_targets, "train_targets")
-    unseen = finite_matrix(test_features, "test_features")
-    if len(features) != len(targets) or features.shape[1] != unseen.shape[1]:
-        raise ValueError(
-            f"train_features {features.shape}, train_targets {targets.shape} and test_features {unseen.shape} do not "
-            "match; features and targets need the same training rows, and both features the same columns."
-        )
-    penalties = _checked_alphas(alphas)
-    folds = group_folds(group_names(train_groups, len(features), "train_groups"), MAX_INNER_FOLDS)
-    scores = np.array([_fold_scores(features, targets, fit, held, penalties) for fit, held in folds])
-    usable = ~np.isnan(scores).any(axis=1)
-    if not usable.any():
-        raise ValueError(
-            f"no gene of train_targets {targets.shape} varies within a left-out training group, so no alpha can be "
-            "chosen. Pass more training spots, or choose genes with most_variable_genes."
-        )
-    validation = scores[usable].mean(axis=0)
-    best = int(np.flatnonzero(validation >= validation.max() - 1e-12)[-1])
-    predicted = _ridge_predictions(features, targets, unseen, penalties[best : best + 1])[0]
-    return RidgePrediction(predicted, float(penalties[best]), penalties, validation, int(usable.sum()))
+    readouts = [RidgeReadout(train_features, test_features, train_groups, floor) for floor in floors]
+    return best_floor([readout.predict(train_targets, alphas) for readout in readouts])
 
 
 def expression_prediction(
@@ -144,24 +211,25 @@ def expression_prediction(
     test_targets: ArrayLike,
     train_groups: Sequence[Any] | np.ndarray,
     alphas: Sequence[float] = RIDGE_ALPHAS,
+    floors: Sequence[float] = SCALE_FLOORS,
 ) -> dict[str, float]:
     """Score features by the expression that `ridge_prediction` reads out of them on unseen spots.
 
     Args:
-        train_features, train_targets, test_features, train_groups, alphas: as in `ridge_prediction`.
+        train_features, train_targets, test_features, train_groups, alphas, floors: as in `ridge_prediction`.
         test_targets: (test rows, genes) in the unit and gene order of `train_targets`.
 
     Returns:
         pearson_mean and pearson_median: over the genes that vary on the test rows, pooled over these rows; 1 is
         perfect and 0 is chance. validation_pearson: the same on left-out training groups, at the chosen alpha.
-        alpha; alpha_at_edge: 1.0 when alpha is the smallest or largest tried, so that a wider grid might do better.
+        alpha; floor; alpha_at_edge: 1.0 when alpha is the smallest or largest tried, so that a wider grid might do better.
         num_genes, num_constant_genes (constant on the test rows, left out of the means), num_constant_predictions
         (scored 0.0), num_train, num_test, num_folds.
 
     Raises:
         ValueError: as `ridge_prediction`, or if every gene is constant on the test rows.
     """
-    prediction = ridge_prediction(train_features, train_targets, test_features, train_groups, alphas)
+    prediction = ridge_prediction(train_features, train_targets, test_features, train_groups, alphas, floors)
     measured = finite_matrix(test_targets, "test_targets")
     correlation = gene_pearson(prediction.predicted, measured)
     scored = ~np.isnan(correlation)
@@ -176,6 +244,7 @@ def expression_prediction(
         "pearson_median": float(np.median(correlation[scored])),
         "validation_pearson": float(prediction.validation_pearson[chosen][0]),
         "alpha": prediction.alpha,
+        "floor": prediction.floor,
         "alpha_at_edge": float(len(chosen) > 1 and bool(chosen[0] or chosen[-1])),
         "num_genes": float(len(scored)),
         "num_constant_genes": float((~scored).sum()),
@@ -187,38 +256,52 @@ def expression_prediction(
 
 
 def _fold_scores(
-    features: np.ndarray, targets: np.ndarray, fit: np.ndarray, held: np.ndarray, alphas: np.ndarray
+    targets: np.ndarray, fit: np.ndarray, held: np.ndarray, fold: "_Decomposition", alphas: np.ndarray
 ) -> np.ndarray:
     """Mean gene-wise Pearson (alphas,) on the rows `held` after fitting on `fit`; NaN where no gene varies."""
     scored = ~_constant_columns(targets[held])
     if not scored.any():
         return np.full(len(alphas), np.nan)
-    predictions = _ridge_predictions(features[fit], targets[fit][:, scored], features[held], alphas)
+    predictions = fold.predict(targets[fit][:, scored], alphas)
     return np.array([gene_pearson(predicted, targets[held][:, scored]).mean() for predicted in predictions])
 
 
-def _ridge_predictions(
-    features: np.ndarray, targets: np.ndarray, unseen: np.ndarray, alphas: np.ndarray
-) -> list[np.ndarray]:
-    """Predictions (unseen rows, genes) of one ridge regression per alpha, from one eigendecomposition.
+@dataclass(frozen=True)
+class _Decomposition:
+    """One eigendecomposition that serves every target and every penalty.
 
     With X standardised (rows, columns), Y centred and Z the unseen rows,
         X'X = V L V'   gives   Z W = (Z V) (L + alpha)^-1 (V' X' Y)          (columns x columns: the primal)
         X X' = U L U'  gives   Z W = (Z X' U) (L + alpha)^-1 (U' Y)          (rows x rows: the dual)
     Both hold for every alpha > 0; the smaller matrix is the one decomposed.
+
+    Attributes:
+        left: Z V or Z X' U (unseen rows, eigenvalues).
+        eigenvalues: L (eigenvalues,).
+        right: V' X' or U' (eigenvalues, rows).
     """
-    scaler = FlooredScaler.fit(features)
-    inputs, queries = scaler.transform(features), scaler.transform(unseen)
-    target_mean = targets.mean(axis=0)
-    centred = targets - target_mean
-    if inputs.shape[1] <= inputs.shape[0]:
-        eigenvalues, vectors = np.linalg.eigh(inputs.T @ inputs)
-        left, right = queries @ vectors, vectors.T @ (inputs.T @ centred)
-    else:
-        eigenvalues, vectors = np.linalg.eigh(inputs @ inputs.T)
-        left, right = (queries @ inputs.T) @ vectors, vectors.T @ centred
-    eigenvalues = np.maximum(eigenvalues, 0.0)  # rounding may leave the zero ones slightly negative
-    return [(left / (eigenvalues + alpha)) @ right + target_mean for alpha in alphas]
+
+    left: np.ndarray
+    eigenvalues: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, unseen: np.ndarray, floor: float) -> "_Decomposition":
+        scaler = FlooredScaler.fit(features, floor)
+        inputs, queries = scaler.transform(features), scaler.transform(unseen)
+        if inputs.shape[1] <= inputs.shape[0]:
+            eigenvalues, vectors = np.linalg.eigh(inputs.T @ inputs)
+            left, right = queries @ vectors, vectors.T @ inputs.T
+        else:
+            eigenvalues, vectors = np.linalg.eigh(inputs @ inputs.T)
+            left, right = (queries @ inputs.T) @ vectors, vectors.T
+        return cls(left, np.maximum(eigenvalues, 0.0), right)  # rounding may leave the zero ones slightly negative
+
+    def predict(self, targets: np.ndarray, alphas: np.ndarray) -> list[np.ndarray]:
+        """Predictions (unseen rows, genes), one per alpha."""
+        mean = targets.mean(axis=0)
+        projected = self.right @ (targets - mean)
+        return [(self.left / (self.eigenvalues + alpha)) @ projected + mean for alpha in alphas]
 
 
 def _constant_columns(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ here the caller passes the rows of whole slides, and alpha is chosen by leaving 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,15 @@ from numpy.typing import ArrayLike
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import f1_score, recall_score
 
-from .preparation import MAX_INNER_FOLDS, FlooredScaler, finite_matrix, group_folds, group_names, missing_rows
+from .preparation import (
+    MAX_INNER_FOLDS,
+    FlooredScaler,
+    finite_matrix,
+    group_folds,
+    group_names,
+    missing_rows,
+    rotated,
+)
 
 PROBE_ALPHAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 # Choosing alpha repeats every fit for every fold; two seeds steady that choice at 2/5 of the cost.
@@ -60,8 +69,82 @@ def linear_probe(
             has a label, or alphas or seeds are not usable.
         TypeError: if a label is neither a string nor missing.
     """
+    fitted = fit_probe(train_features, train_labels, test_features, train_groups, alphas, seeds)
+    return {**fitted.score(test_labels), "num_dropped_train": float(fitted.num_dropped)}
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A linear probe fitted on training rows, and what it answers on test rows.
+
+    Attributes:
+        answers: One array (test rows,) of labels per seed.
+        labels: (labelled training rows,) that it was fitted on.
+        alpha: The penalty chosen, and whether it is the smallest or largest of those tried.
+        at_edge: See `alpha`.
+        validation: Macro-F1 at this penalty on left-out training groups.
+        num_dropped: Training rows without a label.
+    """
+
+    answers: list[np.ndarray]
+    labels: np.ndarray
+    alpha: float
+    at_edge: bool
+    validation: float
+    num_dropped: int
+
+    def score(self, test_labels: Sequence[str | None] | np.ndarray, rows: np.ndarray | None = None) -> dict[str, float]:
+        """Score the answers on test rows, or on some of them, as `linear_probe` does.
+
+        Args:
+            test_labels: (test rows,) strings.
+            rows: bool (test rows,), those to score; None for all.
+
+        Raises:
+            ValueError: If labels differ in number from the test rows, or none of the rows has one.
+        """
+        number = len(self.answers[0])
+        chosen = np.ones(number, dtype=bool) if rows is None else np.asarray(rows, dtype=bool)
+        matrix, truth, kept = labelled_rows(
+            np.flatnonzero(chosen)[:, None], np.asarray(test_labels, dtype=object)[chosen], "test"
+        )
+        if len(truth) == 0:
+            raise ValueError(f"none of the {len(kept)} test rows has a label; test on an annotated slide.")
+        answers = [answer[matrix[:, 0].astype(int)] for answer in self.answers]
+        scores = np.array([macro_f1(truth, answer) for answer in answers])
+        recalls = np.array([macro_recall(truth, answer) for answer in answers])
+        classes, test_classes = np.unique(self.labels), np.unique(truth)
+        return {
+            "macro_f1_mean": float(scores.mean()),
+            "macro_f1_sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+            "balanced_accuracy_mean": float(recalls.mean()),
+            "balanced_accuracy_sd": float(recalls.std(ddof=1)) if len(recalls) > 1 else 0.0,
+            "majority_macro_f1": macro_f1(truth, np.full(len(truth), majority(self.labels))),
+            "chance_balanced_accuracy": 1.0 / len(test_classes),
+            "alpha": self.alpha,
+            "alpha_at_edge": float(self.at_edge),
+            "validation_macro_f1": self.validation,
+            "num_train": float(len(self.labels)),
+            "num_test": float(len(truth)),
+            "num_dropped_test": float((~kept).sum()),
+            "num_train_classes": float(len(classes)),
+            "num_test_classes": float(len(test_classes)),
+            "num_unseen_classes": float(len(np.setdiff1d(test_classes, classes))),
+            "num_seeds": float(len(scores)),
+        }
+
+
+def fit_probe(
+    train_features: ArrayLike,
+    train_labels: Sequence[str | None] | np.ndarray,
+    test_features: ArrayLike,
+    train_groups: Sequence[Any] | np.ndarray,
+    alphas: Sequence[float] = PROBE_ALPHAS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+) -> FittedProbe:
+    """Fit the probe of `linear_probe` once, for test rows of any number of slides; arguments and errors are those."""
     features, labels, kept = labelled_rows(train_features, train_labels, "train")
-    unseen, truth, kept_test = labelled_rows(test_features, test_labels, "test")
+    unseen = finite_matrix(test_features, "test_features")
     groups = group_names(train_groups, len(kept), "train_groups")[kept]
     penalties, seeds = checked_grid(alphas, seeds)
     classes = np.unique(labels)
@@ -70,37 +153,15 @@ def linear_probe(
             f"the labelled training rows hold {len(classes)} class(es): {classes.tolist()}; a probe needs at least 2. "
             "Train on slides that are annotated with more than one label."
         )
-    if len(truth) == 0:
-        raise ValueError(f"none of the {len(kept_test)} test rows has a label; test on an annotated slide.")
     if features.shape[1] != unseen.shape[1]:
         raise ValueError(
             f"train_features have {features.shape[1]} columns and test_features {unseen.shape[1]}; they must be equal. "
             "Embed both with the same model."
         )
     alpha, validation = choose_alpha(features, labels, groups, penalties, seeds[:SELECTION_SEEDS])
-    predictions = probe_predictions(features, labels, unseen, alpha, seeds)
-    scores = np.array([macro_f1(truth, predicted) for predicted in predictions])
-    recalls = np.array([macro_recall(truth, predicted) for predicted in predictions])
-    test_classes = np.unique(truth)
-    return {
-        "macro_f1_mean": float(scores.mean()),
-        "macro_f1_sd": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
-        "balanced_accuracy_mean": float(recalls.mean()),
-        "balanced_accuracy_sd": float(recalls.std(ddof=1)) if len(recalls) > 1 else 0.0,
-        "majority_macro_f1": macro_f1(truth, np.full(len(truth), majority(labels))),
-        "chance_balanced_accuracy": 1.0 / len(test_classes),
-        "alpha": alpha,
-        "alpha_at_edge": float(len(penalties) > 1 and alpha in (penalties[0], penalties[-1])),
-        "validation_macro_f1": validation,
-        "num_train": float(len(labels)),
-        "num_test": float(len(truth)),
-        "num_dropped_train": float((~kept).sum()),
-        "num_dropped_test": float((~kept_test).sum()),
-        "num_train_classes": float(len(classes)),
-        "num_test_classes": float(len(test_classes)),
-        "num_unseen_classes": float(len(np.setdiff1d(test_classes, classes))),
-        "num_seeds": float(len(seeds)),
-    }
+    answers = probe_predictions(features, labels, unseen, alpha, seeds)
+    at_edge = len(penalties) > 1 and alpha in (penalties[0], penalties[-1])
+    return FittedProbe(answers, labels, alpha, at_edge, validation, int((~kept).sum()))
 
 
 def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -124,7 +185,7 @@ def probe_predictions(
 ) -> list[np.ndarray]:
     """Labels (unseen rows,) predicted by one classifier per seed."""
     scaler = FlooredScaler.fit(features)
-    inputs, queries = scaler.transform(features), scaler.transform(unseen)
+    inputs, queries = rotated(scaler.transform(features), scaler.transform(unseen))
     predictions = []
     for seed in seeds:
         classifier = SGDClassifier(

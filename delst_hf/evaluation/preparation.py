@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 SCALE_FLOOR = 0.1
+SCALE_FLOORS = (0.0, SCALE_FLOOR)  # what a ridge chooses among, on left-out training groups
 CONTIGUOUS_FOLDS = 5
 # Left out one by one up to so many groups, several at a time beyond: for scoring, and for choosing a penalty in each fold.
 MAX_FOLDS, MAX_INNER_FOLDS = 10, 5
@@ -143,8 +144,9 @@ class FlooredScaler:
     A plain StandardScaler divides a nearly dead channel (ReLU6 networks have many) by its tiny training standard
     deviation. The same channel alive on another slide then arrives at hundreds of standard deviations and drowns the
     rest. Here no scale is below `SCALE_FLOOR` = 1/10 of the median over the channels that vary, so no channel is
-    amplified more than ten times beyond a typical one. Channels are assumed to be of comparable units. (MobileNetV2
-    features, HER2ST C2-C4 to B4: mean Pearson .154 without a floor, .163 at 1/100, .166 at 1/10, .154 at 1.)
+    amplified more than ten times beyond a typical one. Channels are assumed to be of comparable units. Whether the floor
+    helps depends on the tissue: `expression.ridge_prediction` chooses between it and none on training slides, and the
+    protocol `arms` shows both (docs/evaluation.md).
 
     Attributes:
         mean: (columns,) means of the fitting rows.
@@ -162,7 +164,8 @@ class FlooredScaler:
         # The spread of a constant column is rounding noise, which must neither set the median nor divide anything.
         varies = np.ptp(features, axis=0) > 0
         typical = float(np.median(scale[varies])) if varies.any() else 1.0
-        return cls(mean, np.maximum(scale, floor * typical))
+        # Without a floor a column that does not vary keeps the typical scale.
+        return cls(mean, np.where(varies, np.maximum(scale, floor * typical), (floor or 1.0) * typical))
 
     def transform(self, features: np.ndarray) -> np.ndarray:
         """Return `features` (rows, columns) centred and scaled as the fitting rows were."""

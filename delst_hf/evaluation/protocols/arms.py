@@ -6,10 +6,10 @@ import numpy as np
 
 from ..baselines import permutation_within
 from ..evidence import Arm, Spots
-from ..expression import expression_prediction, most_variable_genes
+from ..expression import RidgePrediction, RidgeReadout, best_floor, gene_pearson, most_variable_genes
 from ..findings import Findings
-from ..linear_probe import linear_probe
-from ..preparation import missing_rows
+from ..linear_probe import fit_probe
+from ..preparation import SCALE_FLOOR, SCALE_FLOORS, missing_rows
 from . import Protocol
 
 LEAST_SPOTS = 20  # to fit on: fewer leave nothing to choose a penalty by
@@ -27,51 +27,87 @@ def run(findings: Findings) -> None:
     genes = most_variable_genes(findings.log_expression[spots.reference], number)
     targets = findings.log_expression[:, genes].toarray()
     findings.facts["arms"] = {"genes": [spots.genes[i] for i in genes]}
-    seeds = findings.evaluation.seeds
+    scores: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for train, test in _folds(spots):
+        for arm in findings.arms.values():
+            if not arm.control:
+                _score(findings, arm, targets, train, test, scores)
     for arm in findings.arms.values():
-        _score(findings, arm, targets, seeds if arm.control else None)
-    if not any(row["protocol"] == "arms" for row in findings.rows):
+        for slide in dict.fromkeys(spots.slides[spots.test].tolist()):
+            metrics = _summary(scores.get((arm.name, slide), []))
+            if metrics:
+                number = int((spots.test & (spots.slides == slide)).sum())
+                findings.add("arms", arm.name, metrics, slide=str(slide), num_spots=number)
+    if not scores:
         raise ValueError(
             f"no test slide leaves {LEAST_SPOTS} spots of other groups to fit on, nor labels of two classes"
         )
 
 
-def _score(findings: Findings, arm: Arm, targets: np.ndarray, shuffle_seeds: Sequence[int] | None) -> None:
-    """Add one row per test slide. With `shuffle_seeds` the targets of the spots that fit are shuffled within their slide."""
-    spots = findings.spots
-    for slide in dict.fromkeys(spots.slides[spots.test].tolist()):
-        test = spots.test & (spots.slides == slide)
-        if shuffle_seeds is None:
-            scores = [_metrics(spots, features, targets, test, None) for features in arm.repeats]
-        else:
-            scores = [_metrics(spots, arm.features, targets, test, seed) for seed in shuffle_seeds]
-        metrics: dict[str, float] = {}
-        for key in scores[0]:
-            values = [score[key] for score in scores]
-            metrics[key] = float(np.mean(values))
-            if len(values) > 1:
-                metrics[f"{key}_sd"] = float(np.std(values, ddof=1))
-        if metrics:
-            findings.add("arms", arm.name, metrics, slide=str(slide), num_spots=int(test.sum()))
-
-
-def _metrics(
-    spots: Spots, features: np.ndarray, targets: np.ndarray, test: np.ndarray, shuffle_seed: int | None
-) -> dict[str, float]:
+def _folds(spots: Spots) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Masks of spots that fit and of those that are scored with this fit, of one or several slides."""
+    if not spots.test.all():
+        return [(~spots.test, spots.test)]
     names = spots.groups[0]
-    train = ~spots.test if not spots.test.all() else ~np.isin(names, names[test])
-    groups = spots.slides[train]
-    fitted, labels = targets[train], spots.labels[train]
-    if shuffle_seed is not None:
-        order = permutation_within(groups, shuffle_seed)
-        fitted, labels = fitted[order], labels[order]
+    slides_of: dict[tuple[str, ...], list[str]] = {}
+    for slide in dict.fromkeys(spots.slides.tolist()):
+        slides_of.setdefault(tuple(np.unique(names[spots.slides == slide])), []).append(slide)
+    return [(~np.isin(names, groups), np.isin(spots.slides, slides)) for groups, slides in slides_of.items()]
+
+
+def _score(
+    findings: Findings,
+    arm: Arm,
+    targets: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    scores: dict[tuple[str, str], list[dict[str, float]]],
+) -> None:
+    """Score every repeat of an arm; with the first own arm also its control: targets and labels shuffled within slides."""
+    spots, groups = findings.spots, findings.spots.slides[train]
+    control = next((each.name for each in findings.arms.values() if each.control), None)
+    for features in arm.repeats:
+        runs: list[tuple[str, np.ndarray]] = [(arm.name, np.arange(int(train.sum())))]
+        if control is not None and arm.name == findings.own[0]:
+            runs += [(control, permutation_within(groups, seed)) for seed in findings.evaluation.seeds]
+        readouts = []
+        if train.sum() >= LEAST_SPOTS:
+            parts = features[train], features[test], groups
+            readouts = [RidgeReadout(*parts, floor) for floor in SCALE_FLOORS]
+        for name, order in runs:
+            ridges = [readout.predict(targets[train][order]) for readout in readouts]
+            labels = spots.labels[train][order]
+            probe = (
+                fit_probe(features[train], labels, features[test], groups) if _enough_labels(labels, groups) else None
+            )
+            for slide in dict.fromkeys(spots.slides[test].tolist()):
+                here = spots.slides[test] == slide
+                metrics = _ridge_metrics(ridges, targets[test], here)
+                if probe is not None and not missing_rows(spots.labels[test][here]).all():
+                    of_slide = probe.score(spots.labels[test], here)
+                    metrics |= {f"probe_{key}": of_slide[key] for key in _PROBE}
+                if metrics:
+                    scores.setdefault((name, slide), []).append(metrics)
+
+
+def _ridge_metrics(ridges: Sequence[RidgePrediction], measured: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """Mean Pearson over the genes that vary on `rows`: with the floor that was best in training, and with each floor."""
+    if not ridges or not np.ptp(measured[rows], axis=0).any():
+        return {}
+    means = {ridge.floor: float(np.nanmean(gene_pearson(ridge.predicted[rows], measured[rows]))) for ridge in ridges}
+    best = best_floor(ridges)
+    metrics = {"pearson_mean": means[best.floor], "ridge_alpha": best.alpha, "ridge_floor": best.floor}
+    return metrics | {"pearson_plain": means[0.0], "pearson_floored": means[SCALE_FLOOR]}
+
+
+def _summary(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over repeats, and their standard deviation where there are several."""
     metrics: dict[str, float] = {}
-    if train.sum() >= LEAST_SPOTS and np.ptp(targets[test], axis=0).any():
-        ridge = expression_prediction(features[train], fitted, features[test], targets[test], groups)
-        metrics = {"pearson_mean": ridge["pearson_mean"], "ridge_alpha": ridge["alpha"]}
-    if _enough_labels(labels, groups) and not missing_rows(spots.labels[test]).all():
-        probe = linear_probe(features[train], labels, features[test], spots.labels[test], groups)
-        metrics |= {f"probe_{key}": probe[key] for key in _PROBE}
+    for key in scores[0] if scores else ():
+        values = [score[key] for score in scores]
+        metrics[key] = float(np.mean(values))
+        if len(values) > 1:
+            metrics[f"{key}_sd"] = float(np.std(values, ddof=1))
     return metrics
 
 
@@ -92,10 +128,11 @@ PROTOCOL = Protocol(
     title="Arms and their baselines, slide by slide",
     headline="pearson_mean",
     also=("probe_macro_f1_mean",),
-    shown=("probe_majority_macro_f1",),
+    shown=("pearson_plain", "pearson_floored", "probe_majority_macro_f1"),
     chance={"pearson_mean": 0.0, "probe_macro_f1_mean": "probe_majority_macro_f1"},
     note="Mean gene-wise Pearson of a ridge from frozen features, and macro-F1 of a linear probe on labels, both fitted on the "
-    "training slides, or on other groups where there are none. ± is the standard deviation over random networks, shuffles, or "
-    "seeds of the probe.",
+    "training slides, or on other groups where there are none. The ridge chooses on training slides whether the scales of "
+    "features have a floor; plain is without, floored is with it. ± is the standard deviation over random networks, shuffles, "
+    "or seeds of the probe.",
     cost=4.0,
 )

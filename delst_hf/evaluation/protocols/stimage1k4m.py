@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 
 from ..findings import Findings
 from ..linear_probe import PROBE_ALPHAS, labelled_rows
-from ..preparation import missing_rows
+from ..preparation import missing_rows, rotated
 from ..resampled import f1_statistic, within_slides
 from ..uncertainty import Bootstrap
 from . import Protocol
@@ -70,11 +70,12 @@ def stimage1k4m_predictions(
                 f"the training spots of split {j} hold a single class of {np.unique(truth).tolist()}; a probe needs at "
                 "least 2. Label more spots of the rare class."
             )
+        inputs, queries, others = rotated(rows[fit], rows[held], rows[chosen])
         for i, alpha in enumerate(PROBE_ALPHAS):
-            classifier = _classifier(alpha).fit(rows[fit], truth[fit])
-            answers[i, j] = classifier.predict(rows[held])
+            classifier = _classifier(alpha).fit(inputs, truth[fit])
+            answers[i, j] = classifier.predict(queries)
             test[i, j] = _f1(truth[held], answers[i, j])
-            validation[i, j] = _f1(truth[chosen], classifier.predict(rows[chosen]))
+            validation[i, j] = _f1(truth[chosen], classifier.predict(others))
     means = validation.mean(axis=1)
     best = int(np.flatnonzero(means == means.max())[-1])  # the alphas descend, so the last is the smallest
     scores = {
