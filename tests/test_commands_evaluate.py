@@ -66,6 +66,33 @@ def test_every_protocol_ran_on_unseen_slides(record):
     assert [row["protocol"] for row in record["skipped"]] == ["stimage1k4m"]
 
 
+def test_results_lie_in_the_checkpoint_and_end_in_plain_words(checkpoint, toy_folder, capsys):
+    """Also the advice that the refusal of seen slides prints, which must be an option that works."""
+    command = [
+        "evaluate",
+        str(checkpoint),
+        str(toy_folder),
+        "--test-slides",
+        "toy_A1",
+        "--protocols",
+        "retrieval,hierarchy",
+    ]
+    more = ["--resamples", "10", "--num-seeds", "1", "--no-baselines"]
+    assert main([*command, *more]) == 2
+    advice = re.search(r"insist with (--[a-z-]+)", capsys.readouterr().err)
+    assert advice and main([*command, *more, advice[1]]) == 0
+    printed = capsys.readouterr().out
+    results = checkpoint / "results.json"
+    assert read_results(results)["test_slides"] == ["toy_A1"] and f"Results: {results}" in printed
+    sentences = printed.strip().splitlines()[-5:]
+    for sentence, beginning in zip(
+        sentences, ("How well", "Against what", "How sure", "The hierarchy", "What to open")
+    ):
+        assert sentence.startswith(f"{beginning}: ") and sentence.endswith(".")
+    assert f"delst report {results} --output {results.with_suffix('.html')}" in sentences[-1]
+    results.unlink()
+
+
 def test_intervals_hold_their_value_and_controls_are_at_chance(record):
     intervals = [
         (row["metrics"][name], interval) for row in record["protocols"] for name, interval in row["intervals"].items()
@@ -183,6 +210,7 @@ def test_report_is_one_file_that_asks_for_nothing(report):
     for name in FIGURES:
         assert f'id="figure-{name.replace("_", "-")}"' in text, name
     assert "ours minus theirs, the same spots" in text and "figure-spread-0" in text
+    assert text.index("How well: DELST backbone scores") < text.index("<nav>")
     addresses = [part.split('"')[0] for part in text.split('href="')[1:]] + [
         p.split('"')[0] for p in text.split('src="')[1:]
     ]

@@ -81,3 +81,17 @@ def test_errors_name_the_next_step():
         spatial_domains(features, positions[:, :1], slides)
     with pytest.raises(ValueError, match="num_domains is 1; allowed is 2 to 287"):
         spatial_domains(features, positions, slides, num_domains=1)
+
+
+def test_scores_do_not_depend_on_the_scale_of_the_features():
+    """Features of 1e-21 had a Davies-Bouldin of 0, the best there is, and were clustered by chance."""
+    features, positions, slides, labels = planted()
+    expected, _ = spatial_domains(features, positions, slides, labels)
+    tiny, _ = spatial_domains(1e-21 * features, positions, slides, labels)
+    assert tiny == pytest.approx(expected) and tiny["davies_bouldin"] > 0.1
+
+
+def test_constant_features_are_refused():
+    features, positions, slides, labels = planted()
+    with pytest.raises(ValueError, match="features are constant over the 288 spots"):
+        spatial_domains(np.full_like(features, 3.7), positions, slides, labels)

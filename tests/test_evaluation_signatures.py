@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
 
 from delst_hf.evaluation.protocols.imputation import imputation_scores, impute_by_retrieval
-from delst_hf.evaluation.protocols.signatures import signature_map, signature_profile
+from delst_hf.evaluation.protocols.signatures import known_genes, signature_map, signature_profile
 from delst_hf.evaluation.resampled import region_auroc
 from delst_hf.model.lorentz import exp_map0, pairwise_distance
 
@@ -14,6 +14,14 @@ def test_profile_by_hand():
     profile = signature_profile({"B": 1.0, "C": -5.0, "X": 1.0}, ["A", "B", "C"], [1.0, 2.0, 3.0], [0.1, 0.2, 0.4])
     np.testing.assert_allclose(profile, [1.0, 2.4, 0.0])
     np.testing.assert_allclose(signature_profile(["A"], ["A", "B"], [1.0, 1.0], [1.0, 1.0], strength=3), [4.0, 1.0])
+
+
+def test_the_lesser_part_of_a_signature_does_not_pass_under_its_name():
+    her2 = ["ERBB2", "GRB7", "STARD3", "PGAP3", "MIEN1"]
+    with pytest.raises(ValueError, match="signature 'HER2': 2 of 5 genes .*Absent: STARD3, PGAP3, MIEN1"):
+        known_genes("signature 'HER2'", {"genes": her2}, ["ERBB2", "GRB7", "KRT8"])
+    assert known_genes("HER2", {"genes": her2}, ["ERBB2", "GRB7", "MIEN1"]) == "3 of 5 genes"
+    assert known_genes("cell", {"profile": dict.fromkeys(her2, 3.0)}, ["ERBB2"]) == "1 of 5 genes"
 
 
 def test_map_is_the_negative_distance_of_the_model():
@@ -72,7 +80,9 @@ def test_imputation_within_slides_is_the_mean_of_slides():
 
 
 def test_errors_name_the_next_step():
-    with pytest.raises(ValueError, match="none of the signature's 1 genes .ENSG1. is among the 2 genes"):
+    with pytest.raises(
+        ValueError, match="0 of 1 genes are among the 2 that the model reads; half of them is the least. Absent: ENSG1"
+    ):
         signature_profile(["ENSG1"], ["A", "B"], [0, 0], [1, 1])
     with pytest.raises(ValueError, match="3 scores and 2 labels"):
         region_auroc([1.0, 2.0, 3.0], ["a", "b"])

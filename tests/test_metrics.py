@@ -7,8 +7,9 @@ from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
 from transformers import EvalPrediction
 
+from delst_hf.evaluation.retrieval import retrieval
 from delst_hf.metrics import Entailment, GenePearson, RetrievalRecall
-from delst_hf.metrics.retrieval_recall.retrieval_recall import ranks_of_scores
+from delst_hf.metrics.retrieval_recall.retrieval_recall import ranks_of_scores, ties_of_scores
 
 METRICS = Path(__file__).resolve().parents[1] / "delst_hf" / "metrics"
 GENERATOR = np.random.default_rng(0)
@@ -38,6 +39,22 @@ def test_recall_by_hand_and_from_scores():
     assert found["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 8 + 1 / 2) / 4)
     scores = np.array([[3.0, 1, 2], [5, 4, 4], [1, 1, 1]])
     np.testing.assert_allclose(ranks_of_scores(scores), [1, 2.5, 2])
+
+
+def test_ties_are_scored_as_retrieval_scores_them():
+    """Every order of tied targets is equally likely: a model that scores all targets alike is at chance."""
+    alike = np.ones((100, 100))
+    facts = {"predictions": ranks_of_scores(alike), "ties": ties_of_scores(alike), "references": [100] * 100}
+    found = RetrievalRecall().compute(**facts)
+    assert found["recall@10"] == pytest.approx(0.10) and found["recall@1"] == pytest.approx(0.01)
+    scores = GENERATOR.integers(0, 4, (30, 30)).astype(float)
+    expected = retrieval(np.eye(30), np.eye(30), similarity=lambda *_: scores)
+    facts = {"predictions": ranks_of_scores(scores), "ties": ties_of_scores(scores), "references": [30] * 30}
+    found = RetrievalRecall().compute(**facts)
+    for name in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_rank", "mrr"):
+        assert found[name] == pytest.approx(expected[name]), name
+    with pytest.raises(ValueError, match="ranks lie between whole numbers where some targets tie"):
+        RetrievalRecall().compute(predictions=[50.5], references=[100])
 
 
 def test_entailment_equals_sklearns_auc_and_permuted_pairs_are_at_chance():

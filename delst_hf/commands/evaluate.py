@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs.
 
 import argparse
 import json
+import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,32 +82,54 @@ class EvaluationArguments:
     allow_seen_slides: bool = field(
         default=False, metadata={"help": "Score slides although the checkpoint was trained on them. Never report that."}
     )
-    output: str | None = field(default=None, metadata={"help": "Write the results to this JSON file."})
+    output: str | None = field(
+        default=None,
+        metadata={"help": "Write the results to this JSON file. Default: results.json in the folder of the checkpoint, else "
+                  "NAME-results.json in the current folder."},
+    )  # fmt: skip
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
-    """Evaluate, print the tables, write the JSON; all processes call it, the first one scores.
+    """Evaluate, print the tables and what they say in plain words, write the JSON; all processes call it, the first one scores.
 
     Raises:
-        ValueError: if a slide is unknown, seen in training, or an option is not one of those allowed.
-        OSError: if the output cannot be written, or another run is writing it; before the work.
+        ValueError: If a slide is unknown, seen in training, or an option is not one of those allowed.
+        OSError: If the output cannot be written, or another run is writing it; before the work.
     """
     from accelerate import PartialState
 
     from ..model.distributed import process_rank
 
     PartialState()
-    if not arguments.output or process_rank() > 0:
-        return _evaluate(arguments)
-    check_file_output(arguments.output)
-    with locked(arguments.output, "file of results"):
-        return _evaluate(arguments)
+    evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
+    output = arguments.output or default_output(arguments.model, kind)
+    if process_rank() > 0:
+        return _evaluate(arguments, evaluation, kind, output)
+    check_file_output(output)
+    with locked(output, "file of results"):
+        return _evaluate(arguments, evaluation, kind, output)
 
 
-def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
+def default_output(model: str, kind: str) -> str:
+    """Where results are kept unless told otherwise: in the folder of a checkpoint, else beside, by the name of the model.
+
+    Example:
+        >>> default_output("runs/embeddings.npz", "embeddings")
+        'embeddings-results.json'
+    """
+    from ..evaluation.results import RESULTS
+
+    if kind == "checkpoint" and Path(model).is_dir():
+        return str(Path(model) / RESULTS)
+    return f"{Path(model).stem}-{RESULTS}"
+
+
+def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", kind: str, output: str) -> dict[str, Any]:
     import transformers
 
     from ..data.study import Study
+    from ..evaluation.conclusions import conclusions
+    from ..evaluation.pictures import collect_pictures
     from ..evaluation.result_tables import format_results
     from ..evaluation.results import results_record, write_results
     from ..evaluation.run import evaluate_subject, spots_of
@@ -114,7 +137,6 @@ def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
     from ..record import find_training_record
 
     transformers.utils.logging.set_verbosity_error()
-    evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
     study = Study.load(arguments.dataset)
     # From the Hub too, or its training slides would pass for unseen ones.
     record = find_training_record(arguments.model) if kind == "checkpoint" else {}
@@ -128,20 +150,22 @@ def _evaluate(arguments: EvaluationArguments) -> dict[str, Any]:
     print(format_results(results))
     facts = {"model": arguments.model, "kind": kind, "dataset": arguments.dataset, "seeds": list(evaluation.seeds)}
     whole = results_record(results, dataset, **facts, training_log=record.get("log_history", []))
-    if arguments.output:
-        from ..evaluation.pictures import collect_pictures
-
-        whole["pictures"] = collect_pictures(arguments.dataset, study, results)
-        print(f"\nResults: {write_results(arguments.output, whole)}")
-    print(f"\nEvaluated: {arguments.model} ({kind})")
+    whole["pictures"] = collect_pictures(arguments.dataset, study, results)
+    write_results(output, whole)
+    print(f"\nEvaluated: {arguments.model} ({kind})\nResults: {output}\n")
+    report = shlex.quote(str(Path(output).with_suffix(".html")))
+    following = (
+        f"What to open: draw the report with `delst report {shlex.quote(output)} --output {report}` and open that file."
+    )
+    print("\n".join([*conclusions(whole), following]))
     return whole
 
 
 def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
-    """How to evaluate, every option checked before anything is loaded.
+    """Read how to evaluate, every option checked before anything is loaded.
 
     Raises:
-        ValueError: if an option is not one of those allowed.
+        ValueError: If an option is not one of those allowed.
     """
     from ..evaluation.evidence import SPLITS
     from ..evaluation.protocols.domains import METHODS
@@ -172,10 +196,10 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
 
 
 def kind_of(model: str) -> str:
-    """What a name stands for: "embeddings" by its suffix, else by its configuration "checkpoint" or "backbone".
+    """Tell what a name stands for: "embeddings" by its suffix, else by its configuration "checkpoint" or "backbone".
 
     Raises:
-        FileNotFoundError: if it looks like a path and nothing is there.
+        FileNotFoundError: If it looks like a path and nothing is there.
     """
     import os
 
@@ -227,7 +251,7 @@ _SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _em
 def choose_slides(
     arguments: EvaluationArguments, study: "Study", record: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """Slides to fit the probes on and slides to score; refuses test slides that the checkpoint has seen."""
+    """Choose slides to fit the probes on and slides to score; refuse test slides that the checkpoint has seen."""
     from ..pretraining.arguments import split_names
 
     trained = record.get("train_slides", [])
@@ -246,11 +270,11 @@ def choose_slides(
 
 
 def read_signatures(path: str | None) -> dict[str, Any]:
-    """Gene signatures of a JSON file.
+    """Read the gene signatures of a JSON file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a mapping of name to {"genes": ...} or {"profile": ...}.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a mapping of name to {"genes": ...} or {"profile": ...}.
     """
     if path is None:
         return {}

@@ -18,6 +18,8 @@ from ..data.study import SpotRows
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
 
+CPU_SPOTS = 8  # spots that go through the model at once where there is no accelerator
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -48,7 +50,7 @@ def embed(
         model: The model; it is put in eval mode.
         spots: Spots of a `Study`.
         collator: A `DelstCollator` without augmentation.
-        batch_size: Spots a batch.
+        batch_size: Spots per batch.
         num_workers: Worker processes of the loader.
         progress: Show a progress bar, on the first process.
 
@@ -76,6 +78,9 @@ def embed_share(
         The place of the batch's first spot among all, features, image embeddings and gene embeddings, on the CPU.
     """
     model.eval()
+    on_cpu = model.device.type == "cpu"
+    if on_cpu:  # convolutions there are half as fast with channels first
+        model.vision_model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     rank = process_rank()
     shard = _shares(len(spots))[rank]
     if not shard:  # more processes than spots
@@ -94,11 +99,12 @@ def embed_share(
         inputs = {
             key: batch[key].to(model.device, non_blocking=True) for key in ("pixel_values", "gene_values", "gene_mask")
         }
-        output = model(**(collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs))
-        features = output.vision_model_output.pooler_output
-        here = [
-            part.to("cpu", non_blocking=True) for part in (features.float(), output.image_embeds, output.gene_embeds)
-        ]
+        inputs = collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs
+        # A processor's cache holds the activations of a few patches only.
+        size = CPU_SPOTS if on_cpu else len(inputs["pixel_values"])
+        pieces = [_parts(model, inputs, slice(i, i + size)) for i in range(0, len(inputs["pixel_values"]), size)]
+        here = [torch.cat(piece).to("cpu", non_blocking=True) for piece in zip(*pieces, strict=True)]
+        features = here[0]
         arrived = torch.cuda.Event() if model.device.type == "cuda" else None
         if arrived is not None:
             arrived.record()
@@ -108,6 +114,12 @@ def embed_share(
         start += len(features)
     if earlier is not None:
         yield _arrived(*earlier)
+
+
+def _parts(model: DelstModel, inputs: dict[str, Tensor], rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, image embeddings and gene embeddings of some rows of a batch, where the model is."""
+    output = model(**{name: None if values is None else values[rows] for name, values in inputs.items()})
+    return output.vision_model_output.pooler_output.float(), output.image_embeds, output.gene_embeds
 
 
 def _arrived(start: int, parts: list[Tensor], event: Any) -> tuple[int, Tensor, Tensor, Tensor]:

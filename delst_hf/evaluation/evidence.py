@@ -170,6 +170,7 @@ class Space:
         arm: The name of the arm that its image embeddings are.
         signatures: Name -> gene embedding (dim,) of a signature or of a reference profile.
         regions: Signature name -> the label it is meant to find.
+        gene_shares: Signature name -> how many of its genes the model reads, such as "3 of 5 genes".
         mean_profile: (1, dim) gene embedding of the mean reference profile.
     """
 
@@ -185,6 +186,7 @@ class Space:
     arm: str = "DELST embedding"
     signatures: Mapping[str, np.ndarray] = field(default_factory=dict)
     regions: Mapping[str, str] = field(default_factory=dict)
+    gene_shares: Mapping[str, str] = field(default_factory=dict)
     mean_profile: np.ndarray | None = None
 
     def tangent(self, embeds: np.ndarray) -> np.ndarray:

@@ -11,17 +11,19 @@ from datasets import Dataset
 from transformers import AutoImageProcessor
 
 from ..data.collator import DelstCollator
-from ..data.study import Study
-from ..model.configuration_delst import DelstGeneConfig
+from ..data.study import SpotRows, Study
+from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
 from .baselines import colour_statistics
 from .embed import Embeddings, embed
 from .evidence import Arm, Evaluation, Signatures, Space, Spots
-from .protocols.signatures import reference_profiles
+from .protocols.signatures import known_genes, reference_profiles
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_SPOTS = 64  # patches on which the batch norms of random backbones are measured
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,33 @@ class Subject:
             ValueError: If there are signatures and no gene encoder, or no gene of a signature is in the vocabulary.
         """
         if self.encode is None or self.space is None:
-            if signatures:
-                raise ValueError(
-                    f"the signatures {', '.join(signatures)} need a gene encoder, which only a DELST checkpoint has. Leave "
-                    "--signatures out."
-                )
+            _refuse(signatures)
             return self
         profiles, regions = reference_profiles(self.vocabulary, spots, signatures)
         named = dict(zip(profiles, self.encode(np.stack(list(profiles.values()))), strict=True))
         mean = named.pop("mean profile")[None]
-        return replace(self, space=replace(self.space, signatures=named, regions=regions, mean_profile=mean))
+        shares = check_signatures(signatures, self.vocabulary, spots.genes)
+        space = replace(self.space, signatures=named, regions=regions, gene_shares=shares, mean_profile=mean)
+        return replace(self, space=space)
+
+
+def check_signatures(signatures: Signatures, vocabulary: Sequence[str], genes: Sequence[str]) -> dict[str, str]:
+    """Count the genes of each signature that the model reads and the dataset has: name -> such as "3 of 5 genes".
+
+    Raises:
+        ValueError: If fewer than half of the genes of a signature are; before anything is embedded.
+    """
+    present = set(genes)
+    readable = [name for name in vocabulary if name in present]
+    return {name: known_genes(f"signature {name!r}", signature, readable) for name, signature in signatures.items()}
+
+
+def _refuse(signatures: Signatures) -> None:
+    if signatures:
+        raise ValueError(
+            f"the signatures {', '.join(signatures)} need a gene encoder, which only a DELST checkpoint has. Leave "
+            "--signatures out."
+        )
 
 
 def checkpoint_subject(
@@ -78,8 +97,12 @@ def checkpoint_subject(
         study, dataset: The study and its spots to embed.
         evaluation: How to evaluate: seeds of the backbones with random weights, whether there are baselines, batch size.
         frozen_backbone: Hub id or folder of the backbone before training; None leaves that arm out.
+
+    Raises:
+        ValueError: If the model does not read half of the genes of a signature.
     """
-    run = _embedder(processor, study, dataset, evaluation)
+    check_signatures(evaluation.signatures, processor.feature_extractor.vocabulary, study.gene_names)
+    run = _Embedder(processor, study, dataset, evaluation)
     embeddings = run(model)
     space = checkpoint_space(model, embeddings)
     arms = [Arm(f"{space.name} backbone", [embeddings.features], own=True)]
@@ -112,6 +135,7 @@ def backbone_subject(
         name: What to call its arm.
         image_size: Patches are resized to this; None for the size of its own image processor.
     """
+    _refuse(evaluation.signatures)
     size: dict[str, Any] = {}
     if image_size is not None:
         size = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False}
@@ -122,7 +146,7 @@ def backbone_subject(
         vision, DelstGeneConfig(num_genes=1, hidden_size=8, encoder="linear")
     )
     processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=genes))
-    run = _embedder(processor, study, dataset, evaluation)
+    run = _Embedder(processor, study, dataset, evaluation)
     arms = [Arm(name, [run(model).features], own=True)]
     if evaluation.baselines:
         arms = [*_baselines(model, None, evaluation.seeds, run, dataset), *arms]
@@ -151,6 +175,7 @@ def array_subject(
     Raises:
         ValueError: If the two do not share their dimension, or a curvature is missing.
     """
+    _refuse(evaluation.signatures)
     image, gene = arrays["image"], arrays.get("gene")
     space = None
     if gene is not None:
@@ -190,33 +215,54 @@ def checkpoint_space(model: DelstModel, embeddings: Embeddings) -> Space:
     )
 
 
-def _embedder(
-    processor: DelstProcessor, study: Study, dataset: Dataset, evaluation: Evaluation
-) -> Callable[[DelstModel], Embeddings]:
-    collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+class _Embedder:
+    """Embeds the spots of an evaluation with any model."""
 
-    def run(model: DelstModel) -> Embeddings:
+    def __init__(self, processor: DelstProcessor, study: Study, dataset: Dataset, evaluation: Evaluation):
+        self.dataset, self.evaluation = dataset, evaluation
+        self.collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def __call__(self, model: DelstModel) -> Embeddings:
         if model.device.type == "cpu":
-            model.to(device=device)  # type: ignore[call-arg]
-        return embed(model, dataset, collator, evaluation.batch_size, progress=evaluation.progress)
+            model.to(device=self.device)  # type: ignore[call-arg]
+        options = self.evaluation
+        return embed(model, self.dataset, self.collator, options.batch_size, progress=options.progress)
 
-    return run
+    @torch.no_grad()
+    def random_features(self, config: DelstConfig, seed: int) -> np.ndarray:
+        """Features (spots, columns) of a backbone with random weights.
+
+        The running statistics of its batch norms are measured on some patches first. Untouched they are 0 and 1, the signal
+        shrinks from layer to layer, and features of a scale of 1e-21 are no baseline for anything.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = DelstModel(config).to(device=self.device)  # type: ignore[call-arg]
+        norms = [
+            each for each in model.vision_model.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)
+        ]
+        if norms:
+            some = np.unique(np.linspace(0, len(self.dataset) - 1, CALIBRATION_SPOTS).astype(int))
+            pixels = self.collator(SpotRows(self.dataset).__getitems__(some.tolist()))["pixel_values"]
+            model.eval()
+            for each in norms:
+                each.reset_running_stats()
+                each.momentum = None  # the plain mean over batches, of which there is one
+                each.train()
+            model.vision_model(pixels.to(self.device))
+        return self(model).features
 
 
 def _baselines(
     model: DelstModel,
     frozen_backbone: str | None,
     seeds: Sequence[int],
-    run: Callable[[DelstModel], Embeddings],
+    run: _Embedder,
     dataset: Dataset,
 ) -> list[Arm]:
     """Colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
-    random = []
-    for seed in seeds:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            random.append(run(DelstModel(model.config)).features)
+    random = [run.random_features(model.config, seed) for seed in seeds]
     baselines = [Arm("colour statistics", [_colours(dataset)]), Arm("random-init backbone", random)]
     if frozen_backbone is not None:
         try:

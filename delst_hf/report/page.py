@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..atomic import check_file_output, write_text
 from ..evaluation.comparison import compare_results
+from ..evaluation.conclusions import conclusions
 from ..evaluation.pictures import encode
 from ..evaluation.result_tables import comparison_table, results_tables, skipped_table
 from ..evaluation.tables import Table, between
@@ -64,7 +65,12 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
     record = records[0]
     pictures = list(report_pictures(record))
     spread = list(spread_pictures(records, names)) if len(records) > 1 else []
-    parts = [_head(record, names[0]), "<nav>" + "".join(_link(picture) for picture in [*spread, *pictures]) + "</nav>"]
+    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in conclusions(record))
+    parts = [
+        _head(record, names[0]),
+        f"<ul id='conclusions'>{sentences}</ul>",
+        "<nav>" + "".join(_link(picture) for picture in [*spread, *pictures]) + "</nav>",
+    ]
     if len(records) > 1:
         parts += ["<h2 id='runs'>Models over runs</h2>", *(_figure(picture) for picture in spread)]
         parts.append(_paired_models(records, names))

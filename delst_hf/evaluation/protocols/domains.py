@@ -65,10 +65,10 @@ def spatial_domains(
         STimage-1K4M scores embeddings.
 
     Raises:
-        ValueError: if an option is not one of those allowed, or rows do not match.
-        ImportError: if Leiden is asked for and not installed.
+        ValueError: If an option is not one of those allowed, rows do not match, or the features are constant.
+        ImportError: If Leiden is asked for and not installed.
     """
-    rows, xy = finite_matrix(features, "features"), finite_matrix(positions, "positions")
+    rows, xy = _standardised(features), finite_matrix(positions, "positions")
     if xy.shape != (len(rows), 2):
         raise ValueError(
             f"positions have the shape {xy.shape}; allowed is ({len(rows)}, 2), the x and y of every spot."
@@ -101,6 +101,27 @@ def spatial_domains(
     return result, domains.astype(np.int64)
 
 
+def _standardised(features: ArrayLike) -> np.ndarray:
+    """Features brought to the mean 0 and the mean variance 1, all columns by one factor.
+
+    Clusters and their scores do not depend on that factor, but scikit-learn takes distances below 1e-8 for zero and calls
+    such clusters perfect (Davies-Bouldin 0). Columns keep their proportions, as published scores have them.
+
+    Raises:
+        ValueError: If no column varies: such features hold no clusters.
+    """
+    rows = finite_matrix(features, "features")
+    rows = rows / max(float(np.abs(rows).max()), np.finfo(float).tiny)
+    centred = rows - rows.mean(axis=0)
+    scale = float(np.sqrt((centred**2).mean()))
+    if scale <= 1e-12:
+        raise ValueError(
+            f"features are constant over the {len(rows)} spots (they vary by {scale:.1g} of their size), so nothing can be "
+            "clustered. Look for the cause: a model that collapsed, or an array of one value."
+        )
+    return centred / scale
+
+
 def domain_statistics(
     features: np.ndarray,
     positions: np.ndarray,
@@ -109,6 +130,7 @@ def domain_statistics(
     domains: np.ndarray,
 ) -> dict[str, Statistic]:
     """The scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
+    features = _standardised(features)
     neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
     there = (neighbours >= 0).sum(axis=1)
     result: dict[str, Statistic] = {
@@ -134,7 +156,7 @@ def centred_intervals(
 
     These three are biased in resamples: copies of a spot lie in one place, so that groups look tighter and purer.
     """
-    result = {}
+    result, features = {}, _standardised(features)
     for prefix, kept, groups in _partitions(labels, domains):
         here = _restricted(bootstrap, kept)
         values = _shape_scores(features[kept], groups, prefix)

@@ -43,26 +43,61 @@ def signature_profile(
         normalised expression to the model.
 
     Raises:
-        ValueError: if no gene of the signature is among `genes`.
+        ValueError: If fewer than half of the signature's genes are among `genes`.
+
+    Example:
+        >>> signature_profile(["ERBB2"], ["ERBB2", "KRT8"], mean=[1.0, 2.0], spread=[0.5, 0.5]).tolist()
+        [2.0, 2.0]
     """
     weights = dict(signature) if isinstance(signature, Mapping) else dict.fromkeys(signature, 1.0)
-    position = {str(name): index for index, name in enumerate(genes)}
-    known = {name: weight for name, weight in weights.items() if name in position}
-    if not known:
-        raise ValueError(
-            f"none of the signature's {len(weights)} genes ({', '.join(list(weights)[:5])}) is among the {len(position)} genes "
-            "of the model. Give names of the same kind (symbol or Ensembl id), species and case."
-        )
+    known_genes("the signature", {"genes": weights}, genes)
     profile, width = np.array(mean, dtype=np.float64), np.asarray(spread, dtype=np.float64)
-    for name, weight in known.items():
-        profile[position[name]] += strength * weight * width[position[name]]
+    for index, name in enumerate(map(str, genes)):
+        if name in weights:
+            profile[index] += strength * weights[name] * width[index]
     return np.maximum(profile, 0.0)
+
+
+def known_genes(name: str, signature: Mapping[str, Any], genes: Sequence[str]) -> str:
+    """Count the genes of a signature, or of a reference profile, that a model reads.
+
+    A map drawn by the lesser part of a signature would pass under the name of the whole, so a signature needs half of its
+    genes; a reference profile, which names genes by the thousand, needs one.
+
+    Args:
+        name: What to call it in an error.
+        signature: {"genes": ...} or {"profile": ...}, as in `reference_profiles`.
+        genes: The genes that the model reads and the dataset has.
+
+    Returns:
+        Such as "3 of 5 genes".
+
+    Raises:
+        ValueError: If too few are known.
+
+    Example:
+        >>> known_genes("HER2", {"genes": ["ERBB2", "GRB7", "STARD3"]}, ["ERBB2", "GRB7", "KRT8"])
+        '2 of 3 genes'
+    """
+    wanted = list(signature.get("genes") or signature.get("profile") or ())
+    readable = set(map(str, genes))
+    absent = [gene for gene in wanted if gene not in readable]
+    number = len(wanted) - len(absent)
+    least = len(wanted) / 2 if signature.get("genes") else 1
+    if number < max(least, 1):
+        shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+        raise ValueError(
+            f"{name}: {number} of {len(wanted)} genes are among the {len(readable)} that the model reads; "
+            f"{'half of them' if signature.get('genes') else 'one'} is the least. Absent: {shown}. Give names of the same kind "
+            "(symbol or Ensembl id), species and case, leave the signature out, or train with a vocabulary that holds them."
+        )
+    return f"{number} of {len(wanted)} genes"
 
 
 def reference_profiles(
     vocabulary: Sequence[str], spots: Spots, signatures: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Everything that is to be embedded as a profile of genes.
+    """Collect everything that is to be embedded as a profile of genes.
 
     Args:
         vocabulary: (genes,) names of the genes that the model reads.
@@ -75,7 +110,7 @@ def reference_profiles(
         only from spots that are not scored. And name -> label, for those that have a label to find.
 
     Raises:
-        ValueError: if no gene of a signature is in the vocabulary.
+        ValueError: If fewer than half of the genes of a signature are in the vocabulary and the dataset.
     """
     column = {name: index for index, name in enumerate(spots.genes)}
     rows = np.flatnonzero(spots.reference)
@@ -178,7 +213,8 @@ def run(findings: Findings) -> None:
             for label, key in wanted.items()
         }
         if metrics:
-            findings.add("signatures", name, metrics, statistics, known, own=True, region=region)
+            facts: dict[str, Any] = {"region": region, "genes": space.gene_shares.get(name)}
+            findings.add("signatures", name, metrics, statistics, known, own=True, **facts)
 
 
 PROTOCOL = Protocol(

@@ -1,9 +1,12 @@
 """Recall@k of a matrix of scores or of ranks, as a module for `evaluate`."""
 
 # `evaluate` copies this file away from the package and reads its imports line by line: one a line, absolute.
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
+from scipy.special import digamma
 
 _DESCRIPTION = "Share of queries whose true target is among the first k. High is good; chance is k / pool size."
 _CITATION = ""
@@ -13,6 +16,9 @@ Args:
         seconds to pass. `delst_hf.evaluation.retrieval.retrieval_scores` makes them ("rank"); of a matrix of scores,
         `ranks_of_scores`.
     references: (queries,) size of the pool that each query was ranked against.
+    ties: (queries,) how many targets score the same as the true one, itself included; `ties_of_scores` counts them. Every order
+        of tied targets counts as equally likely, as in `delst_hf.evaluation.retrieval`, so that a model that scores all targets
+        alike comes out at chance. Without it no target is tied. After `add_batch` pass those of all batches to `compute`.
     ks: depths, (1, 5, 10) by default.
 Returns:
     recall@k and chance_recall@k for each k, median_rank, mean_rank, mrr.
@@ -32,24 +38,50 @@ class RetrievalRecall(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list, references: list, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    def _compute(
+        self, predictions: list, references: list, ties: Any = None, ks: tuple[int, ...] = (1, 5, 10)
+    ) -> dict[str, float]:
         ranks, pools = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
+        tied = np.ones(len(ranks)) if ties is None else np.asarray(ties, dtype=float)
+        above = ranks - 1 - (tied - 1) / 2
+        if (np.abs(above - np.round(above)) > 1e-6).any() or (tied < 1).any():
+            raise ValueError(
+                "ranks lie between whole numbers where some targets tie with the true one, and ties begin at 1. Pass "
+                "ties=ties_of_scores(scores) beside predictions=ranks_of_scores(scores)."
+            )
         if (ranks < 1).any() or (ranks > pools).any():
             raise ValueError(
                 f"ranks run from {ranks.min():g} to {ranks.max():g} in pools of {pools.min():g}; allowed is 1 to the pool's "
                 "size. Pass ranks that begin at 1, and the size of the pool as references."
             )
-        result = {f"recall@{k}": float((ranks <= k).mean()) for k in ks}
+        result = {f"recall@{k}": float((np.clip(k - above, 0, tied) / tied).mean()) for k in ks}
         result |= {f"chance_recall@{k}": float(np.minimum(1.0, k / pools).mean()) for k in ks}
         return result | {
             "median_rank": float(np.median(ranks)),
             "mean_rank": float(ranks.mean()),
-            "mrr": float((1 / ranks).mean()),
+            # 1/(above+1) + ... + 1/(above+tied) is a difference of two digammas.
+            "mrr": float(((digamma(above + tied + 1) - digamma(above + 1)) / tied).mean()),
         }
 
 
 def ranks_of_scores(scores: np.ndarray) -> np.ndarray:
-    """Rank (queries,) of the target of the same number in each row of scores (queries, targets), ties at their mean."""
+    """Return the rank (queries,) of the target of the same number in each row of scores (queries, targets), ties at their mean.
+
+    Example:
+        >>> ranks_of_scores(np.array([[3.0, 1.0], [2.0, 2.0]])).tolist()
+        [1.0, 1.5]
+    """
     scores = np.asarray(scores, dtype=float)
     true = np.diagonal(scores)[:, None]
     return 1 + (scores > true).sum(axis=1) + ((scores == true).sum(axis=1) - 1) / 2
+
+
+def ties_of_scores(scores: np.ndarray) -> np.ndarray:
+    """Return how many targets (queries,) score the same as the one of the same number, itself included.
+
+    Example:
+        >>> ties_of_scores(np.array([[3.0, 1.0], [2.0, 2.0]])).tolist()
+        [1, 2]
+    """
+    scores = np.asarray(scores, dtype=float)
+    return (scores == np.diagonal(scores)[:, None]).sum(axis=1)

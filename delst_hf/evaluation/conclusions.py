@@ -1,0 +1,117 @@
+"""What an evaluation found, in a few sentences for a reader who does not know the protocols."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .protocols import Protocol
+from .result_tables import name_of
+from .suite import protocols_of
+from .verdicts import Verdict, verdicts
+
+Record = Mapping[str, Any]
+# Which score speaks for a model, the first that is there: (protocol, variant).
+_SPOKESMEN = (
+    ("hest", "alpha=cv"),
+    ("hest", ""),
+    ("arms", ""),
+    ("probes", "linear"),
+    ("retrieval", ""),
+    ("domains", ""),
+)
+
+
+def conclusions(record: Record) -> list[str]:
+    """Say how well the model does, against which baseline, whether beyond its interval, and what the hierarchy shows.
+
+    Example:
+        >>> from delst_hf.evaluation.conclusions import conclusions
+        >>> conclusions({"protocols": [], "own_arms": ["ours"], "test_slides": ["B4"], "skipped": []})[0]
+        'Nothing was scored on B4; the table of what was not run says why.'
+    """
+    slides = ", ".join(record["test_slides"])
+    verdict = _spokesman(record)
+    if verdict is None:
+        return [f"Nothing was scored on {slides}; the table of what was not run says why.", _hierarchy(record)]
+    where = f" on {verdict.slide}" if verdict.slide else f" on {slides}"
+    what = f"{verdict.protocol.title_of(verdict.variant)} ({_metric(verdict.metric)})"
+    return [
+        f"How well: {verdict.arm} scores {verdict.value:.3f} in {what}{where}; {_scale(record, verdict)}.",
+        f"Against what: {_against(verdict)}",
+        f"How sure: {_how_sure(record, verdict)}",
+        f"The hierarchy: {_hierarchy(record)}",
+    ]
+
+
+def _spokesman(record: Record) -> Verdict | None:
+    """The score that speaks for the model, judged; of several slides the first."""
+    judged = verdicts(record["protocols"], record["own_arms"])
+    for name, variant in _SPOKESMEN:
+        for verdict in judged:
+            if (verdict.protocol.name, verdict.variant) == (
+                name,
+                variant,
+            ) and verdict.metric == verdict.protocol.headline:
+                return verdict
+    return judged[0] if judged else None
+
+
+def _scale(record: Record, verdict: Verdict) -> str:
+    """What chance is, where the protocol knows it."""
+    which = verdict.protocol
+    for row in record["protocols"]:
+        place = (row["protocol"], row["variant"], row.get("slide"), name_of(row))
+        if place == (which.name, verdict.variant, verdict.slide, verdict.arm):
+            chance = which.chance_of(verdict.metric, row)
+            if chance is not None:
+                return f"1 is perfect and {chance:.3g} is what an answer without skill gets"
+    return "1 is perfect"
+
+
+def _against(verdict: Verdict) -> str:
+    gain = verdict.value - verdict.rival_value
+    rival = "an answer without skill" if verdict.rival == "chance" else f"the best baseline, {verdict.rival},"
+    return (
+        f"{rival} gets {verdict.rival_value:.3f}; the model lies {abs(gain):.3f} {'above' if gain > 0 else 'below'} it."
+    )
+
+
+def _how_sure(record: Record, verdict: Verdict) -> str:
+    key = (verdict.protocol.name, verdict.variant, verdict.metric, verdict.arm, verdict.rival)
+    for each in record.get("comparisons") or []:
+        if (each["protocol"], each["variant"], each["metric"], each["first"], each["second"]) == key:
+            unit = each["unit"]
+            sure = "beyond chance" if each["low"] > 0 or each["high"] < 0 else "no difference, as this interval holds 0"
+            scope = "for these slides, not for other patients" if unit == "spots" else f"over {unit}"
+            ends = f"{each['low']:+.3f} and {each['high']:+.3f}"
+            return f"the difference lies between {ends} in 95 % of resamples, {scope}: {sure}."
+    if verdict.rival == "chance":
+        return "no baseline was scored beside it, so what was learned is not shown. Evaluate without --no-baselines."
+    return f"no interval of the difference is known here; by the spread of the baseline it is {_beyond(verdict)}."
+
+
+def _beyond(verdict: Verdict) -> str:
+    return "above it" if verdict.better else "not above it"
+
+
+def _hierarchy(record: Record) -> str:
+    row = next((row for row in record["protocols"] if row["protocol"] == "hierarchy" and not row.get("slide")), None)
+    if row is None:
+        return "none was scored; only a checkpoint with a Lorentz space has one."
+    metrics, which = row["metrics"], _protocol(record, "hierarchy")
+    inside, control, auc = metrics["in_cone_matched"], metrics["in_cone_mismatched"], metrics[which.headline]
+    depth = metrics.get("image_radius_genes_given_counts")
+    cones = "so the cones tell own from foreign" if inside > control + 0.05 else "so the cones say nothing"
+    beyond = "The radius of images follows the number of expressed genes beyond sequencing depth by"
+    radius = "" if depth is None else f" {beyond} {depth:+.2f} (0 is not at all)."
+    return (
+        f"{inside:.0%} of spots lie in their parent's cone and {control:.0%} of foreign ones, {cones}; own children fit better "
+        f"than foreign ones in {auc:.0%} of pairs (50 % is chance).{radius}"
+    )
+
+
+def _protocol(record: Record, name: str) -> Protocol:
+    return next(which for which in protocols_of(record["protocols"]) if which.name == name)
+
+
+def _metric(name: str) -> str:
+    return name.replace("_", " ")
