@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py runs/her2st/pretrain/model runs/her2st/data --test-slides C5,B4 --reference old.json
 
 --reference is a JSON of `delst evaluate` by another version on the same model, data and slides; that of 2309afe is read too.
-Two things differ from 2309afe on purpose: random-init backbones have measured batch norms, so they stand apart, and `arms` chooses
-the floor of the feature scales, so the old Pearson is compared with the floored one.
+Two things differ from 2309afe on purpose: random-init backbones have measured batch norms, so they stand apart, and `arms`
+chooses the floor of the feature scales, so the old Pearson is compared with the floored one.
 """
 
 import argparse

@@ -47,7 +47,12 @@ def colour_statistics(images: np.ndarray | Iterable[Any]) -> np.ndarray:
         squares), mean saturation (0 grey to 1), fraction of pixels that are tissue (0 to 1).
 
     Raises:
-        ValueError: if there is no image, or one is not of bytes in three channels.
+        ValueError: If there is no image, or one is not of bytes in three channels.
+
+    Example:
+        >>> white = np.full((1, 8, 8, 3), 255, dtype=np.uint8)
+        >>> colour_statistics(white)[0, :3].tolist(), colour_statistics(white)[0, -1].item()
+        ([1.0, 1.0, 1.0], 0.0)
     """
     rows = [_patch_statistics(_pixels(image, index)) for index, image in enumerate(images)]
     if not rows:
@@ -71,7 +76,11 @@ def shuffled(rows: Any, groups: Sequence[Any] | np.ndarray, seed: int) -> Any:
         A copy of `rows`, of the same type, permuted.
 
     Raises:
-        ValueError: if there is not exactly one group for each row.
+        ValueError: If there is not exactly one group for each row.
+
+    Example:
+        >>> sorted(shuffled([1, 2, 3, 4], ["a", "a", "b", "b"], seed=0)[:2])
+        [1, 2]
     """
     num_rows = rows.shape[0] if hasattr(rows, "shape") else len(rows)
     order = permutation_within(group_names(groups, num_rows, "groups"), seed)

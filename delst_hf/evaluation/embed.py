@@ -1,4 +1,4 @@
-"""Embed a dataset with a model: the one place of the evaluation that knows what a model is."""
+"""Embed a dataset with a model, each process a share of it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def embed_share(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """This process's share of `embed`, a batch at a time.
+    """Embed this process's share, a batch at a time; arguments are those of `embed`.
 
     Yields:
         The place of the batch's first spot among all, features, image embeddings and gene embeddings, on the CPU.

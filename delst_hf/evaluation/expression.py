@@ -53,7 +53,11 @@ def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
         (num_genes,) column indices, most variable first; equal variances in the order of the columns.
 
     Raises:
-        ValueError: if fewer than `num_genes` genes are there, or `values` are empty or not finite.
+        ValueError: If fewer than `num_genes` genes are there, or `values` are empty or not finite.
+
+    Example:
+        >>> most_variable_genes(np.array([[0.0, 1.0, 5.0], [1.0, 1.0, 0.0]]), num_genes=2).tolist()
+        [2, 0]
     """
     num_columns = values.shape[1] if len(values.shape) == 2 else 0
     if not 1 <= num_genes <= num_columns:
@@ -83,7 +87,11 @@ def gene_pearson(predicted: ArrayLike, measured: ArrayLike) -> np.ndarray:
         measurement is constant cannot be scored at all and gets NaN: leave it out of means and count it.
 
     Raises:
-        ValueError: if the shapes differ or a value is not finite.
+        ValueError: If the shapes differ or a value is not finite.
+
+    Example:
+        >>> gene_pearson([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]], [[2.0, 0.0], [4.0, 1.0], [6.0, 2.0]]).round(6).tolist()
+        [1.0, -1.0]
     """
     first, second = finite_matrix(predicted, "predicted"), finite_matrix(measured, "measured")
     if first.shape != second.shape:

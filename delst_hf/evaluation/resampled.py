@@ -199,18 +199,18 @@ def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray 
 
     def of(weights: np.ndarray) -> np.ndarray:
         ranks = [function(weights) for function in rank]
-        lengths = [np.sqrt((weights * each**2).sum(axis=1)) for each in ranks]
+        squares = [(weights * each**2).sum(axis=1) for each in ranks]
 
         def correlation(i: int, j: int) -> np.ndarray:
-            return _ratio((weights * ranks[i] * ranks[j]).sum(axis=1), lengths[i] * lengths[j], 0.0)
+            return _ratio((weights * ranks[i] * ranks[j]).sum(axis=1), np.sqrt(squares[i] * squares[j]), 0.0)
 
         first = correlation(0, 1)
-        defined = (weights.sum(axis=1) >= 3) & (lengths[0] > 0) & (lengths[1] > 0)
+        defined = (weights.sum(axis=1) >= 3) & (squares[0] > 0) & (squares[1] > 0)
         if given is not None:
             second, last = correlation(0, 2), correlation(1, 2)
             rest = (1 - second**2) * (1 - last**2)
             partial = np.clip((first - second * last) / np.sqrt(np.where(rest < 1e-9, 1.0, rest)), -1, 1)
-            first = np.where(lengths[2] > 0, np.where(rest < 1e-9, 0.0, partial), first)
+            first = np.where(squares[2] > 0, np.where(rest < 1e-9, 0.0, partial), first)
         return np.where(defined, first, 0.0)
 
     return Weighted(len(values), of)

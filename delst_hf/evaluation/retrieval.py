@@ -67,7 +67,12 @@ def retrieval(
         high is good. pool_size: all of them depend on it. Each is the expectation over random orders of tied targets.
 
     Raises:
-        ValueError: if the shapes differ, a value is not finite, or an option is not one of those allowed.
+        ValueError: If the shapes differ, a value is not finite, or an option is not one of those allowed.
+
+    Example:
+        >>> scores = retrieval(np.eye(4), np.eye(4), similarity="cosine", ks=(1,))
+        >>> scores["recall@1"], scores["median_rank"]
+        (1.0, 1.0)
     """
     scores = retrieval_scores(
         query_embeds,
@@ -205,7 +210,11 @@ def bidirectional_retrieval(
         and chance_median_rank.
 
     Raises:
-        ValueError: as `retrieval`.
+        ValueError: As `retrieval`.
+
+    Example:
+        >>> bidirectional_retrieval(np.eye(4), np.eye(4), "cosine")["gene_to_image_recall@1"]
+        1.0
     """
     result: dict[str, float] = {}
     directions = (("image_to_gene", image_embeds, gene_embeds), ("gene_to_image", gene_embeds, image_embeds))

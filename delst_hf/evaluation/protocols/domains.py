@@ -204,7 +204,12 @@ def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOU
 
 
 def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
-    """Share of neighbouring spots that are of the same domain; 1 is one region, the shuffled value is chance."""
+    """Return the share of neighbouring spots that are of the same domain; 1 is one region, the shuffled value is chance.
+
+    Example:
+        >>> smoothness(np.array([0, 0, 1]), np.array([[1], [0], [1]]))
+        0.6666666666666666
+    """
     return float(_same_domain(domains, neighbours).sum() / max((neighbours >= 0).sum(), 1))
 
 

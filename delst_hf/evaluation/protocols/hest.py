@@ -1,4 +1,4 @@
-"""Expression prediction as HEST-Benchmark runs it, and the variants that its users fought over, each by its name.
+"""HEST-Benchmark's expression prediction and its named variants.
 
 Source: mahmoodlab/HEST (arXiv 2406.16192), src/hest/bench/{benchmark,trainer,st_dataset}.py. For each fold: StandardScaler and
 PCA-256 fitted on training spots, float32, Ridge(solver="lsqr", alpha=100 / (d * genes), no intercept) with d the number of
@@ -190,7 +190,12 @@ def _checked_groups(
 
 
 def hest_alpha(num_columns: int, num_genes: int) -> float:
-    """The benchmark's penalty, 100 / (columns that the ridge sees * genes)."""
+    """Return the benchmark's penalty, 100 / (columns that the ridge sees * genes).
+
+    Example:
+        >>> hest_alpha(256, 50)
+        0.0078125
+    """
     return 100.0 / (num_columns * num_genes)
 
 

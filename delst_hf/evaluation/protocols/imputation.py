@@ -39,7 +39,11 @@ def impute_by_retrieval(
         (queries, genes), to be scored by `gene_pearson`.
 
     Raises:
-        ValueError: if k is not positive, or the targets differ in number.
+        ValueError: If k is not positive, or the targets differ in number.
+
+    Example:
+        >>> impute_by_retrieval([[1.0, 0.0]], np.eye(2), [[5.0], [7.0]], "cosine", k=1).tolist()
+        [[5.0]]
     """
     queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
     known = finite_matrix(target_expression, "target_expression")
@@ -62,7 +66,10 @@ def impute_by_retrieval(
 def imputation_scores(
     predicted: ArrayLike, measured: ArrayLike, slides: Sequence[Any] | np.ndarray | None = None
 ) -> dict[str, float]:
-    """Mean gene-wise Pearson of imputed expression, pooled and, with `slides`, within slide: 1 is perfect, 0 is chance."""
+    """Return the mean gene-wise Pearson of imputed expression, pooled and, with `slides`, within slide.
+
+    1 is perfect, 0 is chance.
+    """
     first, second = finite_matrix(predicted, "predicted"), finite_matrix(measured, "measured")
     scores = gene_pearson(first, second)
     result = {"imputation_pearson": float(np.nanmean(scores)), "num_genes": float((~np.isnan(scores)).sum())}
