@@ -32,25 +32,25 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
         "image" (spots, dim) and, if it is there, "gene" (spots, dim), float64.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no embeddings, spots are missing or come twice, or a value is not finite.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no embeddings, spots are missing or come twice, or a value is not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no embeddings at {path}. Give a {', '.join(SUFFIXES)} file.")
     columns = _READERS[path.suffix](path)
     rows = _rows_of(columns, spots, num_spots, path)
-    found = {}
+    arrays = {}
     for kind, names in (("image", IMAGE_NAMES), ("gene", GENE_NAMES)):
         name = next((name for name in names if name in columns), None)
         if name is not None:
-            found[kind] = finite_matrix(np.asarray(columns[name])[rows], f"{path.name}: {name}")
-    if "image" not in found:
+            arrays[kind] = finite_matrix(np.asarray(columns[name])[rows], f"{path.name}: {name}")
+    if "image" not in arrays:
         raise ValueError(
             f"{path} holds {', '.join(columns) or 'nothing'}; no array of image embeddings is among them. Call it one of "
             f"{', '.join(IMAGE_NAMES)}."
         )
-    return found
+    return arrays
 
 
 def _npy(path: Path) -> dict[str, np.ndarray]:

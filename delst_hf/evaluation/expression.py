@@ -235,7 +235,7 @@ def expression_prediction(
         (scored 0.0), num_train, num_test, num_folds.
 
     Raises:
-        ValueError: as `ridge_prediction`, or if every gene is constant on the test rows.
+        ValueError: As `ridge_prediction`, or if every gene is constant on the test rows.
     """
     prediction = ridge_prediction(train_features, train_targets, test_features, train_groups, alphas, floors)
     measured = finite_matrix(test_targets, "test_targets")

@@ -65,9 +65,9 @@ def linear_probe(
         num_dropped_train, num_dropped_test, num_train_classes, num_test_classes, num_unseen_classes, num_seeds.
 
     Raises:
-        ValueError: if shapes do not match, a feature is not finite, training has fewer than two classes, no test row
+        ValueError: If shapes do not match, a feature is not finite, training has fewer than two classes, no test row
             has a label, or alphas or seeds are not usable.
-        TypeError: if a label is neither a string nor missing.
+        TypeError: If a label is neither a string nor missing.
     """
     fitted = fit_probe(train_features, train_labels, test_features, train_groups, alphas, seeds)
     return {**fitted.score(test_labels), "num_dropped_train": float(fitted.num_dropped)}

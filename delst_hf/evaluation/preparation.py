@@ -22,7 +22,7 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
     """Return `values` as a float64 matrix (rows, columns), refused when it is empty or holds NaN or infinity.
 
     Raises:
-        ValueError: if `values` is not two-dimensional, is empty or is not finite.
+        ValueError: If `values` is not two-dimensional, is empty or is not finite.
     """
     matrix = np.asarray(values, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0:
@@ -54,7 +54,7 @@ def group_names(groups: Sequence[Any] | np.ndarray, num_rows: int, name: str) ->
     """Return the group of each row (a slide, a patient) as an array of strings (rows,).
 
     Raises:
-        ValueError: if there is not exactly one group for each row, or a group is missing.
+        ValueError: If there is not exactly one group for each row, or a group is missing.
     """
     names = list(groups)
     if len(names) != num_rows:

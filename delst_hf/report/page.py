@@ -51,7 +51,7 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
         The file.
 
     Raises:
-        ValueError: if there is no record.
+        ValueError: If there is no record.
     """
     if not records:
         raise ValueError("there are no results to report; pass at least one.")

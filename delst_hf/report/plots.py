@@ -75,7 +75,7 @@ def spatial_maps(
     their own in each panel unless `limits` are given.
 
     Raises:
-        ValueError: if a panel has not one value per spot.
+        ValueError: If a panel has not one value per spot.
     """
     places = np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
     for name, values in panels.items():
@@ -241,9 +241,9 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
     for number, (title, keys) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, number + 1)
         for key, colour, style in zip(keys, (PALETTE[4], PALETTE[5]), ("-", "--")):
-            found = [(row["epoch"], row[key]) for row in log if row.get(key) is not None and "epoch" in row]
-            if found:
-                axes.plot(*zip(*found), style, color=colour, label=key.replace("_", " "), marker=".", ms=4)
+            points = [(row["epoch"], row[key]) for row in log if row.get(key) is not None and "epoch" in row]
+            if points:
+                axes.plot(*zip(*points), style, color=colour, label=key.replace("_", " "), marker=".", ms=4)
         if title == "curvature":
             stopped = [(row["epoch"], row["curvature"]) for row in log if row.get("curvature_at_clamp")]
             if stopped:

@@ -88,7 +88,7 @@ def expression_protocol(
         num_spots.
 
     Raises:
-        ValueError: if an option is not one of those allowed, shapes differ, or there is one group only.
+        ValueError: If an option is not one of those allowed, shapes differ, or there is one group only.
     """
     _check_options(protocol=protocol, alpha=alpha, pcc=pcc)
     rows, values = finite_matrix(features, "features"), finite_matrix(targets, "targets")
@@ -218,7 +218,7 @@ def hest_genes(
         Names, in alphabetical order as in the benchmark.
 
     Raises:
-        ValueError: if fewer genes than asked for are expressed in a tenth of every slide.
+        ValueError: If fewer genes than asked for are expressed in a tenth of every slide.
     """
     dense = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts, dtype=np.float64)
     names, order = group_names(slides, len(dense), "slides"), np.argsort(np.asarray(genes, dtype=str), kind="stable")

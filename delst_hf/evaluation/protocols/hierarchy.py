@@ -323,7 +323,7 @@ def traversal(
         candidate, where the walk has left everything specific behind.
 
     Raises:
-        ValueError: if names and candidates differ in number, or steps is below 2.
+        ValueError: If names and candidates differ in number, or steps is below 2.
     """
     targets = torch.from_numpy(finite_matrix(candidates, "candidates"))
     if len(names) != len(targets) or steps < 2:

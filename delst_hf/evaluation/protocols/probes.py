@@ -75,7 +75,7 @@ def label_probe(
         there is no label to compare with or no fold; for "stimage1k4m" None throughout.
 
     Raises:
-        ValueError: if an option is not one of those allowed, or no fold can be fitted.
+        ValueError: If an option is not one of those allowed, or no fold can be fitted.
     """
     for name, value, allowed in (("protocol", protocol, PROTOCOLS), ("split", split, SPLITS), ("probe", probe, PROBES)):
         if value not in allowed:
@@ -145,7 +145,7 @@ def knn_predictions(
     """Majority label (unseen rows,) among the k nearest training rows; the first by name on a tie.
 
     Raises:
-        ValueError: if k is not positive or the geometry not known.
+        ValueError: If k is not positive or the geometry not known.
     """
     if k < 1:
         raise ValueError(f"k is {k}; allowed is 1 or more. 20 neighbours are usual.")
@@ -186,7 +186,7 @@ def prototype_predictions(
         learning_rate: of the optimiser.
 
     Raises:
-        ValueError: if the curvature is not positive.
+        ValueError: If the curvature is not positive.
     """
     curvature = _positive(curvature)
     points, queries = torch.from_numpy(features).double(), torch.from_numpy(unseen).double()

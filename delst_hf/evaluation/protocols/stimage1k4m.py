@@ -44,7 +44,7 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
         slides, for shuffled and for honest features alike.
 
     Raises:
-        ValueError: if fewer than ten spots are labelled, or a split trains on a single class.
+        ValueError: If fewer than ten spots are labelled, or a split trains on a single class.
     """
     return stimage1k4m_predictions(features, labels)[0]
 
