@@ -24,6 +24,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -226,6 +227,11 @@ def _write_in_processes(
                 for future in as_completed(futures):
                     future.result()
                     bar.update()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process was ended from outside, most often because memory ran out. Take fewer at a time (--num-proc) "
+                "and run the same command again: finished slides are taken up."
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -27,6 +27,7 @@ from .part import WRITER
 from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
 from .shards import check_shards
 from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
+from .values import labels as clean_labels
 
 logger = logging.getLogger(__name__)
 
@@ -211,14 +212,15 @@ def _place_spots(
             if plan.request is None and path.parent.name in SPLITS:
                 own = np.full(length, path.parent.name, dtype=object)
             start += length
-            labels = pq.read_table(path, columns=["label"], partitioning=None)["label"].to_pylist()
-            summary.labels.update("(none)" if label is None else label for label in labels)
+            stored = pq.read_table(path, columns=["label"], partitioning=None)["label"].to_pylist()
+            classes = clean_labels(stored)  # of folders that an older version wrote, 1.0 beside 1
+            summary.labels.update("(none)" if label is None else label for label in classes)
             summary.splits.update(own.tolist())
             goals = {
                 name: _free_path(folder / "spots" / (name if plan.is_split else ""), slide_id, len(files) > 1)
                 for name in set(own)
             }
-            if same and len(goals) == 1 and pq.read_schema(path).equals(SPOTS_SCHEMA):
+            if same and len(goals) == 1 and classes == stored and pq.read_schema(path).equals(SPOTS_SCHEMA):
                 place_file(path, goals[own[0]])
                 name = path.relative_to(part.path).as_posix()
                 if name in entries:
@@ -272,6 +274,7 @@ def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
         "gene_indices": pa.ListArray.from_arrays(offsets, pa.array(matrix.indices, pa.int32())),
         "gene_counts": pa.ListArray.from_arrays(offsets, pa.array(matrix.data, pa.int32())),
         "n_genes": pa.array(np.diff(matrix.indptr), pa.int32()),
+        "label": pa.array(clean_labels(rows["label"].to_pylist()), pa.string()),
     }
     schema = SPOTS_SCHEMA
     columns = [
