@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TOY := runs/toy
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: pretrain test lint suites clean
+.PHONY: pretrain test torture lint suites clean
 
 # torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,6 +38,11 @@ suites: $(VENV)/suites
 # Two processes, a file's tests in one: the models are tiny, more threads would only wait for each other.
 test: lint $(VENV)/suites
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Faults injected at every step: kills, full disks, flipped bits, second runs. `make test` takes some of the steps.
+torture: $(VENV)/installed
+	DELST_TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_torture_*.py tests/test_atomic.py \
+		tests/test_data_folder.py tests/test_markup.py tests/test_push_guards.py
 
 clean:
 	rm -rf $(VENV) runs

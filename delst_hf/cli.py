@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from .atomic import end_like_interrupted
 from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         when interrupted.
     """
     arguments = parse_arguments(argv)
+    end_like_interrupted()
     try:
         if arguments.delst_command not in _WITHOUT_MODELS:
             importlib.import_module(".registration", __package__)

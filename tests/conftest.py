@@ -17,6 +17,14 @@ os.environ["HF_DATASETS_CACHE"] = str(Path(_CACHE.name) / "datasets")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Faults that were injected, and how many of them held, by group."""
+    from faults import TALLY
+
+    for group, (tried, held) in TALLY.items():
+        terminalreporter.write_line(f"{group:<32} {tried:4d} tried {held:4d} held")
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder ../shared of real tissue; the test is skipped where it is absent."""

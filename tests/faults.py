@@ -1,11 +1,16 @@
 """Faults for tests: a child that is killed at its k-th file-system event, a quota on the size of files."""
 
+import errno
 import faulthandler
+import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 # What the interpreter reports before it does it; "open" counts for writing only.
 _EVENTS = (
@@ -21,12 +26,15 @@ _EVENTS = (
 )
 
 
-def run_in_child(work: Callable[[], object], *, kill_at: int | None = None, file_limit: int | None = None) -> int:
+def run_in_child(
+    work: Callable[[], object], *, kill_at: int | None = None, full_at: int | None = None, file_limit: int | None = None
+) -> int:
     """Run `work` in a fork and return its wait status; the fork never returns into the test.
 
     Args:
         work: What to run.
         kill_at: Kill the child, as by SIGKILL, right before its file-system event of this number.
+        full_at: From its file-system event of this number on, whatever takes room on the disk fails (OSError ENOSPC).
         file_limit: No file of the child may grow beyond this many bytes, as on a disk that is full (OSError EFBIG).
     """
     child = os.fork()
@@ -38,9 +46,13 @@ def run_in_child(work: Callable[[], object], *, kill_at: int | None = None, file
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
             if kill_at is not None:
-                _kill_self_at(kill_at)
+                _at_event(kill_at, lambda event: os.kill(os.getpid(), signal.SIGKILL))
+            if full_at is not None:
+                _at_event(full_at, _no_room, onwards=True)
             work()
             code = 0
+        except FileExistsError:
+            code = 3
         except BaseException as error:
             if os.environ.get("DELST_FAULTS_DEBUG"):
                 sys.__excepthook__(type(error), error, error.__traceback__)
@@ -61,16 +73,21 @@ def killed_at_every_event(work: Callable[[], object], limit: int = 500) -> Itera
     raise AssertionError(f"no end after {limit} events")
 
 
-def _kill_self_at(number: int) -> None:
+def _no_room(event: str) -> None:
+    if event not in ("os.remove", "os.rmdir", "shutil.rmtree", "os.chmod"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _at_event(number: int, act: Callable[[str], None], onwards: bool = False) -> None:
     seen = 0
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal seen
         is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if event in _EVENTS or is_write:
-            if seen == number:
-                os.kill(os.getpid(), signal.SIGKILL)
             seen += 1
+            if seen - 1 == number or (onwards and seen - 1 > number):
+                act(event)
 
     sys.addaudithook(hook)
     fsync = os.fsync
@@ -80,3 +97,62 @@ def _kill_self_at(number: int) -> None:
         fsync(descriptor)
 
     os.fsync = audited
+
+
+class FaultServer:
+    """A process that has imported a module, and forks for every run of one of its functions: quick, and free of threads.
+
+    Args:
+        module: Name of a module beside the tests.
+    """
+
+    def __init__(self, module: str):
+        tests = Path(__file__).parent
+        environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+        command = [sys.executable, "-c", f"import faults, {module}; faults.serve({module})"]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> "FaultServer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def run(self, function: str, *arguments: str, kill_at=None, full_at=None, **options) -> int:
+        """Exit status of a run: 0; 3 for a FileExistsError; 70 for another exception; negative for a signal."""
+        asked = {
+            "function": function,
+            "arguments": arguments,
+            "options": options,
+            "kill_at": kill_at,
+            "full_at": full_at,
+        }
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        while not (line := self.process.stdout.readline()).startswith("status "):
+            assert line, "the server of the faults ended"
+        return int(line.split()[1])
+
+
+def serve(module) -> None:
+    """Answer the requests of a `FaultServer` from standard input."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        work = partial(getattr(module, asked["function"]), *asked["arguments"], **asked["options"])
+        status = os.waitstatus_to_exitcode(run_in_child(work, kill_at=asked["kill_at"], full_at=asked["full_at"]))
+        print("status", status, flush=True)
+
+
+TALLY: dict[str, list[int]] = {}
+
+
+def tally(group: str, held: bool, why: str = "") -> None:
+    """Count one fault that was tried, and fail the test where it did not hold."""
+    counted = TALLY.setdefault(group, [0, 0])
+    counted[0] += 1
+    counted[1] += held
+    assert held, f"{group}: {why}"

@@ -3,12 +3,13 @@
 from .files import check_file_output, fsync, link_or_copy, write_file, write_text
 from .folders import complete_or_nothing, recover
 from .locks import BusyError, locked
-from .processes import end_with_parent
+from .processes import end_like_interrupted, end_with_parent
 
 __all__ = [
     "BusyError",
     "check_file_output",
     "complete_or_nothing",
+    "end_like_interrupted",
     "end_with_parent",
     "fsync",
     "link_or_copy",

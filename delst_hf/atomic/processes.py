@@ -28,6 +28,19 @@ def end_with_parent(parent: int) -> None:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
+def end_like_interrupted() -> None:
+    """Let SIGTERM, which the time limit of a scheduler sends, end this run as Ctrl-C does: cleaning up behind it.
+
+    To be called once by a command, in its main thread; elsewhere, or where somebody else handles the signal, nothing changes.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(f"signal {number}")
+
+
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOKS)

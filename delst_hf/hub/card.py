@@ -24,6 +24,7 @@ _FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ ]*$", re.DOTALL | re.MULTILINE)
 _HEADER_GAP = re.compile(r"^[a-z_]+: '?\{([a-z_]+)\}'?$", re.MULTILINE)
 _SCRATCH = "random weights, trained from scratch"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")  # of a head that is not pushed, the name of its folder
 
 
 def template_text() -> str:
@@ -58,7 +59,7 @@ def model_card(
     Raises:
         ValueError: If the results are of another checkpoint, or the baselines of other data.
     """
-    if not _HUB_ID.fullmatch(repo_id):
+    if not _NAME.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")
     folder = Path(folder)
     record, config = read_training_record(folder), DelstConfig.from_pretrained(folder)
