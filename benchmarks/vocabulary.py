@@ -20,7 +20,6 @@ from delst_hf.data.schema import GENES, SLIDES, SPOTS_SCHEMA
 
 METHODS = ("hvg", "spatial", "detected", "all")
 NUM_GENES, GENES_PER_SPOT, ROW_GROUP = 18_000, 500, 100
-COLUMNS = ("gene_indices", "gene_counts", "slide_id", "x", "y", "total_counts")
 CHOOSE = """
 import sys
 from delst_hf.data.study import Study
@@ -30,35 +29,48 @@ choose_genes(Study.load(sys.argv[1]), method=sys.argv[2], num_genes=100)
 
 
 def write_folder(folder: Path, num_spots: int, seed: int = 0) -> None:
-    """What a vocabulary is chosen from: a dataset folder of one slide without its images."""
+    """What a vocabulary is chosen from: a dataset folder of one slide, whose images are not read."""
     for config in ("spots", "genes", "slides"):
         (folder / config).mkdir(parents=True)
     (folder / "README.md").touch()
     blank = [""] * NUM_GENES
     genes = {"gene_id": blank, "symbol": [f"G{i}" for i in range(NUM_GENES)], "species": blank}
     pq.write_table(pa.table(genes, schema=GENES.arrow_schema), folder / "genes/genes.parquet")
-    slides = pa.schema([SLIDES.arrow_schema.field("slide_id")])
-    pq.write_table(pa.table({"slide_id": ["S"]}, schema=slides), folder / "slides/slides.parquet")
+    slide = {"slide_id": ["S"], "patient_id": ["S"], "mpp": [1.0], "measured_genes": [list(range(NUM_GENES))],
+             "split": ["train"], "patch_um": [112.0], "patch_px": [224]}  # fmt: skip
+    pq.write_table(filled(slide, SLIDES.arrow_schema, 1), folder / "slides/slides.parquet")
     rng = np.random.default_rng(seed)
-    schema = pa.schema([SPOTS_SCHEMA.field(name) for name in COLUMNS])
-    with pq.ParquetWriter(folder / "spots/S.parquet", schema) as writer:
-        for _ in range(0, num_spots, ROW_GROUP):
+    with pq.ParquetWriter(folder / "spots/S.parquet", SPOTS_SCHEMA) as writer:
+        for start in range(0, num_spots, ROW_GROUP):
             expressed = [np.unique(rng.integers(0, NUM_GENES, GENES_PER_SPOT)) for _ in range(ROW_GROUP)]
             columns = {
                 "gene_indices": expressed,
                 "gene_counts": [np.full(len(found), 2) for found in expressed],
+                "image": [{"bytes": b"none is read", "path": None}] * ROW_GROUP,
                 "slide_id": ["S"] * ROW_GROUP,
+                "patient_id": ["S"] * ROW_GROUP,
+                "barcode": [str(start + i) for i in range(ROW_GROUP)],
                 "x": rng.uniform(0, 1e4, ROW_GROUP),
                 "y": rng.uniform(0, 1e4, ROW_GROUP),
+                "n_genes": [len(found) for found in expressed],
                 "total_counts": [2 * len(found) for found in expressed],
             }
-            arrays = [pa.array(columns[name]).cast(schema.field(name).type) for name in COLUMNS]
-            writer.write_table(pa.table(arrays, schema=schema))
+            writer.write_table(filled(columns, SPOTS_SCHEMA, ROW_GROUP))
+
+
+def filled(columns: dict, schema: pa.Schema, rows: int) -> pa.Table:
+    """A table of these columns, and of nulls for the others."""
+    arrays = [
+        pa.array(columns[field.name]).cast(field.type) if field.name in columns else pa.nulls(rows, field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
 
 
 def peak(folder: Path, method: str) -> float:
     """Peak memory of choosing 100 genes, in MiB."""
-    process = subprocess.Popen([sys.executable, "-c", CHOOSE, str(folder), method])
+    cache = os.environ | {"HF_DATASETS_CACHE": str(folder.parent / "cache")}
+    process = subprocess.Popen([sys.executable, "-c", CHOOSE, str(folder), method], env=cache)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {method}")

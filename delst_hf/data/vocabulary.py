@@ -86,14 +86,21 @@ def residual_variance(batches: Iterable[scipy.sparse.csr_matrix], moments: GeneM
     clip = np.sqrt(max(moments.spots, 1))
     total, square = np.zeros_like(share), np.zeros_like(share)
     for counts in batches:
-        for start in range(0, counts.shape[0], _BLOCK):
-            block = counts[start : start + _BLOCK].toarray().astype(np.float64)
-            mean = block.sum(1, keepdims=True) * share
-            deviation = np.sqrt(mean + mean**2 / _THETA)
-            residuals = np.divide(block - mean, deviation, out=np.zeros_like(block), where=deviation > 0)
-            np.clip(residuals, -clip, clip, out=residuals)
-            total += residuals.sum(0)
-            square += (residuals**2).sum(0)
+        depth = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
+        # Where nothing was counted, all but a few per cent, the square of the residual is mu / (1 + mu / 100).
+        for start in range(0, len(depth), _BLOCK):
+            zeros = np.outer(depth[start : start + _BLOCK], share)
+            zeros /= 1 + zeros / _THETA
+            np.minimum(zeros, clip**2, out=zeros)
+            square += zeros.sum(0)
+            total -= np.sqrt(zeros, out=zeros).sum(0)
+        found = counts.tocoo()
+        mean = depth[found.row] * share[found.col]
+        zero = np.minimum(np.sqrt(mean / (1 + mean / _THETA)), clip)
+        with np.errstate(invalid="ignore"):  # a stored zero of a gene that is nowhere
+            own = np.nan_to_num(np.clip((found.data - mean) / np.sqrt(mean + mean**2 / _THETA), -clip, clip))
+        square += np.bincount(found.col, weights=own**2 - zero**2, minlength=len(share))
+        total += np.bincount(found.col, weights=own + zero, minlength=len(share))
     return np.asarray(square / max(moments.spots, 1) - (total / max(moments.spots, 1)) ** 2)
 
 
