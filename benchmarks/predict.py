@@ -1,0 +1,181 @@
+"""Rate of `delst predict` beside its two limits, its memory, and reading patches of a tiled TIFF beside other readers.
+
+    python benchmarks/predict.py MODEL --tiles 1000                 # rates; bar: 0.9 of the slower limit
+    python benchmarks/predict.py MODEL --memory 10000 40000         # peak memory at each number of tiles, a process each
+    python benchmarks/predict.py --readers                          # patches of a tiled TIFF, beside zarr and openslide
+
+The slide is made here: coloured noise of the sizes of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
+model's own size. Rates are medians of three runs, taken in turns, so that a busy machine slows all of them.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tifffile
+import torch
+
+from delst_hf.data.images import open_image
+from delst_hf.data.readers.image import read_slide_image
+
+MPP, PATCH_UM = 0.5, 56.0
+
+
+def make_slide(path: Path, tiles: int, side: int = 112) -> None:
+    """Write a tiled TIFF that has room for this many tiles beside each other."""
+    across = int(np.ceil(np.sqrt(tiles))) * side
+    across += -across % 256
+    generator = np.random.default_rng(0)
+    noise = generator.integers(-40, 40, (64, 64, 1)).repeat(8, 0).repeat(8, 1) + generator.integers(
+        -15, 15, (512, 512, 3)
+    )
+    block = np.clip(np.array([190, 120, 170]) + noise, 0, 255).astype(np.uint8)
+
+    def parts():
+        for _ in range((across // 256) ** 2):
+            top, left = generator.integers(0, 256, 2)
+            yield block[top : top + 256, left : left + 256]
+
+    tifffile.imwrite(
+        path, parts(), shape=(across, across, 3), dtype=np.uint8, tile=(256, 256), photometric="rgb", compression="jpeg",
+        resolution=(10_000 / MPP, 10_000 / MPP), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+
+
+def positions(path: Path, tiles: int, side: int = 112) -> pd.DataFrame:
+    across = open_image(path).shape[1] // side
+    places = np.arange(tiles)
+    return pd.DataFrame(
+        {"x": (places % across + 0.5) * side, "y": (places // across + 0.5) * side}, index=places.astype(str)
+    )
+
+
+def rates(model: str, tiles: int, batch_size: int, workers: int) -> dict[str, float]:
+    """Tiles per second of the whole, of the bare backbone on patches in memory, and of reading alone."""
+    from delst_hf.prediction import load_predictor
+    from delst_hf.prediction.shards import run
+    from delst_hf.prediction.source import slide_source
+    from delst_hf.prediction.stream import read_ahead
+
+    predictor = load_predictor(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        make_slide(path, tiles)
+        slide = read_slide_image(path, positions=positions(path, tiles))
+        source = slide_source(slide, PATCH_UM, predictor.patch_px)
+        some = predictor.pixel_values(source.read(list(range(batch_size))))
+        batches = -(-tiles // batch_size)
+
+        def whole(number: int) -> None:
+            target = Path(folder) / f"run{number}"
+            target.mkdir()
+            run(source, predictor, target, ("tangent", "radius", "expression"), batch_size, workers, progress=False)
+
+        @torch.no_grad()
+        def backbone(_: int) -> None:
+            for _ in range(batches):
+                predictor.model.vision_model(pixel_values=some).last_hidden_state.sum().item()
+
+        def reading(_: int) -> None:
+            for _ in read_ahead(source.read, source.order(0, tiles), batch_size, workers):
+                pass
+
+        taken: dict[str, list[float]] = {}
+        for number in range(3):
+            for name, work in (("predict", whole), ("backbone", backbone), ("reading", reading)):
+                start = time.perf_counter()
+                work(number)
+                taken.setdefault(name, []).append(time.perf_counter() - start)
+    return {name: tiles / statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def memory(model: str, tiles: int) -> float:
+    """Peak memory in MiB of `predict_slide` in a process of its own."""
+    code = (
+        "import sys, resource; from delst_hf.prediction import predict_slide, PatchChoice\n"
+        "predict_slide(*sys.argv[1:4], choice=PatchChoice(positions=sys.argv[4], patch_um=8.0), progress=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path, table = Path(folder) / "slide.tif", Path(folder) / "places.csv"
+        make_slide(path, tiles, side=16)
+        positions(path, tiles, side=16).to_csv(table, index=False)
+        command = [sys.executable, "-c", code, model, str(path), f"{folder}/out.h5ad", str(table)]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def _own(path: Path):
+    image = open_image(path)
+    return lambda y, x: image[y : y + 112, x : x + 112]
+
+
+def _zarr(path: Path):
+    import zarr
+
+    array = zarr.open(tifffile.imread(path, aszarr=True), mode="r")
+    return lambda y, x: array[y : y + 112, x : x + 112]
+
+
+def _openslide(path: Path):
+    import openslide
+
+    slide = openslide.open_slide(path)
+    return lambda y, x: np.asarray(slide.read_region((x, y), 0, (112, 112)))
+
+
+_READERS = {"delst_hf": _own, "zarr": _zarr, "openslide": _openslide}
+
+
+def _installed(name: str) -> bool:
+    found = importlib.util.find_spec(name) is not None
+    if not found:
+        print(f"{name} is not installed: left out")
+    return found
+
+
+def readers(patches: int = 2000) -> dict[str, float]:
+    """Patches per second of 112 px at random places, in order along the rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        make_slide(path, 4096)
+        image = open_image(path)
+        corners = np.random.default_rng(0).integers(0, image.shape[0] - 112, (patches, 2))
+        corners = corners[np.lexsort((corners[:, 1], corners[:, 0] // 512))]
+        ways = {name: opened for name, opened in _READERS.items() if _installed(name)}
+        taken: dict[str, list[float]] = {}
+        for _ in range(3):
+            for name, opened in ways.items():
+                read, start = opened(path), time.perf_counter()
+                for y, x in corners.tolist():
+                    read(y, x)
+                taken.setdefault(name, []).append(time.perf_counter() - start)
+    return {name: patches / statistics.median(seconds) for name, seconds in taken.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="checkpoint")
+    parser.add_argument("--tiles", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--memory", type=int, nargs="+", metavar="TILES")
+    parser.add_argument("--readers", action="store_true")
+    given = parser.parse_args()
+    if given.readers:
+        print(json.dumps({name: round(rate) for name, rate in readers().items()}))
+    elif given.memory:
+        print(json.dumps({tiles: round(memory(given.model, tiles)) for tiles in given.memory}))
+    else:
+        found = rates(given.model, given.tiles, given.batch_size, given.num_workers)
+        share = found["predict"] / min(found["backbone"], found["reading"])
+        print(
+            json.dumps({name: round(rate, 1) for name, rate in found.items()}), f"share of the slower limit {share:.2f}"
+        )
