@@ -124,7 +124,7 @@ def explain(error: BaseException) -> str:
     """Return the one line that a user reads about an error.
 
     >>> explain(FileNotFoundError(2, "No such file or directory", "slides.csv"))
-    "slides.csv: No such file or directory. Give the path of something that exists."
+    'slides.csv: No such file or directory. Give the path of something that exists.'
     """
     if is_told(error):
         # str() of a KeyError is the repr of its message.

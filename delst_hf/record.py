@@ -39,6 +39,11 @@ def hyperparameters(*parts: Any) -> dict[str, Any]:
 
     Args:
         *parts: Instances of `DataArguments`, `ModelArguments`, ``DelstTrainingArguments``.
+
+    >>> import dataclasses
+    >>> settings = dataclasses.make_dataclass("settings", [("learning_rate", float, 1e-3), ("hub_token", str, "")])
+    >>> hyperparameters(settings(learning_rate=0.1))
+    {'learning_rate': 0.1}
     """
     found = {}
     for part in parts:

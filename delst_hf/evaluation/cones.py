@@ -9,7 +9,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..model.lorentz import exterior_angle, half_aperture, radius
-from .preparation import finite_matrix
 
 
 def cone_statistics(
@@ -83,6 +82,8 @@ def hierarchy(
         The keys of `cone_statistics`; ``image_radius_level_rho`` and ``gene_radius_level_rho``, Spearman correlations in
         [-1, 1]: high means that spots of a high level lie far out. 0 where a radius or the level is constant.
     """
+    from .preparation import finite_matrix
+
     image, gene = (
         torch.from_numpy(finite_matrix(embeds, name))
         for embeds, name in ((image_embeds, "image_embeds"), (gene_embeds, "gene_embeds"))

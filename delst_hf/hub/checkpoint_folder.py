@@ -8,10 +8,8 @@ from typing import Any
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..atomic import complete_or_nothing, link_or_copy
-from ..evaluation.results import RESULTS
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
-from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, public_record
 
@@ -63,6 +61,8 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     model_class = checkpoint_class(config)
     custom_object_save(model_class.__new__(model_class), target, config)  # type: ignore[arg-type]
     config.save_pretrained(target)
+    from ..evaluation.results import RESULTS
+
     for name in (TRAINING_RECORD, RESULTS):
         if (folder / name).is_file():
             record = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -76,6 +76,8 @@ def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:
         ValueError: If it is none of this package.
     """
     name = (config.architectures or ["DelstModel"])[0]
+    from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+
     classes = (DelstModel, DelstForSpotClassification, DelstForGeneExpressionPrediction)
     found = {one.__name__: one for one in classes}.get(name)
     if found is None:

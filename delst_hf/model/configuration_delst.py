@@ -43,6 +43,9 @@ class DelstGeneConfig(PreTrainedConfig):
 
     Raises:
         ValueError: If a value is out of its range.
+
+    >>> DelstGeneConfig(encoder="linear", num_genes=200).hidden_size
+    512
     """
 
     model_type = "delst_gene"
@@ -118,6 +121,9 @@ class DelstConfig(PreTrainedConfig):
 
     Raises:
         ValueError: If a value is out of its range, or an entailment weight is set for a geometry without cones.
+
+    >>> DelstConfig(geometry="cosine").cross_entailment_weight
+    0.0
     """
 
     model_type = "delst"

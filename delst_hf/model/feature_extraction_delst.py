@@ -29,6 +29,11 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
 
     Raises:
         ValueError: If the vocabulary is empty or has duplicates.
+
+    >>> extractor = DelstGeneFeatureExtractor(["ERBB2", "KRT19", "CD3E"])
+    >>> inputs = extractor({"KRT19": 3, "ERBB2": 1, "ACTB": 6})
+    >>> inputs["gene_mask"].tolist(), inputs["level"].tolist()
+    ([[True, True, False]], [3.0])
     """
 
     model_input_names = ["gene_values", "gene_mask", "level"]

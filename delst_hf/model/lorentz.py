@@ -46,17 +46,28 @@ def time_component(x: Tensor, curvature: float | Tensor) -> Tensor:
 
     Returns:
         ``sqrt(1/c + |x|^2)``, shape (..., 1).
+
+    >>> time_component(torch.tensor([[3.0, 4.0]]), 1.0)
+    tensor([5.0990])
     """
     return (1.0 / curvature + x.square().sum(-1, keepdim=True)).sqrt()
 
 
 def rapidity(x: Tensor, curvature: float | Tensor) -> Tensor:
-    """``sqrt(c)`` times the distance of points (..., dim) to the origin, shape (...)."""
+    """``sqrt(c)`` times the distance of points (..., dim) to the origin, shape (...).
+
+    >>> rapidity(exp_map0(torch.tensor([[3.0, 4.0]]), 1.0), 1.0)
+    tensor([5.])
+    """
     return torch.asinh(_sqrt(curvature) * torch.linalg.vector_norm(x, dim=-1))
 
 
 def radius(x: Tensor, curvature: float | Tensor) -> Tensor:
-    """Hyperbolic distance of points (..., dim) to the origin, shape (...). High means specific, low means general."""
+    """Hyperbolic distance of points (..., dim) to the origin, shape (...). High means specific, low means general.
+
+    >>> radius(exp_map0(torch.tensor([[3.0, 4.0]]), 1.0), 1.0)
+    tensor([5.])
+    """
     return rapidity(x, curvature) / _sqrt(curvature)
 
 
@@ -69,6 +80,9 @@ def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
 
     Returns:
         Space parts (..., dim), their rapidity capped at `MAX_RAPIDITY` (where capped, the radial gradient is zero).
+
+    >>> exp_map0(torch.tensor([[1.0, 0.0]]), 1.0)
+    tensor([[1.1752, 0.0000]])
     """
     length = _norm(v)
     r = _sqrt(curvature) * length
@@ -84,6 +98,9 @@ def log_map0(x: Tensor, curvature: float | Tensor) -> Tensor:
 
     Returns:
         Tangent vectors at the origin (..., dim).
+
+    >>> log_map0(exp_map0(torch.tensor([[1.0, 0.0]]), 1.0), 1.0)
+    tensor([[1., 0.]])
     """
     length = _norm(x)
     return x / length * (torch.asinh(_sqrt(curvature) * length) / _sqrt(curvature))
@@ -121,6 +138,10 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
 
     Returns:
         Distances, shape (...). Zero, with zero gradient, at identical points.
+
+    >>> x, y = exp_map0(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), 1.0)
+    >>> distance(x, y, 1.0)
+    tensor(2.4460)
     """
     x_norm, y_norm = _norm(x), _norm(y)
     r_x, r_y = torch.asinh(_sqrt(curvature) * x_norm), torch.asinh(_sqrt(curvature) * y_norm)
@@ -185,6 +206,11 @@ def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor
         Distances (n, m). ``sinh^2(sqrt(c) d / 2)`` carries the rounding of the product, a few eps of the value that points
         as far apart as the batch is wide would have: this matters to pairs a hundred times closer than that and to no
         others. Pairs that float arithmetic cannot tell apart are at 0, with zero gradient.
+
+    >>> x = exp_map0(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 1.0)
+    >>> pairwise_distance(x, x, 1.0)
+    tensor([[0., 2.],
+            [2., 0.]])
     """
     left, right = haversine_factors(x, y, curvature)
     return _distance_from_haversine(left @ right.T, curvature, eps=torch.finfo(x.dtype).eps)
@@ -200,6 +226,9 @@ def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1)
 
     Returns:
         ``asin(2K / (sqrt(c)|x|))`` in (0, pi/2], shape (...). High means general: a wide cone, an apex near the origin.
+
+    >>> half_aperture(torch.tensor([[0.2, 0.0], [2.0, 0.0]]), 1.0).rad2deg()
+    tensor([90.0000,  5.7392])
     """
     scaled = _sqrt(curvature) * torch.linalg.vector_norm(x, dim=-1)
     narrow = scaled > 2.0 * min_radius
@@ -228,6 +257,10 @@ def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> 
         Angles in [0, pi], shape (...). Low means that the child lies straight behind its parent. 0, with zero gradient,
         where parent and child coincide, and for a parent at the origin, which entails everything. Zero gradient, too, for a
         parent nearer to the origin than the dtype's eps, where the true one grows beyond all bounds.
+
+    >>> parent, child, other = exp_map0(torch.tensor([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]]), 1.0)
+    >>> exterior_angle(parent, child, 1.0).rad2deg(), exterior_angle(parent, other, 1.0).rad2deg()
+    (tensor(0.), tensor(180.))
     """
     r_parent, r_child = rapidity(parent, curvature), rapidity(child, curvature)
     u_parent, u_child = _direction(parent), _direction(child)

@@ -49,6 +49,12 @@ def contrastive_loss(
 
     Raises:
         ValueError: If the two batches differ in shape, or the geometry or the chunk size is not one.
+
+    >>> x = torch.nn.functional.normalize(torch.eye(3), dim=-1)
+    >>> contrastive_loss(x, x, torch.tensor(10.0), 1.0, geometry="cosine") < contrastive_loss(
+    ...     x, x.roll(1, 0), torch.tensor(10.0), 1.0, geometry="cosine"
+    ... )
+    tensor(True)
     """
     if image_embeds.shape != gene_embeds.shape:
         raise ValueError(

@@ -127,6 +127,14 @@ class DelstModel(DelstPreTrainedModel):
     Args:
         config: The configuration.
         vision_model: A backbone that is already built; by default it is built from ``config.vision_config``.
+
+    >>> vision = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    ...           "patch_size": 8, "intermediate_size": 16}
+    >>> config = DelstConfig(vision_config=vision, gene_config={"num_genes": 5, "hidden_size": 8}, projection_dim=4)
+    >>> model = DelstModel(config).eval()
+    >>> outputs = model(pixel_values=torch.zeros(2, 3, 16, 16), gene_values=torch.rand(2, 5))
+    >>> outputs.image_embeds.shape, outputs.logits_per_image.shape
+    (torch.Size([2, 4]), torch.Size([2, 2]))
     """
 
     def __init__(self, config: DelstConfig, vision_model: PreTrainedModel | None = None):

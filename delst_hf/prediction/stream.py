@@ -24,7 +24,7 @@ def read_ahead(
     Yields:
         The positions of a batch and what `read` made of them.
 
-    >>> [(list(p), b) for p, b in read_ahead(sum, np.arange(5), batch_size=2, num_workers=1)]
+    >>> [(p.tolist(), int(b)) for p, b in read_ahead(sum, np.arange(5), batch_size=2, num_workers=1)]
     [([0, 1], 1), ([2, 3], 5), ([4], 4)]
     """
     batches = (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))

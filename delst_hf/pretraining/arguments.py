@@ -18,7 +18,11 @@ from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 
 @dataclass
 class DataArguments:
-    """Which tissue to learn from."""
+    """Which tissue to learn from.
+
+    >>> DataArguments("runs/toy/data", test_slides="toy_D1").level_key
+    'n_genes'
+    """
 
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     train_slides: str = field(
@@ -80,7 +84,11 @@ class DataArguments:
 
 
 def split_names(names: str) -> list[str]:
-    """``"C2, C3"`` -> ``["C2", "C3"]``."""
+    """``"C2, C3"`` -> ``["C2", "C3"]``.
+
+    >>> split_names("C2, C3")
+    ['C2', 'C3']
+    """
     return [name.strip() for name in names.split(",") if name.strip()]
 
 

@@ -30,6 +30,9 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
     Args:
         output_dir: Output folder of a `DelstTrainer`. Folders with other names than ``checkpoint-<number>`` do not count.
+
+    >>> last_complete_checkpoint("runs/none") is None
+    True
     """
     steps = {int(found[1]): path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")
              if (found := _NAME.fullmatch(path.parent.name))}  # fmt: skip
