@@ -168,6 +168,10 @@ class DelstModelTest(ModelTesterMixin, unittest.TestCase):
     def test_model_get_set_embeddings(self):
         pass
 
+    @skip("A checkpoint without its weights is refused, not filled up; tests/test_pretraining_faults.py has it")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
 
 class DelstHeadsTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (DelstForSpotClassification, DelstForGeneExpressionPrediction)
@@ -188,6 +192,10 @@ class DelstHeadsTest(ModelTesterMixin, unittest.TestCase):
 
     @skip("Neither pixels nor expression pass through an nn.Embedding")
     def test_model_get_set_embeddings(self):
+        pass
+
+    @skip("A checkpoint without its weights is refused, not filled up; tests/test_pretraining_faults.py has it")
+    def test_model_weights_reload_no_missing_tied_weights(self):
         pass
 
 
