@@ -90,7 +90,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
     except datasets.exceptions.DatasetGenerationError as error:
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
-            f"the spots of {folder.path} cannot be read ({said}). `delst check {folder.path} --verify` says which files are "
+            f"the spots of {folder.path} cannot be read ({said}). `delst check {folder.path}` says which files are "
             "not as they were written; if all are, look whether the disk of the cache is full (HF_DATASETS_CACHE)."
         ) from error
     spots = builder.as_dataset(split="train")

@@ -97,7 +97,7 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
 
 def _head(record: Record, name: str) -> str:
     labels = ", ".join(record.get("label_source") or []) or "none"
-    unit = record.get("interval_unit", "spots")
+    unit = html.escape(str(record.get("interval_unit", "spots")))
     fitted = f"other groups (one {record.get('split', 'group')} left out at a time)"
     if record["train_slides"]:
         fitted = f"{', '.join(record['train_slides'])} or on {fitted}"
