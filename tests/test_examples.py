@@ -103,11 +103,14 @@ def test_finetune_classifier(run, toy_checkpoint, toy_folder, tmp_path):
 
 
 def test_push_to_hub(toy_checkpoint, toy_folder, tmp_path):
-    arms = [
-        {"arm": "DELST backbone", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.2, "probe_macro_f1_mean": 0.5},
-        {"arm": "colour statistics", "slide": "toy_B1", "spots": 36, "pearson_mean": 0.3, "probe_macro_f1_mean": 0.4},
-    ]
-    (tmp_path / "results.json").write_text(json.dumps({"arms": arms, "test_slides": ["toy_B1"], "protocols": []}))
+    record = {
+        "format": "delst-results-2",
+        "test_slides": ["toy_B1"],
+        "train_slides": [],
+        "own_arms": [],
+        "protocols": [],
+    }
+    (tmp_path / "results.json").write_text(json.dumps(record | {"comparisons": [], "skipped": []}))
     script = (EXAMPLES / "push_to_hub.py").read_text()
     with HubServer() as server:
         text = run_client(server, tmp_path, script, toy_checkpoint, toy_folder, "results.json", "me/delst-toy").stdout

@@ -79,12 +79,12 @@ class SplitPlan:
             return "The one split, `train`, holds all slides: split by `slide_id` or `patient_id`, never by spot."
         if request.by == "spot":
             return (
-                f"Split by **spot** (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
+                f"Split by spot (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
                 "slide): neighbouring spots of one section are on both sides, so test figures are too good."
             )
         named = [f"{name}: {', '.join(slides)}" for name in SPLITS if (slides := self._slides(name))]
         drawn = "slides named by hand" if request.test_slides or request.validation_slides else f"seed {request.seed}"
-        return f"Split by **{request.by}** ({drawn}); no patient is in two splits. {'; '.join(named)}."
+        return f"Split by {request.by} ({drawn}); no patient is in two splits. {'; '.join(named)}."
 
     def _slides(self, split: str) -> list[str]:
         return [slide_id for slide_id, own in self.of_slide.items() if own == split]
