@@ -46,7 +46,7 @@ class _Version(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         argv: the arguments; by default those of the process.
@@ -83,7 +83,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of `delst` with all its subcommands."""
+    """Build the parser of `delst` with all its subcommands."""
     from .commands.evaluate import add_evaluate, add_report
     from .commands.predict import add_embed, add_fit, add_predict, add_reference
 
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _log_on_stderr() -> Iterator[None]:
-    """Shows the package's own messages on stderr; other libraries keep their own settings."""
+    """Show the package's own messages on stderr; other libraries keep their own settings."""
     logger, handler = logging.getLogger("delst_hf"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level

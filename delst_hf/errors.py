@@ -200,7 +200,7 @@ def _one_line(text: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """An address, or a text with addresses, without the user and the password that may stand before a host.
+    """Return an address, or a text with addresses, without the user and the password that may stand before a host.
 
     Example:
         >>> without_password("http://alice:secret@hub.example/api")

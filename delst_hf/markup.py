@@ -23,7 +23,7 @@ class Markdown(str):
 
 
 def cell(value: object) -> Markdown:
-    """A value as Markdown on one line that shows it and does nothing: fit for a cell of a table, a list or a sentence.
+    """Return a value as Markdown on one line that shows it and does nothing: fit for a cell of a table, a list or a sentence.
 
     Args:
         value: Anything; `Markdown` passes unchanged.
@@ -40,7 +40,7 @@ def cell(value: object) -> Markdown:
 
 
 def row(*cells: object) -> Markdown:
-    """A line of a Markdown table.
+    """Return a line of a Markdown table.
 
     Example:
         >>> row("toy_A1", 36)
@@ -55,7 +55,7 @@ def lines(parts: Sequence[str]) -> Markdown:
 
 
 def fenced(text: str, language: str = "") -> Markdown:
-    """A block of code whose fence is longer than any run of backticks in the text.
+    """Return a block of code whose fence is longer than any run of backticks in the text.
 
     Example:
         >>> fenced("a: 1", "yaml").splitlines()
@@ -78,7 +78,7 @@ def fill(template: str, facts: Mapping[str, object]) -> str:
 
 
 def placeholders(text: str) -> list[str]:
-    """Names of the places ``{name}`` that a text has, each once."""
+    """Return the names of the places ``{name}`` that a text has, each once."""
     return list(dict.fromkeys(_PLACEHOLDER.findall(text)))
 
 
@@ -96,7 +96,7 @@ _Dumper.add_representer(Markdown, _string)
 
 
 def yaml_header(values: Mapping[str, Any]) -> str:
-    """The header of a README: YAML between two lines ``---``, whatever the values hold.
+    """Return the header of a README: YAML between two lines ``---``, whatever the values hold.
 
     Example:
         >>> yaml_header({"license": "mit"}).splitlines()
@@ -107,7 +107,7 @@ def yaml_header(values: Mapping[str, Any]) -> str:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The YAML between the first two lines ``---`` of a README; empty where there is none.
+    """Return the YAML between the first two lines ``---`` of a README; empty where there is none.
 
     Raises:
         ValueError: If it is not YAML.

@@ -35,7 +35,7 @@ _LEFT_OUT = "<left out>"
 
 
 def hyperparameters(*parts: Any) -> dict[str, Any]:
-    """What a run was set to: every value of dataclasses that differs from its default, and all of a class's own fields.
+    """Return what a run was set to: every value of dataclasses that differs from its default, and all of a class's own fields.
 
     Args:
         *parts: Instances of `DataArguments`, `ModelArguments`, ``DelstTrainingArguments``.
@@ -132,7 +132,7 @@ def training_record(**facts: Any) -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """This machine in words: its GPUs, or its processor and the number of cores."""
+    """Return this machine in words: its GPUs, or its processor and the number of cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -147,7 +147,7 @@ def hardware() -> str:
 
 
 def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
-    """The record saved with a checkpoint, empty where there is none."""
+    """Return the record saved with a checkpoint, empty where there is none."""
     path = Path(folder) / TRAINING_RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

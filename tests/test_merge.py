@@ -123,7 +123,7 @@ def test_a_split_by_patient_is_what_load_dataset_gives(tmp_path, streaming):
     assert {row["slide_id"]: row["split"] for row in slides} == {
         name: "test" if name.split("_")[1][0] in patients["test"] else "train" for name in NAMES
     }
-    assert "Split by patient (seed 1)" in (tmp_path / "d" / "README.md").read_text()
+    assert "Split by **patient** (seed 1)" in (tmp_path / "d" / "README.md").read_text()
 
 
 def test_a_leak_is_refused_and_a_split_by_spot_is_named(tmp_path):
@@ -136,7 +136,7 @@ def test_a_leak_is_refused_and_a_split_by_spot_is_named(tmp_path):
     keys = [{(row["slide_id"], row["barcode"]) for row in split} for split in data.values()]
     assert not keys[0] & keys[1]
     text = (tmp_path / "d" / "README.md").read_text()
-    assert "Split by spot" in text and "too good" in text
+    assert "Split by **spot**" in text and "too good" in text
     merge_datasets([tmp_path / "d"], tmp_path / "again")  # keeps its splits
     assert {name: len(split) for name, split in load_dataset(str(tmp_path / "again")).items()} == {
         "train": 48,

@@ -123,5 +123,5 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """A new hidden name beside `path`, short enough for any."""
+    """Return a new hidden name beside `path`, short enough for any."""
     return path.parent / f".{path.name[:50]}.incomplete-{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -130,7 +130,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """What a lock file says; empty for a file that was cut."""
+    """Return what a lock file says; empty for a file that was cut."""
     try:
         record = json.loads(text or b"{}")
     except ValueError:

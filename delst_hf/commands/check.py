@@ -15,7 +15,7 @@ from .prepare import add_format
 
 
 def add_check(commands: Any) -> None:
-    """Adds `delst check`."""
+    """Add `delst check`."""
     parser = commands.add_parser(
         "check",
         usage="delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]",
@@ -69,7 +69,7 @@ def _run_check(arguments: argparse.Namespace) -> int:
 
 
 def _place(given: list[str]) -> Path | None:
-    """The first thing that exists and is not the value of an option."""
+    """Return the first thing that exists and is not the value of an option."""
     previous = ["", *given]
     places = (
         Path(one).expanduser() for before, one in zip(previous, given, strict=False) if not before.startswith("--")
@@ -78,7 +78,7 @@ def _place(given: list[str]) -> Path | None:
 
 
 def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
-    """The one format that a place is, and all that `delst prepare` is to be given.
+    """Return the one format that a place is, and all that `delst prepare` is to be given.
 
     Raises:
         ValueError: no format, several, or one that needs an option that was not given.
@@ -115,7 +115,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
 
 
 def _check_slide(job: Callable[[], Any], chosen: argparse.Namespace, preview: str | None, several: bool) -> bool:
-    """Prints the page of a slide, and why it is refused if it is; returns whether it would be written."""
+    """Print the page of a slide, and why it is refused if it is; return whether it would be written."""
     from ..data.part import check_slide, swapped
 
     options = _patch_options(chosen)
@@ -138,7 +138,7 @@ def _check_slide(job: Callable[[], Any], chosen: argparse.Namespace, preview: st
 
 
 def _patch_options(chosen: argparse.Namespace) -> Any:
-    """What `delst prepare` would check slides by."""
+    """Return what `delst prepare` would check slides by."""
     from ..data.genes import read_aliases
     from ..data.part import PatchOptions
     from ..data.quality import QualityFilter
@@ -154,7 +154,7 @@ def _patch_options(chosen: argparse.Namespace) -> Any:
 
 
 def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:
-    """Prints the page; of a slide that was refused, what can be told of it."""
+    """Print the page; of a slide that was refused, what can be told of it."""
     from ..data.part import slide_row
     from ..data.understood import measure, slide_page
 
@@ -186,7 +186,7 @@ def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> No
 
 
 def _check_dataset(folder: Path) -> int:
-    """Prints the page of every slide of a dataset folder, its spots counted anew."""
+    """Print the page of every slide of a dataset folder, its spots counted anew."""
     from ..data.understood import dataset_pages
 
     pages = dataset_pages(folder)

@@ -23,12 +23,12 @@ class Format:
 
 
 def split_names(names: str | None) -> list[str]:
-    """Names given by comma."""
+    """Return the comma-separated names."""
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
 
 
 def _add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "", technology_default: str = "") -> None:
-    """What a format cannot know by itself."""
+    """Return what a format cannot know by itself."""
     for name, text in (
         ("slide-id", "name of the slide; by comma for several (default: from the source)"),
         ("patient-id", "patient, by comma for several or one for all (default: the slide id)"),
@@ -41,7 +41,7 @@ def _add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = ""
 
 
 def _about(arguments: argparse.Namespace, index: int, count: int) -> dict[str, Any]:
-    """The options of `_add_about` for one of several slides."""
+    """Return the options of `_add_about` for one of several slides."""
     about: dict[str, Any] = {}
     for name in ("slide_id", "patient_id"):
         values = split_names(getattr(arguments, name, None))
@@ -69,7 +69,7 @@ def _one_image(image: str | None, sources: list[str]) -> None:
 
 
 def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
-    """What the two formats of Space Ranger share."""
+    """Return what the two formats of Space Ranger share."""
     parser.add_argument(
         "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
     )

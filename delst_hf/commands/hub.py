@@ -16,7 +16,7 @@ _Subparsers = Any
 
 
 def add_card(commands: _Subparsers) -> None:
-    """Adds `delst card`."""
+    """Add `delst card`."""
     parser = commands.add_parser(
         "card",
         help="the model card of a checkpoint, from the records of its run",
@@ -34,7 +34,7 @@ def add_card(commands: _Subparsers) -> None:
 
 
 def add_push(commands: _Subparsers) -> None:
-    """Adds `delst push`."""
+    """Add `delst push`."""
     parser = commands.add_parser(
         "push",
         help="a checkpoint, a dataset folder or a metric -> the Hugging Face Hub",
@@ -67,7 +67,7 @@ def add_push(commands: _Subparsers) -> None:
 
 
 def add_doctor(commands: _Subparsers) -> None:
-    """Adds `delst doctor`."""
+    """Add `delst doctor`."""
     parser = commands.add_parser(
         "doctor",
         help="what is installed, what is reachable, and what to fix",

@@ -232,7 +232,7 @@ def _run_embed(arguments: argparse.Namespace) -> None:
 
 
 def _genes(given: str | None) -> list[str] | None:
-    """Names by comma, or of a file with one per line."""
+    """Return comma-separated names, or those of a file with one per line."""
     if given is None:
         return None
     if Path(given).is_file():

@@ -18,7 +18,7 @@ _Subparsers = Any
 
 
 def add_prepare(commands: _Subparsers) -> None:
-    """Adds `delst prepare FORMAT`."""
+    """Add `delst prepare FORMAT`."""
     listed = [(name, one.summary, one.examples[0]) for name, one in formats.FORMATS.items()]
     listed.append(("SHEET.csv", sheet.SUMMARY, sheet.EXAMPLE))
     lines = "\n".join(f"  {name:<12} {summary}\n      {example}" for name, summary, example in listed)
@@ -53,13 +53,13 @@ def add_prepare(commands: _Subparsers) -> None:
 
 
 def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: bool = True) -> None:
-    """Adds the options of a format; those of the output must be given only where something is written."""
+    """Add the options of a format; those of the output must be given only where something is written."""
     one.add_arguments(parser)
     _add_common(parser, one.patch_px, one.min_tissue, writes)
 
 
 def add_merge(commands: _Subparsers) -> None:
-    """Adds `delst merge`."""
+    """Add `delst merge`."""
     parser = commands.add_parser(
         "merge",
         help="several dataset folders -> one, with the union of their genes",
@@ -78,7 +78,7 @@ def add_merge(commands: _Subparsers) -> None:
 
 
 def add_vocabulary(commands: _Subparsers) -> None:
-    """Adds `delst vocabulary`."""
+    """Add `delst vocabulary`."""
     parser = commands.add_parser(
         "vocabulary",
         help="choose the genes that a model reads, on training slides only",
@@ -103,7 +103,7 @@ def add_vocabulary(commands: _Subparsers) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: float, writes: bool = True) -> None:
-    """The options that all formats share."""
+    """Return the options that all formats share."""
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=writes, metavar="DIR", help="dataset folder to make")
     out.add_argument("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
@@ -197,7 +197,7 @@ def _split_request(arguments: argparse.Namespace) -> Any:
 
 
 def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespace], list[Any]]) -> None:
-    """Writes the dataset and says what came out."""
+    """Write the dataset and say what came out."""
     from ..data.dataset import write_dataset
     from ..data.genes import read_aliases
     from ..data.quality import QualityFilter

@@ -105,6 +105,6 @@ def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> f
 
 
 def _place(folder: Path, value: str) -> str:
-    """A value that is a path from the folder of the sheet, as such; any other as it is."""
+    """Return a value that is a path from the folder of the sheet, as such; any other as it is."""
     path = Path(value).expanduser()
     return str(folder / path) if not path.is_absolute() and (folder / path).exists() else str(value)

@@ -65,9 +65,9 @@ def dataset_card(
     license: str,
     fingerprint: str,
     splits: Sequence[str] = (),
-    split_text: str = "",
+    split_text: Markdown = Markdown(""),
 ) -> str:
-    """Returns the text of README.md.
+    """Return the text of README.md.
 
     Args:
         slides: the rows of the `slides` config, without thumbnails; at least one.
@@ -136,7 +136,7 @@ def _files(name: str, splits: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _pages(slides: Sequence[Mapping[str, Any]], spots_per_slide: Mapping[str, int]) -> Markdown:
-    """What `delst check` says of the first slides, as text that is not markup."""
+    """Return what `delst check` says of the first slides, as text that is not markup."""
     pages = [slide_page(slide, spots_per_slide[slide["slide_id"]]) for slide in slides[:_PAGES]]
     more = f"\n\nThe other {len(slides) - _PAGES}: `delst check` with this folder." if len(slides) > _PAGES else ""
     return Markdown(fenced("\n\n".join(pages), "text") + more)

@@ -139,7 +139,7 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
 
 
 def _agreed(labels: np.ndarray, square: np.ndarray, number: int) -> np.ndarray:
-    """The label of each square (squares,): that of its rows, None where they have none or several."""
+    """Return the label of each square (squares,): that of its rows, None where they have none or several."""
     table = pd.DataFrame({"label": labels, "square": square}).dropna().drop_duplicates()
     table = table[~table["square"].duplicated(keep=False)]
     result = np.full(number, None, dtype=object)

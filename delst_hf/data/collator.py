@@ -73,7 +73,7 @@ class DelstCollator:
         return {"pixel_values": self.pixel_values(_Columns(rows).values("image")), **self.all_but_pixels(rows)}
 
     def all_but_pixels(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Any]:
-        """The batch without its patches; the rows need no ``image``."""
+        """Return the batch without its patches; the rows need no ``image``."""
         columns = _Columns(rows)
         level = columns.numbers("level" if "level" in columns else "n_genes")
         slides = torch.tensor([self.slide_index[slide] for slide in columns.values("slide_id")])

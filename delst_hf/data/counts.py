@@ -13,7 +13,7 @@ _MAX_COUNT = np.iinfo(np.int32).max
 
 
 def describe_bad_counts(counts: Any) -> str | None:
-    """Says what keeps a matrix (dense or sparse) from being raw counts; None when it is."""
+    """Say what keeps a matrix (dense or sparse) from being raw counts; None when it is."""
     values = counts.data if sp.issparse(counts) else np.asarray(counts)
     if values.dtype.kind not in "iufb":
         return f"values of type {values.dtype}"
@@ -36,7 +36,7 @@ def describe_bad_counts(counts: Any) -> str | None:
 def check_counts(
     counts: Any, slide_id: str, hint: str = "give raw counts, e.g. adata.layers['counts'] or adata.raw"
 ) -> None:
-    """Raises a ValueError that ends in `hint` unless the matrix (dense or sparse) holds raw counts."""
+    """Raise a ValueError that ends in `hint` unless the matrix (dense or sparse) holds raw counts."""
     problem = describe_bad_counts(counts)
     if problem:
         raise ValueError(

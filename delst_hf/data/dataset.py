@@ -79,7 +79,7 @@ def write_dataset(
     progress: bool = False,
     shard_of: Mapping[str, int] | None = None,
 ) -> DatasetSummary:
-    """Writes a dataset folder. Slides are taken one at a time, so a generator keeps memory at one slide.
+    """Write a dataset folder. Slides are taken one at a time, so a generator keeps memory at one slide.
 
     Args:
         slides: slides, or functions that read one each (`functools.partial(read_her2st, root, "C2")`), which alone can be
@@ -158,7 +158,7 @@ def _workspace(output: Path, resume: bool) -> Iterator[Path]:
 
 
 def _drop_joined_parts(output: Path) -> None:
-    """Removes the parts that a finished dataset was made of, where a run was killed before it did."""
+    """Remove the parts that a finished dataset was made of, where a run was killed before it did."""
     manifest = output / MANIFEST
     if not parts_folder(output).is_dir() or not manifest.is_file():
         return
@@ -186,7 +186,7 @@ def _full_disk_explained(output: Path) -> Iterator[None]:
 def _write_parts(
     slides: Iterable[Slide | Job], work: Path, options: PatchOptions, num_proc: int, progress: bool
 ) -> list[Path]:
-    """Writes one part per slide that is not there yet; returns them in the order of the slides."""
+    """Write one part per slide that is not there yet; return them in the order of the slides."""
     if num_proc == 1:
         parts: list[Path] = []
         seen: set[str] = set()
@@ -254,7 +254,7 @@ def _is_whole(part: Path) -> bool:
 
 
 def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
-    """Writes a part under another name and renames it when it is complete and on the disk."""
+    """Write a part under another name and rename it when it is complete and on the disk."""
     unfinished = part.parent / f"{part.name}.unfinished-{uuid.uuid4().hex[:8]}"
     unfinished.mkdir()
     try:
@@ -283,7 +283,7 @@ def _slide_id(part: Path) -> str:
 
 
 def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:
-    """Names the part of a job by all that decides its content: the reader, its arguments, its files, the options.
+    """Name the part of a job by all that decides its content: the reader, its arguments, its files, the options.
 
     What a slide in memory holds cannot be told from here, so its part is never taken up by another run.
     """

@@ -113,7 +113,7 @@ def check_zarr(path: Path) -> None:
 
 
 def _codecs(told: Any) -> list[str]:
-    """Names of filters, compressors and codecs, wherever they stand in the metadata of a store."""
+    """Return the names of filters, compressors and codecs, wherever they stand in the metadata of a store."""
     if isinstance(told, list):
         return [name for one in told for name in _codecs(one)]
     if not isinstance(told, dict):

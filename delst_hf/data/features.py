@@ -174,7 +174,7 @@ def _texts(values: pd.Series) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """A name without what exporters wrap around it: blanks, quotes, the b'' of Python's bytes, line breaks."""
+    """Return a name without what exporters wrap around it: blanks, quotes, the b'' of Python's bytes, line breaks."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     text = "" if value is None or value is pd.NA or value != value else str(value)
@@ -209,7 +209,7 @@ def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
 
 
 def _parts(value: str) -> tuple[list[str], list[str], list[str]]:
-    """What one name holds: ids that name a gene for good, other ids, and what is left, the symbol first."""
+    """Return what one name holds: ids that name a gene for good, other ids, and what is left, the symbol first."""
     if not _COMPOUND.search(value):
         return [], [], [] if _PLACEHOLDER.fullmatch(value) else [value]
     value = _PREFIX.sub("", value)
@@ -268,7 +268,7 @@ def _report_left_out(table: pd.DataFrame, slide_id: str, notes: Notes) -> None:
 
 
 def _column_of_totals(counts: sp.csr_matrix, genes: np.ndarray) -> int | None:
-    """The feature that is the sum of all other genes in every spot, if there is one."""
+    """Return the feature that is the sum of all other genes in every spot, if there is one."""
     chosen = np.flatnonzero(genes)
     sums = np.asarray(counts.sum(axis=0, dtype=np.int64)).ravel()[chosen]
     for column in chosen[2 * sums == sums.sum()] if len(chosen) > _TOTAL_OF_FEATURES else ():

@@ -92,7 +92,7 @@ def _opener(path: Path):
 
 
 def _content(path: Path) -> str:
-    """A checksum of what a file holds when it is not compressed."""
+    """Return a checksum of what a file holds when it is not compressed."""
     digest = hashlib.sha256()
     try:
         with open_packed(path) as file:

@@ -79,7 +79,7 @@ class DatasetFolder:
 
     @property
     def files(self) -> list[str]:
-        """Names of all its own files, README.md and manifest.json among them."""
+        """Return the names of all its own files, README.md and manifest.json among them."""
         if self.manifest is not None:
             return [MANIFEST, *self.manifest["files"]]
         names = (path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")))
@@ -151,13 +151,13 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
 
 
 def _spot_names(path: Path) -> list[str]:
-    """Names of what lies in the place of files of spots, whatever it is."""
+    """Return the names of what lies in the place of files of spots, whatever it is."""
     names = (found.relative_to(path).as_posix() for found in (path / "spots").rglob("*.parquet"))
     return [name for name in names if not Path(name).name.startswith(".")]
 
 
 def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None) -> DatasetFolder:
-    """Looks at the footers of all files, and puts the files of spots to the slides of the slides table."""
+    """Look at the footers of all files, and put the files of spots to the slides of the slides table."""
     footers = {name: _footer(path, name) for name in (*_TABLES, *names)}
     num_genes = footers["genes/genes.parquet"].num_rows
     _refuse(path, [wrong for name, footer in footers.items() for wrong in _problems_of_columns(name, footer)])
@@ -180,7 +180,7 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
 
 
 def _problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
-    """Compares slides with spots, and both with the manifest."""
+    """Compare slides with spots, and both with the manifest."""
     expected = folder.manifest["slides"] if folder.manifest is not None else {}
     for slide_id, number in folder.rows.items():
         if not number:
@@ -202,7 +202,7 @@ def _problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
 
 
 def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> list[str]:
-    """Checks ranges of a file of spots by the statistics that parquet keeps of every group of rows."""
+    """Check ranges of a file of spots by the statistics that parquet keeps of every group of rows."""
     slide_id, found = slide_of(name), set()
     paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
     watched = [(i, _WATCHED[path]) for i, path in enumerate(paths) if path in _WATCHED]
@@ -226,7 +226,7 @@ def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> l
 
 
 def _problems_of_spots(folder: DatasetFolder, files: Sequence[Path]) -> Iterator[str]:
-    """Reads the small columns of all spots of a slide."""
+    """Read the small columns of all spots of a slide."""
     barcodes: set[str] = set()
     number = 0
     for path in files:
@@ -247,7 +247,7 @@ def _problems_of_spots(folder: DatasetFolder, files: Sequence[Path]) -> Iterator
 
 
 def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: str | None = None) -> str:
-    """What is wrong with rows of spots, in words; empty where nothing is.
+    """Return what is wrong with rows of spots, in words; empty where nothing is.
 
     Args:
         rows: At least the columns of genes and counts; ``n_genes``, ``total_counts`` and ``slide_id`` are checked if there.
@@ -304,7 +304,7 @@ def _combined(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
 
 
 def _problems_of_readme(folder: DatasetFolder, verify: bool) -> Iterator[str]:
-    """Compares a folder without a manifest with what its README says."""
+    """Compare a folder without a manifest with what its README says."""
     readme = folder.path / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if regular_size(readme) is not None else ""
     stated, number = _README_SPOTS.search(text), sum(folder.rows.values())
@@ -316,7 +316,7 @@ def _problems_of_readme(folder: DatasetFolder, verify: bool) -> Iterator[str]:
 
 
 def _problems_of_columns(name: str, footer: pq.FileMetaData) -> Iterator[str]:
-    """Compares the columns of a file with those of its config."""
+    """Compare the columns of a file with those of its config."""
     config = name.split("/")[0]
     schema = footer.schema.to_arrow_schema()
     missing = [column for column in _REQUIRED[config] if column not in schema.names]

@@ -45,13 +45,13 @@ _FEW_MATCHES = 0.5
 
 
 def canonical_species(name: str) -> str:
-    """Returns "human" for "Homo sapiens" and the like; another name in lower case."""
+    """Return "human" for "Homo sapiens" and the like; another name in lower case."""
     name = " ".join(str(name).lower().split())
     return _SPECIES_NAMES.get(name, name)
 
 
 def read_aliases(path: str | Path) -> dict[str, tuple[str, str]]:
-    """Reads a mapping of gene names.
+    """Read a mapping of gene names.
 
     Args:
         path: CSV or TSV with the column alias (a symbol or an Ensembl id as it may be found) and symbol or gene_id or both:
@@ -127,7 +127,7 @@ def clean_genes(
 
 
 def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """Joins gene tables of several slides or folders into one.
+    """Join gene tables of several slides or folders into one.
 
     Two rows are one gene if their species agree (or one is unknown) and their Ensembl ids agree; a row without an id joins the
     gene of that symbol, if exactly one has it; a row without a symbol joins by its id alone.
@@ -172,7 +172,7 @@ def _bare_id(value: str) -> str:
 
 
 def _report_dates(symbols: pd.Series, aliases: Mapping[str, tuple[str, str]], slide_id: str) -> None:
-    """Reports names that a spreadsheet took for dates, unless the alias file knows them."""
+    """Report names that a spreadsheet took for dates, unless the alias file knows them."""
     dates = [name for name in symbols if _DATE.fullmatch(name) and name.lower() not in aliases]
     if dates:
         logger.warning(

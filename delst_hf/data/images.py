@@ -29,7 +29,7 @@ _OPENSLIDE_SUFFIXES = {".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".cz
 
 
 def open_image(path: str | Path) -> Any:
-    """Opens the image of a slide without reading more than it must.
+    """Open the image of a slide without reading more than it must.
 
     What a file is, is told by its first bytes, not by its suffix: STimage-1K4M, for one, has TIFF and JPEG named ".png".
 
@@ -67,7 +67,7 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file of any size: slides are routinely larger than Pillow's guard against decompression bombs."""
+    """Return an image file of any size: slides are routinely larger than Pillow's guard against decompression bombs."""
     guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def check_readable(path: str | Path, what: str = "file", advice: str = "Give the path of an existing file.") -> Path:
-    """Returns the path if it is a file that may be read.
+    """Return the path if it is a file that may be read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -96,7 +96,7 @@ def check_readable(path: str | Path, what: str = "file", advice: str = "Give the
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a whole image file. One that is to be turned before it is shown is refused: see `tiff_tags.refuse_turned`.
+    """Read a whole image file. One that is to be turned before it is shown is refused: see `tiff_tags.refuse_turned`.
 
     Args:
         path: a file that Pillow opens (JPEG, PNG, plain TIFF, ...), of any size.
@@ -126,7 +126,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def _deep_png(path: Path) -> np.ndarray | None:
-    """A PNG of 16 bits with colour or opacity, of which Pillow keeps the upper 8 only; None for another."""
+    """Return a PNG of 16 bits with colour or opacity, of which Pillow keeps the upper 8 only; None for another."""
     with path.open("rb") as file:
         header = file.read(26)
     if len(header) < 26 or header[24] != 16 or header[25] not in (2, 4, 6):

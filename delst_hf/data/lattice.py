@@ -196,7 +196,7 @@ def median_pitch(array: np.ndarray, pixels: np.ndarray, lattice: Lattice) -> tup
 
 
 def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
-    """The lattice of the places that are taken, of all that array positions can name."""
+    """Return the lattice of the places that are taken, of all that array positions can name."""
     # At random: a regular choice of places has a coarser lattice.
     some = np.random.default_rng(0).permutation(len(array))[:_LOOKED_AT]
     basis = _index_basis(np.rint(array[some] - array[some[0]]).astype(np.int64))
@@ -221,7 +221,7 @@ def _index_basis(differences: np.ndarray) -> np.ndarray | None:
 
 
 def _neighbour_steps(pixels: np.ndarray) -> np.ndarray | None:
-    """The two shortest steps (2, 2) from spot to neighbouring spot, without array positions."""
+    """Return the two shortest steps (2, 2) from spot to neighbouring spot, without array positions."""
     from scipy.spatial import cKDTree
 
     pixels = pixels[np.isfinite(pixels).all(axis=1)]
@@ -247,7 +247,7 @@ def _neighbour_steps(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _commonest(steps: np.ndarray, length: float) -> np.ndarray:
-    """The step (2,) that most steps resemble, where a step and its opposite are one."""
+    """Return the step (2,) that most steps resemble, where a step and its opposite are one."""
     sample = steps[np.linspace(0, len(steps) - 1, min(len(steps), 200)).astype(int)]
     towards = np.where((steps @ sample.T) >= 0, 1.0, -1.0)
     near = np.hypot(*np.moveaxis(steps[:, None] * towards[:, :, None] - sample, -1, 0)) < 0.2 * length
@@ -260,7 +260,7 @@ def _angle_between(steps: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _fitted(steps: np.ndarray, basis: np.ndarray) -> np.ndarray | None:
-    """The basis that fits all steps between neighbours best; None unless nearly all of them are whole steps of it."""
+    """Return the basis that fits all steps between neighbours best; None unless nearly all of them are whole steps of it."""
     for _ in range(4):
         if abs(np.linalg.det(basis)) < 1e-9:
             return None

@@ -98,12 +98,12 @@ def content_fingerprint(files: Mapping[str, Entry]) -> str:
 
 
 def slide_of(name: str) -> str:
-    """The slide whose spots a file holds, by its name: spots/toy_A1--00002.parquet is of toy_A1."""
+    """Return the slide whose spots a file holds, by its name: spots/toy_A1--00002.parquet is of toy_A1."""
     return _SHARD.sub("", Path(name).stem)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None where there is none, as in folders of versions before 0.2.
+    """Return the manifest of a folder; None where there is none, as in folders of versions before 0.2.
 
     Raises:
         ValueError: If it cannot be read, is of another version, or names files that a dataset folder does not have.
@@ -133,7 +133,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def problems_of_files(folder: Path, manifest: Mapping[str, Any], verify: bool = False) -> list[str]:
-    """What is wrong with the files of a folder, in words; empty where all are as the manifest says.
+    """Return what is wrong with the files of a folder, in words; empty where all are as the manifest says.
 
     Args:
         folder: The folder.

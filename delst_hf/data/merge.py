@@ -54,7 +54,7 @@ def merge_datasets(
     license: str | None = None,
     verify: bool = False,
 ) -> DatasetSummary:
-    """Merges dataset folders; genes are joined by Ensembl id or, where a panel has none, by symbol.
+    """Merge dataset folders; genes are joined by Ensembl id or, where a panel has none, by symbol.
 
     A gene that a folder does not measure stays missing for its slides (`measured_genes`); columns that turn out to be one
     gene are summed. Patches are copied as they are.
@@ -100,7 +100,7 @@ def join_parts(
     place_file: Callable[[Path, Path], object] = link_or_copy,
     facts: Mapping[str, Any] | None = None,
 ) -> DatasetSummary:
-    """Writes a dataset folder from parts, which stay as they are.
+    """Write a dataset folder from parts, which stay as they are.
 
     Args:
         parts: folders in the layout of `part` or of a dataset.
@@ -139,7 +139,7 @@ def join_parts(
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Reads a table; columns that an older version did not write are null."""
+    """Read a table; columns that an older version did not write are null."""
     table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     columns = [
         table[name].cast(schema.field(name).type) if name in table.column_names
@@ -161,7 +161,7 @@ def _check_unique(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _report_overlap(slides: Sequence[pa.Table], places: Sequence[np.ndarray], num_genes: int) -> None:
-    """Says how well the panels match; few shared genes are mostly a matter of names, not of biology."""
+    """Say how well the panels match; few shared genes are mostly a matter of names, not of biology."""
     panels = [(table["slide_id"][0].as_py(), set(place.tolist())) for table, place in zip(slides, places, strict=True)]
     everywhere = set.intersection(*(panel for _, panel in panels))
     if all(len(panel) == num_genes for _, panel in panels):
@@ -195,7 +195,7 @@ def _place_spots(
     place_file: Callable[[Path, Path], object],
     known: dict[str, Entry],
 ) -> Counter[str]:
-    """Brings the spots of one part into the folder; returns the number of spots per slide.
+    """Bring the spots of one part into the folder; return the number of spots per slide.
 
     What the part's manifest says of a file that does not change goes into `known`.
     """
@@ -232,14 +232,14 @@ def _place_spots(
 
 
 def _free_path(folder: Path, slide_id: str, several: bool) -> Path:
-    """The next file of a slide that is not there yet; numbered from 0 where there are several, so that names sort in order."""
+    """Return the next free file name of a slide; numbered from 0 where there are several, so that names sort in order."""
     folder.mkdir(exist_ok=True)
     number = len(list(folder.glob(f"{glob.escape(slide_id)}--[0-9]*.parquet")))
     return folder / (f"{slide_id}--{number:05d}.parquet" if several else f"{slide_id}.parquet")
 
 
 def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[str, Path]) -> None:
-    """Copies a file of spots with its genes renumbered, to one file a split."""
+    """Copy a file of spots with its genes renumbered, to one file a split."""
     file, start = pq.ParquetFile(path, page_checksum_verification=True), 0
     writers = {name: pq.ParquetWriter(goal, SPOTS_SCHEMA, **WRITER) for name, goal in goals.items()}
     try:
@@ -261,7 +261,7 @@ def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[s
 
 
 def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
-    """Replaces gene indices by their places in the union; counts of genes that became one are summed."""
+    """Replace gene indices by their places in the union; counts of genes that became one are summed."""
     indices, counts = (rows[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
     lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
     indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -324,5 +324,5 @@ def _stored(folder: Path) -> str:
 
 
 def _present(folder: Path) -> list[str]:
-    """Splits that the folder has; none where it is not split."""
+    """Return the splits that the folder has; none where it is not split."""
     return [name for name in SPLITS if (folder / "spots" / name).is_dir()]

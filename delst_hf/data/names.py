@@ -37,7 +37,7 @@ def check_slide_names(slides: Slides) -> Slides:
 
 
 def _name_of(slide: Any) -> tuple[str, str]:
-    """The name of a slide, "" where only reading tells it, and where the slide is from."""
+    """Return the name of a slide, "" where only reading tells it, and where the slide is from."""
     if isinstance(slide, Slide):
         return slide.slide_id, slide.source or "memory"
     if not isinstance(slide, partial):

@@ -19,7 +19,7 @@ class OpenSlideImage:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, path: str | Path, level: int = 0):
-        """Opens the slide; no pixel is decoded.
+        """Open the slide; no pixel is decoded.
 
         Raises:
             ImportError: openslide is not installed.
@@ -50,12 +50,12 @@ class OpenSlideImage:
         return float(value) * self._slide.level_downsamples[self.level] if value else None
 
     def overview(self, longest_px: int) -> "OpenSlideImage":
-        """The smallest level whose longer side is at least this, or the largest."""
+        """Return the smallest level whose longer side is at least this, or the largest."""
         fitting = [level for level, size in enumerate(self._slide.level_dimensions) if max(size) >= longest_px]
         return OpenSlideImage(self.path, fitting[-1] if fitting else 0)
 
     def __getitem__(self, region: Any) -> np.ndarray:
-        """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
+        """Read `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
         rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
         (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
         if y1 <= y0 or x1 <= x0:

@@ -11,7 +11,7 @@ _OPTIONAL = {"previews", "examples", MANIFEST}
 
 
 def check_output(output: str | Path, overwrite: bool = False) -> Path:
-    """Returns the absolute output path if a dataset may be written there, without touching anything.
+    """Return the absolute output path if a dataset may be written there, without touching anything.
 
     Raises:
         FileExistsError: something is there that may not be replaced.
@@ -36,12 +36,12 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
 
 
 def parts_folder(output: Path) -> Path:
-    """The hidden folder beside an output in which finished slides wait for the others."""
+    """Return the hidden folder beside an output in which finished slides wait for the others."""
     return output.parent / f".{output.name}.parts"
 
 
 def clear_unfinished(parts: Path) -> None:
-    """Removes slides that a killed run had begun, and the folder itself if no finished one is in it."""
+    """Remove slides that a killed run had begun, and the folder itself if no finished one is in it."""
     if not parts.is_dir():
         return
     for pattern in ("*.unfinished-*", "*.once-*"):

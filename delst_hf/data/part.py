@@ -66,7 +66,7 @@ class PatchOptions:
     one_slide: bool = False
 
     def check(self) -> None:
-        """Raises a ValueError for an option that cannot be."""
+        """Raise a ValueError for an option that cannot be."""
         check_patch_size(self.patch_um, self.patch_px)
         for name, value, allowed in (
             ("image_format", self.image_format, ("jpeg", "png")),
@@ -84,7 +84,7 @@ class PatchOptions:
 
 
 def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
-    """Checks a slide and writes its part.
+    """Check a slide and write its part.
 
     Args:
         slide: the slide.
@@ -246,7 +246,7 @@ class _Shards:
 
 
 def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]]) -> pa.Table:
-    """Makes the rows of these spots."""
+    """Make the rows of these spots."""
     positions = np.array([position for position, _, _ in patches])
     spots, counts = slide.spots.iloc[positions], counts[positions]
     columns = {

@@ -30,7 +30,7 @@ class StoredPatches:
     patch_um: float
 
     def select(self, keep: np.ndarray) -> "StoredPatches":
-        """Keeps the patches of the spots (spots,) that are True."""
+        """Keep the patches of the spots (spots,) that are True."""
         return replace(self, rows=self.rows[keep])
 
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
@@ -59,7 +59,7 @@ class StoredPatches:
 
 
 def image_cutter(image: Any, centres: np.ndarray, side: float, patch_px: int) -> Cutter:
-    """Returns a function from a position in `centres` to the patch there.
+    """Return a function from a position in `centres` to the patch there.
 
     Args:
         image: uint8 (height, width, 3), anything with `.shape` and `[y0:y1, x0:x1]` slicing.
@@ -75,7 +75,7 @@ def image_cutter(image: Any, centres: np.ndarray, side: float, patch_px: int) ->
 
 
 def cut_patch(image: Any, left: float, top: float, side: float, patch_px: int) -> np.ndarray:
-    """The square of `side` pixels at (left, top), resampled once to (patch_px, patch_px, 3); white beyond the border."""
+    """Return the square of `side` pixels at (left, top), resampled once to (patch_px, patch_px, 3); white beyond the border."""
     x0, y0 = int(np.floor(left)), int(np.floor(top))
     x1, y1 = int(np.ceil(left + side)), int(np.ceil(top + side))
     height, width = image.shape[:2]
@@ -92,7 +92,7 @@ def cut_patch(image: Any, left: float, top: float, side: float, patch_px: int) -
 
 
 def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
-    """Encodes uint8 (height, width, 3); JPEG keeps colour at full resolution, since stain carries much of the signal.
+    """Encode uint8 (height, width, 3); JPEG keeps colour at full resolution, since stain carries much of the signal.
 
     JPEG goes straight from the array to libjpeg; Pillow gives the same pixels, but copies them twice before.
     """
@@ -104,7 +104,7 @@ def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
 
 
 def check_patch_size(patch_um: float, patch_px: int) -> None:
-    """Raises a ValueError unless both sizes are positive."""
+    """Raise a ValueError unless both sizes are positive."""
     if not (np.isfinite(patch_um) and patch_um > 0):
         raise ValueError(f"patch_um is {patch_um}. Allowed: a positive number of micrometres, e.g. 112.")
     if int(patch_px) != patch_px or patch_px < 1:

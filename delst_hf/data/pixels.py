@@ -65,7 +65,7 @@ def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | 
 
 
 def to_rgb(array: np.ndarray, white: float | None = None, premultiplied: bool = False) -> np.ndarray:
-    """Converts a grey, RGB or RGBA array to uint8 RGB.
+    """Convert a grey, RGB or RGBA array to uint8 RGB.
 
     Args:
         array: (height, width) or (height, width, 1 to 4), where 2 and 4 channels end with opacity; uint8, whole numbers of up

@@ -16,7 +16,7 @@ _OUTLINED = {"fill": "#D00000", "stroke_width": 2, "stroke_fill": "#FFFFFF"}  # 
 
 
 def draw_preview(slide: Slide, patch_um: float = 112.0, max_px: int = 1200, seed: int = 0) -> Image.Image:
-    """Draws the slide with a circle per spot in the colour of its label, squares where patches are cut, and those patches.
+    """Draw the slide with a circle per spot in the colour of its label, squares where patches are cut, and those patches.
 
     Args:
         slide: the slide.
@@ -72,7 +72,7 @@ def _draw_patches(slide, patch_um, shown, picture, brush, left, scale) -> None:
 
 
 def _draw_scale_bar(slide, brush, bottom, scale) -> None:
-    """A millimetre; where the scale is wrong, it is so at a glance."""
+    """Return a millimetre; where the scale is wrong, it is so at a glance."""
     length = 1000 / slide.mpp * scale
     brush.rectangle((15, bottom - 22, 15 + length, bottom - 16), fill="#000000", outline="#FFFFFF")
     brush.text(

@@ -38,7 +38,7 @@ class QualityFilter:
     min_tissue: float = 0.0
 
     def check(self) -> None:
-        """Raises a ValueError for values that no spot could have."""
+        """Raise a ValueError for values that no spot could have."""
         for name, value in (("min_counts", self.min_counts), ("min_genes", self.min_genes)):
             if value < 0:
                 raise ValueError(f"{name} is {value}. Allowed: 0 (keep all) or more (--{name.replace('_', '-')}).")
@@ -46,7 +46,7 @@ class QualityFilter:
             raise ValueError(f"min_tissue is {self.min_tissue}. Allowed: a share from 0 to 1 (--min-tissue).")
 
     def by_counts(self, slide: Slide) -> Slide:
-        """Returns the slide without spots of few counts or genes; says how many of each were removed.
+        """Return the slide without spots of few counts or genes; say how many of each were removed.
 
         Raises:
             ValueError: no spot is left.
@@ -72,7 +72,7 @@ class QualityFilter:
 
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
-    """Marks tissue in uint8 RGB (..., 3): what is coloured or dark. White glass, grey haze and masked black are not."""
+    """Mark tissue in uint8 RGB (..., 3): what is coloured or dark. White glass, grey haze and masked black are not."""
     # By channel: numpy reduces a short last axis ten times slower.
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     largest = np.maximum(np.maximum(red, green), blue)
@@ -81,7 +81,7 @@ def tissue_mask(pixels: np.ndarray) -> np.ndarray:
 
 
 def tissue_sample(patch: np.ndarray) -> np.ndarray:
-    """A grid of up to 32 x 32 of the pixels of a patch (height, width, 3): the middle ones of equal squares."""
+    """Return a grid of up to 32 x 32 of the pixels of a patch (height, width, 3): the middle ones of equal squares."""
     height, width = patch.shape[:2]
     if height == width and height % 32 == 0:  # slices are read three times as fast as lists of places
         step = height // 32
@@ -126,7 +126,7 @@ def share_on_tissue(slide: Slide, thumbnail: Image.Image) -> float:
 
 
 def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:
-    """Says what is wrong when most spots lie beside the tissue; None when they lie on it."""
+    """Say what is wrong when most spots lie beside the tissue; None when they lie on it."""
     share = share_on_tissue(slide, thumbnail)
     if share >= _ON_TISSUE or len(slide.spots) < _ENOUGH_SPOTS:
         return None

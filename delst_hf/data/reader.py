@@ -99,7 +99,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
 
 
 def split_of_spots(folder: DatasetFolder) -> list[str]:
-    """Split of each spot that `load_spots` gives, in its order: "train" where the folder is not split."""
+    """Return the splits of each spot that `load_spots` gives, in its order: "train" where the folder is not split."""
     splits: list[str] = []
     for file in _in_order(folder):
         name = file.parent.name
@@ -108,17 +108,17 @@ def split_of_spots(folder: DatasetFolder) -> list[str]:
 
 
 def read_genes(folder: DatasetFolder) -> pd.DataFrame:
-    """The table of genes."""
+    """Return the table of genes."""
     return _frame(folder.genes_file)
 
 
 def read_slides(folder: DatasetFolder) -> pd.DataFrame:
-    """The table of slides, without their thumbnails."""
+    """Return the table of slides, without their thumbnails."""
     return _frame(folder.slides_file, without="thumbnail")
 
 
 def read_thumbnails(folder: DatasetFolder) -> dict[str, bytes]:
-    """Encoded thumbnail of each slide that has one."""
+    """Return the encoded thumbnail of each slide that has one."""
     table = pq.read_table(folder.slides_file, columns=["slide_id", "thumbnail"], partitioning=None)
     images = {
         slide_id: image or {} for slide_id, image in zip(*(table[name].to_pylist() for name in table.column_names))
@@ -151,7 +151,7 @@ def _times(found: os.stat_result) -> list[int]:
 
 
 def _refuse_outside_images(folder: DatasetFolder, spots: Dataset) -> None:
-    """An image given by a path would be read from wherever the path leads."""
+    """Return an image given by a path would be read from wherever the path leads."""
     for chunk in spots.data.column("image").chunks:
         if pa.types.is_struct(chunk.type) and (
             chunk.field("path").null_count != len(chunk) or chunk.field("bytes").null_count

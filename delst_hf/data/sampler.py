@@ -79,7 +79,7 @@ class SlideSampler(Sampler[int]):
             yield from batch.tolist()
 
     def batches(self) -> list[np.ndarray]:
-        """The joined batches of the epoch, each (batch_size,) of spots."""
+        """Return the joined batches of the epoch, each (batch_size,) of spots."""
         generator = np.random.default_rng([self.seed, self.epoch])
         batches: list[np.ndarray] = []
         if self.mode == "within_slide":
@@ -112,7 +112,7 @@ class SlideSampler(Sampler[int]):
         return [batches[i] for i in shuffled]
 
     def _by_slide(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """The spots of each slide, slides and spots in random order."""
+        """Return the spots of each slide, slides and spots in random order."""
         shuffled = generator.permutation(len(self.slide))
         grouped = shuffled[np.argsort(self.slide[shuffled], kind="stable")]
         groups = np.split(grouped, np.cumsum(self.sizes)[:-1])
@@ -130,7 +130,7 @@ class SlideSampler(Sampler[int]):
         return np.concatenate(groups)[np.argsort(place, kind="stable")]
 
     def _fill(self, pending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first batch out of `pending`, and what is left in its order; spots too close to the batch are put off."""
+        """Return the first batch out of `pending`, and what is left in its order; spots too close to the batch are put off."""
         if self.neighbours is None:
             return pending[: self.batch_size], pending[self.batch_size :]
         in_batch = self._in_batch

@@ -113,24 +113,24 @@ def is_placeholder(mpp: float) -> bool:
 
 
 def given(mpp: float | None, name: str = "--mpp") -> list[Witness]:
-    """The user's own statement, if there is one; a number that cannot be one is left to `check_mpp`."""
+    """Return the user's own statement, if there is one; a number that cannot be one is left to `check_mpp`."""
     return [] if mpp is None else [Witness("given", name, (float(mpp),))]
 
 
 def stated(source: str, value: Any, scale: float = 1.0) -> list[Witness]:
-    """What a file states, times `scale`; nothing where it states no positive number."""
+    """Return what a file states, times `scale`; nothing where it states no positive number."""
     length = stated_length(value, scale)
     return [] if length is None else [Witness("stated", source, (length,))]
 
 
 def stated_length(value: Any, scale: float = 1.0) -> float | None:
-    """A length of a file's metadata, times `scale`; None where there is none, or none that could be."""
+    """Return a length of a file's metadata, times `scale`; None where there is none, or none that could be."""
     found = number(value)
     return found * scale if found is not None and found > 0 else None
 
 
 def image_states(image: Any, name: str, scale: float = 1.0) -> list[Witness]:
-    """What the tags of an image say, one witness per tag.
+    """Return what the tags of an image say, one witness per tag.
 
     Args:
         image: As `open_image` gives it.
@@ -144,7 +144,7 @@ def image_states(image: Any, name: str, scale: float = 1.0) -> list[Witness]:
 
 
 def spots_state(spot_um: Sequence[float], spot_px: float | None, what: str) -> list[Witness]:
-    """What a stated diameter in pixels says, by the diameters in micrometres that it can mean."""
+    """Return what a stated diameter in pixels says, by the diameters in micrometres that it can mean."""
     if not spot_px or not spot_um:
         return []
     diameters = " or ".join(f"{um:g}" for um in spot_um)
@@ -191,7 +191,7 @@ def find_array(
 def lattice_states(
     lattice: Lattice | None, array: SpotArray | None, pitch_px: float | None = None, measured: str = ""
 ) -> list[Witness]:
-    """What the lattice of a known array says.
+    """Return what the lattice of a known array says.
 
     Args:
         lattice: As measured.
@@ -208,7 +208,7 @@ def lattice_states(
 
 
 def legacy_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None, str]:
-    """What the array of a legacy alignment table says.
+    """Return what the array of a legacy alignment table says.
 
     Args:
         spots: Columns x, y (array positions), pixel_x, pixel_y; all spots of the table, selected or not.
@@ -294,7 +294,7 @@ def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
 
 
 def scale_of(slide: Any) -> Scale:
-    """The scale of a slide that no reader settled: its own mpp, beside what its spots and its image say."""
+    """Return the scale of a slide that no reader settled: its own mpp, beside what its spots and its image say."""
     array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
     lattice = measure_lattice(pixels, array)
     named = find_array(lattice, slide.technology, bin_um=slide.spot_um, spot_px=slide.spot_px)
@@ -311,12 +311,12 @@ def scale_of(slide: Any) -> Scale:
 
 
 def _diameters(spot_um: float) -> tuple[float, ...]:
-    """The diameters that a file can mean by spots of this one."""
+    """Return the diameters that a file can mean by spots of this one."""
     return next((array.stated_um for array in KNOWN_ARRAYS if spot_um in array.stated_um), (spot_um,))
 
 
 def stated_diameters(array: SpotArray | None, spot_um: float | None) -> tuple[float, ...]:
-    """The diameters in micrometres that a stated diameter in pixels can mean: of the array, or of what the user says."""
+    """Return the diameters in micrometres that a stated diameter in pixels can mean: of the array, or of what the user says."""
     if array is not None and (spot_um is None or spot_um in array.stated_um):
         return array.stated_um
     return () if spot_um is None else _diameters(spot_um)

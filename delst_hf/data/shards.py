@@ -12,7 +12,7 @@ _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
 def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
-    """The jobs of one of several runs, consecutive so that merged outputs are in the order of one run.
+    """Return the jobs of one of several runs, consecutive so that merged outputs are in the order of one run.
 
     Raises:
         ValueError: an index outside 0 to number - 1.

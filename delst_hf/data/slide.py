@@ -100,7 +100,7 @@ class Slide:
         self._keep_genes()
 
     def validate(self, allow_scale: bool = False) -> None:
-        """Refuses what would give wrong patches or wrong counts.
+        """Refuse what would give wrong patches or wrong counts.
 
         Args:
             allow_scale: only report it where sources of the scale disagree.
@@ -126,7 +126,7 @@ class Slide:
         check_scale(self.slide_id, self.scale, allow_scale)
 
     def drop_outside(self) -> "Slide":
-        """Returns the slide without the spots whose centre lies outside the image.
+        """Return the slide without the spots whose centre lies outside the image.
 
         Raises:
             ValueError: most spots are outside: then the coordinates are wrong, not a few spots.
@@ -142,7 +142,7 @@ class Slide:
         return self.select(~outside)
 
     def select(self, keep: np.ndarray) -> "Slide":
-        """Returns the slide with only these spots.
+        """Return the slide with only these spots.
 
         Args:
             keep: (spots,) bool.
@@ -161,7 +161,7 @@ class Slide:
         return replace(self, spots=spots, counts=counts, genes=genes, stored_patches=None, has_counts=False)
 
     def patches(self, patch_um: float, patch_px: int) -> Iterator[Image.Image]:
-        """Cuts one square patch per spot by physical size, in the order of `spots`.
+        """Cut one square patch per spot by physical size, in the order of `spots`.
 
         The region of patch_um / mpp pixels centred on (x, y) is taken at sub-pixel precision and resampled once
         (bicubic, antialiased); beyond the border of the image it is white. Only that region of `image` is read. Where that
@@ -181,7 +181,7 @@ class Slide:
         yield from (Image.fromarray(cut(position)) for position in range(len(self.spots)))
 
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
-        """Returns a function from the position of a spot to its patch as an array, for another order than `patches`."""
+        """Return a function from the position of a spot to its patch as an array, for another order than `patches`."""
         check_patch_size(patch_um, patch_px)
         check_mpp(self.mpp, self.slide_id)
         if self.stored_patches is not None:
@@ -189,7 +189,7 @@ class Slide:
         return image_cutter(self.image, self.spots[["x", "y"]].to_numpy(float), patch_um / self.mpp, patch_px)
 
     def thumbnail(self, max_px: int = 512) -> Image.Image:
-        """Returns the whole image with its longer side at most max_px, read in blocks of some megabytes."""
+        """Return the whole image with its longer side at most max_px, read in blocks of some megabytes."""
         image = self.image.overview(max_px) if hasattr(self.image, "overview") else self.image
         height, width = image.shape[:2]
         factor = -(-max(height, width) // max_px)
@@ -295,7 +295,7 @@ def make_slide_id(name: str) -> str:
 
 
 def check_mpp(mpp: float | None, slide_id: str) -> None:
-    """Raises a ValueError unless `mpp` is a plausible number of micrometres per pixel."""
+    """Raise a ValueError unless `mpp` is a plausible number of micrometres per pixel."""
     low, high = PLAUSIBLE_MPP
     if mpp is None or not np.isfinite(mpp) or not low <= mpp <= high:
         raise ValueError(

@@ -6,6 +6,8 @@ from zlib import crc32
 
 import numpy as np
 
+from ..markup import Markdown, cell
+
 SPLITS = ("train", "validation", "test")
 UNITS = ("patient", "slide", "spot")
 
@@ -31,7 +33,7 @@ class SplitRequest:
     validation_slides: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises a ValueError for a request that no data could fulfil."""
+        """Raise a ValueError for a request that no data could fulfil."""
         if self.by not in UNITS:
             raise ValueError(f"split is {self.by!r}. Allowed: {', '.join(map(repr, UNITS))} (--split).")
         if not (0 <= self.test < 1 and 0 <= self.validation < 1 and 0 < self.test + self.validation < 1):
@@ -58,7 +60,7 @@ class SplitPlan:
         return self.request is not None or bool(set(self.of_slide.values()) - {"train"})
 
     def of_spots(self, slide_id: str, num_spots: int) -> np.ndarray:
-        """Split of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
+        """Return the splits of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
         request = self.request
         if request is None or request.by != "spot":
             return np.full(num_spots, self.of_slide.get(slide_id, "train"), dtype=object)
@@ -69,29 +71,33 @@ class SplitPlan:
         result[order[test : test + validation]] = "validation"
         return result
 
-    def describe(self) -> str:
-        """One or two sentences for the dataset card."""
+    def describe(self) -> Markdown:
+        """Return one or two sentences of Markdown for the dataset card; names of slides are escaped."""
         request = self.request
         if request is None and self.is_split:
-            named = [f"{name}: {', '.join(slides)}" for name in (*SPLITS, "spot") if (slides := self._slides(name))]
-            return f"Split as the folders were that this one was merged from. {'; '.join(named)}."
+            named = [
+                f"{name}: {cell(', '.join(slides))}" for name in (*SPLITS, "spot") if (slides := self._slides(name))
+            ]
+            return Markdown(f"Split as the folders were that this one was merged from. {'; '.join(named)}.")
         if request is None:
-            return "The one split, `train`, holds all slides: split by `slide_id` or `patient_id`, never by spot."
+            return Markdown(
+                "The one split, `train`, holds all slides: split by `slide_id` or `patient_id`, never by spot."
+            )
         if request.by == "spot":
-            return (
-                f"Split by spot (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
+            return Markdown(
+                f"Split by **spot** (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
                 "slide): neighbouring spots of one section are on both sides, so test figures are too good."
             )
-        named = [f"{name}: {', '.join(slides)}" for name in SPLITS if (slides := self._slides(name))]
+        named = [f"{name}: {cell(', '.join(slides))}" for name in SPLITS if (slides := self._slides(name))]
         drawn = "slides named by hand" if request.test_slides or request.validation_slides else f"seed {request.seed}"
-        return f"Split by {request.by} ({drawn}); no patient is in two splits. {'; '.join(named)}."
+        return Markdown(f"Split by **{request.by}** ({drawn}); no patient is in two splits. {'; '.join(named)}.")
 
     def _slides(self, split: str) -> list[str]:
         return [slide_id for slide_id, own in self.of_slide.items() if own == split]
 
 
 def plan_split(slides: Sequence[tuple[str, str]], request: SplitRequest | None) -> SplitPlan:
-    """Assigns slides to splits.
+    """Assign slides to splits.
 
     Args:
         slides: (slide_id, patient_id) of every slide.
@@ -116,7 +122,7 @@ def plan_split(slides: Sequence[tuple[str, str]], request: SplitRequest | None) 
 
 
 def check_leak(slides: Sequence[tuple[str, str]], of_slide: Mapping[str, str], by: str) -> None:
-    """Raises a ValueError if a patient's slides are in two splits."""
+    """Raise a ValueError if a patient's slides are in two splits."""
     where: dict[str, set[str]] = {}
     for slide_id, patient in slides:
         where.setdefault(patient, set()).add(of_slide[slide_id])

@@ -99,7 +99,7 @@ class Study:
             raise ValueError(f"No slide {unknown} in this dataset. It holds {self.slide_ids}.")
 
     def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
-        """The spots of these slides, in the order of the folder.
+        """Return the spots of these slides, in the order of the folder.
 
         Args:
             slide_ids: Which slides.
@@ -121,7 +121,7 @@ class Study:
         return sorted(set(self.slides["patch_um"][self.slides["slide_id"].isin(list(slide_ids))]))
 
     def with_positions_um(self, spots: Dataset) -> Dataset:
-        """These spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.
+        """Return these spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.
 
         Raises:
             ValueError: If a slide's micrometres per pixel are not known.
@@ -141,11 +141,11 @@ class Study:
         return spots
 
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
-        """Counts of these spots as a sparse matrix (spots, genes)."""
+        """Return the counts of these spots as a sparse matrix (spots, genes)."""
         return scipy.sparse.vstack(list(self.count_batches(spots)), format="csr")
 
     def count_batches(self, spots: Dataset, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:
-        """The same, `batch_size` spots at a time, for what a whole study is too large for."""
+        """Return the same, `batch_size` spots at a time, for what a whole study is too large for."""
         columns = spots.select_columns(["gene_indices", "gene_counts"]).with_format("arrow")
         for start in range(0, max(len(spots), 1), batch_size):
             table = columns[start : start + batch_size]
@@ -182,7 +182,7 @@ class SpotRows:
 
 
 def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.ndarray:
-    """The key by which the intra-modal loss orders spots.
+    """Return the key by which the intra-modal loss orders spots.
 
     Args:
         spots: Spots with ``n_genes``, ``total_counts`` and ``slide_id``.

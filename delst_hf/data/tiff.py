@@ -44,7 +44,7 @@ class TiffImage:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, path: str | Path, level: int = 0, cache_bytes: int = _CACHE_BYTES, white: float | None = None):
-        """Opens the file and reads its directory; no pixel is decoded.
+        """Open the file and read its directory; no pixel is decoded.
 
         Args:
             path: a TIFF.
@@ -82,7 +82,7 @@ class TiffImage:
         self._cached = 0
 
     def _check_kind(self, chosen: Any, page: Any) -> int:
-        """Returns the number of pages that are the planes of one image; refuses what is no grey or colour image."""
+        """Return the number of pages that are the planes of one image; refuse what is no grey or colour image."""
         axes = "".join(axis for axis, size in zip(chosen.axes, chosen.shape, strict=True) if size > 1 or axis in "YX")
         colour = page.photometric in (0, 1, 2, 3, 5, 6)  # white is zero, black is zero, RGB, palette, CMYK, YCbCr
         if (
@@ -136,7 +136,7 @@ class TiffImage:
         return f"{round(np.log2(self.white + 1))} of {8 * kind.itemsize} bits" if kind.kind in "iu" else str(kind)
 
     def _white(self) -> float:
-        """The value that is white, by the file or by a sample of its tiles."""
+        """Return the value that is white, by the file or by a sample of its tiles."""
         page = self._pages[0]
         if page.dtype == np.uint8 or int(page.photometric) == 3:  # the numbers of a palette are not samples
             return 255.0
@@ -170,12 +170,12 @@ class TiffImage:
         return self._chunk[0], self._chunk[1]
 
     def overview(self, longest_px: int) -> "TiffImage":
-        """The smallest stored level whose longer side is at least this, or this level where there is none smaller."""
+        """Return the smallest stored level whose longer side is at least this, or this level where there is none smaller."""
         fitting = [index for index, shape in enumerate(self.level_shapes) if max(shape) >= longest_px]
         return TiffImage(self.path, fitting[-1], white=self.white) if fitting and fitting[-1] > self.level else self
 
     def __getitem__(self, region: Any) -> np.ndarray:
-        """Reads `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
+        """Read `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
         rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
         (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
         height, width = max(y1 - y0, 0), max(x1 - x0, 0)
@@ -207,7 +207,7 @@ class TiffImage:
         return tile
 
     def _coloured(self, samples: np.ndarray) -> np.ndarray:
-        """Samples (rows, columns, samples) as uint8 RGB.
+        """Return the samples (rows, columns, samples) as uint8 RGB.
 
         Raises:
             ValueError: they are far brighter than the sample of the image by which it was told what is white.
@@ -257,7 +257,7 @@ class TiffImage:
 
 
 def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
-    """Samples of a page (rows, columns, samples) as uint8 RGB, by its photometric interpretation and what is white."""
+    """Return the samples of a page (rows, columns, samples) as uint8 RGB, by its photometric interpretation and its white."""
     kind = int(page.photometric)
     if kind == 3:  # a palette of 16 bits, stored (3, colours)
         array = (page.colormap >> 8).astype(np.uint8).T[array[:, :, 0]]
@@ -273,7 +273,7 @@ def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
 
 
 def _without_extra(samples: np.ndarray, page: Any) -> np.ndarray:
-    """The colours (..., samples) alone: opacity may have all bits although they have 12."""
+    """Return the colours (..., samples) alone: opacity may have all bits although they have 12."""
     return samples[..., : samples.shape[-1] - len(page.extrasamples)] if page.extrasamples else samples
 
 

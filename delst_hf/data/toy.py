@@ -32,7 +32,7 @@ _OVERSAMPLING = 2
 
 
 def make_toy_slides(num_slides: int = 5, *, seed: int = 0, **options: float) -> Iterator[Slide]:
-    """Makes slides toy_A1, toy_A2 (one patient), toy_B1, toy_C1, toy_D1, ... with a common set of genes.
+    """Make slides toy_A1, toy_A2 (one patient), toy_B1, toy_C1, toy_D1, ... with a common set of genes.
 
     Args:
         num_slides: how many.
@@ -47,7 +47,7 @@ def make_toy_slides(num_slides: int = 5, *, seed: int = 0, **options: float) -> 
 
 
 def toy_slide_names(num_slides: int) -> list[str]:
-    """The slides' ids: toy_A1, toy_A2, toy_B1, toy_C1, ...
+    """Return the slides' ids: toy_A1, toy_A2, toy_B1, toy_C1, ...
 
     Raises:
         ValueError: num_slides below 1.
@@ -66,7 +66,7 @@ def make_toy_slide(
     image_px: int = 800,
     mpp: float = 2.0,
 ) -> Slide:
-    """Makes one synthetic slide.
+    """Make one synthetic slide.
 
     Args:
         slide_id: the letters after the last "_" are the patient: "A" for "toy_A1".
@@ -157,7 +157,7 @@ def _sample_counts(
 
 
 def _draw(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paints uint8 (height, width, 3) from two dyes: eosin (tissue, fibres, fat membranes) and hematoxylin (nuclei)."""
+    """Paint uint8 (height, width, 3) from two dyes: eosin (tissue, fibres, fat membranes) and hematoxylin (nuclei)."""
     size = field.shape[0]
     fibres = gaussian_filter(rng.standard_normal((size, size)).astype(np.float32), (1.2, 7))
     eosin = np.interp(field, [0, 0.17, 0.24, 0.5, 1], [0, 0, 0.5, 0.42, 0.34]) * (1 + 2.5 * fibres)

@@ -160,7 +160,7 @@ def dataset_pages(path: Path) -> list[str]:
 
 
 def _recounted(row: Mapping[str, Any], spots: pd.DataFrame) -> dict[str, Any]:
-    """The row with notes whose labels and medians are those of the spots."""
+    """Return the row with notes whose labels and medians are those of the spots."""
     notes = Notes.from_json(row.get("notes"))
     notes.labels = dict(Counter("(none)" if pd.isna(label) else str(label) for label in spots["label"]).most_common())
     if len(row["measured_genes"]) and len(spots):

@@ -217,7 +217,7 @@ def find_genes(names: Sequence[str], ids: Sequence[str], wanted: Sequence[str], 
 def _score(
     study: Study, spots: Dataset, moments: GeneMoments, method: str, ranking: str, seed: int, target_sum: float
 ) -> np.ndarray:
-    """What genes are ranked by (genes,), the highest first."""
+    """Return what genes are ranked by (genes,), the highest first."""
     if method == "detected":
         return moments.detected
     if method == "spatial":

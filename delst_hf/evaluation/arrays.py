@@ -81,7 +81,7 @@ _READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
 
 
 def _rows_of(columns: Mapping[str, np.ndarray], spots: Dataset, num_spots: int, path: Path) -> np.ndarray:
-    """The row of the file for each spot (spots,)."""
+    """Return the row of the file for each spot (spots,)."""
     present = [name for name in KEYS if name in columns]
     if len(present) == 1:
         raise ValueError(f"{path} has {present[0]} and not the other of {', '.join(KEYS)}; give both, or neither.")

@@ -47,7 +47,7 @@ def compare_results(
 def _common(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, np.ndarray, tuple[Statistic, ...]]]:
-    """What both results hold spot by spot: its name, the metric, the spots and the metric of either as a function of rows."""
+    """Find what both results hold spot by spot: name, metric, spots, and the metric of either as a function of rows."""
     ours, theirs = first["spots"], second["spots"]
     for name, other in _same_quantities(first, second):
         kept = np.array([a is not None and b is not None for a, b in zip(ours[name], theirs[other])])
@@ -70,7 +70,7 @@ def _common(
 
 
 def _same_quantities(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names of per-spot values that mean the same in both: the first own arm of one model is that of the other."""
+    """Return the names of per-spot values that mean the same in both: the first own arm of one model is that of the other."""
     same = dict(zip(first["own_arms"], second["own_arms"]))
     pairs = []
     for name in first["spots"]:

@@ -43,7 +43,7 @@ def conclusions(record: Record) -> list[str]:
 
 
 def _spokesman(record: Record) -> Verdict | None:
-    """The score that speaks for the model, judged; of several slides the first."""
+    """Return the score that speaks for the model, judged; of several slides the first."""
     judged = verdicts(record["protocols"], record["own_arms"])
     for name, variant in _SPOKESMEN:
         for verdict in judged:
@@ -56,7 +56,7 @@ def _spokesman(record: Record) -> Verdict | None:
 
 
 def _scale(record: Record, verdict: Verdict) -> str:
-    """What chance is, where the protocol knows it."""
+    """Return what chance is, where the protocol knows it."""
     which = verdict.protocol
     for row in record["protocols"]:
         place = (row["protocol"], row["variant"], row.get("slide"), name_of(row))

@@ -141,7 +141,7 @@ class Spots:
         return bool((known & self.test).any()) and len(set(self.labels[known])) > 1
 
     def _blocks(self) -> np.ndarray:
-        """Strips of equal numbers of spots along the longer side of each slide: all that one slide leaves to leave out."""
+        """Strip of equal numbers of spots along the longer side of each slide: all that one slide leaves to leave out."""
         names = np.empty(len(self.slides), dtype=object)
         for slide in np.unique(self.slides):
             rows = np.flatnonzero(self.slides == slide)

@@ -94,7 +94,7 @@ class _Bidiagonal:
         self._norms(rho, theta, phi, psi, s * phi)
 
     def _norms(self, rho: np.ndarray, theta: np.ndarray, phi: np.ndarray, psi: np.ndarray, tau: np.ndarray) -> None:
-        """Estimates of the norms of the solution, of the residual and of its gradient."""
+        """Estimate of the norms of the solution, of the residual and of its gradient."""
         delta, gambar = self.sn2 * rho, -self.cs2 * rho
         rhs = phi - delta * self.z
         self.length = np.sqrt(self.xxnorm + (rhs / gambar) ** 2)

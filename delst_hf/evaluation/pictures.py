@@ -41,7 +41,7 @@ def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> 
 
 
 def encode(image: Image.Image, longest: int, quality: int = 80) -> str:
-    """An image of at most `longest` pixels a side, as JPEG in base64."""
+    """Return an image of at most `longest` pixels a side, as JPEG in base64."""
     image = image.convert("RGB")
     image.thumbnail((longest, longest))
     buffer = io.BytesIO()
@@ -50,5 +50,5 @@ def encode(image: Image.Image, longest: int, quality: int = 80) -> str:
 
 
 def decode(jpeg: str) -> np.ndarray:
-    """The pixels (height, width, 3) uint8 of what `encode` wrote."""
+    """Return the pixels (height, width, 3) uint8 of what `encode` wrote."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))).convert("RGB"))

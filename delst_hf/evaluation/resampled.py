@@ -79,7 +79,7 @@ def recall_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
 
 
 def _of_confusion(truth: np.ndarray, answer: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Weighted:
-    """A function of tables (resamples, classes, classes) of truth and answer, as one of weights."""
+    """Return a function of tables (resamples, classes, classes) of truth and answer, as one of weights."""
     classes, numbers = np.unique(np.concatenate([truth, answer]).astype(str), return_inverse=True)
     cells = _indicators(numbers[: len(truth)] * len(classes) + numbers[len(truth) :], len(classes) ** 2)
     return Weighted(len(truth), lambda weights: of((weights @ cells).reshape(len(weights), len(classes), len(classes))))
@@ -236,7 +236,7 @@ def _by_value(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def rand_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
-    """Adjusted Rand index over pairs of different spots: two copies of one spot always agree, and would raise it."""
+    """Return the adjusted Rand index over pairs of different spots: two copies of one spot always agree, and would raise it."""
     cells, left, right = (_indicators(numbers) for numbers in _cells(truth, answer))
 
     def pairs(weights: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -265,7 +265,7 @@ def information_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
 
 
 def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
-    """A statistic of the rows where `known` (rows,) is True, as one of all rows; NaN where fewer than two are drawn."""
+    """Return a statistic of the rows where `known` (rows,) is True, as one of all rows; NaN where fewer than two are drawn."""
 
     def of(weights: np.ndarray) -> np.ndarray:
         enough = weights[:, known].sum(axis=1) > 1
@@ -315,7 +315,7 @@ def _dispersion(points: np.ndarray, members: Sequence[np.ndarray], weights: np.n
 
 
 def _cells(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cell of each row in the table of contingency, its row there and its column."""
+    """Return the cell of each row in the table of contingency, its row there and its column."""
     left, right = (np.unique(np.asarray(side).astype(str), return_inverse=True)[1] for side in (truth, answer))
     return left * (right.max() + 1) + right, left, right
 
@@ -333,7 +333,7 @@ def _entropy(shares: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: Any, denominator: Any, otherwise: float = np.nan) -> np.ndarray:
-    """A quotient, and `otherwise` where the denominator is 0."""
+    """Return a quotient, and `otherwise` where the denominator is 0."""
     there = denominator != 0
     return np.where(there, numerator / np.where(there, denominator, 1.0), otherwise)
 

@@ -81,7 +81,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _command(record: Mapping[str, Any], path: Path) -> str:
-    """The command that makes results of an earlier version anew."""
+    """Return the command that makes results of an earlier version anew."""
     slides = {"--test-slides": record["test_slides"], "--train-slides": record.get("train_slides")}
     options = [part for name, names in slides.items() if names for part in (name, ",".join(names))]
     words = [str(record.get("model", "MODEL")), str(record.get("dataset", "DATASET")), *options, "--output", str(path)]
@@ -118,7 +118,7 @@ def model_index_yaml(record: Mapping[str, Any], name: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinity, which are not JSON, as None, and numbers to ten digits.
+    """Return the same with NaN and infinity, which are not JSON, as None, and numbers to ten digits.
 
     The last ones of a float depend on the number of threads of the linear algebra, and would make equal results differ.
     """

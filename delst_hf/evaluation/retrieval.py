@@ -24,7 +24,7 @@ class _Ties(NamedTuple):
     equal: np.ndarray
 
     def scores(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Expectations over random orders of tied targets, for each query."""
+        """Compute expectations over random orders of tied targets, for each query."""
         above, equal = self
         result = {f"recall@{int(k)}": np.clip(k - above, 0, equal) / equal for k in ks}
         result["rank"] = 1 + above + (equal - 1) / 2
@@ -98,7 +98,7 @@ def retrieval_scores(
     num_queries: int | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """What `retrieval` averages, query by query, which is what a bootstrap draws from; arguments and errors are those.
+    """Return what `retrieval` averages, query by query, which is what a bootstrap draws from; arguments and errors are those.
 
     Returns:
         query (queries,) its row; recall@k (queries,) in [0, 1]; rank (queries,), 1 is perfect; mrr (queries,) 1 / rank.
@@ -120,7 +120,7 @@ def sampled_queries(pool: int, num_queries: int | None, seed: int = 0) -> np.nda
 
 
 def summary(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The means, and for ranks the median too, of `retrieval_scores`."""
+    """Return the means, and for ranks the median too, of `retrieval_scores`."""
     result = {key: float(values.mean()) for key, values in scores.items() if key not in ("query", "rank", "mrr")}
     return result | {
         "median_rank": float(np.median(scores["rank"])),
@@ -323,5 +323,5 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _time(space: np.ndarray, curvature: float) -> np.ndarray:
-    """The time part (rows, 1) of points on the hyperboloid, sqrt(1/c + |x|^2) (MERU, arXiv 2304.09172)."""
+    """Return the time part (rows, 1) of points on the hyperboloid, sqrt(1/c + |x|^2) (MERU, arXiv 2304.09172)."""
     return np.sqrt(1 / curvature + (space**2).sum(axis=1, keepdims=True))

@@ -28,7 +28,7 @@ _NAME = re.compile(r"([\w.-]+/)?[\w.-]+")  # of a head that is not pushed, the n
 
 
 def template_text() -> str:
-    """The text that is filled in: model_cards/template.md of the repository, which an installation carries along."""
+    """Return the text that is filled in: model_cards/template.md of the repository, which an installation carries along."""
     installed = Path(__file__).with_name("model_card_template.md")
     source = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
     return (installed if installed.is_file() else source).read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def model_card(
     data: Mapping[str, Any] | None = None,
     given: Mapping[str, str] | None = None,
 ) -> str:
-    """The card of a checkpoint folder.
+    """Return the card of a checkpoint folder.
 
     Args:
         folder: The checkpoint.
@@ -88,7 +88,7 @@ def model_card(
 
 
 def _header(template: str, known: Mapping[str, object]) -> dict[str, Any]:
-    """The values of the YAML header: those of the template, with what is known in its places."""
+    """Return the values of the YAML header: those of the template, with what is known in its places."""
     values: dict[str, Any] = {}
     for name, value in yaml.safe_load(template).items():
         if isinstance(value, dict):  # a place {name} is a mapping to YAML
@@ -106,7 +106,7 @@ def _same_weights(first: Path, second: Path) -> bool:
 
 
 def unfilled(card: str) -> list[str]:
-    """Names of the facts that a card lacks, each once."""
+    """Return the names of the facts that a card lacks, each once."""
     outside_code = _FENCED.sub("", card)
     _, header, body = outside_code.split("---\n", 2) if outside_code.startswith("---\n") else ("", "", outside_code)
     # In the header only a value that is nothing but a placeholder is a gap: names of data may hold braces.
@@ -114,7 +114,7 @@ def unfilled(card: str) -> list[str]:
 
 
 def how_to_give(name: str) -> str:
-    """The option that gives a fact."""
+    """Return the option that gives a fact."""
     return f"{{{name}}}: " + " ".join(FACTS.get(name, ("write it", "into README.md by hand")))
 
 
@@ -131,7 +131,7 @@ def check_filled(card: str) -> None:
 
 
 def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
-    """What configuration and weights know."""
+    """Return what configuration and weights know."""
     vision: Any = config.vision_config
     gene: Any = config.gene_config
     sizes, scalars = _weights(folder)
@@ -170,7 +170,7 @@ def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> tuple[dict[str, int], dict[str, float]]:
-    """Number of values of every weight, and the values of the scalars."""
+    """Return number of values of every weight, and the values of the scalars."""
     sizes, scalars = {}, {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -191,7 +191,7 @@ def _input_size(folder: Path, config: DelstConfig) -> Any:
 
 
 def _run_facts(record: Mapping[str, Any], config: DelstConfig) -> dict[str, Any]:
-    """What the training record knows of the run itself."""
+    """Return what the training record knows of the run itself."""
     seconds = next((row["train_runtime"] for row in record.get("log_history", []) if "train_runtime" in row), None)
     values = record.get("hyperparameters")
     text = fenced(yaml.safe_dump(values, allow_unicode=True), "yaml") if values else None
@@ -216,7 +216,7 @@ def _command(record: Mapping[str, Any]) -> str:
 def _data_facts(
     record: Mapping[str, Any], data: Mapping[str, Any], results: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What is known of the data."""
+    """Return what is known of the data."""
     train, validation = record.get("train_slides", []), record.get("validation_slides", [])
     patients = data.get("patients", {})
     test = list(results["test_slides"]) if results else []

@@ -70,7 +70,7 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
 
 
 def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:
-    """The class that a checkpoint was saved from.
+    """Return the class that a checkpoint was saved from.
 
     Raises:
         ValueError: If it is none of this package.

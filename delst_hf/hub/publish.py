@@ -81,7 +81,7 @@ def push_model(
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside a checkpoint in which a push is put together; what a killed push left there is removed."""
+    """Return a hidden folder beside a checkpoint in which a push is put together; what a killed push left there is removed."""
     folder = folder.resolve()
     if not os.access(folder.parent, os.W_OK):
         with tempfile.TemporaryDirectory(prefix="delst-push-") as name:
@@ -109,7 +109,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def check_checkpoint(folder: str | os.PathLike) -> Path:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
     Raises:
         FileNotFoundError: If it lacks a file.

@@ -96,7 +96,7 @@ def push_files(
 
 
 def push_list(files: Mapping[str, Path]) -> dict[str, Any]:
-    """What goes into the repository's list: names of files, and the checksum of the card."""
+    """Return what goes into the repository's list: names of files, and the checksum of the card."""
     card = {"card": sha256(files["README.md"])} if "README.md" in files else {}
     return {"format": 1, "files": sorted(files), **card}
 
@@ -111,7 +111,7 @@ class Target:
     revision: str | None
 
     def files(self, default_branch: bool = False) -> list[str] | None:
-        """Names of its files; None where there is no such repository (or branch)."""
+        """Return the names of its files; None where there is no such repository (or branch)."""
         revision = None if default_branch else self.revision
         try:
             return self.api.list_repo_files(self.repo_id, repo_type=self.repo_type, revision=revision)
@@ -137,7 +137,7 @@ class Target:
             return None
 
     def read(self, name: str) -> bytes:
-        """The content of one of its files, asked of the Hub and not of a cache."""
+        """Return the content of one of its files, asked of the Hub and not of a cache."""
         with tempfile.TemporaryDirectory(prefix="delst-read-") as folder:
             path = self.api.hf_hub_download(
                 self.repo_id, name, repo_type=self.repo_type, revision=self.revision, local_dir=folder
@@ -145,7 +145,7 @@ class Target:
             return Path(path).read_bytes()
 
     def read_list(self, there: Sequence[str]) -> dict[str, Any] | None:
-        """What our last push said of its files; None for a push of an earlier version, or of somebody else."""
+        """Return what our last push said of its files; None for a push of an earlier version, or of somebody else."""
         if PUSHED not in there:
             return None
         try:
@@ -161,7 +161,7 @@ class Target:
         )
 
     def outcome(self, before: str | None, listed: Mapping[str, Any]) -> str:
-        """What became of a push whose answer did not come, in a sentence: the repository is asked."""
+        """Return what became of a push whose answer did not come, in a sentence: the repository is asked."""
         again = "Run the same command again: files that arrived already are not sent twice."
         now = self.head()
         if now is None or before is None:
@@ -195,7 +195,7 @@ def _check_card(
 
 
 def user_of(repo_id: str, repo_type: str, token: str | None = None) -> str:
-    """Name of the user whose token will be used.
+    """Return the names of the user whose token will be used.
 
     Args:
         repo_id: Repository that is to be written, for messages.
@@ -233,7 +233,7 @@ def _check_free(repo_id: str, files: Sequence[str] | None, marks: Sequence[str])
 def errors_explained(
     repo_id: str, repo_type: str, user: str | None = None, outcome: Callable[[], str] = lambda: _NOTHING_SENT
 ) -> Iterator[None]:
-    """Turns what the client raises into errors that say what happened and what to do.
+    """Turn what the client raises into errors that say what happened and what to do.
 
     Args:
         repo_id: Repository that is asked for.

@@ -181,7 +181,7 @@ def fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
 
 
 def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's own weights under their plain names, whether or not LoRA lies around them."""
+    """Return the backbone's own weights under their plain names, whether or not LoRA lies around them."""
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in backbone.state_dict().items()
@@ -190,7 +190,7 @@ def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_without_backbone(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint without the backbone holds: every other weight, and LoRA with its scale multiplied in."""
+    """Return what a checkpoint without the backbone holds: every other weight, and LoRA with its scale multiplied in."""
     own = {
         name: tensor.detach()
         for name, tensor in model.state_dict().items()

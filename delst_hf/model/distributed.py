@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
-    """Number of processes that train together, 1 without torch.distributed."""
+    """Return number of processes that train together, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -24,7 +24,7 @@ def _sqrt(curvature: float | Tensor) -> float | Tensor:
 
 
 def _tiny(x: Tensor) -> float:
-    """A norm below which a vector counts as zero: far under any embedding, yet its square is a normal number."""
+    """Return a norm below which a vector counts as zero: far under any embedding, yet its square is a normal number."""
     return torch.finfo(x.dtype).tiny ** 0.5 * 2**10
 
 

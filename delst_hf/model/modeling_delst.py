@@ -72,7 +72,7 @@ class Float32Linear(nn.Linear):
 
 
 def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What ``Module.to`` and its kin do to a tensor, less a cast to half precision: the way back would not undo it."""
+    """Return what ``Module.to`` and its kin do to a tensor, less a cast to half precision: the way back would not undo it."""
 
     def moved(tensor: Tensor) -> Tensor:
         result = fn(tensor)

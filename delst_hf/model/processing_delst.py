@@ -100,7 +100,7 @@ class DelstProcessor(ProcessorMixin):
 
 
 def _vocabulary_hash(folder: Any, kwargs: dict[str, Any]) -> str | None:
-    """The hash that the configuration of the model beside a processor holds; None where there is none."""
+    """Return the hash that the configuration of the model beside a processor holds; None where there is none."""
     options = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir", "token") if name in kwargs}
     path = cached_file(
         folder,

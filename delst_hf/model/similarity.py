@@ -105,7 +105,7 @@ def _euclidean_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def factors_of(inputs: list[Tensor], geometry: str, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the tiles are made of: left factor (n, k), right factor (m, k), logits of the own pairs (n,), multiplier.
+    """Return what the tiles are made of: left factor (n, k), right factor (m, k), logits of the own pairs (n,), multiplier.
 
     The own pairs, row i of `x` with row ``start + i`` of `y`, are the ones that training brings together, where a matrix
     product has nothing left of a distance. They are computed one by one, to full precision, and left out of the tiles.
@@ -128,14 +128,14 @@ def factors_of(inputs: list[Tensor], geometry: str, start: int) -> tuple[Tensor,
 
 
 def measure_of(h: Tensor, geometry: str, out: Tensor) -> Tensor:
-    """The measure of ``h``, written into `out`."""
+    """Return the measure of ``h``, written into `out`."""
     if geometry == "lorentz":  # as lorentz.scaled_distance, in place
         return torch.addcmul(h, h, h, out=out).sqrt_().add_(h).mul_(2.0).log1p_()
     return torch.sqrt(h, out=out) if geometry == "euclidean" else out.copy_(h)
 
 
 def measure_and_slope(h: Tensor, geometry: str, out: Tensor) -> Tensor:
-    """The measure of ``h``, which takes its place, and, written into `out`, its derivative by ``h``."""
+    """Return the measure of ``h``, which takes its place, and, written into `out`, its derivative by ``h``."""
     if geometry == "cosine":
         out.fill_(1.0)
         return h

@@ -90,7 +90,7 @@ def embed_file(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """The same with a file: what was found is added to a copy, byte for byte the same in all else, or to the file itself.
+    """Do the same with a file: what was found is added to a copy, byte for byte the same in all else, or to the file itself.
 
     Args:
         model: Folder or Hub id of a checkpoint.

@@ -107,7 +107,7 @@ def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[st
 
 
 def _folds(rows: pd.DataFrame) -> np.ndarray:
-    """The fold of each row: patients where there are several, else slides; of many, several at a time."""
+    """Return the fold of each row: patients where there are several, else slides; of many, several at a time."""
     groups = rows["patient_id"] if rows["patient_id"].nunique() > 1 else rows["slide_id"]
     return joined_groups(groups.to_numpy(dtype=str), MAX_INNER_FOLDS)
 
@@ -121,7 +121,7 @@ def _standardised(features: np.ndarray) -> np.ndarray:
 def _expression(
     predictor: Predictor, study: Study, rows: pd.DataFrame, slides: Sequence[str], shards: Shards
 ) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
-    """The expression head with its scores: one pass over features and counts to fit, one to score."""
+    """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
     collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
     spots = study.subset(slides).remove_columns("image")
     folds, genes = _folds(rows), len(predictor.processor.feature_extractor.vocabulary)

@@ -16,7 +16,7 @@ _GENES_AT_ONCE = 256
 
 
 def strips(slides: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Number the strips into which each slide is cut along y, with equally many spots each (spots,)."""
+    """Return number the strips into which each slide is cut along y, with equally many spots each (spots,)."""
     units = np.zeros(len(slides), dtype=int)
     first = 0
     for slide in np.unique(slides):

@@ -54,12 +54,12 @@ class Prediction:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def expression(self, shard: dict[str, np.ndarray]) -> np.ndarray:
-        """The predicted expression of `genes` (patches, genes) in a shard."""
+        """Return the predicted expression of `genes` (patches, genes) in a shard."""
         place = {gene: i for i, gene in reversed(list(enumerate(self.predicted)))}
         return shard["expression"][:, [place[gene] for gene in self.genes.index]]
 
     def table(self) -> pd.DataFrame:
-        """What is known of every patch in one number or word: where it lies, radius, class, signatures, reliability."""
+        """Return what is known of every patch in one number or word: where it lies, radius, class, signatures, reliability."""
         rows = self.source.rows
         found = rows[[name for name in _KEPT if name in rows]].copy()
         if "label" in found and found["label"].isna().all():
@@ -116,7 +116,7 @@ def full_disk_explained(output: Path) -> Iterator[None]:
 
 
 def skeleton(prediction: Prediction) -> "AnnData":
-    """An AnnData of all but the two large arrays, X and obsm["X_delst"].
+    """Return an AnnData of all but the two large arrays, X and obsm["X_delst"].
 
     Returns:
         obs as `Prediction.table`, var with the held-out scores, obsm["spatial"] in pixels of the full resolution,

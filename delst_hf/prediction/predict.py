@@ -247,7 +247,7 @@ def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Pr
 
 
 def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, Any]:
-    """What uns["delst"] says: model, revision, patches, date and versions, as strings and numbers."""
+    """Return what uns["delst"] says: model, revision, patches, date and versions, as strings and numbers."""
     facts: dict[str, Any] = {
         "model": os.path.basename(str(predictor.name).rstrip("/")) if os.path.isabs(predictor.name) else predictor.name,
         "revision": str(getattr(predictor.model.config, "_commit_hash", None) or ""),
@@ -283,7 +283,7 @@ def _trained_colours(predictor: Predictor) -> Mapping[str, Any] | None:
 
 
 def _state(path: str | os.PathLike) -> list[Any]:
-    """Names, sizes and times of a file or of those in a folder: another file is another prediction."""
+    """Name, sizes and times of a file or of those in a folder: another file is another prediction."""
     root = Path(path)
     files = sorted(one for one in root.rglob("*") if one.is_file()) if root.is_dir() else [root] * root.is_file()
     return [str(path), [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files[:5000]]]

@@ -132,7 +132,7 @@ class Predictor:
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 
     def from_features(self, features: Tensor) -> dict[str, Tensor]:
-        """The same from pooled features (patches, width) of the backbone."""
+        """Return the same from pooled features (patches, width) of the backbone."""
         found = {"features": features, **self.in_space(self.model.embed_features(features, "image"))}
         standardised = standardise(features)
         if self.expression is not None:

@@ -87,7 +87,7 @@ class Reference:
         return np.asarray((mean @ self.profiles).todense(), dtype=np.float32)
 
     def labels(self, positions: np.ndarray) -> list[str | None]:
-        """The commonest label of the spots at these positions (patches, number); None where none of them has one."""
+        """Return the commonest label of the spots at these positions (patches, number); None where none of them has one."""
         found: list[str | None] = []
         table = self.spots["label"].to_numpy(dtype=object)
         for row in positions:

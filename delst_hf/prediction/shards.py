@@ -119,7 +119,7 @@ def _one_shard(
     num_workers: int,
     bar: Any,
 ) -> dict[str, np.ndarray]:
-    """The arrays of one shard, in the order of the source."""
+    """Return the arrays of one shard, in the order of the source."""
     places = order - order.min()
     arrays: dict[str, np.ndarray] = {}
     colours: list[np.ndarray] = []

@@ -123,7 +123,7 @@ class _Reader:
 
 
 def _at_best_level(slide: Slide, factor: float) -> Slide:
-    """The slide at the coarsest level of its pyramid whose pixels are not `factor` times as wide."""
+    """Return the slide at the coarsest level of its pyramid whose pixels are not `factor` times as wide."""
     shapes = getattr(slide.image, "level_shapes", None)
     if shapes is None or slide.stored_patches is not None:
         return slide
@@ -138,7 +138,7 @@ def _at_best_level(slide: Slide, factor: float) -> Slide:
 
 
 def in_full_resolution(source: PatchSource, scale: float) -> PatchSource:
-    """The same with places in pixels of the full resolution, of which the image that was read has `scale` as many."""
+    """Return the same with places in pixels of the full resolution, of which the image that was read has `scale` as many."""
     return replace(
         source,
         rows=source.rows.assign(x=source.rows["x"] / scale, y=source.rows["y"] / scale),
@@ -149,7 +149,7 @@ def in_full_resolution(source: PatchSource, scale: float) -> PatchSource:
 
 
 def dataset_source(path: str, study: Study, slides: Sequence[str]) -> PatchSource:
-    """The patches that a dataset folder holds of these slides.
+    """Return the patches that a dataset folder holds of these slides.
 
     Args:
         path: The folder, or the id of a dataset of the Hub.

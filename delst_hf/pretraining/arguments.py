@@ -93,7 +93,7 @@ def split_names(names: str) -> list[str]:
 
 
 def _documented_fields(config_class: type, prefix: str, skip: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
-    """The own fields of a configuration as dataclass fields, their help taken from its docstring."""
+    """Return the own fields of a configuration as dataclass fields, their help taken from its docstring."""
     documented = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", config_class.__doc__ or "", flags=re.MULTILINE))
     fields = []
     for name, hint in inspect.get_annotations(config_class).items():

@@ -71,7 +71,7 @@ class FeatureRows(SpotRows):
 
 
 def as_it_is(batch: Any) -> Any:
-    """The collator of a dataset that makes its own batches."""
+    """Return the collator of a dataset that makes its own batches."""
     return batch
 
 

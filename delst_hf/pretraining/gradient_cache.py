@@ -59,7 +59,7 @@ def cached_loss(
     across_ranks: bool = False,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> DelstOutput:
-    """The losses of a batch, with the backward pass of all its micro-batches but the last already done.
+    """Return the losses of a batch, with the backward pass of all its micro-batches but the last already done.
 
     ``loss.backward()`` on the result does the last one. Dropout is drawn per micro-batch, the same in both passes.
 

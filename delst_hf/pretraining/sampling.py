@@ -9,7 +9,7 @@ from .arguments import DelstTrainingArguments
 
 
 def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:
-    """The sampler of slide-aware batches over the joined batch of all processes.
+    """Return the sampler of slide-aware batches over the joined batch of all processes.
 
     Args:
         spots: Spots with ``slide_id``, and with ``x_um`` and ``y_um`` where a distance is to be kept.

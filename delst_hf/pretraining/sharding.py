@@ -47,7 +47,7 @@ def _no_embeddings() -> None:
 
 
 def whole_model(model: DelstModel, accelerator: Any) -> DelstModel | None:
-    """A copy of a sharded model in one piece; every process must call it.
+    """Return a copy of a sharded model in one piece; every process must call it.
 
     Args:
         model: The model, wrapped in place by ``fully_shard``.

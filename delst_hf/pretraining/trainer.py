@@ -215,7 +215,7 @@ class DelstTrainer(Trainer):
         )
 
     def trained_model(self) -> DelstModel | None:
-        """The model in one piece on the first process, None on others where FSDP shards it; all processes must call it."""
+        """Return the model in one piece on the first process, None on others where FSDP shards it; all must call it."""
         if self.is_fsdp_enabled:
             from .sharding import whole_model
 
@@ -238,7 +238,7 @@ class DelstTrainer(Trainer):
         return loss, (outputs.image_embeds, outputs.gene_embeds), inputs.get("labels")
 
     def retrieval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Retrieval in both directions over the whole evaluation set."""
+        """Score retrieval in both directions over the whole evaluation set."""
         from ..evaluation.retrieval import bidirectional_retrieval
 
         predictions: Any = prediction.predictions
@@ -249,7 +249,7 @@ class DelstTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the loss terms since the last log, the scalars and the state of the hyperboloid."""
+        """Add the loss terms since the last log, the scalars and the state of the hyperboloid."""
         prefix, mode = ("eval_", "eval") if "eval_loss" in logs else ("", "train")
         if "loss" in logs or "eval_loss" in logs:
             logs.update({f"{prefix}{key}": value for key, value in self._collect(mode).items()})

@@ -99,12 +99,12 @@ def _axis(which: Protocol) -> str:
 
 
 def shown_slides(record: Record) -> list[str]:
-    """The slides whose maps are drawn: a report of a hundred slides would not open."""
+    """Return the slides whose maps are drawn: a report of a hundred slides would not open."""
     return list(dict.fromkeys((record.get("spots") or {}).get("slide", [])))[:MAX_SLIDES]
 
 
 def _maps(record: Record) -> Iterator[Picture]:
-    """The maps of each slide, one figure a question."""
+    """Return the maps of each slide, one figure a question."""
     spots = record["spots"]
     slides = np.array(spots["slide"])
     tissue = (record.get("pictures") or {}).get("slides", {})

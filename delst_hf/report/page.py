@@ -145,7 +145,7 @@ def _figure(picture: Picture) -> str:
 
 
 def figure_svg(picture: Picture) -> str:
-    """The figure as SVG for inlining: no background, its ink the text colour of the page, ids of its own."""
+    """Return the figure as SVG for inlining: no background, its ink the text colour of the page, ids of its own."""
     buffer = io.StringIO()
     # The salt keeps ids of different figures apart, and equal figures equal to the byte.
     with matplotlib.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path", "figure.dpi": 100}):

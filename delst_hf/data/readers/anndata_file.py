@@ -41,7 +41,7 @@ _TRUE, _FALSE = (
 
 
 def open_anndata(path: str | Path) -> "AnnData":
-    """Reads an .h5ad or .zarr.
+    """Read an .h5ad or .zarr.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -63,7 +63,7 @@ def open_anndata(path: str | Path) -> "AnnData":
 
 
 def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Returns the chosen matrix as int32 counts (spots, genes), and its genes: gene_id, symbol; antibodies are left out.
+    """Return the chosen matrix as int32 counts (spots, genes), and its genes: gene_id, symbol; antibodies are left out.
 
     Raises:
         KeyError: no such layer.
@@ -99,7 +99,7 @@ def _layers(adata: "AnnData") -> list[str]:
 
 
 def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
-    """The features of var; its index may be symbols, with ids in a column, or ids, with symbols in a column."""
+    """Return the features of var; its index may be symbols, with ids in a column, or ids, with symbols in a column."""
     names = [str(name) for name in var.index]
     ids, symbols = _column(var, _ID_COLUMNS) or _column_of_ids(var), _column(var, _SYMBOL_COLUMNS)
     if holds_ids(names):
@@ -114,7 +114,7 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
 
 
 def _column_of_ids(var: pd.DataFrame) -> list[str] | None:
-    """The first column that holds ids of genes, whatever it is called."""
+    """Return the first column that holds ids of genes, whatever it is called."""
     for column in var:
         if var[column].dtype.kind not in "biufc" and holds_ids_of_genes(
             values := [str(value) for value in var[column]]
@@ -124,7 +124,7 @@ def _column_of_ids(var: pd.DataFrame) -> list[str] | None:
 
 
 def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
-    """The first column with one of these names, in any case and with any separators; missing values are ""."""
+    """Return the first column with one of these names, in any case and with any separators; missing values are ""."""
     found = {re.sub(r"[\W_]", "", str(column)).lower(): column for column in reversed(list(var.columns))}
     column = next((found[name] for name in names if name in found), None)
     return None if column is None else texts(var[column])

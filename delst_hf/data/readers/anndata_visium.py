@@ -67,7 +67,7 @@ def read_anndata(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads one section; coordinates are scaled into the frame of the image that is used.
+    """Read one section; coordinates are scaled into the frame of the image that is used.
 
     Args:
         path: an .h5ad file or a .zarr folder.
@@ -189,7 +189,7 @@ def places_of_anndata(
 
 
 def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
-    """The slides of a file that holds several: the values of a column of obs, in order of first appearance.
+    """Return the slides of a file that holds several: the values of a column of obs, in order of first appearance.
 
     Raises:
         KeyError: no such column; the message lists those there are.
@@ -203,7 +203,7 @@ def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
 
 
 def anndata_slide_id(path: str | Path, library_id: str | None = None) -> str:
-    """The slide id of a file, without reading its counts: the library, where there is one, else the name of the file."""
+    """Return the slide id of a file, without reading its counts: the library, where there is one, else the name of the file."""
     import h5py
 
     path = Path(path).expanduser()
@@ -233,7 +233,7 @@ def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | N
 
 
 def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
-    """The entries of uns["spatial"] that hold images or scale factors; some tools put flags beside them."""
+    """Return the entries of uns["spatial"] that hold images or scale factors; some tools put flags beside them."""
     found = adata.uns.get("spatial")
     if not isinstance(found, Mapping):
         return {}
@@ -274,7 +274,7 @@ def _library(
 
 
 def _library_column(adata: "AnnData", known: list[str]) -> str | None:
-    """The column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
+    """Return the column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
     columns = [str(name) for name in adata.obs if set(identifiers(adata.obs[name])) == set(known)]
     return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
 
@@ -282,7 +282,7 @@ def _library_column(adata: "AnnData", known: list[str]) -> str | None:
 def _image(
     library: Mapping[str, Any], image: str | Path | None, image_scale: float | None, name: str
 ) -> tuple[Any, float]:
-    """Returns the image and its scale: pixels of it per full-resolution pixel."""
+    """Return the image and its scale: pixels of it per full-resolution pixel."""
     images, factors = library.get("images", {}), library.get("scalefactors", {})
     kinds = [key for key in _IMAGES if key in images]
     told = {
@@ -320,7 +320,7 @@ def _scale(
     slide_id: str,
     witnesses: list[Witness],
 ) -> tuple[Scale, SpotArray | None]:
-    """The scale per full-resolution pixel, and the array, None where it is not known."""
+    """Return the scale per full-resolution pixel, and the array, None where it is not known."""
     places, by_name = spots[["array_row", "array_col"]].to_numpy(float), names_positions(spots.index)
     if (places < 0).all() and by_name is not None:
         places = by_name

@@ -81,7 +81,7 @@ def standard_layout(path: Path, prefix: str | None = None) -> Path:
 
 
 def _files(folder: Path, prefix: str, everything: bool) -> Iterator[_File]:
-    """The files of a folder that have a role; of its folders and archives only those of a sample, unless `everything`."""
+    """Find the files of a folder that have a role; of its folders and archives only those of a sample, unless `everything`."""
     for entry in visible(folder):
         if any(other in entry.name for other in _OTHERS):
             continue
@@ -100,7 +100,7 @@ def _files(folder: Path, prefix: str, everything: bool) -> Iterator[_File]:
 
 
 def _choose(files: list[_File], prefix: str | None, where: Path) -> dict[str, list[_File]]:
-    """The files of one sample by role; several positions may be one table with and without a header."""
+    """Return the files of one sample by role; several positions may be one table with and without a header."""
     if prefix is not None:
         wanted = prefix.rstrip("_.-")
         if all(file.prefix != wanted for file in files):
@@ -144,7 +144,7 @@ def _is_standard(file: _File, root: Path) -> bool:
 
 
 def _link(chosen: dict[str, list[_File]], where: Path) -> Path:
-    """A folder in which the files of a sample stand, plain, under the names of Space Ranger."""
+    """Return a folder in which the files of a sample stand, plain, under the names of Space Ranger."""
     folder = new_folder("outs")
     logger.info(
         "%s: read as a run of Space Ranger: %s",

@@ -43,7 +43,7 @@ def read_generic(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads one slide from three files.
+    """Read one slide from three files.
 
     Args:
         image: the image.

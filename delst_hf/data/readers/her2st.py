@@ -29,7 +29,7 @@ class Her2stFiles:
 
 
 def find_her2st_sections(root: str | Path) -> list[str]:
-    """Lists the sections that have counts, a spot file and an image."""
+    """List the sections that have counts, a spot file and an image."""
     data = _data_folder(root)
     sections = sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
     return [
@@ -38,7 +38,7 @@ def find_her2st_sections(root: str | Path) -> list[str]:
 
 
 def locate_her2st(root: str | Path, section: str, labels: str | Path | None = None) -> Her2stFiles:
-    """Finds the files of a section without reading them.
+    """Find the files of a section without reading them.
 
     Args:
         root: the folder that holds `data/ST-cnts` and its siblings.
@@ -91,7 +91,7 @@ def read_her2st(
     patient_id: str | None = None,
     labels: str | Path | None = None,
 ) -> Slide:
-    """Reads one section. Spots with counts and selected == 1 are kept, in the order of the counts.
+    """Read one section. Spots with counts and selected == 1 are kept, in the order of the counts.
 
     Args:
         root: the folder that holds `data/ST-cnts` and its siblings.

@@ -67,7 +67,7 @@ def find_hest_samples(root: str | Path) -> list[str]:
 
 @reader
 def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patient_id: str | None = None) -> Slide:
-    """Reads one sample: patches from its whole-slide image, or, where that was not downloaded, its stored patches.
+    """Read one sample: patches from its whole-slide image, or, where that was not downloaded, its stored patches.
 
     Args:
         root: the folder of HEST-1k.
@@ -115,7 +115,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
 def _scale(
     adata: Any, meta: dict[str, Any], mpp: float | None, image: Any, sample: str, factor: float, tagged: str
 ) -> tuple[Scale, SpotArray | None]:
-    """The scale per full-resolution pixel, and the array that the spots are of; `tagged` names an image with tags."""
+    """Return the scale per full-resolution pixel, and the array that the spots are of; `tagged` names an image with tags."""
     technology = str(meta.get("st_technology") or "")
     places = [name for name in ("array_row", "array_col") if name in adata.obs]
     indices = (

@@ -101,7 +101,7 @@ def _grid(slide: Slide, patch_um: float, stride_um: float, min_tissue: float, ma
 
 
 def _scale(image: Any, mpp: float | None, name: str, slide_id: str) -> Scale:
-    """The scale by the user, else by the file; no third witness could decide between them."""
+    """Return the scale by the user, else by the file; no third witness could decide between them."""
     tags = image_states(image, name)
     scale = settle_scale(
         slide_id, [*given(mpp), *tags], unknown=f"{name} does not state it, the scanner's software shows it"

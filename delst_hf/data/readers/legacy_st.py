@@ -41,7 +41,7 @@ def read_legacy_st(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads one section; spots with selected == 1 are kept, in the order of the counts.
+    """Read one section; spots with selected == 1 are kept, in the order of the counts.
 
     Args:
         counts: table of counts; which side the spots are on is told by their names.
@@ -141,14 +141,14 @@ def read_matrix(path: str | Path) -> np.ndarray | None:
 
 
 def _transformed(places: np.ndarray, names: pd.Index, matrix: np.ndarray) -> pd.DataFrame:
-    """An alignment table from array positions (spots, 2) x, y and a matrix (3, 3)."""
+    """Return an alignment table from array positions (spots, 2) x, y and a matrix (3, 3)."""
     pixels = np.column_stack([places, np.ones(len(places))]) @ matrix
     columns = {"x": places[:, 0], "y": places[:, 1], "pixel_x": pixels[:, 0], "pixel_y": pixels[:, 1]}
     return pd.DataFrame(columns, index=names)
 
 
 def _by_spots(counts: Counts) -> tuple[Counts, np.ndarray]:
-    """Names the spots "XxY" with whole numbers, transposes where they are columns, and gives x, y (spots, 2) as they were."""
+    """Name the spots "XxY" with whole numbers, transpose where they are columns, and give x, y (spots, 2) as they were."""
     columns = counts.genes[SYMBOL].tolist()
     places = _places(counts.barcodes)
     if places is not None:

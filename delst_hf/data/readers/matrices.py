@@ -116,7 +116,7 @@ def read_named_table(path: str | Path, what: str = "table", **options: Any) -> p
 
 
 def _names_of_columns(path: str | Path, what: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
-    """The header as written (pandas renames the second of two equal names to "NAME.1"), and the options that it asks for."""
+    """Read the header as written (pandas renames the second of two equal names), and the options that it asks for."""
     path = check_readable(path, what)
     # Not by pandas, which takes seconds for one row of text of twenty thousand columns.
     with reading(path, what, "It is truncated or no table: download it again."):
@@ -184,7 +184,7 @@ def read_counts(
     barcodes: Collection[str] = (),
     key: Sequence[str] = (),
 ) -> Counts:
-    """Reads counts of any of these forms: CSV, TSV, parquet, 10x .h5, .h5ad, .zarr, .mtx or a folder with matrix.mtx.
+    """Read counts of any of these forms: CSV, TSV, parquet, 10x .h5, .h5ad, .zarr, .mtx or a folder with matrix.mtx.
 
     Args:
         path: the file, or the folder of an mtx matrix with its barcodes and features.
@@ -216,7 +216,7 @@ def read_counts(
 
 
 def read_10x_h5(path: str | Path) -> Counts:
-    """Reads a feature-barcode matrix in HDF5 as Space Ranger and Cell Ranger write it, or, a genome a group, Cell Ranger 2.
+    """Read a feature-barcode matrix in HDF5 as Space Ranger and Cell Ranger write it, or, a genome a group, Cell Ranger 2.
 
     Raises:
         ValueError: a damaged file or no such matrix.
@@ -243,7 +243,7 @@ def read_10x_h5(path: str | Path) -> Counts:
 
 
 def _features_of(group: Any, old_form: bool) -> pd.DataFrame:
-    """The features of an HDF5 matrix; of probes, their genes and whether Space Ranger counts them."""
+    """Return the features of an HDF5 matrix; of probes, their genes and whether Space Ranger counts them."""
     if old_form:
         return make_genes(texts(group["gene_names"][:]), texts(group["genes"][:]))
     known = ("id", "name", "feature_type", "gene_id", "gene_name", "filtered_probes", "included")
@@ -255,7 +255,7 @@ def _features_of(group: Any, old_form: bool) -> pd.DataFrame:
 
 
 def read_mtx(path: str | Path) -> Counts:
-    """Reads matrix.mtx(.gz) with barcodes.tsv(.gz) and features.tsv(.gz) (or genes.tsv) beside it.
+    """Read matrix.mtx(.gz) with barcodes.tsv(.gz) and features.tsv(.gz) (or genes.tsv) beside it.
 
     Args:
         path: the folder, or the .mtx file; a prefix of its name (`sample_matrix.mtx`) may be that of its neighbours. Genes
@@ -299,7 +299,7 @@ def read_mtx(path: str | Path) -> Counts:
 
 
 def _check_mtx(path: Path) -> None:
-    """What the header of an mtx declares, against the file: scipy ends the process where memory runs out."""
+    """Return what the header of an mtx declares, against the file: scipy ends the process where memory runs out."""
     with open_packed(path) as file:
         banner, size = file.readline(1 << 16).lower(), file.readline(1 << 16)
         while size.startswith(b"%"):
@@ -315,7 +315,7 @@ def _check_mtx(path: Path) -> None:
 
 
 def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.DataFrame, sp.csr_matrix]:
-    """Keeps what has both a position and counts, in the order of the counts; says what was left out.
+    """Keep what has both a position and counts, in the order of the counts; say what was left out.
 
     Args:
         spots: index = barcodes.
@@ -367,7 +367,7 @@ def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Se
 
 
 def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
-    """A table of counts, made sparse some hundred rows at a time, and the names of its rows and columns."""
+    """Return a table of counts, made sparse some hundred rows at a time, and the names of its rows and columns."""
     header, options = _names_of_columns(path, "counts")
     places = key_columns(header, key, path.name) or [0]
     values = np.delete(np.arange(len(header)), places)
@@ -384,7 +384,7 @@ def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index
 
 
 def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[int]:
-    """Places of the columns that together name a row; none where none of them is there.
+    """Return the places of the columns that together name a row; none where none of them is there.
 
     Raises:
         KeyError: some are there and some are not.
@@ -397,7 +397,7 @@ def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[i
 
 
 def join_key(columns: Sequence[Any]) -> list[str]:
-    """The names of rows: those of one column, or those of several joined by "_"."""
+    """Return the names of rows: those of one column, or those of several joined by "_"."""
     return ["_".join(parts) for parts in zip(*map(identifiers, columns), strict=True)]
 
 

@@ -81,7 +81,7 @@ def _ask(place: Path) -> list[Candidate]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted, without hidden files."""
+    """Return what lies in a folder, sorted, without hidden files."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
@@ -157,7 +157,7 @@ def _stem(path: Path) -> str:
 
 
 def _table(place: Path) -> Candidate | None:
-    """A table of coordinates, counts and an image, one of each."""
+    """Return a table of coordinates, counts and an image, one of each."""
     headers = {path: {name.lower() for name in _header(path)} for path in _named(place, _TABLES)}
     coordinates = [path for path, header in headers.items() if {"x", "y"} <= header and "pixel_x" not in header]
     counts = [path for path, header in headers.items() if path not in coordinates and len(header) > 20]
@@ -247,7 +247,7 @@ def _image(place: Path) -> Candidate | None:
 
 
 def _header(path: Path) -> set[str]:
-    """The names in the first line of a table; empty where it is no text."""
+    """Return the names in the first line of a table; empty where it is no text."""
     try:
         with open_packed(path) as file:
             line = file.readline(1 << 20).decode("utf-8-sig")
@@ -259,7 +259,7 @@ def _header(path: Path) -> set[str]:
 
 
 def _zarr_attributes(folder: Path) -> dict[str, object]:
-    """The attributes of the root of a store, of version 2 or 3."""
+    """Return the attributes of the root of a store, of version 2 or 3."""
     for name in (".zattrs", "zarr.json"):
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))

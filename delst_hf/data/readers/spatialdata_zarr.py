@@ -123,7 +123,7 @@ def read_spatialdata(
 
 
 def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) -> tuple[Any, str]:
-    """The rows of the table that belong to the region, and its name.
+    """Return the rows of the table that belong to the region, and its name.
 
     Raises:
         ValueError: several regions, or one that is no shapes; the message names the shapes there are.
@@ -157,7 +157,7 @@ def _on_tissue(adata: Any, name: str, notes: Notes) -> Any:
 
 
 def _instances(adata: Any, key: str, shapes: Any, region: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The name of the shape of each row (rows,), and which of these are there (rows,) bool.
+    """Return the name of the shape of each row (rows,), and which of these are there (rows,) bool.
 
     By the instance key; where the table annotates something else, by the column of obs, or the names of rows, most of which
     are names of shapes.
@@ -194,7 +194,7 @@ def _scale(
     technology: str,
     slide_id: str,
 ) -> tuple[Scale, SpotArray | None]:
-    """The scale per pixel of the image, and the array, None where it is not known."""
+    """Return the scale per pixel of the image, and the array, None where it is not known."""
     places = [name for name in ("array_row", "array_col") if name in spots]
     indices = spots[places].to_numpy(float) if len(places) == 2 else None
     lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), indices)
@@ -213,7 +213,7 @@ def _scale(
 
 
 def _shared_system(data: Any, region: str, image: str, system: str | None, name: str) -> tuple[str, np.ndarray]:
-    """A coordinate system of both, and the matrix (3, 3) from the frame of the shapes to pixels of the image.
+    """Return a coordinate system of both, and the matrix (3, 3) from the frame of the shapes to pixels of the image.
 
     Raises:
         ValueError: none is shared, the one that was named is not, or several lay the shapes differently; all are listed.
@@ -277,7 +277,7 @@ def _centres(shapes: Any, matrix: np.ndarray) -> tuple[pd.DataFrame, float | Non
 
 
 def _rgb(element: Any, name: str) -> Any:
-    """The largest scale of an image (c, y, x), read region by region."""
+    """Return the largest scale of an image (c, y, x), read region by region."""
     if hasattr(element, "keys") and "scale0" in element:
         element = next(iter(element["scale0"].values()))
     names = [str(name) for name in element.coords["c"].values] if "c" in element.coords else []

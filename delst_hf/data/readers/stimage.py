@@ -64,7 +64,7 @@ def read_stimage(
     spot_um: float | None = None,
     patient_id: str | None = None,
 ) -> Slide:
-    """Reads one slide.
+    """Read one slide.
 
     Args:
         root: the folder with ST, Visium, VisiumHD, annotation and meta, or one of the first three.
@@ -122,7 +122,7 @@ def _technologies(root: Path) -> list[Path]:
 def _scale(
     coordinates: pd.DataFrame, technology: str, spot_um: float | None, mpp: float | None, image: Any, slide: str
 ) -> tuple[Scale, float | None]:
-    """The scale, and the diameter of a spot in micrometres."""
+    """Return the scale, and the diameter of a spot in micrometres."""
     bin_um = (spot_um or BIN_UM) if technology == "Visium HD" else None
     pixels = coordinates[["yaxis", "xaxis"]].to_numpy(float)
     lattice = measure_lattice(pixels, names_positions(coordinates.index))

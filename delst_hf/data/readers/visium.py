@@ -62,7 +62,7 @@ def read_visium(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads the spots on tissue of one Visium slide.
+    """Read the spots on tissue of one Visium slide.
 
     Args:
         path: the folder `outs`, or the one that holds it; or, as public archives have it, a folder or .tar of files with a
@@ -109,7 +109,7 @@ def read_visium_hd(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads one bin size of a Visium HD slide; bins are its spots, and their side is kept in `spot_um`.
+    """Read one bin size of a Visium HD slide; bins are its spots, and their side is kept in `spot_um`.
 
     Args:
         path: the folder `outs`, the one that holds it, `binned_outputs`, or one `square_...um`.
@@ -141,7 +141,7 @@ def read_visium_hd(
 def scaled_image(
     image: str | Path | None, spatial: Path, factors: dict[str, Any], name: str, image_scale: float | None = None
 ) -> tuple[Any, float, str]:
-    """The full-resolution image if it is given, else the reduced one; its scale and its file name.
+    """Return the full-resolution image if it is given, else the reduced one; its scale and its file name.
 
     Raises:
         FileNotFoundError: there is none.
@@ -217,7 +217,7 @@ def _scale(
     image: tuple[Any, float, str],
     arrays: tuple[SpotArray, ...],
 ) -> tuple[Scale, SpotArray | None]:
-    """The scale per full-resolution pixel, and the array, None where the spots lie on another lattice."""
+    """Return the scale per full-resolution pixel, and the array, None where the spots lie on another lattice."""
     pixels, factor, name = image
     lattice = measure_lattice(
         positions[["pxl_row_in_fullres", "pxl_col_in_fullres"]].to_numpy(float),
@@ -268,7 +268,7 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
 
 
 def outs_name(outs: str | Path, prefix: str | None = None) -> str:
-    """The slide id of a run: the beginning of its files' names where it is given, else the folder that is the sample's own."""
+    """Return the slide id of a run: the beginning of its files' names if given, else the folder that is the sample's own."""
     if prefix:
         return make_slide_id(prefix.rstrip("_.-"))
     path = Path(outs).expanduser().resolve()
@@ -277,7 +277,7 @@ def outs_name(outs: str | Path, prefix: str | None = None) -> str:
 
 
 def hd_name(path: str | Path) -> str:
-    """The slide id of a Visium HD run, by any of its folders."""
+    """Return the slide id of a Visium HD run, by any of its folders."""
     path = Path(path).expanduser().resolve()
     own = next((one for one in (path, *path.parents) if not _PARTS_OF_HD.fullmatch(one.name)), path)
     return outs_name(own)

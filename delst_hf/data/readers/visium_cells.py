@@ -152,7 +152,7 @@ def _polygons(geometry: dict[str, Any] | None) -> list[Any]:
 
 
 def _barcodes(names: pd.Index, known: pd.Index) -> list[str]:
-    """Names of outlines (1, "1", "cellid_000000001-1") as the matrix spells them; those it does not have as they are."""
+    """Return the names of outlines (1, "1", "cellid_000000001-1") as the matrix spells them; others as they are."""
     spelled: dict[int, str] = {}
     for name in known:
         match = _BARCODE.fullmatch(str(name))
@@ -168,6 +168,6 @@ def _barcodes(names: pd.Index, known: pd.Index) -> list[str]:
 def _image(
     image: str | Path | None, folders: list[Path], factors: dict[str, Any], name: str, image_scale: float | None
 ) -> tuple[Any, float, str]:
-    """The image of the first of these folders that has one."""
+    """Return the image of the first of these folders that has one."""
     chosen = next((folder for folder in folders if visible(folder, "tissue_*res_image.*")), folders[0])
     return scaled_image(image, chosen, factors, name, image_scale)

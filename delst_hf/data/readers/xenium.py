@@ -51,7 +51,7 @@ def read_xenium(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Reads one region; every square of the grid that holds a transcript is a spot.
+    """Read one region; every square of the grid that holds a transcript is a spot.
 
     Args:
         path: the output folder of Xenium.
@@ -99,7 +99,7 @@ def read_xenium(
 
 
 def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
-    """The transcripts, some hundred thousand at a time."""
+    """Return the transcripts, some hundred thousand at a time."""
     parquet = folder / "transcripts.parquet"
     tables = [folder / name for name in ("transcripts.csv.gz", "transcripts.csv") if (folder / name).is_file()]
     only_one([] if parquet.is_file() else tables, "the transcripts", "Keep one of them.")
@@ -122,7 +122,7 @@ def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
 def _binned(
     batches: Iterator[pd.DataFrame], grid_um: float, min_qv: float, slide_id: str, notes: Notes
 ) -> tuple[sp.csr_matrix, np.ndarray, list[str]]:
-    """Counts (squares, genes), the squares (squares, 2) as row and column, and the genes' names, sorted."""
+    """Return the counts (squares, genes), the squares (squares, 2) as row and column, and the genes' names, sorted."""
     gene_of: dict[str, int] = {}
     keys, counts = np.array([], np.int64), np.array([], np.int64)
     seen, left_out = 0, Counter[str]()
@@ -190,7 +190,7 @@ def _squares(table: pd.DataFrame, grid_um: float, slide_id: str) -> np.ndarray:
 
 
 def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Names (transcripts,) as text, "" where there is none, and which transcripts are of genes (transcripts,) bool."""
+    """Return the names (transcripts,) as text, "" for none, and which transcripts are of genes (transcripts,) bool."""
     codes, names = pd.factorize(table["feature_name"])  # -1 where there is none: the place of the "" at the end
     text = np.array([*(as_text(name).strip() for name in names), ""], dtype=object)
     if "is_gene" in table:
@@ -205,12 +205,12 @@ def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_text(value: object) -> str:
-    """A name as text: versions up to 2 store bytes."""
+    """Return a name as text: versions up to 2 store bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _genes(folder: Path, names: list[str]) -> pd.DataFrame:
-    """The gene table, with Ensembl ids where the folder has the panel."""
+    """Return the gene table, with Ensembl ids where the folder has the panel."""
     path = folder / "gene_panel.json"
     if not path.is_file():
         return make_genes(names)

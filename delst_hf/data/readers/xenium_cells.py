@@ -85,7 +85,7 @@ def read_xenium_cells(
 
 
 def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:
-    """The table of cells by cell_id, without those that have no position, and its name."""
+    """Return the table of cells by cell_id, without those that have no position, and its name."""
     found = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(
@@ -122,7 +122,7 @@ def _counts(folder: Path) -> Counts:
 
 
 def _read_zarr(path: Path) -> Counts:
-    """The matrix as Xenium Explorer reads it: genes x cells, compressed by gene."""
+    """Return the matrix as Xenium Explorer reads it: genes x cells, compressed by gene."""
     import zarr
 
     try:
@@ -143,7 +143,7 @@ def _read_zarr(path: Path) -> Counts:
 
 
 def _cell_names(cells: np.ndarray) -> list[str]:
-    """Names of cells (cells,) from numbers (cells,), or from prefix and suffix (cells, 2), of which letters a to p are digits.
+    """Return the names of cells (cells,) from numbers (cells,), or from prefix and suffix (cells, 2) in digits a to p.
 
     >>> _cell_names(np.array([[1, 1], [1437536272, 2]], dtype=np.uint32))
     ['aaaaaaab-1', 'ffkpbaba-2']

@@ -126,7 +126,7 @@ def _tiff_size(path: Path) -> tuple[int, int] | None:
 
 
 def _alignment(path: str | Path) -> np.ndarray:
-    """The matrix (3, 3) from pixels of the H&E, as columns (x, y, 1), to pixels of the morphology image."""
+    """Return the matrix (3, 3) from pixels of the H&E, as columns (x, y, 1), to pixels of the morphology image."""
     name = Path(path).name
     table = read_table(path, "alignment", header=None)
     try:

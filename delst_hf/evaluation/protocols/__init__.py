@@ -69,6 +69,6 @@ class Protocol:
         return f"{self.title} [{variant}]" if variant else self.title
 
     def chance_of(self, metric: str, row: Row) -> float | None:
-        """What an answer without skill gets in a metric of a row; None where the protocol does not know."""
+        """Return what an answer without skill gets in a metric of a row; None where the protocol does not know."""
         chance = self.chance.get(metric)
         return row["metrics"].get(chance) if isinstance(chance, str) else chance

@@ -129,7 +129,7 @@ def domain_statistics(
     labels: Sequence[str | None] | np.ndarray | None,
     domains: np.ndarray,
 ) -> dict[str, Statistic]:
-    """The scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
+    """Return the scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
     features = _standardised(features)
     neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
     there = (neighbours >= 0).sum(axis=1)

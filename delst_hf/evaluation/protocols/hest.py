@@ -173,7 +173,7 @@ def _checked_groups(
     groups: Sequence[Any] | np.ndarray,
     parts: Sequence[Any] | np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The group of every spot and the part of a fold over which its Pearson is taken, as strings (spots,)."""
+    """Return the group of every spot and the part of a fold over which its Pearson is taken, as strings (spots,)."""
     if len(rows) != len(values) or values.shape[1] != len(genes):
         raise ValueError(
             f"features {rows.shape}, targets {values.shape} and {len(genes)} genes do not match; pass one row per spot in "
@@ -202,7 +202,7 @@ def hest_alpha(num_columns: int, num_genes: int) -> float:
 def hest_genes(
     counts: Any, slides: Sequence[Any] | np.ndarray, genes: Sequence[str], num_genes: int = HEST_GENES
 ) -> list[str]:
-    """The benchmark's gene list: expressed in a tenth of the spots of every slide, then the highest scaled dispersion.
+    """Return the benchmark's gene list: expressed in a tenth of the spots of every slide, then the highest scaled dispersion.
 
     The dispersion is scanpy's default ("seurat"): log of variance / mean of counts, as a z-score among genes of a like mean
     (20 bins). The benchmark chooses from all slides, test slides included; pass the training slides' counts for a choice
@@ -266,7 +266,7 @@ def _ridge(inputs: np.ndarray, targets: np.ndarray, queries: np.ndarray, alphas:
 
 
 def _cv_factor(rows: np.ndarray, values: np.ndarray, names: np.ndarray, pca: int | None, seed: int) -> float:
-    """The factor of the benchmark's alpha with the highest mean Pearson on left-out training groups, the larger on a tie."""
+    """Choose the factor of the benchmark's alpha with the highest mean Pearson on left-out groups, the larger on a tie."""
     scores = np.zeros(len(CV_FACTORS))
     for fit, held in group_folds(names, MAX_INNER_FOLDS):
         inputs, queries = _reduced(rows[fit], rows[held], pca, seed)

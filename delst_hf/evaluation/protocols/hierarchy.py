@@ -153,7 +153,7 @@ def entailment_auc(
 def entailment_wins(
     parents: torch.Tensor, children: torch.Tensor, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
 ) -> np.ndarray:
-    """What `entailment_auc` averages: for each parent (pairs,) the share of other children that fit worse, NaN if left out."""
+    """Score each parent (pairs,), as `entailment_auc` averages: the share of other children that fit worse, NaN if left out."""
     wins = np.full(len(parents), np.nan)
     for row in np.unique(np.linspace(0, len(parents) - 1, min(max_pairs, len(parents))).astype(int)):
         apex = parents[row].expand_as(children)
@@ -177,7 +177,7 @@ def hierarchy_statistics(
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
 ) -> dict[str, Statistic]:
-    """The numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
+    """Return the numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
 
     Not those of single points (curvature), nor Gromov's delta, a maximum, for which a bootstrap does not hold.
     """

@@ -86,7 +86,7 @@ def _by_query(
 
 
 def _chance(slides: np.ndarray, pools: np.ndarray | None, queries: np.ndarray) -> dict[str, float]:
-    """What a model that knows nothing gets, averaged over queries."""
+    """Return what a model that knows nothing gets, averaged over queries."""
     sizes = np.full(len(slides), len(slides))
     if pools is not None:
         _, numbers, counts = np.unique(pools, return_inverse=True, return_counts=True)

@@ -52,7 +52,7 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
 def stimage1k4m_predictions(
     features: ArrayLike, labels: Sequence[str | None] | np.ndarray
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:
-    """The scores of `stimage1k4m_probe`, and of all its test spots the label, the prediction and the split, one after another.
+    """Compute `stimage1k4m_probe`, and of all its test spots the label, the prediction and the split, one after another.
 
     Arguments and errors are those of `stimage1k4m_probe`.
     """
