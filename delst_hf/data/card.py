@@ -65,7 +65,7 @@ def dataset_card(
     license: str,
     fingerprint: str,
     splits: Sequence[str] = (),
-    split_text: Markdown = Markdown(""),
+    split_text: str = "",
 ) -> str:
     """Return the text of README.md.
 
@@ -78,7 +78,7 @@ def dataset_card(
         license: an identifier of the Hub.
         fingerprint: of the content.
         splits: the splits of `spots`; none where it is not split.
-        split_text: what to say about them.
+        split_text: what to say about them, as `Markdown`.
     """
     # `datasets` names its cache after the folder's last part and this YAML, not after its path or content: without the
     # fingerprint, a dataset that was replaced, or another folder of the same name, would be answered from the cache.

@@ -60,7 +60,7 @@ class SplitPlan:
         return self.request is not None or bool(set(self.of_slide.values()) - {"train"})
 
     def of_spots(self, slide_id: str, num_spots: int) -> np.ndarray:
-        """Return the splits of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
+        """Return the split of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
         request = self.request
         if request is None or request.by != "spot":
             return np.full(num_spots, self.of_slide.get(slide_id, "train"), dtype=object)
