@@ -33,7 +33,6 @@ def commands(output):
 
 
 @pytest.mark.parametrize("name", list(commands("")))
-@pytest.mark.skip(reason="fails since results moved; to be mended")
 def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
@@ -43,7 +42,6 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skip(reason="fails since results moved; to be mended")
 def test_a_second_evaluation_into_one_file_is_refused(tmp_path, capsys):
     with locked(tmp_path / "results.json"):
         assert main(commands(str(tmp_path / "results.json"))["evaluate"]) == 2

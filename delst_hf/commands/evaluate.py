@@ -101,30 +101,31 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from ..model.distributed import process_rank
 
     PartialState()
-    evaluation, kind = evaluation_of(arguments), kind_of(arguments.model)
-    output = arguments.output or default_output(arguments.model, kind)
+    evaluation, output = evaluation_of(arguments), arguments.output or default_output(arguments.model)
     if process_rank() > 0:
-        return _evaluate(arguments, evaluation, kind, output)
+        return _evaluate(arguments, evaluation, output)
     check_file_output(output)
     with locked(output, "file of results"):
-        return _evaluate(arguments, evaluation, kind, output)
+        return _evaluate(arguments, evaluation, output)
 
 
-def default_output(model: str, kind: str) -> str:
-    """Where results are kept unless told otherwise: in the folder of a checkpoint, else beside, by the name of the model.
+def default_output(model: str) -> str:
+    """Return where results are kept unless told otherwise: in the folder of a DELST checkpoint, else NAME-results.json here.
+
+    The kind is told by the files of the folder alone, so that the output is checked before anything is loaded.
 
     Example:
-        >>> default_output("runs/embeddings.npz", "embeddings")
+        >>> default_output("runs/embeddings.npz")
         'embeddings-results.json'
     """
     from ..evaluation.results import RESULTS
 
-    if kind == "checkpoint" and Path(model).is_dir():
+    if (Path(model) / "processor_config.json").is_file():
         return str(Path(model) / RESULTS)
     return f"{Path(model).stem}-{RESULTS}"
 
 
-def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", kind: str, output: str) -> dict[str, Any]:
+def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: str) -> dict[str, Any]:
     import transformers
 
     from ..data.study import Study
@@ -137,6 +138,7 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", kind: st
     from ..record import find_training_record
 
     transformers.utils.logging.set_verbosity_error()
+    kind = kind_of(arguments.model)
     study = Study.load(arguments.dataset)
     # From the Hub too, or its training slides would pass for unseen ones.
     record = find_training_record(arguments.model) if kind == "checkpoint" else {}

@@ -19,9 +19,14 @@ logger = logging.getLogger(__name__)
 
 COMPLETE, BEGUN = "complete", "begun"
 _NAME = re.compile(r"checkpoint-(\d+)")
-# What an identity says in full elsewhere, what may be changed (the length of a run), and what changes no result.
+# What an identity says in full elsewhere; what may be changed (the length of a run); and what changes no result, or only how
+# the same sum is computed, and so its rounding.
 _NOT_COMPARED = re.compile(
-    "num_train_epochs|max_steps|(train|validation|test|same_patient)_slides|vocabulary|batch_size|resume_anyway"
+    "(train|validation|test|same_patient)_slides|vocabulary|per_device_.*|auto_find_batch_size"
+    "|num_train_epochs|max_steps|resume_anyway"
+    "|eval_.*|batch_eval_metrics|load_best.*|metric_for_best.*|greater_is_better|log_.*|project|debug|use_cpu"
+    "|contrastive_micro_batch_size|gradient_checkpointing.*|torch_compile.*|torch_empty_cache_steps|ddp_.*|fsdp.*|deepspeed"
+    "|accelerator_config|skip_memory_metrics|include_.*|remove_unused_columns"
 )
 
 
