@@ -1,5 +1,7 @@
 """The page of a slide: each line says what was found, in numbers that are counted here by hand."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,7 +93,9 @@ def test_the_card_has_the_page_of_what_was_written(slide, tmp_path):
     slide.spots.iloc[0, slide.spots.columns.get_loc("label")] = "```\n# title"
     write_dataset([slide], tmp_path / "d", patch_um=20, patch_px=8, quality_filter=QualityFilter(min_tissue=0.5))
     card = (tmp_path / "d" / "README.md").read_text()
-    page = card.split("```text\n")[1].split("\n```")[0]
+    fence, page = re.search(r"^(`{3,})text\n(.*?)\n\1`*$", card, flags=re.DOTALL | re.MULTILINE).groups()
     assert "spots    6; 4 left out: 4 patch of less than 0.5 tissue" in page
-    assert "labels   (none) 3, a 2, ''' # title 1" in page
+    # The label as it is, on one line, in a fence longer than its own: nothing in the page can close that.
+    assert "labels   (none) 3, a 2, ``` # title 1" in page and fence not in page
+    assert not re.search(r"^\W*# title", card, flags=re.MULTILINE)
     assert "tissue   100% of the spots lie on tissue" in page

@@ -51,8 +51,6 @@ def left_over(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-# A kill at every event has found a point from which the same command does not finish; until it is mended, by `make torture`.
-@pytest.mark.skip(reason="a plain prepare killed at some event is not yet finished by the same command (issue 14, A1)")
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
 def test_prepare_is_finished_by_the_same_command(server, expected, tmp_path, fault):
     """Killed, or out of room, at any event, the same command then makes the right dataset, or finds it finished."""

@@ -122,11 +122,12 @@ def write_dataset(
         raise ValueError(f"num_proc is {num_proc}. Allowed: 1 or more (--num-proc).")
     options = PatchOptions(
         patch_um, patch_px, image_format.lower(), quality, outside, off_tissue, scale, swap_xy, preview, max_shard_bytes,
-        quality_filter or QualityFilter(), aliases, progress and num_proc == 1, str(check_output(output, overwrite)),
-        one_slide,
+        quality_filter or QualityFilter(), aliases, progress and num_proc == 1,
+        str(Path(output).expanduser().resolve()), one_slide,
     )  # fmt: skip
     options.check()
     with locked(output, "dataset") as goal, _full_disk_explained(goal):
+        # Before anything is refused: a run that was killed after its dataset was in place has left its parts.
         recover(goal)
         _drop_joined_parts(goal)
         check_output(goal, overwrite)
