@@ -31,13 +31,13 @@ class EvaluationArguments:
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     test_slides: str = field(
         default="",
-        metadata={"help": "Comma-separated slides to score. Default: all that the checkpoint was not trained on; of a backbone "
-                  "or an array, all but --train-slides."},
+        metadata={"help": "Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing out, "
+                  "all slides of patients on whom neither the checkpoint nor --train-slides was trained."},
     )  # fmt: skip
     train_slides: str = field(
         default="",
-        metadata={"help": "Comma-separated slides to fit the probes on. Default: those of the pretraining; where there are "
-                  "none, each group of test slides is predicted from the others."},
+        metadata={"help": "Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split 'train'; "
+                  "where there are none, each group of test slides is predicted from the others."},
     )  # fmt: skip
     split: str = field(
         default="auto",
@@ -254,21 +254,18 @@ def choose_slides(
     arguments: EvaluationArguments, study: "Study", record: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
     """Choose slides to fit the probes on and slides to score; refuse test slides that the checkpoint has seen."""
+    from ..evaluation import slides
     from ..pretraining.arguments import split_names
 
     trained = record.get("train_slides", [])
-    test_slides = split_names(arguments.test_slides) or [slide for slide in study.slide_ids if slide not in trained]
-    seen = [slide for slide in test_slides if slide in trained]
+    named = split_names(arguments.train_slides), split_names(arguments.test_slides)
+    seen = [slide for slide in named[1] if slide in trained]
     if seen and not arguments.allow_seen_slides:
         raise ValueError(
             f"The checkpoint was trained on {seen}, so scores there would be worthless. Choose test slides outside "
             f"{trained}, or insist with --allow-seen-slides."
         )
-    train_slides = split_names(arguments.train_slides)
-    if train_slides:
-        return train_slides, [slide for slide in test_slides if arguments.test_slides or slide not in train_slides]
-    pretrained = [slide for slide in trained if slide in study.slide_ids and slide not in test_slides]
-    return pretrained or [slide for slide in study.slide_ids if slide not in test_slides], test_slides
+    return slides.choose_slides(study, trained, *named)
 
 
 def read_signatures(path: str | None) -> dict[str, Any]:

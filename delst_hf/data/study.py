@@ -1,5 +1,6 @@
 """A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for."""
 
+import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,15 +89,29 @@ class Study:
         chosen = self.slides[self.slides["slide_id"].isin(list(slide_ids))]
         return set(chosen["patient_id"])
 
+    @property
+    def split_of_slide(self) -> dict[str, str]:
+        """Split of each slide: "train", "validation", "test", or "spot" where its spots are split one by one."""
+        return {name: split or "train" for name, split in zip(self.slide_ids, self.slides["split"], strict=True)}
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the folder holds any slide or spot out."""
+        return set(self.split_of_slide.values()) != {"train"}
+
     def check_slides(self, slide_ids: Sequence[str]) -> None:
         """Refuse slides that the folder does not hold.
 
         Raises:
-            ValueError: Naming the unknown slides and those there are.
+            ValueError: Naming the unknown slides, the nearest to each, and those there are.
         """
-        unknown = [slide_id for slide_id in slide_ids if slide_id not in self.slide_ids]
-        if unknown:
-            raise ValueError(f"No slide {unknown} in this dataset. It holds {self.slide_ids}.")
+        known = self.slide_ids
+        unknown = [slide_id for slide_id in slide_ids if slide_id not in known]
+        if not unknown:
+            return
+        near = dict.fromkeys(name for slide_id in unknown for name in difflib.get_close_matches(slide_id, known, 1))
+        meant = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"No slide {unknown} in this dataset.{meant} It holds {known}.")
 
     def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
         """Return the spots of these slides, in the order of the folder.

@@ -176,13 +176,13 @@ def training_slides(study: Study, slides: Sequence[str] | None = None) -> list[s
         ValueError: If a slide is not in the study, or held out.
     """
     study.check_slides(slides or ())
-    own = dict(zip(study.slide_ids, study.slides["split"], strict=True))
+    own = study.split_of_slide
     held_out = [slide for slide in slides or () if own[slide] in ("validation", "test")]
     if held_out:
         raise ValueError(
             f"slides {held_out} are not in the split train. Choose genes on training slides only (--slides)."
         )
-    return [slide for slide in study.slide_ids if (slide in slides if slides else own[slide] in ("train", "spot", ""))]
+    return [slide for slide in study.slide_ids if (slide in slides if slides else own[slide] in ("train", "spot"))]
 
 
 def find_genes(names: Sequence[str], ids: Sequence[str], wanted: Sequence[str], option: str) -> list[str]:

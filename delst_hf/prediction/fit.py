@@ -56,7 +56,8 @@ def fit_head(
         dataset: Dataset folder written by ``delst prepare``, or a dataset id of the Hub.
         output: Checkpoint folder to make.
         target: "expression" or "labels".
-        train_slides: Slides to fit on; by default those of the pretraining that are in the dataset.
+        train_slides: Slides to fit on; by default those of the pretraining that are in the dataset, else its split "train". Of
+            slides whose spots are split, the training spots.
         ignore_labels: Labels that are no class of tissue.
         batch_size, num_workers, progress: As in `shards.run`.
 
@@ -73,7 +74,7 @@ def fit_head(
         raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
     predictor, study = load_predictor(model), Study.load(dataset)
     slides = _slides(predictor, study, train_slides)
-    source = dataset_source(dataset, study, slides)
+    source = dataset_source(dataset, study, slides, spot_split="train")
     check_patch_size(predictor.record, [source.patch_um or 0], model)
     facts = data_facts(dataset, study, slides)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px}
@@ -95,14 +96,20 @@ def fit_head(
 
 
 def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[str]:
+    """Choose slides to fit on: those named, of the pretraining, or of the split "train" of a folder that holds some out."""
     study.check_slides(named)
-    trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
-    slides = list(dict.fromkeys(named)) or trained
+    own = study.split_of_slide
+    trained = [slide for slide in predictor.record.get("train_slides", []) if slide in own]
+    training = [slide for slide in study.slide_ids if own[slide] in ("train", "spot")] if study.is_split else []
+    slides = list(dict.fromkeys(named)) or trained or training
     if not slides:
         raise ValueError(
             f"the model {predictor.name} was pretrained on no slide of this dataset, which holds {study.slide_ids}. Say which "
             "to fit on, and leave out those to be scored later (--train-slides)."
         )
+    departing = [slide for slide in slides if own[slide] in ("validation", "test")]
+    if departing:
+        logger.warning("Fits on %s, which the dataset holds out: its split is departed from.", ", ".join(departing))
     return slides
 
 
@@ -123,7 +130,7 @@ def _expression(
 ) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
     """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
     collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
-    spots = study.subset(slides).remove_columns("image")
+    spots = study.subset(slides, spot_split="train").remove_columns("image")
     folds, genes = _folds(rows), len(predictor.processor.feature_extractor.vocabulary)
     moments: dict[tuple[str, bytes], Moments] = {}
     for places, features, targets, mask in _pairs(shards, spots, collator):

@@ -148,18 +148,19 @@ def in_full_resolution(source: PatchSource, scale: float) -> PatchSource:
     )
 
 
-def dataset_source(path: str, study: Study, slides: Sequence[str]) -> PatchSource:
+def dataset_source(path: str, study: Study, slides: Sequence[str], spot_split: str | None = None) -> PatchSource:
     """Return the patches that a dataset folder holds of these slides.
 
     Args:
         path: The folder, or the id of a dataset of the Hub.
         study: The same, opened.
         slides: Slide ids.
+        spot_split: Of slides whose spots were split one by one, only the spots of this split.
 
     Raises:
         ValueError: If a slide is not in the folder, or patches of several sizes in micrometres would be mixed.
     """
-    spots = study.subset(slides)
+    spots = study.subset(slides, spot_split)
     table = study.slides.set_index("slide_id").loc[list(slides)]
     sizes = sorted(set(table["patch_um"]))
     if len(sizes) > 1:

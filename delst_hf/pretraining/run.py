@@ -158,21 +158,21 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
     named = {role: split_names(getattr(data, f"{role}_slides")) for role in ("train", "validation", "test")}
     study.check_slides([slide for slides in named.values() for slide in slides])
     taken = {slide for slides in named.values() for slide in slides}
-    own = dict(zip(study.slide_ids, study.slides["split"], strict=True))
+    own = study.split_of_slide
     chosen = {
-        role: named[role] or [slide for slide in study.slide_ids if own.get(slide) == role and slide not in taken]
+        role: named[role] or [slide for slide in study.slide_ids if own[slide] == role and slide not in taken]
         for role in ("validation", "test")
     }
     held_out = {*chosen["validation"], *chosen["test"]}
     # A slide whose spots are split is trained on with those of its split "train".
-    trainable = [slide for slide in study.slide_ids if own.get(slide, "train") in ("train", "spot")]
+    trainable = [slide for slide in study.slide_ids if own[slide] in ("train", "spot")]
     train = named["train"] or [slide for slide in trainable if slide not in held_out]
     if not train or set(train) & held_out or set(chosen["validation"]) & set(chosen["test"]):
         raise ValueError(
             f"Training slides {train}, validation {chosen['validation']} and test {chosen['test']} must not overlap, and at "
             "least one slide must be left for training."
         )
-    departing = [slide for slide in train if own.get(slide) in ("validation", "test")]
+    departing = [slide for slide in train if own[slide] in ("validation", "test")]
     if departing:
         logger.warning("Trains on %s, which the dataset holds out: its split is departed from.", ", ".join(departing))
     _check_patients(study, train, [*chosen["validation"], *chosen["test"]], split_names(data.same_patient_slides))
