@@ -31,13 +31,13 @@ class EvaluationArguments:
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
     test_slides: str = field(
         default="",
-        metadata={"help": "Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing out, "
-                  "all slides of patients on whom neither the checkpoint nor --train-slides was trained."},
+        metadata={"help": "Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing "
+                  "out, all slides of patients on whom neither the checkpoint nor --train-slides was trained."},
     )  # fmt: skip
     train_slides: str = field(
         default="",
-        metadata={"help": "Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split 'train'; "
-                  "where there are none, each group of test slides is predicted from the others."},
+        metadata={"help": "Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split "
+                  "'train'; where there are none, each group of test slides is predicted from the others."},
     )  # fmt: skip
     split: str = field(
         default="auto",
