@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 TOY := runs/toy
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: pretrain test torture lint suites clean
+.PHONY: pretrain test docs lowest torture lint suites clean
 
 # torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 # The main job on the embedded default: synthetic slides in, a checkpoint and its evaluation on an unseen patient out.
@@ -27,6 +27,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages as a site, in site/; a link or a name that leads nowhere is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # transformers ships its own test suites in its source distribution alone. Where it cannot be fetched, the tests that run
 # them on our classes are skipped.
 $(VENV)/suites: $(VENV)/installed
@@ -36,7 +40,7 @@ $(VENV)/suites: $(VENV)/installed
 suites: $(VENV)/suites
 
 # Two processes, a file's tests in one: the models are tiny, more threads would only wait for each other.
-test: lint $(VENV)/suites
+test: lint docs $(VENV)/suites
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Faults injected at every step: kills, full disks, flipped bits, second runs. `make test` takes some of the steps.
@@ -44,5 +48,17 @@ torture: $(VENV)/installed
 	DELST_TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_torture_*.py tests/test_atomic.py \
 		tests/test_data_folder.py tests/test_markup.py tests/test_push_guards.py
 
+# The lowest declared versions (torch excepted, see tests/lowest.py) and the tests of what users call, a quarter of an hour.
+# Left out: checks of the project itself, and the suites of transformers, which are those of another version.
+LOWEST := .lowest
+lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints.txt torch
+	$(PYTHON) tests/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lora,leiden]' pytest pytest-xdist parameterized
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(filter-out $(NOT_LOWEST),$(wildcard tests/test_*.py))
+NOT_LOWEST := $(wildcard tests/test_torture_*.py) $(patsubst %,tests/test_%.py,architecture import_closure mlinter startup \
+	transformers_suites wheel)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs site

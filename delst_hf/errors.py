@@ -202,7 +202,7 @@ def _one_line(text: str) -> str:
 def without_password(text: str) -> str:
     """Return an address, or a text with addresses, without the user and the password that may stand before a host.
 
-    Example:
+    Examples:
         >>> without_password("http://alice:secret@hub.example/api")
         'http://hub.example/api'
     """

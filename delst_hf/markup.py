@@ -28,7 +28,7 @@ def cell(value: object) -> Markdown:
     Args:
         value: Anything; `Markdown` passes unchanged.
 
-    Example:
+    Examples:
         >>> cell("a | <b>{x}")
         'a &#124; &lt;b&gt;&#123;x&#125;'
     """
@@ -42,7 +42,7 @@ def cell(value: object) -> Markdown:
 def row(*cells: object) -> Markdown:
     """Return a line of a Markdown table.
 
-    Example:
+    Examples:
         >>> row("toy_A1", 36)
         '| toy_A1 | 36 |'
     """
@@ -57,7 +57,7 @@ def lines(parts: Sequence[str]) -> Markdown:
 def fenced(text: str, language: str = "") -> Markdown:
     """Return a block of code whose fence is longer than any run of backticks in the text.
 
-    Example:
+    Examples:
         >>> fenced("a: 1", "yaml").splitlines()
         ['```yaml', 'a: 1', '```']
     """
@@ -70,7 +70,7 @@ def fenced(text: str, language: str = "") -> Markdown:
 def fill(template: str, facts: Mapping[str, object]) -> str:
     """Put facts into the places ``{name}`` of a template, each by `cell`; places without a fact stay.
 
-    Example:
+    Examples:
         >>> fill("{label} of {slide}", {"label": "{slide}"})
         '&#123;slide&#125; of {slide}'
     """
@@ -98,7 +98,7 @@ _Dumper.add_representer(Markdown, _string)
 def yaml_header(values: Mapping[str, Any]) -> str:
     """Return the header of a README: YAML between two lines ``---``, whatever the values hold.
 
-    Example:
+    Examples:
         >>> yaml_header({"license": "mit"}).splitlines()
         ['---', 'license: mit', '---']
     """
@@ -131,7 +131,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def license_of(header: Mapping[str, Any]) -> str | None:
     """License that the header of a README states: its name where the identifier is "other"; None where it states none.
 
-    Example:
+    Examples:
         >>> license_of({"license": "other", "license_name": "ours"})
         'ours'
     """

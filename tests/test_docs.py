@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from delst_hf.cli import parse_arguments
 
@@ -99,3 +100,17 @@ def test_files_and_names_of_the_project_exist(page):
             importlib.import_module(dotted)
         except ModuleNotFoundError:
             assert hasattr(importlib.import_module(module), name), f"{page} names {dotted}"
+
+
+def test_every_page_stands_in_the_navigation_of_the_site():
+    """`make docs` refuses the rest: links, anchors, names of the API reference."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+    def pages(entries):
+        for entry in entries:
+            value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+            yield from [value] if isinstance(value, str) else pages(value)
+
+    here = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    shown = [page for page in pages(site["nav"]) if page != "index.md" and not page.startswith("files/")]
+    assert sorted(shown) == sorted(here)

@@ -33,7 +33,7 @@ def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Ite
         IsADirectoryError: If `path` is a folder.
         OSError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "genes.txt"
         >>> with write_file(path, "w") as file:

@@ -45,7 +45,7 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
         BusyError: If another run holds it, saying which.
         OSError: If no file can be made beside the output.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with locked(tempfile.mkdtemp() + "/dataset") as output:
         ...     (output.parent / ".dataset.lock").exists()

@@ -114,7 +114,7 @@ def default_output(model: str) -> str:
 
     The kind is told by the files of the folder alone, so that the output is checked before anything is loaded.
 
-    Example:
+    Examples:
         >>> default_output("runs/embeddings.npz")
         'embeddings-results.json'
     """

@@ -288,7 +288,7 @@ def check_gene_indices(indices: np.ndarray, num_genes: int) -> None:
     Raises:
         ValueError: With their range.
 
-    Example:
+    Examples:
         >>> check_gene_indices(np.array([0, 3]), num_genes=4)
     """
     if len(indices) and not 0 <= indices.min() <= indices.max() < num_genes:

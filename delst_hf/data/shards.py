@@ -17,7 +17,7 @@ def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
     Raises:
         ValueError: an index outside 0 to number - 1.
 
-    Example:
+    Examples:
         >>> shard(["A1", "A2", "B1"], 1, 2)
         ['A2', 'B1']
     """

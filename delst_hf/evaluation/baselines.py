@@ -49,7 +49,7 @@ def colour_statistics(images: np.ndarray | Iterable[Any]) -> np.ndarray:
     Raises:
         ValueError: If there is no image, or one is not of bytes in three channels.
 
-    Example:
+    Examples:
         >>> white = np.full((1, 8, 8, 3), 255, dtype=np.uint8)
         >>> colour_statistics(white)[0, :3].tolist(), colour_statistics(white)[0, -1].item()
         ([1.0, 1.0, 1.0], 0.0)
@@ -78,7 +78,7 @@ def shuffled(rows: Any, groups: Sequence[Any] | np.ndarray, seed: int) -> Any:
     Raises:
         ValueError: If there is not exactly one group for each row.
 
-    Example:
+    Examples:
         >>> sorted(shuffled([1, 2, 3, 4], ["a", "a", "b", "b"], seed=0)[:2])
         [1, 2]
     """

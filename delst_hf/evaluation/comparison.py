@@ -16,8 +16,10 @@ def compare_results(
     """Compare two models that were evaluated on the same spots and folds, spot by spot.
 
     Args:
-        first, second: Records with per-spot values, of the same data.
-        resamples, seed: Of the bootstrap, over slides or over spots within slides, as the intervals of the first.
+        first: Record with per-spot values.
+        second: Another one, of the same data.
+        resamples: Resamples of the bootstrap, over slides or over spots within slides, as the intervals of the first.
+        seed: Of the resamples.
 
     Returns:
         One row per quantity that both have: macro_f1 of each probe and arm, recall@10 and mean rank in both directions, Pearson

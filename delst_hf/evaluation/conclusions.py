@@ -23,7 +23,7 @@ _SPOKESMEN = (
 def conclusions(record: Record) -> list[str]:
     """Say how well the model does, against which baseline, whether beyond its interval, and what the hierarchy shows.
 
-    Example:
+    Examples:
         >>> from delst_hf.evaluation.conclusions import conclusions
         >>> conclusions({"protocols": [], "own_arms": ["ours"], "test_slides": ["B4"], "skipped": []})[0]
         'Nothing was scored on B4; the table of what was not run says why.'

@@ -55,7 +55,7 @@ def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
     Raises:
         ValueError: If fewer than `num_genes` genes are there, or `values` are empty or not finite.
 
-    Example:
+    Examples:
         >>> most_variable_genes(np.array([[0.0, 1.0, 5.0], [1.0, 1.0, 0.0]]), num_genes=2).tolist()
         [2, 0]
     """
@@ -89,7 +89,7 @@ def gene_pearson(predicted: ArrayLike, measured: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: If the shapes differ or a value is not finite.
 
-    Example:
+    Examples:
         >>> gene_pearson([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]], [[2.0, 0.0], [4.0, 1.0], [6.0, 2.0]]).round(6).tolist()
         [1.0, -1.0]
     """
@@ -202,7 +202,7 @@ def ridge_prediction(
     Raises:
         ValueError: If shapes do not match, a value is not finite, a penalty is not positive, or no training gene varies.
 
-    Example:
+    Examples:
         >>> features = np.arange(40.0).reshape(20, 2) % 7
         >>> fitted = ridge_prediction(features[:15], 3 * features[:15, :1], features[15:], ["a"] * 15)
         >>> fitted.predicted.shape
@@ -224,7 +224,12 @@ def expression_prediction(
     """Score features by the expression that `ridge_prediction` reads out of them on unseen spots.
 
     Args:
-        train_features, train_targets, test_features, train_groups, alphas, floors: as in `ridge_prediction`.
+        train_features: As in `ridge_prediction`.
+        train_targets: As in `ridge_prediction`.
+        test_features: As in `ridge_prediction`.
+        train_groups: As in `ridge_prediction`.
+        alphas: As in `ridge_prediction`.
+        floors: As in `ridge_prediction`.
         test_targets: (test rows, genes) in the unit and gene order of `train_targets`.
 
     Returns:

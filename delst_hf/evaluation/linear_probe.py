@@ -167,7 +167,7 @@ def fit_probe(
 def macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Return F1 averaged over the classes present in `truth` (rows,), each with the same weight; 1 is perfect.
 
-    Example:
+    Examples:
         >>> macro_f1(np.array(["a", "a", "b"]), np.array(["a", "a", "a"]))
         0.4
     """
@@ -182,7 +182,7 @@ def macro_recall(truth: np.ndarray, predicted: np.ndarray) -> float:
 def majority(labels: np.ndarray) -> str:
     """Return the commonest label, the first by name on a tie.
 
-    Example:
+    Examples:
         >>> majority(np.array(["b", "a", "b"]))
         'b'
     """

@@ -26,7 +26,7 @@ def lsqr_ridge(
     Returns:
         Coefficients (columns, targets), float64.
 
-    Example:
+    Examples:
         >>> lsqr_ridge(np.eye(2), np.array([[2.0], [4.0]]), np.array([1.0]), 1e-10).round(6).tolist()
         [[1.0], [2.0]]
     """

@@ -43,7 +43,7 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
 def missing_rows(values: Iterable[Any]) -> np.ndarray:
     """Tell which values (rows,) are missing: None, NaN, pandas.NA, an empty string, or the 'nan' that numpy makes of NaN.
 
-    Example:
+    Examples:
         >>> missing_rows(["tumour", None, "", "nan"]).tolist()
         [False, True, True, True]
     """
@@ -78,7 +78,7 @@ def rotated(*matrices: np.ndarray) -> list[np.ndarray]:
     Returns:
         One matrix (rows, min(columns, rows of the first)) for each; the matrices themselves where they are not wide.
 
-    Example:
+    Examples:
         >>> wide = np.arange(12.0).reshape(2, 6)
         >>> (narrow,) = rotated(wide)
         >>> narrow.shape, bool(np.allclose(narrow @ narrow.T, wide @ wide.T))
@@ -103,7 +103,7 @@ def joined_groups(groups: np.ndarray, max_groups: int) -> np.ndarray:
 
     A study of fifty patients would otherwise be fitted two and a half thousand times to choose one penalty.
 
-    Example:
+    Examples:
         >>> joined_groups(np.array(["a", "a", "b", "c"]), 2).tolist()
         ['fold 1', 'fold 1', 'fold 2', 'fold 2']
     """
@@ -133,7 +133,7 @@ def group_folds(groups: np.ndarray, max_folds: int | None = None) -> list[tuple[
     Raises:
         ValueError: If one group has fewer than ten rows, too few for five blocks of two.
 
-    Example:
+    Examples:
         >>> [(fit.tolist(), held.tolist()) for fit, held in group_folds(np.array(["a", "a", "b"]))]
         [([2], [0, 1]), ([0, 1], [2])]
     """

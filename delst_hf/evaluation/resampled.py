@@ -159,7 +159,7 @@ def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -
     Raises:
         ValueError: If scores and labels differ in number or a score is not finite.
 
-    Example:
+    Examples:
         >>> region_auroc([0.9, 0.8, 0.1, 0.2], ["tumour", "tumour", "stroma", None])
         {'stroma': 0.0, 'tumour': 1.0}
     """

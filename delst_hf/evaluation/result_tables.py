@@ -66,7 +66,7 @@ def format_results(record: Record) -> str:
 def name_of(row: Record) -> str:
     """Name what a row scored, with the share of a signature's genes that the model reads.
 
-    Example:
+    Examples:
         >>> name_of({"arm": "immune", "genes": "4 of 6 genes"})
         'immune (4 of 6 genes)'
     """

@@ -69,7 +69,7 @@ def retrieval(
     Raises:
         ValueError: If the shapes differ, a value is not finite, or an option is not one of those allowed.
 
-    Example:
+    Examples:
         >>> scores = retrieval(np.eye(4), np.eye(4), similarity="cosine", ks=(1,))
         >>> scores["recall@1"], scores["median_rank"]
         (1.0, 1.0)
@@ -143,7 +143,11 @@ def retrieval_within(
     does not help.
 
     Args:
-        image_embeds, gene_embeds, geometry, curvature, ks: as in `bidirectional_retrieval`.
+        image_embeds: As in `bidirectional_retrieval`.
+        gene_embeds: As in `bidirectional_retrieval`.
+        geometry: As in `bidirectional_retrieval`.
+        curvature: As in `bidirectional_retrieval`.
+        ks: As in `bidirectional_retrieval`.
         slides: (pool,) the slide of each spot.
 
     Returns:
@@ -203,7 +207,9 @@ def bidirectional_retrieval(
         gene_embeds: (pool, dim), of the same spots in the same order.
         geometry: "cosine", "euclidean" or "lorentz".
         curvature: the positive c, needed by "lorentz" and not looked at by the others.
-        ks, chunk_size, num_queries: as in `retrieval`.
+        ks: As in `retrieval`.
+        chunk_size: As in `retrieval`.
+        num_queries: As in `retrieval`.
 
     Returns:
         The keys of `retrieval` with the prefixes image_to_gene_ and gene_to_image_, once pool_size, chance_recall@k
@@ -212,7 +218,7 @@ def bidirectional_retrieval(
     Raises:
         ValueError: As `retrieval`.
 
-    Example:
+    Examples:
         >>> bidirectional_retrieval(np.eye(4), np.eye(4), "cosine")["gene_to_image_recall@1"]
         1.0
     """

@@ -31,7 +31,7 @@ def protocol(name: str) -> Protocol:
     Raises:
         ValueError: If the suite has no protocol of this name.
 
-    Example:
+    Examples:
         >>> protocol("hest").headline
         'pearson_mean'
     """
@@ -52,7 +52,7 @@ def chosen_protocols(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: If a name is not one of the suite, or there is none.
 
-    Example:
+    Examples:
         >>> chosen_protocols(["retrieval", "hest"])
         ('hest', 'retrieval')
     """

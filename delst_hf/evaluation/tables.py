@@ -28,7 +28,7 @@ class Table:
     def as_text(self) -> str:
         """Render for a terminal: columns of equal width, the first one flush left.
 
-        Example:
+        Examples:
             >>> print(Table("Scores", ("arm", "F1"), (("ours", "0.5"), ("colour", "0.25"))).as_text())
             Scores
             arm       F1
@@ -51,7 +51,7 @@ class Table:
     def as_markdown(self) -> str:
         """Render for a card.
 
-        Example:
+        Examples:
             >>> print(Table("", ("arm", "F1"), (("a|b", "0.5"),)).as_markdown())
             | arm | F1 |
             |---|---|
@@ -66,7 +66,7 @@ class Table:
     def as_html(self) -> str:
         """Render for the report.
 
-        Example:
+        Examples:
             >>> Table("", ("arm", "F1"), (("a<b", "0.5"),)).as_html()[:66]
             "<div class='table'><table><tr><th>arm</th><th>F1</th></tr><tr><td>"
         """
@@ -84,7 +84,7 @@ class Table:
 def number(value: Any) -> str:
     """Write a number as tables show it: three digits, whole numbers and large ones without.
 
-    Example:
+    Examples:
         >>> [number(value) for value in (0.25, 36, 512.3, None)]
         ['0.250', '36', '512', '-']
     """
@@ -96,7 +96,7 @@ def number(value: Any) -> str:
 def between(interval: dict[str, Any] | None, sign: str = "") -> str:
     """Write the two ends of an interval; empty without one.
 
-    Example:
+    Examples:
         >>> between({"low": 0.2, "high": 0.4})
         '0.200 to 0.400'
     """

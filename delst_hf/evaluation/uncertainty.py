@@ -23,7 +23,7 @@ class Weighted:
         num_rows: Rows there are.
         of: Weights (resamples, num_rows), how often each row was drawn -> values (resamples, ...), NaN where undefined.
 
-    Example:
+    Examples:
         >>> values = np.array([1.0, 2.0, 6.0])
         >>> mean = Weighted(3, lambda weights: weights @ values / weights.sum(axis=1))
         >>> mean(np.array([0, 2, 2]))
@@ -62,7 +62,7 @@ class Bootstrap:
     Raises:
         ValueError: If an option is not one of those allowed, or there are fewer than two slides to draw from.
 
-    Example:
+    Examples:
         >>> values = np.arange(30.0)
         >>> interval = Bootstrap(30).interval(lambda rows: values[rows].mean())
         >>> interval["value"], interval["low"] < 14.5 < interval["high"]

@@ -96,7 +96,8 @@ def embed_file(
         model: Folder or Hub id of a checkpoint.
         path: An .h5ad.
         output: The copy to write; the path itself changes the file in place, in one step. By default NAME_delst.h5ad.
-        key, modality: As in `embed_anndata`.
+        key: As in `embed_anndata`.
+        modality: As in `embed_anndata`.
         overwrite: Replace what stands at `output`, and keys that are in the file already.
         **options: ``image``, ``mpp``, ``layer``, ``batch_size``, ``num_workers`` of `embed_anndata`.
 

@@ -59,7 +59,9 @@ def fit_head(
         train_slides: Slides to fit on; by default those of the pretraining that are in the dataset, else its split "train". Of
             slides whose spots are split, the training spots.
         ignore_labels: Labels that are no class of tissue.
-        batch_size, num_workers, progress: As in `shards.run`.
+        batch_size: As in `shards.run`.
+        num_workers: As in `shards.run`.
+        progress: As in `shards.run`.
 
     Returns:
         What the record of the checkpoint says under ``head``.

@@ -88,7 +88,9 @@ def predict_slide(
         min_pearson: Leave out genes whose held-out Pearson is lower.
         reference: Folder with the reference of `delst reference`; by default that beside the model, if there is one.
         choice: Which patches.
-        batch_size, num_workers, progress: As in `shards.run`.
+        batch_size: As in `shards.run`.
+        num_workers: As in `shards.run`.
+        progress: As in `shards.run`.
         overwrite: Replace a file at `output`.
 
     Returns:

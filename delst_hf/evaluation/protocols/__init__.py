@@ -62,7 +62,7 @@ class Protocol:
     def title_of(self, variant: str) -> str:
         """Its title with the variant in brackets.
 
-        Example:
+        Examples:
             >>> Protocol("hest", print, "Expression", "pearson_mean", "").title_of("alpha=cv")
             'Expression [alpha=cv]'
         """

@@ -206,7 +206,7 @@ def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOU
 def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
     """Return the share of neighbouring spots that are of the same domain; 1 is one region, the shuffled value is chance.
 
-    Example:
+    Examples:
         >>> smoothness(np.array([0, 0, 1]), np.array([[1], [0], [1]]))
         0.6666666666666666
     """

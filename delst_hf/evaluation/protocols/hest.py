@@ -192,7 +192,7 @@ def _checked_groups(
 def hest_alpha(num_columns: int, num_genes: int) -> float:
     """Return the benchmark's penalty, 100 / (columns that the ridge sees * genes).
 
-    Example:
+    Examples:
         >>> hest_alpha(256, 50)
         0.0078125
     """

@@ -249,7 +249,7 @@ def rank_correlation(
 def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> float:
     """Return the share (0 to 1) of the variance of within-slide ranks that the labels explain, less chance (epsilon squared).
 
-    Example:
+    Examples:
         >>> explained_by_labels(np.arange(6.0), np.repeat(["a", "b"], 3), np.repeat("s", 6)) > 0.5
         True
     """

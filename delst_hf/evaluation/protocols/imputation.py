@@ -41,7 +41,7 @@ def impute_by_retrieval(
     Raises:
         ValueError: If k is not positive, or the targets differ in number.
 
-    Example:
+    Examples:
         >>> impute_by_retrieval([[1.0, 0.0]], np.eye(2), [[5.0], [7.0]], "cosine", k=1).tolist()
         [[5.0]]
     """

@@ -45,7 +45,7 @@ def signature_profile(
     Raises:
         ValueError: If fewer than half of the signature's genes are among `genes`.
 
-    Example:
+    Examples:
         >>> signature_profile(["ERBB2"], ["ERBB2", "KRT8"], mean=[1.0, 2.0], spread=[0.5, 0.5]).tolist()
         [2.0, 2.0]
     """
@@ -75,7 +75,7 @@ def known_genes(name: str, signature: Mapping[str, Any], genes: Sequence[str]) -
     Raises:
         ValueError: If too few are known.
 
-    Example:
+    Examples:
         >>> known_genes("HER2", {"genes": ["ERBB2", "GRB7", "STARD3"]}, ["ERBB2", "GRB7", "KRT8"])
         '2 of 3 genes'
     """

@@ -67,7 +67,7 @@ class RetrievalRecall(evaluate.Metric):
 def ranks_of_scores(scores: np.ndarray) -> np.ndarray:
     """Return the rank (queries,) of the target of the same number in each row of scores (queries, targets), ties at their mean.
 
-    Example:
+    Examples:
         >>> ranks_of_scores(np.array([[3.0, 1.0], [2.0, 2.0]])).tolist()
         [1.0, 1.5]
     """
@@ -79,7 +79,7 @@ def ranks_of_scores(scores: np.ndarray) -> np.ndarray:
 def ties_of_scores(scores: np.ndarray) -> np.ndarray:
     """Return how many targets (queries,) score the same as the one of the same number, itself included.
 
-    Example:
+    Examples:
         >>> ties_of_scores(np.array([[3.0, 1.0], [2.0, 2.0]])).tolist()
         [1, 2]
     """
