@@ -84,8 +84,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `delst` with all its subcommands."""
-    from .commands.evaluate import add_evaluate, add_report
+    from .commands.evaluate import add_evaluate
     from .commands.predict import add_embed, add_fit, add_predict, add_reference
+    from .commands.report import add_report
+    from .pretraining.help_layout import lay_out
 
     parser = _Parser(
         prog="delst",
@@ -108,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_card(commands)
     add_push(commands)
     add_doctor(commands)
+    lay_out(parser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`delst evaluate` and `delst report`; training/evaluate.py runs the same under `accelerate launch`.
+"""`delst evaluate`; training/evaluate.py runs the same under `accelerate launch`.
 
 Nothing heavy is imported before a command runs.
 """
@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import check_file_output, locked, write_text
+from ..atomic import check_file_output, locked
 
 if TYPE_CHECKING:
     from ..data.study import Study
@@ -290,6 +290,39 @@ def read_signatures(path: str | None) -> dict[str, Any]:
     return signatures
 
 
+# What the help shows, in the order of reading: heading -> option -> when to touch it.
+EVALUATION: dict[str, dict[str, str]] = {
+    "what is evaluated": {
+        "model": "",
+        "dataset": "",
+        "output": "When several evaluations of one checkpoint are to be kept.",
+    },
+    "slides": {
+        "test_slides": "To score some slides only.",
+        "train_slides": "For a backbone, to name what the probes may see.",
+        "split": "'slide' or 'block' when there are too few patients; say so beside the numbers.",
+        "allow_seen_slides": "To look for mistakes only.",
+        "ignore_labels": "When other labels are no class of tissue, such as 'artefact'.",
+    },
+    "what is scored": {
+        "protocols": "To save time: hest,retrieval,hierarchy answers most questions.",
+        "num_genes": "Never, to compare with earlier results.",
+        "signatures": "For maps of your own signatures.",
+        "domain_method": "'leiden' where it is installed (pip install 'delst-hf[leiden]').",
+    },
+    "baselines and intervals": {
+        "baselines": "--no-baselines for a quick look.",
+        "frozen_backbone": "When the backbone has moved since the pretraining.",
+        "num_seeds": "5 or more for numbers that are published.",
+        "resamples": "Lower it (100) for a quick look.",
+    },
+    "the model": {
+        "batch_size": "Lower it when memory runs out.",
+        "image_size": "For a backbone that takes other sizes than its own.",
+        "geometry": "For embeddings of a hyperbolic or Euclidean model.",
+        "curvature": "With --geometry lorentz.",
+    },
+}
 _NUMBERS = {
     "num_genes": int, "num_seeds": int, "resamples": int, "batch_size": int, "image_size": int, "curvature": float
 }  # fmt: skip
@@ -300,7 +333,7 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser(
         "evaluate",
         help="a model and a dataset folder -> tables and one JSON of results",
-        description="Scores a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained "
+        description="Score a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained "
         "on, by every protocol, beside baselines.",
         epilog="Examples:\n  delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json\n"
         "  delst evaluate facebook/dinov2-small runs/toy/data --output dinov2.json\n"
@@ -308,62 +341,30 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for option in fields(EvaluationArguments):
-        text = option.metadata["help"].replace("%", "%%")
-        if option.default is MISSING:
-            parser.add_argument(option.name, metavar=option.name.upper(), help=text)
-        elif isinstance(option.default, bool):
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(f"--{option.name.replace('_', '-')}", action=action, default=option.default, help=text)
-        else:
-            kind = _NUMBERS.get(option.name, str)
-            shown = f"{text} (default {option.default})" if option.default else text
-            name = f"--{option.name.replace('_', '-')}"
-            parser.add_argument(name, type=kind, default=option.default, metavar=kind.__name__.upper(), help=shown)
+    for heading, options in EVALUATION.items():
+        section = parser.add_argument_group(heading)
+        for option in fields(EvaluationArguments):
+            if option.name in options:
+                _add_option(section, option, options[option.name])
     parser.set_defaults(run=_run_evaluate)
 
 
-def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `delst report RESULTS`."""
-    parser = commands.add_parser(
-        "report",
-        help="results -> one HTML file with every figure",
-        description="Draws results into one HTML file that opens without a network. Several results of the same data are "
-        "compared over runs, and the first runs of the first two models spot by spot.",
-        epilog="Example:\n  delst report results.json --output report.html\n"
-        "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
-        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
-    parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
-    parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
-    parser.add_argument("--model-index", metavar="YAML", help="also write the model-index of the first result here")
-    parser.set_defaults(run=_run_report)
+def _add_option(section: Any, option: Any, when: str) -> None:
+    from ..pretraining.help_layout import explained
+
+    text = explained(option.metadata["help"], option.default, when).replace("%", "%%")
+    name = f"--{option.name.replace('_', '-')}"
+    if option.default is MISSING:
+        section.add_argument(option.name, metavar=option.name.upper(), help=option.metadata["help"])
+    elif isinstance(option.default, bool):
+        section.add_argument(name, action=argparse.BooleanOptionalAction, default=option.default, help=text)
+    else:
+        kind = _NUMBERS.get(option.name, str)
+        value = {int: "N", float: "F"}.get(kind, "TEXT")
+        section.add_argument(name, type=kind, default=option.default, metavar=value, help=text)
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
     run_evaluation(
         EvaluationArguments(**{option.name: getattr(arguments, option.name) for option in fields(EvaluationArguments)})
     )
-
-
-def _run_report(arguments: argparse.Namespace) -> None:
-    from ..evaluation.results import model_index_yaml, read_results
-    from ..report.page import write_report
-
-    for output in (arguments.output, arguments.model_index):
-        if output:
-            check_file_output(output)
-    records = [read_results(path) for path in arguments.results]
-    names = [name.strip() for name in arguments.names.split(",")] if arguments.names else None
-    if names is not None and len(names) != len(records):
-        raise ValueError(
-            f"--names gives {len(names)} names for {len(records)} results. Give one per file, comma-separated."
-        )
-    if arguments.model_index:
-        name = names[0] if names else Path(str(records[0].get("model", "model"))).name
-        write_text(arguments.model_index, model_index_yaml(records[0], name))
-        print(f"model-index  {arguments.model_index}")
-    with locked(arguments.output, "report"):
-        print(f"report  {write_report(records, arguments.output, names)}")

@@ -1,19 +1,33 @@
 """The command line of a run: ``[config.yaml] [--option value ...]``, and the YAML files that come with the package."""
 
+import argparse
+import difflib
+import re
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
 from ..hub.facts import FACTS, FILES
+from .help_groups import IN_OUR_WORDS
+from .help_layout import HelpLayout, explained, wrapped
 
+Groups = Mapping[str, Mapping[str, str]]
+
+# An option of `delst card`.
+_NOT_HERE = re.compile(r" \(or --data DIR.*?\)")
 CardArguments = make_dataclass(
     "CardArguments",
     [
-        (option[2:].replace("-", "_"), str | None, field(default=None, metadata={"help": f"For the card: {text}."}))
+        (
+            option[2:].replace("-", "_"),
+            str | None,
+            field(default=None, metadata={"help": f"For the card: {_NOT_HERE.sub('', text)}."}),
+        )
         for name, (option, text) in FACTS.items()
         if name not in FILES
     ],
@@ -28,27 +42,111 @@ CardArguments = make_dataclass(
 )
 
 
-def parse_arguments(classes: tuple[Any, ...], description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse_arguments(
+    classes: tuple[Any, ...], description: str, argv: list[str] | None = None, groups: Groups | None = None
+) -> tuple[Any, ...]:
     """Parse ``[config.yaml] [--option value ...]``; options win over the file.
 
     Args:
         classes: Dataclasses to fill.
-        description: What `--help` begins with.
+        description: What `--help` begins with: paragraphs, and examples as indented blocks.
         argv: Command line without the program's name; that of the process by default.
+        groups: What `--help` shows: heading -> option -> when to touch it. Others are behind `--help-all`.
 
     Returns:
         One instance of each class.
 
     Raises:
         FileNotFoundError: If the first word is neither a file nor the name of a configuration.
-        ValueError: If the file is not a mapping of option to value.
+        ValueError: If the file is not a mapping of option to value, or an option is not known or has no such value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(classes, description=description, usage="%(prog)s [config.yaml] [--option value ...]")
+    parser = _Parser(classes, add_help=False)
+    asked = {"-h", "--help", "--help-all", "--help_all"}.intersection(argv)
+    if asked:
+        print(format_help(parser, description, groups or {}, everything=bool(asked - {"-h", "--help"})))
+        parser.exit()
     defaults: list[str] = []
     if argv and not argv[0].startswith("-"):
-        defaults = _yaml_options(find_config(argv.pop(0)))
+        path = find_config(argv.pop(0))
+        defaults = _yaml_options(path)
+        _check_options(parser, defaults, f"{path}: ")
+    _check_options(parser, argv)
     return parser.parse_args_into_dataclasses(args=defaults + argv, look_for_args_file=False)
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose mistakes are one line: what was found, and what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        missing = re.search(r"arguments are required: (.*)", message)
+        if missing is not None:
+            message = (
+                f"{missing[1].split('/')[0]} is missing. Give it, or begin with a configuration: one of "
+                f"{', '.join(_configs())}, or a YAML file of your own"
+            )
+        # argparse names an option by all its spellings.
+        message = re.sub(r"argument (--\w+)/\S+: ", r"\1: ", message).removeprefix("argument ")
+        raise ValueError(f"{message.rstrip('.')}. --help explains every option.")
+
+
+def _check_options(parser: argparse.ArgumentParser, words: Iterable[str], source: str = "") -> None:
+    """Refuse options that there are not, with the nearest that there is."""
+    known = parser._option_string_actions
+    for word in words:
+        option = word.split("=")[0]
+        # A negative number is a value.
+        if not re.match(r"--?[A-Za-z]", option) or option in known or any(name.startswith(option) for name in known):
+            continue
+        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")
+
+
+def format_help(parser: argparse.ArgumentParser, description: str, groups: Groups, everything: bool = False) -> str:
+    """Lay out the help: each option once, in groups, with its default and when to touch it.
+
+    Args:
+        parser: Knows the options.
+        description: What the help begins with.
+        groups: Heading -> option -> when to touch it.
+        everything: Also the options that no group names.
+    """
+    page = argparse.ArgumentParser(
+        prog=parser.prog, description=wrapped(description), formatter_class=HelpLayout, add_help=False,
+        usage="%(prog)s [config.yaml] [--option value ...]",
+    )  # fmt: skip
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    for heading, options in groups.items():
+        section = page.add_argument_group(heading)
+        for name, when in options.items():
+            _add(section, actions.pop(name), when)
+    section = page.add_argument_group("help")
+    section.add_argument("-h, --help", action="store_true", help="This page.")
+    if groups:
+        text = f"Also the other {len(actions)} options, most of them of transformers' TrainingArguments."
+        section.add_argument("--help-all", action="store_true", help=text)
+    text = "Show tracebacks, and what libraries have to say; with a word it is that of transformers."
+    section.add_argument("--debug", action="store_true", help=text)
+    actions.pop("debug", None)
+    if everything or not groups:
+        section = page.add_argument_group("other options, most of them of transformers' TrainingArguments")
+        for action in reversed(actions.values()):
+            _add(section, action, "")
+    return page.format_help()
+
+
+def _add(section: Any, action: argparse.Action, when: str) -> None:
+    text = IN_OUR_WORDS.get(action.dest) if when else None
+    text = text or " ".join((action.help or "").replace("%%", "%").split())
+    text = explained(f"{text} Required." if action.required else text, action.default, when)
+    choices = [str(choice) for choice in action.choices or ()]
+    if 0 < len(choices) < 6:
+        value = "{" + ",".join(choices) + "}"
+    else:
+        kind = getattr(action.type, "__name__", "text")
+        value = {"int": "N", "float": "F", "string_to_bool": "true|false"}.get(kind, "TEXT")
+    section.add_argument(f"--{action.dest}", metavar=value, help=text.replace("%", "%%"))
 
 
 def config_folder() -> Path:
@@ -71,12 +169,16 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known = {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
+    known = _configs()
     if name not in known:
         raise FileNotFoundError(
             f"no configuration at {name}. Give a YAML file, or one that comes with the package: {', '.join(known)}."
         )
     return known[name]
+
+
+def _configs() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
 
 
 def _yaml_options(path: Path) -> list[str]:

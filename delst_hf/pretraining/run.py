@@ -309,10 +309,11 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
         argv: Its words without the program's name; those of the process by default.
         description: What ``--help`` begins with.
     """
+    from .help_groups import PRETRAINING
     from .options import CardArguments, parse_arguments
 
     classes = (DataArguments, ModelArguments, DelstTrainingArguments, CardArguments)
-    pretrain(*parse_arguments(classes, description, argv))
+    pretrain(*parse_arguments(classes, description, argv, PRETRAINING))
 
 
 __all__ = [

@@ -1,0 +1,46 @@
+"""`delst report`: results of `delst evaluate` as one HTML file."""
+
+import argparse
+from pathlib import Path
+
+from ..atomic import check_file_output, locked, write_text
+
+
+def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `delst report RESULTS`."""
+    parser = commands.add_parser(
+        "report",
+        help="results -> one HTML file with every figure",
+        description="Draw results into one HTML file that opens without a network. Several results of the same data are "
+        "compared over runs, and the first runs of the first two models spot by spot.",
+        epilog="Example:\n  delst report results.json --output report.html\n"
+        "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
+        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
+    parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
+    parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
+    parser.add_argument("--model-index", metavar="YAML", help="also write the model-index of the first result here")
+    parser.set_defaults(run=_run_report)
+
+
+def _run_report(arguments: argparse.Namespace) -> None:
+    from ..evaluation.results import model_index_yaml, read_results
+    from ..report.page import write_report
+
+    for output in (arguments.output, arguments.model_index):
+        if output:
+            check_file_output(output)
+    records = [read_results(path) for path in arguments.results]
+    names = [name.strip() for name in arguments.names.split(",")] if arguments.names else None
+    if names is not None and len(names) != len(records):
+        raise ValueError(
+            f"--names gives {len(names)} names for {len(records)} results. Give one per file, comma-separated."
+        )
+    if arguments.model_index:
+        name = names[0] if names else Path(str(records[0].get("model", "model"))).name
+        write_text(arguments.model_index, model_index_yaml(records[0], name))
+        print(f"model-index  {arguments.model_index}")
+    with locked(arguments.output, "report"):
+        print(f"report  {write_report(records, arguments.output, names)}")

@@ -1,0 +1,86 @@
+"""How the help of every command is laid out: a usage of one line, groups, each option once, examples as blocks."""
+
+import argparse
+import textwrap
+from collections.abc import Iterable
+
+WIDTH = 100
+_OPTIONS_END = 30
+
+
+class HelpLayout(argparse.RawDescriptionHelpFormatter):
+    """Descriptions and examples keep their lines; the usage names what must be given, and not the forty options that may.
+
+    >>> import argparse
+    >>> parser = argparse.ArgumentParser("delst fit", formatter_class=HelpLayout)
+    >>> _ = parser.add_argument("model", metavar="MODEL")
+    >>> _ = parser.add_argument("--output", required=True, metavar="DIR")
+    >>> _ = parser.add_argument("--quiet", action="store_true")
+    >>> parser.format_usage()
+    'usage: delst fit MODEL --output DIR [options]\\n'
+    """
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=_OPTIONS_END, width=WIDTH)
+
+    def _format_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None,
+    ) -> str:
+        if usage is not None:
+            return super()._format_usage(usage, actions, groups, prefix)
+        given, optional = [], False
+        for action in actions:
+            if not action.option_strings:
+                given.append(self._format_args(action, self._get_default_metavar_for_positional(action)))
+            elif action.required:
+                given.append(f"{action.option_strings[-1]} {self._format_args(action, action.dest.upper())}")
+            else:
+                optional = True
+        words = [self._prog, *given, *(["[options]"] if optional else [])]
+        return f"{prefix or 'usage: '}{' '.join(words)}\n\n"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-h, --help` and `--a, --no-a` as they are; an option with a value names the value once."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def lay_out(parser: argparse.ArgumentParser) -> None:
+    """Give a parser and all its sub-commands this layout.
+
+    Args:
+        parser: Changed in place.
+    """
+    parser.formatter_class = HelpLayout
+    if parser.description:
+        parser.description = wrapped(parser.description)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in dict.fromkeys(action.choices.values()):
+                lay_out(command)
+
+
+def explained(text: str, default: object, when: str = "") -> str:
+    """Return the help of one option: what it is, its default, and when to touch it.
+
+    >>> explained("Side of the input, px.", 224, "Smaller is faster.")
+    'Side of the input, px. Default: 224. Touch it: smaller is faster.'
+    """
+    text = text.strip()
+    text += "" if text.endswith((".", ":", ")")) else "."
+    if default not in (None, "", []) and "Default:" not in text:
+        shown = str(default).lower() if isinstance(default, bool) else getattr(default, "value", default)
+        text += f" Default: {shown:.4g}." if isinstance(shown, float) else f" Default: {shown}."
+    return f"{text} Touch it: {when[0].lower()}{when[1:]}" if when else text
+
+
+def wrapped(text: str) -> str:
+    """Wrap the paragraphs of a text; lines that are indented are examples and stay."""
+    blocks = text.strip().split("\n\n")
+    return "\n\n".join(block if block.startswith(" ") else textwrap.fill(block, WIDTH) for block in blocks)
