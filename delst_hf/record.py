@@ -181,13 +181,29 @@ def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> di
     }
 
 
-def check_patch_size(record: Mapping[str, Any], patch_um: Iterable[float], model: str) -> None:
+def feature_facts(facts: Mapping[str, Any], features: Any) -> dict[str, Any]:
+    """Return `data_facts` of a run on features made elsewhere: the size of their patches, not of those in the dataset.
+
+    Args:
+        facts: What `data_facts` returns.
+        features: A `data.patch_features.FeatureTable`, or None: then nothing changes.
+    """
+    if features is None:
+        return dict(facts)
+    sides = ", ".join(f"{side:.6g}" for side in features.patch_um)
+    return {**facts, "patch_um": sides or facts["patch_um"], "features": features.encoder}
+
+
+def check_patch_size(
+    record: Mapping[str, Any], patch_um: Iterable[float], model: str, of_features: bool = False
+) -> None:
     """Refuse patches of another physical size than those that a checkpoint was trained on.
 
     Args:
         record: Its training record; without facts of the data nothing is compared.
         patch_um: Sides of the patches in micrometres.
         model: The checkpoint, for the message.
+        of_features: The patches are those of features made elsewhere.
 
     Raises:
         ValueError: If a side differs by more than 2 %.
@@ -198,9 +214,15 @@ def check_patch_size(record: Mapping[str, Any], patch_um: Iterable[float], model
     wrong = [side for side in patch_um if trained and not any(abs(side - one) <= 0.02 * one for one in trained)]
     if wrong:
         sides = ", ".join(f"{side:g}" for side in trained)
+        what = "the features are of" if of_features else "the dataset has"
+        again = (
+            "Make the features again of patches of that size"
+            if of_features
+            else "Prepare the dataset again with --patch-um"
+        )
         raise ValueError(
-            f"{model} was trained on patches of {sides} um, the dataset has patches of {wrong[0]:g} um: the same tissue looks "
-            f"another way. Prepare the dataset again with --patch-um {trained[0]:g}."
+            f"{model} was trained on patches of {sides} um, {what} patches of {wrong[0]:g} um: the same tissue looks "
+            f"another way. {again}{'' if of_features else f' {trained[0]:g}'}."
         )
 
 

@@ -25,7 +25,7 @@ class EvaluationArguments:
     model: str = field(
         metadata={
             "help": "What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from "
-            "elsewhere (.npy, .npz or .parquet)."
+            "elsewhere (.npy, .npz or .parquet, or a folder of patch features, one file per slide)."
         }
     )
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
@@ -81,6 +81,14 @@ class EvaluationArguments:
     batch_size: int = field(default=64, metadata={"help": "Spots per batch when embedding."})
     allow_seen_slides: bool = field(
         default=False, metadata={"help": "Score slides although the checkpoint was trained on them. Never report that."}
+    )
+    features: str | None = field(
+        default=None,
+        metadata={"help": "Folder of patch features for a checkpoint that was trained on features made elsewhere."},
+    )
+    features_patch_px: float | None = field(
+        default=None,
+        metadata={"help": "Side of their patches in pixels of the full resolution, where the files do not say it."},
     )
     output: str | None = field(
         default=None,
@@ -143,9 +151,10 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     # From the Hub too, or its training slides would pass for unseen ones.
     record = find_training_record(arguments.model) if kind == "checkpoint" else {}
     train_slides, test_slides = choose_slides(arguments, study, record)
+    study, features = _joined_features(arguments, kind, study, [*train_slides, *test_slides], record)
     spots = spots_of(study, train_slides, test_slides, evaluation)
     dataset = study.subset([*train_slides, *test_slides])
-    subject = _SUBJECTS[kind](arguments, study, dataset, evaluation, record)
+    subject = _SUBJECTS[kind](arguments, study, dataset, evaluation, record, features)
     results = evaluate_subject(subject, spots, study, evaluation)
     if process_rank() > 0:
         return {}
@@ -207,10 +216,11 @@ def kind_of(model: str) -> str:
 
     from transformers import AutoConfig
 
+    from ..data.patch_features import is_features
     from ..evaluation.arrays import SUFFIXES
     from ..model.configuration_delst import DelstConfig
 
-    if Path(model).suffix in SUFFIXES:
+    if Path(model).suffix in SUFFIXES or is_features(model):
         return "embeddings"
     if (model.startswith(".") or os.path.isabs(model)) and not os.path.isdir(model):
         raise FileNotFoundError(
@@ -220,7 +230,7 @@ def kind_of(model: str) -> str:
     return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
 
 
-def _checkpoint(arguments, study, dataset, evaluation, record) -> "Subject":
+def _checkpoint(arguments, study, dataset, evaluation, record, features) -> "Subject":
     from ..evaluation.subjects import checkpoint_subject
     from ..model.modeling_delst import DelstModel
     from ..model.processing_delst import DelstProcessor
@@ -228,26 +238,55 @@ def _checkpoint(arguments, study, dataset, evaluation, record) -> "Subject":
     model = DelstModel.from_pretrained(arguments.model)
     processor = DelstProcessor.from_pretrained(arguments.model)
     frozen_backbone = arguments.frozen_backbone or record.get("vision")
-    return checkpoint_subject(model, processor, study, dataset, evaluation, frozen_backbone=frozen_backbone)
+    options = {"frozen_backbone": frozen_backbone, "features": features}
+    return checkpoint_subject(model, processor, study, dataset, evaluation, **options)
 
 
-def _backbone(arguments, study, dataset, evaluation, record) -> "Subject":
+def _backbone(arguments, study, dataset, evaluation, record, features) -> "Subject":
     from ..evaluation.subjects import backbone_subject
 
     name = Path(arguments.model).name
     return backbone_subject(arguments.model, study, dataset, evaluation, name=name, image_size=arguments.image_size)
 
 
-def _embeddings(arguments, study, dataset, evaluation, record) -> "Subject":
+def _embeddings(arguments, study, dataset, evaluation, record, features) -> "Subject":
     from ..evaluation.arrays import read_embeddings
+    from ..evaluation.preparation import finite_matrix
     from ..evaluation.subjects import array_subject
 
-    arrays = read_embeddings(arguments.model, dataset, len(study.spots))
+    if features is None:
+        arrays = read_embeddings(arguments.model, dataset, len(study.spots))
+    else:
+        arrays = {"image": finite_matrix(features[dataset["spot_index"]], Path(arguments.model).name)}
     options = {"geometry": arguments.geometry, "curvature": arguments.curvature}
     return array_subject(arrays, dataset, evaluation, name=Path(arguments.model).stem, **options)
 
 
 _SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _embeddings}
+
+
+def _joined_features(
+    arguments: EvaluationArguments, kind: str, study: "Study", slides: list[str], record: dict[str, Any]
+) -> tuple["Study", Any]:
+    """Return the study, less spots without features, and the features, where these were made elsewhere; else None for them."""
+    from ..data.patch_features import is_features, join_features
+    from ..record import check_patch_size
+
+    path = arguments.features
+    if kind == "embeddings" and (Path(arguments.model).is_dir() or Path(arguments.model).suffix in (".h5", ".hdf5")):
+        path = arguments.model
+    elif path is not None and kind != "checkpoint":
+        raise ValueError(
+            f"--features is for a checkpoint that was trained on features made elsewhere, and {arguments.model} is not "
+            "one. Give the folder of the features in place of the model: delst evaluate FEATURES DATASET."
+        )
+    if path is None:
+        return study, None
+    if not is_features(path):
+        raise ValueError(f"{path} holds no files of features. Give the folder that does, one file per slide.")
+    study, features = join_features(path, study, slides, arguments.features_patch_px)
+    check_patch_size(record, features.patch_um, arguments.model, of_features=True)
+    return study, features
 
 
 def choose_slides(
@@ -321,10 +360,13 @@ EVALUATION: dict[str, dict[str, str]] = {
         "image_size": "For a backbone that takes other sizes than its own.",
         "geometry": "For embeddings of a hyperbolic or Euclidean model.",
         "curvature": "With --geometry lorentz.",
+        "features": "For a checkpoint that was trained on features, which it reads in place of patches.",
+        "features_patch_px": "For features of CLAM, whose files do not say it.",
     },
 }
 _NUMBERS = {
-    "num_genes": int, "num_seeds": int, "resamples": int, "batch_size": int, "image_size": int, "curvature": float
+    "num_genes": int, "num_seeds": int, "resamples": int, "batch_size": int, "image_size": int, "curvature": float,
+    "features_patch_px": float,
 }  # fmt: skip
 
 

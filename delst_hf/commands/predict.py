@@ -32,6 +32,13 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _add_features(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--features", metavar="DIR", help="patch features made elsewhere (TRIDENT, CLAM, HEST, .npy, "
+                        ".parquet), one file per slide, for a model that was trained on these")  # fmt: skip
+    parser.add_argument("--features-patch-px", type=float, metavar="PX", help="side of their patches in pixels of the full "
+                        "resolution, where the files do not say it")  # fmt: skip
+
+
 def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("batch_size", 1), ("num_workers", 0)):
         if getattr(arguments, name) < least:
@@ -58,6 +65,7 @@ def add_fit(commands: _Subparsers) -> None:
     parser.add_argument("--train-slides", metavar="ID,ID", help="slides to fit on (default: those of the pretraining)")
     parser.add_argument("--ignore-labels", default="undetermined", metavar="NAME,NAME",
                         help="labels that are no class of tissue (default undetermined)")  # fmt: skip
+    _add_features(parser)
     _add_speed(parser)
     parser.set_defaults(run=_run_fit)
 
@@ -78,6 +86,7 @@ def add_reference(commands: _Subparsers) -> None:
                         "(default 10000)")  # fmt: skip
     parser.add_argument("--slides", metavar="ID,ID", help="their slides (default: those that the model was trained on)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
+    _add_features(parser)
     _add_speed(parser)
     parser.set_defaults(run=_run_reference)
 
@@ -97,7 +106,9 @@ def add_predict(commands: _Subparsers) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint with a head (delst fit), or without one: embeddings only"
     )
-    parser.add_argument("source", metavar="SLIDE", help="image of a slide, .h5ad with positions, or dataset folder")
+    parser.add_argument(
+        "source", metavar="SLIDE", help="image of a slide, .h5ad with positions, dataset folder, or file of features"
+    )
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=True, metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
     out.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
@@ -115,9 +126,10 @@ def add_predict(commands: _Subparsers) -> None:
     where.add_argument("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
     where.add_argument("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
                        "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
-    where.add_argument("--image", metavar="FILE", help="of an .h5ad: the full-resolution image")
+    where.add_argument("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
     where.add_argument("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
     where.add_argument("--species", default="", help="of the slide, to compare with the model's")
+    _add_features(where)
     _add_speed(parser)
     parser.set_defaults(run=_run_predict)
 
@@ -159,6 +171,8 @@ def _run_fit(arguments: argparse.Namespace) -> None:
         target=arguments.target,
         train_slides=split_names(arguments.train_slides),
         ignore_labels=split_names(arguments.ignore_labels),
+        features=arguments.features,
+        features_patch_px=arguments.features_patch_px,
         **_speed(arguments),
     )
     score = (
@@ -181,6 +195,8 @@ def _run_reference(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         slides=split_names(arguments.slides),
         seed=arguments.seed,
+        features=arguments.features,
+        features_patch_px=arguments.features_patch_px,
         batch_size=speed["batch_size"],
         progress=speed["progress"],
     )
@@ -191,7 +207,8 @@ def _run_predict(arguments: argparse.Namespace) -> None:
     from ..prediction.predict import PatchChoice, predict_slide
     from .evaluate import read_signatures
 
-    names = ("mpp", "patch_um", "stride_um", "min_tissue", "mask", "positions", "image", "species")
+    names = ("mpp", "patch_um", "stride_um", "min_tissue", "mask", "positions", "image", "species", "features",
+             "features_patch_px")  # fmt: skip
     choice = PatchChoice(**{name: getattr(arguments, name) for name in names}, slides=split_names(arguments.slides))
     found = predict_slide(
         arguments.model,

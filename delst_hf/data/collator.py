@@ -137,6 +137,24 @@ class DelstCollator:
         return {**batch, "pixel_values": self.pixel_transform(pixels)}
 
 
+class FeatureCollator(DelstCollator):
+    """Makes batches for a model that reads features made elsewhere: these stand in for the patches.
+
+    Args:
+        processor, gene_names, slide_ids, measured_genes: As in `DelstCollator`.
+        features: Gives features (rows, width) of values of ``spot_index``, such as a `data.patch_features.FeatureTable`.
+    """
+
+    def __init__(self, *args: Any, features: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.features = features
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Any]:
+        """Collate rows; ``pixel_values`` are the features (batch, width) float32 of their spots."""
+        index = _Columns(rows).numbers("spot_index")
+        return {"pixel_values": torch.from_numpy(self.features[index]), **self.all_but_pixels(rows)}
+
+
 class _Columns:
     """Columns of a batch, whether it comes as a list of rows or as an arrow table."""
 

@@ -1,9 +1,10 @@
 """Embed a dataset with a model, each process a share of it."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +13,19 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
-from ..data.collator import DelstCollator
-from ..data.study import SpotRows
+from ..data.collator import DelstCollator, FeatureCollator
+from ..data.study import SpotRows, Study
+from ..model.configuration_delst import DelstFeaturesConfig
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
+from ..model.processing_delst import DelstProcessor
+
+if TYPE_CHECKING:
+    from ..data.patch_features import FeatureTable
+
+logger = logging.getLogger(__name__)
 
 CPU_SPOTS = 8  # spots that go through the model at once where there is no accelerator
 
@@ -34,6 +43,54 @@ class Embeddings:
     features: np.ndarray
     image_embeds: np.ndarray
     gene_embeds: np.ndarray
+
+
+def model_collator(
+    model: DelstModel, processor: DelstProcessor, study: Study, features: "FeatureTable | None" = None
+) -> DelstCollator:
+    """Make the collator of a model: of patches, or of features made elsewhere where the model reads these.
+
+    Raises:
+        ValueError: If it reads features and there are none, the other way round, or they are of another width.
+    """
+    about = processor, study.gene_names, study.slide_ids, study.measured_genes
+    vision = model.config.vision_config
+    check_features(vision, None if features is None else features.width, None if features is None else features.encoder)
+    return DelstCollator(*about) if features is None else FeatureCollator(*about, features=features)
+
+
+def check_features(vision: PreTrainedConfig, width: int | None, encoder: str | None = None) -> None:
+    """Compare what a model reads with what there is.
+
+    Args:
+        vision: Configuration of its backbone, or of what stands in for one.
+        width: Width of the features made elsewhere; None where there are patches.
+        encoder: What made them.
+
+    Raises:
+        ValueError: If a model of patches is given features, one of features patches, or features of another width.
+    """
+    reads = vision.hidden_size if isinstance(vision, DelstFeaturesConfig) else None
+    if reads is None and width is not None:
+        raise ValueError(
+            f"the model has a {vision.model_type} backbone and reads patches, not features made elsewhere. Leave "
+            "--features out, or train a model on them: accelerate launch training/pretrain.py CONFIG --features DIR."
+        )
+    if reads is not None and width is None:
+        raise ValueError(
+            f"the model reads features of {reads} numbers that {vision.encoder or 'another program'} made of patches, "
+            "and cannot read the patches themselves. Give the features of these slides: --features DIR with a dataset, "
+            "else their file in place of the slide."
+        )
+    if reads != width:
+        raise ValueError(
+            f"the model reads features of {reads} numbers ({vision.encoder or 'encoder unknown'}), and these have "
+            f"{width} ({encoder or 'encoder unknown'}). Give features of the encoder that it was trained on."
+        )
+    if encoder and vision.__dict__.get("encoder") not in (None, "", encoder):
+        logger.warning(
+            "the model was trained on %s, and is given %s: features of one encoder?", vision.encoder, encoder
+        )
 
 
 def embed(

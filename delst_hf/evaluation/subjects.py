@@ -11,13 +11,14 @@ from datasets import Dataset
 from transformers import AutoImageProcessor
 
 from ..data.collator import DelstCollator
+from ..data.patch_features import FeatureTable
 from ..data.study import SpotRows, Study
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
 from .baselines import colour_statistics
-from .embed import Embeddings, embed
+from .embed import Embeddings, embed, model_collator
 from .evidence import Arm, Evaluation, Signatures, Space, Spots
 from .protocols.signatures import known_genes, reference_profiles
 
@@ -89,6 +90,7 @@ def checkpoint_subject(
     evaluation: Evaluation,
     *,
     frozen_backbone: str | None = None,
+    features: FeatureTable | None = None,
 ) -> Subject:
     """Make a subject of a DELST checkpoint: its backbone's features, its embeddings and its space.
 
@@ -97,17 +99,23 @@ def checkpoint_subject(
         study, dataset: The study and its spots to embed.
         evaluation: How to evaluate: seeds of the backbones with random weights, whether there are baselines, batch size.
         frozen_backbone: Hub id or folder of the backbone before training; None leaves that arm out.
+        features: What a checkpoint reads that was trained on features made elsewhere.
 
     Raises:
-        ValueError: If the model does not read half of the genes of a signature.
+        ValueError: If the model reads features and there are none, or the other way round, or it does not read half of the
+            genes of a signature.
     """
     check_signatures(evaluation.signatures, processor.feature_extractor.vocabulary, study.gene_names)
-    run = _Embedder(processor, study, dataset, evaluation)
+    collator = model_collator(model, processor, study, features)
+    run = _Embedder(processor, study, dataset, evaluation, collator)
     embeddings = run(model)
     space = checkpoint_space(model, embeddings)
-    arms = [Arm(f"{space.name} backbone", [embeddings.features], own=True)]
+    backbone = "features" if features is not None else "backbone"
+    arms = [Arm(f"{space.name} {backbone}", [embeddings.features], own=True)]
     arms.append(Arm(space.arm, [space.tangent(space.image)], own=True))
-    if evaluation.baselines:
+    if evaluation.baselines and features is not None:  # there is no backbone that could be random or frozen
+        arms = [Arm("colour statistics", [_colours(dataset)]), *arms]
+    elif evaluation.baselines:
         arms = [*_baselines(model, frozen_backbone, evaluation.seeds, run, dataset), *arms]
     return Subject(
         tuple(arms),
@@ -218,9 +226,17 @@ def checkpoint_space(model: DelstModel, embeddings: Embeddings) -> Space:
 class _Embedder:
     """Embeds the spots of an evaluation with any model."""
 
-    def __init__(self, processor: DelstProcessor, study: Study, dataset: Dataset, evaluation: Evaluation):
+    def __init__(
+        self,
+        processor: DelstProcessor,
+        study: Study,
+        dataset: Dataset,
+        evaluation: Evaluation,
+        collator: DelstCollator | None = None,
+    ):
         self.dataset, self.evaluation = dataset, evaluation
-        self.collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+        about = processor, study.gene_names, study.slide_ids, study.measured_genes
+        self.collator = collator or DelstCollator(*about)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, model: DelstModel) -> Embeddings:

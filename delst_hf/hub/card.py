@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ..evaluation.results import RESULTS, model_index, read_results
 from ..markup import Markdown, cell, fenced, fill, placeholders, yaml_header
-from ..model.configuration_delst import DelstConfig
+from ..model.configuration_delst import DelstConfig, DelstFeaturesConfig
 from ..record import public_record, read_training_record
 from .card_results import limitations, results_text
 from .facts import FACTS
@@ -140,6 +140,9 @@ def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
     backbone = f"`{vision.model_type}`" + (
         ", left out of this repository" if left_out else f", {own / 1e6:.1f} M parameters"
     )
+    if vision.model_type == DelstFeaturesConfig.model_type:
+        made_by = cell(vision.encoder or "unknown")
+        backbone = f"none: it reads features of {vision.hidden_size} numbers made elsewhere ({made_by})"
     encoder = f"`{gene.encoder}`, hidden size {gene.hidden_size}; joint embedding of {config.projection_dim} dimensions"
     curvature = scalars.get("log_curvature")
     is_curved = config.geometry == "lorentz" and curvature is not None

@@ -80,6 +80,21 @@ class DelstGeneConfig(PreTrainedConfig):
 
 
 @strict
+class DelstFeaturesConfig(PreTrainedConfig):
+    """Configuration of the place of a backbone whose features are made elsewhere: ``vision_config`` of `DelstConfig`.
+
+    Args:
+        hidden_size: Width of the features.
+        encoder: What made them, in words.
+    """
+
+    model_type = "delst_features"
+
+    hidden_size: int = 768
+    encoder: str = ""
+
+
+@strict
 class DelstConfig(PreTrainedConfig):
     """Configuration of `DelstModel`.
 
@@ -181,7 +196,10 @@ class DelstConfig(PreTrainedConfig):
                     f"vision_config has no 'model_type' (keys: {sorted(vision_config)[:8]}). Give the backbone's own "
                     "config, for example AutoConfig.from_pretrained(id), or add e.g. model_type='vit'."
                 )
-            return AutoConfig.for_model(vision_config.pop("model_type"), **vision_config)
+            model_type = vision_config.pop("model_type")
+            if model_type == DelstFeaturesConfig.model_type:  # not one of transformers' own
+                return DelstFeaturesConfig(**vision_config)
+            return AutoConfig.for_model(model_type, **vision_config)
         return vision_config
 
     def _check_values(self, has_cones: bool) -> None:
@@ -208,4 +226,4 @@ class DelstConfig(PreTrainedConfig):
                 )
 
 
-__all__ = ["DelstConfig", "DelstGeneConfig"]
+__all__ = ["DelstConfig", "DelstFeaturesConfig", "DelstGeneConfig"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.processing_utils import Unpack
@@ -22,7 +22,7 @@ from .lorentz import exp_map0
 from .losses import contrastive_loss, entailment_loss, intra_entailment_loss
 from .modeling_delst_gene import DelstGeneModel
 from .similarity import similarity_logits
-from .vision_delst import encode_images, load_vision_model, measure_vision_model
+from .vision_delst import build_vision_model, encode_images, load_vision_model, measure_vision_model
 
 
 @dataclass
@@ -139,7 +139,7 @@ class DelstModel(DelstPreTrainedModel):
 
     def __init__(self, config: DelstConfig, vision_model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
+        self.vision_model = build_vision_model(config.vision_config) if vision_model is None else vision_model
         # One object, so that settings such as the attention implementation reach the tower.
         self.vision_model.config = self.config.vision_config
         self.gene_model = DelstGeneModel(self.config.gene_config)

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -16,7 +16,38 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .configuration_delst import DelstFeaturesConfig
+
 logger = logging.getLogger(__name__)
+
+
+class GivenFeatures(nn.Module):
+    """Stands in for a backbone whose features are known: what it is given as ``pixel_values`` are the features.
+
+    Args:
+        config: That of the backbone, or a `DelstFeaturesConfig`.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Pass the features (batch, width) through: without a last hidden state, no kind of pooling touches them."""
+        if isinstance(self.config, DelstFeaturesConfig) and pixel_values.shape[1:] != (self.config.hidden_size,):
+            raise ValueError(
+                f"the model reads features of {self.config.hidden_size} numbers that were made elsewhere, but was "
+                f"given {tuple(pixel_values.shape)}. Pass pixel_values (batch, {self.config.hidden_size}): the "
+                f"features of {self.config.encoder or 'the encoder it was trained with'}, not patches."
+            )
+        return BaseModelOutputWithPooling(pooler_output=pixel_values)
+
+
+def build_vision_model(config: Any) -> Any:
+    """Build a backbone with random weights, or what stands in for one whose features are made elsewhere."""
+    return GivenFeatures(config) if isinstance(config, DelstFeaturesConfig) else AutoModel.from_config(config)
 
 
 def encode_images(vision_model: PreTrainedModel, pixel_values: Tensor, pooling: str, **kwargs: Any) -> Any:
@@ -113,6 +144,8 @@ def measure_vision_model(vision_model: PreTrainedModel, pooling: str) -> tuple[i
         vision_model: The backbone.
         pooling: As in `pool_vision_output`.
     """
+    if isinstance(vision_model.config, DelstFeaturesConfig):
+        return vision_model.config.hidden_size, 0
     size = _image_size(vision_model)
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(vision_model.config, "num_channels", 3)
@@ -230,7 +263,9 @@ def belongs_to_pooler(name: str) -> bool:
 
 
 __all__ = [
+    "GivenFeatures",
     "belongs_to_pooler",
+    "build_vision_model",
     "count_prefix_tokens",
     "encode_images",
     "load_image_processor",

@@ -15,12 +15,14 @@ from datasets import Dataset
 from ..atomic import write_text
 from ..data.collator import DelstCollator
 from ..data.colour import colour_record
+from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study
+from ..evaluation.embed import check_features
 from ..evaluation.preparation import MAX_INNER_FOLDS, joined_groups, missing_rows
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
-from ..record import check_patch_size, data_facts, training_record
+from ..record import check_patch_size, data_facts, feature_facts, training_record
 from .held_out import PearsonSums, class_scores, strips
 from .logistic import fit_logistic
 from .predictor import Predictor, load_predictor
@@ -41,6 +43,8 @@ def fit_head(
     target: str = "expression",
     train_slides: Sequence[str] = (),
     ignore_labels: Sequence[str] = ("undetermined",),
+    features: str | None = None,
+    features_patch_px: float | None = None,
     batch_size: int = 64,
     num_workers: int = 2,
     progress: bool = True,
@@ -59,6 +63,8 @@ def fit_head(
         train_slides: Slides to fit on; by default those of the pretraining that are in the dataset, else its split "train". Of
             slides whose spots are split, the training spots.
         ignore_labels: Labels that are no class of tissue.
+        features: For a model that was trained on features made elsewhere, their folder.
+        features_patch_px: As in `data.patch_features.read_patch_features`.
         batch_size: As in `shards.run`.
         num_workers: As in `shards.run`.
         progress: As in `shards.run`.
@@ -76,10 +82,14 @@ def fit_head(
         raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
     predictor, study = load_predictor(model), Study.load(dataset)
     slides = _slides(predictor, study, train_slides)
-    source = dataset_source(dataset, study, slides, spot_split="train")
-    check_patch_size(predictor.record, [source.patch_um or 0], model)
-    facts = data_facts(dataset, study, slides)
-    told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px}
+    table = None
+    if features is not None:
+        study, table = join_features(features, study, slides, features_patch_px)
+    source = dataset_source(dataset, study, slides, table, spot_split="train")
+    check_features(predictor.model.config.vision_config, source.width, source.encoder)
+    check_patch_size(predictor.record, [source.patch_um or 0], model, table is not None)
+    facts = feature_facts(data_facts(dataset, study, slides), table)
+    told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
     with workspace(output, told) as folder:
         shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress)
         head = {"target": target, "slides": slides, "date": date.today().isoformat()}
@@ -88,7 +98,8 @@ def fit_head(
             fitted, found = _expression(predictor, study, source.rows, slides, shards)
         else:
             fitted, found = _labels(predictor, source.rows, ignore_labels, shards)
-        facts["colours"] = colour_record(shards.column("colours"))
+        if table is None:
+            facts["colours"] = colour_record(shards.column("colours"))
         record = {**predictor.record, **training_record(head=head | found)}
         # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
         record["data"] = {**facts, "patch_um": (predictor.record.get("data") or {}).get("patch_um", facts["patch_um"])}

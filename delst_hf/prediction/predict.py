@@ -16,16 +16,19 @@ from ..atomic import check_file_output
 from ..data.colour import describe_foreign_colour
 from ..data.genes import canonical_species
 from ..data.images import check_readable
+from ..data.patch_features import SUFFIXES as SUFFIXES_OF_FEATURES
+from ..data.patch_features import join_features
 from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
 from ..data.study import Study
+from ..evaluation.embed import check_features
 from ..record import check_patch_size
 from .outputs import SUFFIXES, Prediction, write_prediction
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
 from .shards import Shards, run, workspace
-from .source import PatchSource, dataset_source, in_full_resolution, slide_source
+from .source import PatchSource, dataset_source, features_source, in_full_resolution, slide_source
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class PatchChoice:
         image: Of an .h5ad, the full-resolution image in place of the reduced one in the file.
         slides: Of a dataset folder; all by default.
         species: Of the slide, to compare with the model's.
+        features: Of a dataset folder, the folder of features made elsewhere, for a model that was trained on these.
+        features_patch_px: Side of their patches in pixels of the full resolution, where no file says it.
     """
 
     mpp: float | None = None
@@ -57,6 +62,8 @@ class PatchChoice:
     image: str | None = None
     slides: Sequence[str] = ()
     species: str = ""
+    features: str | None = None
+    features_patch_px: float | None = None
 
 
 def predict_slide(
@@ -80,7 +87,9 @@ def predict_slide(
     Args:
         model: Folder or Hub id of a checkpoint: a head that was fitted by `fit_head`, or a pretrained `DelstModel`, which gives
             embeddings alone.
-        source: An image of a slide, a dataset folder or dataset id, or an .h5ad with positions.
+        source: An image of a slide, a dataset folder or dataset id, an .h5ad with positions, or, for a model that reads
+            features
+            made elsewhere, the file of a slide's features.
         output: .h5ad, .zarr (SpatialData) or .parquet to write.
         heads: Further heads of the same backbone, such as one for labels.
         genes: Genes to predict; by default all that the head knows.
@@ -111,11 +120,12 @@ def predict_slide(
         predictor.keep_genes(needed, None)
     nearest = load_reference(reference or model, required=reference is not None)
     patches = open_source(source, predictor, choice)
+    check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
     check_species(predictor, patches.species or choice.species)
     told = {
         "model": _state(model),
         "heads": [_state(head) for head in heads],
-        "source": _state(source),
+        "source": [_state(one) for one in (source, choice.features) if one is not None],
         "genes": needed,
     }
     with workspace(output, {**told, "choice": asdict(choice), "version": 1}) as folder:
@@ -159,14 +169,23 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
         FileNotFoundError: If it looks like a path and nothing is there.
     """
     path = Path(source)
+    if path.suffix in SUFFIXES_OF_FEATURES and path.suffix not in _ANNDATA:
+        given = features_source(path, choice.mpp, choice.image, choice.features_patch_px)
+        check_patch_size(predictor.record, [given.patch_um or 0], predictor.name, of_features=True)
+        return given
+    if choice.features is None:
+        check_features(predictor.model.config.vision_config, None)
     if path.suffix in _ANNDATA:
         patch_um = predictor.patch_um(choice.patch_um)
         slide, scale = places_of_anndata(open_anndata(path), path.name, image=choice.image, mpp=choice.mpp)
         return in_full_resolution(slide_source(slide, patch_um, predictor.patch_px), scale)
     if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
         study = Study.load(str(source))
-        found = dataset_source(str(source), study, list(choice.slides) or study.slide_ids)
-        check_patch_size(predictor.record, [found.patch_um or 0], predictor.name)
+        slides, features = list(choice.slides) or study.slide_ids, None
+        if choice.features is not None:
+            study, features = join_features(choice.features, study, slides, choice.features_patch_px)
+        found = dataset_source(str(source), study, slides, features)
+        check_patch_size(predictor.record, [found.patch_um or 0], predictor.name, features is not None)
         return found
     patch_um = predictor.patch_um(choice.patch_um)
     places = None if choice.positions is None else read_positions(choice.positions)

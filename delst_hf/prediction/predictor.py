@@ -117,7 +117,7 @@ class Predictor:
         """Predict.
 
         Args:
-            patches: uint8 RGB (height, width, 3) each.
+            patches: uint8 RGB (height, width, 3) each; features (width,) of a model that was trained on these.
 
         Returns:
             ``features`` (patches, width), pooled; ``tangent`` (patches, projection_dim), the image embeddings in the tangent
@@ -151,8 +151,10 @@ class Predictor:
         return {"tangent": embeds, "radius": norm if geometry == "euclidean" else torch.full_like(norm, torch.nan)}
 
     def pixel_values(self, patches: Sequence[np.ndarray]) -> Tensor:
-        """Normalised patches (patches, 3, height, width) on the model's device, as the processor makes them."""
+        """Patches (patches, 3, height, width) on the model's device, normalised by the processor; features as they are."""
         device = self.model.device
+        if patches[0].ndim == 1:
+            return torch.from_numpy(np.stack(patches).astype(np.float32, copy=False)).to(device)
         if self.transform is not None and all(patch.shape[1::-1] == self.transform.size for patch in patches):
             batch = torch.from_numpy(np.stack(patches)).to(device, non_blocking=True)
             return self.transform(batch.permute(0, 3, 1, 2))

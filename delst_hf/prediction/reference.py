@@ -13,9 +13,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ..atomic import complete_or_nothing
-from ..data.collator import DelstCollator
+from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study
-from ..evaluation.embed import embed
+from ..evaluation.embed import embed, model_collator
 from ..model.lorentz import exp_map0, pairwise_distance
 from .predictor import Predictor, load_predictor
 
@@ -113,6 +113,8 @@ def build_reference(
     size: int = 10_000,
     slides: Sequence[str] = (),
     seed: int = 0,
+    features: str | None = None,
+    features_patch_px: float | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Path:
@@ -124,6 +126,8 @@ def build_reference(
         size: How many spots at most, drawn evenly from the slides.
         slides: Their slides; by default those the model was trained on.
         seed: Equal seeds draw equal spots.
+        features: For a model that was trained on features made elsewhere, their folder.
+        features_patch_px: As in `data.patch_features.read_patch_features`.
         batch_size: Spots per batch.
         progress: Show a bar.
 
@@ -148,9 +152,12 @@ def build_reference(
         raise ValueError(
             f"the model was trained on no slide of this dataset ({study.slide_ids}). Name some (--slides)."
         )
+    table = None
+    if features is not None:
+        study, table = join_features(features, study, chosen, features_patch_px)
+    collator = model_collator(predictor.model, predictor.processor, study, table)
     spots = study.subset(chosen)
     spots = spots.select(_drawn(np.asarray(spots.with_format("numpy")["slide_id"][:]), size, seed))
-    collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
     embeddings = embed(predictor.model, spots, collator, batch_size, progress=progress)
     rows = SpotRows(spots.remove_columns("image"))
     chunks = (list(range(start, min(start + _CHUNK, len(spots)))) for start in range(0, len(spots), _CHUNK))

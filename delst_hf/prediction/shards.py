@@ -130,7 +130,7 @@ def _one_shard(
         for name, value in predictor(patches).items():
             if name in keep:
                 arrays.setdefault(name, np.empty((len(order), *value.shape[1:]), np.float32))[here] = value
-        if sum(map(len, colours)) < _COLOURS:
+        if patches[0].ndim == 3 and sum(map(len, colours)) < _COLOURS:  # features made elsewhere have no colours
             colours.append(patch_colours(patches))
         bar.update(len(patches))
-    return {**arrays, "colours": np.concatenate(colours).astype(np.float32)}
+    return {**arrays, "colours": np.concatenate([*colours, np.empty((0, 3))]).astype(np.float32)}

@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from ..data.collator import open_patch
+from ..data.patch_features import FeatureTable, read_patch_features
 from ..data.patches import Cutter
+from ..data.readers.image import read_slide_image
 from ..data.slide import Slide
 from ..data.study import Study
 
@@ -30,7 +34,7 @@ class PatchSource:
 
     Attributes:
         rows: One row per patch: x, y in pixels of the slide, slide_id, and what else is known; the index names them.
-        read: Positions in `rows` -> uint8 patches (height, width, 3); called by several threads.
+        read: Positions in `rows` -> uint8 patches (height, width, 3), or features (width,); called by several threads.
         patch_um: Side of a patch in micrometres; None where it is not known.
         mpp: Micrometres per pixel of each slide.
         spot_px: Diameter at which a spot of each slide is drawn, in its pixels.
@@ -38,6 +42,8 @@ class PatchSource:
         shapes: (height, width) of each slide in pixels.
         species: Of the slides, "" where it is not known.
         about: What they were read from, for the record.
+        width: Width of the features where `read` gives these, None for patches.
+        encoder: What made them.
     """
 
     rows: pd.DataFrame
@@ -49,6 +55,8 @@ class PatchSource:
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     species: str = ""
     about: str = ""
+    width: int | None = None
+    encoder: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,13 +156,70 @@ def in_full_resolution(source: PatchSource, scale: float) -> PatchSource:
     )
 
 
-def dataset_source(path: str, study: Study, slides: Sequence[str], spot_split: str | None = None) -> PatchSource:
-    """Return the patches that a dataset folder holds of these slides.
+def features_source(
+    path: str | os.PathLike, mpp: float | None = None, image: str | None = None, patch_px: float | None = None
+) -> PatchSource:
+    """Return the features of one slide that were made elsewhere.
+
+    Args:
+        path: A file of `data.patch_features`, with positions.
+        mpp: Micrometres per pixel of the full resolution; by default those that `image` or the file states.
+        image: The slide, for its picture and its scale.
+        patch_px: Side of a patch in pixels of the full resolution, where the file does not say it.
+
+    Raises:
+        ValueError: If there are no positions, or the size of the patches or the scale is not known.
+    """
+    found = read_patch_features(path, patch_px)
+    if found.centres is None or found.side_px is None:
+        raise ValueError(
+            f"{Path(path).name} does not say where its patches lie and how large they are. Needed: coords with "
+            "patch_size_level0, or x and y with --features-patch-px."
+        )
+    places = pd.DataFrame(found.centres, columns=["x", "y"])
+    places.index = pd.Index(
+        [f"{x:.0f}x{y:.0f}" for x, y in found.centres] if found.barcodes is None else found.barcodes
+    )
+    pictures, shapes, scale = {}, {}, mpp or found.mpp
+    if image is not None:
+        slide = read_slide_image(image, mpp=scale, positions=places)
+        scale, shapes = slide.mpp, {found.slide_id: (slide.image.shape[0], slide.image.shape[1])}
+        pictures = {found.slide_id: slide.thumbnail(_PICTURE_PX)}
+    if scale is None:
+        raise ValueError(
+            f"{Path(path).name} does not say the micrometres per pixel of the slide, by which the size of its patches "
+            "is compared with that of the training. Give them (--mpp), or the slide that states them (--image)."
+        )
+    found.check_scale(scale)
+    values = found.values
+    return PatchSource(
+        rows=places.assign(slide_id=found.slide_id),
+        read=lambda positions: list(values[np.asarray(positions)]),
+        patch_um=found.patch_um(scale),
+        mpp={found.slide_id: scale},
+        spot_px={found.slide_id: found.side_px},
+        pictures=pictures,
+        shapes=shapes,
+        about=f"features: {Path(path).name}",
+        width=values.shape[1],
+        encoder=found.encoder,
+    )
+
+
+def dataset_source(
+    path: str,
+    study: Study,
+    slides: Sequence[str],
+    features: FeatureTable | None = None,
+    spot_split: str | None = None,
+) -> PatchSource:
+    """Return the patches that a dataset folder holds of these slides, or features of its spots that were made elsewhere.
 
     Args:
         path: The folder, or the id of a dataset of the Hub.
         study: The same, opened.
         slides: Slide ids.
+        features: Given, they are read in place of the patches.
         spot_split: Of slides whose spots were split one by one, only the spots of this split.
 
     Raises:
@@ -163,11 +228,14 @@ def dataset_source(path: str, study: Study, slides: Sequence[str], spot_split: s
     spots = study.subset(slides, spot_split)
     table = study.slides.set_index("slide_id").loc[list(slides)]
     sizes = sorted(set(table["patch_um"]))
-    if len(sizes) > 1:
+    if features is not None and features.patch_um:
+        sizes = list(features.patch_um)
+    if len(sizes) > 1 and max(sizes) > 1.02 * min(sizes):
         raise ValueError(
             f"the slides have patches of {', '.join(f'{size:g}' for size in sizes)} um. Allowed: one size; predict slides of "
             "each size on their own (--slides)."
         )
+    index = np.asarray(spots.with_format("numpy")["spot_index"][:])
     names = [name for name in spots.column_names if name not in ("image", "gene_indices", "gene_counts", "spot_index")]
     rows = spots.select_columns(names).to_pandas().set_index("barcode")
     if rows.index.has_duplicates:
@@ -176,7 +244,9 @@ def dataset_source(path: str, study: Study, slides: Sequence[str], spot_split: s
     species = set(table["species"]) - {""}
     return PatchSource(
         rows=rows,
-        read=_StoredReader(spots),
+        read=_StoredReader(spots)
+        if features is None
+        else lambda positions: list(features[index[np.asarray(positions)]]),
         patch_um=sizes[0],
         mpp={str(name): float(value) for name, value in table["mpp"].items()},
         spot_px={str(name): float(value) for name, value in sides.items()},
@@ -184,6 +254,8 @@ def dataset_source(path: str, study: Study, slides: Sequence[str], spot_split: s
         shapes={name: (int(row.image_height), int(row.image_width)) for name, row in table.iterrows()},  # type: ignore[misc]
         species=next(iter(species)) if len(species) == 1 else "",
         about=f"dataset: {', '.join(slides)}",
+        width=None if features is None else features.width,
+        encoder="" if features is None else features.encoder,
     )
 
 

@@ -74,6 +74,17 @@ class DataArguments:
             "that was chosen on held-out slides is refused."
         },
     )
+    features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of patch features made elsewhere, one file per slide (TRIDENT, CLAM, HEST, .npy, .parquet): gene "
+            "encoder and heads are trained on them, and no backbone."
+        },
+    )
+    features_patch_px: float | None = field(
+        default=None,
+        metadata={"help": "Side of their patches in pixels of the full resolution, where the files do not say it."},
+    )
     level_key: str = field(
         default="n_genes",
         metadata={

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..atomic import fsync
 from ..data.collator import DelstCollator
@@ -23,27 +21,14 @@ from ..data.study import SpotRows
 from ..evaluation.embed import embed_share
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
-
-
-class CachedBackbone(nn.Module):
-    """Stands in for a backbone whose features are known: what it is given as ``pixel_values`` are the features."""
-
-    dtype = torch.float32
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.config = config
-
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pass the features (batch, width) through: without a last hidden state, no kind of pooling touches them."""
-        return BaseModelOutputWithPooling(pooler_output=pixel_values)
+from ..model.vision_delst import GivenFeatures
 
 
 @contextmanager
 def without_backbone(model: DelstModel) -> Iterator[None]:
     """Within this context the model takes features for patches; checkpoints then hold the heads only."""
     backbone = model.vision_model
-    model.vision_model = CachedBackbone(backbone.config)
+    model.vision_model = GivenFeatures(backbone.config)
     try:
         yield
     finally:

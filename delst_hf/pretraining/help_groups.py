@@ -23,6 +23,7 @@ PRETRAINING: dict[str, dict[str, str]] = {
         "min_spots": "Lower it for rare cell types, raise it where counts are few.",
         "ranking": "'variance' repeats runs of earlier versions.",
         "include_genes": "When markers that you care for are told to be absent.",
+        "features": "When patches were encoded elsewhere, or the encoder itself cannot be had.",
         "vocabulary": "When several runs must read the same genes.",
         "level_key": "For controls only: 'shuffled' shows what the order itself adds.",
     },

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,19 +18,22 @@ import yaml
 from datasets import Dataset
 from transformers import ViTImageProcessorPil, set_seed
 
-from ..data.collator import DelstCollator
+from ..data.collator import DelstCollator, FeatureCollator
 from ..data.study import Study, hierarchy_level
 from ..data.vocabulary import GeneMoments, choose_genes, gene_moments
 from ..hub.checkpoint_folder import save_checkpoint_folder
-from ..model.configuration_delst import DelstConfig
+from ..model.configuration_delst import DelstConfig, DelstFeaturesConfig
 from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import load_image_processor
-from ..record import data_facts, hyperparameters
+from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
 from .checkpoints import resume_point
 from .trainer import DelstTrainer
+
+if TYPE_CHECKING:
+    from ..data.patch_features import FeatureTable
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +80,21 @@ def assemble(
     check_backbone_can_be_left_out(model, training)
     set_seed(training.seed)
     train_slides, validation_slides = choose_slides(study, data)
+    features = None
+    if data.features is not None:
+        from ..data.patch_features import join_features
+
+        check_features_replace_a_backbone(model, training)
+        # Slides that are split spot by spot hold validation spots too.
+        study, features = join_features(
+            data.features, study, [*train_slides, *validation_slides], data.features_patch_px
+        )
     spots = {"train_dataset": training_spots(study, train_slides)}
     moments = gene_moments(study.count_batches(spots["train_dataset"]))
     vocabulary = choose_vocabulary(study, data, moments, train_slides)
     before: dict[str, Any] = {}
     if model.init_from is None:
-        network, processor = build(model, vocabulary)
+        network, processor = build(model, vocabulary, features)
     else:
         from .continuing import continue_checkpoint
 
@@ -101,7 +113,7 @@ def assemble(
         add_lora(network, training.lora_rank)
     facts = {
         "dataset": os.path.basename(os.path.normpath(data.dataset)),
-        "data": data_facts(data.dataset, study, train_slides),
+        "data": feature_facts(data_facts(data.dataset, study, train_slides), features),
         # What the weights have seen: of a checkpoint that is continued, its slides too.
         "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
         "validation_slides": validation_slides,
@@ -112,7 +124,7 @@ def assemble(
     return DelstTrainer(
         model=network,
         args=training,
-        data_collator=collator_of(study, processor),
+        data_collator=collator_of(study, processor, features),
         processing_class=processor,
         run_facts=facts,
         card_facts=card.facts() if card is not None else {},
@@ -138,6 +150,23 @@ def check_backbone_can_be_left_out(model: Any, training: DelstTrainingArguments)
         raise ValueError(
             "save_backbone=False leaves out the backbone, so it must be one that can be loaded again and is not trained: give "
             "--vision, and --freeze_vision true or --lora true."
+        )
+
+
+def check_features_replace_a_backbone(model: Any, training: DelstTrainingArguments) -> None:
+    """Refuse options of a backbone beside ``--features``: there is none.
+
+    Raises:
+        ValueError: Naming the options.
+    """
+    given = [
+        name for name in ("vision", "vision_config", "init_from", "image_size") if getattr(model, name) is not None
+    ]
+    given += [name for name in ("lora", "cache_features") if getattr(training, name)]
+    if given:
+        raise ValueError(
+            "--features trains on features that were made elsewhere, without a backbone, so "
+            f"{', '.join('--' + n for n in given)} would have no effect. Leave that out, or leave --features out."
         )
 
 
@@ -230,12 +259,15 @@ def choose_vocabulary(
     return read_vocabulary(data.vocabulary, study.gene_names, list(study.genes["gene_id"]), train_slides)
 
 
-def build(model: Any, vocabulary: Sequence[str]) -> tuple[DelstModel, DelstProcessor]:
-    """Build model and processor around a pretrained backbone, or around one that starts from scratch.
+def build(
+    model: Any, vocabulary: Sequence[str], features: "FeatureTable | None" = None
+) -> tuple[DelstModel, DelstProcessor]:
+    """Build model and processor around a pretrained backbone, one that starts from scratch, or features made elsewhere.
 
     Args:
         model: `ModelArguments`.
         vocabulary: Names of the genes that the model reads.
+        features: Features that stand in for a backbone.
     """
     side = model.image_size
     if model.vision is not None:
@@ -246,6 +278,9 @@ def build(model: Any, vocabulary: Sequence[str]) -> tuple[DelstModel, DelstProce
     config = model.config_arguments()
     vision_config = config.pop("vision_config")
     config["gene_config"]["num_genes"] = len(vocabulary)
+    if features is not None:
+        place = DelstFeaturesConfig(hidden_size=features.width, encoder=features.encoder)
+        return DelstModel(DelstConfig(vision_config=place, **config)), processor
     if model.vision is not None:
         return DelstModel.from_vision_gene_pretrained(model.vision, **config), processor
     vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
@@ -272,9 +307,12 @@ def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Stud
     model.gene_model.set_missing_values(means)
 
 
-def collator_of(study: Study, processor: DelstProcessor) -> DelstCollator:
+def collator_of(study: Study, processor: DelstProcessor, features: "FeatureTable | None" = None) -> DelstCollator:
     """Make the collator of a study for a model's processor; patches are normalised on the device of the model."""
-    return DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes, defer_pixels=True)
+    about = processor, study.gene_names, study.slide_ids, study.measured_genes
+    if features is not None:
+        return FeatureCollator(*about, features=features)
+    return DelstCollator(*about, defer_pixels=True)
 
 
 def save_run(trainer: DelstTrainer) -> Path | None:

@@ -1,0 +1,440 @@
+"""Features of patches that were made elsewhere, read from their files and joined to the spots of a dataset.
+
+TRIDENT    NAME.h5: features (patches, width); coords (patches, 2), the top left corner of each patch in pixels of the full
+           resolution, with patch_size_level0, level0_magnification, target_magnification as attributes
+CLAM       NAME.h5: features and coords; patch_size, patch_level, downsample are attributes of the coords in patches/NAME.h5
+HEST       NAME.h5: embeddings, coords and barcodes, as its benchmark keeps them
+arrays     NAME.npy (patches, width), in the order of the slide's spots; NAME.npz and NAME.parquet with features, and barcode or
+           x and y (the centre of each patch)
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import reading
+from .files import visible
+from .study import Study
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".parquet")
+FEATURES = ("features", "embeddings", "image", "image_embeds", "embedding", "feats")
+_BARCODES = ("barcode", "barcodes")
+# What tools add to the name of a slide.
+_ENDINGS = ("_patches", "_features", "_feats", "_embeddings")
+# A magnification is a name for a range of scales: 20x is said of 0.4 to 0.6 um per pixel, here of 0.34 to 0.74.
+_UM_OF_MAGNIFICATION, _MAGNIFICATION_FACTOR = 10.0, 1.48
+_SAME = 0.05
+_LEAST_JOINED = 0.5
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """Features of the patches of one slide.
+
+    Attributes:
+        slide_id: Name of the slide, that of its file.
+        values: (patches, width), of the type that the file has.
+        centres: (patches, 2) x and y in pixels of the full resolution; None where the file does not say it.
+        barcodes: (patches,) names of spots, None where the file has none.
+        side_px: Side of a patch in pixels of the full resolution, None where the file does not say it.
+        mpp: Micrometres per pixel of the full resolution, None where the file does not say it.
+        magnification: Of the full resolution, None where the file does not say it.
+        encoder: What made them: the name of their folder.
+    """
+
+    slide_id: str
+    values: np.ndarray
+    centres: np.ndarray | None = None
+    barcodes: np.ndarray | None = None
+    side_px: float | None = None
+    mpp: float | None = None
+    magnification: float | None = None
+    encoder: str = ""
+
+    def patch_um(self, mpp: float | None = None) -> float | None:
+        """Return the side of a patch in micrometres, None where it is not known.
+
+        Args:
+            mpp: Micrometres per pixel of the slide; by default those of the file.
+        """
+        scale = mpp or self.mpp
+        return None if self.side_px is None or scale is None else self.side_px * scale
+
+    def check_scale(self, mpp: float) -> None:
+        """Refuse a slide whose scale contradicts the file.
+
+        Args:
+            mpp: Micrometres per pixel of the slide.
+
+        Raises:
+            ValueError: If the file states other micrometres per pixel, or a magnification that these are far from.
+        """
+        told = None
+        if self.mpp is not None and abs(self.mpp / mpp - 1) > _SAME:
+            told = f"{self.mpp:g} um per pixel"
+        elif self.magnification is not None:
+            factor = _UM_OF_MAGNIFICATION / self.magnification / mpp
+            if not 1 / _MAGNIFICATION_FACTOR <= factor <= _MAGNIFICATION_FACTOR:
+                usual = _UM_OF_MAGNIFICATION / self.magnification
+                told = f"a magnification of {self.magnification:g}, which is about {usual:g} um per pixel"
+        if told:
+            raise ValueError(
+                f"the features of {self.slide_id} were made at {told}, but the slide has {mpp:g} um per pixel. Their "
+                "positions are in pixels of the full resolution: prepare the dataset from the full-resolution image, "
+                "or correct its --mpp."
+            )
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of the spots of a study, found by the column ``spot_index``.
+
+    Attributes:
+        values: (joined spots, width) float32.
+        row_of_spot: (spots of the folder,) row of `values`, -1 where a spot has no features.
+        patch_um: Sides of the patches in micrometres, each once; empty where the files do not say it.
+        encoder: What made the features, as far as their files tell.
+    """
+
+    values: np.ndarray
+    row_of_spot: np.ndarray
+    patch_um: tuple[float, ...] = ()
+    encoder: str = ""
+
+    @property
+    def width(self) -> int:
+        """Width of a feature."""
+        return self.values.shape[1]
+
+    def __getitem__(self, spot_index: np.ndarray) -> np.ndarray:
+        """Return features (rows, width) of the spots with these values of ``spot_index``."""
+        return self.values[self.row_of_spot[np.asarray(spot_index)]]
+
+
+def is_features(path: str | Path) -> bool:
+    """Tell whether a path is a file of features, or a folder that holds such files and is not a model or a dataset."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix in SUFFIXES
+    return (
+        path.is_dir() and not (path / "config.json").exists() and not (path / "spots").exists() and bool(_files(path))
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in visible(folder, "*") if path.suffix in SUFFIXES and path.is_file()]
+
+
+def slide_of_file(path: str | Path) -> str:
+    """Return the name of the slide that a file is of.
+
+    >>> slide_of_file("features_uni_v1/C5.h5"), slide_of_file("C5_patches.h5")
+    ('C5', 'C5')
+    """
+    stem = Path(path).stem
+    return next((stem.removesuffix(ending) for ending in _ENDINGS if stem.endswith(ending)), stem)
+
+
+def find_feature_files(path: str | Path, slides: Sequence[str]) -> dict[str, Path]:
+    """Find the file of each slide.
+
+    Args:
+        path: A folder, or a file where there is one slide.
+        slides: Slide ids.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`, or a slide has no file.
+        ValueError: If a slide has several files.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no features at {path}. Give the folder of the files, one per slide (--features).")
+    files = [path] if path.is_file() else _files(path)
+    found: dict[str, list[Path]] = {slide: [] for slide in slides}
+    for file in files:
+        # The name itself goes first: a slide may be called S1_patches.
+        name = file.stem if file.stem in found else slide_of_file(file)
+        if name in found:
+            found[name].append(file)
+    missing = [slide for slide, where in found.items() if not where]
+    if missing:
+        names = ", ".join(sorted(file.name for file in files)[:5]) or "no such file"
+        raise FileNotFoundError(
+            f"{path} has no features of {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}; it holds {names}. A "
+            f"file is called by its slide: {missing[0]}.h5 (or {', '.join(SUFFIXES[2:])}). Rename it, or leave the "
+            "slide out."
+        )
+    for slide, where in found.items():
+        if len(where) > 1:
+            raise ValueError(
+                f"several files of {path} are of {slide}: {', '.join(file.name for file in where)}. Keep the one that is meant."
+            )
+    return {slide: where[0] for slide, where in found.items()}
+
+
+def read_patch_features(path: str | os.PathLike, patch_px: float | None = None) -> PatchFeatures:
+    """Read the features of the patches of one slide.
+
+    Args:
+        path: .h5 of TRIDENT, CLAM or HEST, .npy, .npz or .parquet.
+        patch_px: Side of a patch in pixels of the full resolution, where no file says it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no features, values that are not finite, or positions that do not match.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no features at {path}. Give a file that ends in {', '.join(SUFFIXES)}.")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path.name} is not a file of features. Allowed are {', '.join(SUFFIXES)}.")
+    with reading(path):
+        columns, stated = _h5(path) if path.suffix in (".h5", ".hdf5") else (_ARRAYS[path.suffix](path), {})
+    name = next((name for name in FEATURES if name in columns), None)
+    if name is None:
+        raise ValueError(_no_features(path, columns))
+    values = _rows(columns[name])
+    if values.ndim != 2 or not len(values):
+        raise ValueError(f"{path.name}: {name} has the shape {values.shape}. Needed: (patches, width).")
+    side = _side_px(stated, path) if patch_px is None else patch_px
+    found = PatchFeatures(
+        slide_id=slide_of_file(path),
+        values=values,
+        barcodes=_barcodes(columns),
+        side_px=side,
+        mpp=_positive(stated, "level0_mpp", "mpp_level0", "mpp"),
+        magnification=_positive(stated, "level0_magnification"),
+        encoder=path.absolute().parent.name,
+    )
+    found = replace(found, centres=_centres(columns, side, path))
+    for what, rows in (("coords", found.centres), ("barcodes", found.barcodes)):
+        if rows is not None and len(rows) != len(values):
+            raise ValueError(
+                f"{path.name} has {len(values)} features and {len(rows)} {what}. There must be one per patch."
+            )
+    return found
+
+
+def _no_features(path: Path, columns: Mapping[str, Any]) -> str:
+    held = ", ".join(columns) or "nothing"
+    if "img" in columns:
+        return (
+            f"{path.name} holds patches ({held}), not their features. Make a dataset of them: delst prepare hest ROOT "
+            "--output DIR, and train or predict on that."
+        )
+    return f"{path.name} holds {held}, and no features. Call them one of {', '.join(FEATURES)}."
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """(1, patches, width), as some tools write it, is (patches, width)."""
+    return values[0] if values.ndim == 3 and len(values) == 1 else values
+
+
+def _barcodes(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    name = next((name for name in _BARCODES if name in columns), None)
+    if name is None:
+        return None
+    return np.array([one.decode() if isinstance(one, bytes) else str(one) for one in np.ravel(columns[name]).tolist()])
+
+
+def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path) -> np.ndarray | None:
+    """Return the centres of the patches; corners are moved by half a side."""
+    if "x" in columns and "y" in columns:
+        return np.column_stack([columns["x"], columns["y"]]).astype(float)
+    if "coords" not in columns:
+        return None
+    corners = _rows(np.asarray(columns["coords"])).astype(float)
+    if corners.ndim != 2 or corners.shape[1] != 2:
+        raise ValueError(f"{path.name}: coords has the shape {corners.shape}. Needed: (patches, 2).")
+    if side is None:
+        if _barcodes(columns) is not None:  # spots are found by name
+            return None
+        raise ValueError(
+            f"{path.name}: coords are corners of patches whose size no attribute says (patch_size_level0, or "
+            f"patch_size and downsample), and there is no patches/{path.name} that does. Give the side of a patch in "
+            "pixels of the full resolution (--features-patch-px)."
+        )
+    return corners + side / 2
+
+
+def _side_px(stated: Mapping[str, Any], path: Path) -> float | None:
+    """Side of a patch in pixels of the full resolution, by the attributes of its coords; CLAM keeps them in another file."""
+    if found := _positive(stated, "patch_size_level0"):
+        return found
+    size, level = _positive(stated, "patch_size"), stated.get("patch_level")
+    if size is not None:
+        target, full = _positive(stated, "target_magnification"), _positive(stated, "level0_magnification")
+        if target and full:
+            return size * full / target
+        factor = _positive(stated, "downsample") or (1.0 if level is not None and int(level) == 0 else None)
+        if factor is not None:
+            return size * factor * (_positive(stated, "custom_downsample") or 1.0)
+    for folder in (path.parent, path.parent.parent):
+        other = folder / "patches" / path.name
+        if other.is_file() and other != path and path.suffix == ".h5":
+            return _side_px(_h5(other)[1], other)
+    return None
+
+
+def _positive(stated: Mapping[str, Any], *names: str) -> float | None:
+    for name in names:
+        value = stated.get(name)
+        try:
+            number = float(np.ravel(value)[0]) if value is not None else float("nan")
+        except (TypeError, ValueError, IndexError):
+            continue
+        if np.isfinite(number) and number > 0:
+            return number
+    return None
+
+
+def _h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays of an HDF5 file, and the attributes of its coords (or of the file)."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        wanted = (*FEATURES, "coords", *_BARCODES, "x", "y")
+        columns = {name: file[name][:] for name in wanted if isinstance(file.get(name), h5py.Dataset)}
+        others = {name: np.empty(0) for name in file if name not in columns}
+        coords = file.get("coords")
+        return columns | others, dict(file.attrs) | (dict(coords.attrs) if coords is not None else {})
+
+
+def _npy(path: Path) -> dict[str, np.ndarray]:
+    return {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _parquet(path: Path) -> dict[str, np.ndarray]:
+    table = pd.read_parquet(path)
+    columns = {name: table[name].to_numpy() for name in (*_BARCODES, "x", "y") if name in table}
+    lists = [name for name in FEATURES if name in table and isinstance(table[name].iloc[0], np.ndarray | list)]
+    if lists:
+        lengths = {len(row) for row in table[lists[0]]}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{path.name}: lists of {lists[0]} have the lengths {sorted(lengths)[:5]}; they must be equal."
+            )
+        return {**columns, "features": np.stack(table[lists[0]].tolist())}
+    numbers = [name for name in table if name not in columns and pd.api.types.is_numeric_dtype(table[name])]
+    return {**columns, "features": table[numbers].to_numpy(np.float32)} if numbers else columns
+
+
+_ARRAYS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
+
+
+def join_features(
+    path: str | Path, study: Study, slides: Sequence[str], patch_px: float | None = None
+) -> tuple[Study, FeatureTable]:
+    """Join features made elsewhere to the spots of a study: by name, else by the patch that a spot lies in.
+
+    Args:
+        path: Folder with one file per slide.
+        study: The dataset.
+        slides: Slides whose features are needed.
+        patch_px: As in `read_patch_features`.
+
+    Returns:
+        The study without the spots of these slides that have no features, and the features of the others.
+
+    Raises:
+        FileNotFoundError: If a slide has no file.
+        ValueError: If features are not finite or of several widths, a scale contradicts a file, or less than half of the spots
+            of a slide have features.
+    """
+    study.check_slides(slides)
+    columns = study.spots.select_columns(["slide_id", "barcode", "x", "y", "spot_index"]).to_pandas()
+    row_of_spot = np.full(int(columns["spot_index"].max()) + 1, -1)
+    mpp = dict(zip(study.slide_ids, study.slides["mpp"], strict=True))
+    parts: list[np.ndarray] = []
+    sides: list[float] = []
+    start, lost = 0, 0
+    for slide, file in find_feature_files(path, slides).items():
+        found = read_patch_features(file, patch_px)
+        if mpp[slide] > 0:
+            found.check_scale(mpp[slide])
+        spots = columns[columns["slide_id"] == slide]
+        rows = _row_of_each(found, spots, file)
+        there = rows >= 0
+        lost += int((~there).sum())
+        values = np.asarray(found.values[rows[there]], dtype=np.float32)
+        _check_values(values, parts, file)
+        parts.append(values)
+        row_of_spot[spots["spot_index"].to_numpy()[there]] = start + np.arange(len(values))
+        start += len(values)
+        if side := found.patch_um(mpp[slide] if mpp[slide] > 0 else None):
+            sides.append(side)
+    if lost:
+        logger.warning("%d of %d spots have no features and are left out", lost, start + lost)
+    keep = (row_of_spot[columns["spot_index"].to_numpy()] >= 0) | ~columns["slide_id"].isin(list(slides)).to_numpy()
+    joined = replace(study, spots=study.spots.select(np.flatnonzero(keep)))
+    folder = Path(path).absolute()
+    name = folder.parent.name if folder.is_file() else folder.name
+    return joined, FeatureTable(np.concatenate(parts), row_of_spot, tuple(dict.fromkeys(sides)), name)
+
+
+def _check_values(values: np.ndarray, parts: Sequence[np.ndarray], file: Path) -> None:
+    if parts and parts[0].shape[1] != values.shape[1]:
+        raise ValueError(
+            f"{file.name} has features of {values.shape[1]} numbers, the files before it {parts[0].shape[1]}. All must "
+            "come from one encoder."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{file.name}: {int((~np.isfinite(values)).any(axis=1).sum())} features are not finite. Make them anew."
+        )
+
+
+def _row_of_each(found: PatchFeatures, spots: pd.DataFrame, file: Path) -> np.ndarray:
+    """Return the row of the features of each spot (spots,), -1 where it has none."""
+    if found.barcodes is not None:
+        rows = pd.Index(found.barcodes)
+        if rows.has_duplicates:
+            raise ValueError(
+                f"{file.name}: the barcode {rows[rows.duplicated()][0]!r} comes more than once. Keep one row each."
+            )
+        return _enough(
+            rows.get_indexer(spots["barcode"].astype(str)), spots, file, "their barcodes are not in the file"
+        )
+    if found.centres is None:
+        if len(found.values) != len(spots):
+            raise ValueError(
+                f"{file.name} has {len(found.values)} rows without barcode or position, and the slide {len(spots)} "
+                "spots. Without them there must be one row for each spot, in the order of the dataset: add barcode, or "
+                "x and y."
+            )
+        return np.arange(len(spots))
+    from scipy.spatial import cKDTree
+
+    places = spots[["x", "y"]].to_numpy(float)
+    # A spot lies in a patch where it is within half a side of its centre in both directions.
+    reach = np.inf if found.side_px is None else found.side_px / 2 * (1 + 1e-6)
+    distance, rows = cKDTree(found.centres).query(places, p=np.inf)
+    low, high = found.centres.min(axis=0), found.centres.max(axis=0)
+    where = (
+        f"patches lie at x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}, spots at x "
+        f"{places[:, 0].min():.0f} to {places[:, 0].max():.0f}, y {places[:, 1].min():.0f} to "
+        f"{places[:, 1].max():.0f}, which must be pixels of one image"
+    )
+    return _enough(np.where(distance <= reach, rows, -1), spots, file, where)
+
+
+def _enough(rows: np.ndarray, spots: pd.DataFrame, file: Path, why: str) -> np.ndarray:
+    if np.mean(rows >= 0) < _LEAST_JOINED:
+        raise ValueError(
+            f"{file.name}: only {int((rows >= 0).sum())} of {len(spots)} spots of {spots['slide_id'].iloc[0]} have "
+            f"features; {why}. Give the features of this slide, at its full resolution."
+        )
+    return rows
