@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TOY := runs/toy
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: pretrain test docs lowest torture lint suites clean
+.PHONY: pretrain test docs lowest torture lint suites gpu clean
 
 # torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -59,6 +59,10 @@ lowest:
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(filter-out $(NOT_LOWEST),$(wildcard tests/test_*.py))
 NOT_LOWEST := $(wildcard tests/test_torture_*.py) $(patsubst %,tests/test_%.py,architecture import_closure mlinter startup \
 	transformers_suites wheel)
+
+# On a machine with a GPU, by the Python that has torch with CUDA and the dependencies there: no environment is made.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --output $(or $(OUT),runs/gpu)
 
 clean:
 	rm -rf $(VENV) $(LOWEST) runs site

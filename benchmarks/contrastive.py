@@ -5,7 +5,7 @@
 
 Forward + backward in the Lorentz geometry, float32, for gradients by both embeddings, logit scale and curvature:
 
-    tiled        delst_hf.model.losses.contrastive_loss
+    ours         delst_hf.model.losses.contrastive_loss
     two-matrix   what published hyperbolic models do: for each direction a matrix of Lorentzian inner products, its acosh,
                  and a cross entropy, all by autograd
     one-matrix   the same with one matrix for both directions
@@ -35,6 +35,8 @@ from delst_hf.model.losses import contrastive_loss
 
 MIB = 2**20
 CPU_SECONDS = False  # --cpu-seconds
+TRIED_BLOCKS = [(64, 64, 32, 4, 3), (64, 64, 32, 4, 2), (128, 64, 32, 8, 3), (128, 128, 32, 8, 3), (64, 128, 32, 8, 3)]
+"""Rows, columns, coordinates at a time, warps and stages of --kernels."""
 
 
 def inner_products(x: Tensor, y: Tensor, curvature: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def one_matrix_loss(x: Tensor, y: Tensor, scale: Tensor, curvature: Tensor) -> T
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "tiled": contrastive_loss,
+    "ours": contrastive_loss,
     "two-matrix": two_matrix_loss,
     "one-matrix": one_matrix_loss,
 }
@@ -165,13 +167,13 @@ def report_cpu(options: argparse.Namespace) -> None:
     for name, times in table.items():
         memory = f"{kept[name] / MIB:10.1f} MiB kept" if name in kept else ""
         print(f"  {name:<12}{statistics.median(times):9.3f} s {memory}")
-    bar("time, tiled / two-matrix", ratio(table, "tiled", "two-matrix"), 0.40)
-    print(f"        time, tiled / one-matrix: {ratio(table, 'tiled', 'one-matrix'):.3g}")
-    bar("bytes kept, tiled / two-matrix", kept["tiled"] / kept["two-matrix"], 0.025)
-    bar("time, tiled / products", ratio(table, "tiled", "products"), 1.8)
-    doubled = bytes_kept("tiled", make_inputs(2 * size, dim, "cpu")) / kept["tiled"]
+    bar("time, ours / two-matrix", ratio(table, "ours", "two-matrix"), 0.40)
+    print(f"        time, ours / one-matrix: {ratio(table, 'ours', 'one-matrix'):.3g}")
+    bar("bytes kept, ours / two-matrix", kept["ours"] / kept["two-matrix"], 0.025)
+    bar("time, ours / products", ratio(table, "ours", "products"), 1.8)
+    doubled = bytes_kept("ours", make_inputs(2 * size, dim, "cpu")) / kept["ours"]
     bar("bytes kept, 2N / N", doubled, 2.1)
-    results, expected = (loss_and_backward(name, inputs) for name in ("tiled", "two-matrix"))
+    results, expected = (loss_and_backward(name, inputs) for name in ("ours", "two-matrix"))
     worst = max(float((a - b).norm() / b.norm()) for a, b in zip(results, expected, strict=True))
     bar("largest difference of loss and gradients from two-matrix", worst, 1e-3)
     base, peak = peak_memory(1, dim, options.threads), peak_memory(options.large, dim, options.threads)
@@ -181,31 +183,82 @@ def report_cpu(options: argparse.Namespace) -> None:
     bar("peak memory beyond N=1, N against N/2", (peak - base) / max(half - base, 1), 2.2)
 
 
+def peak_on_gpu(name: str, inputs: list[Tensor]) -> float:
+    """MiB that one loss with its backward pass needs beside its inputs."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss_and_backward(name, inputs)
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def error_on_gpu(inputs: list[Tensor]) -> float:
+    """Largest relative error of the loss and its gradients against tiles in float64."""
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    pairs = zip(loss_and_backward("ours", inputs), loss_and_backward("ours", exact), strict=True)
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
 def report_gpu(options: argparse.Namespace) -> None:
-    print(f"GPU, {torch.cuda.get_device_name()}, D={options.dim}, float32 without TF32")
+    """One line per batch size and form, then the bars: beside the one-matrix form up to 4,096 spots, then the products."""
+    print(
+        f"GPU, {torch.cuda.get_device_name()}, D={options.dim}, float32, without TF32 where the library multiplies it"
+    )
     torch.backends.cuda.matmul.allow_tf32 = False  # for the other forms; ours sees to it itself
-    size = options.gpu_size
-    names = list(LOSSES)
-    while size:
+    for size in options.gpu_sizes:
+        repeats = 30 if size <= 4096 else 7
+        names = [name for name in LOSSES if name == "ours" or size <= 16384]
+        table = measure(size, options.dim, repeats, "cuda", names)
+        inputs = make_inputs(size, options.dim, "cuda")
+        print(f"  N={size}")
+        for name, times in table.items():
+            memory = f"{peak_on_gpu(name, inputs):10.0f} MiB peak" if name in LOSSES else ""
+            print(f"    {name:<12}{1e3 * statistics.median(times):9.3f} ms {memory}", flush=True)
+        if size <= 8192:
+            bar("error of ours against float64", error_on_gpu(inputs), 1e-4)
+        if size <= 4096:
+            bar("time, ours / one-matrix", ratio(table, "ours", "one-matrix"), 1.0)
+        elif size >= 16384:
+            bar("time, ours / four products in float32", ratio(table, "ours", "products"), 1.0)
+        del inputs
+        torch.cuda.empty_cache()
+
+
+def report_kernels(options: argparse.Namespace) -> None:
+    """Time of each kernel of ours at the largest size, and of the two that walk the pairs for other blocks of pairs."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from delst_hf.model import contrastive_fused as fused
+
+    for size in (1024, max(options.gpu_sizes)):
+        inputs = make_inputs(size, options.dim, "cuda")
+        loss_and_backward("ours", inputs)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            loss_and_backward("ours", inputs)
+            torch.cuda.synchronize()
+        kernels = sorted(profiler.key_averages(), key=lambda event: -event.device_time_total)
+        count = sum(event.count for event in kernels)
+        print(f"Kernels of ours, N={size}: {count} launches, {sum(e.device_time_total for e in kernels) / 1e3:.3f} ms")
+        for event in kernels[:12]:
+            print(f"    {event.device_time_total / 1e3:9.3f} ms {event.count:4d}  {event.key[:80]}", flush=True)
+    kept = dict(fused.TILES)
+    for block in TRIED_BLOCKS:
+        fused.TILES["small"] = fused.TILES["large"] = dict(
+            zip(("BM", "BN", "BK", "num_warps", "num_stages"), block, strict=True)
+        )
         try:
-            torch.cuda.empty_cache()
-            table = measure(size, options.dim, options.repeats, "cuda", names)
-        except torch.cuda.OutOfMemoryError:
-            if names == ["tiled"]:
-                print(f"  N={size}: out of memory")
-                return
-            names.remove("two-matrix" if "two-matrix" in names else names[-1])
-            print(f"  N={size}: forms with a matrix do not all fit; going on with {names}")
-            continue
-        torch.cuda.reset_peak_memory_stats()
-        loss_and_backward("tiled", make_inputs(size, options.dim, "cuda"))
-        peak = torch.cuda.max_memory_allocated() / MIB
-        times = ", ".join(f"{name} {statistics.median(values):.3f} s" for name, values in table.items())
-        ratios = ", ".join(f"tiled / {name} {ratio(table, 'tiled', name):.3g}" for name in table if name != "tiled")
-        print(f"  N={size}: {times}; {ratios}; peak of tiled {peak:.0f} MiB", flush=True)
-        if statistics.median(table["tiled"]) > options.gpu_seconds:
-            return  # memory is not the limit any more
-        size *= 2
+            line = []
+            for size in (1024, 4096, max(options.gpu_sizes)):
+                inputs = make_inputs(size, options.dim, "cuda")
+                loss_and_backward("ours", inputs)
+                forward = [seconds(lambda i=inputs: contrastive_loss(*i), "cuda") for _ in range(5)]
+                both = [seconds(lambda i=inputs: loss_and_backward("ours", i), "cuda") for _ in range(5)]
+                line.append(f"N={size} {1e3 * statistics.median(forward):.2f}/{1e3 * statistics.median(both):.2f} ms")
+            print(f"    block {block}: forward/both {', '.join(line)}", flush=True)
+        except Exception as error:
+            print(f"    block {block}: {type(error).__name__}: {str(error)[:100]}", flush=True)
+    fused.TILES.update(kept)
 
 
 def main() -> None:
@@ -220,8 +273,13 @@ def main() -> None:
         action="store_true",
         help="count CPU seconds instead of elapsed ones: for a machine that is shared",
     )
-    parser.add_argument("--gpu-size", type=int, default=32768, help="first N on the GPU, doubled while it fits")
-    parser.add_argument("--gpu-seconds", type=float, default=60, help="stop doubling once a step takes longer")
+    parser.add_argument(
+        "--gpu-sizes", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384], help="N on the GPU"
+    )
+    parser.add_argument("--gpu-only", action="store_true", help="leave the CPU out where there is a GPU")
+    parser.add_argument(
+        "--kernels", action="store_true", help="also the time of each kernel, and other blocks of pairs"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -229,15 +287,17 @@ def main() -> None:
     CPU_SECONDS = options.cpu_seconds
     torch.set_num_threads(options.threads)
     if options.peak_of:
-        loss_and_backward("tiled", make_inputs(options.peak_of, options.dim, "cpu"))
+        loss_and_backward("ours", make_inputs(options.peak_of, options.dim, "cpu"))
         print(peak_of_this_process())
         return
     if options.quick:
-        options.size, options.large, options.dim, options.repeats, options.gpu_size = 64, 128, 16, 1, 64
-        options.gpu_seconds = 0.0
-    report_cpu(options)
+        options.size, options.large, options.dim, options.repeats, options.gpu_sizes = 64, 128, 16, 1, [64]
+    if not (options.gpu_only and torch.cuda.is_available()):
+        report_cpu(options)
     if torch.cuda.is_available():
         report_gpu(options)
+        if options.kernels:
+            report_kernels(options)
     else:
         print("No GPU here: nothing measured on one.")
 

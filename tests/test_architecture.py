@@ -150,7 +150,8 @@ def test_importing_the_package_loads_the_model_files_only():
 
 # --- the files that travel ------------------------------------------------------------------------------------------
 
-ALLOWED_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
+# Triton comes with torch for CUDA; contrastive_kernels does without it elsewhere.
+ALLOWED_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "triton"}
 
 
 @pytest.mark.parametrize("module", MODEL_FILES)

@@ -188,6 +188,7 @@ class PixelTransform:
 
     def __init__(self, size: tuple[int, int], scale: Tensor, shift: Tensor):
         self.size, self.scale, self.shift = size, scale, shift
+        self._lines: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_image_processor(cls, image_processor: Any) -> "PixelTransform | None":
@@ -212,7 +213,11 @@ class PixelTransform:
         rows = pixels.permute(0, 2, 3, 1).float().contiguous()
         # A whole line of pixels at a time: channels alone, three in number, would leave vector units idle.
         lines = rows.flatten(2)
-        scale, shift = (x.flatten().repeat(rows.shape[2]).to(pixels.device) for x in (self.scale, self.shift))
+        key = pixels.device, rows.shape[2]
+        if key not in self._lines:  # one copy to the device in a run, not one in each step
+            scale, shift = (x.flatten().repeat(rows.shape[2]).to(pixels.device) for x in (self.scale, self.shift))
+            self._lines[key] = scale, shift
+        scale, shift = self._lines[key]
         torch.addcmul(shift, lines, scale, out=lines)
         return rows.permute(0, 3, 1, 2)
 

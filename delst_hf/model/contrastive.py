@@ -1,7 +1,8 @@
 """InfoNCE without the matrix of similarities.
 
-`TiledInfoNCE` needs no more of a geometry than its product, its measure and the slope of that (`similarity.py`); everything
-else, curvature included, is left to autograd on the factors.
+On a CUDA device Triton kernels compute it (`contrastive_fused`); everywhere else, and in float64, `TiledInfoNCE` does. It
+needs no more of a geometry than its product, its measure and the slope of that (`similarity.py`); everything else, curvature
+included, is left to autograd on the factors.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .contrastive_fused import FusedInfoNCE, is_fused
 from .similarity import check_geometry, factors_of, full_precision, lift, measure_and_slope, measure_of, resolution
 
 TOLERANCE = 1e-4
@@ -184,8 +186,9 @@ class TiledInfoNCE(torch.autograd.Function):
             if across_ranks:
                 log_columns, own_columns, unresolved = _join_ranks(log_columns, own_logits, unresolved, start)
             can_be_resolved = left.dtype == torch.float32 and x.device.type != "mps" and geometry != "cosine"
-            # The one point where the host waits for the device: pairs too near for float32 are worth a second walk.
-            if not (can_be_resolved and bool(unresolved)):
+            # Pairs too near for float32 are worth a second walk. On a CPU the verdict is read where it lies; on an
+            # accelerator without the kernels, the one point where the host waits for the device.
+            if not (can_be_resolved and unresolved.cpu().numpy()):
                 break
             inputs, ctx.precise = [tensor.double() for tensor in inputs], True
         column_gap = (log_columns - own_columns)[start : start + len(x)]
@@ -240,7 +243,7 @@ def tiled_contrastive(
     start: int = 0,
     across_ranks: bool = False,
 ) -> Tensor:
-    """`TiledInfoNCE` of row i of `x` against all rows of `y`, of which ``start + i`` is its own; arguments checked.
+    """InfoNCE of row i of `x` against all rows of `y`, of which ``start + i`` is its own, by what serves the device.
 
     Args:
         x: Local rows (n, dim).
@@ -248,7 +251,8 @@ def tiled_contrastive(
         logit_scale: The multiplier itself, already exponentiated.
         curvature: ``c > 0``.
         geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
-        chunk_size: Rows and columns of a tile; None for that of the device.
+        chunk_size: Rows and columns of a tile (by the kernels, rows whose slopes are kept at a time); None for that of the
+            device.
         start: Row of `y` that belongs to the first row of `x`.
         across_ranks: Whether other ranks hold the other rows of `x`; all must call it.
 
@@ -263,8 +267,10 @@ def tiled_contrastive(
         raise ValueError(
             f"chunk_size must be a positive integer, such as 1024, or None for that of the device, got {chunk_size}."
         )
-    chunk_size = chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
+    rows_at_once, chunk_size = chunk_size, chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
     x, y = lift(x), lift(y)
-    scalars = (torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature))
+    scalars = [torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature)]
     with full_precision(x):
+        if is_fused(x):
+            return FusedInfoNCE.apply(x, y, *scalars, geometry, rows_at_once, start, across_ranks, TOLERANCE)
         return TiledInfoNCE.apply(x, y, *scalars, geometry, chunk_size, start, across_ranks)

@@ -10,8 +10,8 @@ the distance to the origin, ``d`` that between the two points, and a prime for t
     difference   a - a'                                              RCME (arXiv 2506.21476)
     radial       t softplus((r_parent + m - r_child) / t)            order of the radii alone
 
-All are functions of paired points, space parts (pairs, dim), and return one penalty per pair (pairs,). `losses.entailment_loss`
-averages them.
+All are functions of paired points, space parts (..., pairs, dim), and return one penalty per pair (..., pairs).
+`losses.entailment_loss` averages them.
 """
 
 from collections.abc import Callable
@@ -53,13 +53,13 @@ def adaptive(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture:
 
 def negatives(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
     """Penalise as `cone` does, and children of other pairs that come nearer to the cone than the margin."""
-    foreign = F.relu(exterior_angle(parent, child.roll(1, 0), curvature) - aperture)
+    foreign = F.relu(exterior_angle(parent, child.roll(1, -2), curvature) - aperture)
     return cone(parent, child, curvature, aperture) + F.relu(MARGIN - foreign)
 
 
 def difference(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
     """Penalise the angle of the child, and reward that of the child of another pair: between -pi and pi, chance is 0."""
-    return exterior_angle(parent, child, curvature) - exterior_angle(parent, child.roll(1, 0), curvature)
+    return exterior_angle(parent, child, curvature) - exterior_angle(parent, child.roll(1, -2), curvature)
 
 
 def radial(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .backbone_delst import BackboneOptionalModel, describe_source
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .distributed import gather_across_ranks
 from .lorentz import exp_map0
-from .losses import contrastive_loss, entailment_loss, intra_entailment_loss
+from .losses import contrastive_loss, entailment_loss, joint_entailment_losses
 from .modeling_delst_gene import DelstGeneModel
 from .similarity import similarity_logits
 from .vision_delst import build_vision_model, encode_images, load_vision_model, measure_vision_model
@@ -382,30 +382,26 @@ class DelstModel(DelstPreTrainedModel):
             terms = {"loss": contrastive, "contrastive_loss": contrastive}
             if across_ranks and config.geometry == "lorentz":
                 image, gene = gather_across_ranks(image)[0], gather_across_ranks(gene)[0]
-            if config.cross_entailment_weight > 0:
-                parent, child = (gene, image) if config.cross_parent == "gene" else (image, gene)
-                cross = entailment_loss(
-                    parent,
-                    child,
-                    curvature,
-                    config.cross_aperture_scale,
-                    config.min_radius,
-                    form=config.entailment,
-                    radius_floor=config.radius_floor,
-                )
-                terms["cross_entailment_loss"] = cross
-                terms["loss"] = terms["loss"] + config.cross_entailment_weight * cross
-            if config.intra_entailment_weight > 0:
-                intra = self._intra_loss(image, gene, level, slide_ids, across_ranks)
-                terms["intra_entailment_loss"] = intra
-                terms["loss"] = terms["loss"] + config.intra_entailment_weight * intra
+            if config.cross_entailment_weight > 0 or config.intra_entailment_weight > 0:
+                cross, intra = self._entailment_losses(image, gene, level, slide_ids, across_ranks)
+                for name, weight, term in (
+                    ("cross_entailment_loss", config.cross_entailment_weight, cross),
+                    ("intra_entailment_loss", config.intra_entailment_weight, intra),
+                ):
+                    if term is not None:
+                        terms[name] = term
+                        terms["loss"] = terms["loss"] + weight * term
         return terms
 
-    def _intra_loss(
+    def _entailment_losses(
         self, image: Tensor, gene: Tensor, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool
-    ) -> Tensor:
-        """Intra-modal entailment, the mean of both modalities."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Cross-modal and intra-modal entailment, each None where its weight is 0."""
         config = self.config
+        shared = {"min_radius": config.min_radius, "form": config.entailment, "radius_floor": config.radius_floor}
+        if config.intra_entailment_weight <= 0:
+            parent, child = (gene, image) if config.cross_parent == "gene" else (image, gene)
+            return entailment_loss(parent, child, self.curvature, config.cross_aperture_scale, **shared), None
         if level is None:
             raise ValueError(
                 f"intra_entailment_weight={config.intra_entailment_weight} needs `level`, the number of expressed genes of "
@@ -414,22 +410,20 @@ class DelstModel(DelstPreTrainedModel):
         if across_ranks:
             level = gather_across_ranks(level)[0]
             slide_ids = None if slide_ids is None else gather_across_ranks(slide_ids)[0]
-        terms = [
-            intra_entailment_loss(
-                embeds,
-                level,
-                self.curvature,
-                slide_ids,
-                config.intra_parent,
-                config.intra_min_level_ratio,
-                config.intra_aperture_scale,
-                config.min_radius,
-                config.entailment,
-                config.radius_floor,
-            )
-            for embeds in (image, gene)
-        ]
-        return (terms[0] + terms[1]) / 2
+        cross, intra = joint_entailment_losses(
+            image,
+            gene,
+            level,
+            self.curvature,
+            slide_ids,
+            cross_parent=config.cross_parent,
+            cross_aperture_scale=config.cross_aperture_scale,
+            intra_parent=config.intra_parent,
+            min_level_ratio=config.intra_min_level_ratio,
+            intra_aperture_scale=config.intra_aperture_scale,
+            **shared,
+        )
+        return cross if config.cross_entailment_weight > 0 else None, intra
 
 
 __all__ = ["DelstGeneModel", "DelstModel", "DelstOutput", "DelstPreTrainedModel"]

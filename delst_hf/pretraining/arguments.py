@@ -267,6 +267,10 @@ class DelstTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            self.accelerator_config = {
+                "non_blocking": True
+            }  # batches come from pinned memory: no step waits for its copy
         super().__post_init__()
         self._check_values()
         # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.

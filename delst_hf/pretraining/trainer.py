@@ -36,9 +36,7 @@ from .checkpoints import (
     run_identity,
     whole_checkpoint,
 )
-
-SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
-LOSS_TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
+from .numerics import SCALARS, TERMS, FiniteWatch, leave_weights_alone, why_not_finite
 
 
 class ClampScalars(TrainerCallback):
@@ -98,6 +96,7 @@ class DelstTrainer(Trainer):
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
         self._finite: Any = True  # whether all losses since the last optimiser step were
+        self._watch = FiniteWatch()
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
         self.add_callback(ClampScalars)
@@ -125,8 +124,12 @@ class DelstTrainer(Trainer):
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As in the base class, and patches that the loader left as uint8 are normalised on the device."""
+        """As in the base class; on the device patches are turned, in training, and normalised where the loader left uint8."""
         inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        # Before they are normalised: a byte a value is moved instead of four. Cached features have no upright.
+        if self.model.training and self.args.augment and pixels is not None and pixels.dim() == 4:
+            inputs["pixel_values"] = random_orientation(pixels)
         return self.data_collator.finish(inputs) if isinstance(self.data_collator, DelstCollator) else inputs
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -177,10 +180,6 @@ class DelstTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, DelstOutput]:
         """Losses over the joined batch of all processes; their terms are kept for the next log."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
-        if (
-            model.training and self.args.augment and inputs["pixel_values"].dim() == 4
-        ):  # cached features have no upright
-            inputs["pixel_values"] = random_orientation(inputs["pixel_values"])
         outputs: Any
         if model.training and self.args.contrastive_micro_batch_size is not None:
             outputs = self._cached_loss(model, inputs)
@@ -188,7 +187,7 @@ class DelstTrainer(Trainer):
             outputs = model(**inputs, return_loss=True, across_ranks=world_size() > 1)
         mode = "train" if model.training else "eval"
         sums = self._sums[mode]
-        for term in LOSS_TERMS:
+        for term in TERMS:
             value = getattr(outputs, term)
             if value is not None:
                 sums[term] = sums[term] + value.detach()
@@ -295,18 +294,26 @@ class DelstTrainer(Trainer):
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As in the base class; ends the run before a step that would leave weights that are not finite."""
+        """As in the base class; ends the run on a loss or gradient that is not finite.
+
+        On a CPU at once. On an accelerator a step later, so that no step waits for its numbers: the fused optimizer leaves the
+        weights alone meanwhile, and a checkpoint is not written before its step is known to be finite.
+        """
         grad_norm = super()._get_grad_norm(model, grad_norm)
         # Scaled gradients of float16 may overflow: such a step is passed over and the scale lowered.
         scaled = self.args.fp16 and (self.accelerator.scaler is not None or self.is_deepspeed_enabled)
-        finite, self._finite = self._finite, True
+        finite, self._finite = torch.as_tensor(self._finite), True
         if not scaled:
-            finite = finite & torch.isfinite(torch.as_tensor(0.0 if grad_norm is None else grad_norm))
-        if not bool(finite):
-            from .numerics import why_not_finite
-
-            raise ValueError(why_not_finite(self, self._sums["train"], grad_norm))
+            norm_is_finite = torch.as_tensor(0.0 if grad_norm is None else grad_norm).isfinite()
+            finite = finite & getattr(norm_is_finite, "full_tensor", lambda: norm_is_finite)()
+            if not self.is_fsdp_enabled:
+                leave_weights_alone(self.optimizer, finite)
+        self._refuse(self._watch.failed(finite, self.state.global_step + 1, grad_norm))
         return grad_norm
+
+    def _refuse(self, failed: tuple[int, Any] | None) -> None:
+        if failed is not None:
+            raise ValueError(why_not_finite(self, self._sums["train"], *failed))
 
     def _get_learning_rate(self) -> float:
         """Return the rate of the heads, which is what ``learning_rate`` sets; the first group may be another one."""
@@ -339,6 +346,7 @@ class DelstTrainer(Trainer):
             context = features_in_place_of_patches(self)
         with context:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._refuse(self._watch.settle())
         check_finite(self.accelerator.unwrap_model(self.model), f"after step {self.state.global_step}")
         return result
 
@@ -348,6 +356,7 @@ class DelstTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
+        self._refuse(self._watch.settle())
         check_finite(self.accelerator.unwrap_model(self.model), f"after step {step}")
         if self.args.should_save:
             begin_checkpoint(run, step)

@@ -1,0 +1,79 @@
+"""Errors of the Triton kernels of the contrastive loss against the plain form in float64; run by test_contrastive_fused.py.
+
+    python tests/fused_errors.py cpu     by Triton's interpreter, small
+    python tests/fused_errors.py cuda    on the device, small and large
+
+Prints one JSON object: case -> the largest relative error of the loss and of each gradient.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+device = sys.argv[1]
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import torch  # noqa: E402
+from test_contrastive import leaves, plain_loss  # noqa: E402
+
+from delst_hf.model.contrastive_fused import FusedInfoNCE  # noqa: E402
+
+LARGE = device == "cuda"
+
+
+def errors(inputs, geometry, rows_at_once=None, tolerance=1e-4):
+    """Relative errors of loss and gradients: of a batch that is exact in float32."""
+    inputs = [tensor.detach().float().to(device).requires_grad_() for tensor in inputs]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = plain_loss(*exact, geometry) if len(inputs[0]) <= 64 else chunked(exact, geometry)
+    loss = FusedInfoNCE.apply(*inputs, geometry, rows_at_once, 0, False, tolerance)
+    wanted = torch.autograd.grad(expected, exact, allow_unused=True)
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    pairs = [(loss.detach(), expected.detach())]
+    pairs += [(a, b) for a, b in zip(found, wanted, strict=True) if b is not None]
+    return max(float((a.double() - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
+
+
+def chunked(inputs, geometry):
+    """The tiles of torch in float64, themselves held by test_contrastive.py: the pairwise form does not fit."""
+    from delst_hf.model.contrastive import TiledInfoNCE
+
+    return TiledInfoNCE.apply(*inputs, geometry, 2048, 0, False)
+
+
+def near_duplicates(geometry, n=23, dim=5):
+    x, y, *scalars = leaves(geometry, n, dim)
+    x, y = x.detach().clone(), y.detach().clone()
+    x[1], y[1] = x[0], y[0]  # exact
+    x[3] = x[2] + 1e-6 * x[3]  # beyond float32's resolution of distances
+    return [x, y, *scalars]
+
+
+def main():
+    torch.manual_seed(0)
+    results = {}
+    for geometry in ("lorentz", "euclidean", "cosine"):
+        results[f"{geometry}, quick"] = errors(leaves(geometry), geometry)
+        results[f"{geometry}, chunks"] = errors(leaves(geometry, n=37, dim=33), geometry, rows_at_once=16)
+        if geometry != "cosine":  # which has no distances that rounding could lose
+            results[f"{geometry}, exact"] = errors(leaves(geometry), geometry, tolerance=-1.0)
+            results[f"{geometry}, duplicates"] = errors(near_duplicates(geometry), geometry)
+    x, y, *scalars = leaves("lorentz", 40, 5)
+    results["lorentz, all alike"] = errors([x[:1] + 1e-3 * x, x[:1] + 1e-3 * y, *scalars], "lorentz")
+    if LARGE:
+        for geometry in ("lorentz", "euclidean", "cosine"):
+            for n, dim in ((256, 512), (1000, 512), (1024, 768), (3000, 64), (5000, 512)):
+                x, y, _, c = leaves(geometry, n, dim)
+                norm = dim**-0.5 * (1.0 if geometry != "cosine" else dim**0.5)
+                for scale in (14.3, 100.0):
+                    case = [norm * x, norm * y, torch.tensor(scale), c]
+                    results[f"{geometry}, {n} x {dim}, {scale}"] = errors(case, geometry)
+        results["lorentz, large exact"] = errors([x / 22, y / 22, torch.tensor(14.3), c], "lorentz", tolerance=-1.0)
+        results["lorentz, large chunks"] = errors([x / 22, y / 22, torch.tensor(14.3), c], "lorentz", rows_at_once=1024)
+    print(json.dumps(results))
+
+
+main()
