@@ -27,21 +27,22 @@ LARGE = device == "cuda"
 def errors(inputs, geometry, rows_at_once=None, tolerance=1e-4):
     """Relative errors of loss and gradients: of a batch that is exact in float32."""
     inputs = [tensor.detach().float().to(device).requires_grad_() for tensor in inputs]
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = plain_loss(*exact, geometry) if len(inputs[0]) <= 64 else chunked(exact, geometry)
+    small = len(inputs[0]) <= 64
+    exact = [tensor.detach().double().to("cpu" if small else device).requires_grad_() for tensor in inputs]
+    expected = (plain_loss if small else chunked)(*exact, geometry)
     loss = FusedInfoNCE.apply(*inputs, geometry, rows_at_once, 0, False, tolerance)
     wanted = torch.autograd.grad(expected, exact, allow_unused=True)
     found = torch.autograd.grad(loss, inputs, allow_unused=True)
     pairs = [(loss.detach(), expected.detach())]
     pairs += [(a, b) for a, b in zip(found, wanted, strict=True) if b is not None]
-    return max(float((a.double() - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
+    return max(float((a.double().to(b.device) - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
 
 
-def chunked(inputs, geometry):
+def chunked(x, y, scale, curvature, geometry):
     """The tiles of torch in float64, themselves held by test_contrastive.py: the pairwise form does not fit."""
     from delst_hf.model.contrastive import TiledInfoNCE
 
-    return TiledInfoNCE.apply(*inputs, geometry, 2048, 0, False)
+    return TiledInfoNCE.apply(x, y, scale, curvature, geometry, 2048, 0, False)
 
 
 def near_duplicates(geometry, n=23, dim=5):
