@@ -32,6 +32,12 @@ class SpotEmbeddingPipeline(_ProcessorPipeline):
 
     An input is a patch (a PIL image, a path or a URL), or a dict with ``image``, ``counts`` or both: ``counts`` is a mapping
     from gene to count, or a row of counts with ``gene_names`` beside it.
+
+    Examples:
+        >>> from transformers import pipeline
+        >>> embed = pipeline("spot-embedding", model="runs/toy/pretrain/model")
+        >>> embed("he.png").keys()
+        dict_keys(['image_embeds'])
     """
 
     def _sanitize_parameters(
@@ -83,7 +89,14 @@ class SpotEmbeddingPipeline(_ProcessorPipeline):
 
 
 class GeneExpressionPipeline(_ProcessorPipeline):
-    """Patches -> normalised expression by gene, from a `DelstForGeneExpressionPrediction`."""
+    """Patches -> normalised expression by gene, from a `DelstForGeneExpressionPrediction`.
+
+    Examples:
+        >>> from transformers import pipeline
+        >>> predict = pipeline("gene-expression-prediction", model="runs/toy/expression")
+        >>> len(predict("he.png"))
+        20
+    """
 
     def _sanitize_parameters(
         self, genes: Sequence[str] | None = None, timeout: float | None = None, **kwargs: Any

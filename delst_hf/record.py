@@ -122,6 +122,11 @@ def training_record(**facts: Any) -> dict[str, Any]:
 
     Args:
         **facts: Anything that JSON holds: slides, arguments, log history.
+
+    Examples:
+        >>> record = training_record(train_slides=["toy_A1"], validation_slides=[])
+        >>> record["train_slides"], "torch" in record["versions"]
+        (['toy_A1'], True)
     """
     packages = ("delst-hf", "torch", "transformers", "datasets", "accelerate", "numpy")
     return {
@@ -147,7 +152,12 @@ def hardware() -> str:
 
 
 def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
-    """Return the record saved with a checkpoint, empty where there is none."""
+    """Return the record saved with a checkpoint, empty where there is none.
+
+    Examples:
+        >>> read_training_record("runs/toy/pretrain/model")["train_slides"]
+        ['toy_A1', 'toy_A2', 'toy_B1']
+    """
     path = Path(folder) / TRAINING_RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

@@ -15,10 +15,14 @@ PITCH = 40
 
 @pytest.fixture
 def root(tmp_path):
+    return write_section(tmp_path)
+
+
+def write_section(folder):
     """Section Z1: a 3 x 2 array with a pitch of 40 px; spot 3x2 has no counts, 9x9 no spot, 2x1 is not selected."""
-    data = tmp_path / "data"
-    for folder in ("ST-cnts", "ST-spotfiles", "ST-imgs/Z/Z1", "ST-pat/lbl"):
-        (data / folder).mkdir(parents=True)
+    data = folder / "data"
+    for name in ("ST-cnts", "ST-spotfiles", "ST-imgs/Z/Z1", "ST-pat/lbl"):
+        (data / name).mkdir(parents=True)
     write_counts(data / "ST-cnts/Z1.tsv.gz", ["2x2", "1x1", "9x9", "3x1", "1x2", "2x1"])
     spots = pd.DataFrame([(x, y) for x in (1, 2, 3) for y in (1, 2)], columns=["x", "y"])
     spots["new_x"], spots["new_y"] = spots["x"] + 0.1, spots["y"] - 0.1
@@ -29,7 +33,7 @@ def root(tmp_path):
     Image.fromarray(pixels).save(data / "ST-imgs/Z/Z1/anything.png")
     labels = pd.DataFrame({"x": [1.004, 2.99, None], "y": [0.996, 1.01, 3.0], "label": ["tumour", None, "stray"]})
     labels.to_csv(data / "ST-pat/lbl/Z1_labeled_coordinates.tsv", sep="\t", index=False)
-    return tmp_path
+    return folder
 
 
 def write_counts(path, rows, values=None, columns=("GA", "GB", "GA")):

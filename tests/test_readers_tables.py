@@ -25,6 +25,10 @@ def source():
 
 @pytest.fixture
 def legacy(source):
+    return on_legacy_array(source)
+
+
+def on_legacy_array(source):
     """The same spots on an array of 4 x 3 with a pitch of 40 px."""
     columns, rows = np.meshgrid(np.arange(4) + 7, np.arange(3) + 2)
     x, y = columns.ravel(), rows.ravel()

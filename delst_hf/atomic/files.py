@@ -67,7 +67,13 @@ def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Ite
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all (see `write_file`)."""
+    """Write a text file in UTF-8, whole or not at all (see `write_file`).
+
+    Examples:
+        >>> write_text("notes/genes.txt", "ERBB2")
+        >>> Path("notes/genes.txt").read_text()
+        'ERBB2'
+    """
     with write_file(path, "w") as file:
         file.write(text)
 
@@ -82,6 +88,11 @@ def check_file_output(path: str | os.PathLike) -> None:
 
     Raises:
         OSError: With the reason: a folder of this name, a file where a folder should be, no permission, a read-only disk.
+
+    Examples:
+        >>> check_file_output("results.json")
+        >>> Path("results.json").exists()
+        False
     """
     path = Path(os.path.realpath(Path(path).expanduser()))
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -106,7 +117,14 @@ def check_file_output(path: str | os.PathLike) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk."""
+    """Bring a file, or the entries of a folder, to the disk.
+
+    Examples:
+        >>> Path("genes.txt").write_text("ERBB2")
+        5
+        >>> fsync(Path("genes.txt"))
+        >>> fsync(Path("."))
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,7 +133,14 @@ def fsync(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; where the disk does not allow that, copy it. The first name stays in either case."""
+    """Give a file a second name; where the disk does not allow that, copy it. The first name stays in either case.
+
+    Examples:
+        >>> write_text("genes.txt", "ERBB2")
+        >>> link_or_copy(Path("genes.txt"), Path("same.txt"))
+        >>> Path("same.txt").read_text()
+        'ERBB2'
+    """
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

@@ -40,6 +40,14 @@ def complete_or_nothing(
 
     Raises:
         FileExistsError: If `replace` is False and `output` is taken when the work is done.
+
+    Examples:
+        >>> with complete_or_nothing(Path("model")) as folder:
+        ...     _ = (folder / "config.json").write_text("{}")
+        ...     Path("model").exists()
+        False
+        >>> [path.name for path in Path("model").iterdir()]
+        ['config.json']
     """
     output = Path(os.path.realpath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +75,12 @@ def recover(output: Path) -> None:
 
     Args:
         output: The folder that runs make.
+
+    Examples:
+        >>> Path(".model.incomplete-1").mkdir()
+        >>> recover(Path("model"))
+        >>> Path(".model.incomplete-1").exists()
+        False
     """
     name = glob.escape(output.name)
     for old in sorted(output.parent.glob(f".{name}.replaced-*")):

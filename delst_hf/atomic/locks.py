@@ -24,7 +24,17 @@ _GUARD = threading.Lock()
 
 
 class BusyError(FileExistsError):
-    """Another run is writing to the same output."""
+    """Another run is writing to the same output.
+
+    Examples:
+        >>> with locked("results.json"):
+        ...     try:
+        ...         with locked("results.json"):
+        ...             pass
+        ...     except BusyError as error:
+        ...         print(str(error).split(",")[0])
+        another run is writing to this output
+    """
 
 
 @contextmanager

@@ -17,6 +17,14 @@ def end_with_parent(parent: int) -> None:
 
     Args:
         parent: Process id of the parent.
+
+    Examples:
+        >>> import multiprocessing
+        >>> worker = multiprocessing.get_context("fork").Process(target=end_with_parent, args=(os.getpid(),))
+        >>> worker.start()
+        >>> worker.join()
+        >>> worker.exitcode
+        0
     """
     try:
         told = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
@@ -32,6 +40,12 @@ def end_like_interrupted() -> None:
     """Let SIGTERM, which the time limit of a scheduler sends, end this run as Ctrl-C does: cleaning up behind it.
 
     To be called once by a command, in its main thread; elsewhere, or where somebody else handles the signal, nothing changes.
+
+    Examples:
+        >>> end_like_interrupted()
+        >>> signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        False
+        >>> _ = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)

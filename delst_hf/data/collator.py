@@ -30,6 +30,15 @@ class DelstCollator:
 
     Raises:
         ValueError: If almost none of the vocabulary's genes are in the dataset.
+
+    Examples:
+        >>> from delst_hf import DelstProcessor, Study
+        >>> study = Study.load("runs/toy/data")
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+        >>> batch = collator([study.spots[0], study.spots[1]])
+        >>> batch["pixel_values"].shape, batch["gene_values"].shape
+        (torch.Size([2, 3, 32, 32]), torch.Size([2, 20]))
     """
 
     def __init__(

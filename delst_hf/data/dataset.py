@@ -114,6 +114,14 @@ def write_dataset(
         FileExistsError: `output` exists and `overwrite` is False, or it holds something that is not a dataset folder.
         BusyError: another run is writing to `output`.
         OSError: the disk is full.
+
+    Examples:
+        >>> from delst_hf.data.toy import make_toy_slides
+        >>> summary = write_dataset(make_toy_slides(2, spots_per_side=4, image_px=300), "data", patch_px=32)
+        >>> summary.slides
+        {'toy_A1': 16, 'toy_A2': 16}
+        >>> sorted(path.name for path in Path("data").iterdir())
+        ['README.md', 'examples', 'genes', 'manifest.json', 'slides', 'spots']
     """
     if split is not None:
         split.check()

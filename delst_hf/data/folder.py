@@ -99,6 +99,11 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
     Raises:
         FileNotFoundError: If it is not a dataset folder.
         ValueError: If it is not what it says, naming everything that is wrong.
+
+    Examples:
+        >>> folder = open_folder("runs/toy/data", verify=True)
+        >>> folder.rows["toy_A1"], folder.num_genes
+        (36, 40)
     """
     path = Path(path).expanduser()
     missing = [name for name in CONFIGS if not (path / name).is_dir()]

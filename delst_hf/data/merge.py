@@ -75,6 +75,14 @@ def merge_datasets(
         ValueError: no folders, one that is not as it was written, a part of several that is missing, a slide given twice, or a
             split that leaves a patient on two sides.
         FileExistsError: see `check_output`.
+
+    Examples:
+        >>> from delst_hf.data.dataset import write_dataset
+        >>> from delst_hf.data.toy import make_toy_slide
+        >>> for name in ("toy_A1", "toy_B1"):
+        ...     _ = write_dataset([make_toy_slide(name, spots_per_side=4, image_px=300)], name, patch_px=32)
+        >>> merge_datasets(["toy_A1", "toy_B1"], "both").slides
+        {'toy_A1': 16, 'toy_B1': 16}
     """
     if not folders:
         raise ValueError("there are no datasets to merge. Name at least one folder.")

@@ -33,6 +33,11 @@ class SlideSampler(Sampler[int]):
     Raises:
         ValueError: If the mode is not known, a batch is larger than the data, positions are missing, or no batch can keep
             the distance.
+
+    Examples:
+        >>> sampler = SlideSampler(np.array(["A", "A", "B", "B", "B", "B"]), batch_size=3, mode="balanced")
+        >>> [len(batch) for batch in sampler.batches()]
+        [3, 3]
     """
 
     def __init__(

@@ -64,6 +64,14 @@ class Slide:
         notes: what was noticed while it was read: what was left out, and what states a scale.
         has_counts: False for a slide that is nothing but its image: `counts` and `genes` are then empty.
         scale: who says what of `mpp`; without it, `mpp` is compared with the lattice of the spots and the tags of the image.
+
+    Examples:
+        >>> from delst_hf.data.toy import make_toy_slide
+        >>> slide = make_toy_slide("toy_A1", spots_per_side=6, image_px=400)
+        >>> slide.validate()
+        >>> patch = next(slide.patches(patch_um=112, patch_px=32))
+        >>> patch.size, slide.select(slide.spots["x"].to_numpy() < 200).counts.shape
+        ((32, 32), (18, 200))
     """
 
     slide_id: str

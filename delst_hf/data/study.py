@@ -27,6 +27,14 @@ class Study:
         genes: One row a gene; ``gene_indices`` of the spots point into it.
         slides: One row a slide.
         folder: Where they were read from, None for tables from elsewhere.
+
+    Examples:
+        >>> study = Study.load("runs/toy/data")
+        >>> study.slide_ids
+        ['toy_A1', 'toy_A2', 'toy_B1', 'toy_C1', 'toy_D1']
+        >>> part = study.subset(["toy_D1"])
+        >>> study.counts(part).shape, len(study.gene_names)
+        ((36, 40), 40)
     """
 
     spots: Dataset
@@ -211,6 +219,12 @@ def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.n
 
     Raises:
         ValueError: If the key is not known.
+
+    Examples:
+        >>> study = Study.load("runs/toy/data")
+        >>> levels = hierarchy_level(study.spots)
+        >>> len(levels) == len(study.spots)
+        True
     """
     if key not in LEVEL_KEYS:
         raise ValueError(f"level_key={key!r} is not known. Choose one of {', '.join(map(repr, LEVEL_KEYS))}.")

@@ -41,6 +41,10 @@ def make_toy_slides(num_slides: int = 5, *, seed: int = 0, **options: float) -> 
 
     Raises:
         ValueError: num_slides below 1.
+
+    Examples:
+        >>> [slide.slide_id for slide in make_toy_slides(3, spots_per_side=4, image_px=300)]
+        ['toy_A1', 'toy_A2', 'toy_B1']
     """
     names = toy_slide_names(num_slides)
     return (make_toy_slide(name, seed=seed, **options) for name in names)  # type: ignore[arg-type]
@@ -81,6 +85,11 @@ def make_toy_slide(
 
     Raises:
         ValueError: fewer than 2 spots per side, 20 genes or 8 pixels per spot.
+
+    Examples:
+        >>> slide = make_toy_slide("toy_A1", spots_per_side=6, image_px=400)
+        >>> slide.counts.shape, slide.image.shape, slide.patient_id
+        ((36, 200), (400, 400, 3), 'A')
     """
     for name, value, least in (
         ("spots_per_side", spots_per_side, 2), ("num_genes", num_genes, 20), ("image_px", image_px, 8 * spots_per_side)

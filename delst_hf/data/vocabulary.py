@@ -142,6 +142,13 @@ def choose_genes(
 
     Raises:
         ValueError: If the method or ranking is unknown, slides are not there, or no gene is left.
+
+    Examples:
+        >>> from delst_hf import Study
+        >>> study = Study.load("runs/toy/data")
+        >>> genes = choose_genes(study, ["toy_A1", "toy_A2"], num_genes=20)
+        >>> len(genes), set(genes) <= set(study.gene_names)
+        (20, True)
     """
     for name, value, allowed in (("method", method, METHODS), ("ranking", ranking, RANKINGS)):
         if value not in allowed:

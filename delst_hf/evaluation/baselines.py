@@ -88,7 +88,14 @@ def shuffled(rows: Any, groups: Sequence[Any] | np.ndarray, seed: int) -> Any:
 
 
 def permutation_within(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Return row indices (rows,) permuted at random within each group, to shuffle several arrays alike."""
+    """Return row indices (rows,) permuted at random within each group, to shuffle several arrays alike.
+
+    Examples:
+        >>> groups = np.array(["a", "a", "b", "b"])
+        >>> order = permutation_within(groups, seed=0)
+        >>> (groups[order] == groups).all()
+        np.True_
+    """
     generator = np.random.default_rng(seed)
     order = np.arange(len(groups))
     for group in np.unique(groups):

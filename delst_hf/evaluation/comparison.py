@@ -27,6 +27,13 @@ def compare_results(
 
     Raises:
         ValueError: If the data differ, or per-spot values are missing.
+
+    Examples:
+        >>> from delst_hf.evaluation.results import read_results
+        >>> record = read_results("runs/toy/results.json")
+        >>> rows = compare_results(record, record, resamples=20)
+        >>> {row["difference"] for row in rows}
+        {0.0}
     """
     fingerprints = [record.get("data_fingerprint") for record in (first, second)]
     if fingerprints[0] != fingerprints[1] or first["test_slides"] != second["test_slides"]:

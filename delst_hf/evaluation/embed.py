@@ -38,6 +38,11 @@ class Embeddings:
         features: Pooled output of the vision backbone (spots, width), before the hyperbolic head.
         image_embeds: Image embeddings (spots, projection_dim).
         gene_embeds: Gene embeddings (spots, projection_dim).
+
+    Examples:
+        >>> embeddings = Embeddings(np.zeros((4, 8)), np.zeros((4, 2)), np.zeros((4, 2)))
+        >>> embeddings.features.shape, embeddings.image_embeds.shape
+        ((4, 8), (4, 2))
     """
 
     features: np.ndarray
@@ -114,6 +119,16 @@ def embed(
     Returns:
         On the first process the whole, in the order of `spots`; on the others, whose memory a large dataset need not fill as
         well, arrays of no rows.
+
+    Examples:
+        >>> from delst_hf import DelstCollator, DelstModel, DelstProcessor, Study
+        >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model").eval()
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> study = Study.load("runs/toy/data")
+        >>> collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+        >>> embeddings = embed(model, study.subset(["toy_D1"]), collator, progress=False)
+        >>> len(embeddings.image_embeds) == len(study.subset(["toy_D1"]))
+        True
     """
     batches = [each for _, *each in embed_share(model, spots, collator, batch_size, num_workers, progress)]
     local = map(torch.cat, zip(*batches, strict=True)) if batches else [torch.empty(0, 0)] * 3

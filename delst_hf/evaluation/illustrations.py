@@ -116,7 +116,14 @@ def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
 
 
 def leading_plane(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length."""
+    """Tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> image_plane, gene_plane = leading_plane(rng.normal(size=(10, 8)), rng.normal(size=(10, 8)))
+        >>> image_plane.shape, gene_plane.shape
+        ((10, 2), (10, 2))
+    """
     both = np.concatenate([image, gene])
     _, _, axes = np.linalg.svd(both, full_matrices=False)
     flat = both @ axes[:2].T

@@ -68,6 +68,13 @@ def linear_probe(
         ValueError: If shapes do not match, a feature is not finite, training has fewer than two classes, no test row
             has a label, or alphas or seeds are not usable.
         TypeError: If a label is neither a string nor missing.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(60, 4))
+        >>> labels = np.where(x[:, 0] > 0, "tumour", "stroma")
+        >>> scores = linear_probe(x[:40], labels[:40], x[40:], labels[40:], ["a"] * 20 + ["b"] * 20)
+        >>> scores["macro_f1_mean"] > 0.8
+        True
     """
     fitted = fit_probe(train_features, train_labels, test_features, train_groups, alphas, seeds)
     return {**fitted.score(test_labels), "num_dropped_train": float(fitted.num_dropped)}

@@ -164,6 +164,12 @@ class FlooredScaler:
     Attributes:
         mean: (columns,) means of the fitting rows.
         scale: (columns,) floored population standard deviations of the fitting rows, all positive.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(100, 3)) * [1, 1, 1e-6]
+        >>> scaler = FlooredScaler.fit(x)
+        >>> np.round(scaler.transform(x).std(axis=0), 1).tolist()
+        [1.0, 1.0, 0.0]
     """
 
     mean: np.ndarray

@@ -56,7 +56,13 @@ def skipped_table(record: Record) -> Table | None:
 
 
 def format_results(record: Record) -> str:
-    """Write the results as text to read in a terminal: one table per protocol, and what was skipped."""
+    """Write the results as text to read in a terminal: one table per protocol, and what was skipped.
+
+    Examples:
+        >>> from delst_hf.evaluation.results import read_results
+        >>> print(format_results(read_results("runs/toy/results.json")).splitlines()[0])
+        Retrieval
+    """
     blocks = [table.as_text() for table in results_tables(record)]
     if record.get("skipped"):
         blocks.append("\n".join(f"Skipped {row['protocol']}: {row['reason']}" for row in record["skipped"]))

@@ -60,6 +60,11 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is not one, or was written by a version whose results had another form.
+
+    Examples:
+        >>> record = read_results("runs/toy/results.json")
+        >>> record["test_slides"]
+        ['toy_D1']
     """
     path = Path(path)
     if not path.is_file():

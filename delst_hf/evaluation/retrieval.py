@@ -152,6 +152,12 @@ def retrieval_within(
 
     Returns:
         The keys of `bidirectional_retrieval`, weighted by the spots of a slide (ranks and chance too); num_slides.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(20, 4))
+        >>> scores = retrieval_within(x, x, ["a"] * 10 + ["b"] * 10, "cosine", ks=(1,))
+        >>> scores["image_to_gene_recall@1"], scores["chance_recall@1"]
+        (np.float64(1.0), np.float64(0.1))
     """
     image, gene = finite_matrix(image_embeds, "image_embeds"), finite_matrix(gene_embeds, "gene_embeds")
     names = group_names(slides, len(image), "slides")

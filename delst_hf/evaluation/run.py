@@ -52,6 +52,16 @@ def evaluate_checkpoint(
 
     Raises:
         ValueError: If a slide is unknown, or is used for both training and testing.
+
+    Examples:
+        >>> from delst_hf import DelstModel, DelstProcessor
+        >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model").eval()
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> study = Study.load("runs/toy/data")
+        >>> how = Evaluation(protocols=("retrieval",), baselines=False, resamples=20, progress=False)
+        >>> results = evaluate_checkpoint(model, processor, study, ["toy_A1", "toy_B1"], ["toy_D1"], how)
+        >>> sorted({row["protocol"] for row in results["protocols"]})
+        ['retrieval']
     """
     evaluation = evaluation or Evaluation()
     spots = spots_of(study, train_slides, test_slides, evaluation)

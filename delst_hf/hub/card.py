@@ -58,6 +58,11 @@ def model_card(
 
     Raises:
         ValueError: If the results are of another checkpoint, or the baselines of other data.
+
+    Examples:
+        >>> card = model_card("runs/toy/pretrain/model", "me/delst-toy", given={"license": "apache-2.0"})
+        >>> "license: apache-2.0" in card
+        True
     """
     if not _NAME.fullmatch(repo_id):
         raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")

@@ -30,6 +30,14 @@ def save_checkpoint_folder(
 
     Returns:
         The folder.
+
+    Examples:
+        >>> from delst_hf import DelstModel, DelstProcessor
+        >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model")
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> folder = save_checkpoint_folder("copy", model, processor, {"train_slides": ["toy_A1"]})
+        >>> (folder / "model.safetensors").exists(), (folder / "training.json").exists()
+        (True, True)
     """
     folder = Path(folder)
     model.config.gene_config.vocabulary_hash = processor.feature_extractor.vocabulary_hash()

@@ -54,6 +54,9 @@ def push_model(
         FileNotFoundError: If the folder holds no checkpoint.
         ValueError: If the card lacks facts.
         OSError: As `push_files` says.
+
+    Examples:
+        >>> push_model("runs/toy/pretrain/model", "me/delst-toy", license="apache-2.0")  # doctest: +SKIP
     """
     folder = check_checkpoint(folder)
     _refuse_links(folder)
@@ -141,6 +144,9 @@ def push_metric(
     Raises:
         ValueError: If there is no such metric.
         OSError: As `push_files` says.
+
+    Examples:
+        >>> push_metric("gene_pearson", "me/gene_pearson")  # doctest: +SKIP
     """
     source = METRICS / name / f"{name}.py"
     if not source.is_file():
@@ -190,6 +196,9 @@ def push_dataset(
         FileNotFoundError: If it is not a complete dataset folder.
         ValueError: If it is not as it was written, or holds links.
         OSError: As `push_files` says.
+
+    Examples:
+        >>> push_dataset("runs/toy/data", "me/toy-slides")  # doctest: +SKIP
     """
     folder = Path(folder).expanduser()
     missing = [name for name in ("README.md", *CONFIGS) if not (folder / name).exists()]

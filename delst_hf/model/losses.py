@@ -209,6 +209,13 @@ def intra_entailment_loss(
 
     Raises:
         ValueError: If `level`, on a CPU, holds NaN or negative values, or `parent` or `form` is not known.
+
+    Examples:
+        >>> outwards = torch.arange(1.0, 9.0)[:, None] * torch.tensor([[0.3, 0.1]])  # the further out, the more genes
+        >>> intra_entailment_loss(outwards, level=torch.arange(1.0, 9.0), curvature=1.0)
+        tensor(0.)
+        >>> bool(intra_entailment_loss(outwards, level=torch.arange(8.0, 0.0, -1), curvature=1.0) > 1)
+        True
     """
     on_cpu = level.device.type == "cpu"
     if on_cpu:

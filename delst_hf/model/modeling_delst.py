@@ -41,6 +41,11 @@ class DelstOutput(ModelOutput):
         gene_embeds: The same for the genes.
         vision_model_output: The backbone's output, ``pooler_output`` being the pooled features (batch, vision width).
         gene_model_output: The gene encoder's output, ``pooler_output`` its features (batch, hidden_size).
+
+    Examples:
+        >>> output = DelstOutput(loss=torch.tensor(0.5), image_embeds=torch.zeros(2, 8))
+        >>> output.loss.item(), output["image_embeds"].shape, output.gene_embeds is None
+        (0.5, torch.Size([2, 8]), True)
     """
 
     loss: Tensor | None = None

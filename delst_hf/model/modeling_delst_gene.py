@@ -92,7 +92,13 @@ class DelstGeneSetPooling(GradientCheckpointingLayer):
 
 
 class DelstGeneModel(DelstGenePreTrainedModel):
-    """Gene encoder: normalised expression of the vocabulary's genes -> one feature vector a spot."""
+    """Gene encoder: normalised expression of the vocabulary's genes -> one feature vector a spot.
+
+    Examples:
+        >>> model = DelstGeneModel(DelstGeneConfig(encoder="mlp", num_genes=40, hidden_size=16))
+        >>> model(torch.zeros(2, 40)).pooler_output.shape
+        torch.Size([2, 16])
+    """
 
     def __init__(self, config: DelstGeneConfig):
         super().__init__(config)

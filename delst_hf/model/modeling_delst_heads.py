@@ -23,6 +23,14 @@ class DelstForSpotClassification(DelstPreTrainedModel):
 
     ``config.num_labels``, ``id2label`` and ``problem_type`` are those of transformers: one class of several, several at once,
     or regression.
+
+    Examples:
+        >>> vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> vision["image_size"] = 32
+        >>> config = DelstConfig(vision_config=vision, gene_config={"num_genes": 10}, projection_dim=8, num_labels=3)
+        >>> model = DelstForSpotClassification(config).eval()
+        >>> model(pixel_values=torch.zeros(2, 3, 32, 32)).logits.shape
+        torch.Size([2, 3])
     """
 
     # The loss is a mean over the batch: the Trainer divides it by the number of accumulated batches.
@@ -87,6 +95,14 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
     """Normalised expression of every gene of the vocabulary, from the patch alone.
 
     What is learned is the deviation from the mean that a pretrained gene encoder holds (``missing_values``).
+
+    Examples:
+        >>> vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> vision["image_size"] = 32
+        >>> config = DelstConfig(vision_config=vision, gene_config={"num_genes": 10}, projection_dim=8)
+        >>> model = DelstForGeneExpressionPrediction(config).eval()
+        >>> model(torch.zeros(2, 3, 32, 32)).logits.shape
+        torch.Size([2, 10])
     """
 
     accepts_loss_kwargs = False

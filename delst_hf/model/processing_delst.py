@@ -17,6 +17,16 @@ class DelstProcessor(ProcessorMixin):
     Args:
         image_processor: The image processor of the vision backbone (``AutoImageProcessor.from_pretrained(backbone)``).
         feature_extractor: The gene side, with the vocabulary.
+
+    Examples:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> names = processor.feature_extractor.vocabulary
+        >>> images, counts = [Image.new("RGB", (32, 32))], np.ones((1, len(names)))
+        >>> inputs = processor(images=images, counts=counts, gene_names=names, return_tensors="pt")
+        >>> sorted(inputs)
+        ['gene_mask', 'gene_values', 'level', 'pixel_values']
     """
 
     def __init__(self, image_processor: Any, feature_extractor: DelstGeneFeatureExtractor):

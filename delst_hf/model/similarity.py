@@ -79,6 +79,12 @@ def similarity_logits(
 
     Raises:
         ValueError: If the geometry is not known.
+
+    Examples:
+        >>> x = torch.eye(2)
+        >>> similarity_logits(x, x, logit_scale=10.0, geometry="cosine")
+        tensor([[10.,  0.],
+                [ 0., 10.]])
     """
     check_geometry(geometry)
     x, y = lift(x), lift(y)

@@ -70,6 +70,12 @@ def embed_anndata(
     Raises:
         ValueError: If an option is not one of those allowed, or patches and counts are not such that they can be embedded.
         KeyError: If a part of the AnnData is missing; the message lists what there is.
+
+    Examples:
+        >>> import anndata
+        >>> adata = anndata.read_h5ad("slide.h5ad")
+        >>> embed_anndata("runs/toy/pretrain/model", adata, modality="image", mpp=0.5, num_workers=0).obsm["X_delst"].shape
+        (4, 8)
     """
     options = {"image": image, "mpp": mpp, "layer": layer, "batch_size": batch_size, "num_workers": num_workers}
     found = _annotations(model, adata, "adata", key, modality, **options)  # type: ignore[arg-type]
@@ -107,6 +113,10 @@ def embed_file(
     Raises:
         FileExistsError: If the output or one of the keys exists.
         ValueError: As `embed_anndata`, or if `path` is not an .h5ad.
+
+    Examples:
+        >>> embed_file("runs/toy/pretrain/model", "slide.h5ad", "embedded.h5ad", modality="image", mpp=0.5, num_workers=0).name
+        'embedded.h5ad'
     """
     path = Path(path)
     if path.suffix != ".h5ad":

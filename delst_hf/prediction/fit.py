@@ -75,6 +75,11 @@ def fit_head(
     Raises:
         ValueError: If an option is not one of those allowed, slides are unknown or too few, genes or patches do not fit.
         FileExistsError: If `output` exists.
+
+    Examples:
+        >>> head = fit_head("runs/toy/pretrain/model", "runs/toy/data", "heads/expression", num_workers=0, progress=False)
+        >>> head["target"], head["slides"]
+        ('expression', ['toy_A1', 'toy_A2', 'toy_B1'])
     """
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}. Allowed: {', '.join(TARGETS)} (--target).")

@@ -51,6 +51,10 @@ class PatchChoice:
         species: Of the slide, to compare with the model's.
         features: Of a dataset folder, the folder of features made elsewhere, for a model that was trained on these.
         features_patch_px: Side of their patches in pixels of the full resolution, where no file says it.
+
+    Examples:
+        >>> PatchChoice(mpp=0.5, stride_um=56.0).min_tissue
+        0.25
     """
 
     mpp: float | None = None
@@ -108,6 +112,12 @@ def predict_slide(
     Raises:
         ValueError: If an option, the slide, its scale or the genes are not such that it can be predicted.
         FileExistsError: If `output` exists.
+
+    Examples:
+        >>> choice = PatchChoice(mpp=2.0, patch_um=112)
+        >>> found = predict_slide("runs/toy/expression", "he.png", "he.h5ad", choice=choice, num_workers=0, progress=False)
+        >>> Path("he.h5ad").exists()
+        True
     """
     output, choice = Path(output), choice or PatchChoice()
     check_output(output, overwrite)

@@ -39,6 +39,11 @@ class Predictor:
         expression: The head as a layer from standardised features to all of `genes`; None without one.
         classes: Names of the classes, in the order of the logits.
         classifier: The head as a layer; None without one.
+
+    Examples:
+        >>> predictor = load_predictor("runs/toy/expression")
+        >>> predictor.patch_px, len(predictor.genes)
+        (32, 20)
     """
 
     name: str
@@ -179,6 +184,11 @@ def load_predictor(name: str, heads: Sequence[str] = ()) -> Predictor:
 
     Raises:
         ValueError: If it is no checkpoint of this package, or a head is of another backbone.
+
+    Examples:
+        >>> predictor = load_predictor("runs/toy/pretrain/model", heads=["runs/toy/expression"])
+        >>> predictor.name, predictor.expression is not None
+        ('runs/toy/pretrain/model', True)
     """
     model, processor = _load(name)
     predictor = Predictor(name, _towers(model), processor, find_training_record(name))

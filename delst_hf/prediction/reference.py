@@ -137,6 +137,10 @@ def build_reference(
     Raises:
         ValueError: If slides are unknown, or the model was trained on none of this dataset.
         FileNotFoundError: If the model is not a local folder.
+
+    Examples:
+        >>> build_reference("runs/toy/pretrain/model", "runs/toy/data", size=50, progress=False).name
+        'reference'
     """
     if not Path(model).is_dir():
         raise FileNotFoundError(
@@ -197,6 +201,10 @@ def load_reference(model: str | os.PathLike, required: bool = False) -> Referenc
 
     Raises:
         FileNotFoundError: If `required` and there is none.
+
+    Examples:
+        >>> len(load_reference("runs/toy/expression").spots)
+        108
     """
     for folder in (Path(model) / FOLDER, Path(model)):
         if (folder / "reference.safetensors").is_file():

@@ -131,6 +131,13 @@ def _config_arguments(self: Any) -> dict[str, Any]:
     return {**values, "gene_config": gene}
 
 
+_MODEL_ARGUMENTS = """Model and losses: the fields of `DelstConfig`, and of `DelstGeneConfig` with the prefix ``gene_``.
+
+Examples:
+    >>> model = ModelArguments(vision="facebook/dinov2-small", gene_encoder="set", intra_entailment_weight=0.0)
+    >>> model.config_arguments()["gene_config"]["encoder"]
+    'set'
+"""
 ModelArguments = make_dataclass(
     "ModelArguments",
     [
@@ -173,13 +180,19 @@ ModelArguments = make_dataclass(
         ),
         *_documented_fields(DelstGeneConfig, "gene_", ("num_genes", "vocabulary_hash")),
     ],
-    namespace={"__doc__": "Model and losses.", "config_arguments": _config_arguments},
+    namespace={"__doc__": _MODEL_ARGUMENTS, "__module__": __name__, "config_arguments": _config_arguments},
 )
 
 
 @dataclass
 class DelstTrainingArguments(TrainingArguments):
-    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections)."""
+    """Training arguments. `learning_rate` is that of the heads (gene encoder and projections).
+
+    Examples:
+        >>> training = DelstTrainingArguments("runs/mine", freeze_vision=True, max_steps=100)
+        >>> training.freeze_vision, training.slide_aware
+        (True, False)
+    """
 
     contrastive_micro_batch_size: int | None = field(
         default=None,

@@ -52,6 +52,17 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
 
     Raises:
         ValueError: If the output folder holds a run that is not resumed, or arguments contradict each other or the data.
+
+    Examples:
+        >>> from delst_hf import DataArguments, DelstTrainingArguments, ModelArguments
+        >>> data = DataArguments("runs/toy/data", test_slides="toy_D1")
+        >>> vision = '{"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+        >>> model = ModelArguments(vision_config=vision, image_size=32, gene_hidden_size=16, projection_dim=8)
+        >>> training = DelstTrainingArguments("runs/mine", max_steps=1, report_to="none", disable_tqdm=True)
+        >>> pretrain(data, model, training).name
+        {'train_runtime': ...}
+        Checkpoint: runs/mine/model
+        'model'
     """
     checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
     trainer = assemble(Study.load(data.dataset), data, model, training, card)
@@ -76,6 +87,16 @@ def assemble(
 
     Raises:
         ValueError: If arguments contradict each other or the data.
+
+    Examples:
+        >>> from delst_hf import DataArguments, DelstTrainingArguments, ModelArguments
+        >>> study = Study.load("runs/toy/data")
+        >>> vision = '{"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+        >>> model = ModelArguments(vision_config=vision, image_size=32, gene_hidden_size=16, projection_dim=8)
+        >>> training = DelstTrainingArguments("runs/mine", max_steps=1, report_to="none", disable_tqdm=True)
+        >>> trainer = assemble(study, DataArguments("runs/toy/data", test_slides="toy_D1"), model, training)
+        >>> len(trainer.train_dataset), trainer.model.config.projection_dim
+        (144, 8)
     """
     check_backbone_can_be_left_out(model, training)
     set_seed(training.seed)
@@ -323,6 +344,18 @@ def save_run(trainer: DelstTrainer) -> Path | None:
 
     Returns:
         The checkpoint folder; None on processes other than the first.
+
+    Examples:
+        >>> from delst_hf import DataArguments, DelstTrainingArguments, ModelArguments
+        >>> study = Study.load("runs/toy/data")
+        >>> vision = '{"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+        >>> model = ModelArguments(vision_config=vision, image_size=32, gene_hidden_size=16, projection_dim=8)
+        >>> training = DelstTrainingArguments("runs/mine", max_steps=1, report_to="none", disable_tqdm=True)
+        >>> trainer = assemble(study, DataArguments("runs/toy/data", test_slides="toy_D1"), model, training)
+        >>> folder = save_run(trainer)
+        Checkpoint: runs/mine/model
+        >>> sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
+        ['config.json', 'processor_config.json', 'training.json']
     """
     trained, args = trainer.trained_model(), trainer.args
     if trained is None or not trainer.is_world_process_zero():

@@ -61,6 +61,21 @@ class DelstTrainer(Trainer):
         run_facts: What the record of the run says beside arguments and log: slides, dataset, ``data`` (`record.data_facts`).
         card_facts: Facts of the model card by hand (`hub.facts.FACTS`), such as ``{"license": "apache-2.0"}``.
         **kwargs: As in the base class.
+
+    Examples:
+        >>> from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainingArguments, Study
+        >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model")
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> study = Study.load("runs/toy/data")
+        >>> collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+        >>> args = DelstTrainingArguments("runs/more", max_steps=1, report_to="none", disable_tqdm=True)
+        >>> spots = study.subset(["toy_A1", "toy_A2"])
+        >>> parts = {"data_collator": collator, "processing_class": processor}
+        >>> trainer = DelstTrainer(model=model, args=args, train_dataset=spots, **parts)
+        >>> _ = trainer.train()
+        {'train_runtime': ...}
+        >>> trainer.state.global_step
+        1
     """
 
     args: DelstTrainingArguments

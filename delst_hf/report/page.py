@@ -52,6 +52,11 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
 
     Raises:
         ValueError: If there is no record.
+
+    Examples:
+        >>> from delst_hf.evaluation.results import read_results
+        >>> write_report([read_results("runs/toy/results.json")], "report.html").name
+        'report.html'
     """
     if not records:
         raise ValueError("there are no results to report; pass at least one.")

@@ -54,6 +54,11 @@ def spatial_map(
         extent: Width and height of the slide image in the unit of x and y.
         limits: Ends of the colour scale; by default the 2nd and 98th percentile.
         unit: Beside the colour scale.
+
+    Examples:
+        >>> x, y = np.arange(4.0), np.zeros(4)
+        >>> figure = spatial_map(x, y, ["tumour", "tumour", "stroma", None], title="labels")
+        >>> figure.savefig("labels.png")
     """
     return spatial_maps(x, y, {title: values}, image=image, extent=extent, limits=limits, unit=unit)
 
@@ -76,6 +81,11 @@ def spatial_maps(
 
     Raises:
         ValueError: If a panel has not one value per spot.
+
+    Examples:
+        >>> x, y = np.arange(4.0), np.zeros(4)
+        >>> figure = spatial_maps(x, y, {"measured": [0, 1, 2, 3], "predicted": [0, 1, 1, 3]}, unit="log counts")
+        >>> figure.savefig("maps.png")
     """
     places = np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
     for name, values in panels.items():
@@ -119,6 +129,11 @@ def poincare_disk(
         cone_of: Draw the entailment cone of this spot's parent point, and join the spot's two points by a line.
         min_radius: K of the cone.
         parent: The modality of the cone's apex, "gene" or "image".
+
+    Examples:
+        >>> plane = np.random.default_rng(0).normal(size=(10, 2))
+        >>> figure = poincare_disk(plane, plane * 0.5, curvature=1.0)
+        >>> figure.savefig("disk.png")
     """
     planes = {"image": np.asarray(image_plane, dtype=float), "gene": np.asarray(gene_plane, dtype=float)}
     disks = {name: to_disk(plane, curvature) for name, plane in planes.items()}
@@ -157,7 +172,13 @@ def poincare_disk(
 
 
 def radius_histograms(radii: Mapping[str, ArrayLike]) -> Figure:
-    """Distance to the origin per modality: low is general, high is specific. Hatched and outlined, so grey tells them apart."""
+    """Distance to the origin per modality: low is general, high is specific. Hatched and outlined, so grey tells them apart.
+
+    Examples:
+        >>> radii = np.random.default_rng(0).normal(2, 0.1, size=50)
+        >>> figure = radius_histograms({"image": radii, "gene": radii - 0.5})
+        >>> figure.savefig("radii.png")
+    """
     figure, axes = single((6.0, 3.0))
     values = {name: np.asarray(value, dtype=float) for name, value in radii.items()}
     edges = np.linspace(0, max(value.max() for value in values.values()) * 1.05, 50).tolist()
@@ -177,6 +198,11 @@ def retrieval_gallery(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: One a query: "query" (patch, caption) and "retrieved", a list of (patch, caption, is the query's own spot).
             Patches are arrays (height, width, 3).
+
+    Examples:
+        >>> patch = np.zeros((32, 32, 3), dtype=np.uint8)
+        >>> figure = retrieval_gallery([{"query": (patch, "spot 1"), "retrieved": [(patch, "spot 7", False)]}])
+        >>> figure.savefig("gallery.png")
     """
     width = 1 + max(len(row["retrieved"]) for row in rows)
     figure = Figure(figsize=(1.75 * width, 2.2 * len(rows) + 0.2), layout="constrained")
@@ -200,6 +226,10 @@ def gene_pearson_plot(rows: Sequence[Mapping[str, Any]], top: int = 25) -> Figur
     Args:
         rows: One a gene: gene, pearson, low, high.
         top: So many of the highest are named; the small panel shows all of them in order.
+
+    Examples:
+        >>> figure = gene_pearson_plot([{"gene": "ERBB2", "pearson": 0.4, "low": 0.3, "high": 0.5}])
+        >>> figure.savefig("genes.png")
     """
     ordered = sorted(rows, key=lambda row: row["pearson"], reverse=True)
     shown = ordered[:top]
@@ -223,7 +253,12 @@ def gene_pearson_plot(rows: Sequence[Mapping[str, Any]], top: int = 25) -> Figur
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each loss term, curvature with its clamps, radii and the cone fractions over the epochs of a training log."""
+    """Each loss term, curvature with its clamps, radii and the cone fractions over the epochs of a training log.
+
+    Examples:
+        >>> figure = training_curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}])
+        >>> figure.savefig("training.png")
+    """
     panels: dict[str, tuple[str, ...]] = {
         "loss": ("loss", "eval_loss"),
         "contrastive loss": ("contrastive_loss",),
@@ -262,6 +297,11 @@ def arms_plot(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
     Args:
         rows: One an arm: name, value, low and high (or None), baseline (bool).
         xlabel: What the value is, and whether high is good.
+
+    Examples:
+        >>> rows = [{"name": "DELST", "value": 0.4}, {"name": "colour statistics", "value": 0.2, "baseline": True}]
+        >>> figure = arms_plot(rows, "Pearson")
+        >>> figure.savefig("arms.png")
     """
     figure, axes = single((7.0, 0.32 * len(rows) + 0.9))
     for place, row in zip(range(len(rows))[::-1], rows):

@@ -97,6 +97,11 @@ def read_anndata(
         FileNotFoundError: no file.
         KeyError: a missing part of obs, obsm, uns or layers; the message lists what there is.
         ValueError: a damaged file, several libraries, counts that are not counts.
+
+    Examples:
+        >>> slide = read_anndata("slide.h5ad", mpp=0.5)
+        >>> slide.counts.shape, slide.spots["label"].tolist()
+        ((3, 3), ['a', None, 'b'])
     """
     path = Path(path)
     adata = open_anndata(path)

@@ -76,6 +76,11 @@ def read_generic(
         FileNotFoundError: a file is missing.
         KeyError: a missing column; the message lists those there are.
         ValueError: a damaged file, an unknown scale, or nothing in common.
+
+    Examples:
+        >>> slide = read_generic("S1.png", "S1.csv", "xy.csv", mpp=5.0)
+        >>> slide.slide_id, slide.counts.shape
+        ('S1', (12, 6))
     """
     name = Path(coordinates).name
     key = [column.strip() for column in barcode_column.split(",")]

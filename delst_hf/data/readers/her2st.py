@@ -107,6 +107,11 @@ def read_her2st(
         FileNotFoundError: see `locate_her2st`.
         ValueError: a damaged file, counts that are not counts, no spot in common.
         KeyError: a missing column.
+
+    Examples:
+        >>> slide = read_her2st("her2st", "Z1")
+        >>> slide.spots["label"].tolist(), slide.patient_id, round(slide.mpp, 2)
+        ([None, 'tumour', None, None], 'Z', 5.0)
     """
     files = locate_her2st(root, section, labels)
     slide = read_legacy_st(

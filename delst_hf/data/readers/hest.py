@@ -82,6 +82,11 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     Raises:
         FileNotFoundError: the counts, or both image and patches, are missing.
         ValueError: a damaged file, or an unknown scale.
+
+    Examples:
+        >>> slide = read_hest("hest", "TENX1")
+        >>> slide.counts.shape, slide.species, round(slide.mpp, 2)
+        ((12, 6), 'Homo sapiens', 5.0)
     """
     root = Path(root).expanduser()
     path = root / "st" / f"{sample}.h5ad"

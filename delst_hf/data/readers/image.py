@@ -59,6 +59,11 @@ def read_slide_image(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a damaged image, an unknown or contradicted scale, no tissue, or patches larger than the slide.
+
+    Examples:
+        >>> slide = read_slide_image("he.png", mpp=2.0, patch_um=100)
+        >>> slide.has_counts, len(slide.spots)
+        (False, 48)
     """
     path = Path(path)
     slide_id = slide_id or make_slide_id(path.name.split(".")[0])

@@ -59,6 +59,11 @@ def read_legacy_st(
         FileNotFoundError: a file is missing.
         KeyError: a missing column.
         ValueError: a damaged file, names that are no spots, counts that are not counts, nothing in common.
+
+    Examples:
+        >>> slide = read_legacy_st("st/S1.tsv.gz", "st/spot_data-S1.tsv", "st/S1.png")
+        >>> slide.slide_id, slide.counts.shape, round(slide.mpp, 2)
+        ('S1', (12, 6), 5.0)
     """
     table, places = _by_spots(read_counts(counts, orientation="spots"))
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])

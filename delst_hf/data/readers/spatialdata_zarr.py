@@ -71,6 +71,9 @@ def read_spatialdata(
         FileNotFoundError: nothing is there.
         ValueError: a damaged store, several elements of which one must be named, a table that annotates labels (pixels of a
             mask) and not shapes, no row with a shape, or an unknown scale.
+
+    Examples:
+        >>> slide = read_spatialdata("sample.zarr", table="table")  # doctest: +SKIP
     """
     try:
         import spatialdata

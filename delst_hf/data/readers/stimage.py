@@ -77,6 +77,11 @@ def read_stimage(
         FileNotFoundError: a file is missing; the message lists the slides there are.
         KeyError: a missing column.
         ValueError: a damaged file, or nothing in common.
+
+    Examples:
+        >>> slide = read_stimage("stimage", "Human_Breast_Andersson_10142021_ST_A1")
+        >>> slide.counts.shape, slide.spots["label"].tolist()[:2]
+        ((12, 6), ['tumour', 'fat'])
     """
     root = Path(root).expanduser()
     there = [path for one in _technologies(root) if (path := one / "coord" / f"{slide}_coord.csv").is_file()]

@@ -85,6 +85,11 @@ def read_visium(
         FileNotFoundError: a file of the layout is missing.
         ValueError: a damaged file, an unknown scale, or positions and counts that have nothing in common.
         KeyError: a missing column or scale factor.
+
+    Examples:
+        >>> slide = read_visium("visium/outs", slide_id="S1")
+        >>> slide.counts.shape, slide.genes["symbol"].tolist()[:3], round(slide.mpp, 2)
+        ((12, 6), ['ACTB', 'GAPDH', 'ERBB2'], 10.0)
     """
     folder = _outs(Path(path).expanduser(), prefix)
     slide_id = slide_id or outs_name(path, prefix)
@@ -126,6 +131,11 @@ def read_visium_hd(
     Raises:
         FileNotFoundError: a file of the layout, or this bin size, is missing; the message lists those there are.
         ValueError, KeyError: see `read_visium`.
+
+    Examples:
+        >>> slide = read_visium_hd("visium_hd/outs", bin_um=8)
+        >>> slide.counts.shape, slide.spot_um
+        ((12, 6), 8.0)
     """
     folder = _bin_folder(Path(path).expanduser(), bin_um)
     factors = scale_factors(folder / "spatial")

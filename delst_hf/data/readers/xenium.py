@@ -74,6 +74,11 @@ def read_xenium(
         FileNotFoundError: a file is missing.
         KeyError: a missing column.
         ValueError: a damaged file, a grid that is not positive, no transcript left, or an alignment that is no 3 x 3 matrix.
+
+    Examples:
+        >>> slide = read_xenium("xenium", "xenium/he.png", grid_um=40, slide_id="X1")
+        >>> slide.counts.shape, slide.spot_um
+        ((12, 5), 40)
     """
     folder = Path(path).expanduser()
     if not (np.isfinite(grid_um) and grid_um > 0):

@@ -67,6 +67,13 @@ def spatial_domains(
     Raises:
         ValueError: If an option is not one of those allowed, rows do not match, or the features are constant.
         ImportError: If Leiden is asked for and not installed.
+
+    Examples:
+        >>> rows, columns = (grid.ravel() for grid in np.mgrid[:6, :6])
+        >>> features = np.where(columns[:, None] < 3, 0.0, 5.0) + np.random.default_rng(0).normal(size=(36, 4)) * 0.1
+        >>> scores, domains = spatial_domains(features, np.stack([columns, rows], 1) * 100.0, ["a"] * 36, num_domains=2)
+        >>> len(set(domains[columns < 3])), domains.shape
+        (1, (36,))
     """
     rows, xy = _standardised(features), finite_matrix(positions, "positions")
     if xy.shape != (len(rows), 2):

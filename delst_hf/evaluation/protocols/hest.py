@@ -89,6 +89,13 @@ def expression_protocol(
 
     Raises:
         ValueError: If an option is not one of those allowed, shapes differ, or there is one group only.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> features = rng.normal(size=(60, 8))
+        >>> result = expression_protocol(features, features[:, :2], ["ERBB2", "CD3E"], ["a"] * 30 + ["b"] * 30)
+        >>> result.predicted.shape, sorted(result.metrics)[:2]
+        ((60, 2), ['alpha_mean', 'num_constant_genes'])
     """
     _check_options(protocol=protocol, alpha=alpha, pcc=pcc)
     rows, values = finite_matrix(features, "features"), finite_matrix(targets, "targets")
@@ -219,6 +226,11 @@ def hest_genes(
 
     Raises:
         ValueError: If fewer genes than asked for are expressed in a tenth of every slide.
+
+    Examples:
+        >>> counts = np.random.default_rng(0).poisson([1, 5, 20], size=(40, 3))
+        >>> hest_genes(counts, ["a"] * 20 + ["b"] * 20, ["ACTB", "CD3E", "ERBB2"], num_genes=2)
+        ['ACTB', 'CD3E']
     """
     dense = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts, dtype=np.float64)
     names, order = group_names(slides, len(dense), "slides"), np.argsort(np.asarray(genes, dtype=str), kind="stable")

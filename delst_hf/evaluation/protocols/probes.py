@@ -76,6 +76,13 @@ def label_probe(
 
     Raises:
         ValueError: If an option is not one of those allowed, or no fold can be fitted.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(60, 4))
+        >>> labels = np.where(x[:, 0] > 0, "tumour", "stroma")
+        >>> scores, predicted = label_probe(x, labels, ["a"] * 30 + ["b"] * 30, probe="knn", k=5)
+        >>> scores["macro_f1"] > 0.7, predicted.shape
+        (True, (60,))
     """
     for name, value, allowed in (("protocol", protocol, PROTOCOLS), ("split", split, SPLITS), ("probe", probe, PROBES)):
         if value not in allowed:

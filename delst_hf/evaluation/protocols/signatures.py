@@ -171,6 +171,12 @@ def signature_map(
 
     Returns:
         (spots, signatures) scores, high where the signature is; cosine, or the negative distance.
+
+    Examples:
+        >>> spots = np.random.default_rng(0).normal(size=(6, 3))
+        >>> scores = signature_map(spots[2:3], spots, "cosine")
+        >>> scores.shape, int(scores.argmax())
+        ((6, 1), 2)
     """
     signatures = finite_matrix(signature_embeds, "signature_embeds")
     spots = finite_matrix(spot_embeds, "spot_embeds")

@@ -45,6 +45,12 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
 
     Raises:
         ValueError: If fewer than ten spots are labelled, or a split trains on a single class.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(100, 4))
+        >>> scores = stimage1k4m_probe(x, np.where(x[:, 0] > 0, "tumour", "stroma"))
+        >>> scores["macro_f1_mean"] > 0.8
+        True
     """
     return stimage1k4m_predictions(features, labels)[0]
 

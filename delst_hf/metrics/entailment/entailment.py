@@ -19,7 +19,13 @@ Returns:
 
 
 class Entailment(evaluate.Metric):
-    """Cone statistics of pairs with their control; batches may be added with `add_batch` and are scored as one."""
+    """Cone statistics of pairs with their control; batches may be added with `add_batch` and are scored as one.
+
+    Examples:
+        >>> scores = Entailment().compute(predictions=[-0.2, 0.1, 0.5], references=[1, 1, 0])
+        >>> scores["in_cone_matched"], scores["in_cone_mismatched"], scores["entailment_auc"]
+        (0.5, 0.0, 1.0)
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -19,7 +19,13 @@ Returns:
 
 
 class GenePearson(evaluate.Metric):
-    """Mean Pearson over genes; batches may be added with `add_batch` and are scored as one."""
+    """Mean Pearson over genes; batches may be added with `add_batch` and are scored as one.
+
+    Examples:
+        >>> scores = GenePearson().compute(predictions=[[1.0], [2.0], [4.0]], references=[[1.0], [2.0], [3.0]])
+        >>> round(scores["gene_pearson"], 3)
+        0.982
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         row = datasets.Sequence(datasets.Value("float64"))

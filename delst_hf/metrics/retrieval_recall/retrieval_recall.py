@@ -26,7 +26,12 @@ Returns:
 
 
 class RetrievalRecall(evaluate.Metric):
-    """Recall@k of ranks; batches may be added with `add_batch` and are scored as one."""
+    """Recall@k of ranks; batches may be added with `add_batch` and are scored as one.
+
+    Examples:
+        >>> RetrievalRecall().compute(predictions=[1, 3, 12], references=[100, 100, 100])["recall@10"]
+        0.6666666666666666
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
