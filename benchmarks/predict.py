@@ -2,6 +2,7 @@
 
     python benchmarks/predict.py MODEL --tiles 1000                 # rates; bar: 0.9 of the slower limit
     python benchmarks/predict.py MODEL --memory 10000 40000         # peak memory at each number of tiles, a process each
+    python benchmarks/predict.py MODEL --whole 60000                # a slide of that side, its grid, seconds and peak memory
     python benchmarks/predict.py --readers                          # patches of a tiled TIFF, beside zarr and openslide
 
 The slide is made here: coloured noise of the sizes of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
@@ -112,6 +113,22 @@ def memory(model: str, tiles: int) -> float:
         return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
+def whole(model: str, side: int) -> dict[str, float]:
+    """Patches, seconds and peak MiB of `predict_slide` on the grid over a slide of `side` px, in a process of its own."""
+    code = (
+        "import sys, resource, time; from delst_hf.prediction import predict_slide, PatchChoice\n"
+        "start = time.perf_counter()\n"
+        "found = predict_slide(*sys.argv[1:4], choice=PatchChoice(patch_um=112.0), batch_size=256)\n"
+        "print(len(found.source), time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        make_slide(path, (side // 112) ** 2)
+        command = [sys.executable, "-c", code, model, str(path), f"{folder}/out.h5ad"]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-3:]
+    return dict(zip(("patches", "seconds", "peak_mib"), map(round, map(float, found)), strict=True))
+
+
 def _own(path: Path):
     image = open_image(path)
     return lambda y, x: image[y : y + 112, x : x + 112]
@@ -167,10 +184,13 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--memory", type=int, nargs="+", metavar="TILES")
+    parser.add_argument("--whole", type=int, metavar="PX")
     parser.add_argument("--readers", action="store_true")
     given = parser.parse_args()
     if given.readers:
         print(json.dumps({name: round(rate) for name, rate in readers().items()}))
+    elif given.whole:
+        print(json.dumps(whole(given.model, given.whole)))
     elif given.memory:
         print(json.dumps({tiles: round(memory(given.model, tiles)) for tiles in given.memory}))
     else:

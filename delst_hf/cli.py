@@ -85,7 +85,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `delst` with all its subcommands."""
     from .commands.evaluate import add_evaluate
-    from .commands.predict import add_embed, add_fit, add_predict, add_reference
+    from .commands.predict import add_embed, add_fit, add_predict, add_reference, add_retrieve
     from .commands.report import add_report
     from .pretraining.help_layout import lay_out
 
@@ -106,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_fit(commands)
     add_reference(commands)
     add_predict(commands)
+    add_retrieve(commands)
     add_embed(commands)
     add_card(commands)
     add_push(commands)

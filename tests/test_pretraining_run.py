@@ -119,6 +119,10 @@ def test_the_record_says_what_was_trained_on(trained):
     assert record["train_slides"] == ["toy_A1", "toy_A2"] and record["validation_slides"] == ["toy_B1"]
     assert record["dataset"] == "data" and record["hyperparameters"]["projection_dim"] == 8
     assert record["data"]["patch_um"] == "112"
+    images = [np.asarray(image) for image in trained[0].train_dataset.select_columns("image")["image"]]
+    means = np.log(np.array([image.mean(axis=(0, 1)) for image in images]))
+    red_to_green = means[:, 0] - means[:, 1]
+    assert record["data"]["colours"]["mean"][0] == pytest.approx(red_to_green.mean(), abs=1e-3)
 
 
 def test_the_whole_run_as_one_call(split_study, tmp_path, monkeypatch):

@@ -46,6 +46,18 @@ def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers, "progress": not arguments.quiet}
 
 
+def _add_patches(where: argparse._ArgumentGroup) -> None:
+    add_grid(where)
+    where.add_argument("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
+    where.add_argument("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
+    where.add_argument("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
+                       "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
+    where.add_argument("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
+    where.add_argument("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
+    where.add_argument("--species", default="", help="of the slide, to compare with the model's")
+    _add_features(where)
+
+
 def add_fit(commands: _Subparsers) -> None:
     """Add `delst fit MODEL DATASET`."""
     parser = _parser(
@@ -120,18 +132,39 @@ def add_predict(commands: _Subparsers) -> None:
     what.add_argument("--signatures", metavar="JSON", help='{"HER2": {"genes": ["ERBB2", "GRB7"]}}: a score by patch')
     what.add_argument("--min-pearson", type=float, metavar="R", help="leave out genes of a lower held-out Pearson")
     what.add_argument("--reference", metavar="DIR", help="checkpoint with a reference (default: MODEL, if it has one)")
-    where = parser.add_argument_group("patches")
-    add_grid(where)
-    where.add_argument("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
-    where.add_argument("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
-    where.add_argument("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
-                       "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
-    where.add_argument("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
-    where.add_argument("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
-    where.add_argument("--species", default="", help="of the slide, to compare with the model's")
-    _add_features(where)
+    _add_patches(parser.add_argument_group("patches"))
     _add_speed(parser)
     parser.set_defaults(run=_run_predict)
+
+
+def add_retrieve(commands: _Subparsers) -> None:
+    """Add `delst retrieve MODEL SLIDE`."""
+    parser = _parser(
+        commands,
+        "retrieve",
+        "the training spots that a slide looks like: their genes, labels and names",
+        "Find the spots of the reference (delst reference) that are nearest to every patch of a slide: their mean "
+        "profile, their "
+        "commonest label and their names. --at asks for single places and prints the spots.",
+        "delst retrieve runs/toy/expression slide.svs --output slide.h5ad",
+        "delst retrieve MODEL he.jpg --mpp 0.5 --at 1200,3400 --neighbours 5",
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint with a reference")
+    parser.add_argument("source", metavar="SLIDE", help="as in delst predict")
+    parser.add_argument("--output", metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
+    parser.add_argument(
+        "--at", metavar="X,Y", action="append", help="a place in pixels of the full resolution; may be repeated"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    parser.add_argument("--neighbours", type=int, default=10, metavar="N", help="spots per patch (default 10)")
+    parser.add_argument("--by", choices=("image", "gene"), default="image",
+                        help="compare patches with the image or the gene embeddings of the spots (default image)")  # fmt: skip
+    parser.add_argument("--search", choices=("exact", "faiss"), default="exact",
+                        help="compare with every spot, or search a graph (extra faiss; default exact)")  # fmt: skip
+    parser.add_argument("--reference", metavar="DIR", help="checkpoint with the reference (default: MODEL)")
+    _add_patches(parser.add_argument_group("patches"))
+    _add_speed(parser)
+    parser.set_defaults(run=_run_retrieve)
 
 
 def add_embed(commands: _Subparsers) -> None:
@@ -204,12 +237,9 @@ def _run_reference(arguments: argparse.Namespace) -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
-    from ..prediction.predict import PatchChoice, predict_slide
+    from ..prediction.predict import predict_slide
     from .evaluate import read_signatures
 
-    names = ("mpp", "patch_um", "stride_um", "min_tissue", "mask", "positions", "image", "species", "features",
-             "features_patch_px")  # fmt: skip
-    choice = PatchChoice(**{name: getattr(arguments, name) for name in names}, slides=split_names(arguments.slides))
     found = predict_slide(
         arguments.model,
         arguments.source,
@@ -219,13 +249,53 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         signatures=read_signatures(arguments.signatures),
         min_pearson=arguments.min_pearson,
         reference=arguments.reference,
-        choice=choice,
+        choice=_choice(arguments),
         overwrite=arguments.overwrite,
         **_speed(arguments),
     )
     print(f"output   {arguments.output}")
     print(f"patches  {len(found.source)} of {found.source.patch_um:g} um")
     print(f"genes    {len(found.genes)}" + (f"; classes {', '.join(found.classes)}" if found.classes else ""))
+
+
+def _choice(arguments: argparse.Namespace) -> Any:
+    from ..prediction.predict import PatchChoice
+
+    names = ("mpp", "patch_um", "stride_um", "min_tissue", "mask", "positions", "image", "species", "features",
+             "features_patch_px")  # fmt: skip
+    return PatchChoice(**{name: getattr(arguments, name) for name in names}, slides=split_names(arguments.slides))
+
+
+def _run_retrieve(arguments: argparse.Namespace) -> None:
+    from ..prediction.retrieve import retrieve_slide, spots_like
+
+    speed = _speed(arguments)
+    options = {"neighbours": arguments.neighbours, "modality": arguments.by, "reference": arguments.reference}
+    if bool(arguments.at) == bool(arguments.output):
+        raise ValueError("give --output FILE for the whole slide, or --at X,Y for the spots that look like one place.")
+    if arguments.output:
+        found = retrieve_slide(
+            arguments.model, arguments.source, arguments.output, choice=_choice(arguments), search=arguments.search,
+            overwrite=arguments.overwrite, **options, **speed,
+        )  # fmt: skip
+        print(f"output   {arguments.output}")
+        print(f"patches  {len(found.source)}, {arguments.neighbours} spots of the reference each")
+        return
+    places = [_place(text) for text in arguments.at]
+    tables = spots_like(arguments.model, arguments.source, places, choice=_choice(arguments), **options)
+    for (x, y), table in zip(places, tables, strict=True):
+        print(f"at x {x:g}, y {y:g}:")
+        print(
+            table[["slide_id", "barcode", "label", "distance", "top_genes"]].to_string(index=False, float_format="%.3f")
+        )
+
+
+def _place(text: str) -> tuple[float, float]:
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--at is {text!r}. Needed: x and y in pixels, such as --at 1200,3400.") from None
+    return x, y
 
 
 def _run_embed(arguments: argparse.Namespace) -> None:

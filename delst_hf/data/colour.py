@@ -28,6 +28,20 @@ def patch_colours(patches: Iterable[np.ndarray]) -> np.ndarray:
     return np.column_stack([red - green, blue - green, np.log(np.maximum(means.mean(axis=1), 1.0) / 255)])
 
 
+def colours_of_spots(spots: Any, number: int = 512) -> np.ndarray:
+    """Return `patch_colours` of some spots of a dataset, spread evenly over all (at most `number`, 3).
+
+    Args:
+        spots: Spots of a `Study`.
+        number: How many at most.
+    """
+    from .collator import open_patch
+
+    some = np.unique(np.linspace(0, len(spots) - 1, number).astype(int))
+    images = spots.select_columns("image").with_format("arrow")[some.tolist()]["image"].to_pylist()
+    return patch_colours(np.asarray(open_patch(image)) for image in images)
+
+
 def colour_record(colours: np.ndarray) -> dict[str, list[float]]:
     """Mean and standard deviation of `patch_colours` (patches, 3), for the record of a training."""
     return {"mean": colours.mean(axis=0).round(4).tolist(), "sd": colours.std(axis=0).round(4).tolist()}

@@ -21,9 +21,11 @@ def head_text(head: Mapping[str, Any]) -> Markdown:
     """
     folds = cell(", ".join(head["folds"]))
     slides = cell(", ".join(head["slides"]))
+    frozen = not head["method"].startswith("gradient descent")
+    of_what, in_turn = ("the frozen features of ", ", a group at a time") if frozen else ("", "")
     lines = [
-        f"A head for {cell(head['target'])}, fitted by {cell(head['method'])} on the frozen features of {slides}. Scores are "
-        f"those of slides that were left out of the fit, a group at a time ({folds}); where all are of one patient, they are "
+        f"A head for {cell(head['target'])}, fitted by {cell(head['method'])} on {of_what}{slides}. Scores are "
+        f"those of slides that were left out of the fit{in_turn} ({folds}); where all are of one patient, they are "
         "not those of a new patient.",
         "",
     ]

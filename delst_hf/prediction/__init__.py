@@ -10,6 +10,7 @@ from .fit import fit_head
 from .predict import PatchChoice, predict_slide
 from .predictor import Predictor, load_predictor
 from .reference import build_reference, load_reference
+from .retrieve import retrieve_slide, spots_like
 
 __all__ = [
     "PatchChoice",
@@ -21,4 +22,6 @@ __all__ = [
     "load_predictor",
     "load_reference",
     "predict_slide",
+    "retrieve_slide",
+    "spots_like",
 ]

@@ -42,6 +42,7 @@ class Prediction:
         signatures: Name -> weights of predicted genes.
         distance: (patches,) distance to the nearest spots of a reference; None without one.
         provenance: What ``uns["delst"]`` says.
+        reference: Spots that the array ``neighbours`` points into; None without it.
     """
 
     source: PatchSource
@@ -52,6 +53,7 @@ class Prediction:
     signatures: dict[str, dict[str, float]] = field(default_factory=dict)
     distance: np.ndarray | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    reference: pd.DataFrame | None = None
 
     def expression(self, shard: dict[str, np.ndarray]) -> np.ndarray:
         """Return the predicted expression of `genes` (patches, genes) in a shard."""
@@ -73,7 +75,9 @@ class Prediction:
         if self.distance is not None:
             found["delst_reference_distance"] = self.distance.astype(np.float32)
         if self.classes:
-            best = np.concatenate([shard["probabilities"].argmax(axis=1) for shard in self.shards])
+            shares = [shard["probabilities"] for shard in self.shards]
+            # Where no neighbour has a label there is no class.
+            best = np.concatenate([np.where(one.any(axis=1), one.argmax(axis=1), -1) for one in shares])
             found["delst_class"] = pd.Categorical.from_codes(best.tolist(), categories=pd.Index(self.classes))
         place = {gene: i for i, gene in reversed(list(enumerate(self.predicted)))}
         for name, weights in self.signatures.items():
@@ -130,6 +134,10 @@ def skeleton(prediction: Prediction) -> "AnnData":
     if prediction.classes:
         values = prediction.shards.column("probabilities")
         adata.obsm["delst_probabilities"] = pd.DataFrame(values, index=adata.obs_names, columns=prediction.classes)
+    if prediction.reference is not None:
+        adata.obsm["delst_neighbours"] = prediction.shards.column("neighbours")
+        adata.obsm["delst_neighbour_distances"] = prediction.shards.column("distances")
+        adata.uns["delst_reference"] = prediction.reference.astype({"label": str}).reset_index(drop=True)
     adata.uns["spatial"] = _spatial(prediction.source)
     adata.uns["delst"] = prediction.provenance
     return adata
@@ -211,6 +219,10 @@ def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Predict
     if prediction.classes:
         names = [f"p_{name}" for name in prediction.classes]
         parts.append(pd.DataFrame(shard["probabilities"], index=table.index, columns=names))
+    if prediction.reference is not None:
+        known = (prediction.reference["slide_id"] + " " + prediction.reference["barcode"]).to_numpy(str)
+        names = [f"neighbour_{i + 1}" for i in range(shard["neighbours"].shape[1])]
+        parts.append(pd.DataFrame(known[shard["neighbours"]], index=table.index, columns=names))
     names = [f"X_delst_{i}" for i in range(shard["tangent"].shape[1])]
     parts.append(pd.DataFrame(shard["tangent"], index=table.index, columns=names))
     return pd.concat(parts, axis=1)

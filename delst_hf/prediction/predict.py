@@ -45,7 +45,8 @@ class PatchChoice:
         stride_um: From one patch of the grid to the next; None for the side of a patch.
         min_tissue: Share of a patch that must be tissue.
         mask: Where tissue is: a mask image or GeoJSON; None to find it by its colour.
-        positions: CSV or parquet with x and y in pixels, or an .h5ad with obsm["spatial"]: patches there and not on a grid.
+        positions: CSV or parquet with x and y in pixels, an .h5ad with obsm["spatial"], or such a table: patches there and not
+            on a grid.
         image: Of an .h5ad, the full-resolution image in place of the reduced one in the file.
         slides: Of a dataset folder; all by default.
         species: Of the slide, to compare with the model's.
@@ -62,7 +63,7 @@ class PatchChoice:
     stride_um: float | None = None
     min_tissue: float = 0.25
     mask: str | None = None
-    positions: str | None = None
+    positions: str | pd.DataFrame | None = None
     image: str | None = None
     slides: Sequence[str] = ()
     species: str = ""
@@ -133,9 +134,9 @@ def predict_slide(
     check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
     check_species(predictor, patches.species or choice.species)
     told = {
-        "model": _state(model),
-        "heads": [_state(head) for head in heads],
-        "source": [_state(one) for one in (source, choice.features) if one is not None],
+        "model": state_of(model),
+        "heads": [state_of(head) for head in heads],
+        "source": [state_of(one) for one in (source, choice.features) if one is not None],
         "genes": needed,
     }
     with workspace(output, {**told, "choice": asdict(choice), "version": 1}) as folder:
@@ -198,7 +199,7 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
         check_patch_size(predictor.record, [found.patch_um or 0], predictor.name, features is not None)
         return found
     patch_um = predictor.patch_um(choice.patch_um)
-    places = None if choice.positions is None else read_positions(choice.positions)
+    places = choice.positions if isinstance(choice.positions, pd.DataFrame | None) else read_positions(choice.positions)
     options = {name: getattr(choice, name) for name in ("mpp", "stride_um", "min_tissue", "mask", "species")}
     slide = read_slide_image(path, patch_um=patch_um, positions=places, **options)
     return slide_source(slide, patch_um, predictor.patch_px)
@@ -313,7 +314,7 @@ def _trained_colours(predictor: Predictor) -> Mapping[str, Any] | None:
     return (predictor.record.get("data") or {}).get("colours")
 
 
-def _state(path: str | os.PathLike) -> list[Any]:
+def state_of(path: str | os.PathLike) -> list[Any]:
     """Name, sizes and times of a file or of those in a folder: another file is another prediction."""
     root = Path(path)
     files = sorted(one for one in root.rglob("*") if one.is_file()) if root.is_dir() else [root] * root.is_file()

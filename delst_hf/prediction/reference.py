@@ -45,7 +45,7 @@ class Reference:
 
     @torch.no_grad()
     def nearest(
-        self, predictor: Predictor, tangent: np.ndarray, number: int, modality: str = "gene"
+        self, predictor: Predictor, tangent: np.ndarray, number: int, modality: str = "gene", search: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the nearest spots of patches, exactly, in chunks.
 
@@ -54,6 +54,10 @@ class Reference:
             tangent: (patches, projection_dim) as `Predictor` returns them.
             number: How many.
             modality: "gene" or "image": which embeddings of the spots to compare with.
+
+            search: A `FaissSearch` of the same embeddings, which is quicker for hundreds of thousands of spots and may miss
+                some;
+                None compares with all of them.
 
         Returns:
             Positions (patches, number) and distances (patches, number) in the model's space, the nearest first.
@@ -69,9 +73,15 @@ class Reference:
         positions, distances = [], []
         for start in range(0, len(tangent), _CHUNK):
             part = torch.from_numpy(tangent[start : start + _CHUNK]).to(known)
-            found = torch.topk(_distances(predictor, part, known), number, largest=False)
-            positions.append(found.indices.cpu().numpy())
-            distances.append(found.values.cpu().numpy())
+            if search is None:
+                close, rows = torch.topk(_distances(predictor, part, known), number, largest=False)
+            else:  # the candidates are compared exactly
+                some = torch.from_numpy(search(predictor, part, number)).to(known.device)
+                exact = [_distances(predictor, one[None], known[row])[0] for one, row in zip(part, some, strict=True)]
+                close, order = torch.topk(torch.stack(exact), number, largest=False)
+                rows = some.gather(1, order)
+            positions.append(rows.cpu().numpy())
+            distances.append(close.cpu().numpy())
         return np.concatenate(positions), np.concatenate(distances)
 
     def distance(self, predictor: Predictor, tangent: np.ndarray) -> np.ndarray:
@@ -86,6 +96,24 @@ class Reference:
         mean = sp.csr_matrix((weights, (rows, positions.ravel())), (len(positions), len(self.spots)))
         return np.asarray((mean @ self.profiles).todense(), dtype=np.float32)
 
+    def shares(self, positions: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+        """Return the share of each class (patches, classes) among the labelled spots at these positions, 0 without any."""
+        table = self.spots["label"].to_numpy(dtype=object)[positions]
+        counts = np.stack([(table == name).sum(axis=1) for name in classes], axis=1).astype(np.float32)
+        return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    def top_genes(self, positions: np.ndarray, number: int = 5) -> list[list[str]]:
+        """Return the genes of each of these spots (spots,) that exceed the mean of the reference most, the highest first."""
+        mean = np.asarray(self.profiles.mean(axis=0)).ravel()
+        above = np.asarray(self.profiles[np.ravel(positions)].todense()) - mean
+        return [[self.genes[i] for i in np.argsort(-row)[:number] if row[i] > 0] for row in above]
+
+    def describe(self, positions: np.ndarray, distances: np.ndarray) -> pd.DataFrame:
+        """Return the spots at these positions as a table, with their distances and the genes that stand out."""
+        table = self.spots.iloc[positions].reset_index(drop=True)
+        genes = [", ".join(names) for names in self.top_genes(positions)]
+        return table.assign(distance=np.asarray(distances, dtype=float), top_genes=genes)
+
     def labels(self, positions: np.ndarray) -> list[str | None]:
         """Return the commonest label of the spots at these positions (patches, number); None where none of them has one."""
         found: list[str | None] = []
@@ -94,6 +122,51 @@ class Reference:
             names = [str(name) for name in table[row] if isinstance(name, str)]
             found.append(max(dict.fromkeys(names), key=names.count) if names else None)
         return found
+
+
+class FaissSearch:
+    """Candidates for the nearest spots by faiss (extra ``faiss``), from a graph of neighbours.
+
+    The order of Lorentz distances is that of Lorentz products, which are inner products of vectors of one dimension more.
+
+    Args:
+        predictor: The model that made the embeddings.
+        known: (spots, projection_dim) its embeddings of the spots.
+
+    Raises:
+        ImportError: If faiss is not installed.
+    """
+
+    def __init__(self, predictor: Predictor, known: np.ndarray):
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError(
+                "faiss is not installed: pip install 'delst-hf[faiss]', or search exactly (--search exact)."
+            ) from error
+        rows = self._vectors(predictor, torch.from_numpy(known), of_spots=True)
+        metric = faiss.METRIC_L2 if predictor.model.config.geometry == "euclidean" else faiss.METRIC_INNER_PRODUCT
+        self.index = faiss.IndexHNSWFlat(rows.shape[1], 32, metric)
+        self.index.hnsw.efConstruction = 100
+        self.index.add(rows)
+
+    def __call__(self, predictor: Predictor, tangent: torch.Tensor, number: int) -> np.ndarray:
+        """Return candidates (patches, four times `number` or all spots) for the nearest spots of patches."""
+        wanted = min(4 * number, self.index.ntotal)
+        self.index.hnsw.efSearch = max(64, 2 * wanted)
+        points = tangent.cpu()
+        if predictor.model.config.geometry == "lorentz":
+            points = exp_map0(points, predictor.model.curvature.cpu())
+        found = self.index.search(self._vectors(predictor, points, of_spots=False), wanted)[1]
+        return np.where(found < 0, found[:, :1], found)  # a graph may end early: its first answer is repeated
+
+    @staticmethod
+    def _vectors(predictor: Predictor, points: torch.Tensor, of_spots: bool) -> np.ndarray:
+        values = points.float()
+        if predictor.model.config.geometry == "lorentz":
+            time = (1 / predictor.model.curvature.cpu() + values.square().sum(-1, keepdim=True)).sqrt()
+            values = torch.cat([values, -time if of_spots else time], dim=-1)
+        return np.ascontiguousarray(values.numpy())
 
 
 def _distances(predictor: Predictor, tangent: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,7 @@ def assemble(
         add_lora(network, training.lora_rank)
     facts = {
         "dataset": os.path.basename(os.path.normpath(data.dataset)),
-        "data": feature_facts(data_facts(data.dataset, study, train_slides), features),
+        "data": facts_of_data(data, study, train_slides, spots["train_dataset"], features),
         # What the weights have seen: of a checkpoint that is continued, its slides too.
         "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
         "validation_slides": validation_slides,
@@ -172,6 +172,20 @@ def check_backbone_can_be_left_out(model: Any, training: DelstTrainingArguments)
             "save_backbone=False leaves out the backbone, so it must be one that can be loaded again and is not trained: give "
             "--vision, and --freeze_vision true or --lora true."
         )
+
+
+def facts_of_data(
+    data: DataArguments,
+    study: Study,
+    train_slides: Sequence[str],
+    spots: Dataset,
+    features: "FeatureTable | None" = None,
+) -> dict[str, Any]:
+    """Return `data_facts` of the training slides with the colours of their patches, by which a foreign stain is told."""
+    from ..data.colour import colour_record, colours_of_spots
+
+    facts = feature_facts(data_facts(data.dataset, study, train_slides), features)
+    return facts if features is not None else {**facts, "colours": colour_record(colours_of_spots(spots))}
 
 
 def check_features_replace_a_backbone(model: Any, training: DelstTrainingArguments) -> None:

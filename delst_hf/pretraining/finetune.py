@@ -1,0 +1,451 @@
+"""Fine-tune a head, and as much of the backbone as one likes, on the expression or the labels of spots.
+
+    accelerate launch -m delst_hf.pretraining.finetune --model DIR --dataset DIR --target labels --lora true --output_dir RUN
+    torchrun --nproc_per_node 2 -m delst_hf.pretraining.finetune config.yaml --learning_rate 1e-4
+
+Options are those of transformers' TrainingArguments and the ones below; those of the command line win over a YAML file.
+Validation
+is on patients who are not trained on: slides that are named, the split of the dataset, else the last patient by name. A run
+that
+was killed goes on from its last whole checkpoint with --resume_from_checkpoint true. The result is OUTPUT_DIR/model, with
+the score
+on the validation slides in its card: predict with it (delst predict).
+"""
+
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments, set_seed
+
+from ..atomic import write_text
+from ..data.collator import DelstCollator
+from ..data.colour import colour_record, colours_of_spots
+from ..data.study import SpotRows, Study
+from ..errors import run_script
+from ..evaluation.embed import check_features
+from ..hub.card import model_card
+from ..hub.checkpoint_folder import save_checkpoint_folder
+from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
+from ..model.processing_delst import DelstProcessor
+from ..prediction.fit import TARGETS
+from ..prediction.held_out import PearsonSums, class_scores, strips
+from ..record import (
+    check_patch_size,
+    data_facts,
+    find_training_record,
+    hardware,
+    hyperparameters,
+    public_record,
+    training_record,
+)
+from .arguments import split_names
+from .augmentation import random_orientation
+from .checkpoints import (
+    begin_checkpoint,
+    check_same_run,
+    delete_oldest,
+    mark_complete,
+    resume_point,
+    run_identity,
+)
+from .lora import add_lora, merge_lora
+from .run import choose_slides, training_spots, validation_spots
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class HeadArguments:
+    """What to fine-tune, and on which tissue.
+
+    >>> HeadArguments("model", "data").target
+    'expression'
+    """
+
+    model: str = field(
+        metadata={"help": "DELST checkpoint (folder or Hub id); a head of `delst fit` is trained further."}
+    )
+    dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
+    target: str = field(default="expression", metadata={"help": "What to predict.", "choices": TARGETS})
+    train_slides: str = field(
+        default="", metadata={"help": "Comma-separated slides to train on. Default: all that are not held out."}
+    )
+    validation_slides: str = field(
+        default="",
+        metadata={"help": "Comma-separated slides to score on. Default: the split 'validation' of the dataset, else the last "
+                  "patient by name."},
+    )  # fmt: skip
+    test_slides: str = field(default="", metadata={"help": "Comma-separated slides that this run must never read."})
+    same_patient_slides: str = field(
+        default="",
+        metadata={"help": "Comma-separated validation slides that may be of a patient who is trained on. All others of that "
+                  "kind are refused."},
+    )  # fmt: skip
+    ignore_labels: str = field(
+        default="undetermined", metadata={"help": "Comma-separated labels that are not a tissue class."}
+    )
+    balanced: bool = field(default=True, metadata={"help": "Weigh classes by how rare they are."})
+    lora: bool = field(
+        default=False,
+        metadata={"help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora')."},
+    )
+    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    freeze_vision: bool = field(default=False, metadata={"help": "Train the head only."})
+    augment: bool = field(
+        default=True, metadata={"help": "Turn each training patch to one of its eight orientations at random."}
+    )
+
+
+@dataclass
+class HeadTrainingArguments(TrainingArguments):
+    """Training arguments of transformers, with defaults for fine-tuning."""
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of matrices."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Patches per step of a process."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator reads them."})
+    resume_anyway: bool = field(
+        default=False, metadata={"help": "Go on although the checkpoint is of a run with other settings or data."}
+    )
+
+
+# What --help shows: heading -> option -> when to touch it.
+_GROUPS = {
+    "what is fine-tuned": {
+        "model": "Always; a head of delst fit is a better start than none.",
+        "dataset": "Always.",
+        "output_dir": "Always: each run needs a folder of its own.",
+        "target": "'labels' for classes of tissue.",
+        "lora": "When the backbone is large, or spots are few.",
+        "lora_rank": "Higher (16, 32) for many slides.",
+        "freeze_vision": "For the head alone; delst fit does that in closed form.",
+    },
+    "slides and labels": {
+        "train_slides": "To train on some slides only.",
+        "validation_slides": "To choose who is validated on; another patient.",
+        "test_slides": "Before anything else, unless delst prepare has split the dataset.",
+        "same_patient_slides": "Only where there is one patient.",
+        "ignore_labels": "When other labels are no class of tissue.",
+        "balanced": "Set to false when frequent classes matter most.",
+    },
+    "steps": {
+        "num_train_epochs": "5 to 30.",
+        "max_steps": "For a short trial; wins over num_train_epochs.",
+        "per_device_train_batch_size": "Lower it when memory runs out.",
+        "learning_rate": "Lower it (1e-5) for a large backbone without LoRA, raise it (1e-3) for LoRA.",
+        "weight_decay": "Hardly ever.",
+        "augment": "Set to false for images whose orientation means something.",
+        "seed": "To repeat a run and learn its spread.",
+        "save_steps": "Lower it where runs are killed.",
+        "resume_from_checkpoint": "Set to true to go on with a run that ended early; give the same options again.",
+        "resume_anyway": "Only if you know why settings or data differ.",
+    },
+}
+
+
+class HeadCollator:
+    """Rows of a dataset -> patches and what to predict of them.
+
+    Args:
+        collator: Collator of the model.
+        classes: Names of the classes, in the order of the logits; None for expression.
+    """
+
+    def __init__(self, collator: DelstCollator, classes: Sequence[str] | None = None):
+        self.collator, self.classes = collator, classes
+
+    def __call__(self, rows: Any) -> dict[str, Tensor]:
+        """Return ``pixel_values``, ``labels`` and, for expression, ``gene_mask``."""
+        batch = self.collator(rows)
+        if self.classes is None:
+            return {
+                "pixel_values": batch["pixel_values"],
+                "labels": batch["gene_values"],
+                "gene_mask": batch["gene_mask"],
+            }
+        names = rows["label"].to_pylist() if hasattr(rows, "column_names") else [row["label"] for row in rows]
+        labels = torch.tensor([self.classes.index(name) for name in names])
+        return {"pixel_values": batch["pixel_values"], "labels": labels}
+
+
+class HeadTrainer(Trainer):
+    """transformers' Trainer, with turned patches, checkpoints known to be whole, and weights that resuming finds again.
+
+    Args:
+        augment: Turn training patches at random.
+        run_facts: What decides the run, for the record and for resuming.
+        processor: Of the model; the base class would look for a tokenizer in it.
+        **kwargs: As in `Trainer`.
+    """
+
+    def __init__(self, *args: Any, augment: bool, run_facts: dict[str, Any], processor: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.augment, self.run_facts, self.processor = augment, run_facts, processor
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in the base class, on patches that are turned while training."""
+        if model.training and self.augment:
+            inputs = {**inputs, "pixel_values": random_orientation(inputs["pixel_values"])}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint is compared by before it is gone on from."""
+        return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The default format renames the weights of some backbones, and resuming does not find them again (see DelstTrainer).
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained = functools.partial(
+            type(model).save_pretrained, model, save_original_format=False, save_backbone=True
+        )
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
+        if self.args.should_save:
+            begin_checkpoint(run, step)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(run / f"checkpoint-{step}", self.identity())
+            delete_oldest(run, limit, self.state.best_model_checkpoint)
+
+
+def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | None:
+    """Run a fine-tuning from its dataset to its checkpoint folder; all processes call it.
+
+    Args:
+        head: What to fine-tune, and on which tissue.
+        training: How to train; with ``resume_from_checkpoint`` a run that was killed goes on.
+
+    Returns:
+        ``OUTPUT_DIR/model``; None on processes other than the first.
+
+    Raises:
+        ValueError: If arguments contradict each other or the data, or the output folder holds a run that is not resumed.
+    """
+    checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
+    trainer = assemble_head(Study.load(head.dataset), head, training)
+    if checkpoint:
+        check_same_run(checkpoint, trainer.identity(), training.resume_anyway)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    scores = held_out_scores(trainer, head)
+    if not trainer.is_world_process_zero():
+        return None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if head.lora:
+        merge_lora(model.delst)
+    facts = {**trainer.run_facts, "log_history": trainer.state.log_history}
+    record = {**find_training_record(head.model), **training_record(**public_record(facts), hardware=hardware())}
+    record["head"] = {**scores, "target": head.target, "date": date.today().isoformat()}
+    folder = Path(training.output_dir or ".") / "model"
+    save_checkpoint_folder(folder, model, trainer.processor, record)
+    write_text(folder / "README.md", model_card(folder, Path(training.output_dir or "head").name))
+    print(f"Checkpoint: {folder}")
+    mean = (
+        f"macro-F1 {scores['macro_f1']:.3f}" if "macro_f1" in scores else f"mean Pearson {scores['pearson_mean']:.3f}"
+    )
+    print(f"Held out:   {', '.join(scores['folds'])}: {mean}")
+    return folder
+
+
+def assemble_head(study: Study, head: HeadArguments, training: HeadTrainingArguments) -> HeadTrainer:
+    """Put a fine-tuning together: slides, model, collator, trainer.
+
+    Raises:
+        ValueError: If arguments contradict each other or the data.
+    """
+    if head.target not in TARGETS:
+        raise ValueError(f"target is {head.target!r}. Allowed: {', '.join(TARGETS)} (--target).")
+    if head.lora and head.freeze_vision:
+        raise ValueError(
+            "lora and freeze_vision exclude each other: one trains adapters in the backbone, one nothing. Choose one."
+        )
+    set_seed(training.seed)
+    train_slides, validation_slides = patient_split(study, head)
+    spots = training_spots(study, train_slides), validation_spots(study, validation_slides)
+    if spots[1] is None:
+        raise ValueError(
+            "no slide is left to validate on. Name some (--validation_slides), of another patient than those who are "
+            "trained on."
+        )
+    check_patch_size(find_training_record(head.model), study.patch_um([*train_slides, *validation_slides]), head.model)
+    processor = DelstProcessor.from_pretrained(head.model)
+    collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+    if head.target == "labels":
+        spots, classes, loss = _labelled(spots, head)
+        names = dict(enumerate(classes))
+        model: Any = DelstForSpotClassification.from_pretrained(
+            head.model, id2label=names, label2id={name: i for i, name in names.items()}, head_inputs="image",
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        made = HeadCollator(collator, classes)
+    else:
+        model, loss, made = DelstForGeneExpressionPrediction.from_pretrained(head.model), None, HeadCollator(collator)
+    check_features(model.config.vision_config, None)
+    _freeze(model, head)
+    facts = {
+        "train_slides": train_slides,
+        "validation_slides": validation_slides,
+        "data": {**data_facts(head.dataset, study, train_slides), "colours": colour_record(colours_of_spots(spots[0]))},
+        "hyperparameters": hyperparameters(head, training),
+        "seed": training.seed,
+    }
+    return HeadTrainer(
+        model=model,
+        args=training,
+        data_collator=made,
+        processor=processor,
+        train_dataset=SpotRows(spots[0]),
+        eval_dataset=SpotRows(spots[1]),
+        compute_loss_func=loss,
+        augment=head.augment,
+        run_facts=facts,
+    )
+
+
+def patient_split(study: Study, head: HeadArguments) -> tuple[list[str], list[str]]:
+    """Choose slides to train on and slides to validate on, of other patients.
+
+    Raises:
+        ValueError: As `run.choose_slides`, or if there is one patient only and no slide is named.
+    """
+    train, validation = choose_slides(study, head)  # type: ignore[arg-type]
+    if validation or validation_spots(study, validation) is not None:
+        return train, validation
+    patients = dict(zip(study.slide_ids, study.slides["patient_id"], strict=True))
+    last = max(patients[slide] for slide in train)
+    rest = [slide for slide in train if patients[slide] != last]
+    if not rest:
+        raise ValueError(
+            f"all slides to train on ({', '.join(train)}) are of the patient {last}, so none is left to validate on. "
+            "Take slides of "
+            f"another patient, or insist on one of this patient: --validation_slides {train[-1]} --same_patient_slides "
+            f"{train[-1]}."
+        )
+    held = [slide for slide in train if patients[slide] == last]
+    logger.warning("the patient %s is left out to validate on: %s", last, ", ".join(held))
+    return rest, held
+
+
+def _labelled(spots: tuple[Dataset, Dataset | None], head: HeadArguments) -> tuple[Any, list[str], Any]:
+    """Return the spots with a label, the classes of the training spots, and the loss that weighs them."""
+    ignored = {*split_names(head.ignore_labels), ""}
+    train = _with_label(spots[0], lambda name: name is not None and name not in ignored)
+    classes = sorted(set(train["label"][:]))
+    if len(classes) < 2:
+        raise ValueError(
+            f"the training slides have the labels {classes}. A classifier needs two classes or more: train on annotated slides "
+            "(--train_slides), or choose --target expression."
+        )
+    validation = _with_label(spots[1], lambda name: name in classes)
+    if not len(validation):
+        raise ValueError(
+            f"no spot of the validation slides has one of the labels {classes}. Validate on annotated slides "
+            "(--validation_slides)."
+        )
+    loss = None
+    if head.balanced:
+        names = np.asarray(train["label"][:])
+        share = np.array([(names == name).mean() for name in classes])
+        weight = torch.from_numpy(1 / (len(classes) * share)).float()
+
+        def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            return F.cross_entropy(outputs.logits, labels, weight.to(outputs.logits))
+
+    return (train, validation), classes, loss
+
+
+def _with_label(spots: Dataset | None, wanted: Any) -> Any:
+    assert spots is not None
+    return spots.select(np.flatnonzero([wanted(name) for name in spots["label"][:]]))
+
+
+def _freeze(model: Any, head: HeadArguments) -> None:
+    """Train the head, and of the towers the backbone, LoRA beside it, or nothing; the gene tower is not read by a head."""
+    model.delst.requires_grad_(False)
+    if head.lora:
+        add_lora(model.delst, head.lora_rank)
+    elif not head.freeze_vision:
+        model.delst.vision_model.requires_grad_(True)
+
+
+def held_out_scores(trainer: HeadTrainer, head: HeadArguments) -> dict[str, Any]:
+    """Score the validation slides gene by gene or class by class; all processes call it."""
+    rows: Any = trainer.eval_dataset
+    spots = rows.spots.with_format(None)  # type: ignore[union-attr]
+    found = trainer.predict(trainer.eval_dataset)  # type: ignore[arg-type]
+    logits: Any = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+    slides = np.asarray(spots["slide_id"][:])
+    way = (
+        "LoRA on the backbone"
+        if head.lora
+        else "training the head alone"
+        if head.freeze_vision
+        else "training the backbone too"
+    )
+    about = {
+        "method": f"gradient descent, {way}",
+        "slides": trainer.run_facts["train_slides"],
+        "folds": sorted(set(slides)),
+    }
+    if head.target == "labels":
+        model: Any = trainer.model
+        classes = list(model.config.id2label.values())
+        truth, predicted = np.asarray(spots["label"][:]), np.asarray(classes)[logits.argmax(axis=1)]
+        table = class_scores(truth, predicted, classes)
+        seen = table["spots"] > 0  # a class that no validation slide has cannot be scored
+        return {
+            **about,
+            "macro_f1": round(float(table["f1"][seen].mean()), 4),
+            "scores": table.round(4).to_dict("list"),
+        }
+    targets, mask = _targets(trainer, spots)
+    units = strips(slides, np.asarray(spots["y"][:], dtype=float))
+    sums = PearsonSums([slides[units == unit][0] for unit in range(units.max() + 1)], logits.shape[1])
+    sums.add(units, logits.astype(float), targets.astype(float), mask)
+    table = sums.scores()
+    known = {name: [None if np.isnan(value) else round(value, 4) for value in table[name]] for name in table}
+    names = list(trainer.processor.feature_extractor.vocabulary)
+    return {**about, "pearson_mean": round(float(np.nanmean(table["pearson"])), 4), "scores": {"gene": names, **known}}
+
+
+def _targets(trainer: HeadTrainer, spots: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    collator: Any = trainer.data_collator
+    rows, parts = SpotRows(spots.remove_columns("image")), []
+    for start in range(0, len(rows), 1024):
+        batch = collator.collator.all_but_pixels(rows.__getitems__(list(range(start, min(start + 1024, len(rows))))))
+        parts.append((batch["gene_values"].numpy(), batch["gene_mask"].numpy()))
+    values, masks = zip(*parts, strict=True)
+    return np.concatenate(values), np.concatenate(masks)
+
+
+def main(argv: list[str] | None = None, description: str = "") -> None:
+    """Run the command line of training/finetune.py and ``python -m delst_hf.pretraining.finetune``."""
+    from .options import parse_arguments
+
+    classes = HeadArguments, HeadTrainingArguments
+    finetune(*parse_arguments(classes, description or __doc__ or "", argv, _GROUPS))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, "finetune"))

@@ -1,0 +1,124 @@
+"""The reference asked for the spots that a slide looks like, beside a plain comparison of all pairs."""
+
+import shutil
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from delst_hf.cli import main
+from delst_hf.data.toy import make_toy_slide
+from delst_hf.model.lorentz import distance, exp_map0
+from delst_hf.prediction import build_reference, load_predictor, load_reference, retrieve_slide, spots_like
+from delst_hf.prediction.reference import FaissSearch
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory):
+    slide = make_toy_slide("toy_C1", spots_per_side=6, image_px=400)
+    path = tmp_path_factory.mktemp("slide") / "toy_C1.png"
+    Image.fromarray(np.asarray(slide.image)).save(path)
+    return path, slide.mpp
+
+
+@pytest.fixture(scope="module")
+def model(toy_checkpoint, toy_folder, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("with_reference") / "model"
+    shutil.copytree(toy_checkpoint, copy)
+    build_reference(str(copy), str(toy_folder), progress=False)
+    return str(copy)
+
+
+@pytest.fixture(scope="module")
+def retrieved(model, slide_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("retrieved") / "slide.h5ad"
+    command = ["retrieve", model, str(slide_file[0]), "--mpp", str(slide_file[1]), "--neighbours", "4", "--quiet"]
+    assert main([*command, "--output", str(output)]) == 0
+    return anndata.read_h5ad(output), command
+
+
+def test_profiles_and_labels_are_those_of_the_nearest(retrieved, model):
+    adata, _ = retrieved
+    known, predictor = load_reference(model), load_predictor(model)
+    curvature = predictor.model.curvature
+    points = exp_map0(torch.from_numpy(np.asarray(adata.obsm["X_delst"])), curvature)
+    for row in range(0, len(adata), 3):
+        pairs = (
+            distance(points[row].expand(len(known.image), -1), torch.from_numpy(known.image), curvature)
+            .detach()
+            .numpy()
+        )
+        order = np.argsort(pairs, kind="stable")[:4]
+        np.testing.assert_allclose(adata.obsm["delst_neighbour_distances"][row], pairs[order], atol=1e-4)
+        mine = adata.obsm["delst_neighbours"][row]
+        np.testing.assert_allclose(pairs[mine], pairs[order], atol=1e-4)
+        profiles = known.profiles[mine].toarray()
+        np.testing.assert_allclose(adata.X[row], profiles.mean(axis=0), atol=1e-5)
+        labels = [name for name in known.spots["label"].iloc[mine] if isinstance(name, str)]
+        shares = adata.obsm["delst_probabilities"].iloc[row]
+        for name in shares.index:
+            assert shares[name] == pytest.approx(labels.count(name) / max(len(labels), 1))
+        if labels:
+            assert labels.count(adata.obs["delst_class"].iloc[row]) == max(map(labels.count, labels))
+        else:
+            assert pd.isna(adata.obs["delst_class"].iloc[row])
+    assert list(adata.var_names) == known.genes
+    assert adata.uns["delst_reference"]["barcode"].tolist() == known.spots["barcode"].tolist()
+    assert adata.uns["delst"]["compared_with"] == "image embeddings"
+
+
+def test_spots_that_look_like_a_place_are_named(retrieved, model, slide_file, capsys):
+    adata, command = retrieved
+    x, y = adata.obsm["spatial"][5]
+    assert main([*command, "--at", f"{x},{y}"]) == 0
+    text = capsys.readouterr().out
+    known = load_reference(model)
+    for row in adata.obsm["delst_neighbours"][5]:
+        assert known.spots["barcode"].iloc[row] in text
+    from delst_hf.prediction import PatchChoice
+
+    table = next(spots_like(model, slide_file[0], [(x, y)], neighbours=4, choice=PatchChoice(mpp=slide_file[1])))
+    np.testing.assert_allclose(table["distance"], adata.obsm["delst_neighbour_distances"][5], atol=1e-4)
+    mean = np.asarray(known.profiles.mean(axis=0)).ravel()
+    profile = known.profiles[adata.obsm["delst_neighbours"][5][0]].toarray()[0]
+    assert table["top_genes"][0].split(", ")[0] == known.genes[int(np.argmax(profile - mean))]
+
+
+def test_a_parquet_names_the_neighbours(model, slide_file, tmp_path):
+    from delst_hf.prediction import PatchChoice
+
+    output, choice = tmp_path / "x.parquet", PatchChoice(mpp=slide_file[1])
+    retrieve_slide(model, slide_file[0], output, neighbours=2, modality="gene", choice=choice, progress=False)
+    table, known = pd.read_parquet(output), load_reference(model)
+    names = set(known.spots["slide_id"] + " " + known.spots["barcode"])
+    assert set(table["neighbour_1"]) <= names and set(table["neighbour_2"]) <= names
+
+
+def test_a_graph_finds_what_the_comparison_finds(model):
+    pytest.importorskip("faiss", reason="the optional extra faiss is not installed")
+    predictor, generator = load_predictor(model), torch.Generator().manual_seed(0)
+    curvature = predictor.model.curvature
+    known = exp_map0(torch.randn(3000, 8, generator=generator), curvature).detach().numpy()
+    reference = load_reference(model)
+    object.__setattr__(reference, "image", known)
+    tangent = torch.randn(50, 8, generator=generator).numpy()
+    exact = reference.nearest(predictor, tangent, 5, "image")
+    found = reference.nearest(predictor, tangent, 5, "image", FaissSearch(predictor, known))
+    shared = [len(set(one) & set(other)) / 5 for one, other in zip(exact[0], found[0], strict=True)]
+    assert np.mean(shared) > 0.95
+    np.testing.assert_allclose(found[1][:, 0], exact[1][:, 0], rtol=0.05)
+
+
+def test_bad_requests_are_refused(model, toy_heads, slide_file, tmp_path):
+    path = slide_file[0]
+    with pytest.raises(ValueError, match="--neighbours is 0. Allowed: 1 to 72"):
+        retrieve_slide(model, path, tmp_path / "x.h5ad", neighbours=0)
+    with pytest.raises(ValueError, match="--by is 'age'. Allowed: gene, image"):
+        retrieve_slide(model, path, tmp_path / "x.h5ad", modality="age")
+    with pytest.raises(FileNotFoundError, match="Make one: delst reference"):
+        retrieve_slide(str(toy_heads / "labels"), path, tmp_path / "x.h5ad")
+    assert main(["retrieve", model, str(path)]) == 2 and main(["retrieve", model, str(path), "--at", "here"]) == 2
+    assert not list(tmp_path.iterdir())

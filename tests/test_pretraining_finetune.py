@@ -1,0 +1,129 @@
+"""Fine-tuning through the plain Trainer: what is trained, who is validated on, its scores, and that a killed run goes on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer
+
+from delst_hf import DelstForGeneExpressionPrediction, DelstForSpotClassification, DelstProcessor
+from delst_hf.data.collator import DelstCollator
+from delst_hf.prediction import load_predictor
+from delst_hf.pretraining.finetune import HeadArguments, HeadTrainer, main, patient_split
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def options(model, dataset, output, *more):
+    return [
+        "--model", str(model), "--dataset", str(dataset), "--output_dir", str(output), "--report_to", "none",
+        "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "18", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expression(toy_heads, toy_folder, tmp_path_factory):
+    """A head of `delst fit`, trained further for two steps with its backbone; toy_B1 is of another patient."""
+    output = tmp_path_factory.mktemp("finetune") / "run"
+    main(options(toy_heads / "expression", toy_folder, output, "--max_steps", "2", "--save_steps", "1"))
+    return output
+
+
+def test_backbone_and_head_move_and_nothing_else(expression, toy_heads):
+    before = DelstForGeneExpressionPrediction.from_pretrained(toy_heads / "expression").state_dict()
+    after = DelstForGeneExpressionPrediction.from_pretrained(expression / "model").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"regressor.weight", "regressor.bias"} <= moved
+    assert [name for name in moved if "vision_model.layers" in name or "vision_model.encoder" in name]
+    assert {name.split(".")[1] for name in moved if name.startswith("delst.")} == {"vision_model"}
+
+
+def test_the_card_has_the_score_on_another_patient(expression, toy_study):
+    """Beside the Pearson of the saved model's own predictions, computed here."""
+    record = json.loads((expression / "model" / "training.json").read_text())
+    assert record["head"]["folds"] == ["toy_B1"] and record["train_slides"] == ["toy_A1", "toy_A2"]
+    assert record["head"]["slides"] == ["toy_A1", "toy_A2"] and record["data"]["colours"]["mean"]
+    model = DelstForGeneExpressionPrediction.from_pretrained(expression / "model").eval()
+    processor = DelstProcessor.from_pretrained(expression / "model")
+    batch = DelstCollator(processor, toy_study.gene_names, toy_study.slide_ids)(list(toy_study.subset(["toy_B1"])))
+    with torch.no_grad():
+        predicted = model(batch["pixel_values"]).logits.numpy()
+    measured = batch["gene_values"].numpy()
+    scores = record["head"]["scores"]
+    for gene in (0, 5, 11):
+        expected = np.corrcoef(predicted[:, gene], measured[:, gene])[0, 1]
+        assert scores["pearson"][gene] == pytest.approx(expected, abs=1e-3)
+    text = (expression / "model" / "README.md").read_text()
+    assert "gradient descent, training the backbone too" in text and "toy\\_B1" in text.replace("toy_B1", "toy\\_B1")
+    assert load_predictor(str(expression / "model")).genes["pearson"].notna().any()
+
+
+def test_a_killed_run_goes_on_to_the_same_end(expression, toy_heads, toy_folder, tmp_path):
+    output, command = tmp_path / "run", ["--max_steps", "2", "--save_steps", "1"]
+
+    def stop(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        save = HeadTrainer._save_checkpoint
+        patch.setattr(HeadTrainer, "_save_checkpoint", lambda self, *a: (save(self, *a), stop(self)))
+        with pytest.raises(KeyboardInterrupt):
+            main(options(toy_heads / "expression", toy_folder, output, *command))
+    with pytest.raises(ValueError, match="holds a run already"):
+        main(options(toy_heads / "expression", toy_folder, output, *command))
+    again = [*command, "--resume_from_checkpoint", "true"]
+    with pytest.raises(ValueError, match="learning_rate was"):
+        main(options(toy_heads / "expression", toy_folder, output, *again, "--learning_rate", "0.5"))
+    main(options(toy_heads / "expression", toy_folder, output, *again))
+    one, other = (
+        DelstForGeneExpressionPrediction.from_pretrained(folder / "model").state_dict()
+        for folder in (expression, output)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_labels_with_lora_are_a_plain_classifier(toy_checkpoint, toy_folder, toy_study, tmp_path):
+    pytest.importorskip("peft")
+    output = tmp_path / "run"
+    main(options(toy_checkpoint, toy_folder, output, "--target", "labels", "--lora", "true", "--max_steps", "2"))
+    model = DelstForSpotClassification.from_pretrained(output / "model")
+    assert not [name for name in model.state_dict() if "lora" in name]
+    assert set(model.config.id2label.values()) == {
+        name for name in toy_study.subset(["toy_A1", "toy_A2"])["label"] if name
+    }
+    head = json.loads((output / "model" / "training.json").read_text())["head"]
+    assert head["method"].endswith("LoRA on the backbone") and 0 <= head["macro_f1"] <= 1
+    assert issubclass(HeadTrainer, Trainer)
+
+
+def test_patients_are_kept_apart(toy_study, toy_checkpoint):
+    arguments = HeadArguments(str(toy_checkpoint), "data")
+    assert patient_split(toy_study, arguments) == (["toy_A1", "toy_A2"], ["toy_B1"])
+    with pytest.raises(ValueError, match="of patients who are trained on"):
+        patient_split(toy_study, HeadArguments("m", "d", train_slides="toy_A1", validation_slides="toy_A2"))
+    with pytest.raises(ValueError, match="none is left to validate on.*--validation_slides toy_A2"):
+        patient_split(toy_study, HeadArguments("m", "d", train_slides="toy_A1,toy_A2"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target", "age"], "age"),
+        (["--lora", "true", "--freeze_vision", "true"], "exclude each other"),
+        (["--target", "labels", "--ignore_labels", "tumour,stroma,immune,adipose,normal"], "needs two classes"),
+    ],
+)
+def test_bad_requests_are_refused(more, message, toy_checkpoint, toy_folder, tmp_path, toy_study):
+    if "--ignore_labels" in more:
+        more = [*more[:-1], ",".join({str(name) for name in toy_study.spots["label"]})]
+    with pytest.raises((ValueError, SystemExit), match=None if more[-1] == "age" else message):
+        main(options(toy_checkpoint, toy_folder, tmp_path / "run", *more))
+
+
+def test_the_script_is_thin():
+    done = subprocess.run([sys.executable, "training/finetune.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--validation_slides" in done.stdout.replace("-", "-"), done.stderr[-500:]
