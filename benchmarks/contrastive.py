@@ -230,6 +230,7 @@ def report_kernels(options: argparse.Namespace) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from delst_hf.model import contrastive_fused as fused
+    from delst_hf.model import replay
 
     for size in (1024, max(options.gpu_sizes)):
         inputs = make_inputs(size, options.dim, "cuda")
@@ -247,6 +248,7 @@ def report_kernels(options: argparse.Namespace) -> None:
         fused.TILES["small"] = fused.TILES["large"] = dict(
             zip(("BM", "BN", "BK", "num_warps", "num_stages"), block, strict=True)
         )
+        replay._graphs.clear()  # they hold the blocks of before
         try:
             line = []
             for size in (1024, 4096, max(options.gpu_sizes)):

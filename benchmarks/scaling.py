@@ -23,7 +23,11 @@ from delst_hf import DelstConfig, DelstModel
 
 GENES, WIDTH, DIM = 1000, 384, 512
 # Assumptions of the model, each to be replaced by your own measurement.
-GPU_FLOPS = 300e12  # sustained in bf16 by an H100-class GPU on a ViT
+# Measured on one NVIDIA H200 by benchmarks/step.py at batch 1,024, bf16, 224 px: forward, backward and optimizer of the bare
+# backbone, 145 ms for ViT-S/16 and 344 ms for ViT-B/16 (35e9 forward flops); larger ones are taken to be as fast as ViT-B.
+SMALL_FLOPS, GPU_FLOPS = 194e12, 313e12
+STEP_REST = 7e-3  # seconds of a step outside backbone and communication, measured there: 7.3 and 6.6 ms
+LOSS_FLOPS = 88e12  # contrastive loss, measured there by benchmarks/contrastive.py: 18.7 ms at N=16,384, D=512
 LINK = 200e9  # bytes a second and GPU between GPUs of one machine, sustained
 DOLLARS = 2.5  # a GPU hour
 ROW_BYTES = 60e3  # a 224-px JPEG and the counts of a spot
@@ -106,8 +110,9 @@ def step_seconds(backbone: str, total: int, ranks: int, cached: bool) -> dict[st
     parameters, forward = BACKBONES[backbone]
     passes = 4 if cached else 3
     return {
-        "towers": passes * forward * total / ranks / GPU_FLOPS,
-        "loss": 12 * total**2 * DIM / ranks / (GPU_FLOPS / 10),  # float32 products
+        "towers": passes * forward * total / ranks / (SMALL_FLOPS if backbone == "ViT-S/16" else GPU_FLOPS),
+        "loss": 12 * total**2 * DIM / ranks / LOSS_FLOPS,
+        "rest": STEP_REST,
         "gather": gathered_bytes(total, ranks) / LINK,
         "gradients": 2 * 4 * parameters * (ranks - 1) / ranks / LINK,
     }
@@ -115,14 +120,14 @@ def step_seconds(backbone: str, total: int, ranks: int, cached: bool) -> dict[st
 
 def modelled(spots: float, epochs: int, ranks: int) -> None:
     print(f"\n{spots:.3g} spots, {epochs} epochs, {ranks} GPUs; reading {spots * ROW_BYTES / 1e12:.2g} TB an epoch")
-    print(f"{'backbone':10s} {'joined batch':>12s} {'s a step':>9s} {'towers':>7s} {'loss':>7s} {'gather':>7s} "
+    print(f"{'backbone':10s} {'joined batch':>12s} {'s a step':>9s} {'towers':>7s} {'loss':>7s} {'rest':>7s} {'gather':>7s} "
           f"{'gradients':>9s} {'hours':>8s} {'dollars':>9s} {'cores':>6s}")  # fmt: skip
     for backbone in BACKBONES:
         for total in (1024, 16384, 65536):
             parts = step_seconds(backbone, total, ranks, cached=total > 1024)
             step = sum(parts.values())
             hours = epochs * spots / total * step / 3600
-            shares = " ".join(f"{100 * parts[name] / step:6.1f}%" for name in ("towers", "loss", "gather"))
+            shares = " ".join(f"{100 * parts[name] / step:6.1f}%" for name in ("towers", "loss", "rest", "gather"))
             print(f"{backbone:10s} {total:12d} {step:9.3f} {shares} {100 * parts['gradients'] / step:8.1f}% {hours:8.1f} "
                   f"{hours * ranks * DOLLARS:9.0f} {math.ceil(total / step / CORE_ROWS):6d}")  # fmt: skip
 

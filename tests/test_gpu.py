@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
+from delst_hf.model import replay
 from delst_hf.model.contrastive_fused import is_fused
-from delst_hf.model.losses import contrastive_loss
+from delst_hf.model.losses import contrastive_loss, joint_entailment_losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -41,7 +42,7 @@ def test_kernels_agree_with_float64():
     done = subprocess.run([sys.executable, str(script), "cuda"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(errors, indent=1))
+    print(done.stderr[-1000:], json.dumps(errors, indent=1))
     assert {case: error for case, error in errors.items() if not error < 1e-4} == {}
 
 
@@ -51,6 +52,31 @@ def test_the_loss_of_a_gpu_is_that_of_a_cpu():
     for geometry in ("lorentz", "euclidean", "cosine"):
         on_cpu, on_gpu = (contrastive_loss(x.to(d), y.to(d), 14.3, 1.0, geometry).cpu() for d in ("cpu", "cuda"))
         torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-5, atol=1e-6)
+
+
+def test_graphs_of_losses_agree_with_the_plain_call(monkeypatch):
+    monkeypatch.setattr(replay, "_graphs", {})
+    torch.manual_seed(0)
+    for rows in (24, 300, 24):
+        image, gene = (torch.randn(rows, 64, device="cuda").div(8).requires_grad_() for _ in range(2))
+        curvature, scale = (torch.tensor(x, device="cuda", requires_grad=True) for x in (0.7, 14.3))
+        level = torch.randint(200, 4000, (rows,), device="cuda").float()
+        slides = torch.arange(rows, device="cuda") % 3
+
+        def losses():
+            both = joint_entailment_losses(image, gene, level, curvature, slides)  # noqa: B023
+            terms = contrastive_loss(image, gene, scale, curvature), *both  # noqa: B023
+            total = terms[0] + 0.2 * terms[1] + 3.0 * terms[2]
+            return terms, torch.autograd.grad(total, [image, gene, curvature, scale])  # noqa: B023
+
+        found, again = losses(), losses()
+        assert replay._serves["all"] and replay._graphs, "CUDA graphs do not serve this device"
+        monkeypatch.setitem(replay._serves, "all", False)
+        expected = losses()
+        monkeypatch.setitem(replay._serves, "all", True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-6)
+    assert len(replay._graphs) == 4
 
 
 def test_no_step_waits_for_the_device(make_trainer):

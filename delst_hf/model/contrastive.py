@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .contrastive_fused import FusedInfoNCE, is_fused
+from .replay import replayed
 from .similarity import check_geometry, factors_of, full_precision, lift, measure_and_slope, measure_of, resolution
 
 TOLERANCE = 1e-4
@@ -272,5 +273,8 @@ def tiled_contrastive(
     scalars = [torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature)]
     with full_precision(x):
         if is_fused(x):
-            return FusedInfoNCE.apply(x, y, *scalars, geometry, rows_at_once, start, across_ranks, TOLERANCE)
+            constants = geometry, rows_at_once, start, across_ranks, TOLERANCE
+            if across_ranks:  # which exchanges numbers within
+                return FusedInfoNCE.apply(x, y, *scalars, *constants)
+            return replayed(lambda *inputs: [FusedInfoNCE.apply(*inputs, *constants)], constants, [x, y, *scalars])[0]
         return TiledInfoNCE.apply(x, y, *scalars, geometry, chunk_size, start, across_ranks)

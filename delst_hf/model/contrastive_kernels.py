@@ -37,9 +37,16 @@ STATISTICS = 5
 """Numbers kept of each point."""
 
 
+COUNTS = (
+    "n", "start", "total", "first_row", "first_other", "size", "other_size", "shift", "columns", "rows_of_chunk",
+    "parts_count", "pair_count", "own_count", "exact_count", "columns_of_program",
+)  # fmt: skip
+"""Arguments whose divisibility makes no kernel faster: those of one batch size serve another, such as that of a last batch."""
+
+
 def jit(function: Any) -> Any:
     """``triton.jit``, or the function as it is where there is no Triton: it is then never called."""
-    return function if triton is None else triton.jit(function)
+    return function if triton is None else triton.jit(function, do_not_specialize=COUNTS)
 
 
 # --- what the kernels share -------------------------------------------------------------------------------------------

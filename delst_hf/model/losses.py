@@ -14,6 +14,7 @@ from .contrastive import tiled_contrastive
 from .distributed import gather_across_ranks, world_size
 from .entailment_forms import ENTAILMENT_FORMS
 from .lorentz import half_aperture, radius
+from .replay import replayed
 from .similarity import lift
 
 
@@ -269,9 +270,26 @@ def joint_entailment_losses(
     """
     if form not in ENTAILMENT_FORMS:
         raise ValueError(f"form={form!r} is not known. Choose one of {', '.join(ENTAILMENT_FORMS)}.")
-    on_cpu = level.device.type == "cpu"
-    if on_cpu:
+    if level.device.type == "cpu":
         _check_level(level)
+    apertures = cross_aperture_scale, intra_aperture_scale, min_radius
+    constants = cross_parent, intra_parent, min_level_ratio, apertures, form, radius_floor
+    inputs = [image, gene, level, curvature, *([] if slide_ids is None else [slide_ids])]
+    cross, intra = replayed(lambda *given: _joint_losses(constants, *given), ("entailment", constants), inputs)
+    return cross, intra
+
+
+def _joint_losses(
+    constants: tuple,
+    image: Tensor,
+    gene: Tensor,
+    level: Tensor,
+    curvature: float | Tensor,
+    slide_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`joint_entailment_losses` of inputs that were checked."""
+    cross_parent, intra_parent, min_level_ratio, apertures, form, radius_floor = constants
+    cross_aperture_scale, intra_aperture_scale, min_radius = apertures
     parents, children, counts = _half_slide_pairs(level, slide_ids, intra_parent, min_level_ratio)
     both = torch.stack([lift(image), lift(gene)])
     across = both if cross_parent == "image" else both.flip(0)
@@ -285,4 +303,4 @@ def joint_entailment_losses(
         penalties = penalties + F.relu(radius_floor - radius(parent, curvature))
     cross = penalties[0].sum() / max(len(level), 1)
     intra = (penalties[1:] * counts).sum() / (2 * counts.sum().clamp_min(1))
-    return cross, intra if on_cpu else torch.where((level >= 0).all(), intra, torch.nan)
+    return cross, intra if level.device.type == "cpu" else torch.where((level >= 0).all(), intra, torch.nan)

@@ -1,0 +1,144 @@
+"""Losses of small batches on a CUDA device as CUDA graphs: a hundred launches of short kernels become one.
+
+A launch takes the host about ten microseconds, and the losses of some hundred spots are hundreds of kernels of two: while the
+host launches them the device stands still. A graph holds the launches of a loss and of its gradients and is replayed for every
+batch of the same shape. The kernels are those of the plain call, and so are their results, to rounding.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+MOST_ROWS = 2048
+"""Rows of a batch up to which launches cost more than the kernels, and a graph's memory is small beside a backbone's."""
+
+MOST_GRAPHS = 8
+"""Graphs of one process: each keeps its memory."""
+
+Losses = Callable[..., Sequence[Tensor]]
+
+
+class _Graph:
+    """Losses and their gradients by the inputs that need one, recorded once with fixed addresses."""
+
+    def __init__(self, losses: Losses, inputs: Sequence[Tensor], needed: tuple[bool, ...]):
+        self.inputs = [x.detach().clone().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
+        self.wanted = [x for x in self.inputs if x.requires_grad]
+        self.values, self.gradients, self.replay = _record(lambda: self._compute(losses), inputs[0].device)
+
+    def _compute(self, losses: Losses) -> tuple[Tensor, Tensor]:
+        """Values (losses,) and gradients (losses, numbers of all wanted inputs)."""
+        with torch.enable_grad():
+            values = losses(*self.inputs)
+            rows = []
+            for value in values:
+                found = torch.autograd.grad(value, self.wanted, retain_graph=True, allow_unused=True)
+                parts = [torch.zeros_like(x) if g is None else g for x, g in zip(self.wanted, found, strict=True)]
+                rows.append(torch.cat([part.reshape(-1) for part in parts]))
+        return torch.stack([value.detach() for value in values]), torch.stack(rows)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            for own, given in zip(self.inputs, inputs, strict=True):
+                own.copy_(given)
+            self.replay()
+            return self.values.clone(), self.gradients.clone()
+
+
+def _record(
+    compute: Callable[[], tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[Tensor, Tensor, Callable[[], None]]:
+    """Return the results' tensors and what computes them anew; the first replay is held against the plain call."""
+    with torch.cuda.device(device):
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # workspaces of the library are made by the first
+                expected = compute()
+        torch.cuda.current_stream().wait_stream(side)
+        # Threads that pin memory or watch a process group go on meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            values, gradients = compute()
+        graph.replay()
+        for found, plain in zip((values, gradients), expected, strict=True):
+            torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-6, equal_nan=True)
+    return values, gradients, graph.replay
+
+
+class _Replay(torch.autograd.Function):
+    """Losses of a graph. Its gradients are made with the losses, so that nothing waits in the graph for a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: _Graph, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        values, gradients = graph(inputs)
+        ctx.save_for_backward(gradients)
+        ctx.shapes = [x.shape for x in inputs]
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradients,) = ctx.saved_tensors
+        joined = gradients[0] * outer[0] if len(outer) == 1 else (gradients * torch.stack(outer)[:, None]).sum(0)
+        shapes = [shape for shape, need in zip(ctx.shapes, ctx.needs_input_grad[1:], strict=True) if need]
+        parts = iter(joined.split([shape.numel() for shape in shapes]))
+        return None, *(
+            next(parts).view(shape) if need else None
+            for shape, need in zip(ctx.shapes, ctx.needs_input_grad[1:], strict=True)
+        )
+
+
+_graphs: dict[Hashable, _Graph] = {}
+"""By what a graph depends on."""
+
+_serves = {"all": True}
+
+
+def _is_on_device(x: Tensor) -> bool:
+    """Whether graphs of CUDA can hold what is computed of `x`, here and now."""
+    return x.is_cuda and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
+
+
+def replayed(losses: Losses, constants: Hashable, inputs: Sequence[Any]) -> Sequence[Tensor]:
+    """``losses(*inputs)``, by a CUDA graph where that is faster; a graph is recorded in the first call of its kind.
+
+    The first call is a replay like all others: the steps of a resumed run compute what those of an uninterrupted one do.
+
+    Args:
+        losses: Function of the inputs alone that returns 0-d losses and never makes the host wait.
+        constants: Whatever else the losses depend on: graphs of different constants are different.
+        inputs: Tensors; the first of shape (batch, ...). Losses of anything else are computed by the plain call.
+
+    Returns:
+        The losses. They can be differentiated once.
+    """
+    if torch.compiler.is_compiling():
+        return losses(*inputs)
+    needed = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    if (
+        not (_serves["all"] and torch.is_grad_enabled() and any(needed))
+        or threading.current_thread() is not threading.main_thread()  # DataParallel: one recording disturbs another
+        or not all(isinstance(x, Tensor) and x.device == inputs[0].device for x in inputs)
+        or not _is_on_device(inputs[0])
+        or len(inputs[0]) > MOST_ROWS
+        or any(need and x.dtype != torch.float32 for x, need in zip(inputs, needed, strict=True))
+    ):
+        return losses(*inputs)
+    device = inputs[0].device
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    key = constants, needed, device, stream, tuple((x.shape, x.dtype) for x in inputs)
+    if key not in _graphs:
+        if len(_graphs) >= MOST_GRAPHS:
+            return losses(*inputs)
+        try:
+            _graphs[key] = _Graph(losses, inputs, needed)
+        except Exception as error:  # a driver or a library that cannot be recorded: all of them leave the plain call
+            _serves["all"] = False
+            warnings.warn(f"CUDA graphs do not serve {device} ({error}): losses run without them.", stacklevel=2)
+            return losses(*inputs)
+    return _Replay.apply(_graphs[key], *inputs)
