@@ -25,4 +25,5 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
     ).bool()
     turned = torch.where(diagonal, pixel_values.transpose(-2, -1), pixel_values)
     turned = torch.where(vertical, turned.flip(-1), turned)
-    return torch.where(horizontal, turned.flip(-2), turned)
+    # In the order of memory of all patches here, channels last: convolutions round differently in another.
+    return torch.where(horizontal, turned.flip(-2), turned).contiguous(memory_format=torch.channels_last)
