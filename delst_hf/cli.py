@@ -84,6 +84,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `delst` with all its subcommands."""
+    from .commands.demo import add_demo
     from .commands.evaluate import add_evaluate
     from .commands.predict import add_embed, add_fit, add_predict, add_reference, add_retrieve
     from .commands.report import add_report
@@ -108,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict(commands)
     add_retrieve(commands)
     add_embed(commands)
+    add_demo(commands)
     add_card(commands)
     add_push(commands)
     add_doctor(commands)

@@ -27,6 +27,7 @@ ORDER = [
     "hub",
     "prediction",
     "report",
+    "demo",
     "metrics",
     "pretraining",
     "commands",

@@ -129,12 +129,13 @@ class Predictor:
             space at the origin; ``radius`` (patches,), NaN where the geometry has none; ``expression`` (patches,
             genes) and ``probabilities`` (patches, classes) where there are heads. All float32.
         """
-        model = self.model
-        features = encode_images(
-            model.vision_model, self.pixel_values(patches), model.config.vision_pooling
-        ).pooler_output
-        found = self.from_features(features)
+        found = self.from_features(self.features(self.pixel_values(patches)))
         return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Return the pooled features (patches, width) of the backbone."""
+        model = self.model
+        return encode_images(model.vision_model, pixel_values, model.config.vision_pooling).pooler_output
 
     def from_features(self, features: Tensor) -> dict[str, Tensor]:
         """Return the same from pooled features (patches, width) of the backbone."""

@@ -1,0 +1,71 @@
+"""`delst demo`: the page on this machine, or the files of a Space that shows it.
+
+Nothing heavy is imported before the command runs.
+"""
+
+import argparse
+import os
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..atomic import write_text
+
+_README = """---
+title: {title}
+sdk: gradio
+app_file: app.py
+---
+
+A page on which an H&E slide is opened and what `{model}` says of it is looked at. Made by `delst demo --space`.
+"""
+
+
+def add_demo(commands: Any) -> None:
+    """Add `delst demo MODEL [SLIDE]`."""
+    parser = commands.add_parser(
+        "demo",
+        help="a page in the browser: a slide, its map, its reliability, the spots that a place looks like",
+        description="Serve a page (extra demo: gradio) on which one opens a slide, types genes or a signature, sees the map "
+        "and its reliability over the tissue, and clicks a place to see its patch, the nearest spots of the reference and its "
+        "place in the Poincare disk. --space writes the files of a Space of the Hub that shows the same.",
+        epilog="Examples:\n  delst demo runs/toy/expression slide.svs\n  delst demo USER/MODEL --space my-space",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id, best with a head and a reference")
+    parser.add_argument("slide", metavar="SLIDE", nargs="?", help="slide to open at the start")
+    parser.add_argument("--mpp", type=float, help="its micrometres per pixel (default: what its file states)")
+    parser.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860)")
+    parser.add_argument("--space", metavar="DIR", help="write the files of a Space here, and serve nothing")
+    parser.set_defaults(run=_run_demo)
+
+
+def _run_demo(arguments: argparse.Namespace) -> None:
+    app = Path(__file__).parents[1] / "demo" / "app.py"
+    if arguments.space is not None:
+        _write_space(Path(arguments.space), arguments.model, app)
+        return
+    for path in filter(None, [arguments.slide]):
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"no slide at {path}. Give the path of an image, or leave it out and open one on the page."
+            )
+    os.environ["DELST_MODEL"] = arguments.model
+    given = {"DELST_SLIDE": arguments.slide, "DELST_MPP": arguments.mpp, "GRADIO_SERVER_PORT": arguments.port}
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    # Nothing of what is looked at leaves the machine.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    runpy.run_path(str(app), run_name="__main__")
+
+
+def _write_space(folder: Path, model: str, app: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty. Choose another folder (--space).")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(app, folder / "app.py")
+    write_text(folder / "requirements.txt", "delst-hf[demo]\n")
+    write_text(folder / "README.md", _README.format(title=Path(model).name, model=model))
+    print(
+        f"space  {folder}: create a Space with the SDK gradio, upload these files, and set its variable DELST_MODEL to {model}"
+    )

@@ -1,0 +1,9 @@
+"""A page on which a slide is opened, and what a model says of it is looked at: `delst demo`, or a Space that runs app.py.
+
+`slide` (a slide predicted, in memory) -> `pictures` (maps, patches, the Poincare disk) -> `page` (needs gradio).
+"""
+
+from .page import build_page
+from .slide import OpenSlide, open_slide
+
+__all__ = ["OpenSlide", "build_page", "open_slide"]
