@@ -2,11 +2,13 @@
 
     python benchmarks/prepare.py                             # speed, and memory at 4, 8 and 16 thousand pixels
     python benchmarks/prepare.py --turns 0 --sides 60000     # memory at 60,000 x 60,000
+    python benchmarks/prepare.py --against OLD --her2st SRC  # CPU seconds beside another version, in turns
 
 Speed is that of one core (CPU time), ours and the baselines in turns, and a ratio is the median over the turns. Ours does
 everything that makes a part of a dataset: cutting, encoding, tissue fraction, counts, parquet. The bar is against cropping and
 encoding with Pillow, as one would write it; beside it stands the same with our encoder, and what the rest of the time goes to.
-Memory is the peak of a process that runs `delst prepare table` on a slide in a tiled TIFF.
+Memory is the peak of a process that runs `delst prepare table` on a slide in a tiled TIFF. With `--against`, a folder with the
+package of another version (`git worktree add OLD COMMIT`) prepares the same inputs; what importing takes stands apart.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from delst_hf.data.patches import encode
 from delst_hf.data.slide import Slide
 from delst_hf.data.toy import make_toy_slide
 
-BAR, MEMORY_BAR_GIB = 0.8, 2.0
+BAR, MEMORY_BAR_GIB, GROWTH_BAR = 0.8, 2.0, 1.05
 PATCH_PX, MPP = 224, 0.5
 OPTIONS = part.PatchOptions(off_tissue="allow")
 
@@ -143,7 +145,7 @@ def parts(slide: Slide, folder: Path) -> None:
                 file.write_table(table.select(names))
 
     spent = {
-        "checks, genes, thumbnail": seconds(lambda: part._checked(slide, OPTIONS)),
+        "checks, genes, thumbnail": seconds(lambda: part.check_slide(slide, OPTIONS)),
         "cut": seconds(lambda: [cut(i) for i in range(number)]),
         "encode": seconds(lambda: [encode(patch, "jpeg", 95) for patch in patches]),
         "tissue": seconds(lambda: part.tissue_fractions([part.tissue_sample(patch) for patch in patches])),
@@ -186,6 +188,94 @@ def peak(command: list[Any]) -> float:
     return usage.ru_maxrss / 2**10
 
 
+# Run in a process of its own: one slide read and written, after a first one that brings all imports.
+_ONE = """
+import logging, sys, tempfile, time
+logging.disable(logging.CRITICAL)
+from delst_hf.data.dataset import write_dataset
+from delst_hf.data.readers.generic import read_generic
+from delst_hf.data.readers.her2st import read_her2st
+from delst_hf.data.readers.visium import read_visium
+from delst_hf.data.toy import make_toy_slide
+kind, arguments = sys.argv[1], sys.argv[2:]
+with tempfile.TemporaryDirectory() as folder:
+    write_dataset([make_toy_slide(spots_per_side=4)], folder + "/first")
+    start = time.process_time()
+    if kind == "her2st":
+        slide = read_her2st(arguments[0], arguments[1])
+    elif kind == "visium":
+        slide = read_visium(arguments[0])
+    else:
+        slide = read_generic(*arguments, mpp=2.0)
+    write_dataset([slide], folder + "/second", off_tissue="allow")
+    print("took", time.process_time() - start)
+"""
+
+
+def against(other: Path, her2st: Path | None, pixels: np.ndarray, folder: Path, turns: int) -> None:
+    """Prints CPU seconds of one slide by this version and by another, in turns, for inputs of three kinds."""
+    jobs = {"visium": write_visium(folder / "S1", pixels), "table": write_table(folder, pixels)}
+    if her2st is not None:
+        jobs |= {f"her2st {section}": ["her2st", her2st.resolve(), section] for section in ("B4", "C2")}
+    here = Path(__file__).resolve().parent.parent
+    for name, words in jobs.items():
+        took: dict[Path, list[float]] = {here: [], other.resolve(): []}
+        for turn in range(turns):
+            for version in list(took)[:: 1 if turn % 2 else -1]:
+                environment = {**os.environ, "PYTHONPATH": str(version), "OMP_NUM_THREADS": "1"}
+                command = [sys.executable, "-c", _ONE, *map(str, words)]
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=folder)
+                took[version].append(float(done.stdout.split("took")[1]))
+        ours, theirs = took.values()
+        ratios = np.array(ours) / np.array(theirs)
+        verdict = "pass" if np.median(ratios) <= GROWTH_BAR else "MISS"
+        print(f"{name:<10} ours {np.median(ours):.2f} s, {other.name} {np.median(theirs):.2f} s, ratio {np.median(ratios):.2f} "
+              f"({ratios.min():.2f} to {ratios.max():.2f})  bar {GROWTH_BAR}: {verdict}", flush=True)  # fmt: skip
+
+
+def write_visium(outs: Path, pixels: np.ndarray) -> list[Any]:
+    """Write 4,480 spots of 18,000 genes as Space Ranger lays them out, on the drawing as its reduced image."""
+    import json
+
+    import h5py
+
+    (outs / "spatial").mkdir(parents=True)
+    places = [(row, column) for row in range(70) for column in range(row % 2, 128, 2)]
+    array = np.array(places)
+    names = [f"{number:016b}".replace("0", "A").replace("1", "C") + "-1" for number in range(len(places))]
+    table = pd.DataFrame({"barcode": names, "in_tissue": 1, "array_row": array[:, 0], "array_col": array[:, 1],
+                          "pxl_row_in_fullres": 200 + array[:, 0] * 25 * 3**0.5,
+                          "pxl_col_in_fullres": 200 + array[:, 1] * 25})  # fmt: skip
+    table.to_csv(outs / "spatial" / "tissue_positions.csv", index=False)
+    factors = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 32.5}
+    (outs / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
+    Image.fromarray(pixels).save(outs / "spatial" / "tissue_hires_image.png", compress_level=1)
+    counts = make_slide(pixels, len(places)).counts
+    with h5py.File(outs / "filtered_feature_bc_matrix.h5", "w") as file:
+        matrix = file.create_group("matrix")
+        for name, values in (("data", counts.data), ("indices", counts.indices.astype(np.int64)),
+                             ("indptr", counts.indptr.astype(np.int64)), ("shape", np.array(counts.shape[::-1])),
+                             ("barcodes", np.array(names, "S"))):  # fmt: skip
+            matrix[name] = values
+        features = matrix.create_group("features")
+        number = counts.shape[1]
+        for name, texts in (("id", [f"ENSG{i:011d}" for i in range(number)]), ("name", [f"G{i}" for i in range(number)]),
+                            ("feature_type", ["Gene Expression"] * number)):  # fmt: skip
+            features[name] = np.array(texts, "S")
+    return ["visium", outs]
+
+
+def write_table(folder: Path, pixels: np.ndarray, num_spots: int = 400) -> list[Any]:
+    """Write an image, a table of counts of 18,000 genes and one of coordinates."""
+    slide = make_slide(pixels, num_spots)
+    image, counts, spots = folder / "he.png", folder / "counts.tsv.gz", folder / "spots.csv"
+    Image.fromarray(pixels).save(image, compress_level=1)
+    table = pd.DataFrame(slide.counts.toarray(), index=slide.spots.index, columns=slide.genes["symbol"])
+    table.to_csv(counts, sep="\t", compression={"method": "gzip", "compresslevel": 1})
+    slide.spots[["x", "y"]].to_csv(spots, index_label="barcode")
+    return ["table", image, counts, spots]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, default=4000, help="4,000 as on a Visium slide")
@@ -194,10 +284,15 @@ def main() -> None:
         "--sides", type=int, nargs="*", default=[4000, 8000, 16000], help="pixels; 60000 for a large slide"
     )
     parser.add_argument("--folder", type=Path, help="where temporary files go (a slide of 60,000 px takes some GiB)")
+    parser.add_argument("--against", type=Path, metavar="OLD", help="folder with the package of another version")
+    parser.add_argument("--her2st", type=Path, metavar="SRC", help="with --against: HER2ST's sections B4 and C2 too")
     arguments = parser.parse_args()
     drawn = make_toy_slide(image_px=1024, mpp=0.5).image
     pixels = np.tile(drawn, (4, 4, 1))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        if arguments.against is not None:
+            against(arguments.against, arguments.her2st, pixels, Path(folder), arguments.turns)
+            return
         if arguments.turns:
             speed(pixels, Path(folder), arguments.spots, arguments.turns)
         memory(pixels, Path(folder), arguments.sides)

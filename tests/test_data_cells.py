@@ -1,5 +1,7 @@
 """Outlines and pseudo-spots: areas and centres by hand, sums by plain loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import scipy.sparse as sp
 
 from delst_hf.data.cells import outlines, pool_cells
 from delst_hf.data.counts import make_genes
+from delst_hf.data.samples import check_one_slide
 from delst_hf.data.slide import Slide
 
 TRIANGLE = [[0, 0], [6, 0], [0, 3]]  # area 9, centroid (2, 1)
@@ -100,3 +103,17 @@ def test_cells_of_a_square_beyond_the_image_are_counted():
 def test_sides_that_cannot_be(grid_um, match):
     with pytest.raises(ValueError, match=f"{match}.*--grid-um"):
         pool_cells(make_cells(), grid_um)
+
+
+def test_cells_of_two_samples_are_not_added_up_unseen():
+    """In a square, cells of several samples leave no trace: what tells them apart is looked for before."""
+    twice = Slide(
+        "S", np.full((100, 100, 3), 200, np.uint8),
+        pd.DataFrame({"x": [10.0, 20, 10, 20], "y": 10.0, "sample": list("aabb")}, index=list("pqrs")),
+        sp.csr_matrix(np.ones((4, 2), int)), make_genes(["A", "B"]), 1.0, "P",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"several samples.*'sample' names 2, 'a', 'b'"):
+        check_one_slide(pool_cells(twice, 50.0))
+    one = pool_cells(replace(twice, spots=twice.spots.iloc[:2], counts=twice.counts[:2]), 50.0)
+    check_one_slide(one)
+    assert one.signs_of_samples == ()

@@ -61,6 +61,7 @@ def told(gene_id, symbol):
         (None, "ERBB2", ("", "ERBB2")),
         ("ILMN_1728047", "ERBB2", ("", "ERBB2")),
         ("216836_s_at", "ERBB2", ("", "ERBB2")),
+        ("gene-ERBB2", "gene-ERBB2", ("", "ERBB2")),
     ],
 )
 def test_ids_and_symbols_are_told_by_what_they_look_like(gene_id, symbol, expected):
@@ -84,21 +85,22 @@ KINDS = {
     "control probes": ["NegPrb3", "Negative1", "Negative 01", "SystemControl12", "FalseCode7", "NegControlProbe_00042",
                        "NegControlCodeword_0500", "Intergenic_Region_1", "NegProbe-WTX", "NegProbe-CTP01", "Negative Probe",
                        "neg_ctrl_1", "POS_A(128)", "NEG_B", "Custom Negative Set 1", "GenomicControl1", "FalsePositive_2",
-                       "FP 3B2", "mouse_IgG1k_isotype_Ctrl", "Control1", "negative_control"],
+                       "FP 3B2", "mouse_IgG1k_isotype_Ctrl", "Control1", "negative_control", "Custom1_NegPrb"],
     "blanks": ["Blank-1", "BLANK_0006", "blank12", "Blank", "BlankCodeword_1"],
     "unassigned codewords": ["UnassignedCodeword_0001", "infeasible"],
     "deprecated probes": ["DeprecatedCodeword_0318", "DEPRECATED_ENSG00000182330"],
     "antisense probes": ["antisense_PROKR2"],
     "spike-ins": ["ERCC-00002", "ERCC_00171", "gSpikein_ERCC-00002", "SIRV101"],
     "antibodies": ["CD3_TotalSeqB", "CD3_TotalC", "ADT_CD3", "prot_CD45", "CD8-ADT", "anti-CD20", "HTO1", "Hashtag_2",
-                   "mouse_IgG2a_isotype", "CD4.TotalSeqA"],
+                   "mouse_IgG2a_isotype", "CD4.TotalSeqA", "TotalSeq-B0251"],
     "totals": ["n_counts", "total", "Sum", "nCount_RNA", "nFeature_Spatial", "total_counts", "n_genes", "n_genes_by_counts",
                "nUMI", "library size", "pct_counts_mt", "percent.mt", "log1p_total_counts", "counts", "Grand total", "rowSums"],
     "summary rows of a read counter": ["__no_feature", "__ambiguous", "__too_low_aQual", "__not_aligned",
                                        "__alignment_not_unique", "no_feature", "N_unmapped", "N_noFeature",
                                        "Unassigned_NoFeatures", "Unassigned_Ambiguity"],
     "columns about spots": ["Unnamed: 0", "fov", "cell_ID", "barcode", "array_row", "in_tissue", "center_x", "x_centroid",
-                            "cell_area", "pxl_row_in_fullres"],
+                            "cell_area", "pxl_row_in_fullres", "EntityID", "volume", "Area", "Area.um2", "AspectRatio",
+                            "Width", "Mean.PanCK", "Max.DAPI", "CenterX_global_px"],
 }  # fmt: skip
 
 

@@ -151,3 +151,23 @@ def test_types_without_samples_are_named():
         white_level(np.zeros(3, complex), "he.tif")
     with pytest.raises(ValueError, match="values from 0 to 70000"):
         white_level(np.array([0, 70_000]))
+
+
+def test_dead_pixels_do_not_tell_the_depth(tmp_path, pixels, caplog):
+    """Twelve bits in sixteen, with some pixels of a camera stuck at the end of the range."""
+    caplog.set_level(logging.INFO)
+    deep = (pixels.astype(np.uint32) * 4095 // 255).astype(np.uint16)
+    deep[5, 7] = deep[40, 3] = 65535
+    for name, write in (("he.tif", tifffile.imwrite), ("he.png", lambda path, array: path.write_bytes(
+        imagecodecs.png_encode(array)
+    ))):  # fmt: skip
+        write(tmp_path / name, deep)
+        image = np.asarray(open_image(tmp_path / name)[:, :]).astype(int)
+        away = np.abs(image - pixels).max(axis=2)
+        assert (away > 1).sum() == 2 and (image[5, 7] == 255).all()
+    assert "brighter than its white" in caplog.text
+
+
+def test_the_sixteenth_bit_of_a_signed_number_is_its_sign(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "he.tif", (pixels.astype(np.int32) * 32767 // 255).astype(np.int16), photometric="rgb")
+    np.testing.assert_allclose(open_image(tmp_path / "he.tif")[:, :].astype(int), pixels, atol=1)

@@ -584,3 +584,33 @@ def test_a_store_of_squares_or_of_fluorescence_is_refused(make_store):
         read_spatialdata(store)
     with pytest.raises(ValueError, match=r"is an image of fluorescence: its channels are called \['DAPI'\]"):
         read_spatialdata(store, mpp=1.0)
+
+
+@pytest.mark.parametrize(
+    ("dpi", "suffix", "mpp"), [(50_800, "jpg", 0.5), (25_400 / 0.46, "png", 0.46), (101_600, "tif", 0.25)]
+)
+def test_the_dots_per_inch_of_a_scan_are_a_witness(tmp_path, dpi, suffix, mpp):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"he.{suffix}", dpi=(dpi, dpi))
+    counts, spots = _three_spots(tmp_path)
+    slide = read_generic(tmp_path / f"he.{suffix}", counts, spots)
+    assert slide.mpp == pytest.approx(mpp, rel=2e-3)
+
+
+@pytest.mark.parametrize("dpi", [72, 96, 144, 300, 350, 600])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_the_dots_per_inch_of_a_printer_are_a_placeholder(tmp_path, dpi, suffix):
+    Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save(tmp_path / f"he.{suffix}", dpi=(dpi, dpi))
+    counts, spots = _three_spots(tmp_path)
+    with pytest.raises(ValueError, match=r"mpp is unknown: .*dpi of he.* is a placeholder"):
+        read_generic(tmp_path / f"he.{suffix}", counts, spots)
+    slide = read_generic(tmp_path / f"he.{suffix}", counts, spots, mpp=0.5)
+    slide.validate()
+    assert len(slide.notes.scale_witnesses) == 2
+
+
+def _three_spots(folder):
+    counts, spots = folder / "counts.csv", folder / "spots.csv"
+    pd.DataFrame({"A": [1, 2, 3], "B": [3, 1, 1]}, index=["p", "q", "r"]).to_csv(counts)
+    pd.DataFrame({"barcode": ["p", "q", "r"], "x": [10, 30, 50], "y": [20, 25, 40]}).to_csv(spots, index=False)
+    return counts, spots

@@ -201,3 +201,21 @@ def test_mistakes_end_with_one_line_before_any_work(planted, checkpoint, toy_fol
     ):  # fmt: skip
         assert main(["evaluate", str(model), str(toy_folder), *QUICK, *options]) == 2, model
         assert message in capsys.readouterr().err
+
+
+def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path):
+    """The header of a small file may declare any shape: room is not made for it."""
+    import io
+    import zipfile
+
+    from delst_hf.evaluation.arrays import _READERS
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"shape": (2**40, 2), "fortran_order": False, "descr": "<f8"})
+    (tmp_path / "a.npy").write_bytes(header.getvalue() + b"0" * 100)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("image.npy", header.getvalue() + b"0" * 100)
+    (tmp_path / "c.npz").write_bytes(b"no zip")
+    for name in ("a.npy", "b.npz", "c.npz"):
+        with pytest.raises(ValueError, match=rf"{name}"):
+            _READERS[name[1:]](tmp_path / name)

@@ -69,9 +69,12 @@ def test_cells_with_their_area(run, tmp_path):
         np.testing.assert_allclose(slide.spots["cell_area_um2"], pixels * 25)
         assert slide.notes.scale_witnesses == {"microns_per_pixel of scalefactors_json.json": 10.0}
     Image.fromarray(source.pixels).save(tmp_path / "he.png")
-    full = read_visium_cells(segmented, image=tmp_path / "he.png", mpp=4.0)
-    assert_same(full, source, mpp=4.0)
-    assert full.spots.loc["cellid_000000001-1", "cell_area_um2"] == 2 * 16
+    full = read_visium_cells(segmented, image=tmp_path / "he.png", mpp=5.125)
+    assert_same(full, source, mpp=5.125)
+    assert full.spots.loc["cellid_000000001-1", "cell_area_um2"] == 2 * 5.125**2
+    other = read_visium_cells(segmented, mpp=4.0)
+    with pytest.raises(ValueError, match=r"(?s)disagree by more than 5%.*microns_per_pixel.*5\.0000.*--allow-scale"):
+        other.validate()
 
 
 def test_the_images_may_lie_in_outs_and_the_matrix_in_a_folder(run):

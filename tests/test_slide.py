@@ -209,3 +209,13 @@ def test_a_truncated_image_file_is_refused(tmp_path):
         read_image(path)
     with pytest.raises(FileNotFoundError, match="no image file at"):
         read_image(tmp_path / "none.png")
+
+
+def test_a_patch_larger_than_any_slide_is_refused():
+    from delst_hf.data.toy import make_toy_slide
+
+    slide = make_toy_slide(spots_per_side=2, image_px=90)
+    with pytest.raises(ValueError, match=r"2e\+09 px of an image of 90 x 90 px.*--patch-um"):
+        next(slide.patches(2e9 * slide.mpp, 224))
+    with pytest.raises(ValueError, match=r"patch_px is 1000000\. Allowed: a whole number of pixels from 1 to 8192"):
+        next(slide.patches(112, 1_000_000))

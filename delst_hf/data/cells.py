@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .samples import signs_of_samples
 from .slide import Slide
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,8 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
         (np.ones(len(square), np.int64), (square, np.arange(len(square)))), shape=(len(keys), len(square))
     )
     counts = sp.csr_matrix(summing @ slide.counts.tocsr()[inside].astype(np.int64))
+    # A square holds cells of several samples without a trace, so what tells them apart is looked for before.
+    signs = (*slide.signs_of_samples, *signs_of_samples(slide.spots))
     spots = pd.DataFrame(
         {"x": (columns + 0.5) * side, "y": (rows + 0.5) * side, "array_row": rows, "array_col": columns,
          "label": _agreed(slide.spots["label"].to_numpy(object)[inside], square, len(keys))},
@@ -135,7 +138,9 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
     logger.info("%s: %d cells added up on %d squares of %g um", slide.slide_id, inside.sum(), len(keys), grid_um)
     slide.notes.remarks.append(f"{inside.sum()} cells were added up on {len(keys)} squares of {grid_um:g} um.")
     source = f"{slide.source}, squares of {grid_um:g} um"
-    return replace(slide, spots=spots, counts=counts, spot_um=grid_um, spot_px=None, source=source)
+    return replace(
+        slide, spots=spots, counts=counts, spot_um=grid_um, spot_px=None, source=source, signs_of_samples=signs
+    )
 
 
 def _agreed(labels: np.ndarray, square: np.ndarray, number: int) -> np.ndarray:

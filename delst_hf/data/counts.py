@@ -71,6 +71,7 @@ def as_counts(matrix: Any) -> sp.csr_matrix:
         problem = describe_bad_counts(counts)
         if problem:
             raise ValueError(f"these are not counts: {problem}. Check that the matrix holds raw counts.")
-    counts = counts.astype(np.int32)
-    counts.eliminate_zeros()
-    return counts
+    if not counts.data.all():
+        counts = counts.copy()  # the matrix of whoever asks is left as it is
+        counts.eliminate_zeros()
+    return counts.astype(np.int32, copy=False)

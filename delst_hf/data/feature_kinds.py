@@ -21,7 +21,8 @@ _NOT_GENES = {
     ),
     "antisense probes": re.compile(r"antisense[-_ :].*", re.I),  # Xenium
     "control probes": re.compile(  # CosMx, GeoMx, Xenium, nCounter, Molecular Cartography
-        r"neg(?:ative)?[-_ ]?(?:control|ctrl|cntrl|prb|probe|set).*|negative(?:[-_ .]?\d+.*)?|false[-_ ]?(?:code|pos).*|"
+        r"(?:custom\d*[-_ ])?neg(?:ative)?[-_ ]?(?:control|ctrl|cntrl|prb|probe|set).*|"
+        r"negative(?:[-_ .]?\d+.*)?|false[-_ ]?(?:code|pos).*|"
         r"(?:.*[-_ .])?(?:system|genomic|pos(?:itive)?|internal|technical|custom|codeword|probe)?[-_ ]?"
         r"(?:controls?(?:[-_ .]?\d+|(?:[-_ .]|probe|codeword).*)?|ctrl[-_ .]?\d+)|(?:.*[-_ ]|pos)ctrl|"
         r"intergenic.*|(?:pos|neg)_[a-h](?:\(.*\))?|fp[ _]\w+|custom[-_ ]negative.*",
@@ -32,7 +33,7 @@ _NOT_GENES = {
         r".*[-_. ]total(?:seq[-_]?[abcd]?|[abcd])(?:[-_]?\d+)?|(?:adt|antibody|hto|hashtag)[_: .]?\d+|"
         r"adt(?:[_: .].+|-[a-z].*)|(?:prot|protein|antibody|hto|hashtag)[-_: .].+|.+[-_:.](?:adt|prot|protein|hto)|"
         r"anti[-_ ].+|"
-        r".*isotype.*|(?:mouse|rat|hamster)[-_ ]ig[gm]\d?[a-z]?.*",
+        r"total[-_]?seq[-_]?[abcd]\d*[-_ ]?\w*|.*isotype.*|(?:mouse|rat|hamster)[-_ ]ig[gm]\d?[a-z]?.*",
         re.I,
     ),
     TOTALS: re.compile(  # scanpy, Seurat, spreadsheets
@@ -46,6 +47,7 @@ _NOT_GENES = {
     ),
     SPOT_COLUMNS: re.compile(  # written beside the genes by pandas, CosMx, Space Ranger, Seurat
         r"unnamed[: _]+\d+|level_0|index|fov|barcodes?|(?:cell|spot|bin|sample|slide|patient|library)[_. ]?ids?|in[_. ]tissue|"
+        r"entity_?id|volume|area(?:[_. ]um2?)?|aspect_?ratio|width|height|(?:mean|max)\.\w+|center[xy]_\w+|"
         r"array[_. ](?:row|col)|pxl[_. ](?:row|col).*|image(?:row|col)|(?:cell|nucleus)[_. ](?:area|volume)|"
         r"(?:transcript|control_(?:probe|codeword)|(?:unassigned|deprecated)_codeword)_counts|"
         r"[xyz][_. ](?:centroid|location|coords?|pos(?:ition)?|pixel|um|px|mm|(?:global|local)_px|slide_mm)|"

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Kinds that neither a name nor a type tells.
 NO_NAME, EXCLUDED = "features without a name", "probes that the source excludes"
 PROBES, TRANSCRIPTS = "probes without a gene", "transcripts without a gene"
+# Among the attributes of a gene table: features that are not genes were left out of it before.
+GENES_ONLY = "genes_only"
 # Fewer features or spots could add up to another feature by chance.
 _TOTAL_OF_FEATURES, _TOTAL_IN_SPOTS = 5, 5
 _FALSE = {"false", "0", "0.0", "f", "no", "n"}
@@ -42,13 +44,15 @@ _IDS = re.compile(
 )
 GENOME_PREFIX = re.compile(r"^(?:(GRCh3[78]|hg19|hg38)|(?:GRCm3[89]|mm10|mm39))_+(?=.)")
 # Where an id can be, or several names in one; the symbols that have none of it are soon done.
-_COMPOUND = re.compile(r"[|;:=,/\s_]|\d{3}|^\d|^ENS.*\d")
+_COMPOUND = re.compile(r"[|;:=,/\s_]|\d{3}|^\d|^ENS.*\d|^(?:gene|rna)-")
 _ENTREZ = re.compile(r"[1-9]\d*(?:\.0)?")
+# Most ids are nothing but one of Ensembl: they are soon done too.
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d+)(?:\.\d+)?")
 # A probe of 10x (the end of its name) and of microarrays and GeoMx; "gene-ERBB2" and "gene:ENSG..." of GFF files.
 _PROBE_HASH = re.compile(r"[0-9a-f]{7}")
 _PROBE = re.compile(r"ILMN_\d+|\d+_(?:[a-z]_)?at|AFFX-.+|A_\d\d_P\d+|RTS\d{7}|TC\d{6,}(?:\.hg\.\d)?|cg\d{8}")
 _TRANSCRIPT = re.compile(r"ENS[A-Z]*[TPE]\d|FBtr", re.I)
-_PREFIX = re.compile(r"(?:gene|gene_id|gene_name|symbol)[:=-](?=.)")
+_PREFIX = re.compile(r"(?:gene|rna|transcript|gene_id|gene_name|symbol)[:=-](?=.)")
 _BIOTYPE = re.compile(
     r"gene|gene[ _]expression|protein_coding|l(?:nc|inc)RNA|miRNA|sn[o]?RNA|\w*pseudogene|processed_transcript", re.I
 )
@@ -191,7 +195,7 @@ def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
     """Id, symbol and kind of one feature, from its two names."""
     prefix = GENOME_PREFIX.match(symbol)
     gene_id, symbol = without_genome(gene_id), without_genome(symbol)
-    kind = kind_of_name(symbol) or kind_of_name(gene_id)
+    kind = kind_of_name(symbol) or ("" if _ENSEMBL.fullmatch(gene_id) else kind_of_name(gene_id))
     if kind:
         return "", symbol or gene_id, kind
     stable, others, names = _parts(symbol)
@@ -210,6 +214,8 @@ def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
 
 def _parts(value: str) -> tuple[list[str], list[str], list[str]]:
     """Return what one name holds: ids that name a gene for good, other ids, and what is left, the symbol first."""
+    if plain := _ENSEMBL.fullmatch(value):
+        return [plain[1]], [], []
     if not _COMPOUND.search(value):
         return [], [], [] if _PLACEHOLDER.fullmatch(value) else [value]
     value = _PREFIX.sub("", value)
@@ -270,8 +276,11 @@ def _report_left_out(table: pd.DataFrame, slide_id: str, notes: Notes) -> None:
 def _column_of_totals(counts: sp.csr_matrix, genes: np.ndarray) -> int | None:
     """Return the feature that is the sum of all other genes in every spot, if there is one."""
     chosen = np.flatnonzero(genes)
-    sums = np.asarray(counts.sum(axis=0, dtype=np.int64)).ravel()[chosen]
-    for column in chosen[2 * sums == sums.sum()] if len(chosen) > _TOTAL_OF_FEATURES else ():
+    if len(chosen) <= _TOTAL_OF_FEATURES or not counts.nnz:
+        return None
+    # One spot tells of almost every feature that it is none.
+    fullest = counts[int(np.diff(counts.indptr).argmax())].toarray().ravel().astype(np.int64)[chosen]
+    for column in chosen[2 * fullest == fullest.sum()]:
         own = counts[:, [column]].toarray().ravel().astype(np.int64)
         of_spots = np.asarray(counts[:, chosen].sum(axis=1, dtype=np.int64)).ravel()
         if (own > 0).sum() >= _TOTAL_IN_SPOTS and (2 * own == of_spots).all():

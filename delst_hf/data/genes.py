@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .features import GENOME_PREFIX, genes_only, names_transcript, without_genome
+from .features import GENES_ONLY, GENOME_PREFIX, genes_only, names_transcript, without_genome
 from .images import check_readable
 from .notes import Notes
 from .schema import GENE_ID, SYMBOL
@@ -123,7 +123,9 @@ def clean_genes(
     table[SYMBOL] = _case_by_species(table[SYMBOL], species, slide_id)
     if aliases:
         table = _rename(table, aliases, slide_id)
-    return *_sum_duplicates(counts, table, slide_id, notes), species
+    counts, table = _sum_duplicates(counts, table, slide_id, notes)
+    table.attrs[GENES_ONLY] = True
+    return counts, table, species
 
 
 def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.ndarray]]:
@@ -140,7 +142,8 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
         of its genes is (genes,).
     """
     rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["gene_id", "symbol", "species"])
-    species = [canonical_species(name) for name in rows["species"]]
+    known_as = {name: canonical_species(name) for name in set(rows["species"])}
+    species = [known_as[name] for name in rows["species"]]
     known = sorted(set(species) - {""})
     species = [name or (known[0] if len(known) == 1 else "") for name in species]
     ids = [_bare_id(str(value)) for value in rows["gene_id"]]
@@ -244,10 +247,10 @@ def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[st
     names = symbols.tolist()
     if species not in ("human", "mouse", "rat"):
         return names
-    lettered = [name for name in names if sum(letter.isalpha() for letter in name) >= 3]
+    lettered = [name for name in names if (name.isalpha() and len(name) >= 3) or sum(map(str.isalpha, name)) >= 3]
     if species == "human":
         wrong, change = (
-            [name for name in lettered if re.sub("orf", "", name).upper() != re.sub("orf", "", name)],
+            [name for name in lettered if (plain := name.replace("orf", "")).upper() != plain],
             _human,
         )
     else:

@@ -28,6 +28,12 @@ _ORIENTATION = 274
 _OPENSLIDE_SUFFIXES = {".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".zvi"}
 
 
+class StatedImage(np.ndarray):
+    """Pixels in memory, and what their file says of its scale: pairs of the tag and micrometres per pixel."""
+
+    scale_statements: tuple[tuple[str, float], ...] = ()
+
+
 def open_image(path: str | Path) -> Any:
     """Open the image of a slide without reading more than it must.
 
@@ -120,8 +126,12 @@ def read_image(path: str | Path) -> np.ndarray:
                        path.stat().st_size if large else None, _DENSEST_IMAGE)  # fmt: skip
         orientation = int(image.getexif().get(_ORIENTATION, 0))
         deep = _deep_png(path) if image.format == "PNG" else None
+        dpi = image.info.get("dpi")
         pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep)
     refuse_turned(orientation, path.name, "exiftool -Orientation= FILE")
+    if dpi and float(dpi[0]) > 0:
+        pixels = pixels.view(StatedImage)
+        pixels.scale_statements = (("dpi", 25_400 / float(dpi[0])),)
     return pixels
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 
 # From the position of a spot to its patch, uint8 (patch_px, patch_px, 3).
 Cutter = Callable[[int], np.ndarray]
+# Beyond these no patch is meant: of the image's longer side, and in pixels as stored.
+_LARGEST_SHARE, _LARGEST_PX = 4, 8192
 # A side within a twentieth of a pixel of patch_px moves no border of the patch by more than that.
 _SAME_SCALE_PX = 0.05
 
@@ -66,7 +68,15 @@ def image_cutter(image: Any, centres: np.ndarray, side: float, patch_px: int) ->
         centres: (spots, 2) x, y in pixels.
         side: of the region in pixels.
         patch_px: side of the patch; where it equals `side`, no pixel is resampled.
+
+    Raises:
+        ValueError: the region is several times as large as the image.
     """
+    if side > _LARGEST_SHARE * max(image.shape[:2]):
+        raise ValueError(
+            f"a patch would be {side:.3g} px of an image of {image.shape[1]} x {image.shape[0]} px. Allowed: up to "
+            f"{_LARGEST_SHARE} times its longer side. Give the side in micrometres (--patch-um), and check the scale (--mpp)."
+        )
     if abs(side - patch_px) < _SAME_SCALE_PX:
         corners = np.rint(centres - side / 2)
         return lambda position: cut_patch(image, corners[position, 0], corners[position, 1], patch_px, patch_px)
@@ -104,8 +114,10 @@ def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
 
 
 def check_patch_size(patch_um: float, patch_px: int) -> None:
-    """Raise a ValueError unless both sizes are positive."""
+    """Raise a ValueError unless both sizes are positive, and what is stored is no larger than a patch can be."""
     if not (np.isfinite(patch_um) and patch_um > 0):
         raise ValueError(f"patch_um is {patch_um}. Allowed: a positive number of micrometres, e.g. 112.")
-    if int(patch_px) != patch_px or patch_px < 1:
-        raise ValueError(f"patch_px is {patch_px}. Allowed: a positive whole number of pixels, e.g. 224.")
+    if int(patch_px) != patch_px or not 1 <= patch_px <= _LARGEST_PX:
+        raise ValueError(
+            f"patch_px is {patch_px}. Allowed: a whole number of pixels from 1 to {_LARGEST_PX}, e.g. 224."
+        )

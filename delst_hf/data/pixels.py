@@ -13,6 +13,8 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 _DEPTHS = (8, 10, 12, 14, 16)
+# This share of the samples may be brighter than white: dead pixels of a camera, at the end of the range.
+_DEAD = 1e-3
 # A fourth channel is opacity if at least this share of it is wholly opaque or wholly transparent.
 _OPAQUE_SHARE = 0.5
 # Names of channels of fluorescence, as microscopes write them.
@@ -53,7 +55,9 @@ def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | 
             f"{name} has {sample.dtype} values from {low:g} to {high:g}. Allowed: uint8, whole numbers of up to 16 bits, or "
             "floats in 0..1 or 0..255. Rescale it before."
         )
-    needed = next(bits for bits in _DEPTHS if high < 2**bits)
+    needed = _bits(sample, high)
+    if 2**needed <= high:
+        logger.warning("%s: less than %g of its samples, up to %g, are brighter than its white", name, _DEAD, high)
     if stated_bits is not None and stated_bits < 16 and high < 2**stated_bits:
         needed, by = stated_bits, "as it states"
     else:
@@ -62,6 +66,14 @@ def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | 
             logger.warning("%s states %d significant bits, but holds values up to %g", name, stated_bits, high)
     logger.info("%s: samples of %d significant bits of %d (%s)", name, needed, 8 * sample.dtype.itemsize, by)
     return float(2**needed - 1)
+
+
+def _bits(sample: np.ndarray, high: float) -> int:
+    """Return the smallest known depth that holds all samples but dead pixels; 15 bits where the sixteenth is a sign."""
+    needed = next(bits for bits in _DEPTHS if high < 2**bits)
+    bright = float(np.quantile(sample, 1 - _DEAD)) if needed > _DEPTHS[0] else high
+    needed = next(bits for bits in _DEPTHS if bright < 2**bits)
+    return min(needed, 15) if sample.dtype == np.int16 else needed
 
 
 def to_rgb(array: np.ndarray, white: float | None = None, premultiplied: bool = False) -> np.ndarray:

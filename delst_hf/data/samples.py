@@ -49,7 +49,7 @@ def check_one_slide(slide: Slide) -> None:
     Raises:
         ValueError: what shows it, and how to choose.
     """
-    found = list(_evidence(slide.spots))
+    found = [*slide.signs_of_samples, *signs_of_samples(slide.spots)]
     if found:
         how = _CHOICE.get(slide.source.partition(":")[0], "Split the files and read each sample by itself")
         raise ValueError(
@@ -70,7 +70,8 @@ def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
     return numbers
 
 
-def _evidence(spots: pd.DataFrame) -> Iterable[str]:
+def signs_of_samples(spots: pd.DataFrame) -> Iterable[str]:
+    """Yield what shows that a table of spots is of several samples, in words."""
     for columns, what in ((["array_row", "array_col"], "places of the array"), (["x", "y"], "positions")):
         table = spots[columns].astype(float)
         table = table[(table >= 0).all(axis=1)] if columns[0] == "array_row" else table

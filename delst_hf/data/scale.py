@@ -40,6 +40,8 @@ _TRUST = ("given", "geometry", "stated", "spots")
 _SCREEN_DPI = (1, 72, 96, 150, 300, 600)
 # One micrometre, millimetre or centimetre is what writers mean by nothing.
 _PLACEHOLDERS = (1.0, 1_000.0, 10_000.0, *(25_400 / dpi for dpi in _SCREEN_DPI), *(25.4 / dpi for dpi in _SCREEN_DPI))
+# Above this, a pixel is no microscope's but a printer's, of less than 1,000 dots per inch.
+_PRINTED_UM = 25.4
 _ARRAY_NAME = re.compile(r".*?(?<!\d)(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:[_-]\w*)?")
 
 
@@ -109,7 +111,7 @@ def is_placeholder(mpp: float) -> bool:
     >>> is_placeholder(1.0), is_placeholder(25.4 / 72), is_placeholder(0.5)
     (True, True, False)
     """
-    return any(abs(mpp / value - 1) < 2e-3 for value in _PLACEHOLDERS)
+    return mpp > 1.002 * _PRINTED_UM or any(abs(mpp / value - 1) < 2e-3 for value in _PLACEHOLDERS)
 
 
 def given(mpp: float | None, name: str = "--mpp") -> list[Witness]:
@@ -269,7 +271,7 @@ def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
     """
     off = [one for one in scale.witnesses if not one.agrees(scale.mpp)]
     for one in off:
-        if one.placeholder:
+        if one.placeholder and not one.source.startswith("dpi "):  # every camera and program writes some dpi
             logger.warning("%s: %s um per %s is a placeholder and is not believed", slide_id, one, scale.frame)
     off = [one for one in off if not one.placeholder]
     by_user = scale.chosen.kind == "given"

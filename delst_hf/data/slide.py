@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from PIL import Image
 
 from .counts import check_counts
-from .features import genes_only
+from .features import GENES_ONLY, genes_only
 from .notes import Notes
 from .patches import Cutter, StoredPatches, check_patch_size, image_cutter
 from .scale import Scale, check_scale, scale_of
@@ -28,9 +28,6 @@ PLAUSIBLE_MPP = (0.05, 50.0)
 _BLOCK_PX = 2048
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-# Among the attributes of a gene table: done before, by the slide that this one was made from.
-_GENES_ONLY = "genes_only"
 
 
 class WrongFrameError(ValueError):
@@ -63,6 +60,7 @@ class Slide:
         stored_patches: patches that were cut before, where there is no image to cut them from.
         notes: what was noticed while it was read: what was left out, and what states a scale.
         has_counts: False for a slide that is nothing but its image: `counts` and `genes` are then empty.
+        signs_of_samples: what showed, before rows were added up, that they are of several samples (see `samples`).
         scale: who says what of `mpp`; without it, `mpp` is compared with the lattice of the spots and the tags of the image.
 
     Examples:
@@ -92,6 +90,7 @@ class Slide:
     notes: Notes = field(default_factory=Notes)
     has_counts: bool = True
     scale: Scale | None = None
+    signs_of_samples: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.spots = self.spots.set_axis(pd.Index(identifiers(self.spots.index), dtype=object))
@@ -216,9 +215,9 @@ class Slide:
     def _keep_genes(self) -> None:
         """Leave out the features that are not genes. What `validate` refuses is left to it."""
         fits = {GENE_ID, SYMBOL} <= set(self.genes) and self.counts.shape[1] == len(self.genes) > 0
-        if fits and not self.genes.attrs.get(_GENES_ONLY):
+        if fits and not self.genes.attrs.get(GENES_ONLY):
             self.counts, self.genes = genes_only(self.counts, self.genes, self.slide_id, self.notes)
-            self.genes.attrs[_GENES_ONLY] = True
+            self.genes.attrs[GENES_ONLY] = True
 
     def _check_names(self) -> None:
         if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id) or "--" in self.slide_id:

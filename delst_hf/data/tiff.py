@@ -235,7 +235,8 @@ class TiffImage:
     def _decode(self, page: Any, index: int) -> np.ndarray:
         count = page.databytecounts[index]
         if not count:  # a tile that the scanner left out: background
-            return np.full((*self._chunk, 1 if self._separate > 1 else page.samplesperpixel), 255, page.dtype)
+            background = 0 if int(page.photometric) == 0 else 255 if page.dtype == np.uint8 else self.white or 0
+            return np.full((*self._chunk, 1 if self._separate > 1 else page.samplesperpixel), background, page.dtype)
         try:
             handle = self._file.filehandle
             handle.seek(page.dataoffsets[index])

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import scipy.sparse as sp
 from PIL import Image
 
 from .folder import open_folder
 from .notes import Notes
 from .quality import share_on_tissue
+from .scale import is_placeholder
 from .slide import Slide
 
 # Sources of a scale that differ by less are said to agree.
@@ -26,10 +28,17 @@ def measure(slide: Slide, thumbnail: Image.Image) -> None:
     labels = Counter("(none)" if pd.isna(label) else str(label) for label in slide.spots["label"])
     notes.labels = dict(labels.most_common())
     if slide.has_counts:
-        notes.median_counts = float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
+        notes.median_counts = float(np.median(_totals(counts)))
         notes.median_genes = float(np.median(np.diff(counts.indptr)))
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
     notes.on_tissue = share_on_tissue(slide, thumbnail)
+
+
+def _totals(counts: sp.csr_matrix) -> np.ndarray:
+    """Sum of the counts of each spot (spots,), without a copy of all of them as 64 bits."""
+    totals, filled = np.zeros(counts.shape[0], np.int64), np.diff(counts.indptr) > 0
+    totals[filled] = np.add.reduceat(counts.data, counts.indptr[:-1][filled], dtype=np.int64) if filled.any() else 0
+    return totals
 
 
 def slide_page(row: Mapping[str, Any], num_spots: int) -> str:
@@ -76,6 +85,8 @@ def _scale(mpp: float, notes: Notes) -> str:
 
 def _against(found: float, mpp: float) -> str:
     differs = found / mpp - 1
+    if abs(differs) > AGREEMENT and is_placeholder(found):
+        return f"{found:.4f} (a placeholder)"
     return f"{found:.4f} (agrees)" if abs(differs) <= AGREEMENT else f"{found:.4f} (DIFFERS by {differs:+.0%})"
 
 

@@ -100,7 +100,7 @@ def whole_numbers(values: Any, what: str) -> np.ndarray:
     """
     array = np.asarray(values)
     if array.dtype.kind in "iub":
-        return array.astype(np.int64)
+        return array.astype(np.int64, copy=False)
     try:
         floats = array.astype(np.float64)
     except (TypeError, ValueError):
@@ -117,7 +117,14 @@ def texts(values: Any) -> list[str]:
     >>> texts(np.array([b"ACTB", b"GAPDH"]))
     ['ACTB', 'GAPDH']
     """
-    return ["" if _undefined(value := plain(one)) else str(value) for one in np.asarray(values, dtype=object).ravel()]
+    return [one if type(one) is str else _text(one) for one in np.asarray(values, dtype=object).ravel()]
+
+
+def _text(value: Any) -> str:
+    if type(value) is bytes:
+        return value.decode("utf-8", "replace")
+    value = plain(value)
+    return "" if _undefined(value) else str(value)
 
 
 def identifier(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Embeddings from elsewhere: .npy, .npz or .parquet -> arrays in the order of a dataset's spots."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from ..data.declared import check_declared
+from ..errors import reading
 from .preparation import finite_matrix
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -54,12 +57,32 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
 
 
 def _npy(path: Path) -> dict[str, np.ndarray]:
-    return {"image": np.load(path, allow_pickle=False)}
+    with reading(path, "embeddings"):  # mapped, an array cannot be larger than its file
+        return {"image": np.load(path, mmap_mode="r", allow_pickle=False)}
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    with reading(path, "embeddings"):
+        _check_npz(path)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+
+def _check_npz(path: Path) -> None:
+    """Compare what the arrays of an .npz declare with what it stores of them."""
+    with zipfile.ZipFile(path) as archive:
+        for one in archive.infolist():
+            check_declared(float(one.file_size), path, f"{one.filename} of {one.file_size} bytes", one.compress_size)
+            with archive.open(one) as member:
+                version = np.lib.format.read_magic(member)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, kind = header(member)
+            size = float(kind.itemsize)
+            for side in shape:
+                size *= side
+            check_declared(size, path, f"{one.filename} of shape {shape}", float(one.file_size), 1)
 
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:

@@ -115,7 +115,9 @@ def read_anndata(
     if slide_key is None:
         of_slide = of_slide & _rows_of_library(adata, library_id, path.name)
         if not chosen:
-            spots = spots.join(sample_columns(adata.obs).set_axis(spots.index), rsuffix=" of obs")
+            # By place and not by name: names that are there twice are refused later, in words.
+            for name, column in sample_columns(adata.obs).items():
+                spots[name if name not in spots else f"{name} of obs"] = column.to_numpy()
     elif not chosen and library_id != slide_value and (shared := same_places(spots[of_slide], spots[~of_slide])):
         raise ValueError(
             f"{path.name} has one image, {library_id!r}, for several slides: {shared} spots of {slide_value!r} lie where spots "

@@ -104,7 +104,7 @@ def read_labels(path: str | Path, section: str) -> dict[str, str]:
     Raises:
         KeyError: a missing column.
     """
-    table = read_table(path, "labels")
+    table = read_table(path, "labels", text=["section", "id", "label"])
     if "label" not in table or not ("id" in table or {"x", "y"} <= set(table)):
         raise KeyError(
             f"{Path(path).name}: columns label, and id or x and y, are needed; found {list(table.columns)}. Rename or add them."

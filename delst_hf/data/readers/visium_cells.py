@@ -9,6 +9,7 @@ OUTS/segmented_outputs/spatial/scalefactors_json.json with microns_per_pixel, ti
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..cells import outlines
 from ..files import visible
 from ..images import check_readable
 from ..notes import Notes
-from ..scale import given, image_states, settle_scale, stated
+from ..scale import Witness, given, image_states, settle_scale, stated
 from ..slide import Slide
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
 from .visium import outs_name, scale_factors, scaled_image
@@ -76,7 +77,7 @@ def read_visium_cells(
         slide_id,
         [
             *given(mpp),
-            *stated("microns_per_pixel of scalefactors_json.json", factors.get("microns_per_pixel")),
+            *_by_frame(factors.get("microns_per_pixel")),
             *image_states(pixels, image_name, factor),
         ],
         frame="full-resolution pixel",
@@ -96,6 +97,12 @@ def read_visium_cells(
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, notes=notes,
         source=f"visium-hd: {counts.name}, {name}, {image_name}",
     )  # fmt: skip
+
+
+def _by_frame(value: Any) -> list[Witness]:
+    """Return what microns_per_pixel says: it is measured on the printed frame, unless it is a placeholder."""
+    found = stated("microns_per_pixel of scalefactors_json.json", value)
+    return [one if one.placeholder else replace(one, kind="geometry") for one in found]
 
 
 def _segmented(path: Path) -> Path:
