@@ -145,12 +145,13 @@ def explain(error: BaseException) -> str:
     )
 
 
-def run_script(main: Callable[[], Any], name: str) -> int:
+def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same command again") -> int:
     """Run the main function of a script as the `delst` command runs its own: errors are one line.
 
     Args:
         main: without arguments.
         name: of the script, for the message.
+        going_on: how to go on after an interruption, for the message.
 
     Returns:
         The exit status: 0 when done, 2 for an error, 130 when interrupted.
@@ -161,7 +162,7 @@ def run_script(main: Callable[[], Any], name: str) -> int:
     try:
         main()
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted; what was finished is whole. To go on: {going_on}.", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

@@ -1,12 +1,14 @@
-"""Text of strangers in Markdown and YAML: shown as it is, and never markup.
+"""Text of strangers in Markdown, YAML and HTML: shown as it is, and never markup.
 
 Labels, names, tissues and sources come from files that anybody may have written. Cards are filled by `fill`, which escapes
-whatever is not `Markdown` already, and their headers are written by a YAML library.
+whatever is not `Markdown` already, and their headers are written by a YAML library. Pages are built by `element`, which escapes
+whatever is not `Html` already.
 """
 
+import html
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,44 @@ _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 # What opens markup of HTML or Markdown, a table's next column, a link, code, a placeholder, or escapes what follows.
 _ACTIVE = {char: f"&#{ord(char)};" for char in "|`[]{}\\*~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+class Html(str):
+    """Text that is HTML already and is not escaped again."""
+
+
+def as_html(value: object) -> Html:
+    """Return a value as HTML that shows it and does nothing, between tags or within a quoted attribute.
+
+    Example:
+        >>> as_html("a < b"), as_html(Html("<b>a</b>"))
+        ('a &lt; b', '<b>a</b>')
+    """
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(shown(str(value), keep="\n"), quote=True))
+
+
+def joined(parts: Iterable[object]) -> Html:
+    """Return parts as HTML one after the other."""
+    return Html("".join(map(as_html, parts)))
+
+
+def element(tag: str, *children: object, **attributes: object) -> Html:
+    """Return an element of HTML; children and values of attributes are escaped unless they are `Html`.
+
+    Args:
+        tag: Its name.
+        *children: What it holds.
+        **attributes: Its attributes; a final underscore is dropped from their names (``class_``), other ones become hyphens.
+
+    Example:
+        >>> element("p", "a < b", class_="soft")
+        '<p class="soft">a &lt; b</p>'
+    """
+    names = {name: name.removesuffix("_").replace("_", "-") for name in attributes}
+    told = "".join(f' {names[name]}="{as_html(value)}"' for name, value in attributes.items())
+    return Html(f"<{tag}{told}>{joined(children)}</{tag}>")
 
 
 class Markdown(str):
@@ -34,9 +74,7 @@ def cell(value: object) -> Markdown:
     """
     if isinstance(value, Markdown):
         return value
-    # Line breaks, other controls, and marks that turn the direction of reading become spaces.
-    shown = "".join(" " if unicodedata.category(char) in _CONTROLS else char for char in str(value))
-    return Markdown("".join(_ACTIVE.get(char, char) for char in shown))
+    return Markdown("".join(_ACTIVE.get(char, char) for char in shown(str(value))))
 
 
 def row(*cells: object) -> Markdown:
@@ -61,7 +99,7 @@ def fenced(text: str, language: str = "") -> Markdown:
         >>> fenced("a: 1", "yaml").splitlines()
         ['```yaml', 'a: 1', '```']
     """
-    text = "".join(char if char == "\n" or unicodedata.category(char) not in _CONTROLS else " " for char in text)
+    text = shown(text, keep="\n")
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markdown(f"{fence}{language}\n{text.strip()}\n{fence}")
@@ -80,6 +118,22 @@ def fill(template: str, facts: Mapping[str, object]) -> str:
 def placeholders(text: str) -> list[str]:
     """Return the names of the places ``{name}`` that a text has, each once."""
     return list(dict.fromkeys(_PLACEHOLDER.findall(text)))
+
+
+def shown(text: str, keep: str = "") -> str:
+    """Return a text in which line breaks, other controls, and marks that turn the direction of reading are spaces.
+
+    Args:
+        text: Any.
+        keep: Controls that stay.
+
+    Example:
+        >>> shown("a\\nb")
+        'a b'
+    """
+    if text.isprintable():  # most are
+        return text
+    return "".join(" " if char not in keep and unicodedata.category(char) in _CONTROLS else char for char in text)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,6 +5,7 @@ Paths become names and secrets are left out when a record is made, so that nothi
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .markup import license_of, read_header
+
+logger = logging.getLogger(__name__)
 
 TRAINING_RECORD = "training.json"
 
@@ -205,22 +208,27 @@ def feature_facts(facts: Mapping[str, Any], features: Any) -> dict[str, Any]:
 
 
 def check_patch_size(
-    record: Mapping[str, Any], patch_um: Iterable[float], model: str, of_features: bool = False
+    record: Mapping[str, Any],
+    patch_um: Iterable[float],
+    model: str,
+    patch_px: Iterable[int] = (),
+    of_features: bool = False,
 ) -> None:
-    """Refuse patches of another physical size than those that a checkpoint was trained on.
+    """Refuse patches of another physical size, or much coarser ones, than those that a checkpoint was trained on.
 
     Args:
         record: Its training record; without facts of the data nothing is compared.
         patch_um: Sides of the patches in micrometres.
         model: The checkpoint, for the message.
+        patch_px: Sides of the patches as stored, in pixels. Other sizes are said; fewer than half of the pixels are refused.
         of_features: The patches are those of features made elsewhere.
 
     Raises:
-        ValueError: If a side differs by more than 2 %.
+        ValueError: If a side differs by more than 2 %, or has less than half of the pixels.
 
-    >>> check_patch_size({"data": {"patch_um": "112"}}, [112.0], "my-model")
+    >>> check_patch_size({"data": {"patch_um": "112", "patch_px": "224"}}, [112.0], "my-model", [224])
     """
-    trained = [float(side) for side in str((record.get("data") or {}).get("patch_um") or "").split(",") if side.strip()]
+    trained, pixels = (_sides(record, name) for name in ("patch_um", "patch_px"))
     wrong = [side for side in patch_um if trained and not any(abs(side - one) <= 0.02 * one for one in trained)]
     if wrong:
         sides = ", ".join(f"{side:g}" for side in trained)
@@ -234,6 +242,21 @@ def check_patch_size(
             f"{model} was trained on patches of {sides} um, {what} patches of {wrong[0]:g} um: the same tissue looks "
             f"another way. {again}{'' if of_features else f' {trained[0]:g}'}."
         )
+    others = [side for side in patch_px if pixels and not any(abs(side - one) <= 0.02 * one for one in pixels)]
+    if others:
+        told = (
+            f"{model} was trained on patches of {', '.join(f'{side:g}' for side in pixels)} px, the dataset has patches of "
+            f"{others[0]:g} px"
+        )
+        again = f"Prepare the dataset again with --patch-px {pixels[0]:g}"
+        if min(others) < min(pixels) / 2:
+            raise ValueError(f"{told}: they show less than half of the detail. {again}.")
+        logger.warning("%s: they show more or less detail. %s, if the slides have it.", told, again)
+
+
+def _sides(record: Mapping[str, Any], name: str) -> list[float]:
+    """Return the sides of patches that a record states, as "112" or "100, 112"."""
+    return [float(side) for side in str((record.get("data") or {}).get(name) or "").split(",") if side.strip()]
 
 
 def find_training_record(model: str) -> dict[str, Any]:

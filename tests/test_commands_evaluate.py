@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,106 @@ def test_report_is_one_file_that_asks_for_nothing(report):
     assert len(ids) == len(set(ids)), "ids of different figures collide"
 
 
+def leaves(value, path=()):
+    """Paths of all texts, keys included; of a list only the first item of each form."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, ("key", key))
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list):
+        forms = set()
+        for number, item in enumerate(value):
+            form = tuple(sorted(item)) if isinstance(item, dict) else type(item).__name__
+            if form not in forms:
+                forms.add(form)
+                yield from leaves(item, (*path, number))
+    elif isinstance(value, str):
+        yield path
+
+
+def planted(record, path, text):
+    """The same results with a text in one place."""
+    found = json.loads(json.dumps(record))
+    *way, last = path
+    place = found
+    for step in way:
+        place = place[step]
+    if isinstance(last, tuple):
+        place[text] = place.pop(last[1])
+    else:
+        place[last] = text
+    return found
+
+
+class Tags(HTMLParser):
+    """Names of elements and attributes of a page, and the addresses it refers to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.addresses = set(), set(), set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+        self.addresses |= {value for name, value in attributes if name in ("href", "src", "xlink:href", "action")}
+
+
+ATTACK = "\"'></title></style></svg><script>alert(1)</script><img src=x onerror=alert(1)>--><!--$\\evil{$&lt;\ud800\u202e\n---"
+
+
+def test_hostile_text_in_any_field_of_results_is_shown_and_does_nothing(record, report, monkeypatch):
+    """Every text and key in turn; a page is made whose elements are those of any report, or the results are refused."""
+    from delst_hf.report import page
+
+    allowed = Tags(report.read_text())
+    # The figures are drawn in the next test: here it is the page around them.
+    monkeypatch.setattr(page, "report_pictures", lambda record: iter(()))
+    drawn = ("spots", "per_gene", "gallery", "training_log", "pictures")
+    small = {key: value for key, value in record.items() if key not in drawn}
+    made, seen = 0, set()
+    for path in leaves(small):
+        place = tuple("item" if isinstance(step, int) else step for step in path)
+        if place in seen:
+            continue
+        seen.add(place)
+        try:
+            text = page._page([page._printable(planted(small, path, ATTACK))], [page.shown(ATTACK)])
+        except (ValueError, KeyError, TypeError):  # a protocol that there is not, a row without its metric
+            continue
+        made += 1
+        found = Tags(text)
+        assert found.tags <= allowed.tags and found.attributes <= allowed.attributes, path
+        assert "<script" not in text and "<img" not in text and "\ud800" not in text and "\u202e" not in text
+    assert made > 40, (made, len(seen))
+
+
+def test_hostile_names_are_drawn(record, tmp_path):
+    """All labels, genes, slides, arms and signatures at once, so that figures and legends hold them."""
+    from delst_hf.report.page import write_report
+
+    names = {*record["test_slides"], *record["own_arms"], *filter(None, record["spots"]["label"])}
+    names |= {row["gene"] for row in record["per_gene"]} | {row["arm"] for row in record["protocols"]}
+    hostile = {name: f"{number}{ATTACK}" for number, name in enumerate(sorted(names, key=len, reverse=True))}
+
+    def renamed(value):
+        if isinstance(value, dict):
+            return {renamed_key(key): renamed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        return hostile.get(value, value) if isinstance(value, str) else value
+
+    def renamed_key(key):
+        head, colon, tail = key.rpartition(":")
+        return f"{head}{colon}{hostile.get(tail, tail)}"
+
+    path = write_report([renamed(record)], tmp_path / "hostile.html", [ATTACK])
+    found, text = Tags(path.read_text(encoding="utf-8")), path.read_text(encoding="utf-8")
+    assert not {"script", "img", "iframe"} & found.tags and not [a for a in found.attributes if a.startswith("on")]
+    assert all(address.startswith(("#", "data:")) for address in found.addresses)
+    assert "<!--" not in text and text.count('http-equiv="Content-Security-Policy"') == 1
+
+
 def test_same_results_same_report(results_file, report, tmp_path):
     for name in ("a.html", "b.html"):
         assert main(["report", str(results_file), "--output", str(tmp_path / name)]) == 0
@@ -238,7 +339,9 @@ def test_report_in_a_browser(report, tmp_path):
         "const b=f.querySelector('svg').getBoundingClientRect();f.dataset.size=b.width>50&&b.height>50?'seen':'empty'}})"
         "</script></body>"
     )
-    probe.write_text(report.read_text().replace("</body>", script))
+    # The page itself allows no script, also none that looks at it.
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text())
+    probe.write_text(page.replace("</body>", script))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
              "--enable-logging=stderr", "--v=0", "--dump-dom"]  # fmt: skip

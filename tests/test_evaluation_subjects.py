@@ -175,6 +175,7 @@ def test_mistakes_end_with_one_line_before_any_work(planted, checkpoint, toy_fol
     broken = planted["image"].copy()
     broken[7, 2] = np.nan
     np.save(tmp_path / "nan.npy", broken)
+    np.save(tmp_path / "complex.npy", planted["image"] + 1j)
     np.savez(tmp_path / "words.npz", words=np.ones((108, 2)))
     np.savez(tmp_path / "half.npz", image=planted["image"], slide_id=np.repeat("a", 108))
     few = {"slide_id": np.repeat("toy_A1", 2), "barcode": np.array(["x", "y"])}
@@ -187,6 +188,7 @@ def test_mistakes_end_with_one_line_before_any_work(planted, checkpoint, toy_fol
         (tmp_path / "none.npy", [], "no embeddings at"),
         (tmp_path / "short.npy", [], "has {'image': 50} rows and the dataset 108 spots"),
         (tmp_path / "nan.npy", [], "nan.npy: image holds NaN or infinity in 1 of 108 rows, first in row 7"),
+        (tmp_path / "complex.npy", [], "complex.npy: image holds values of type complex128; allowed are real numbers"),
         (tmp_path / "words.npz", [], "holds words; no array of image embeddings"),
         (tmp_path / "half.npz", [], "has slide_id and not the other"),
         (tmp_path / "few.npz", [], "lacks 108 of the 108 spots"),

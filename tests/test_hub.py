@@ -11,6 +11,7 @@ from delst_hf.record import read_training_record, training_record
 def test_folder_holds_everything_and_loads(tiny_model, tiny_processor, tmp_path):
     folder = save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor, training_record(seed=3))
     assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
+        "checksums.json",
         "config.json",
         "model.safetensors",
         "processor_config.json",

@@ -18,6 +18,12 @@ def no_work(monkeypatch):
         "data.study.Study.load",
         "data.vocabulary.choose_genes",
         "hub.card.model_card",
+        "prediction.fit.load_predictor",
+        "prediction.reference.load_predictor",
+        "prediction.predict.load_predictor",
+        "prediction.annotate.open_anndata",
+        "data.part.write_part",
+        "data.merge.open_folder",
     ):
         monkeypatch.setattr(f"delst_hf.{name}", never)
 
@@ -29,17 +35,46 @@ def commands(output):
         "model-index": ["report", "results.json", "--output", "report.html", "--model-index", output],
         "vocabulary": ["vocabulary", "a-dataset", "--output", output],
         "card": ["card", "a-model", "me/name", "--output", output],
+        "predict": ["predict", "a-model", "slide.png", "--output", f"{output}.parquet"],
+        "predict zarr": ["predict", "a-model", "slide.png", "--output", f"{output}.zarr"],
+        "embed": ["embed", "a-model", "mine.h5ad", "--output", output],
+        "fit": ["fit", "a-model", "a-dataset", "--output", output],
+        "prepare": ["prepare", "toy", "--output", output],
+        "merge": ["merge", "a-dataset", "--output", output],
     }
+
+
+# Those that make a folder, which a folder at that place does not prevent.
+FOLDERS = ("fit", "prepare", "merge")
 
 
 @pytest.mark.parametrize("name", list(commands("")))
 def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
-    for output, match in ((".", "is a folder"), ("file/below.json", "is a file, not a folder")):
+    below = "file/below" if name.startswith("predict") else "file/below.json"
+    cases = [(below, "is a file, not a folder"), (".", "is a folder"), ("file", "file")]
+    cases.append(("x" * 300, "name is too long"))
+    if name.startswith("predict"):  # the names there end in .parquet and .zarr
+        cases = [cases[0], cases[3]]
+    elif name not in FOLDERS:
+        cases.pop(2)
+    else:
+        cases.pop(1)
+    for output, match in cases:
         assert main(commands(output)[name]) == 2
-        assert match in capsys.readouterr().err
+        assert match in capsys.readouterr().err, output
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_reference_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys):
+    (tmp_path / "reference").write_text("x")
+    assert main(["reference", str(tmp_path), "a-dataset"]) == 2
+    assert "reference is not a folder" in capsys.readouterr().err
+    (tmp_path / "reference").unlink()
+    with locked(tmp_path / "reference"):
+        assert main(["reference", str(tmp_path), "a-dataset"]) == 2
+    assert "another run is writing to this reference" in capsys.readouterr().err
 
 
 def test_a_second_evaluation_into_one_file_is_refused(tmp_path, capsys):

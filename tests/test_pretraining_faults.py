@@ -2,7 +2,12 @@
 
 import copy
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +22,11 @@ from delst_hf import (
     DelstTrainer,
     DelstTrainingArguments,
 )
+from delst_hf.atomic import end_like_interrupted, locked
+from delst_hf.errors import run_script
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
-from delst_hf.pretraining.checkpoints import last_complete_checkpoint
+from delst_hf.pretraining.checkpoints import check_same_run, last_complete_checkpoint
+from delst_hf.pretraining.run import GOING_ON
 
 
 @pytest.fixture
@@ -149,6 +157,52 @@ def test_a_checkpoint_of_another_run_is_not_resumed(half_trained, make_trainer, 
         make_trainer(**change).train(resume_from_checkpoint=True)
     make_trainer(**change, resume_anyway=True).train(resume_from_checkpoint=True)
     assert named in caplog.text
+
+
+def test_what_changes_only_how_a_sum_is_computed_may_change(half_trained, make_trainer):
+    """The size of micro-batches, workers, logging, evaluation batches, checkpointing of activations."""
+    same = make_trainer(
+        contrastive_micro_batch_size=5, dataloader_num_workers=1, logging_steps=3, per_device_eval_batch_size=7,
+        gradient_checkpointing=True, eval_strategy="steps", eval_steps=3, max_steps=6,
+    )  # fmt: skip
+    check_same_run(str(half_trained), same.identity())
+    with pytest.raises(ValueError, match="optim was .*adafactor"):
+        check_same_run(str(half_trained), make_trainer(optim="adafactor").identity())
+
+
+def test_two_runs_into_one_folder_are_refused(make_trainer, tmp_path):
+    from delst_hf.pretraining.arguments import DataArguments, ModelArguments
+    from delst_hf.pretraining.run import pretrain
+
+    with locked(tmp_path / "run" / "run"):
+        code = "import sys; from delst_hf.pretraining.checkpoints import own_output\nwith own_output(sys.argv[1]): pass"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+        assert "another run is writing to this run's output folder" in done.stderr
+    assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="is a file, not a folder"):
+        pretrain(DataArguments("none"), ModelArguments(), DelstTrainingArguments(str(tmp_path / "file" / "run")))
+
+
+def test_sigterm_ends_a_script_in_one_line_that_says_how_to_go_on(capsys):
+    """As Ctrl-C does: what was open is cleaned up."""
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def main():
+        end_like_interrupted()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleaned.append(True)
+
+    try:
+        assert run_script(main, "pretrain.py", GOING_ON) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert cleaned and said.count("\n") == 1
+    assert "what was finished is whole. To go on: give the same command with --resume_from_checkpoint true." in said
 
 
 def test_another_order_of_the_vocabulary_is_not_resumed(half_trained, make_trainer, tiny_processor):

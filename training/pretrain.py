@@ -16,7 +16,7 @@ import sys
 from functools import partial
 
 from delst_hf.errors import run_script
-from delst_hf.pretraining.run import main
+from delst_hf.pretraining.run import GOING_ON, main
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretrain.py"))
+    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretrain.py", GOING_ON))

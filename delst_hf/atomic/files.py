@@ -94,25 +94,50 @@ def check_file_output(path: str | os.PathLike) -> None:
         >>> Path("results.json").exists()
         False
     """
+    path = _absolute(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the name of a file to write.")
+    if path.exists() and not path.is_file():  # a pipe, /dev/stdout
+        return
+    _check_parent(path, "file")
+
+
+def check_folder_output(path: str | os.PathLike) -> None:
+    """Refuse a folder that could not be made, before the work whose result it is to hold; nothing is left behind.
+
+    Args:
+        path: The folder that is to be made, or replaced, later.
+
+    Raises:
+        OSError: With the reason, as `check_file_output`.
+    """
+    path = _absolute(path)
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(f"{path} is not a folder. Give the name of a folder to make.")
+    _check_parent(path, "folder")
+
+
+def _absolute(path: str | os.PathLike) -> Path:
     path = Path(os.path.realpath(Path(path).expanduser()))
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise OSError(f"{path} cannot be written: its name is too long. Allowed: {_LONGEST_NAME} bytes.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Give the name of a file to write.")
+    return path
+
+
+def _check_parent(path: Path, kind: str) -> None:
+    """Refuse a place in which nothing can be made: it is tried."""
     parent = path.parent
     while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: {parent} is a file, not a folder. Choose another name.")
-    if path.exists() and not path.is_file():
-        return
     try:
         descriptor, name = tempfile.mkstemp(prefix=".delst-", dir=parent)
         os.close(descriptor)
         os.unlink(name)
     except OSError as error:
         raise type(error)(
-            f"{path} cannot be written ({error.strerror or error}). Choose a file in a folder that you may write to."
+            f"{path} cannot be written ({error.strerror or error}). Choose a {kind} in a folder that you may write to."
         ) from error
 
 

@@ -82,6 +82,13 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
             _HELD.discard(key)
 
 
+def is_held(output: str | os.PathLike) -> bool:
+    """Say whether this process holds the lock of an output already."""
+    output = Path(os.path.realpath(Path(output).expanduser()))
+    with _GUARD:
+        return os.fspath(output.parent / f".{output.name}.lock") in _HELD
+
+
 def _acquire(path: Path, output: Path, what: str) -> int:
     """Descriptor of the lock file, locked and with our name in it."""
     while True:

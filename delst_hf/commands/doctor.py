@@ -38,11 +38,12 @@ class Finding:
     fix: str | None = None
 
 
-def examine(backbone: str | None = None) -> list[Finding]:
+def examine(backbone: str | None = None, model: str | None = None) -> list[Finding]:
     """Look at everything.
 
     Args:
         backbone: Id of a backbone whose access is to be checked.
+        model: Folder of a checkpoint that is to be checked: its checksums, its weights, and whether it loads.
     """
     hub = _hub()
     findings = [*_versions(), _device(), *_optional_libraries(), *hub]
@@ -53,7 +54,28 @@ def examine(backbone: str | None = None) -> list[Finding]:
             findings.append(Finding("backbone", f"{backbone} not looked for: see {unusable.name}"))
         else:
             findings.append(_backbone(backbone))
-    return [*findings, *_disks()]
+    return [*findings, *([] if model is None else [_checkpoint(model)]), *_disks()]
+
+
+def _checkpoint(folder: str) -> Finding:
+    """Whether a checkpoint is as it was written, loads, and holds weights that are finite."""
+    from ..errors import explain
+    from ..hub.checkpoint_folder import check_finite_weights, checkpoint_class
+    from ..hub.checksums import CHECKSUMS, check_checksums, weights_fingerprint
+    from ..hub.publish import check_checkpoint
+    from ..model.configuration_delst import DelstConfig
+    from ..model.processing_delst import DelstProcessor
+
+    try:
+        check_checkpoint(folder)
+        check_checksums(folder)
+        check_finite_weights(Path(folder))
+        checkpoint_class(DelstConfig.from_pretrained(folder)).from_pretrained(folder)
+        genes = len(DelstProcessor.from_pretrained(folder).feature_extractor.vocabulary)
+    except Exception as error:  # whatever reading a damaged file raises
+        return Finding("model", f"{folder} is not fit for use", explain(error))
+    compared = "as it was written" if (Path(folder) / CHECKSUMS).is_file() else f"loads; no {CHECKSUMS} to compare with"
+    return Finding("model", f"{folder}, {compared}: {genes} genes, weights {weights_fingerprint(folder)}")
 
 
 def _versions() -> list[Finding]:

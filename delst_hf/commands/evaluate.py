@@ -5,12 +5,15 @@ Nothing heavy is imported before a command runs.
 
 import argparse
 import json
+import logging
 import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import check_file_output, locked
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ..data.study import Study
@@ -142,16 +145,27 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     from ..evaluation.result_tables import format_results
     from ..evaluation.results import results_record, write_results
     from ..evaluation.run import evaluate_subject, spots_of
+    from ..hub.checksums import check_checksums, weights_fingerprint
     from ..model.distributed import process_rank
-    from ..record import find_training_record
+    from ..record import TRAINING_RECORD, check_patch_size, find_training_record
 
     transformers.utils.logging.set_verbosity_error()
     kind = kind_of(arguments.model)
     study = Study.load(arguments.dataset)
     # From the Hub too, or its training slides would pass for unseen ones.
+    if kind == "checkpoint":
+        check_checksums(arguments.model)
     record = find_training_record(arguments.model) if kind == "checkpoint" else {}
+    if kind == "checkpoint" and not record:
+        logger.warning(
+            "%s has no %s: which slides it was trained on is not known, so that scores may be of slides it has seen.",
+            arguments.model, TRAINING_RECORD,
+        )  # fmt: skip
     train_slides, test_slides = choose_slides(arguments, study, record)
-    study, features = _joined_features(arguments, kind, study, [*train_slides, *test_slides], record)
+    slides = [*train_slides, *test_slides]
+    study, features = _joined_features(arguments, kind, study, slides, record)
+    if features is None:
+        check_patch_size(record, study.patch_um(slides), arguments.model, study.patch_px(slides))
     spots = spots_of(study, train_slides, test_slides, evaluation)
     dataset = study.subset([*train_slides, *test_slides])
     subject = _SUBJECTS[kind](arguments, study, dataset, evaluation, record, features)
@@ -160,7 +174,8 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
         return {}
     print(format_results(results))
     facts = {"model": arguments.model, "kind": kind, "dataset": arguments.dataset, "seeds": list(evaluation.seeds)}
-    whole = results_record(results, dataset, **facts, training_log=record.get("log_history", []))
+    weights = weights_fingerprint(arguments.model) if kind == "checkpoint" else None
+    whole = results_record(results, dataset, **facts, weights=weights, training_log=record.get("log_history", []))
     whole["pictures"] = collect_pictures(arguments.dataset, study, results)
     write_results(output, whole)
     print(f"\nEvaluated: {arguments.model} ({kind})\nResults: {output}\n")

@@ -73,11 +73,15 @@ def add_doctor(commands: _Subparsers) -> None:
         help="what is installed, what is reachable, and what to fix",
         description="Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk "
         "space. Exit status 1 when something is to be fixed.",
-        epilog="Example:\n  delst doctor --backbone MahmoodLab/UNI\n"
+        epilog="Examples:\n  delst doctor --backbone MahmoodLab/UNI\n"
+        "  delst doctor --model runs/toy/pretrain/model\n"
         "  delst prepare toy --output toy-dataset   makes a dataset to try things on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--backbone", metavar="ID", help="check access to this backbone, gated or not")
+    parser.add_argument(
+        "--model", metavar="DIR", help="check this checkpoint folder: checksums, weights, whether it loads"
+    )
     parser.set_defaults(run=_run_doctor)
 
 
@@ -152,7 +156,7 @@ def _run_push(arguments: argparse.Namespace) -> None:
 def _run_doctor(arguments: argparse.Namespace) -> int:
     from .doctor import examine
 
-    findings = examine(arguments.backbone)
+    findings = examine(arguments.backbone, arguments.model)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         print(f"{'ok  ' if finding.fix is None else 'FIX '} {finding.name:<{width}}  {finding.found}")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..atomic import check_file_output, locked, write_text
+from ..errors import reading
 
 
 def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,9 +39,10 @@ def _run_report(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--names gives {len(names)} names for {len(records)} results. Give one per file, comma-separated."
         )
-    if arguments.model_index:
-        name = names[0] if names else Path(str(records[0].get("model", "model"))).name
-        write_text(arguments.model_index, model_index_yaml(records[0], name))
-        print(f"model-index  {arguments.model_index}")
-    with locked(arguments.output, "report"):
+    advice = "They were not written by `delst evaluate`, or were changed since: evaluate again."
+    with locked(arguments.output, "report"), reading(", ".join(arguments.results), "results", advice):
+        if arguments.model_index:
+            name = names[0] if names else Path(str(records[0].get("model", "model"))).name
+            write_text(arguments.model_index, model_index_yaml(records[0], name))
+            print(f"model-index  {arguments.model_index}")
         print(f"report  {write_report(records, arguments.output, names)}")

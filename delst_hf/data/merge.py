@@ -86,6 +86,7 @@ def merge_datasets(
     """
     if not folders:
         raise ValueError("there are no datasets to merge. Name at least one folder.")
+    check_output(output, overwrite)
     with locked(output, "dataset") as goal:
         recover(goal)
         check_output(goal, overwrite)

@@ -1,8 +1,10 @@
 """Where a dataset may be written, and what is kept of a run that was killed."""
 
+import os
 import shutil
 from pathlib import Path
 
+from ..atomic import check_folder_output
 from .manifest import MANIFEST
 from .schema import CONFIGS
 
@@ -15,8 +17,11 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: something is there that may not be replaced.
+        OSError: no folder can be made there.
     """
     output = Path(output).expanduser().resolve()
+    if not os.path.isfile(output):  # what stands there is told below
+        check_folder_output(output)
     if not output.exists():
         return output
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()

@@ -143,6 +143,10 @@ class Study:
         """Sides of the patches of these slides in micrometres, each once."""
         return sorted(set(self.slides["patch_um"][self.slides["slide_id"].isin(list(slide_ids))]))
 
+    def patch_px(self, slide_ids: Iterable[str]) -> list[int]:
+        """Sides of the patches of these slides as they are stored, in pixels, each once."""
+        return sorted(set(self.slides["patch_px"][self.slides["slide_id"].isin(list(slide_ids))]))
+
     def with_positions_um(self, spots: Dataset) -> Dataset:
         """Return these spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.
 

@@ -22,9 +22,15 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
     """Return `values` as a float64 matrix (rows, columns), refused when it is empty or holds NaN or infinity.
 
     Raises:
-        ValueError: If `values` is not two-dimensional, is empty or is not finite.
+        ValueError: If `values` is not two-dimensional, is empty, is complex or is not finite.
     """
-    matrix = np.asarray(values, dtype=np.float64)
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{name} holds values of type {given.dtype}; allowed are real numbers. Of complex numbers pass real and imaginary "
+            "parts as columns, and of text nothing."
+        )
+    matrix = given.astype(np.float64, copy=False)
     if matrix.ndim != 2 or matrix.size == 0:
         raise ValueError(
             f"{name} has the shape {matrix.shape}; allowed is a non-empty matrix (rows, columns). "

@@ -1,10 +1,9 @@
 """One table, rendered three ways: as text for a terminal, as HTML for the report, as Markdown for a card."""
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
-from ..markup import cell, row
+from ..markup import Html, cell, element, joined, row
 
 
 @dataclass(frozen=True)
@@ -63,22 +62,22 @@ class Table:
         parts = [f"### {cell(self.title)}" if self.title else "", cell(self.note), "\n".join(body)]
         return "\n\n".join(part for part in parts if part)
 
-    def as_html(self) -> str:
+    def as_html(self) -> Html:
         """Render for the report.
 
         Examples:
             >>> Table("", ("arm", "F1"), (("a<b", "0.5"),)).as_html()[:66]
-            "<div class='table'><table><tr><th>arm</th><th>F1</th></tr><tr><td>"
+            '<div class="table"><table><tr><th>arm</th><th>F1</th></tr><tr><td>'
         """
 
-        def line(tag: str, cells: tuple[str, ...]) -> str:
-            marks = (' class="text"' if i in self.prose else "" for i in range(len(cells)))
-            return "<tr>" + "".join(f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells)) + "</tr>"
+        def line(tag: str, cells: tuple[str, ...]) -> Html:
+            prose = [{"class_": "text"} if i in self.prose else {} for i in range(len(cells))]
+            return element("tr", *(element(tag, text, **marks) for text, marks in zip(cells, prose)))
 
-        body = line("th", self.header) + "".join(line("td", row) for row in self.rows)
-        title = f"<h3>{html.escape(self.title)}</h3>" if self.title else ""
-        note = f"<p class='soft'>{html.escape(self.note)}</p>" if self.note else ""
-        return f"{title}{note}<div class='table'><table>{body}</table></div>"
+        body = element("table", line("th", self.header), *(line("td", cells) for cells in self.rows))
+        title = element("h3", self.title) if self.title else ""
+        note = element("p", self.note, class_="soft") if self.note else ""
+        return joined([title, note, element("div", body, class_="table")])
 
 
 def number(value: Any) -> str:

@@ -1,6 +1,5 @@
 """The card of a checkpoint, written from the records of its run; what no record knows stays a placeholder that names itself."""
 
-import filecmp
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from ..markup import Markdown, cell, fenced, fill, placeholders, yaml_header
 from ..model.configuration_delst import DelstConfig, DelstFeaturesConfig
 from ..record import public_record, read_training_record
 from .card_results import limitations, results_text
+from .checksums import weights_fingerprint
 from .facts import FACTS
 from .head_card import head_text
 
@@ -70,9 +70,8 @@ def model_card(
     record, config = read_training_record(folder), DelstConfig.from_pretrained(folder)
     if results is None and (folder / RESULTS).is_file():
         results = read_results(folder / RESULTS)
-    evaluated = Path(str((results or {}).get("model", "")))
-    if results is not None and results.get("model") and evaluated.is_dir() and not _same_weights(evaluated, folder):
-        raise ValueError(f"The results are of the checkpoint {evaluated}, not of {folder}. Give those of this one.")
+    if results is not None:
+        _check_scored(results, folder)
     data = data or record.get("data") or {}
     facts = _model_facts(folder, config) | _run_facts(record, config) | _data_facts(record, data, results)
     facts["name"], facts["repo_id"] = repo_id.split("/")[-1], repo_id
@@ -104,10 +103,21 @@ def _header(template: str, known: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
-def _same_weights(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same checkpoint, be one the copy of the other."""
-    names = [path.name for path in second.glob("*.safetensors")]
-    return filecmp.cmpfiles(first, second, names, shallow=False)[0] == names
+def _check_scored(results: Mapping[str, Any], folder: Path) -> None:
+    """Refuse results of other weights than those of the checkpoint.
+
+    Raises:
+        ValueError: Naming the model that was scored.
+    """
+    scored, here = results.get("weights"), weights_fingerprint(folder)
+    known = scored is not None
+    if not known and os.path.isdir(str(results.get("model") or "")):  # results of version 0.1 carry no fingerprint
+        scored, known = weights_fingerprint(str(results["model"])), True
+    if known and scored != here:
+        raise ValueError(
+            f"The results are of the checkpoint {results.get('model')} (weights {scored}), not of {folder} (weights {here}). "
+            f"Give those of this one: delst evaluate {folder} DATASET --output results.json."
+        )
 
 
 def unfilled(card: str) -> list[str]:

@@ -65,6 +65,11 @@ def limitations(record: Record, data: Record, results: Record | None, baselines:
             f"It has seen {len(train)} slides ({kind}); other tissue, stains, scanners and technologies are untested."
         )
     if results is not None:
+        if results.get("weights") is None:
+            lines.append(
+                "The results carry no fingerprint of the weights that were scored: that they are of this checkpoint was not "
+                "checked."
+            )
         seen = {patients[slide] for slide in train if slide in patients}
         same = [slide for slide in results["test_slides"] if patients.get(slide) in seen]
         if same:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..atomic import complete_or_nothing, link_or_copy
@@ -12,6 +14,7 @@ from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, public_record
+from .checksums import write_checksums
 
 
 def save_checkpoint_folder(
@@ -31,6 +34,9 @@ def save_checkpoint_folder(
     Returns:
         The folder.
 
+    Raises:
+        ValueError: If a weight is not finite.
+
     Examples:
         >>> from delst_hf import DelstModel, DelstProcessor
         >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model")
@@ -40,13 +46,55 @@ def save_checkpoint_folder(
         (True, True)
     """
     folder = Path(folder)
+    check_finite(model)
     model.config.gene_config.vocabulary_hash = processor.feature_extractor.vocabulary_hash()
     with complete_or_nothing(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         if training is not None:
             (partial / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+        write_checksums(partial)
     return folder
+
+
+def check_finite(model: nn.Module, when: str = "") -> None:
+    """Refuse to keep a model with weights that are not finite.
+
+    Args:
+        model: The model, or a part of it where it is sharded.
+        when: For the message, such as ``"after step 12"``.
+
+    Raises:
+        ValueError: Naming the first of these weights.
+    """
+    wrong = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights are not finite{' ' if when else ''}{when}, {wrong[0]!r} first. Nothing is saved; earlier "
+            "checkpoints stay. Lower --learning_rate, --vision_learning_rate, --scalar_learning_rate or --weight_decay, and "
+            "train again."
+        )
+
+
+def check_finite_weights(folder: Path) -> None:
+    """Refuse a checkpoint folder that holds weights that are not finite; they are read one by one.
+
+    Raises:
+        ValueError: Naming the first of these weights.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    raise ValueError(
+                        f"{path} holds weights that are not finite, {name!r} first: what it predicts is no number. Nothing "
+                        "was pushed. Train again with lower learning rates."
+                    )
 
 
 def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
@@ -75,6 +123,7 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
         if (folder / name).is_file():
             record = json.loads((folder / name).read_text(encoding="utf-8"))
             (target / name).write_text(json.dumps(public_record(record), indent=1) + "\n", encoding="utf-8")
+    write_checksums(target)
 
 
 def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:

@@ -15,7 +15,8 @@ from ..data.schema import CONFIGS
 from ..evaluation.results import RESULTS, write_results
 from ..record import public_record
 from .card import check_filled, model_card
-from .checkpoint_folder import copy_checkpoint_folder
+from .checkpoint_folder import check_finite_weights, copy_checkpoint_folder
+from .checksums import check_checksums
 from .push import push_files, user_of
 
 CARD = "README.md"
@@ -52,7 +53,7 @@ def push_model(
 
     Raises:
         FileNotFoundError: If the folder holds no checkpoint.
-        ValueError: If the card lacks facts.
+        ValueError: If the card lacks facts, the results are of other weights, or the checkpoint is not as it was written.
         OSError: As `push_files` says.
 
     Examples:
@@ -60,6 +61,8 @@ def push_model(
     """
     folder = check_checkpoint(folder)
     _refuse_links(folder)
+    check_checksums(folder)
+    check_finite_weights(folder)
     with _staging(folder) as staging:
         copy_checkpoint_folder(folder, staging)
         if results is not None:

@@ -122,10 +122,10 @@ def embed_file(
     if path.suffix != ".h5ad":
         raise ValueError(f"{path.name} is not an .h5ad file. Write one with adata.write_h5ad(...).")
     output = path.with_name(f"{path.stem}_delst.h5ad") if output is None else Path(output)
+    check_file_output(output)
     in_place = output.exists() and path.exists() and os.path.samefile(output, path)
     if output.exists() and not (in_place or overwrite):
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
-    check_file_output(output)
     adata = open_anndata(path)
     taken = [f"obsm[{key!r}]"] * (key in adata.obsm) + ["uns['delst']"] * ("delst" in adata.uns)
     if taken and not overwrite:

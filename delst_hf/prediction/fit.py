@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from ..atomic import write_text
+from ..atomic import check_folder_output, write_text
 from ..data.collator import DelstCollator
 from ..data.colour import colour_record
 from ..data.patch_features import join_features
@@ -75,6 +75,7 @@ def fit_head(
     Raises:
         ValueError: If an option is not one of those allowed, slides are unknown or too few, genes or patches do not fit.
         FileExistsError: If `output` exists.
+        OSError: If it cannot be made; before the work.
 
     Examples:
         >>> head = fit_head("runs/toy/pretrain/model", "runs/toy/data", "heads/expression", num_workers=0, progress=False)
@@ -83,6 +84,8 @@ def fit_head(
     """
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}. Allowed: {', '.join(TARGETS)} (--target).")
+    if not os.path.isfile(output):
+        check_folder_output(output)
     if Path(output).exists():
         raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
     predictor, study = load_predictor(model), Study.load(dataset)
@@ -92,7 +95,8 @@ def fit_head(
         study, table = join_features(features, study, slides, features_patch_px)
     source = dataset_source(dataset, study, slides, table, spot_split="train")
     check_features(predictor.model.config.vision_config, source.width, source.encoder)
-    check_patch_size(predictor.record, [source.patch_um or 0], model, table is not None)
+    pixels = study.patch_px(slides) if table is None else ()
+    check_patch_size(predictor.record, [source.patch_um or 0], model, pixels, table is not None)
     facts = feature_facts(data_facts(dataset, study, slides), table)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
     with workspace(output, told) as folder:

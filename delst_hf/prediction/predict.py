@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..atomic import check_file_output
+from ..atomic import check_file_output, check_folder_output
 from ..data.colour import describe_foreign_colour
 from ..data.genes import canonical_species
 from ..data.images import check_readable
@@ -167,10 +167,9 @@ def check_output(output: Path, overwrite: bool) -> None:
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"--output is {output.name}. Allowed are names that end in {', '.join(SUFFIXES)}.")
+    (check_folder_output if output.suffix == ".zarr" else check_file_output)(output)
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
-    if output.suffix != ".zarr":
-        check_file_output(output)
 
 
 def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
@@ -193,10 +192,12 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
     if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
         study = Study.load(str(source))
         slides, features = list(choice.slides) or study.slide_ids, None
+        pixels = study.patch_px(slides)
         if choice.features is not None:
             study, features = join_features(choice.features, study, slides, choice.features_patch_px)
+            pixels = []
         found = dataset_source(str(source), study, slides, features)
-        check_patch_size(predictor.record, [found.patch_um or 0], predictor.name, features is not None)
+        check_patch_size(predictor.record, [found.patch_um or 0], predictor.name, pixels, features is not None)
         return found
     patch_um = predictor.patch_um(choice.patch_um)
     places = choice.positions if isinstance(choice.positions, pd.DataFrame | None) else read_positions(choice.positions)

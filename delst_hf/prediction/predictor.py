@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.collator import PixelTransform
 from ..hub.checkpoint_folder import checkpoint_class
+from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
 from ..model.lorentz import log_map0, radius
 from ..model.modeling_delst import DelstModel
@@ -212,6 +213,7 @@ def _load(name: str) -> tuple[Any, DelstProcessor]:
         raise FileNotFoundError(
             f"no checkpoint at {name}. Give the folder of a DELST checkpoint, or its id on the Hub ({reason})"
         ) from error
+    check_checksums(name)
     model = checkpoint_class(config).from_pretrained(name).eval()
     return model, DelstProcessor.from_pretrained(name)
 

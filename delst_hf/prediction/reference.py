@@ -12,11 +12,12 @@ import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ..atomic import complete_or_nothing
+from ..atomic import check_folder_output, complete_or_nothing, locked
 from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study
 from ..evaluation.embed import embed, model_collator
 from ..model.lorentz import exp_map0, pairwise_distance
+from ..record import check_patch_size
 from .predictor import Predictor, load_predictor
 
 FOLDER = "reference"
@@ -210,6 +211,7 @@ def build_reference(
     Raises:
         ValueError: If slides are unknown, or the model was trained on none of this dataset.
         FileNotFoundError: If the model is not a local folder.
+        OSError: If nothing can be written there, or another run is writing; before the work.
 
     Examples:
         >>> build_reference("runs/toy/pretrain/model", "runs/toy/data", size=50, progress=False).name
@@ -221,6 +223,24 @@ def build_reference(
         )
     if size < 1:
         raise ValueError(f"size is {size}. Allowed: 1 or more (--size).")
+    folder = Path(model) / FOLDER
+    check_folder_output(folder)
+    with locked(folder, "reference"):
+        made_elsewhere = (features, features_patch_px)
+        return _build_reference(model, dataset, folder, size, slides, seed, made_elsewhere, batch_size, progress)
+
+
+def _build_reference(
+    model: str,
+    dataset: str,
+    folder: Path,
+    size: int,
+    slides: Sequence[str],
+    seed: int,
+    made_elsewhere: tuple[Any, Any],
+    batch_size: int,
+    progress: bool,
+) -> Path:
     predictor, study = load_predictor(model), Study.load(dataset)
     study.check_slides(slides)
     trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
@@ -229,9 +249,11 @@ def build_reference(
         raise ValueError(
             f"the model was trained on no slide of this dataset ({study.slide_ids}). Name some (--slides)."
         )
-    table = None
+    table, (features, features_patch_px) = None, made_elsewhere
     if features is not None:
         study, table = join_features(features, study, chosen, features_patch_px)
+    else:
+        check_patch_size(predictor.record, study.patch_um(chosen), model, study.patch_px(chosen))
     collator = model_collator(predictor.model, predictor.processor, study, table)
     spots = study.subset(chosen)
     spots = spots.select(_drawn(np.asarray(spots.with_format("numpy")["slide_id"][:]), size, seed))
@@ -240,7 +262,6 @@ def build_reference(
     chunks = (list(range(start, min(start + _CHUNK, len(spots)))) for start in range(0, len(spots), _CHUNK))
     values = [sp.csr_matrix(collator.gene_values(rows.__getitems__(chunk))) for chunk in chunks]
     profiles = sp.vstack(values, format="csr")
-    folder = Path(model) / FOLDER
     with complete_or_nothing(folder) as partial:
         arrays = {
             "image": embeddings.image_embeds,

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..atomic import locked
+from ..atomic import fsync, locked
 from ..data.colour import patch_colours
 from .predictor import Predictor
 from .source import PatchSource
@@ -106,6 +106,7 @@ def run(
             order = source.order(start, min(start + _ROWS, len(source)))
             arrays = _one_shard(source, predictor, order, keep, batch_size, num_workers, bar)
             save_file(arrays, path.with_suffix(".incomplete"))
+            fsync(path.with_suffix(".incomplete"))
             os.replace(path.with_suffix(".incomplete"), path)
     return Shards(list(paths.values()))
 

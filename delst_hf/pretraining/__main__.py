@@ -15,7 +15,7 @@ import sys
 from functools import partial
 
 from delst_hf.errors import run_script
-from delst_hf.pretraining.run import main
+from delst_hf.pretraining.run import GOING_ON, main
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretraining"))
+    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretraining", GOING_ON))

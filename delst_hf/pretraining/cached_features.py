@@ -3,11 +3,12 @@
 Without the backbone in every step, batches of 16 thousand spots and more fit on one machine.
 """
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..atomic import fsync
+from ..atomic import fsync, locked
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
 from ..evaluation.embed import embed_share
@@ -109,25 +110,39 @@ def cached_features(
     folder = Path(folder)
     path = folder / f"features-{_key(model, spots, collator)}.npy"
     if not path.exists():
-        partial, first = path.with_suffix(".partial"), process_rank() == 0
-        if first:
-            folder.mkdir(parents=True, exist_ok=True)
-            shape = (len(spots), model.config.vision_feature_size)
-            np.lib.format.open_memmap(partial, "w+", np.float32, shape).flush()
-            _reserve(partial)
-        _wait_for_all()
-        # Each process writes its own rows: no one has to hold them all.
-        table = np.lib.format.open_memmap(partial, "r+")
-        for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
-            table[start : start + len(features)] = features.numpy()
-        table.flush()
-        _wait_for_all()
-        if first:
-            fsync(partial)
-            os.replace(partial, path)
+        with locked(path, "file of features") if process_rank() == 0 else nullcontext():
+            _write_features(path, model, spots, collator, batch_size, num_workers, progress)
     _wait_for_all()
     # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
     return np.load(path, mmap_mode="c")
+
+
+def _write_features(
+    path: Path,
+    model: DelstModel,
+    spots: Dataset,
+    collator: DelstCollator,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> None:
+    """Embed all spots into a file that is there once it is whole."""
+    partial, first = path.with_suffix(".partial"), process_rank() == 0
+    if first:
+        shape = (len(spots), model.config.vision_feature_size)
+        np.lib.format.open_memmap(partial, "w+", np.float32, shape).flush()
+        _reserve(partial)
+    _wait_for_all()
+    # Each process writes its own rows: no one has to hold them all.
+    table = np.lib.format.open_memmap(partial, "r+")
+    for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
+        table[start : start + len(features)] = features.numpy()
+    table.flush()
+    _wait_for_all()
+    if first:
+        fsync(partial)
+        os.replace(partial, path)
+        fsync(path.parent)
 
 
 def _reserve(path: Path) -> None:
@@ -139,6 +154,8 @@ def _reserve(path: Path) -> None:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # this disk cannot reserve
+            return
         path.unlink()
         raise OSError(
             f"The features need {size / 1e9:.2f} GB in {path.parent}, which cannot be had ({error.strerror}). Free that much, "

@@ -6,13 +6,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from ..atomic import fsync
+from ..atomic import check_folder_output, fsync, is_held, locked
+from ..model.distributed import process_rank
 from ..record import hyperparameters
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _NOT_COMPARED = re.compile(
     "(train|validation|test|same_patient)_slides|vocabulary|per_device_.*|auto_find_batch_size"
     "|num_train_epochs|max_steps|resume_anyway"
     "|eval_.*|batch_eval_metrics|load_best.*|metric_for_best.*|greater_is_better|log_.*|project|debug|use_cpu"
-    "|contrastive_micro_batch_size|gradient_checkpointing.*|torch_compile.*|torch_empty_cache_steps|ddp_.*|fsdp.*|deepspeed"
+    "|contrastive_micro_batch_size|(gradient|activation)_checkpointing.*|torch_compile.*|torch_empty_cache_steps|ddp_.*|fsdp.*|deepspeed"
     "|accelerator_config|skip_memory_metrics|include_.*|remove_unused_columns"
 )
 
@@ -42,6 +42,27 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     steps = {int(found[1]): path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")
              if (found := _NAME.fullmatch(path.parent.name))}  # fmt: skip
     return str(steps[max(steps)]) if steps else None
+
+
+@contextmanager
+def own_output(output_dir: str | os.PathLike | None) -> Iterator[None]:
+    """Hold the output folder of a run, on the first process, for as long as the run takes; within a run that holds it, pass.
+
+    The lock lies within the folder (``.run.lock``), since the folder above may not be one to write to.
+
+    Args:
+        output_dir: Output folder of the run.
+
+    Raises:
+        OSError: If it cannot be written, or another run is writing there.
+    """
+    lock = Path(output_dir or ".") / "run"
+    if process_rank() > 0 or is_held(lock):
+        yield
+        return
+    check_folder_output(lock)
+    with locked(lock, "run's output folder"):
+        yield
 
 
 def resume_point(output_dir: str | os.PathLike, wanted: str | None) -> str | None:
@@ -253,26 +274,4 @@ def check_there_are_steps(args: Any, spots: Any) -> None:
             f"{len(spots)} training spots make no batch of {batch} ({args.train_batch_size} for each of {args.world_size} "
             "processes), so there would be no step. Lower --per_device_train_batch_size, train on more slides, or set "
             "--dataloader_drop_last false."
-        )
-
-
-def check_finite(model: nn.Module, when: str) -> None:
-    """Refuse to keep a model with weights that are not finite.
-
-    Args:
-        model: The model, or a part of it where it is sharded.
-        when: For the message, such as ``"after step 12"``.
-
-    Raises:
-        ValueError: Naming the first of these weights.
-    """
-    wrong = [
-        name
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} weights are not finite {when}, {wrong[0]!r} first. Nothing is saved; earlier checkpoints stay. "
-            "Lower --learning_rate, --vision_learning_rate, --scalar_learning_rate or --weight_decay, and train again."
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
@@ -21,7 +22,7 @@ _MAY_CHANGE = ("cross_entailment_weight", "intra_entailment_weight", "cross_pare
 
 
 def continue_checkpoint(
-    model: Any, vocabulary: Sequence[str], patch_um: Iterable[float]
+    model: Any, vocabulary: Sequence[str], patch_um: Iterable[float], patch_px: Iterable[int] = ()
 ) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
     """Load a checkpoint to train it further; genes are joined by name, new ones are added at the end.
 
@@ -29,14 +30,17 @@ def continue_checkpoint(
         model: `ModelArguments` with ``init_from``.
         vocabulary: Genes chosen on the new training slides.
         patch_um: Sides of the new patches in micrometres.
+        patch_px: Their sides in pixels.
 
     Returns:
         The model, its processor with the joined vocabulary, and the training record of the checkpoint.
 
     Raises:
-        ValueError: If an option would need other weights, or the patches are of another size.
+        ValueError: If an option would need other weights, the patches are of another size, or the checkpoint is not as it was
+            written.
     """
     folder = str(model.init_from)
+    check_checksums(folder)
     config = DelstConfig.from_pretrained(folder)
     changes = _changes(model, config)
     record = training_record_of(folder)
@@ -44,7 +48,7 @@ def continue_checkpoint(
         logger.warning(
             "%s has no %s: on which slides and patches it was trained is not known.", folder, TRAINING_RECORD
         )
-    check_patch_size(record, patch_um, folder)
+    check_patch_size(record, patch_um, folder, patch_px)
     for name, value in changes.items():
         setattr(config, name, value)
     network = DelstModel.from_pretrained(folder, config=config)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from ..errors import reading
 from ..hub.facts import FACTS, FILES
 from .help_groups import IN_OUR_WORDS
 from .help_layout import HelpLayout, explained, wrapped
@@ -182,8 +183,10 @@ def _configs() -> dict[str, Path]:
 
 
 def _yaml_options(path: Path) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        options = yaml.safe_load(file)
+    with reading(
+        path, "configuration", "Correct it: a YAML mapping such as 'learning_rate: 1e-4', one option per line."
+    ):
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(options, dict):
         raise ValueError(f"{path} must be a YAML mapping such as 'learning_rate: 1e-4', one option per line.")
     words: list[str] = []

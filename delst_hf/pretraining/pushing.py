@@ -2,7 +2,10 @@
 
 import copy
 import logging
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +79,9 @@ def push(
     if not trainer.is_world_process_zero():
         return None
     args = trainer.args
-    with tempfile.TemporaryDirectory(prefix="delst-push-") as temporary:
+    with _workplace(trainer) as temporary:
         return push_model(
-            folder or save_whole(trainer, Path(temporary)),
+            folder or save_whole(trainer, temporary),
             str(trainer.hub_model_id),
             given=_given(trainer),
             private=bool(args.hub_private_repo),
@@ -99,6 +102,18 @@ def push_checkpoint(trainer: Any) -> None:
         trainer.push_to_hub(f"Training in progress, step {step}")
     except OSError as error:  # a run of hours must not end because the network does
         logger.warning("Step %d was not pushed, the run goes on. %s", step, error)
+
+
+@contextmanager
+def _workplace(trainer: Any) -> Iterator[Path]:
+    """Give a hidden folder in the output of the run; a push that was killed leaves it there, and the next one removes it."""
+    folder = Path(trainer.args.output_dir or ".") / ".push"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_whole(trainer: Any, folder: Path) -> Path:

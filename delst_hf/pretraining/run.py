@@ -18,6 +18,7 @@ import yaml
 from datasets import Dataset
 from transformers import ViTImageProcessorPil, set_seed
 
+from ..atomic import end_like_interrupted
 from ..data.collator import DelstCollator, FeatureCollator
 from ..data.study import Study, hierarchy_level
 from ..data.vocabulary import GeneMoments, choose_genes, gene_moments
@@ -29,13 +30,16 @@ from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import load_image_processor
 from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
-from .checkpoints import resume_point
+from .checkpoints import own_output, resume_point
 from .trainer import DelstTrainer
 
 if TYPE_CHECKING:
     from ..data.patch_features import FeatureTable
 
 logger = logging.getLogger(__name__)
+
+# What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
+GOING_ON = "give the same command with --resume_from_checkpoint true"
 
 
 def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, card: Any = None) -> Path | None:
@@ -52,6 +56,7 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
 
     Raises:
         ValueError: If the output folder holds a run that is not resumed, or arguments contradict each other or the data.
+        OSError: If it cannot be written, or another run is writing there; before the work.
 
     Examples:
         >>> from delst_hf import DataArguments, DelstTrainingArguments, ModelArguments
@@ -64,10 +69,11 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         Checkpoint: runs/mine/model
         'model'
     """
-    checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
-    trainer = assemble(Study.load(data.dataset), data, model, training, card)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return save_run(trainer)
+    with own_output(training.output_dir):
+        checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
+        trainer = assemble(Study.load(data.dataset), data, model, training, card)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return save_run(trainer)
 
 
 def assemble(
@@ -119,7 +125,9 @@ def assemble(
     else:
         from .continuing import continue_checkpoint
 
-        network, processor, before = continue_checkpoint(model, vocabulary, study.patch_um(train_slides))
+        network, processor, before = continue_checkpoint(
+            model, vocabulary, study.patch_um(train_slides), study.patch_px(train_slides)
+        )
         _check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
 
@@ -397,6 +405,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     from .help_groups import PRETRAINING
     from .options import CardArguments, parse_arguments
 
+    end_like_interrupted()
     classes = (DataArguments, ModelArguments, DelstTrainingArguments, CardArguments)
     pretrain(*parse_arguments(classes, description, argv, PRETRAINING))
 

@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
 from ..evaluation.cones import cone_statistics
+from ..hub.checkpoint_folder import check_finite
 from ..model.distributed import world_size
 from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
@@ -28,11 +29,11 @@ from .arguments import DelstTrainingArguments
 from .augmentation import random_orientation
 from .checkpoints import (
     begin_checkpoint,
-    check_finite,
     check_same_run,
     check_there_are_steps,
     delete_oldest,
     mark_complete,
+    own_output,
     run_identity,
     whole_checkpoint,
 )
@@ -359,7 +360,7 @@ class DelstTrainer(Trainer):
             from .cached_features import features_in_place_of_patches
 
             context = features_in_place_of_patches(self)
-        with context:
+        with own_output(self.args.output_dir), context:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._refuse(self._watch.settle())
         check_finite(self.accelerator.unwrap_model(self.model), f"after step {self.state.global_step}")

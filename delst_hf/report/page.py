@@ -1,12 +1,12 @@
 """Results -> one HTML file that opens without a network: figures as inline SVG in the reader's own colours, and tables."""
 
 import base64
-import html
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,9 +18,12 @@ from ..evaluation.conclusions import conclusions
 from ..evaluation.pictures import encode
 from ..evaluation.result_tables import comparison_table, results_tables, skipped_table
 from ..evaluation.tables import Table, between
+from ..markup import Html, as_html, element, joined, shown
 from .drawing import INK
 from .figures import Picture, Record, report_pictures, shown_slides, spread_pictures
 
+# Were a text of strangers to become markup after all, the page still could not run it, fetch anything or send anything away.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-src 'none'"
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1b1b1f;--soft:#5c5c66;--line:#d9d9e0;--card:#f6f6f8}
 @media (prefers-color-scheme:dark){:root{--page:#16161a;--ink:#ececf1;--soft:#a8a8b3;--line:#3a3a44;--card:#1f1f25}}
@@ -62,94 +65,106 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
         raise ValueError("there are no results to report; pass at least one.")
     names = list(names or [Path(str(record.get("model", "model"))).parent.name or "model" for record in records])
     check_file_output(path)
-    write_text(path, _page(records, names))
+    # Names of strangers may hold "$", which is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        write_text(path, _page([_printable(record) for record in records], [shown(name) for name in names]))
     return Path(path)
+
+
+def _printable(value: Any) -> Any:
+    """Return results whose texts hold neither controls nor halves of characters, which no font can draw."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return {shown(str(key)): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def _page(records: Sequence[Record], names: Sequence[str]) -> str:
     record = records[0]
     pictures = list(report_pictures(record))
     spread = list(spread_pictures(records, names)) if len(records) > 1 else []
-    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in conclusions(record))
-    parts = [
+    parts: list[object] = [
         _head(record, names[0]),
-        f"<ul id='conclusions'>{sentences}</ul>",
-        "<nav>" + "".join(_link(picture) for picture in [*spread, *pictures]) + "</nav>",
+        element("ul", *(element("li", sentence) for sentence in conclusions(record)), id="conclusions"),
+        element("nav", *(_link(picture) for picture in [*spread, *pictures])),
     ]
     if len(records) > 1:
-        parts += ["<h2 id='runs'>Models over runs</h2>", *(_figure(picture) for picture in spread)]
+        parts += [element("h2", "Models over runs", id="runs"), *(_figure(picture) for picture in spread)]
         parts.append(_paired_models(records, names))
-    parts.append("<h2>Arms and their baselines</h2><div class='side'>")
-    parts += [_figure(picture) for picture in pictures if picture.name.startswith("arms-")]
-    parts += ["</div>", _html(comparison_table(record))]
-    parts.append("<h2>Pictures</h2>")
+    parts.append(element("h2", "Arms and their baselines"))
+    beside = (_figure(picture) for picture in pictures if picture.name.startswith("arms-"))
+    parts += [element("div", *beside, class_="side"), _html(comparison_table(record))]
+    parts.append(element("h2", "Pictures"))
     parts += [_figure(picture) for picture in pictures if not picture.name.startswith("arms-")]
     left_out = len(record["test_slides"]) - len(shown_slides(record))
     if record.get("spots") and left_out > 0:
-        parts.append(
-            f"<p class='soft'>Maps of the first {len(shown_slides(record))} slides; {left_out} more were scored.</p>"
-        )
-    parts += ["<h2>Protocols</h2>", *(table.as_html() for table in results_tables(record))]
+        told = f"Maps of the first {len(shown_slides(record))} slides; {left_out} more were scored."
+        parts.append(element("p", told, class_="soft"))
+    parts += [element("h2", "Protocols"), *(table.as_html() for table in results_tables(record))]
     parts += [_traversals(record), _html(skipped_table(record)), _foot(record)]
-    title = html.escape(f"DELST: {names[0]} on {', '.join(record['test_slides'])}")
+    title = element("title", f"DELST: {names[0]} on {_listed(record['test_slides'])}")
     # An icon of no bytes, so that a browser does not ask a server for one.
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{as_html(_POLICY)}">{title}'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+        f"<style>{_STYLE}</style></head><body>{element('main', *parts)}</body></html>\n"
     )
 
 
-def _head(record: Record, name: str) -> str:
-    labels = ", ".join(record.get("label_source") or []) or "none"
-    unit = html.escape(str(record.get("interval_unit", "spots")))
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _head(record: Record, name: str) -> Html:
+    labels = _listed(record.get("label_source") or []) or "none"
+    unit = str(record.get("interval_unit", "spots"))
     fitted = f"other groups (one {record.get('split', 'group')} left out at a time)"
     if record["train_slides"]:
-        fitted = f"{', '.join(record['train_slides'])} or on {fitted}"
+        fitted = f"{_listed(record['train_slides'])} or on {fitted}"
     caveat = " They hold for these slides, not for other patients." if unit == "spots" else ""
-    return (
-        f"<h1>{html.escape(name)}</h1><p class='soft'>Scored on {html.escape(', '.join(record['test_slides']))}, which the "
-        f"model has not seen. Probes are fitted on {html.escape(fitted)}. "
-        f"Labels: {html.escape(labels)}. Intervals are 95 % bootstrap over {unit}.{caveat}</p>"
+    told = (
+        f"Scored on {_listed(record['test_slides'])}, which the model has not seen. Probes are fitted on {fitted}. "
+        f"Labels: {labels}. Intervals are 95 % bootstrap over {unit}.{caveat}"
     )
+    return joined([element("h1", name), element("p", told, class_="soft")])
 
 
-def _html(table: Table | None) -> str:
-    return "" if table is None else table.as_html()
+def _html(table: Table | None) -> Html:
+    return Html() if table is None else table.as_html()
 
 
-def _foot(record: Record) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
+def _foot(record: Record) -> Html:
+    versions = _listed(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     facts = {
         "command": " ".join(map(str, record.get("command", []))),
         "data fingerprint": record.get("data_fingerprint", "not recorded"),
-        "seeds": ", ".join(map(str, record.get("seeds", []))),
+        "weights": record.get("weights") or "not recorded",
+        "seeds": _listed(record.get("seeds", [])),
         "versions": versions,
     }
     for name, known in (record.get("facts") or {}).items():
         if known.get("genes"):
-            facts[f"genes of {name}"] = ", ".join(known["genes"])
+            facts[f"genes of {name}"] = _listed(known["genes"])
     lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
-    return f"<h2>How to get these numbers again</h2><pre>{html.escape(lines)}</pre>"
+    return joined([element("h2", "How to get these numbers again"), element("pre", lines)])
 
 
-def _link(picture: Picture) -> str:
-    return f'<a href="#{_id(picture)}">{html.escape(picture.title)}</a>'
+def _link(picture: Picture) -> Html:
+    return element("a", picture.title, href=f"#{_id(picture)}")
 
 
 def _id(picture: Picture) -> str:
     return "figure-" + re.sub(r"[^A-Za-z0-9-]+", "-", picture.name)
 
 
-def _figure(picture: Picture) -> str:
-    svg = figure_svg(picture)
-    return (
-        f'<figure id="{_id(picture)}"><h3>{html.escape(picture.title)}</h3>{svg}'
-        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
-    )
+def _figure(picture: Picture) -> Html:
+    parts = element("h3", picture.title), figure_svg(picture), element("figcaption", picture.caption)
+    return element("figure", *parts, id=_id(picture))
 
 
-def figure_svg(picture: Picture) -> str:
+def figure_svg(picture: Picture) -> Html:
     """Return the figure as SVG for inlining: no background, its ink the text colour of the page, ids of its own."""
     buffer = io.StringIO()
     # The salt keeps ids of different figures apart, and equal figures equal to the byte.
@@ -174,8 +189,8 @@ def figure_svg(picture: Picture) -> str:
     svg = re.sub(r'\sid="([^"]*)"', own, svg)
     svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     svg = svg.replace(INK, "currentColor")
-    label = html.escape(picture.title, quote=True)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # each text again, which is drawn as outlines already
+    return Html(svg.replace("<svg ", f'<svg role="img" aria-label="{as_html(picture.title)}" ', 1))
 
 
 def _lighter_image(match: re.Match[str]) -> str:
@@ -187,13 +202,13 @@ def _lighter_image(match: re.Match[str]) -> str:
     return f"data:image/jpeg;base64,{encode(image, max(image.size))}"
 
 
-def _paired_models(records: Sequence[Record], names: Sequence[str]) -> str:
+def _paired_models(records: Sequence[Record], names: Sequence[str]) -> Html:
     # The first result of another name: those of one name are seeds of one arm.
     other = next((i for i, name in enumerate(names) if name != names[0]), 1)
     try:
         comparisons = compare_results(records[0], records[other])
     except ValueError as error:
-        return f"<p class='soft'>The first two models are not compared spot by spot: {html.escape(str(error))}</p>"
+        return element("p", f"The first two models are not compared spot by spot: {error}", class_="soft")
     rows = [
         (
             each["quantity"].removeprefix("predicted:"),
@@ -207,8 +222,8 @@ def _paired_models(records: Sequence[Record], names: Sequence[str]) -> str:
     return Table(title, ("", "metric", "difference", "95 %"), tuple(rows), prose=(1,)).as_html()
 
 
-def _traversals(record: Record) -> str:
-    parts = []
+def _traversals(record: Record) -> Html:
+    parts: list[object] = []
     for way in record.get("traversals") or []:
         rows = [
             (
@@ -224,4 +239,4 @@ def _traversals(record: Record) -> str:
         "A hierarchy would name the specific first and the general last; if the origin is nearest at every step, nothing lies "
         "between."
     )
-    return f"<h2>Traversals</h2><p class='soft'>{note}</p>" + "".join(parts) if parts else ""
+    return joined([element("h2", "Traversals"), element("p", note, class_="soft"), *parts] if parts else [])

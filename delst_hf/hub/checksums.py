@@ -1,0 +1,118 @@
+"""Checksums of a checkpoint folder: written with it; compared before it is scored, used, trained further or pushed."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ..atomic import write_text
+from ..data.manifest import regular_size, sha256
+from ..record import TRAINING_RECORD
+
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+FORMAT = "delst-checkpoint-1"
+# What a checkpoint of a run in progress is marked with, which lists its files too (`pretraining.checkpoints`).
+_MARKER = "complete"
+_WEIGHTS = "*.safetensors"
+_COVERED = (_WEIGHTS, "*.safetensors.index.json", "config.json", "processor_config.json", TRAINING_RECORD)
+_AGAIN = f"Copy it again from where it came from. If you changed it yourself, delete its {CHECKSUMS}."
+
+
+def write_checksums(folder: Path) -> None:
+    """Write sizes and SHA-256 of weights, configuration, processor and record of a checkpoint folder that is finished."""
+    paths = sorted({path for pattern in _COVERED for path in folder.glob(pattern)})
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
+    write_text(folder / CHECKSUMS, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+
+
+def check_checksums(model: str | os.PathLike) -> None:
+    """Refuse a checkpoint whose files are not those that were written, and say so where it carries no checksums.
+
+    Args:
+        model: Folder of a checkpoint, or its id on the Hub.
+
+    Raises:
+        ValueError: Naming what is missing, changed or added.
+    """
+    listed = _listed(model)
+    if listed is None:
+        logger.info("%s carries no %s, as those of version 0.1: its files are not compared.", model, CHECKSUMS)
+        return
+    problems = [*_problems(model, listed), *_added(model, listed)]
+    if problems:
+        raise ValueError(f"The checkpoint {model} is not as it was written: {'; '.join(problems)}. {_AGAIN}")
+
+
+def weights_fingerprint(model: str | os.PathLike) -> str | None:
+    """Return a hash (16 hex digits) of the weights of a checkpoint, the same wherever it lies; None where there are none.
+
+    Args:
+        model: Folder of a checkpoint, or its id on the Hub, of which the weights were fetched already.
+
+    >>> weights_fingerprint("runs/none") is None
+    True
+    """
+    folder = Path(model) if os.path.isdir(model) else Path(_located(model, "config.json") or "none").parent
+    digests = sorted(sha256(path) for path in folder.glob(_WEIGHTS))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16] if digests else None
+
+
+def _located(model: str | os.PathLike, name: str) -> Path | None:
+    """Where a file of a checkpoint lies, fetched if it is on the Hub; None where there is none."""
+    if os.path.isdir(model):
+        return Path(model) / name
+    found = cached_file(
+        str(model),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _listed(model: str | os.PathLike) -> Mapping[str, Any] | None:
+    """Return what a checkpoint says of its files; None where it says nothing."""
+    for name in (CHECKSUMS, _MARKER) if os.path.isdir(model) else (CHECKSUMS,):
+        path = _located(model, name)
+        if path is None or regular_size(path) is None:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            listed = json.loads(text)["files"] if text.strip() else {}
+            entries = {
+                str(key): (entry.get("bytes", entry.get("size")), entry["sha256"]) for key, entry in listed.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is not a list of checksums ({type(error).__name__}). {_AGAIN}") from error
+        strange = [key for key in entries if Path(key).name != key]
+        if strange and name == CHECKSUMS:
+            raise ValueError(f"{path} names {strange[:3]}, which a checkpoint does not have. {_AGAIN}")
+        if entries:
+            return entries
+    return None
+
+
+def _problems(model: str | os.PathLike, listed: Mapping[str, Any]) -> Iterator[str]:
+    for name, (size, digest) in listed.items():
+        path = _located(model, name)
+        found = None if path is None else regular_size(path)
+        if path is None or found is None:
+            yield f"{name} is missing"
+        elif found != size:
+            yield f"{name} has {found:,} bytes instead of {size:,}"
+        elif sha256(path) != digest:
+            yield f"{name} has another content (SHA-256)"
+
+
+def _added(model: str | os.PathLike, listed: Mapping[str, Any]) -> list[str]:
+    """Weights that were put beside those of a checkpoint: which of them are loaded would be chance."""
+    here = sorted(path.name for path in Path(model).glob(_WEIGHTS)) if os.path.isdir(model) else []
+    return [f"{name} was not written with it" for name in here if name not in listed]
