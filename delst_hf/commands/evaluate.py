@@ -147,7 +147,7 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     from ..evaluation.run import evaluate_subject, spots_of
     from ..hub.checksums import check_checksums, weights_fingerprint
     from ..model.distributed import process_rank
-    from ..record import TRAINING_RECORD, check_patch_size, find_training_record
+    from ..record import TRAINING_RECORD, check_patch_size, find_training_record, public_text
 
     transformers.utils.logging.set_verbosity_error()
     kind = kind_of(arguments.model)
@@ -173,7 +173,8 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     if process_rank() > 0:
         return {}
     print(format_results(results))
-    facts = {"model": arguments.model, "kind": kind, "dataset": arguments.dataset, "seeds": list(evaluation.seeds)}
+    names = {"model": public_text(arguments.model), "dataset": public_text(arguments.dataset)}
+    facts = {**names, "kind": kind, "seeds": list(evaluation.seeds)}
     weights = weights_fingerprint(arguments.model) if kind == "checkpoint" else None
     whole = results_record(results, dataset, **facts, weights=weights, training_log=record.get("log_history", []))
     whole["pictures"] = collect_pictures(arguments.dataset, study, results)

@@ -1,6 +1,7 @@
 """`delst report`: results of `delst evaluate` as one HTML file."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..atomic import check_file_output, locked, write_text
@@ -26,6 +27,21 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_run_report)
 
 
+def default_names(paths: Sequence[str]) -> list[str]:
+    """Return what results are called without --names: by what tells their files apart; of one file, by its model.
+
+    Example:
+        >>> default_names(["runs/a/results.json", "runs/b/results.json"]), default_names(["runs/a/results.json"])
+        (['a', 'b'], [])
+    """
+    parts = [Path(path).resolve().with_suffix("").parts[::-1] for path in paths]
+    if len(parts) == 1:
+        return []
+    return next(
+        (list(names) for names in zip(*parts) if len(set(names)) == len(names)), [Path(path).stem for path in paths]
+    )
+
+
 def _run_report(arguments: argparse.Namespace) -> None:
     from ..evaluation.results import model_index_yaml, read_results
     from ..report.page import write_report
@@ -34,8 +50,10 @@ def _run_report(arguments: argparse.Namespace) -> None:
         if output:
             check_file_output(output)
     records = [read_results(path) for path in arguments.results]
-    names = [name.strip() for name in arguments.names.split(",")] if arguments.names else None
-    if names is not None and len(names) != len(records):
+    names = (
+        [name.strip() for name in arguments.names.split(",")] if arguments.names else default_names(arguments.results)
+    )
+    if names and len(names) != len(records):
         raise ValueError(
             f"--names gives {len(names)} names for {len(records)} results. Give one per file, comma-separated."
         )

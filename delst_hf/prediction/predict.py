@@ -23,7 +23,7 @@ from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
 from ..data.study import Study
 from ..evaluation.embed import check_features
-from ..record import check_patch_size
+from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, write_prediction
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
@@ -282,7 +282,7 @@ def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Pr
 def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, Any]:
     """Return what uns["delst"] says: model, revision, patches, date and versions, as strings and numbers."""
     facts: dict[str, Any] = {
-        "model": os.path.basename(str(predictor.name).rstrip("/")) if os.path.isabs(predictor.name) else predictor.name,
+        "model": public_text(str(predictor.name)),
         "revision": str(getattr(predictor.model.config, "_commit_hash", None) or ""),
         "patch_px": predictor.patch_px,
         "geometry": predictor.model.config.geometry,

@@ -48,7 +48,7 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
         records: Results (see `results.read_results`). The first is shown in full; with several, their headline numbers are
             compared, runs of one name as seeds of one arm.
         path: The file.
-        names: One a record; by default its model's folder.
+        names: One per record; by default that of its model.
 
     Returns:
         The file.
@@ -63,7 +63,7 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
     """
     if not records:
         raise ValueError("there are no results to report; pass at least one.")
-    names = list(names or [Path(str(record.get("model", "model"))).parent.name or "model" for record in records])
+    names = list(names or [Path(str(record.get("model") or "model")).name for record in records])
     check_file_output(path)
     # Names of strangers may hold "$", which is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
