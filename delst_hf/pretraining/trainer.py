@@ -306,6 +306,8 @@ class DelstTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             del model.save_pretrained
+        # A pickle, which nobody reads, with the token and the paths of the run.
+        (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
         if self.processor is not None and self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
