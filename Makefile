@@ -43,10 +43,12 @@ suites: $(VENV)/suites
 test: lint docs $(VENV)/suites
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# Faults injected at every step: kills, full disks, flipped bits, second runs. `make test` takes some of the steps.
+# Faults injected at every step: kills, full disks, flipped bits, second runs, hostile text, planted secrets. It prints how many were
+# tried and how many held; `make test` takes some of the steps, and prints the same.
 torture: $(VENV)/installed
-	DELST_TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_torture_*.py tests/test_atomic.py \
-		tests/test_data_folder.py tests/test_markup.py tests/test_push_guards.py
+	DELST_TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_torture_*.py \
+		tests/test_atomic.py tests/test_data_folder.py tests/test_data_declared.py tests/test_errors.py tests/test_markup.py \
+		tests/test_push_guards.py tests/test_hub_checksums.py tests/test_outputs_first.py tests/test_pretraining_faults.py
 
 # The lowest declared versions (torch excepted, see tests/lowest.py) and the tests of what users call, a quarter of an hour.
 # Left out: checks of the project itself, and the suites of transformers, which are those of another version.

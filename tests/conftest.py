@@ -17,12 +17,45 @@ os.environ["HF_DATASETS_CACHE"] = str(Path(_CACHE.name) / "datasets")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Faults that were injected, and how many of them held, by group."""
+# Faults that were injected by all processes of the tests: group -> how many were tried, and how many held.
+_FAULTS: dict[str, list[int]] = {}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fault(group): a test that injects a fault, counted in this group")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test marked as a fault is one of its group; one that counts its own by `faults.tally` is as many as it says."""
     from faults import TALLY
 
-    for group, (tried, held) in TALLY.items():
-        terminalreporter.write_line(f"{group:<32} {tried:4d} tried {held:4d} held")
+    report = (yield).get_result()
+    if report.when != "call":
+        return
+    counted, marked = dict(TALLY), item.get_closest_marker("fault")
+    TALLY.clear()
+    if marked is not None and not counted and not report.skipped:
+        counted = {marked.args[0]: [1, int(report.passed)]}
+    report.user_properties += [("fault", group, *numbers) for group, numbers in counted.items()]
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        for name, *found in report.user_properties:
+            if name == "fault":
+                group, tried, held = found
+                before = _FAULTS.setdefault(group, [0, 0])
+                before[0], before[1] = before[0] + tried, before[1] + held
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Faults that were injected, and how many of them held, by group."""
+    for group, (tried, held) in sorted(_FAULTS.items()):
+        terminalreporter.write_line(f"{group:<40} {tried:4d} tried {held:4d} held")
+    if _FAULTS:
+        tried, held = (sum(numbers) for numbers in zip(*_FAULTS.values()))
+        terminalreporter.write_line(f"{'all faults':<40} {tried:4d} tried {held:4d} held")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from faults import killed_at_every_event, run_in_child
 from delst_hf.atomic import BusyError, check_file_output, complete_or_nothing, locked, recover, write_file, write_text
 from delst_hf.atomic import folders as folders_module
 
+pytestmark = pytest.mark.fault("files and folders")
+
 
 def visible(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))

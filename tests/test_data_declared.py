@@ -17,6 +17,8 @@ from delst_hf.data.images import open_image, read_image
 from delst_hf.data.readers.anndata_file import open_anndata
 from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx, read_table
 
+pytestmark = pytest.mark.fault("declared sizes and codecs")
+
 
 def test_more_than_memory_and_more_than_the_file_are_refused():
     assert free_memory() > 1 << 20

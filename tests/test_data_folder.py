@@ -20,6 +20,8 @@ from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.markup import license_of, read_header
 
+pytestmark = pytest.mark.fault("damaged dataset folders")
+
 SIZE = {"patch_um": 40, "patch_px": 20}
 small = partial(make_toy_slide, spots_per_side=3, num_genes=20, image_px=90)
 FILE = "spots/toy_A1.parquet"

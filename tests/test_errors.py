@@ -12,6 +12,8 @@ from delst_hf import errors
 from delst_hf.cli import main
 from delst_hf.data.values import positive
 
+pytestmark = pytest.mark.fault("the border to libraries")
+
 
 def caught(function):
     try:

@@ -14,6 +14,8 @@ from delst_hf.hub.checksums import CHECKSUMS, check_checksums, weights_fingerpri
 from delst_hf.hub.publish import push_model
 from delst_hf.prediction.predictor import load_predictor
 
+pytestmark = pytest.mark.fault("damaged checkpoint folders")
+
 
 @pytest.fixture
 def checkpoint(toy_checkpoint, tmp_path):

@@ -16,6 +16,8 @@ from delst_hf.hub.facts import FACTS
 from delst_hf.markup import Markdown, cell, fenced, fill, license_of, read_header, yaml_header
 from delst_hf.record import training_record
 
+pytestmark = pytest.mark.fault("hostile text in cards")
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

@@ -5,6 +5,8 @@ import pytest
 from delst_hf.atomic import locked
 from delst_hf.cli import main
 
+pytestmark = pytest.mark.fault("outputs that cannot be written")
+
 
 def never(*arguments, **options):
     raise AssertionError("the work began before the output was looked at")

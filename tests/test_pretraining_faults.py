@@ -28,6 +28,8 @@ from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.pretraining.checkpoints import check_same_run, last_complete_checkpoint
 from delst_hf.pretraining.run import GOING_ON
 
+pytestmark = pytest.mark.fault("runs and their checkpoints")
+
 
 @pytest.fixture
 def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):

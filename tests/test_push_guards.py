@@ -13,6 +13,8 @@ from delst_hf.cli import main
 from delst_hf.errors import without_password
 from delst_hf.hub.publish import push_dataset, push_model
 
+pytestmark = pytest.mark.fault("pushes")
+
 HEAD = "---\nlicense: mit\n---\n"
 
 SCRIPT = """
