@@ -110,6 +110,10 @@ def check_folder_output(path: str | os.PathLike) -> None:
 
     Raises:
         OSError: With the reason, as `check_file_output`.
+
+    Example:
+        >>> import tempfile
+        >>> check_folder_output(tempfile.mkdtemp() + "/run")
     """
     path = _absolute(path)
     if os.path.lexists(path) and not path.is_dir():

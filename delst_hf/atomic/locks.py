@@ -83,7 +83,12 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
 
 
 def is_held(output: str | os.PathLike) -> bool:
-    """Say whether this process holds the lock of an output already."""
+    """Say whether this process holds the lock of an output already.
+
+    Example:
+        >>> is_held("runs/mine")
+        False
+    """
     output = Path(os.path.realpath(Path(output).expanduser()))
     with _GUARD:
         return os.fspath(output.parent / f".{output.name}.lock") in _HELD
