@@ -20,7 +20,6 @@ from transformers.trainer_utils import TrainOutput
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
 from ..evaluation.cones import cone_statistics
-from ..hub.checkpoint_folder import check_finite
 from ..model.distributed import world_size
 from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
@@ -365,8 +364,13 @@ class DelstTrainer(Trainer):
         with own_output(self.args.output_dir), context:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._refuse(self._watch.settle())
-        check_finite(self.accelerator.unwrap_model(self.model), f"after step {self.state.global_step}")
+        self._check_finite(f"after step {self.state.global_step}")
         return result
+
+    def _check_finite(self, when: str) -> None:
+        from ..hub.checkpoint_folder import check_finite
+
+        check_finite(self.accelerator.unwrap_model(self.model), when)
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint is compared by before it is gone on from: see `checkpoints.run_identity`."""
@@ -375,7 +379,7 @@ class DelstTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
         self._refuse(self._watch.settle())
-        check_finite(self.accelerator.unwrap_model(self.model), f"after step {step}")
+        self._check_finite(f"after step {step}")
         if self.args.should_save:
             begin_checkpoint(run, step)
         self.accelerator.wait_for_everyone()
