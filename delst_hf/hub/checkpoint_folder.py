@@ -14,7 +14,6 @@ from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, public_record
-from .checksums import write_checksums
 
 
 def save_checkpoint_folder(
@@ -45,6 +44,8 @@ def save_checkpoint_folder(
         >>> (folder / "model.safetensors").exists(), (folder / "training.json").exists()
         (True, True)
     """
+    from .checksums import write_checksums
+
     folder = Path(folder)
     check_finite(model)
     model.config.gene_config.vocabulary_hash = processor.feature_extractor.vocabulary_hash()
@@ -118,6 +119,7 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     custom_object_save(model_class.__new__(model_class), target, config)  # type: ignore[arg-type]
     config.save_pretrained(target)
     from ..evaluation.results import RESULTS
+    from .checksums import write_checksums
 
     for name in (TRAINING_RECORD, RESULTS):
         if (folder / name).is_file():
