@@ -2,7 +2,7 @@
 
 import pytest
 
-from delst_hf.atomic import locked
+from delst_hf.atomic.locks import locked
 from delst_hf.cli import main
 
 pytestmark = pytest.mark.fault("outputs that cannot be written")

@@ -22,7 +22,8 @@ from delst_hf import (
     DelstTrainer,
     DelstTrainingArguments,
 )
-from delst_hf.atomic import end_like_interrupted, locked
+from delst_hf.atomic.locks import locked
+from delst_hf.atomic.processes import end_like_interrupted
 from delst_hf.errors import run_script
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.pretraining.checkpoints import check_same_run, last_complete_checkpoint

@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
-from delst_hf.pretraining.augmentation import random_orientation
+from delst_hf.data.collator import random_orientation
 from delst_hf.pretraining.checkpoints import last_complete_checkpoint
 from delst_hf.pretraining.trainer import SCALARS
 

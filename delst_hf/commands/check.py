@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import check_file_output, write_file
+from ..atomic.files import check_file_output, write_file
 from ..errors import explain
 from . import formats
 from .prepare import add_format

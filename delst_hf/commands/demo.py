@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_text
+from ..atomic.files import write_text
 
 _README = """---
 title: {title}

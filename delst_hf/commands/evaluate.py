@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import check_file_output, locked
+from ..atomic.files import check_file_output
+from ..atomic.locks import locked
 
 logger = logging.getLogger(__name__)
 

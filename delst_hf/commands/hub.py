@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..atomic import check_file_output, write_text
+from ..atomic.files import check_file_output, write_text
 from ..hub.facts import FACTS, FILES
 from ..markup import fenced
 

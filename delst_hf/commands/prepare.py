@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..atomic import check_file_output
+from ..atomic.files import check_file_output
 from . import formats as formats
 from . import sheet
 

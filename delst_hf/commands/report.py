@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..atomic import check_file_output, locked, write_text
+from ..atomic.files import check_file_output, write_text
+from ..atomic.locks import locked
 from ..errors import reading
 
 

@@ -32,7 +32,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic import complete_or_nothing, end_with_parent, fsync, locked, recover
+from ..atomic.files import fsync
+from ..atomic.folders import complete_or_nothing, recover
+from ..atomic.locks import locked
+from ..atomic.processes import end_with_parent
 from ..errors import mark_told, reading
 from .folder import open_folder
 from .manifest import MANIFEST

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ..atomic import write_text
+from ..atomic.files import write_text
 
 MANIFEST = "manifest.json"
 FORMAT = "delst-dataset-1"

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from ..atomic import complete_or_nothing, link_or_copy, locked, recover
+from ..atomic.files import link_or_copy
+from ..atomic.folders import complete_or_nothing, recover
+from ..atomic.locks import locked
 from ..markup import license_of, read_header
 from .card import dataset_card
 from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links

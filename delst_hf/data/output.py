@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..atomic import check_folder_output
+from ..atomic.files import check_folder_output
 from .manifest import MANIFEST
 from .schema import CONFIGS
 

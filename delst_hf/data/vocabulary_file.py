@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..atomic import write_text
+from ..atomic.files import write_text
 from .images import check_readable
 from .vocabulary import find_genes
 

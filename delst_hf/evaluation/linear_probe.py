@@ -201,8 +201,19 @@ def probe_predictions(
     features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, alpha: float, seeds: Sequence[int]
 ) -> list[np.ndarray]:
     """Labels (unseen rows,) predicted by one classifier per seed."""
+    inputs, queries = _scaled(features, unseen)
+    return _predictions(inputs, labels, queries, alpha, seeds)
+
+
+def _scaled(features: np.ndarray, unseen: np.ndarray) -> list[np.ndarray]:
+    """Return both scaled as the fitting rows say, in as few columns as hold them."""
     scaler = FlooredScaler.fit(features)
-    inputs, queries = rotated(scaler.transform(features), scaler.transform(unseen))
+    return rotated(scaler.transform(features), scaler.transform(unseen))
+
+
+def _predictions(
+    inputs: np.ndarray, labels: np.ndarray, queries: np.ndarray, alpha: float, seeds: Sequence[int]
+) -> list[np.ndarray]:
     predictions = []
     for seed in seeds:
         classifier = SGDClassifier(
@@ -232,12 +243,13 @@ def choose_alpha(
             "leaving any training group out leaves a single class, so no alpha can be chosen. Train on more annotated "
             f"slides, or pass one alpha instead of {alphas}."
         )
+    scaled = [(_scaled(features[fit], features[held]), labels[fit], labels[held]) for fit, held in folds]
     best_alpha, best_score = alphas[0], -1.0
     for alpha in alphas:
         scores = [
-            macro_f1(labels[held], predicted)
-            for fit, held in folds
-            for predicted in probe_predictions(features[fit], labels[fit], features[held], alpha, seeds)
+            macro_f1(truth, predicted)
+            for (inputs, queries), known, truth in scaled
+            for predicted in _predictions(inputs, known, queries, alpha, seeds)
         ]
         if np.mean(scores) > best_score:
             best_alpha, best_score = alpha, float(np.mean(scores))

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from ..atomic import write_text
+from ..atomic.files import write_text
 from ..record import training_record
 from .suite import protocol
 

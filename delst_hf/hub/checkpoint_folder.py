@@ -9,7 +9,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..atomic import complete_or_nothing, link_or_copy
+from ..atomic.files import link_or_copy
+from ..atomic.folders import complete_or_nothing
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
 from ..model.processing_delst import DelstProcessor

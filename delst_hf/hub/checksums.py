@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..atomic import write_text
+from ..atomic.files import write_text
 from ..data.manifest import regular_size, sha256
 from ..record import TRAINING_RECORD
 

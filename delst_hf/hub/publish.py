@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic import locked
+from ..atomic.locks import locked
 from ..data.folder import open_folder, refuse_links
 from ..data.manifest import LAYOUT
 from ..data.schema import CONFIGS

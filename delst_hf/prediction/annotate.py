@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..atomic import check_file_output, write_file
+from ..atomic.files import check_file_output, write_file
 from ..data.readers.anndata_file import open_anndata, raw_counts
 from ..data.readers.anndata_visium import places_of_anndata
 from .outputs import full_disk_explained

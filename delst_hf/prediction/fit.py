@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from ..atomic import check_folder_output, write_text
+from ..atomic.files import check_folder_output, write_text
 from ..data.collator import DelstCollator
 from ..data.colour import colour_record
 from ..data.patch_features import join_features

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..atomic import complete_or_nothing, write_file
+from ..atomic.files import write_file
+from ..atomic.folders import complete_or_nothing
 from .shards import Shards
 from .source import PatchSource
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..atomic import check_file_output, check_folder_output
+from ..atomic.files import check_file_output, check_folder_output
 from ..data.colour import describe_foreign_colour
 from ..data.genes import canonical_species
 from ..data.images import check_readable

@@ -15,7 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..atomic import fsync, locked
+from ..atomic.files import fsync
+from ..atomic.locks import locked
 from ..data.colour import patch_colours
 from .predictor import Predictor
 from .source import PatchSource

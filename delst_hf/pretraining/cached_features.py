@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..atomic import fsync, locked
+from ..atomic.files import fsync
+from ..atomic.locks import locked
 from ..data.collator import DelstCollator
 from ..data.study import SpotRows
 from ..evaluation.embed import embed_share

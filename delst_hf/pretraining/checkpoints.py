@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic import check_folder_output, fsync, is_held, locked
+from ..atomic.files import check_folder_output, fsync
+from ..atomic.locks import is_held, locked
 from ..model.distributed import process_rank
 from ..record import hyperparameters
 

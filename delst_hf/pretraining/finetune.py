@@ -28,8 +28,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-from ..atomic import write_text
-from ..data.collator import DelstCollator
+from ..atomic.files import write_text
+from ..data.collator import DelstCollator, random_orientation
 from ..data.colour import colour_record, colours_of_spots
 from ..data.study import SpotRows, Study
 from ..errors import run_script
@@ -50,7 +50,6 @@ from ..record import (
     training_record,
 )
 from .arguments import split_names
-from .augmentation import random_orientation
 from .checkpoints import (
     begin_checkpoint,
     check_same_run,

@@ -18,7 +18,7 @@ import yaml
 from datasets import Dataset
 from transformers import ViTImageProcessorPil, set_seed
 
-from ..atomic import end_like_interrupted
+from ..atomic.processes import end_like_interrupted
 from ..data.collator import DelstCollator, FeatureCollator
 from ..data.study import Study, hierarchy_level
 from ..data.vocabulary import GeneMoments, choose_genes, gene_moments

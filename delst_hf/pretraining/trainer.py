@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from ..data.collator import DelstCollator
+from ..data.collator import DelstCollator, random_orientation
 from ..data.study import SpotRows
 from ..evaluation.cones import cone_statistics
 from ..model.distributed import world_size
@@ -25,7 +25,6 @@ from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
 from ..record import hardware, hyperparameters, public_record, training_record
 from .arguments import DelstTrainingArguments
-from .augmentation import random_orientation
 from .checkpoints import (
     begin_checkpoint,
     check_same_run,

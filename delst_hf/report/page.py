@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from ..atomic import check_file_output, write_text
+from ..atomic.files import check_file_output, write_text
 from ..evaluation.comparison import compare_results
 from ..evaluation.conclusions import conclusions
 from ..evaluation.pictures import encode
