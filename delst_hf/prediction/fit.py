@@ -25,6 +25,7 @@ from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, Delst
 from ..record import check_patch_size, data_facts, feature_facts, training_record
 from .held_out import PearsonSums, class_scores, strips
 from .logistic import fit_logistic
+from .outputs import full_disk_explained
 from .predictor import Predictor, load_predictor
 from .ridge import Moments, Ridge, fit_ridge
 from .shards import Shards, run, workspace
@@ -99,7 +100,7 @@ def fit_head(
     check_patch_size(predictor.record, [source.patch_um or 0], model, pixels, table is not None)
     facts = feature_facts(data_facts(dataset, study, slides), table)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
-    with workspace(output, told) as folder:
+    with full_disk_explained(Path(output)), workspace(output, told) as folder:
         shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress)
         head = {"target": target, "slides": slides, "date": date.today().isoformat()}
         fitted: Any

@@ -24,7 +24,7 @@ from ..data.readers.image import read_slide_image
 from ..data.study import Study
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
-from .outputs import SUFFIXES, Prediction, write_prediction
+from .outputs import SUFFIXES, Prediction, full_disk_explained, write_prediction
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
 from .shards import Shards, run, workspace
@@ -139,7 +139,7 @@ def predict_slide(
         "source": [state_of(one) for one in (source, choice.features) if one is not None],
         "genes": needed,
     }
-    with workspace(output, {**told, "choice": asdict(choice), "version": 1}) as folder:
+    with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "version": 1}) as folder:
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
         if found := describe_foreign_colour(shards.column("colours"), _trained_colours(predictor)):

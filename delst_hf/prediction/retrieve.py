@@ -11,7 +11,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from ..evaluation.embed import check_features
-from .outputs import Prediction, write_prediction
+from .outputs import Prediction, full_disk_explained, write_prediction
 from .predict import PatchChoice, check_output, check_species, open_source, provenance, state_of
 from .predictor import Predictor, load_predictor
 from .reference import FaissSearch, Reference, load_reference
@@ -78,7 +78,7 @@ def retrieve_slide(
     check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
     check_species(predictor, patches.species or choice.species)
     told = {"model": state_of(model), "reference": state_of(reference or model), "source": state_of(source)}
-    with workspace(output, {**told, "choice": asdict(choice), "retrieve": 1}) as folder:
+    with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "retrieve": 1}) as folder:
         embedded = run(patches, predictor, folder, ("tangent", "radius"), batch_size, num_workers, progress)
         classes = sorted({name for name in known.spots["label"] if isinstance(name, str) and name})
         made = _Found(known, predictor, neighbours, modality, search)
