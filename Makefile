@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TOY := runs/toy
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: pretrain test docs lowest torture lint suites gpu clean
+.PHONY: pretrain test extras docs lowest torture lint suites gpu clean
 
 # torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -43,6 +43,21 @@ suites: $(VENV)/suites
 test: lint docs $(VENV)/suites
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Packages that the tests skip without: scanpy and squidpy (which wants an older imagecodecs than the one that figures were measured
+# with), gradio (an older Pillow). They go into an environment of their own on top of the first, which stays as it is.
+EXTRAS := .venv-extras
+EXTRA_TESTS := tests/test_prediction_predict.py tests/test_demo.py tests/test_readers_spatialdata_cells.py
+
+$(EXTRAS)/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(EXTRAS)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		"$$($(EXTRAS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_first.pth"
+	$(EXTRAS)/bin/pip install --quiet --constraint constraints.txt scanpy squidpy spatialdata gradio
+	touch $@
+
+extras: $(EXTRAS)/installed
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest $(EXTRA_TESTS)
+
 # Faults injected at every step: kills, full disks, flipped bits, second runs, hostile text, planted secrets. It prints how many were
 # tried and how many held; `make test` takes some of the steps, and prints the same.
 torture: $(VENV)/installed
@@ -67,4 +82,4 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py --output $(or $(OUT),runs/gpu)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs site
+	rm -rf $(VENV) $(EXTRAS) $(LOWEST) runs site
