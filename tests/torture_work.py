@@ -37,6 +37,23 @@ def merge_over(output, folder):
     merge_datasets([folder], output, overwrite=True)
 
 
+def save_over(folder, number):
+    """A checkpoint folder with weights of their own in the place of another."""
+    import torch
+    from conftest import make_tiny_model
+    from transformers import ViTImageProcessorPil
+
+    from delst_hf import DelstGeneFeatureExtractor, DelstProcessor
+    from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+
+    names = [f"TOY{i}" for i in range(4)]
+    processor = DelstProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), DelstGeneFeatureExtractor(names))
+    model = make_tiny_model(4)
+    with torch.no_grad():
+        model.logit_scale.fill_(float(number))
+    save_checkpoint_folder(folder, model, processor, {"number": number})
+
+
 def slow_slide(name, started):
     """A slide that takes minutes to read."""
     Path(started, name).touch()

@@ -3,7 +3,6 @@
 import copy
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,8 +43,8 @@ def make_repository(trainer: Any, token: str | None = None, private: bool | None
     token = token or args.hub_token
     name = args.hub_model_id or Path(args.output_dir or "model").absolute().name
     repo_id = name if "/" in name else f"{user_of(name, 'model', token)}/{name}"
-    with tempfile.TemporaryDirectory(prefix="delst-card-") as folder:
-        check_filled(model_card(save_whole(trainer, Path(folder)), repo_id, given=_given(trainer)))
+    with _workplace(trainer) as folder:
+        check_filled(model_card(save_whole(trainer, folder), repo_id, given=_given(trainer)))
     with errors_explained(repo_id, "model", user_of(repo_id, "model", token)):
         private = args.hub_private_repo if private is None else private
         HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
