@@ -15,7 +15,8 @@ from PIL import Image
 from delst_hf.data.declared import check_declared, check_hdf5, check_zarr, free_memory
 from delst_hf.data.images import open_image, read_image
 from delst_hf.data.readers.anndata_file import open_anndata
-from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx, read_table
+from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx
+from delst_hf.data.readers.tables import read_table
 
 pytestmark = pytest.mark.fault("declared sizes and codecs")
 

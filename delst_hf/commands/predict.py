@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .formats import add_grid, split_names
+from .format_options import add_grid, split_names
 
 _Subparsers = Any
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..atomic.files import check_file_output
 from . import formats as formats
 from . import sheet
+from .format_options import split_names
 
 _Subparsers = Any
 
@@ -183,7 +184,7 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
 def _split_request(arguments: argparse.Namespace) -> Any:
     from ..data.splits import SplitRequest
 
-    named = formats.split_names(arguments.test_slides), formats.split_names(arguments.validation_slides)
+    named = split_names(arguments.test_slides), split_names(arguments.validation_slides)
     if arguments.split is None and not any(named):
         return None
     return SplitRequest(
@@ -267,7 +268,7 @@ def _run_vocabulary(arguments: argparse.Namespace) -> None:
     from ..data.vocabulary_file import gene_names_of, read_gene_list, write_vocabulary
 
     check_file_output(arguments.output)
-    slides = formats.split_names(arguments.slides) or None
+    slides = split_names(arguments.slides) or None
     wanted = read_gene_list(arguments.genes) if arguments.genes else None
     include = gene_names_of(arguments.include) if arguments.include else ()
     study = Study.load(arguments.folder)

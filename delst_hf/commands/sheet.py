@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import formats
+from .format_options import Jobs
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".txt")
 # Columns that every sheet may have, and the option that each becomes; `labels` is what the format calls it.
@@ -41,13 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def jobs(arguments: argparse.Namespace) -> formats.Jobs:
+def jobs(arguments: argparse.Namespace) -> Jobs:
     """Return the jobs of all rows.
 
     Raises:
         ValueError: a row that its format would refuse on the command line; the message names the row.
     """
-    from ..data.readers.matrices import read_table
+    from ..data.readers.tables import read_table
 
     sheet = Path(arguments.sheet).expanduser()
     table = read_table(sheet, "sample sheet", dtype=str, keep_default_na=False)
@@ -58,7 +59,7 @@ def jobs(arguments: argparse.Namespace) -> formats.Jobs:
             f"{sheet} has no {'row' if table.empty else 'column ' + ' and '.join(sorted(missing))}; its columns are "
             f"{list(table.columns)}. A sheet has a row per slide, with path and format (one of {', '.join(formats.FORMATS)})."
         )
-    found: formats.Jobs = []
+    found: Jobs = []
     for number, row in enumerate(table.to_dict("records"), 2):
         try:
             found += _jobs_of({str(name): str(value) for name, value in row.items()}, sheet.parent, arguments)
@@ -75,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}.")
 
 
-def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> formats.Jobs:
+def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> Jobs:
     cells = {name: value.strip() for name, value in row.items() if value.strip()}
     name = cells.pop("format", "")
     if name not in formats.FORMATS:

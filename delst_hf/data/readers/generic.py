@@ -13,7 +13,8 @@ from ..samples import SAMPLE_COLUMNS, rows_of, sample_columns
 from ..scale import find_array, given, image_states, lattice_states, names_positions, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
-from .matrices import join_key, join_spots, read_counts, read_table
+from .matrices import join_spots, read_counts
+from .tables import join_key, read_table
 from .xenium import to_pixels
 
 

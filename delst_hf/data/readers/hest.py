@@ -34,7 +34,7 @@ from ..scale import (
 from ..slide import Slide
 from ..values import identifier, identifiers, is_missing, plain, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
-from .matrices import read_table
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from ..lattice import LEGACY
 from ..scale import given, image_states, legacy_states, settle_scale
 from ..schema import SYMBOL
 from ..slide import Slide, make_slide_id
-from .matrices import Counts, join_spots, read_counts, read_table
+from .matrices import Counts, join_spots, read_counts
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,8 @@ from ..scale import (
 )
 from ..slide import Slide
 from ..values import is_missing
-from .matrices import join_spots, read_counts, read_named_table, read_table
+from .matrices import join_spots, read_counts
+from .tables import read_named_table, read_table
 
 logger = logging.getLogger(__name__)
 

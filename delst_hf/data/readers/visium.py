@@ -37,7 +37,8 @@ from ..slide import Slide, make_slide_id
 from ..values import identifiers, plain_values
 from .anndata_file import tissue_flags
 from .deposit import standard_layout
-from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
+from .matrices import Counts, join_spots, read_10x_h5, read_mtx
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
 

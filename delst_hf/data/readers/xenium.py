@@ -25,7 +25,7 @@ from ..files import only_one
 from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
-from .matrices import read_table
+from .tables import read_table
 from .xenium_image import image_transform, to_pixels
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from ..counts import make_genes
 from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
-from .matrices import Counts, join_spots, read_10x_h5, read_mtx, read_table
+from .matrices import Counts, join_spots, read_10x_h5, read_mtx
+from .tables import read_table
 from .xenium import MIN_QV, as_text
 from .xenium_image import image_transform, to_pixels
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..scale import Scale, Witness, given, image_states, settle_scale, stated_length
-from .matrices import read_table
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,97 @@
+"""Options that several source formats of `delst prepare` share, and the jobs of a format that takes several files."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+Jobs = list[Callable[[], Any]]
+
+
+def split_names(names: str | None) -> list[str]:
+    """Return the comma-separated names."""
+    return [name.strip() for name in names.split(",") if name.strip()] if names else []
+
+
+def add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "", technology_default: str = "") -> None:
+    """Return what a format cannot know by itself."""
+    for name, text in (
+        ("slide-id", "name of the slide; by comma for several (default: from the source)"),
+        ("patient-id", "patient, by comma for several or one for all (default: the slide id)"),
+        ("tissue", "for the slides table, e.g. breast"),
+        ("species", "human, mouse, ... (default: from the Ensembl ids)"),
+        ("technology", f"for the slides table (default {technology_default or technology or 'none'})"),
+    ):
+        if name not in skip:
+            parser.add_argument(f"--{name}", default=technology if name == "technology" else None, help=text)
+
+
+def about_slide(arguments: argparse.Namespace, index: int, count: int) -> dict[str, Any]:
+    """Return the options of `add_about` for one of several slides."""
+    about: dict[str, Any] = {}
+    for name in ("slide_id", "patient_id"):
+        values = split_names(getattr(arguments, name, None))
+        if values and len(values) != count and not (name == "patient_id" and len(values) == 1):
+            what = {"slide_id": "slides", "patient_id": "patients"}[name]
+            raise ValueError(
+                f"--{name.replace('_', '-')} names {len(values)} {what} for {count} files. Give one per file, by comma."
+            )
+        about[name] = (values[index] if len(values) == count else values[0]) if values else None
+    for name in ("tissue", "species", "technology"):
+        if hasattr(arguments, name):
+            about[name] = getattr(arguments, name) or ""
+    return about
+
+
+def check_files(*names: str | None) -> None:
+    for name in names:
+        if name is not None and not Path(name).exists():
+            raise FileNotFoundError(f"no file at {name}. Give the path of an existing file.")
+
+
+def one_image(image: str | None, sources: list[str]) -> None:
+    if image is not None and len(sources) > 1:
+        raise ValueError(f"--image is one image, but {len(sources)} files were given. Prepare them one at a time.")
+
+
+def add_image_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-scale", type=float, metavar="F", help="pixels of --image per full-resolution pixel (default 1)"
+    )
+
+
+def each(
+    reader: Callable[..., Any],
+    sources: list[str],
+    arguments: argparse.Namespace,
+    name: Callable[[str], str],
+    **options: Any,
+) -> Jobs:
+    """One slide per file; where its name is not given, `name` makes one, so that all are known before any is read."""
+    about = [about_slide(arguments, i, len(sources)) for i in range(len(sources))]
+    return [
+        partial(reader, path, **options, **{**one, "slide_id": one["slide_id"] or name(path)})
+        for path, one in zip(sources, about, strict=True)
+    ]
+
+
+def add_pooling(parser: argparse.ArgumentParser) -> None:
+    """How rows are made pseudo-spots of a chosen size."""
+    parser.add_argument(
+        "--grid-um", type=float, metavar="UM", help="add cells up on squares of this side (default: a row per cell)"
+    )
+
+
+def check_named(names: list[str], known: list[str], option: str, source: str) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise FileNotFoundError(f"{source} has no complete slide {unknown or ''}. Available: {known[:20]} ({option}).")
+
+
+def add_grid(parser: Any) -> None:
+    """How a grid of patches is laid over a slide without counts."""
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
+    parser.add_argument("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")
+    parser.add_argument("--mask", metavar="FILE", help="where tissue is: an image, tissue not black, or GeoJSON of QuPath "
+                        "(default: found by its colour)")  # fmt: skip

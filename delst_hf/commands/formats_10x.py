@@ -1,0 +1,100 @@
+"""The source formats of 10x Genomics: Visium, Visium HD and Xenium, each with its arguments and its jobs."""
+
+import argparse
+from functools import partial
+
+from .format_options import Jobs, about_slide, add_about, add_image_scale, check_files, each, one_image
+
+
+def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
+    """Return what the two formats of Space Ranger share."""
+    parser.add_argument(
+        "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
+    )
+    add_image_scale(parser)
+    parser.add_argument("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
+    add_about(parser, technology=technology)
+
+
+def visium_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each; or folders "
+                        "and .tar of a public archive")  # fmt: skip
+    parser.add_argument(
+        "--prefix", metavar="TEXT", help="beginning of the file names of the sample, in a folder of several"
+    )
+    _add_space_ranger(parser, "from the spots", "Visium")
+
+
+def visium_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.visium import outs_name, read_visium
+
+    one_image(arguments.image, arguments.sources)
+    check_files(arguments.image, *arguments.sources)
+    options = {
+        "image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp, "prefix": arguments.prefix,
+    }  # fmt: skip
+    return each(read_visium, arguments.sources, arguments, partial(outs_name, prefix=arguments.prefix), **options)
+
+
+def visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+    parser.add_argument(
+        "--unit",
+        choices=("bin", "cell"),
+        default="bin",
+        help="a row per bin (default) or per cell of segmented_outputs",
+    )
+    parser.add_argument(
+        "--bin-um", type=int, metavar="UM", help="which square_...um to read with --unit bin (default 8)"
+    )
+    _add_space_ranger(parser, "as stated", "Visium HD")
+
+
+def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.visium import hd_name, read_visium_hd
+    from ..data.readers.visium_cells import read_visium_cells
+
+    one_image(arguments.image, arguments.sources)
+    check_files(arguments.image, *arguments.sources)
+    options = {"image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp}
+    if arguments.unit == "bin":
+        bin_um = 8 if arguments.bin_um is None else arguments.bin_um
+        return each(read_visium_hd, arguments.sources, arguments, hd_name, bin_um=bin_um, **options)
+    if arguments.bin_um is not None:
+        raise ValueError("--bin-um is of --unit bin. Leave it out, or take --unit bin.")
+    return each(read_visium_cells, arguments.sources, arguments, hd_name, **options)
+
+
+def xenium_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="OUT", help="output folder with transcripts.parquet or cells.parquet")
+    parser.add_argument("--image", required=True, metavar="FILE", help="the H&E image")
+    parser.add_argument("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: images coincide)")
+    parser.add_argument(
+        "--unit", choices=("grid", "cell"), default="grid", help="a row per square of a grid (default) or per cell"
+    )
+    parser.add_argument("--grid-um", type=float, metavar="UM", help="side of a square with --unit grid (default 100)")
+    parser.add_argument(
+        "--min-qv", type=float, metavar="Q", help="least quality of a transcript with --unit grid (default 20)"
+    )
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the H&E (default: from the alignment)")
+    add_about(parser, "technology")
+
+
+def xenium_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ..data.readers.xenium import MIN_QV, read_xenium
+    from ..data.readers.xenium_cells import read_xenium_cells
+
+    check_files(arguments.source, arguments.image, arguments.alignment)
+    options = {"alignment": arguments.alignment, "mpp": arguments.mpp} | about_slide(arguments, 0, 1)
+    if arguments.unit == "grid":
+        options |= {
+            "grid_um": 100.0 if arguments.grid_um is None else arguments.grid_um,
+            "min_qv": MIN_QV if arguments.min_qv is None else arguments.min_qv,
+        }
+        return [partial(read_xenium, arguments.source, arguments.image, **options)]
+    if arguments.grid_um is not None or arguments.min_qv not in (None, MIN_QV):
+        raise ValueError(
+            f"--unit cell takes the counts of the cell-feature matrix, which holds transcripts of quality {MIN_QV:g} and more "
+            "per cell: --grid-um and --min-qv are of --unit grid. Leave them out, or take --unit grid."
+        )
+    return [partial(read_xenium_cells, arguments.source, arguments.image, **options)]

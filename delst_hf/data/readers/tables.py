@@ -1,0 +1,155 @@
+"""Tables as they lie on disk, in any of the forms that spreadsheets, R and pandas write."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...errors import reading
+from ..declared import check_declared
+from ..files import open_packed
+from ..images import check_readable
+from ..values import identifiers, texts
+
+# More columns than any table of counts has; each costs pandas a kilobyte.
+_MOST_COLUMNS = 2_000_000
+
+
+def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] = (), **options: Any) -> pd.DataFrame:
+    """Read CSV, TSV (gzip, bzip2 or xz, told by their first bytes) or parquet.
+
+    Separator, decimal comma and encoding are told from the beginning of the file: spreadsheets write semicolons, commas in
+    numbers, byte order marks and UTF-16.
+
+    Args:
+        path: the file.
+        what: for messages.
+        text: columns of identifiers or labels, by name or place, taken as they are written: "0007" and "1e5" stay, "NA" is a
+            name. A name that no column has is left to the caller.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated or damaged file.
+    """
+    path = check_readable(path, what)
+    with reading(path, what, "It is truncated or no table: download it again."):
+        if path.suffix == ".parquet":
+            _check_parquet(path)
+            table = pd.read_parquet(path)
+            named = [table.columns[name] if isinstance(name, int) else name for name in text]
+            return table.assign(**{name: texts(table[name]) for name in named if name in table})
+        with open_packed(path) as file:
+            return pd.read_csv(file, **(dialect(path) | {"converters": dict.fromkeys(text, str)} | options))  # type: ignore[no-any-return]
+
+
+def _check_parquet(path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    told = pq.read_metadata(path)
+    check_declared(8.0 * told.num_rows * told.num_columns, path, f"{told.num_rows} rows of {told.num_columns} columns")
+
+
+def read_named_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:
+    """Read a table whose first column names its rows, as text; R writes a header that is one name shorter.
+
+    Args:
+        path: the file.
+        what: for messages.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated or damaged file.
+    """
+    if Path(path).suffix == ".parquet":
+        table = read_table(path, what)
+        table = table.set_index(table.columns[0]) if isinstance(table.index, pd.RangeIndex) else table
+    else:
+        table = read_table(path, what, text=[0], **(names_of_columns(path, what, **options)[1] | options))
+        table = table.set_index(table.columns[0])
+    return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
+
+
+def names_of_columns(path: str | Path, what: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
+    """Read the header as written (pandas renames the second of two equal names), and the options that it asks for."""
+    path = check_readable(path, what)
+    # Not by pandas, which takes seconds for one row of text of twenty thousand columns.
+    with reading(path, what, "It is truncated or no table: download it again."):
+        told = dialect(path) | options
+        with io.TextIOWrapper(open_packed(path), encoding=told["encoding"], newline="") as file:
+            rows = (row for row in csv.reader(file, delimiter=told["sep"]) if row)
+            header, first = next(rows, []), next(rows, None)
+    if first is None:
+        raise ValueError(f"{path.name} has no row below its header. Give the whole table.")
+    fields = len(first)
+    if fields != len(header) + 1:
+        return header, {}
+    # Numbers as names, since names may be there twice.
+    return ["", *header], {"header": None, "skiprows": 1, "names": range(fields)}
+
+
+def dialect(path: Path) -> dict[str, Any]:
+    """Return the options of `pandas.read_csv` for a text: its separator, its decimal mark and its encoding."""
+    with open_packed(path) as file:
+        start = file.read(1 << 20)
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = start.decode(encoding)
+    except UnicodeDecodeError as error:
+        # The end of the piece may cut a character; anything earlier is the code page of Windows.
+        if error.start < len(start) - 4:
+            encoding = "cp1252"
+        text = start.decode(encoding, errors="ignore")
+    first, _, rest = text.partition("\n")
+    if not rest:
+        _check_first_line(path)
+    sep = (
+        "\t"
+        if "\t" in first
+        else max(";,", key=first.count)
+        if set(";,") & set(first)
+        else " "
+        if " " in first
+        else ","
+    )
+    decimal = "," if sep == ";" and re.search(r"(?:^|;)\s*-?\d+,\d+\s*(?:;|\r?$)", rest, re.M) else "."
+    return {"sep": sep, "decimal": decimal, "encoding": encoding}
+
+
+def _check_first_line(path: Path) -> None:
+    """Refuse a header of more columns than a table can have, a piece at a time."""
+    separators = 0
+    with open_packed(path) as file:
+        while piece := file.read(1 << 22):
+            line, found, _ = piece.partition(b"\n")
+            separators += sum(line.count(one) for one in (b",", b"\t", b";"))
+            if separators > _MOST_COLUMNS:
+                raise ValueError(
+                    f"{path} has more than {_MOST_COLUMNS} columns in its first line. It is damaged or no table: download it "
+                    "again."
+                )
+            if found:
+                return
+
+
+def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[int]:
+    """Return the places of the columns that together name a row; none where none of them is there.
+
+    Raises:
+        KeyError: some are there and some are not.
+    """
+    places = [list(columns).index(one) for one in key if one in columns]
+    if places and len(places) < len(key):
+        missing = [one for one in key if one not in columns]
+        raise KeyError(f"{name}: rows are named by {list(key)} together, but columns {missing} are missing. Add them.")
+    return places
+
+
+def join_key(columns: Sequence[Any]) -> list[str]:
+    """Return the names of rows: those of one column, or those of several joined by "_"."""
+    return ["_".join(parts) for parts in zip(*map(identifiers, columns), strict=True)]
