@@ -10,7 +10,7 @@ Probes are fitted on the slides that the checkpoint was trained on unless --trai
 
 import sys
 
-from delst_hf.atomic import end_like_interrupted
+from delst_hf.atomic.processes import end_like_interrupted
 from delst_hf.commands.evaluate import EVALUATION, EvaluationArguments, run_evaluation
 from delst_hf.errors import run_script
 from delst_hf.pretraining.options import parse_arguments

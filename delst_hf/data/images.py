@@ -130,8 +130,9 @@ def read_image(path: str | Path) -> np.ndarray:
         pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep)
     refuse_turned(orientation, path.name, "exiftool -Orientation= FILE")
     if dpi and float(dpi[0]) > 0:
-        pixels = pixels.view(StatedImage)
-        pixels.scale_statements = (("dpi", 25_400 / float(dpi[0])),)
+        stated = pixels.view(StatedImage)
+        stated.scale_statements = (("dpi", 25_400 / float(dpi[0])),)
+        return stated
     return pixels
 
 

@@ -96,7 +96,7 @@ def spots_table(table: pd.DataFrame) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(str(row.slide_id))}</td><td>{html.escape(str(row.barcode))}</td>"
         f"<td>{html.escape(row.label) if isinstance(row.label, str) else ''}</td><td>{row.distance:.3f}</td>"
-        f"<td>{html.escape(row.top_genes)}</td></tr>"
+        f"<td>{html.escape(str(row.top_genes))}</td></tr>"
         for row in table.itertuples()
     )
     return f'<table class="delst-spots">{head}{rows}</table>'
