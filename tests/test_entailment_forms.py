@@ -43,8 +43,8 @@ def outside(angles):
 
 EXPECTED = {
     "cone": outside(ANGLES),
-    "angle": [out + 0.1 * angle for out, angle in zip(outside(ANGLES), ANGLES, strict=True)],
-    "adaptive": [math.tanh(d) * angle for d, angle in zip(DISTANCES, ANGLES, strict=True)],
+    "uncha": [out + 0.1 * angle for out, angle in zip(outside(ANGLES), ANGLES, strict=True)],
+    "argent": [math.tanh(d) * angle for d, angle in zip(DISTANCES, ANGLES, strict=True)],
     "negatives": [own + max(0.0, 0.1 - far) for own, far in zip(outside(ANGLES), outside(FOREIGN), strict=True)],
     "difference": [own - far for own, far in zip(ANGLES, FOREIGN, strict=True)],
     "radial": [0.1 * math.log1p(math.exp(behind / 0.1)) for behind in (1.0 + 0.1 - 2.0, 0.5 + 0.1 - 0.8)],
@@ -86,6 +86,15 @@ def test_the_floor_costs_what_a_parent_lacks():
     assert entailment_loss(PARENTS, CHILDREN, 1.0, radius_floor=0.7).item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_argent_keeps_parents_off_the_origin():
+    parent, child = (torch.tensor([at(r, 0.0)], dtype=torch.float64) for r in (0.3, 1.0))
+    aside = torch.tensor([at(1.0, 90.0)], dtype=torch.float64)
+    assert entailment_loss(parent, child, 1.0, form="argent").item() == pytest.approx(0.5 - 0.3, abs=1e-6)
+    side = math.acosh(math.cosh(0.3) * math.cosh(1.0))
+    expected = math.tanh(side) * exterior(0.3, 1.0, 90.0) + 0.2
+    assert entailment_loss(parent, aside, 1.0, form="argent").item() == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_intra_modal_loss_takes_the_form():
     embeds, level = torch.cat([PARENTS, CHILDREN]), torch.tensor([10.0, 20.0, 30.0, 40.0])
     pairs = PARENTS, CHILDREN  # ranks half a slide apart
@@ -97,7 +106,7 @@ def test_the_intra_modal_loss_takes_the_form():
 
 
 def test_unknown_forms_are_named():
-    with pytest.raises(ValueError, match="form='wedge' is not known. Choose one of cone, angle"):
+    with pytest.raises(ValueError, match="form='wedge' is not known. Choose one of cone, uncha"):
         entailment_loss(PARENTS, CHILDREN, 1.0, form="wedge")
     with pytest.raises(ValueError, match="entailment='wedge' is not known. Choose one of 'cone'"):
         DelstConfig(entailment="wedge")

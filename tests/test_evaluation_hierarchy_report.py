@@ -3,10 +3,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from delst_hf.evaluation.entailment import entailment_auc, entailment_rankings
 from delst_hf.evaluation.protocols.hierarchy import (
     MEANINGS,
     delta_hyperbolicity,
-    entailment_auc,
     explained_by_labels,
     hierarchy_report,
     rank_correlation,
@@ -74,6 +74,47 @@ def test_auc_by_hand_planted_and_permuted():
     two = at(np.full(2, 0.8), np.array([[1.0, 0], [1.0, 0.0]]))
     kids = at(np.full(2, 2.0), np.array([[1.0, 0], [0.0, 1.0]]))
     assert entailment_auc(two, kids, 1.0) == 0.5
+
+
+def test_rankings_by_hand():
+    """Three spots in a plane: parents at 0, 90 and 180 degrees, children behind the first two and, of the third, at 80."""
+    turned = np.deg2rad([0.0, 90.0, 180.0])
+    behind = np.deg2rad([0.0, 90.0, 80.0])
+    parents = at(np.full(3, 0.8), np.stack([np.cos(turned), np.sin(turned)], 1))
+    children = at(np.full(3, 2.0), np.stack([np.cos(behind), np.sin(behind)], 1))
+    found = entailment_rankings(parents, children, 1.0)
+    # The third parent likes child 1 (90 degrees aside) better than its own (100 aside), and child 0 (180) least.
+    assert found["entailment_auc"].tolist() == [1.0, 1.0, 0.5]
+    assert found["entailment_ap"].tolist() == [1.0, 1.0, 0.5]
+    # Exchanged, the apex is a child far out, and what lies straight inward is 180 degrees off its axis. Child 0: its own parent
+    # and the one across the origin tie, the third fits better (0.25). Child 1: both others fit better (0). Child 2: the parent
+    # 80 degrees aside fits better than its own, the one 10 degrees aside worse (0.5).
+    assert found["entailment_asymmetry"].tolist() == [0.75, 1.0, 0.0]
+    assert found["entailment_auc_decile"].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_nested_points_are_asymmetric_and_a_cloud_is_not():
+    u = unit(80)
+    parents = at(np.full(80, 0.3), u)
+    children = at(np.full(80, 3.0), u + 0.2 * unit(80, seed=5))
+    nested = entailment_rankings(parents, children, 1.0)
+    cloud, other = at(np.full(80, 1.0), u), at(np.full(80, 1.0), unit(80, seed=9))
+    chance = entailment_rankings(cloud, other, 1.0)
+    assert nested["entailment_auc"].mean() > 0.95 and abs(chance["entailment_asymmetry"].mean()) < 0.1
+    assert chance["entailment_auc_decile"].mean() == pytest.approx(0.5, abs=0.12)
+    assert chance["entailment_ap"].mean() == pytest.approx((1 / np.arange(1, 81)).mean(), abs=0.05)
+
+
+def test_width_alone_cannot_win_within_a_decile():
+    """Parents near the origin hold everything: among all parents they win, among parents as near they do not."""
+    generator = np.random.default_rng(0)
+    radii = np.repeat([0.15, 2.0], 50)
+    parents = at(radii, unit(100, seed=1))
+    children = at(np.full(100, 3.0), unit(100, seed=2))[generator.permutation(100)]
+    found = entailment_rankings(parents, children, 1.0)["entailment_auc_decile"]
+    assert found[:50].mean() == pytest.approx(0.5, abs=0.1)
+    sparse = entailment_rankings(parents, children, 1.0, max_pairs=10)
+    assert np.isfinite(sparse["entailment_auc"]).sum() == 10
 
 
 def test_auc_does_not_depend_on_the_aperture():

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstGeneModel, DelstModel, DelstOutput
-from delst_hf.model.lorentz import exp_map0, rapidity
+from delst_hf.model.lorentz import exp_map0, log_map0, rapidity
 from delst_hf.model.losses import contrastive_loss, entailment_loss, intra_entailment_loss
 from delst_hf.model.vision_delst import pool_vision_output
 
@@ -100,11 +100,12 @@ def test_forward_of_each_backbone(backbone):
 
 
 def test_the_names_of_the_output():
-    names = ["loss", "contrastive_loss", "cross_entailment_loss", "intra_entailment_loss", "logits_per_image"]
-    names += ["logits_per_gene", "image_embeds", "gene_embeds", "vision_model_output", "gene_model_output"]
+    names = ["loss", "contrastive_loss", "cross_entailment_loss", "intra_entailment_loss", "regression_loss"]
+    names += ["logits_per_image", "logits_per_gene", "image_embeds", "gene_embeds"]
+    names += ["vision_model_output", "gene_model_output"]
     assert list(DelstOutput.__dataclass_fields__) == names
     output = make_model()(**make_batch(), return_loss=True)
-    assert list(output.keys()) == [name for name in names if not name.startswith("logits")]
+    assert list(output.keys()) == [name for name in names if not name.startswith(("logits", "regression"))]
 
 
 def test_logits_are_negative_distances_times_the_scale():
@@ -137,6 +138,54 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(parent):
     torch.testing.assert_close(output.intra_entailment_loss, sum(intra) / 2)
     torch.testing.assert_close(output.loss, contrastive + 0.3 * cross + 0.7 * sum(intra) / 2)
     assert output.logits_per_image is None
+
+
+def test_nested_views_are_composed_as_hycoclip():
+    """Parts against wholes of the other modality; parts entail wholes; no level is read."""
+    model = make_model(cross_entailment_weight=0.3, intra_entailment_weight=0.7, cross_aperture_scale=0.7)
+    batch = {key: value for key, value in make_batch().items() if key != "level"}
+    crops = torch.rand(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    kept = torch.arange(GENES).expand(BATCH, GENES) % 2 == 0
+    output = model(**batch, return_loss=True, part_pixel_values=crops, part_gene_mask=kept)
+    image, gene = output.image_embeds, output.gene_embeds
+    part = (
+        model.get_image_features(crops).pooler_output,
+        model.get_gene_features(batch["gene_values"], kept).pooler_output,
+    )
+    c, scale = torch.tensor(1.0), 1 / 0.07
+    parts = contrastive_loss(part[0], gene, scale, c) / 2 + contrastive_loss(part[1], image, scale, c) / 2
+    contrastive = (contrastive_loss(image, gene, scale, c) + parts) / 2
+    cross = (entailment_loss(gene, image, c, 0.7) + entailment_loss(part[1], part[0], c, 0.7)) / 2
+    intra = (entailment_loss(part[0], image, c) + entailment_loss(part[1], gene, c)) / 2
+    torch.testing.assert_close(output.contrastive_loss, contrastive, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.cross_entailment_loss, cross)
+    torch.testing.assert_close(output.intra_entailment_loss, intra)
+    torch.testing.assert_close(output.loss, contrastive + 0.3 * cross + 0.7 * intra, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
+def test_regression_beside_the_contrastive_term(geometry):
+    plain = make_model(geometry=geometry)
+    model = make_model(geometry=geometry, regression_weight=0.5)
+    assert set(model.state_dict()) - set(plain.state_dict()) == {"expression_head.weight", "expression_head.bias"}
+    model.gene_model.set_missing_values(torch.full((GENES,), 2.0))
+    batch = make_batch(gene_mask=torch.arange(GENES).expand(BATCH, GENES) < 7)
+    output = model(**batch, return_loss=True)
+    flat = log_map0(output.image_embeds, 1.0) if geometry == "lorentz" else output.image_embeds
+    predicted = flat @ model.expression_head.weight.T + model.expression_head.bias + 2.0
+    error = (predicted - batch["gene_values"])[:, :7].square().mean()
+    torch.testing.assert_close(output.regression_loss, error)
+    torch.testing.assert_close(model.predict_expression(output.image_embeds), predicted)
+    terms = output.contrastive_loss + 0.5 * error
+    if geometry == "lorentz":
+        terms = terms + 0.2 * output.cross_entailment_loss + 0.1 * output.intra_entailment_loss
+    torch.testing.assert_close(output.loss, terms)
+    model.resize_gene_embeddings(GENES + 2)
+    grown = model.predict_expression(output.image_embeds)
+    torch.testing.assert_close(grown[:, :GENES], predicted)
+    assert (grown[:, GENES:] == 0).all()
+    with pytest.raises(ValueError, match="no expression head: it was trained with regression_weight=0"):
+        plain.predict_expression(output.image_embeds)
 
 
 def test_slide_ids_keep_pairs_within_a_slide():

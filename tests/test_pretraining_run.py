@@ -50,6 +50,17 @@ def split_study(tmp_path_factory) -> Study:
     return make_study(tmp_path_factory.mktemp("split") / "split-by-patient", "patient", **slides)
 
 
+def test_masks_that_leave_no_negatives_are_refused(split_study, tmp_path):
+    data, model = DataArguments("d"), small_model()
+    with pytest.raises(ValueError, match="mask_negatives='patient' leaves no negatives: all training spots are of one"):
+        assemble(split_study, data, model, small_training(tmp_path, mask_negatives="patient"))
+    trainer = assemble(split_study, data, model, small_training(tmp_path, mask_negatives="slide"))
+    assert trainer.args.mask_negatives == "slide"
+    both = DataArguments("d", train_slides="toy_A1,toy_B1", validation_slides="toy_C1")
+    masked = assemble(split_study, both, model, small_training(tmp_path, mask_negatives="patient"))
+    assert masked._group_of_slide.tolist() == [0, 0, 2, 3]
+
+
 def test_the_split_of_the_dataset_decides_what_is_trained_on(split_study, caplog):
     assert choose_slides(split_study, DataArguments("d")) == (["toy_A1", "toy_A2"], ["toy_B1"])
     assert choose_slides(split_study, DataArguments("d", test_slides="toy_B1")) == (["toy_A1", "toy_A2"], [])

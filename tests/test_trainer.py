@@ -22,7 +22,7 @@ from delst_hf.pretraining.trainer import SCALARS
 
 @pytest.fixture
 def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
-    def make(output: str = "run", model: DelstModel | None = None, **options):
+    def make(output: str = "run", model: DelstModel | None = None, patient_of_slide=None, **options):
         options = {
             "max_steps": 6,
             "per_device_train_batch_size": 24,
@@ -41,6 +41,7 @@ def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
                 tiny_processor, toy_study.gene_names, toy_study.slide_ids, toy_study.measured_genes
             ),
             processing_class=tiny_processor,
+            patient_of_slide=patient_of_slide,
         )
 
     return make
@@ -144,6 +145,55 @@ def test_frozen_backbone_stays(make_trainer):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.vision_model.state_dict().items())
 
 
+def test_masked_negatives_are_those_of_the_group(make_trainer):
+    """The loss of a step is that of the model's own forward pass with the groups by hand."""
+    for mask, patients in (("slide", None), ("patient", [0, 0, 1])):
+        trainer = make_trainer(mask, mask_negatives=mask, augment=False, patient_of_slide=patients)
+        assert trainer.data_collator.slide_index == {"toy_A1": 0, "toy_A2": 1, "toy_B1": 2}
+        rows = [trainer.train_dataset[i] for i in (0, 5, 10, 20, 40, 60)] + [trainer.eval_dataset[i] for i in (0, 9)]
+        inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+        groups = inputs["slide_ids"] if patients is None else torch.tensor(patients)[inputs["slide_ids"]]
+        assert len(groups.unique()) == (3 if patients is None else 2)
+        trainer.model.train()
+        torch.manual_seed(0)
+        loss = trainer.compute_loss(trainer.model, dict(inputs))
+        torch.manual_seed(0)
+        inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
+        expected = trainer.model(**inputs, return_loss=True, negative_groups=groups).loss
+        torch.testing.assert_close(loss, expected)
+        torch.manual_seed(0)
+        assert loss < trainer.model(**inputs, return_loss=True).loss - 0.05  # fewer negatives, an easier loss
+    with pytest.raises(ValueError, match="mask_negatives='patient' needs the patient of each slide"):
+        make_trainer("none", mask_negatives="patient")
+
+
+def test_regression_trains_and_is_logged(make_trainer, tiny_model):
+    config = copy.deepcopy(tiny_model.config)
+    config.regression_weight = 1.0
+    torch.manual_seed(0)
+    trainer = make_trainer("regression", DelstModel(config), max_steps=30, learning_rate=5e-3)
+    trainer.train()
+    errors = [entry["regression_loss"] for entry in trainer.state.log_history if "regression_loss" in entry]
+    assert max(errors[-3:]) < 0.9 * errors[0]
+    assert trainer.evaluate()["eval_regression_loss"] > 0
+    with pytest.raises(ValueError, match="regression_weight 1 trains a layer beside them"):
+        make_trainer("cached", DelstModel(config), contrastive_micro_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stain_jitter": "wild"}, "stain_jitter='wild' is not known. Choose one of 'off', 'light', 'strong'"),
+        ({"views": "double"}, "views='double' is not known. Choose one of 'single', 'nested'"),
+        ({"mask_negatives": "tumour"}, "mask_negatives='tumour' is not known. Choose one of 'off', 'slide', 'patient'"),
+        ({"views": "nested", "contrastive_micro_batch_size": 4}, "views='nested' embeds a crop of each patch anew"),
+    ],
+)
+def test_switches_that_are_not_known_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        DelstTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
 @pytest.mark.parametrize("geometry", ["cosine", "euclidean"])
 def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
     config = copy.deepcopy(tiny_model.config)
@@ -161,8 +211,15 @@ def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
         (4, {}),
         (4, {"batch_sampling": "balanced", "contrastive_micro_batch_size": 10}),
         (5, {"batch_sampling": "within_slide", "per_device_train_batch_size": 16, "freeze_vision": True}),
+        (4, {"stain_jitter": "strong", "views": "nested", "mask_negatives": "slide"}),
     ],
-    ids=["at the end of an epoch", "within an epoch", "balanced and cached", "within a slide, frozen"],
+    ids=[
+        "at the end of an epoch",
+        "within an epoch",
+        "balanced and cached",
+        "within a slide, frozen",
+        "drawn on the device",
+    ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step, options):
     whole = make_trainer("whole", save_strategy="steps", save_steps=step, **options)

@@ -115,11 +115,12 @@ class DelstConfig(PreTrainedConfig):
         intra_parent: Whether the spot with ``"fewer"`` or ``"more"`` expressed genes is the more general one.
         intra_min_level_ratio: Two spots form an ordered pair when their levels differ at least by this factor.
         min_radius: ``K`` of the half-aperture ``asin(2K / (sqrt(c) |x|))``.
-        entailment: What an ordered pair costs: ``"cone"`` (the angle outside the cone, the method), ``"angle"``,
-            ``"adaptive"``, ``"negatives"``, ``"difference"`` or ``"radial"`` (docs/method.md has the equations), or ``"none"``
+        entailment: What an ordered pair costs: ``"cone"`` (the angle outside the cone, the method), ``"uncha"``,
+            ``"argent"``, ``"negatives"``, ``"difference"`` or ``"radial"`` (docs/method.md has the equations), or ``"none"``
             for no entailment.
         radius_floor: Distance to the origin below which a parent is pushed outwards, so that cones do not open by collapse. 0
             for none.
+        regression_weight: Weight of predicting expression from the image embedding. 0 for none.
         cross_aperture_scale: ``eta``, the factor on the half-aperture of the cross-modal cones.
         intra_aperture_scale: The same within a modality.
         vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` (class
@@ -160,6 +161,7 @@ class DelstConfig(PreTrainedConfig):
     min_radius: float | int = 0.1
     entailment: str = "cone"
     radius_floor: float | int = 0.0
+    regression_weight: float | int = 0.0
     cross_aperture_scale: float | int = 1.0
     intra_aperture_scale: float | int = 1.0
     vision_pooling: str = "auto"
@@ -206,7 +208,8 @@ class DelstConfig(PreTrainedConfig):
         _check_choice("geometry", self.geometry, ("lorentz", "cosine", "euclidean"))
         _check_choice("cross_parent", self.cross_parent, ("gene", "image"))
         _check_choice("entailment", self.entailment, (*ENTAILMENT_FORMS, "none"))
-        _check_range("radius_floor", self.radius_floor, 0, closed=True)
+        for name in ("radius_floor", "regression_weight"):
+            _check_range(name, getattr(self, name), 0, closed=True)
         _check_choice("intra_parent", self.intra_parent, ("fewer", "more"))
         _check_choice("vision_pooling", self.vision_pooling, ("auto", "pooler", "cls", "mean", "cls+mean"))
         _check_choice("head_inputs", self.head_inputs, ("image", "gene", "both"))

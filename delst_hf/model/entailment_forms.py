@@ -4,8 +4,8 @@ With ``a`` the exterior angle of the child at its parent, ``w`` the half-apertur
 the distance to the origin, ``d`` that between the two points, and a prime for the child of another pair:
 
     cone         max(0, a - w)                                       MERU (arXiv 2304.09172), HyCoCLIP (arXiv 2410.06912)
-    angle        max(0, a - w) + 0.1 a                               UNCHA (arXiv 2603.22042)
-    adaptive     tanh(d) a                                           after ARGENT (arXiv 2603.23311)
+    uncha        max(0, a - w) + 0.1 a                               UNCHA (arXiv 2603.22042)
+    argent       tanh(d) a + max(0, 0.5 - r_parent)                  after ARGENT (arXiv 2603.23311)
     negatives    max(0, a - w) + max(0, m - max(0, a' - w))          entailment cones (arXiv 1804.01882)
     difference   a - a'                                              RCME (arXiv 2506.21476)
     radial       t softplus((r_parent + m - r_child) / t)            order of the radii alone
@@ -22,10 +22,13 @@ from torch import Tensor
 from .lorentz import distance, exterior_angle, radius
 
 ANGLE_SHARE = 0.1
-"""Share of the angle itself in the form ``angle``: a gradient for pairs that are inside already. As in UNCHA."""
+"""Share of the angle itself in the form ``uncha``: a gradient for pairs that are inside already. As in UNCHA."""
 
 MARGIN = 0.1
 """``m``, in radians outside the cone (``negatives``) or as a distance (``radial``). Ours."""
+
+NORM_FLOOR = 0.5
+"""Distance to the origin below which the form ``argent`` pushes parents outwards. ARGENT regularises norms; how is ours."""
 
 TEMPERATURE = 0.1
 """``t`` of the form ``radial``, a distance: how soft the step of its margin is. Ours."""
@@ -36,19 +39,20 @@ def cone(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Ten
     return F.relu(exterior_angle(parent, child, curvature) - aperture)
 
 
-def angle(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
+def uncha(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
     """Penalise as `cone` does, and a tenth of the angle besides, so that the gradient never vanishes."""
     outward = exterior_angle(parent, child, curvature)
     return F.relu(outward - aperture) + ANGLE_SHARE * outward
 
 
-def adaptive(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise the angle itself, weighted so that pairs that nearly coincide are spared.
+def argent(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
+    """Penalise the angle itself, weighted so that pairs that nearly coincide are spared, and parents near the origin.
 
-    The angle between two points that are all but one is noise. The weight of ARGENT could not be read; this one, the
-    hyperbolic tangent of their distance, without gradient, is ours.
+    The angle between two points that are all but one is noise. The weight of ARGENT and its regulariser of norms could not be
+    read; the hyperbolic tangent of the distance, without gradient, and the floor under the parent's radius are ours.
     """
-    return distance(parent, child, curvature).detach().tanh() * exterior_angle(parent, child, curvature)
+    weight = distance(parent, child, curvature).detach().tanh()
+    return weight * exterior_angle(parent, child, curvature) + F.relu(NORM_FLOOR - radius(parent, curvature))
 
 
 def negatives(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
@@ -70,8 +74,8 @@ def radial(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: T
 
 ENTAILMENT_FORMS: dict[str, Callable[[Tensor, Tensor, float | Tensor, Tensor], Tensor]] = {
     "cone": cone,
-    "angle": angle,
-    "adaptive": adaptive,
+    "uncha": uncha,
+    "argent": argent,
     "negatives": negatives,
     "difference": difference,
     "radial": radial,

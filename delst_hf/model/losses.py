@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .contrastive import tiled_contrastive
+from .dense_contrastive import dense_contrastive
 from .distributed import gather_across_ranks, world_size
 from .entailment_forms import ENTAILMENT_FORMS
 from .lorentz import half_aperture, radius
@@ -27,6 +28,7 @@ def contrastive_loss(
     chunk_size: int | None = None,
     *,
     across_ranks: bool = False,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
 
@@ -44,6 +46,8 @@ def contrastive_loss(
         across_ranks: Take the negatives of all ranks: local images against the genes of all ranks, whose tiles serve both
             directions. The mean of the returned value over the ranks is then the loss of the joined batch, and gradients
             averaged over the ranks, as by DDP, are its gradients.
+        groups: (batch,) int; spots of one group, such as a slide, are not each other's negatives. The whole matrix is then
+            formed (`dense_contrastive`). None: all other spots are negatives.
 
     Returns:
         0-d tensor. log(batch) is chance.
@@ -63,11 +67,69 @@ def contrastive_loss(
             "row i of both is the same spot."
         )
     start, across_ranks = 0, across_ranks and world_size() > 1
+    if groups is not None:
+        if across_ranks:
+            image_embeds, gene_embeds, groups = (gather_across_ranks(x)[0] for x in (image_embeds, gene_embeds, groups))
+        return dense_contrastive(image_embeds, gene_embeds, logit_scale, curvature, geometry, groups)
     if across_ranks:
         gene_embeds, start = gather_across_ranks(gene_embeds)
     return tiled_contrastive(
         image_embeds, gene_embeds, logit_scale, curvature, geometry, chunk_size, start=start, across_ranks=across_ranks
     )
+
+
+def part_contrastive_loss(
+    wholes: tuple[Tensor, Tensor],
+    parts: tuple[Tensor, Tensor],
+    logit_scale: float | Tensor,
+    curvature: float | Tensor,
+    geometry: str,
+    uncertainty: bool = False,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Contrast the part of each spot in one modality with the wholes of the other: HyCoCLIP's terms (arXiv 2410.06912).
+
+    Args:
+        wholes: Image and gene embeddings of the spots, each (batch, dim).
+        parts: Image and gene embeddings of a part of each spot, a crop and some of the genes, each (batch, dim).
+        logit_scale: The multiplier itself.
+        curvature: ``c > 0``.
+        geometry: As in `contrastive_loss`.
+        uncertainty: Multiply the logits of a part by ``exp(-u / 2)``, ``u = log(1 + exp(-|x|))``: parts near the origin count
+            less (UNCHA, arXiv 2603.22042).
+        groups: As in `contrastive_loss`.
+
+    Returns:
+        0-d tensor, the mean of both modalities.
+    """
+    terms = []
+    for part, whole in ((parts[0], wholes[1]), (parts[1], wholes[0])):
+        weights = None
+        if uncertainty:
+            weights = torch.exp(-0.5 * F.softplus(-torch.linalg.vector_norm(lift(part), dim=-1)))
+        terms.append(dense_contrastive(part, whole, logit_scale, curvature, geometry, groups, weights))
+    return (terms[0] + terms[1]) / 2
+
+
+def regression_loss(predicted: Tensor, gene_values: Tensor, gene_mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of predicted expression over the genes that were measured.
+
+    Args:
+        predicted: (batch, genes).
+        gene_values: Normalised expression (batch, genes).
+        gene_mask: (batch, genes) bool, True where measured; None when all are.
+
+    Returns:
+        0-d tensor.
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> regression_loss(torch.tensor([[1.0, 5.0]]), torch.tensor([[3.0, 0.0]]), mask).item()
+    4.0
+    """
+    squares = (lift(predicted) - lift(gene_values)).square()
+    if gene_mask is None:
+        return squares.mean()
+    return (squares * gene_mask).sum() / gene_mask.sum().clamp_min(1)
 
 
 def entailment_loss(

@@ -17,10 +17,9 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .backbone_delst import BackboneOptionalModel, describe_source
 from .configuration_delst import DelstConfig, DelstGeneConfig
-from .distributed import gather_across_ranks
-from .lorentz import exp_map0
-from .losses import contrastive_loss, entailment_loss, joint_entailment_losses
+from .lorentz import exp_map0, log_map0
 from .modeling_delst_gene import DelstGeneModel
+from .objective import objective
 from .similarity import similarity_logits
 from .vision_delst import build_vision_model, encode_images, load_vision_model, measure_vision_model
 
@@ -34,6 +33,8 @@ class DelstOutput(ModelOutput):
         contrastive_loss: Symmetric InfoNCE (0-d).
         cross_entailment_loss: Cross-modal entailment before its weight (0-d), None when its weight is 0.
         intra_entailment_loss: Intra-modal entailment before its weight, the mean of both modalities (0-d), None when its
+            weight is 0.
+        regression_loss: Error of the expression predicted from the image embedding, before its weight (0-d), None when its
             weight is 0.
         logits_per_image: Similarities (images, genes) times the logit scale; not formed when only the loss is asked for.
         logits_per_gene: Its transpose.
@@ -52,6 +53,7 @@ class DelstOutput(ModelOutput):
     contrastive_loss: Tensor | None = None
     cross_entailment_loss: Tensor | None = None
     intra_entailment_loss: Tensor | None = None
+    regression_loss: Tensor | None = None
     logits_per_image: Tensor | None = None
     logits_per_gene: Tensor | None = None
     image_embeds: Tensor | None = None
@@ -104,6 +106,7 @@ class DelstPreTrainedModel(BackboneOptionalModel):
     _keep_in_fp32_modules_strict = [
         "visual_projection",
         "gene_projection",
+        "expression_head",
         r"(?<!\.)(?:delst\.)?logit_scale",
         "log_curvature",
         "log_image_scale",
@@ -152,6 +155,8 @@ class DelstModel(DelstPreTrainedModel):
             config.vision_feature_size = measure_vision_model(self.vision_model, config.vision_pooling)[0]
         self.visual_projection = Float32Linear(config.vision_feature_size, config.projection_dim, bias=False)
         self.gene_projection = Float32Linear(self.config.gene_config.hidden_size, config.projection_dim, bias=False)
+        if config.regression_weight > 0:
+            self.expression_head = Float32Linear(config.projection_dim, self.config.gene_config.num_genes)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init, dtype=torch.float32))
         # Scalars that the geometry does not use are kept (one checkpoint layout) but not trained.
         has_curvature, has_scale = config.geometry == "lorentz", config.geometry != "cosine"
@@ -247,7 +252,13 @@ class DelstModel(DelstPreTrainedModel):
 
     def resize_gene_embeddings(self, num_genes: int) -> None:
         """Make room for genes added by `DelstGeneFeatureExtractor.add_genes`: see `DelstGeneModel`, which does it."""
+        added = num_genes - self.config.gene_config.num_genes
         self.gene_model.resize_gene_embeddings(num_genes)
+        if self.config.regression_weight > 0:
+            head = self.expression_head
+            head.weight = nn.Parameter(F.pad(head.weight.detach(), (0, 0, 0, added)))
+            head.bias = nn.Parameter(F.pad(head.bias.detach(), (0, added)))
+            head.out_features = num_genes
 
     def embed_features(self, features: Tensor, modality: str) -> Tensor:
         """Head of one modality, in float32 under any autocast: standardise, project, scale, map onto the manifold.
@@ -317,6 +328,9 @@ class DelstModel(DelstPreTrainedModel):
         slide_ids: Tensor | None = None,
         return_loss: bool | None = None,
         across_ranks: bool = False,
+        negative_groups: Tensor | None = None,
+        part_pixel_values: Tensor | None = None,
+        part_gene_mask: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DelstOutput:
         """Embed pairs and, when asked, compute the losses.
@@ -329,6 +343,10 @@ class DelstModel(DelstPreTrainedModel):
             slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
             return_loss: Compute the losses instead of the logits.
             across_ranks: Take negatives and ordered pairs from the batches of all processes; all must call forward.
+            negative_groups: (batch,) int; spots of one group are not each other's negatives. None: all others are.
+            part_pixel_values: A crop of each patch, of the same shape as `pixel_values`; with it the loss is that of nested
+                views: parts entail wholes, in place of the order by `level`.
+            part_gene_mask: (batch, genes) bool, which genes are the part of each profile; needed beside it.
             **kwargs: Passed to the vision backbone, save ``return_dict``: False for a plain tuple.
         """
         vision_output = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
@@ -336,7 +354,23 @@ class DelstModel(DelstPreTrainedModel):
         image_embeds = self.embed_features(vision_output.pooler_output, "image")
         gene_embeds = self.embed_features(gene_output.pooler_output, "gene")
         if return_loss:
-            results = self.loss_terms(image_embeds, gene_embeds, level, slide_ids, across_ranks)
+            parts = None
+            if part_pixel_values is not None:
+                parts = (
+                    self.get_image_features(part_pixel_values, return_dict=True, **kwargs).pooler_output,
+                    self.get_gene_features(gene_values, part_gene_mask, return_dict=True).pooler_output,
+                )
+            results = self.loss_terms(
+                image_embeds,
+                gene_embeds,
+                level,
+                slide_ids,
+                across_ranks,
+                negative_groups,
+                parts,
+                gene_values,
+                gene_mask,
+            )
         else:
             logits = self.similarity(image_embeds, gene_embeds)
             results = {"logits_per_image": logits, "logits_per_gene": logits.T}
@@ -362,73 +396,61 @@ class DelstModel(DelstPreTrainedModel):
         level: Tensor | None = None,
         slide_ids: Tensor | None = None,
         across_ranks: bool = False,
+        negative_groups: Tensor | None = None,
+        parts: tuple[Tensor, Tensor] | None = None,
+        gene_values: Tensor | None = None,
+        gene_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
 
         Args:
             image_embeds: Image embeddings (batch, projection_dim).
             gene_embeds: Gene embeddings of the same spots (batch, projection_dim).
-            level: Hierarchy key (batch,), needed by the intra-modal loss.
+            level: Hierarchy key (batch,), needed by the intra-modal loss without `parts`.
             slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
             across_ranks: Take negatives and ordered pairs from all processes; all must call it.
+            negative_groups: (batch,) int, as in `forward`.
+            parts: Image and gene embeddings of a part of each spot, for nested views.
+            gene_values: Normalised expression (batch, genes), needed with a `regression_weight`.
+            gene_mask: (batch, genes) bool, which genes were measured.
 
         Returns:
-            ``loss``, ``contrastive_loss`` and the entailment terms whose weight is above 0 (0-d tensors).
+            ``loss``, ``contrastive_loss`` and the other terms whose weight is above 0 (0-d tensors).
 
         Raises:
             ValueError: If the intra-modal loss is asked for without `level`.
         """
-        image, gene = image_embeds, gene_embeds
-        config, curvature = self.config, self.curvature
-        with torch.autocast(device_type=image.device.type, enabled=False):
-            contrastive = contrastive_loss(
-                image, gene, self.logit_scale.float().exp(), curvature, config.geometry, across_ranks=across_ranks
+        with torch.autocast(device_type=image_embeds.device.type, enabled=False):
+            return objective(
+                self.config,
+                (image_embeds, gene_embeds),
+                self.logit_scale.float().exp(),
+                self.curvature,
+                level=level,
+                slide_ids=slide_ids,
+                negative_groups=negative_groups,
+                parts=parts,
+                predicted=self.predict_expression(image_embeds) if self.config.regression_weight > 0 else None,
+                gene_values=gene_values,
+                gene_mask=gene_mask,
+                across_ranks=across_ranks,
             )
-            terms = {"loss": contrastive, "contrastive_loss": contrastive}
-            if across_ranks and config.geometry == "lorentz":
-                image, gene = gather_across_ranks(image)[0], gather_across_ranks(gene)[0]
-            if config.cross_entailment_weight > 0 or config.intra_entailment_weight > 0:
-                cross, intra = self._entailment_losses(image, gene, level, slide_ids, across_ranks)
-                for name, weight, term in (
-                    ("cross_entailment_loss", config.cross_entailment_weight, cross),
-                    ("intra_entailment_loss", config.intra_entailment_weight, intra),
-                ):
-                    if term is not None:
-                        terms[name] = term
-                        terms["loss"] = terms["loss"] + weight * term
-        return terms
 
-    def _entailment_losses(
-        self, image: Tensor, gene: Tensor, level: Tensor | None, slide_ids: Tensor | None, across_ranks: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Cross-modal and intra-modal entailment, each None where its weight is 0."""
-        config = self.config
-        shared = {"min_radius": config.min_radius, "form": config.entailment, "radius_floor": config.radius_floor}
-        if config.intra_entailment_weight <= 0:
-            parent, child = (gene, image) if config.cross_parent == "gene" else (image, gene)
-            return entailment_loss(parent, child, self.curvature, config.cross_aperture_scale, **shared), None
-        if level is None:
+    def predict_expression(self, image_embeds: Tensor) -> Tensor:
+        """Predict normalised expression from image embeddings by the layer of ``regression_weight``: (batch, genes).
+
+        It predicts the deviation from the genes' means over the training spots, from the embedding in the tangent space.
+
+        Raises:
+            ValueError: If this model was trained without.
+        """
+        if self.config.regression_weight <= 0:
             raise ValueError(
-                f"intra_entailment_weight={config.intra_entailment_weight} needs `level`, the number of expressed genes of "
-                "each spot (batch,), which DelstProcessor returns. Pass it, or set the weight to 0."
+                "This model has no expression head: it was trained with regression_weight=0. Train with "
+                "--regression_weight 1, or fit a head on its features with `delst fit`."
             )
-        if across_ranks:
-            level = gather_across_ranks(level)[0]
-            slide_ids = None if slide_ids is None else gather_across_ranks(slide_ids)[0]
-        cross, intra = joint_entailment_losses(
-            image,
-            gene,
-            level,
-            self.curvature,
-            slide_ids,
-            cross_parent=config.cross_parent,
-            cross_aperture_scale=config.cross_aperture_scale,
-            intra_parent=config.intra_parent,
-            min_level_ratio=config.intra_min_level_ratio,
-            intra_aperture_scale=config.intra_aperture_scale,
-            **shared,
-        )
-        return cross if config.cross_entailment_weight > 0 else None, intra
+        flat = image_embeds if self.config.geometry != "lorentz" else log_map0(image_embeds, self.curvature)
+        return self.expression_head(flat) + self.gene_model.missing_values.float()
 
 
 __all__ = ["DelstGeneModel", "DelstModel", "DelstOutput", "DelstPreTrainedModel"]

@@ -15,6 +15,10 @@ from ..data.study import LEVEL_KEYS
 from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 
+STAIN_JITTER = ("off", "light", "strong")
+VIEWS = ("single", "nested")
+MASK_NEGATIVES = ("off", "slide", "patient")
+
 
 @dataclass
 class DataArguments:
@@ -46,8 +50,8 @@ class DataArguments:
     same_patient_slides: str = field(
         default="",
         metadata={
-            "help": "Comma-separated validation or test slides that may be of a patient who is trained on. Sections of one "
-            "patient are nearly copies, so all others of that kind are refused."
+            "help": "Comma-separated validation or test slides that may be of a patient who is trained on: such sections are "
+            "nearly copies, and all others are refused."
         },
     )
     num_genes: int | None = field(
@@ -198,9 +202,7 @@ class DelstTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching): memory of the "
-            "towers as for the micro-batch, negatives and gradients as for the whole batch of all processes, at the cost of "
-            "one more forward pass. Gradient accumulation does not add negatives (each of its batches is contrasted within "
-            "itself); this does."
+            "micro-batch, negatives and gradients of the whole batch, one more forward pass."
         },
     )
 
@@ -215,6 +217,27 @@ class DelstTrainingArguments(TrainingArguments):
         default=True,
         metadata={
             "help": "Turn each training patch to one of its eight orientations at random: tissue has no preferred orientation."
+        },
+    )
+    stain_jitter: str = field(
+        default="off",
+        metadata={
+            "help": "Dye training patches at random, H and E by 0.05 ('light') or 0.2 ('strong').",
+            "choices": STAIN_JITTER,
+        },
+    )
+    views: str = field(
+        default="single",
+        metadata={
+            "help": "'nested': a crop and half of the genes are parts that entail their spot.",
+            "choices": VIEWS,
+        },
+    )
+    mask_negatives: str = field(
+        default="off",
+        metadata={
+            "help": "Spots of one 'slide', or 'patient', are not contrasted.",
+            "choices": MASK_NEGATIVES,
         },
     )
     cache_features: bool = field(
@@ -260,8 +283,7 @@ class DelstTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Spots per batch of a process when evaluating. Default: per_device_train_batch_size, because the "
-            "contrastive loss grows with the batch and eval_loss could not be compared with loss."
+            "help": "Spots per batch of a process when evaluating. Default: per_device_train_batch_size, to compare."
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -316,6 +338,20 @@ class DelstTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
                 "batches only. Leave dataloader_drop_last at True."
+            )
+        for name, choices in (
+            ("stain_jitter", STAIN_JITTER),
+            ("views", VIEWS),
+            ("mask_negatives", MASK_NEGATIVES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not known. Choose one of {', '.join(map(repr, choices))}."
+                )
+        if self.views == "nested" and (self.cache_features or self.contrastive_micro_batch_size is not None):
+            raise ValueError(
+                "views='nested' embeds a crop of each patch anew in every step, for which neither cache_features nor "
+                "contrastive_micro_batch_size is made. Leave them out."
             )
         if self.cache_features and (self.lora or not self.freeze_vision):
             raise ValueError(

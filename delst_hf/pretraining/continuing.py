@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 # What may be set anew for weights that are there: the losses, and what is trained and saved of the backbone.
 _MAY_CHANGE = ("cross_entailment_weight", "intra_entailment_weight", "cross_parent", "intra_parent", "intra_min_level_ratio",
-               "min_radius", "cross_aperture_scale", "intra_aperture_scale", "freeze_batch_norm", "save_backbone")  # fmt: skip
+               "min_radius", "entailment", "radius_floor", "cross_aperture_scale", "intra_aperture_scale",
+               "freeze_batch_norm", "save_backbone")  # fmt: skip
 
 
 def continue_checkpoint(

@@ -28,6 +28,11 @@ def check_gradient_caching(model: DelstModel, is_deepspeed_enabled: bool) -> Non
             "contrastive_micro_batch_size sends several backward passes into one step, which DeepSpeed does not take. "
             "Train with DDP (multi_gpu.yaml) or FSDP, or leave the option out."
         )
+    if model.config.regression_weight > 0:
+        raise ValueError(
+            "contrastive_micro_batch_size sends back the gradients of embeddings alone, and regression_weight "
+            f"{model.config.regression_weight:g} trains a layer beside them. Leave one of the two out."
+        )
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if norms and not model.config.freeze_batch_norm:
         raise ValueError(
@@ -131,7 +136,9 @@ def _gradients_of_the_loss(
     image, gene = image_embeds.detach().requires_grad_(), gene_embeds.detach().requires_grad_()
     scalars = [parameter for parameter in core.parameters(recurse=False) if parameter.requires_grad]
     with torch.enable_grad():
-        terms = core.loss_terms(image, gene, inputs.get("level"), inputs.get("slide_ids"), across_ranks)
+        terms = core.loss_terms(
+            image, gene, inputs.get("level"), inputs.get("slide_ids"), across_ranks, inputs.get("negative_groups")
+        )
         # autograd.grad and not backward: it fires no hook, so DDP does not take the scalars for finished.
         found = torch.autograd.grad(terms["loss"], [image, gene, *scalars], allow_unused=True)
     used = [(scalar, gradient) for scalar, gradient in zip(scalars, found[2:]) if gradient is not None]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss")
+TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss", "regression_loss")
 SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
 
 

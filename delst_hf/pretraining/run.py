@@ -107,6 +107,7 @@ def assemble(
     check_backbone_can_be_left_out(model, training)
     set_seed(training.seed)
     train_slides, validation_slides = choose_slides(study, data)
+    check_there_are_negatives(study, train_slides, training.mask_negatives)
     features = None
     if data.features is not None:
         from ..data.patch_features import join_features
@@ -156,6 +157,7 @@ def assemble(
         data_collator=collator_of(study, processor, features),
         processing_class=processor,
         run_facts=facts,
+        patient_of_slide=patient_of_slide(study),
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
@@ -260,6 +262,22 @@ def _check_patients(study: Study, train: Sequence[str], held_out: Sequence[str],
             f"The held-out slides {torn} are of patients who are trained on ({sorted(study.patients(torn))}). Sections of one "
             "patient are nearly copies, so scores there would be too good. Hold out other patients, leave these slides out by "
             f"naming --train_slides, or insist with --same_patient_slides {','.join(torn)}."
+        )
+
+
+def patient_of_slide(study: Study) -> list[int]:
+    """Return the number of the patient of each slide of a study, in the order of its slides."""
+    patients = list(study.slides["patient_id"])
+    return [patients.index(patient) for patient in patients]
+
+
+def check_there_are_negatives(study: Study, train_slides: Sequence[str], mask_negatives: str) -> None:
+    """Refuse ``mask_negatives`` where it would leave no negatives at all."""
+    groups = {"off": 2, "slide": len(train_slides), "patient": len(study.patients(train_slides))}[mask_negatives]
+    if groups < 2:
+        raise ValueError(
+            f"mask_negatives={mask_negatives!r} leaves no negatives: all training spots are of one {mask_negatives}. Train "
+            "on more of them, or leave the option out."
         )
 
 

@@ -6,6 +6,7 @@ What only some runs need (slide-aware batches, gradient caching, FSDP, cached fe
 import functools
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class DelstTrainer(Trainer):
         *args: As in the base class.
         processing_class: Processor of the model, saved and pushed with it.
         run_facts: What the record of the run says beside arguments and log: slides, dataset, ``data`` (`record.data_facts`).
+        patient_of_slide: Number of the patient of each slide of the dataset, for ``mask_negatives="patient"``.
         card_facts: Facts of the model card by hand (`hub.facts.FACTS`), such as ``{"license": "apache-2.0"}``.
         **kwargs: As in the base class.
 
@@ -87,6 +89,7 @@ class DelstTrainer(Trainer):
         processing_class: DelstProcessor | None = None,
         run_facts: dict[str, Any] | None = None,
         card_facts: dict[str, str] | None = None,
+        patient_of_slide: Sequence[int] | None = None,
         **kwargs: Any,
     ):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
@@ -109,6 +112,14 @@ class DelstTrainer(Trainer):
             self.compute_metrics = self.retrieval_metrics
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
+        self._group_of_slide = None
+        if self.args.mask_negatives == "patient":
+            if patient_of_slide is None:
+                raise ValueError(
+                    "mask_negatives='patient' needs the patient of each slide. Give DelstTrainer patient_of_slide, as "
+                    "pretraining.run.assemble does, or mask by 'slide'."
+                )
+            self._group_of_slide = torch.tensor(patient_of_slide)
         self._finite: Any = True  # whether all losses since the last optimiser step were
         self._watch = FiniteWatch()
         if self.args.freeze_vision:
@@ -194,6 +205,8 @@ class DelstTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, DelstOutput]:
         """Losses over the joined batch of all processes; their terms are kept for the next log."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
+        if model.training:
+            inputs = self._augmented(inputs)
         outputs: Any
         if model.training and self.args.contrastive_micro_batch_size is not None:
             outputs = self._cached_loss(model, inputs)
@@ -212,6 +225,29 @@ class DelstTrainer(Trainer):
             self._finite = self._finite & torch.isfinite(outputs.loss.detach())
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Dye the patches of a training batch, and add its parts and the groups of its negatives."""
+        args, pixels = self.args, inputs["pixel_values"]
+        if args.stain_jitter != "off" or args.views != "single":
+            from .augmentation import STAIN_JITTER, part_views, stain_jitter
+        if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains
+            pixels = stain_jitter(pixels, STAIN_JITTER[args.stain_jitter], *self._normalisation())
+            inputs["pixel_values"] = pixels
+        if args.views == "nested":
+            inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
+        if args.mask_negatives != "off":
+            slides = inputs["slide_ids"]
+            groups = slides if self._group_of_slide is None else self._group_of_slide.to(slides.device)[slides]
+            inputs["negative_groups"] = groups
+        return inputs
+
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the channels, as the image processor takes them of light from 0 to 1."""
+        processor: Any = None if self.processor is None else self.processor.image_processor
+        if processor is None or not processor.do_normalize:
+            return torch.zeros(3), torch.ones(3)
+        return torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
 
     def _cached_loss(self, model: nn.Module, inputs: dict[str, Any]) -> DelstOutput:
         from .gradient_cache import cached_loss

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..evaluation.pictures import decode
 from ..evaluation.protocols import Protocol
+from ..evaluation.reliability import risk_coverage
 from ..evaluation.result_tables import name_of
 from ..evaluation.suite import protocols_of
 from . import plots
@@ -41,6 +42,7 @@ def report_pictures(record: Record) -> Iterator[Picture]:
     if record.get("spots"):
         yield from _maps(record)
         yield from _space(record)
+        yield from _reliability(record)
     if record.get("gallery"):
         yield _gallery(record)
     if record.get("per_gene"):
@@ -143,6 +145,15 @@ def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str],
         yield "signature", "zero-shot maps", caption, shown, "similarity"
     if "domain" in spots:
         yield "domains", "domains", f"Clusters of the embeddings of {record['own_arms'][-1]}.", {"domain": "domain"}, ""
+    error = next((key for key in spots if key.startswith("error:")), None)
+    confidences = [key for key in ("confidence:nearness to the reference", "confidence:image radius") if key in spots]
+    if error is not None and confidences:
+        caption = (
+            "Yellow: to be believed, as far as the patch alone tells; beside it, the error that was made. Each panel has its own "
+            "scale. docs/reliability.md says how much of the error each confidence explains."
+        )
+        shown = {key.removeprefix("confidence:"): key for key in confidences}
+        yield "reliability", "when to trust it", caption, {**shown, "error": error}, "confidence, or error"
     if (record.get("space") or {}).get("geometry") == "lorentz":
         caption = "Distance to the origin: low is general, high is specific. Each panel has its own scale."
         shown = {f"{kind} radius": f"{kind}_radius" for kind in ("image", "gene")}
@@ -174,6 +185,44 @@ def _space(record: Record) -> Iterator[Picture]:
         yield Picture("poincare-labels", "Poincare disk by label", caption, figure)
     figure = plots.poincare_disk(level=spots["n_genes"], **common)
     yield Picture("poincare-level", "Poincare disk by expressed genes", caption, figure)
+
+
+_LEAST_COVERAGE = 0.05  # the mean error of a handful of spots is noise
+
+
+def _reliability(record: Record) -> Iterator[Picture]:
+    """Draw what is believed by each confidence against its errors: the mean over slides of each slide's own curve."""
+    spots = record["spots"]
+    error = next((key for key in spots if key.startswith("error:")), None)
+    names = [key for key in spots if key.startswith("confidence:")]
+    if error is None or not names:
+        return
+    errors = _numbers(spots[error])
+    curves = {key.removeprefix("confidence:"): _curve(errors, _numbers(spots[key]), spots["slide"]) for key in names}
+    curves["the best order"] = _curve(errors, -errors, spots["slide"])
+    caption = (
+        "Mean error of the spots that are believed: one minus the Pearson correlation of a spot's predicted and measured profile. "
+        "A line that falls towards the left tells good predictions from bad ones; a level one is chance. Which confidence is the "
+        "best is a matter of the table, with its intervals."
+    )
+    label = f"error, expression by {error.removeprefix('error:')}"
+    yield Picture("risk-coverage", "When to trust a prediction", caption, plots.risk_coverage_plot(curves, label))
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _curve(errors: np.ndarray, confidence: np.ndarray, slides: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Risk at even coverages, the mean over slides weighted by their spots."""
+    at, risks, weights = np.linspace(_LEAST_COVERAGE, 1.0, 39), [], []
+    known = np.isfinite(errors) & np.isfinite(confidence)
+    for slide in dict.fromkeys(slides):
+        rows = known & (np.asarray(slides) == slide)
+        if rows.any():
+            risks.append(np.interp(at, *risk_coverage(errors[rows], confidence[rows])))
+            weights.append(rows.sum())
+    return at, np.average(risks, axis=0, weights=weights)
 
 
 def _gallery(record: Record) -> Picture:

@@ -291,6 +291,27 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def risk_coverage_plot(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str) -> Figure:
+    """Draw the mean error of the spots that are believed, by their share: a confidence is good where its line is low on the left.
+
+    Args:
+        curves: Name -> coverages and risks, as `evaluation.reliability.risk_coverage` returns them; all end at one point.
+        ylabel: What the error is.
+
+    Examples:
+        >>> figure = risk_coverage_plot({"image radius": ([0.5, 1.0], [0.2, 0.4])}, "error of a spot")
+        >>> figure.savefig("reliability.png")
+    """
+    figure, axes = single((7.0, 3.6))
+    styles = ("-", "--", ":", "-.")
+    for place, (name, (coverage, risk)) in enumerate(curves.items()):
+        colour, style = PALETTE[place % len(PALETTE)], styles[place // len(PALETTE) % len(styles)]
+        axes.plot(coverage, risk, style, color=colour, lw=1.8, label=name)
+    axes.set(xlabel="share of the spots that are believed, the surest first", ylabel=ylabel, xlim=(0, 1))
+    figure.legend(loc="outside right upper", **LEGEND)
+    return figure
+
+
 def arms_plot(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
     """Arms in one column with their spread, the baselines set apart by open markers.
 

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata, spearmanr
 
-from ...model.lorentz import exp_map0, exterior_angle, half_aperture, log_map0, pairwise_distance, radius
+from ...model.lorentz import exp_map0, half_aperture, log_map0, pairwise_distance, radius
 from ..baselines import permutation_within
 from ..cones import cone_membership, hierarchy
+from ..entailment import entailment_rankings
 from ..findings import Findings
-from ..preparation import finite_matrix, group_names, missing_rows
+from ..preparation import finite_matrix, group_names, missing_rows, nanmean
 from ..resampled import mean_statistic, spearman_statistic, within_slides
 from ..uncertainty import Statistic
 from . import Protocol
@@ -31,6 +32,11 @@ MEANINGS = {
     "wide, not right.",
     "entailment_auc": "Chance that a parent's own child leaves its cone by less than another spot's child does. 1: perfect, "
     "0.5: chance. Does not depend on the aperture.",
+    "entailment_ap": "Average precision of that ranking: one over the rank of the own child. 1: always first; chance: about 0.",
+    "entailment_asymmetry": "The chance above less that of parent and child exchanged. High: the cones point one way; 0 or "
+    "below: they say no more than nearness.",
+    "entailment_auc_decile": "Chance that a child's own parent holds it better than another parent of the same tenth by "
+    "radius, whose cone is as wide. 0.5: chance.",
     "image_radius_level_rho": "Spearman of image radius with expressed genes, over all spots. Mixes slides.",
     "gene_radius_level_rho": "Spearman of gene radius with expressed genes, over all spots. Mixes slides.",
     "image_radius_genes_within": "The same within slides (mean): what is left when slide effects are out.",
@@ -102,7 +108,8 @@ def hierarchy_report(
     cone: dict[str, Any] = {"parent": parent, "min_radius": min_radius, "aperture_scale": aperture_scale}
     result = hierarchy(image, gene, genes, curvature, **cone)
     apex, child = (gene, image) if parent == "gene" else (image, gene)
-    result["entailment_auc"] = entailment_auc(apex, child, curvature, min_radius)
+    rankings = entailment_rankings(apex, child, curvature, min_radius)
+    result |= {name: float(nanmean(values)) for name, values in rankings.items()}
     shuffled = genes[permutation_within(names, seed)]
     for modality, embeds in (("image", image), ("gene", gene)):
         radii = radius(torch.from_numpy(embeds), curvature).numpy()
@@ -127,49 +134,6 @@ def hierarchy_report(
         low, high = np.log(curvature_bounds)
         result["curvature_at_clamp"] = float(min(np.log(curvature) - low, high - np.log(curvature)) < 1e-3)
     return result
-
-
-def entailment_auc(
-    parent_embeds: ArrayLike, child_embeds: ArrayLike, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
-) -> float:
-    """Entailment as a ranking: how often a parent's own child fits its cone better than another spot's child.
-
-    The score of a pair is the exterior angle minus the half-aperture, as in the loss, so 1 can be reached with narrow cones
-    that hold nothing, and cones so wide that they hold everything give 0.5.
-
-    Args:
-        parent_embeds: Space parts (pairs, dim).
-        child_embeds: Space parts (pairs, dim).
-        curvature: ``c > 0``.
-        min_radius: ``K``.
-        max_pairs: Compare the first so many evenly spaced parents with all children; the result is their mean.
-
-    Returns:
-        AUC in [0, 1]: 1 is perfect, 0.5 is chance. Ties count half.
-    """
-    parents, children = (
-        torch.from_numpy(finite_matrix(embeds, name))
-        for embeds, name in ((parent_embeds, "parent_embeds"), (child_embeds, "child_embeds"))
-    )
-    if len(parents) != len(children) or len(parents) < 2:
-        raise ValueError(
-            f"{len(parents)} parents and {len(children)} children; allowed are as many of both, 2 or more."
-        )
-    return float(np.nanmean(entailment_wins(parents, children, curvature, min_radius, max_pairs)))
-
-
-def entailment_wins(
-    parents: torch.Tensor, children: torch.Tensor, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
-) -> np.ndarray:
-    """Score each parent (pairs,), as `entailment_auc` averages: the share of other children that fit worse, NaN if left out."""
-    wins = np.full(len(parents), np.nan)
-    for row in np.unique(np.linspace(0, len(parents) - 1, min(max_pairs, len(parents))).astype(int)):
-        apex = parents[row].expand_as(children)
-        excess = (exterior_angle(apex, children, curvature) - half_aperture(apex, curvature, min_radius)).numpy()
-        others = np.delete(excess, row)
-        # Equal children may differ in their last bits, as rounding depends on the place in the array.
-        wins[row] = ((others > excess[row] + 1e-12) + 0.5 * (np.abs(others - excess[row]) <= 1e-12)).mean()
-    return wins
 
 
 def hierarchy_statistics(
@@ -197,10 +161,11 @@ def hierarchy_statistics(
     # In float32, as `cone_statistics` of a model's own output.
     matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius, aperture_scale)
     result: dict[str, Statistic] = {
-        "entailment_auc": mean_statistic(entailment_wins(apex, child, curvature, min_radius)),
         "in_cone_matched": mean_statistic(matched),
         "in_cone_mismatched": mean_statistic(mismatched),
     }
+    rankings = entailment_rankings(apex.numpy(), child.numpy(), curvature, min_radius)
+    result |= {name: mean_statistic(values) for name, values in rankings.items()}
     kept = np.ones(len(slides), dtype=bool) if labels is None else ~missing_rows(labels)
     for modality, embeds in (("image", image), ("gene", gene)):
         radii, prefix = radius(embeds, curvature).numpy(), f"{modality}_radius"
@@ -386,6 +351,8 @@ PROTOCOL = Protocol(
     headline="entailment_auc",
     chance={
         "entailment_auc": 0.5,
+        "entailment_auc_decile": 0.5,
+        "entailment_asymmetry": 0.0,
         "in_cone_matched": "in_cone_mismatched",
         "image_radius_genes_within": "image_radius_genes_shuffled",
         "gene_radius_genes_within": "gene_radius_genes_shuffled",

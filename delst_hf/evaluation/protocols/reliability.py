@@ -45,9 +45,12 @@ def run(findings: Findings) -> None:
             )
         ours = [name for name, (_, own, _) in confidences.items() if own]
         findings.compare("reliability", "spearman", statistics, known, variant=variant, own=ours)
-    for name, (confidence, own, _) in confidences.items():
-        if own:
+    for name, (confidence, _, control) in confidences.items():
+        if not control:
             findings.keep(f"confidence:{name}", rows, confidence[rows])
+    drawn = next((variant for variant in ("ridge", "retrieval") if variant in errors), None)
+    if drawn is not None:
+        findings.keep(f"error:{drawn}", rows, errors[drawn][rows])
 
 
 def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray) -> dict[str, float]:
@@ -87,8 +90,8 @@ def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.nda
     }
     errors = {}
     for name, predicted in predictions.items():
-        errors[name] = _profile_errors(predicted, measured, findings.test_rows)
-        errors[f"{name}, centred"] = _profile_errors(predicted - means, measured - means, findings.test_rows)
+        errors[name] = profile_errors(predicted, measured, findings.test_rows)
+        errors[f"{name}, centred"] = profile_errors(predicted - means, measured - means, findings.test_rows)
     answer = findings.per_spot.get(f"predicted:linear:{findings.own[0]}")
     if answer is not None and spots.labelled:
         known = ~missing_rows(spots.labels) & ~missing_rows(answer)
@@ -96,7 +99,7 @@ def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.nda
     return errors, predictions
 
 
-def _profile_errors(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def profile_errors(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """One minus the Pearson correlation over genes of each spot's predicted and measured profile (spots,)."""
     errors = np.full(len(measured), np.nan)
     errors[rows] = 1 - gene_pearson(predicted[rows].T, measured[rows].T)
@@ -120,9 +123,9 @@ def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> dict
         num_genes[scored] = ridge_prediction(
             features[fit], complexity[fit, None], features[scored], spots.slides[fit]
         ).predicted[:, 0]
-        distance[scored] = _distance_to(features[fit], features[scored])
+        distance[scored] = distance_to_reference(features[fit], features[scored])
         if space is not None:
-            entropy[scored], similarity[scored] = _retrieval(space, fit, scored)
+            entropy[scored], similarity[scored] = retrieval_certainty(space, fit, scored)
     result["predicted number of genes"] = (num_genes, False, False)
     result["nearness to the reference"] = (-distance, False, False)
     if space is not None:
@@ -140,7 +143,7 @@ def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> dict
     return result
 
 
-def _distance_to(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
+def distance_to_reference(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Mean distance (spots,) of standardised features to their nearest in the reference."""
     scaler = FlooredScaler.fit(np.asarray(reference, dtype=np.float64))
     bank, queries = scaler.transform(reference), scaler.transform(features)
@@ -149,7 +152,7 @@ def _distance_to(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
     return np.sqrt(nearest).mean(axis=1)
 
 
-def _retrieval(space: Space, fit: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def retrieval_certainty(space: Space, fit: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entropy of the softmax over the fitting spots' genes, and the similarity of the nearest, of each image (spots,).
 
     The similarities are standardised over the reference before the softmax, so that no temperature has to be chosen.

@@ -1,0 +1,400 @@
+"""The study of docs/results.md: every arm over several seeds on two tissues, and its tables.
+
+    python benchmarks/hierarchy_study.py run --her2st runs/her2st/data --mob runs/mob/data --vision $MOBILENET \\
+        --seeds 0,1,2,3,4 --output runs/hierarchy.json
+    python benchmarks/hierarchy_study.py table prediction --results docs/results/hierarchy.json
+
+`run` trains each arm on the training slides of a split and scores it on slides that it has never read; several processes share
+one GPU. Seeds are the outer loop, so a run that is ended by --minutes has whole seeds; results that the output holds are kept.
+`tune` tries learning rates with equal budgets per geometry on validation slides. `table` prints one table of docs/results.md,
+and `fill` all tables of a page.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hierarchy_tables import LEFT_OUT, MAIN, TABLES, best_rates, fill, load, pack, print_table  # beside this file
+
+STRONG = {"min_radius": 0.3, "cross_entailment_weight": 1.0, "intra_entailment_weight": 0.3}
+NESTED = {"views": "nested", "cross_aperture_scale": 0.7, "intra_aperture_scale": 1.2, "intra_entailment_weight": 0.2}
+NONE = {"entailment": "none"}
+
+# Arm -> options of training/pretrain.py; those of no entailment first, then forms, controls, and what is beside.
+ARMS: dict[str, dict[str, Any]] = {
+    "none": NONE,
+    "cone": {},
+    "cosine": {"geometry": "cosine"},
+    "euclidean": {"geometry": "euclidean"},
+    "cone, shuffled": {"level_key": "shuffled"},
+    "cone, total counts": {"level_key": "total_counts"},
+    "uncha": {"entailment": "uncha"},
+    "argent": {"entailment": "argent"},
+    "negatives": {"entailment": "negatives"},
+    "difference": {"entailment": "difference"},
+    "radial": {"entailment": "radial"},
+    "radial, shuffled": {"entailment": "radial", "level_key": "shuffled"},
+    "cone, floor": {"radius_floor": 0.5},
+    "strong cone": STRONG,
+    "strong cone, floor": {**STRONG, "radius_floor": 0.8},
+    "strong radial": {"entailment": "radial", "cross_entailment_weight": 1.0, "intra_entailment_weight": 1.0},
+    "nested, none": {**NONE, "views": "nested"},
+    "nested cone": NESTED,
+    "nested uncha": {**NESTED, "entailment": "uncha"},
+    "cone, stain light": {"stain_jitter": "light"},
+    "cone, stain strong": {"stain_jitter": "strong"},
+    "cosine, stain light": {"geometry": "cosine", "stain_jitter": "light"},
+    "cone, regression": {"regression_weight": 1.0},
+    "cosine, regression": {"geometry": "cosine", "regression_weight": 1.0},
+    "cone, slides masked": {"mask_negatives": "slide"},
+}
+CORE = ("none", "cone", "cosine", "euclidean", "cone, shuffled", "cone, total counts", "radial")
+"""The arms of the splits that leave a patient out."""
+
+BASELINES = "baselines"
+"""The unit that trains nothing: colour statistics, the backbone with random weights, and the backbone as it was."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Slides to train on and to score, of one dataset.
+
+    Attributes:
+        dataset: Which of the two datasets.
+        train, test: Slides.
+        epochs: So that every split takes a like number of steps.
+        same_patient: Test slides of a patient who is trained on, each by name.
+    """
+
+    dataset: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    epochs: float = 12.0
+    same_patient: tuple[str, ...] = ()
+
+
+SPLITS = {
+    "HER2ST": Split("her2st", ("C2", "C3", "C4"), ("C5", "B4", "A1"), 12, ("C5",)),
+    "MOB1": Split("mob", ("MOB1",), ("MOB2",), 24),
+    "MOB2": Split("mob", ("MOB2",), ("MOB1",), 18),
+    # One patient left out: A, B and C are all there are with an image.
+    "without A": Split("her2st", ("B4", "C2", "C3"), ("A1",), 9),
+    "without B": Split("her2st", ("A1", "C2", "C3"), ("B4",), 9),
+    "without C": Split("her2st", ("A1", "B4"), ("C2", "C5"), 12),
+}
+TUNING = {
+    "HER2ST": Split("her2st", ("C2", "C3"), ("C4",), 18, ("C4",)),
+}
+"""Splits whose test slides are validation slides: learning rates are chosen there and nowhere else."""
+
+GRACE = 60.0
+"""Seconds after the deadline for which units that have begun are waited for."""
+
+RATES = [(head, vision) for head in (3e-4, 1e-3, 3e-3) for vision in (5e-5, 2e-4, 8e-4)]
+TUNED_GEOMETRIES = {"cosine": {"geometry": "cosine"}, "euclidean": {"geometry": "euclidean"}, "none": NONE, "cone": {}}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training and its evaluation."""
+
+    split: str
+    arm: str
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    tuning: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}|{self.arm}|{self.seed}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all units share: where the data are, and how long a run is."""
+
+    folders: dict[str, str]
+    vision: str
+    scratch: str
+    max_steps: int
+    batch_size: int
+    deadline: float
+
+
+_SETTING: Any = None
+
+
+def _start(setting: Setting) -> None:
+    """Prepare a worker process: one thread each, and quiet libraries."""
+    global _SETTING
+    _SETTING = setting
+    import datasets
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+
+
+@cache
+def study_of(folder: str) -> Any:
+    from delst_hf.data.study import Study
+
+    return Study.load(folder, cache_dir=os.path.join(tempfile.gettempdir(), f"study-{os.getpid()}"))
+
+
+def work(unit: Unit) -> dict[str, Any]:
+    """Train and score one unit; what goes wrong is a result too."""
+    if time.time() > _SETTING.deadline:
+        return {"key": unit.key, "skipped": "out of time"}
+    start = time.time()
+    try:
+        subject, spots = (baseline_subject if unit.arm == BASELINES else trained_subject)(unit)
+        trained = time.time()
+        from hierarchy_scores import score
+
+        scores, predictions = score(subject, spots, unit.seed)
+        if predictions and not unit.tuning:
+            save_predictions(unit, predictions)
+        return {
+            "key": unit.key,
+            "scores": scores,
+            "seconds": [round(trained - start, 1), round(time.time() - trained, 1)],
+        }
+    except Exception:
+        return {"key": unit.key, "error": traceback.format_exc()[-1500:]}
+
+
+def save_predictions(unit: Unit, predictions: dict[str, Any]) -> None:
+    import numpy as np
+
+    np.savez(Path(_SETTING.scratch) / f"{unit.key.replace('|', '-')}.npz", **predictions)
+
+
+def split_of(unit: Unit) -> Split:
+    return (TUNING if unit.tuning else SPLITS)[unit.split]
+
+
+def _evaluation(unit: Unit) -> Any:
+    from delst_hf.evaluation.evidence import Evaluation
+
+    return Evaluation(
+        seeds=(unit.seed,), baselines=unit.arm == BASELINES, batch_size=128, progress=False, split="slide"
+    )
+
+
+def trained_subject(unit: Unit) -> Any:
+    """Pretrain as training/pretrain.py does, and embed the spots of the split."""
+    from delst_hf.evaluation.run import spots_of
+    from delst_hf.evaluation.subjects import checkpoint_subject
+
+    split = split_of(unit)
+    study = study_of(_SETTING.folders[split.dataset])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(unit, study, folder)
+        trainer.train()
+    dataset = study.subset([*split.train, *split.test])
+    evaluation = _evaluation(unit)
+    subject = checkpoint_subject(trainer.trained_model(), trainer.processor, study, dataset, evaluation)
+    return subject, spots_of(study, split.train, split.test, evaluation)
+
+
+def make_trainer(unit: Unit, study: Any, folder: str) -> Any:
+    from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
+    from delst_hf.pretraining.run import assemble
+
+    split, options = split_of(unit), dict(unit.options)
+    data = DataArguments(
+        _SETTING.folders[split.dataset],
+        train_slides=",".join(split.train),
+        test_slides=",".join(split.test),
+        same_patient_slides=",".join(split.same_patient),
+        num_genes=800,
+        level_key=options.pop("level_key", "n_genes"),
+    )
+    training = {
+        "num_train_epochs": split.epochs,
+        "max_steps": _SETTING.max_steps,
+        "per_device_train_batch_size": _SETTING.batch_size,
+        "learning_rate": 1e-3,
+        "vision_learning_rate": 2e-4,
+        "scalar_learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "save_strategy": "no",
+        "logging_steps": 1000,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": unit.seed,
+    }
+    names = DelstTrainingArguments.__dataclass_fields__
+    training |= {name: options.pop(name) for name in list(options) if name in names}
+    model = ModelArguments(**{"vision": _SETTING.vision, "image_size": 112, "projection_dim": 256, **options})
+    return assemble(study, data, model, DelstTrainingArguments(folder, **training))
+
+
+def baseline_subject(unit: Unit) -> Any:
+    """Colour statistics, random weights and the backbone as it was: `checkpoint_subject` of a model before training."""
+    from delst_hf.evaluation.run import spots_of
+    from delst_hf.evaluation.subjects import checkpoint_subject
+
+    split, evaluation = split_of(unit), _evaluation(unit)
+    study = study_of(_SETTING.folders[split.dataset])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(unit, study, folder)
+    dataset = study.subset([*split.train, *split.test])
+    model = trainer.trained_model()
+    subject = checkpoint_subject(model, trainer.processor, study, dataset, evaluation, frozen_backbone=_SETTING.vision)
+    arms = [arm for arm in subject.arms if not arm.own]
+    return replace(subject, arms=tuple(arms), space=None), spots_of(study, split.train, split.test, evaluation)
+
+
+def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
+    """The units to do, seeds outermost; the heavy splits first within a seed."""
+    units = []
+    if options.action == "tune":
+        for seed in options.seeds:
+            for split in TUNING:
+                for name, chosen in TUNED_GEOMETRIES.items():
+                    for head, vision in RATES:
+                        rates = {"learning_rate": head, "vision_learning_rate": vision}
+                        units.append(Unit(split, f"{name} {head:g} {vision:g}", seed, {**chosen, **rates}, True))
+    else:
+        arms = {name: ARMS[name] for name in options.arms or ARMS}
+        if options.tuned:
+            arms |= tuned_arms(options.tuned)
+        chosen_splits = options.splits or SPLITS
+        for group in (MAIN, LEFT_OUT):
+            for seed in options.seeds:
+                for split in (name for name in group if name in chosen_splits):
+                    units += split_units(split, seed, arms)
+    return [unit for unit in units if unit.key not in done]
+
+
+def split_units(split: str, seed: int, arms: dict[str, dict[str, Any]]) -> list[Unit]:
+    """Every arm of a split, of the patients left out the core ones; masks of slides need two slides."""
+    units = [Unit(split, BASELINES, seed)]
+    for name, chosen in arms.items():
+        alone = len(SPLITS[split].train) < 2 and "mask_negatives" in chosen
+        if not alone and (split in MAIN or name in CORE):
+            units.append(Unit(split, name, seed, chosen))
+    return units
+
+
+def tuned_arms(path: str) -> dict[str, dict[str, Any]]:
+    """Arms at the learning rates that were best on validation slides, from the results of `tune`."""
+    chosen = best_rates(load(path))
+    return {f"{name}, tuned": {**TUNED_GEOMETRIES[name], **rates} for name, rates in chosen.items()}
+
+
+def run(options: argparse.Namespace) -> None:
+    output = Path(options.output)
+    results = load(output) if output.is_file() else {"units": {}}
+    units = units_of(options, set(results["units"]))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(options.scratch or tempfile.mkdtemp(prefix="study-"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    folders = {"her2st": options.her2st, "mob": options.mob}
+    deadline = time.time() + 60 * options.minutes
+    setting = Setting(folders, options.vision, str(scratch), options.max_steps, options.batch_size, deadline)
+    print(f"{len(units)} units, {options.processes} processes", flush=True)
+    context, begun = multiprocessing.get_context("spawn"), time.time()
+    with context.Pool(options.processes, _start, (setting,)) as pool:
+        finished = pool.imap_unordered(work, units)
+        for number in range(1, len(units) + 1):
+            try:
+                result = finished.next(max(deadline + GRACE - time.time(), 1.0))
+            except multiprocessing.TimeoutError:  # a worker was lost, or its last unit takes too long
+                print(f"{number - 1} of {len(units)}: the rest did not come in time", flush=True)
+                pool.terminate()
+                break
+            key = result.pop("key")
+            if "error" in result:
+                print(key, result["error"], flush=True)
+            elif "scores" in result:
+                results["units"][key] = result
+            if number % 20 == 0:
+                spent = f"{time.time() - begun:.0f} s, {key} {result.get('seconds', '')}"
+                print(f"{number} of {len(units)} after {spent}", flush=True)
+                write(output, results)
+    if options.action == "run":
+        from hierarchy_scores import score_ensembles
+
+        score_ensembles(results["units"], scratch)
+    results["about"] = about(options, time.time() - begun)
+    write(output, results)
+    print(f"{output}: {len(results['units'])} units, {time.time() - begun:.0f} s", flush=True)
+
+
+def about(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processes": options.processes,
+        "seconds": round(seconds),
+        "splits": {
+            name: [list(split.train), list(split.test)]
+            for name, split in (TUNING if options.action == "tune" else SPLITS).items()
+        },
+    }
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write results whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(pack(results), separators=(",", ":")), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    for name in ("run", "tune"):
+        action = actions.add_parser(name)
+        action.add_argument("--her2st", default="runs/her2st/data", help="dataset folder of HER2ST (docs/results.md)")
+        action.add_argument("--mob", default="runs/mob/data", help="dataset folder of MOB1 and MOB2")
+        action.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
+        action.add_argument("--output", default=f"runs/hierarchy_{name}.json", help="results, to which units are added")
+        action.add_argument("--scratch", help="folder of predictions per spot, for the ensembles of seeds")
+        action.add_argument(
+            "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2, 3, 4]
+        )
+        action.add_argument("--splits", nargs="+", choices=SPLITS, metavar="SPLIT", help="only these splits")
+        action.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these arms")
+        action.add_argument("--tuned", help="results of `tune`: adds its geometries at their best learning rates")
+        action.add_argument("--processes", type=int, default=1, help="side by side; several pay on one GPU")
+        action.add_argument("--minutes", type=float, default=1e6, help="units that have not begun by then are left out")
+        action.add_argument("--max-steps", type=int, default=-1, help="steps of each run, for a trial")
+        action.add_argument("--batch-size", type=int, default=128, help="spots per step; other sizes are for a trial")
+    table = actions.add_parser("table")
+    table.add_argument("name", choices=TABLES)
+    table.add_argument("--results", nargs="+", required=True, help="results files of run, or of tune")
+    page = actions.add_parser("fill", help="print the tables of a page anew between their marks")
+    page.add_argument("page", type=Path)
+    page.add_argument("--results", required=True, help="results file of run")
+    page.add_argument("--rates", required=True, help="results file of tune")
+    options = parser.parse_args()
+    if options.action == "fill":
+        fill(options.page, {"run": options.results, "tune": options.rates})
+    elif options.action == "table":
+        print_table(options.name, options.results)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

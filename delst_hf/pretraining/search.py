@@ -1,0 +1,165 @@
+"""Learning rates chosen per geometry, with equal budgets, on validation slides: transformers' search by optuna.
+
+A rate that suits one geometry may starve another, so geometries are compared fairly only when each has had the same number of
+trials. Test slides are never read: a search needs validation slides, and refuses to do without.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..atomic import write_text
+from ..data.study import Study
+from ..model.modeling_delst import DelstModel
+from .arguments import DataArguments, DelstTrainingArguments, ModelArguments
+from .run import assemble
+
+RANGES = {
+    "learning_rate": (1e-4, 1e-2),
+    "vision_learning_rate": (1e-5, 1e-3),
+    "scalar_learning_rate": (1e-3, 5e-2),
+}
+"""Ranges of the rates that are tried, drawn on a logarithmic scale."""
+
+WHEN = {
+    "geometries": "To leave some out.",
+    "trials": "10 to 30; all geometries get as many.",
+    "search_seed": "To see how much the choice hangs on the draws.",
+}
+"""When to touch each option of the search."""
+
+GOALS = ("eval_image_to_gene_recall@10", "eval_gene_to_image_recall@10")
+"""Metrics of the validation slides whose mean is maximised: they mean the same in every geometry, as a loss does not."""
+
+
+@dataclass
+class SearchArguments:
+    """What is searched.
+
+    >>> SearchArguments().trials
+    20
+    """
+
+    geometries: str = field(
+        default="lorentz,euclidean,cosine",
+        metadata={"help": "Comma-separated geometries to search, each with the same number of trials."},
+    )
+    trials: int = field(default=20, metadata={"help": "Runs per geometry."})
+    search_seed: int = field(default=0, metadata={"help": "Seed of the draws, the same for every geometry."})
+
+
+def search(data: DataArguments, model: Any, training: DelstTrainingArguments, options: SearchArguments) -> Path:
+    """Search the learning rates of each geometry, and write what was found.
+
+    Args:
+        data: Slides to train on and to validate on.
+        model: `ModelArguments`; its geometry is set by the search, and its entailment weights apply to the Lorentz geometry.
+        training: How long each run is. Every run begins from the same seed.
+        options: Geometries and budget.
+
+    Returns:
+        ``OUTPUT_DIR/search.json``: per geometry the trials with their rates and values, and the best. A geometry that it
+        holds already is not searched again.
+
+    Raises:
+        ValueError: If there are no validation slides, or a number or geometry is not possible.
+        ImportError: If optuna is not installed.
+    """
+    names = _checked(data, model, training, options)
+    path = Path(training.output_dir or ".") / "search.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    study = Study.load(data.dataset)
+    for name in names:
+        if found.get(name, {}).get("trials_asked") == options.trials:
+            continue
+        found[name] = _search_one(study, data, _of_geometry(model, name), training, options)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def main(argv: list[str] | None = None, description: str = "") -> None:
+    """Run the command line of training/search.py, and print the best rates of each geometry.
+
+    Args:
+        argv: Its words without the program's name; those of the process by default.
+        description: What ``--help`` begins with.
+    """
+    from .help_groups import PRETRAINING
+    from .options import parse_arguments
+
+    classes = (DataArguments, ModelArguments, DelstTrainingArguments, SearchArguments)
+    kept = {heading: options for heading, options in PRETRAINING.items() if not heading.startswith("the Hub")}
+    path = search(*parse_arguments(classes, description, argv, {"the search": WHEN, **kept}))
+    for name, found in json.loads(path.read_text(encoding="utf-8")).items():
+        best = dict(found["best"])
+        value = best.pop("value")
+        rates = " ".join(f"--{rate} {number:.2g}" for rate, number in best.items())
+        print(f"{name}: mean recall at 10 {value:.3f} by --geometry {name} {rates}")
+    print(f"Trials: {path}")
+
+
+def _checked(data: DataArguments, model: Any, training: DelstTrainingArguments, options: SearchArguments) -> list[str]:
+    names = [name.strip() for name in options.geometries.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ("lorentz", "euclidean", "cosine")]
+    if unknown or not names:
+        raise ValueError(
+            f"--geometries {options.geometries!r}: choose of lorentz, euclidean and cosine, comma-separated."
+        )
+    if options.trials < 1:
+        raise ValueError(f"--trials {options.trials}: 1 or more runs per geometry. 20 are usual.")
+    if model.init_from is not None:
+        raise ValueError("--init_from continues one geometry; a search begins each of them anew. Leave it out.")
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ImportError("the search draws its trials by optuna: pip install 'delst-hf[search]'") from error
+    return names
+
+
+def _of_geometry(model: Any, name: str) -> Any:
+    """Return the model's arguments in one geometry; entailment belongs to the Lorentz geometry alone."""
+    if name == "lorentz":
+        return dataclasses.replace(model, geometry=name)
+    return dataclasses.replace(model, geometry=name, cross_entailment_weight=None, intra_entailment_weight=None)
+
+
+def _search_one(
+    study: Study, data: DataArguments, model: Any, training: DelstTrainingArguments, options: SearchArguments
+) -> dict[str, Any]:
+    """Search one geometry."""
+    import optuna
+
+    trainer = assemble(study, data, model, training)
+    if trainer.eval_dataset is None:
+        raise ValueError(
+            "A search needs validation slides, on which the rates are compared: give --validation_slides, of another patient "
+            "than those trained on. Test slides are not for it."
+        )
+    first = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    blank, trainer.model_init = trainer.model, lambda: _again(blank, first)
+
+    def space(trial: Any) -> dict[str, float]:
+        return {name: trial.suggest_float(name, *span, log=True) for name, span in RANGES.items()}
+
+    best = trainer.hyperparameter_search(
+        space,
+        compute_objective=lambda metrics: sum(metrics[goal] for goal in GOALS) / len(GOALS),
+        n_trials=options.trials,
+        direction="maximize",
+        backend="optuna",
+        sampler=optuna.samplers.TPESampler(seed=options.search_seed),
+    )
+    return {
+        "trials_asked": options.trials,
+        "best": {"value": best.objective, **best.hyperparameters},
+        "goal": list(GOALS),
+    }
+
+
+def _again(model: DelstModel, weights: dict[str, Any]) -> DelstModel:
+    """Return the model as it was before its first step."""
+    model.load_state_dict(weights)
+    return model

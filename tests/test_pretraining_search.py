@@ -1,0 +1,63 @@
+"""Learning rates per geometry: equal budgets, validation slides alone, and runs that all begin from the same weights."""
+
+import json
+
+import pytest
+import torch
+from test_pretraining_run import make_study, small_model, small_training
+
+from delst_hf import DataArguments
+from delst_hf.pretraining import search as module
+from delst_hf.pretraining.search import RANGES, SearchArguments, search
+
+optuna = pytest.importorskip("optuna", reason="the extra delst-hf[search] is not installed")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search") / "data"
+    make_study(folder, "patient", test_slides=("toy_C1",), validation_slides=("toy_B1",))
+    return DataArguments(str(folder))
+
+
+def test_each_geometry_has_as_many_trials_from_the_same_weights(data, tmp_path, monkeypatch):
+    begun = []
+    again = module._again
+
+    def noted(model, weights):
+        begun.append((model.config.geometry, float(weights["visual_projection.weight"].sum())))
+        return again(model, weights)
+
+    monkeypatch.setattr(module, "_again", noted)
+    training = small_training(tmp_path, max_steps=2)
+    path = search(data, small_model(), training, SearchArguments("lorentz,cosine", trials=2))
+    found = json.loads(path.read_text())
+    assert list(found) == ["lorentz", "cosine"]
+    for name, one in found.items():
+        assert len([each for each in begun if each[0] == name]) == 2
+        assert len({each[1] for each in begun if each[0] == name}) == 1
+        assert 0 <= one["best"]["value"] <= 1
+        for rate, (low, high) in RANGES.items():
+            assert low <= one["best"][rate] <= high
+    before = len(begun)
+    search(data, small_model(), training, SearchArguments("lorentz,cosine", trials=2))
+    assert len(begun) == before  # what is done is not searched again
+
+
+def test_weights_are_those_of_the_start():
+    layer = torch.nn.Linear(2, 2)
+    first = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    with torch.no_grad():
+        layer.weight += 1
+    assert torch.equal(module._again(layer, first).weight, first["weight"])
+
+
+def test_what_cannot_be_searched_is_refused(data, tmp_path):
+    training = small_training(tmp_path)
+    with pytest.raises(ValueError, match="choose of lorentz, euclidean and cosine"):
+        search(data, small_model(), training, SearchArguments("spherical"))
+    with pytest.raises(ValueError, match="--trials 0: 1 or more runs per geometry"):
+        search(data, small_model(), training, SearchArguments(trials=0))
+    alone = DataArguments(data.dataset, train_slides="toy_A1,toy_A2,toy_B1")
+    with pytest.raises(ValueError, match="A search needs validation slides"):
+        search(alone, small_model(), training, SearchArguments("cosine", trials=1))
