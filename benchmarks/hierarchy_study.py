@@ -95,7 +95,7 @@ TUNING = {
 }
 """Splits whose test slides are validation slides: learning rates are chosen there and nowhere else."""
 
-GRACE = 60.0
+GRACE = 30.0
 """Seconds after the deadline for which units that have begun are waited for."""
 
 RATES = [(head, vision) for head in (3e-4, 1e-3, 3e-3) for vision in (5e-5, 2e-4, 8e-4)]

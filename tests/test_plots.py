@@ -154,3 +154,25 @@ def test_errors_name_the_next_step():
         plots.spatial_maps(X, Y, {"a": [1.0]})
     with pytest.raises(ValueError, match="the log of 1 rows holds no loss"):
         plots.training_curves([{"epoch": 1.0}])
+
+
+def test_risk_and_coverage_are_drawn_as_they_are():
+    curves = {"sure": ([0.5, 1.0], [0.1, 0.4]), "chance": ([0.5, 1.0], [0.4, 0.4])}
+    figure = plots.risk_coverage_plot(curves, "error")
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert list(lines) == ["sure", "chance"]
+    np.testing.assert_array_equal(lines["sure"], [0.1, 0.4])
+
+
+def test_the_curve_of_a_report_is_the_mean_over_slides():
+    """Two slides, one easy: a confidence that only knows the slide is level within each, and so is their mean."""
+    from delst_hf.report.figures import _curve
+
+    slides = ["easy"] * 40 + ["hard"] * 40
+    errors = np.r_[np.full(40, 0.1), np.full(40, 0.9)]
+    at, risk = _curve(errors, np.r_[np.ones(40), np.zeros(40)] + np.tile(np.linspace(0, 0.1, 40), 2), slides)
+    np.testing.assert_allclose(risk, 0.5)
+    ordered = np.tile(np.linspace(0, 1, 40), 2)
+    at, risk = _curve(ordered, -ordered, slides)
+    assert risk[0] < 0.05 and risk[-1] == pytest.approx(0.5) and (np.diff(risk) > 0).all()
+    assert at[-1] == 1.0

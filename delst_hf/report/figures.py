@@ -149,8 +149,8 @@ def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str],
     confidences = [key for key in ("confidence:nearness to the reference", "confidence:image radius") if key in spots]
     if error is not None and confidences:
         caption = (
-            "Yellow: to be believed, as far as the patch alone tells; beside it, the error that was made. Each panel has its own "
-            "scale. docs/reliability.md says how much of the error each confidence explains."
+            "Yellow: to be believed, as far as the patch alone tells; beside it, the error that was made. Each panel has its "
+            "own scale. docs/reliability.md says how much of the error each confidence explains."
         )
         shown = {key.removeprefix("confidence:"): key for key in confidences}
         yield "reliability", "when to trust it", caption, {**shown, "error": error}, "confidence, or error"
@@ -201,9 +201,9 @@ def _reliability(record: Record) -> Iterator[Picture]:
     curves = {key.removeprefix("confidence:"): _curve(errors, _numbers(spots[key]), spots["slide"]) for key in names}
     curves["the best order"] = _curve(errors, -errors, spots["slide"])
     caption = (
-        "Mean error of the spots that are believed: one minus the Pearson correlation of a spot's predicted and measured profile. "
-        "A line that falls towards the left tells good predictions from bad ones; a level one is chance. Which confidence is the "
-        "best is a matter of the table, with its intervals."
+        "Mean error of the spots that are believed: one minus the Pearson correlation of a spot's predicted and measured "
+        "profile. A line that falls towards the left tells good predictions from bad ones; a level one is chance. Which "
+        "confidence is the best is a matter of the table, with its intervals."
     )
     label = f"error, expression by {error.removeprefix('error:')}"
     yield Picture("risk-coverage", "When to trust a prediction", caption, plots.risk_coverage_plot(curves, label))

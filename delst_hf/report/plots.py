@@ -292,7 +292,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def risk_coverage_plot(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str) -> Figure:
-    """Draw the mean error of the spots that are believed, by their share: a confidence is good where its line is low on the left.
+    """Draw the mean error of the spots that are believed, by their share: good confidences are low on the left.
 
     Args:
         curves: Name -> coverages and risks, as `evaluation.reliability.risk_coverage` returns them; all end at one point.
