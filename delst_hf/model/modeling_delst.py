@@ -18,8 +18,8 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .backbone_delst import BackboneOptionalModel, describe_source
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .lorentz import exp_map0, log_map0
+from .losses import objective
 from .modeling_delst_gene import DelstGeneModel
-from .objective import objective
 from .similarity import similarity_logits
 from .vision_delst import build_vision_model, encode_images, load_vision_model, measure_vision_model
 
