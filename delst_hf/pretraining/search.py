@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_text
+from ..atomic.files import write_text
 from ..data.study import Study
 from ..model.modeling_delst import DelstModel
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments
@@ -144,7 +144,7 @@ def _search_one(
     def space(trial: Any) -> dict[str, float]:
         return {name: trial.suggest_float(name, *span, log=True) for name, span in RANGES.items()}
 
-    best = trainer.hyperparameter_search(
+    best: Any = trainer.hyperparameter_search(
         space,
         compute_objective=lambda metrics: sum(metrics[goal] for goal in GOALS) / len(GOALS),
         n_trials=options.trials,
