@@ -258,6 +258,14 @@ def test_one_image_for_two_sections_at_the_same_places_is_refused_for_each(tmp_p
     assert len(read(slide_value="s2").spots) == 12
 
 
+def test_sections_joined_without_new_names_are_refused_in_words(tmp_path):
+    both = joined(column=True, shift=3)
+    both.obs_names = [*both.obs_names[:12], *both.obs_names[:12]]
+    both.write_h5ad(tmp_path / "both.h5ad")
+    with pytest.raises(ValueError, match=r"12 barcodes are duplicated.*split them first"):
+        read_anndata(tmp_path / "both.h5ad", mpp=5.0).validate()
+
+
 def write_tables(folder, source, **columns):
     Image.fromarray(source.pixels).save(folder / "he.png")
     pd.DataFrame(source.counts, source.spots.index, list("ABCDEF")).to_csv(folder / "counts.csv")
