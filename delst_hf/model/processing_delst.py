@@ -4,7 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-from transformers import AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,  # at its home: 5.17 asks for torchvision else
+)
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import cached_file
 
