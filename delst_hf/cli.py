@@ -6,11 +6,9 @@ Imports of datasets, pandas and anndata stay inside the functions that need them
 import argparse
 import difflib
 import importlib
-import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .atomic.processes import end_like_interrupted
@@ -18,7 +16,7 @@ from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .commands.sheet import named_sheet
-from .errors import explain
+from .errors import explain, messages_on_stderr
 
 # Commands that load no model, and need not wait for transformers' auto classes.
 _WITHOUT_MODELS = ("prepare", "check", "merge", "vocabulary", "report", "doctor")
@@ -60,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.delst_command not in _WITHOUT_MODELS:
             importlib.import_module(".registration", __package__)
-        with _log_on_stderr():
+        with messages_on_stderr(arguments.debug):
             return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print("delst: interrupted; nothing was left half-written", file=sys.stderr)
@@ -115,21 +113,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     lay_out(parser)
     return parser
-
-
-@contextmanager
-def _log_on_stderr() -> Iterator[None]:
-    """Show the package's own messages on stderr; other libraries keep their own settings."""
-    logger, handler = logging.getLogger("delst_hf"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 if __name__ == "__main__":

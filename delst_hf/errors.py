@@ -9,12 +9,15 @@ into a sentence with the name of the file; commands and scripts print `explain(e
 import dis
 import errno
 import functools
+import importlib
 import inspect
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +29,11 @@ _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 _NEXT_STEP = {
     errno.ENOENT: "Give the path of something that exists.",
     errno.EACCES: "Ask its owner for access, or choose another place.",
@@ -134,6 +142,15 @@ def explain(error: BaseException) -> str:
         return _one_line(f"{files}: {error.strerror}. {_NEXT_STEP.get(error.errno, 'Check the disk and the path.')}")
     if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
         return _one_line(f"{error.strerror}. {_NEXT_STEP.get(error.errno, 'Write to another disk.')}")
+    if "out of memory" in str(error) and type(error).__name__ in (
+        "OutOfMemoryError",
+        "RuntimeError",
+        "AcceleratorError",
+    ):
+        return (
+            "the GPU's memory ran out. Training: lower --contrastive_micro_batch_size (it keeps the negatives of the whole "
+            "batch of --per_device_train_batch_size), or set it to 64 where it is not given; else: lower --batch-size."
+        )
     if isinstance(error, MemoryError):
         return (
             f"memory ran out{_place(error)} ({said(error)}). Use a machine with more memory, smaller batches or patches, or "
@@ -160,9 +177,11 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
     if debug:
         sys.argv.remove("--debug")
     try:
-        main()
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; what was finished is whole. To go on: {going_on}.", file=sys.stderr)
+        with messages_on_stderr(debug, load=True):
+            main()
+    except KeyboardInterrupt as stop:
+        said_so = str(stop) or f"what was finished is whole. To go on: {going_on}."
+        print(f"\n{name}: interrupted; {said_so}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -170,6 +189,66 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
         print(f"{name}: error: {explain(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def messages_on_stderr(debug: bool = False, load: bool = False) -> Iterator[None]:
+    """Show this package's own messages on stderr, and with `debug` those of libraries too, which are silent otherwise.
+
+    Of several processes the first one speaks. Settings are put back at the end.
+
+    Args:
+        debug: Let libraries speak.
+        load: Load the libraries that will be needed, so that they can be told.
+    """
+    ours, handler = logging.getLogger("delst_hf"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    try:
+        with nullcontext() if debug else _quiet_libraries(load):
+            yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+
+
+@contextmanager
+def _quiet_libraries(load: bool) -> Iterator[None]:
+    """Silence warnings, notes and the many progress bars of libraries; errors are still raised.
+
+    Libraries that are loaded are told so, those that will be find it in the environment.
+    """
+    undo: list[Callable[[], Any]] = []
+    for name, value in _QUIET.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            undo.append(functools.partial(os.environ.pop, name, None))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
+        if load:
+            importlib.import_module("datasets")
+            importlib.import_module("transformers")
+        if "transformers" in sys.modules:
+            from transformers.utils import logging as told
+
+            undo.append(functools.partial(told.set_verbosity, told.get_verbosity()))
+            told.set_verbosity_error()
+            if told.is_progress_bar_enabled():
+                undo.append(told.enable_progress_bar)
+                told.disable_progress_bar()
+        if "datasets" in sys.modules:
+            from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+            if not are_progress_bars_disabled():
+                undo.append(enable_progress_bars)
+                disable_progress_bars()
+        try:
+            yield
+        finally:
+            for step in undo:
+                step()
 
 
 def _is_path(name: str, value: object) -> bool:

@@ -22,6 +22,7 @@ batch = collator([spots[0]])
 similarity = model.similarity(
     image(batch["pixel_values"]).pooler_output, model.gene_model.missing_values.new_tensor(embeddings.gene_embeds)
 )
+print(f"query: spot {spots[0]['barcode']}, {spots[0]['label']}; the five spots whose genes are nearest to its image:")
 for i in similarity[0].topk(5).indices.tolist():
     row = spots[i]
     print(f"spot {row['barcode']}: {row['label']}, {row['n_genes']} genes, similarity {similarity[0, i]:.2f}")

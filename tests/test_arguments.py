@@ -33,6 +33,13 @@ def test_every_config_parses_to_its_values(config, monkeypatch, tmp_path):
             )
 
 
+def test_the_configuration_for_own_slides_names_no_one_elses():
+    own = yaml.safe_load(next(path for path in CONFIGS if path.stem == "own").read_text())
+    assert not [name for name in own if name.endswith("_slides") or name == "vocabulary"]
+    assert own["save_strategy"] == "epoch" and own["save_total_limit"] == 2
+    assert own["per_device_train_batch_size"] >= 64 and own["logging_steps"] <= 50
+
+
 def test_options_win_over_the_file(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"dataset: d\noutput_dir: {tmp_path}\nlearning_rate: 1e-3\nseed: 1\ngeometry: cosine\n")

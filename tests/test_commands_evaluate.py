@@ -186,9 +186,9 @@ def test_results_of_an_earlier_version_are_refused_with_the_command_that_makes_t
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
-FIGURES = ("arms-hest", "arms-hest-alpha-cv", "arms-probes-linear", "labels-toy_B1", "gene-toy_B1", "signature-toy_B1",
-           "domains-toy_B1", "radius-toy_B1", "radius-histograms", "poincare-labels", "poincare-level", "gallery", "genes",
-           "training")  # fmt: skip
+FIGURES = ("arms-hest", "arms-hest-alpha-cv", "arms-probes-linear", "labels-toy_B1", "confusion", "gene-toy_B1",
+           "signature-toy_B1", "domains-toy_B1", "radius-toy_B1", "radius-histograms", "poincare-labels",
+           "poincare-level", "gallery", "genes", "training")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,9 @@ def test_report_is_one_file_that_asks_for_nothing(report):
     for name in FIGURES:
         assert f'id="figure-{name.replace("_", "-")}"' in text, name
     assert "ours minus theirs, the same spots" in text and "figure-spread-0" in text
-    assert text.index("How well: DELST backbone scores") < text.index("<nav>")
+    assert "<h1>ours: an image-gene model scored on toy_B1</h1><ul" in text
+    assert text.index("How well: DELST backbone scores") < text.index("What to look at: ") < text.index("<nav>")
+    assert text.index('id="figure-labels-toy-B1"') < text.index("<details><summary>Paired comparisons")
     addresses = [part.split('"')[0] for part in text.split('href="')[1:]] + [
         p.split('"')[0] for p in text.split('src="')[1:]
     ]

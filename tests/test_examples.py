@@ -50,7 +50,7 @@ def test_every_example_is_short_says_how_to_run_it_and_is_listed(name):
 
 def test_quickstart(run, toy_checkpoint, toy_folder):
     text = run("quickstart.py", toy_checkpoint, toy_folder, "toy_B1")
-    assert text.count("similarity") == 5 and "mean radius" in text
+    assert "query: spot " in text and text.count("similarity") == 5 and "mean radius" in text
 
 
 def test_pretrain_visium(run, tiny_backbone, tmp_path):

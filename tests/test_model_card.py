@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,3 +161,16 @@ def test_a_folder_of_an_earlier_version_is_completed_and_cleaned(folder, tmp_pat
     assert torch.equal(
         *(torch.frombuffer((f / "model.safetensors").read_bytes(), dtype=torch.uint8) for f in (folder, target))
     )
+
+
+def test_the_install_line_of_the_cards_is_that_of_the_package():
+    """What the code beside the weights imports, in the versions that the package takes; delst-hf itself is on no index."""
+    import tomllib
+
+    root = Path(__file__).parents[1]
+    needed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    transformers = next(one for one in needed if one.startswith("transformers"))
+    for path in sorted((root / "model_cards").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if path.name != "README.md":
+            assert f'pip install torch "{transformers}" safetensors pillow' in text and "pip install delst" not in text

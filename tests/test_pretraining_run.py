@@ -11,6 +11,7 @@ from delst_hf import DataArguments, DelstModel, DelstProcessor, DelstTrainingArg
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.splits import SplitRequest
 from delst_hf.data.toy import make_toy_slide
+from delst_hf.errors import explain
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.pretraining.run import assemble, choose_slides, pretrain, training_spots, validation_spots
 from delst_hf.record import read_training_record, training_record
@@ -179,6 +180,47 @@ def test_what_does_not_fit_a_checkpoint_is_refused(split_study, trained, tmp_pat
     )
     with pytest.raises(ValueError, match="trained on patches of 400 um, the dataset has patches of 112 um"):
         assemble(split_study, DataArguments("d"), ModelArguments(init_from=str(other)), small_training(tmp_path))
+
+
+def test_a_checkpoint_of_another_species_or_of_none_is_refused_with_the_next_step(split_study, trained, tmp_path):
+    model, processor = DelstModel.from_pretrained(trained[1]), DelstProcessor.from_pretrained(trained[1])
+    extractor = processor.feature_extractor
+    extractor.vocabulary[:] = [f"Mouse{i}" for i in range(len(extractor.vocabulary))]
+    model.config.gene_config.vocabulary_hash = extractor.vocabulary_hash()
+    other = save_checkpoint_folder(tmp_path / "mouse", model, processor, read_training_record(trained[1]))
+    with pytest.raises(ValueError, match="knows none of the .* species or the kind of names.*without --init_from"):
+        assemble(split_study, DataArguments("d"), ModelArguments(init_from=str(other)), small_training(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"cannot read the checkpoint runs/none: .*Give the folder model/ of an earlier run"
+    ):
+        assemble(split_study, DataArguments("d"), ModelArguments(init_from="runs/none"), small_training(tmp_path))
+
+
+def test_a_backbone_that_is_not_there_is_named_with_the_next_step(split_study, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read the vision backbone me/none: .*hf download USER/NAME") as caught:
+        assemble(split_study, DataArguments("d"), ModelArguments(vision="me/none"), small_training(tmp_path))
+    assert "\n" not in explain(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_half_precision_without_a_gpu_is_refused_in_our_words(tmp_path):
+    with pytest.raises(ValueError, match=r"bf16=True needs a GPU, and none was found.*--use_cpu true"):
+        DelstTrainingArguments(str(tmp_path), bf16=True)
+    assert DelstTrainingArguments(str(tmp_path), bf16=True, use_cpu=True).bf16
+
+
+def test_a_dataset_folder_that_is_not_there_is_answered_with_what_is(tmp_path):
+    for name in ("toy", "her2st"):
+        (tmp_path / name / "spots").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no dataset folder .*did you mean .*/her2st\?"):
+        Study.load(str(tmp_path / "her2stt"))
+    with pytest.raises(FileNotFoundError, match=r"beside it there is .*/her2st, .*/toy"):
+        Study.load(str(tmp_path / "nope"))
+
+
+def test_the_memory_of_a_gpu_that_ran_out_names_the_option():
+    error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20 GiB")
+    assert "lower --contrastive_micro_batch_size" in explain(error)
 
 
 def test_slides_of_an_earlier_run_are_not_held_out(split_study, trained, tmp_path):

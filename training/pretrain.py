@@ -13,10 +13,16 @@ An installed package runs the same without this file: accelerate launch -m delst
 """
 
 import sys
-from functools import partial
 
 from delst_hf.errors import run_script
-from delst_hf.pretraining.run import GOING_ON, main
+
+
+def main() -> None:
+    # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    from delst_hf.pretraining.run import main as run
+
+    run(description=__doc__ or "")
+
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretrain.py", GOING_ON))
+    sys.exit(run_script(main, "pretrain.py"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic.files import check_file_output
 from ..atomic.locks import locked
+from ..errors import reading
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +245,12 @@ def kind_of(model: str) -> str:
             f"no model at {model}. Give the folder of a DELST checkpoint or of a vision backbone, a Hub id, or embeddings "
             f"({', '.join(SUFFIXES)})."
         )
-    return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
+    advice = (
+        "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a vision backbone with its config.json, or an id of "
+        "the Hub. Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR."
+    )
+    with reading(model, "model", advice):
+        return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
 
 
 def _checkpoint(arguments, study, dataset, evaluation, record, features) -> "Subject":

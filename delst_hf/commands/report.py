@@ -17,6 +17,7 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Draw results into one HTML file that opens without a network. Several results of the same data are "
         "compared over runs, and the first runs of the first two models spot by spot.",
         epilog="Example:\n  delst report results.json --output report.html\n"
+        "  delst report results.json --genes ERBB2,COL1A1 --opacity 0.6 --output report.html\n"
         "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
         "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -25,6 +26,13 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
     parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
     parser.add_argument("--model-index", metavar="YAML", help="also write the model-index of the first result here")
+    maps = parser.add_argument_group("maps")
+    maps.add_argument(
+        "--genes",
+        metavar="A,B",
+        help="genes to draw, measured and predicted (default: well measured, well predicted ones)",
+    )
+    maps.add_argument("--opacity", type=float, default=0.85, metavar="F", help="of the spots, 0 to 1 (default 0.85)")
     parser.set_defaults(run=_run_report)
 
 
@@ -45,8 +53,11 @@ def default_names(paths: Sequence[str]) -> list[str]:
 
 def _run_report(arguments: argparse.Namespace) -> None:
     from ..evaluation.results import model_index_yaml, read_results
+    from ..report.maps import MapChoice
     from ..report.page import write_report
 
+    genes = [name.strip() for name in (arguments.genes or "").split(",") if name.strip()]
+    choice = MapChoice(genes, arguments.opacity)
     for output in (arguments.output, arguments.model_index):
         if output:
             check_file_output(output)
@@ -64,4 +75,4 @@ def _run_report(arguments: argparse.Namespace) -> None:
             name = names[0] if names else Path(str(records[0].get("model", "model"))).name
             write_text(arguments.model_index, model_index_yaml(records[0], name))
             print(f"model-index  {arguments.model_index}")
-        print(f"report  {write_report(records, arguments.output, names)}")
+        print(f"report  {write_report(records, arguments.output, names, choice)}")

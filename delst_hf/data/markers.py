@@ -4,6 +4,7 @@ Markers of cell types that pathologists name, as in textbooks of histology and o
 any case. Beside those of a tissue stand markers of stroma, vessels, immune cells and proliferation, which every tissue has.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 _EVERYWHERE = ("COL1A1", "VIM", "ACTA2", "PECAM1", "PTPRC", "CD3E", "MS4A1", "CD68", "MKI67")
@@ -22,6 +23,24 @@ MARKERS = {
     "pancrea": ("PRSS1", "INS", "GCG", "KRT19"),
     "heart": ("MYH6", "MYH7", "TNNT2", "DES"),
 }
+
+
+# Genes that say how a cell lives and not what it is: mitochondrial, ribosomal, the skeleton and the machinery of each cell.
+_HOUSEKEEPING = re.compile(
+    r"MT-|MT[RT]?NR|RP[LS]\d|RPLP\d|RPSA|MRP[LS]\d|EEF\d|EIF\d|ACT[BG]1?$|GAPDH$|B2M$|TMSB(4X|10)$|MALAT1$|NEAT1$|FTL\d?$|FTH1$"
+    r"|UB[BC]$|UBA52$|TUB[AB]\w+$|HSP90A|HSPA8$|PPIA$|FAU$|TPT1$|NACA$|CFL1$|PFN1$|PSAP$|ALDOA$|PGK1$|LDHA$|OAZ1$|SERF2$|COX\d|ATP5"
+    r"|NDUF|UQCR|XIST$|H3F3B$|H3-3B$|PTMA$|CALM\d$",
+    flags=re.IGNORECASE,
+)
+
+
+def is_housekeeping(gene: str) -> bool:
+    """Whether a gene is expressed by nearly any cell, so that its name under a picture tells a pathologist nothing.
+
+    >>> [gene for gene in ("MT-CO1", "Rpl13", "ACTB", "ERBB2", "ACTA2", "Mbp") if is_housekeeping(gene)]
+    ['MT-CO1', 'Rpl13', 'ACTB']
+    """
+    return _HOUSEKEEPING.match(gene) is not None
 
 
 def absent_markers(tissues: Iterable[str], vocabulary: Sequence[str]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ its cache after a file has changed. Here files are those that `open_folder` foun
 is read, and the name of the cache says which files, of which size and time of change, it was made from.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -49,20 +50,31 @@ def find_folder(
     name = os.fspath(path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"there is no dataset folder {name}. Give a folder made by delst prepare, or the id USER/NAME of a dataset of the "
-            "Hub."
+            f"there is no dataset folder {name}{_near(local)}. Give a folder made by delst prepare, or the id USER/NAME of a "
+            "dataset of the Hub."
         )
     try:
         found = snapshot_download(
             name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(_REPOSITORY)
         )
     except Exception as error:  # of a dozen kinds, by the client's HTTP library
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise OSError(
-            f"the dataset {name} is neither a folder here nor to be had from the Hub ({said[0]}). Check its name; log in by "
-            "`hf auth login` where it is private; HF_HUB_OFFLINE=1 allows only what was fetched before."
+            f"there is no dataset folder {name} here{_near(local)}, and the Hub does not give a dataset of that name ({said}). "
+            "Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is private; "
+            "HF_HUB_OFFLINE=1 allows only what was fetched before."
         ) from error
     return open_folder(found, verify)
+
+
+def _near(path: Path) -> str:
+    """Name the dataset folders that lie where this one should be, the nearest name first."""
+    beside = path.parent
+    names = [one.name for one in sorted(beside.iterdir()) if (one / "spots").is_dir()] if beside.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, names, 1)
+    if nearest:
+        return f" (did you mean {beside / nearest[0]}?)"
+    return f" (beside it there is {', '.join(str(beside / name) for name in names[:5])})" if names else ""
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:

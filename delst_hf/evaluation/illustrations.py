@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.markers import is_housekeeping
 from .evidence import Space
 from .findings import Findings
 from .preparation import missing_rows
@@ -71,8 +72,10 @@ def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[
     train = expression[spots.reference]
     mean = np.asarray(train.mean(axis=0)).reshape(-1)
     spread = np.sqrt(np.maximum(np.asarray(train.multiply(train).mean(axis=0)).reshape(-1) - mean**2, 0)) + 0.1
-    # A top gene is high against training spots, among those that half of these express.
+    # A top gene is high against training spots, among those that half of these express, and says what a cell is.
     common = np.asarray((train > 0).mean(axis=0)).reshape(-1) > 0.5
+    telling = common & ~np.array([is_housekeeping(gene) for gene in spots.genes])
+    common = telling if telling.any() else common
     result = []
     for query, row in zip(queries, scores, strict=True):
         nearest = np.argsort(-row, kind="stable")[:retrieved]

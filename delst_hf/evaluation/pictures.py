@@ -24,14 +24,16 @@ def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> 
         results: What `evaluate_checkpoint` returned, with `spots` and `gallery`.
 
     Returns:
-        ``slides``: slide -> {"jpeg", "width", "height"} in pixels of the slide image; ``patches``: index of a test spot ->
+        ``slides``: slide -> {"jpeg", "width", "height", "mpp"} in pixels of the slide image and, where known,
+        micrometres per pixel; ``patches``: index of a test spot ->
         JPEG.
     """
     slides = {}
     thumbnails = read_thumbnails(study.folder or find_folder(dataset))
     for row in study.slides.to_dict("records"):
         if row["slide_id"] in results["test_slides"] and row["slide_id"] in thumbnails:
-            size = {"width": int(row["image_width"]), "height": int(row["image_height"])}
+            size: dict[str, float] = {"width": int(row["image_width"]), "height": int(row["image_height"])}
+            size |= {"mpp": float(row["mpp"])} if row["mpp"] and row["mpp"] > 0 else {}
             thumbnail = Image.open(io.BytesIO(thumbnails[row["slide_id"]]))
             slides[row["slide_id"]] = {"jpeg": encode(thumbnail, THUMBNAIL_PX), **size}
     test = np.flatnonzero(np.isin(study.slide_of_spot, results["test_slides"]))

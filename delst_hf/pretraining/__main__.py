@@ -12,10 +12,16 @@ of any size fit into memory with all of its negatives.
 """
 
 import sys
-from functools import partial
 
 from delst_hf.errors import run_script
-from delst_hf.pretraining.run import GOING_ON, main
+
+
+def main() -> None:
+    # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    from delst_hf.pretraining.run import main as run
+
+    run(description=__doc__ or "")
+
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, description=__doc__ or ""), "pretraining", GOING_ON))
+    sys.exit(run_script(main, "pretraining"))

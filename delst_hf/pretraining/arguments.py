@@ -8,8 +8,10 @@ import typing
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.utils import is_torch_xpu_available
 
 from ..data.study import LEVEL_KEYS
 from ..data.vocabulary import RANKINGS
@@ -306,6 +308,7 @@ class DelstTrainingArguments(TrainingArguments):
             self.accelerator_config = {
                 "non_blocking": True
             }  # batches come from pinned memory: no step waits for its copy
+        self._check_device()
         super().__post_init__()
         self._check_values()
         # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
@@ -315,6 +318,21 @@ class DelstTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"save_total_limit={self.save_total_limit} would delete the last whole checkpoint before the new one is known "
                 f"to be whole. Use save_total_limit={least} or more{' (the best one counts)' if least == 3 else ''}."
+            )
+
+    def _check_device(self) -> None:
+        """Refuse half precision where nothing computes it, before the base class does so in words of its own."""
+        asked = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
+        if not asked or torch.cuda.is_available() or (self.use_cpu and asked == ["bf16"]) or is_torch_xpu_available():
+            return
+        if asked == ["bf16"] and not torch.backends.mps.is_available():
+            raise ValueError(
+                "bf16=True needs a GPU, and none was found (delst doctor says what was). Leave --bf16 out, or add --use_cpu "
+                "true to compute in bfloat16 on the CPU."
+            )
+        if "tf32" in asked:
+            raise ValueError(
+                "tf32=True needs an NVIDIA GPU, and none was found (delst doctor says what was). Leave it out."
             )
 
     def _check_values(self) -> None:

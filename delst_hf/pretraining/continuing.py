@@ -37,8 +37,8 @@ def continue_checkpoint(
         The model, its processor with the joined vocabulary, and the training record of the checkpoint.
 
     Raises:
-        ValueError: If an option would need other weights, the patches are of another size, or the checkpoint is not as it was
-            written.
+        ValueError: If an option would need other weights, no gene is known, the patches are of another size, or the checkpoint
+            is not as it was written.
     """
     folder = str(model.init_from)
     check_checksums(folder)
@@ -56,6 +56,12 @@ def continue_checkpoint(
     processor = DelstProcessor.from_pretrained(folder)
     extractor = processor.feature_extractor
     known = len(set(vocabulary) & set(extractor.vocabulary))
+    if not known:
+        raise ValueError(
+            f"{folder} knows none of the {len(vocabulary)} genes that were chosen here, such as {', '.join(vocabulary[:3])}: "
+            f"it reads {', '.join(extractor.vocabulary[:3])}. The species or the kind of names (symbols, Ensembl ids) is "
+            "another one: prepare the data with the same, or train from the start without --init_from."
+        )
     added = extractor.add_genes(vocabulary)
     network.resize_gene_embeddings(len(extractor.vocabulary))
     logger.info(

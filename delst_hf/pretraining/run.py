@@ -8,6 +8,7 @@ folder = save_run(trainer)
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import load_image_processor
 from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
-from .checkpoints import own_output, resume_point
+from .checkpoints import last_complete_checkpoint, own_output, resume_point
 from .trainer import DelstTrainer
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 # What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
 GOING_ON = "give the same command with --resume_from_checkpoint true"
+_NO_BACKBONE = (
+    "Give a folder with config.json and weights, or the id of a backbone on the Hub (docs/models.md names some). Without a "
+    "network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a gated one needs its licence accepted "
+    "and hf auth login."
+)
 
 
 def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, card: Any = None) -> Path | None:
@@ -69,11 +75,30 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         Checkpoint: runs/mine/model
         'model'
     """
-    with own_output(training.output_dir):
-        checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
-        trainer = assemble(Study.load(data.dataset), data, model, training, card)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        return save_run(trainer)
+    output = training.output_dir or "."
+    try:
+        with own_output(training.output_dir):
+            checkpoint = resume_point(output, training.resume_from_checkpoint)
+            trainer = assemble(Study.load(data.dataset), data, model, training, card)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            return save_run(trainer)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(output)) from None
+
+
+def how_to_go_on(output: str) -> str:
+    """Say how a run that was ended early goes on.
+
+    >>> how_to_go_on("runs/none").split(". ")[-1]
+    'No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.'
+    """
+    last = last_complete_checkpoint(output)
+    where = (
+        f"It begins at {last}."
+        if last
+        else ("No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.")
+    )
+    return f"what was finished is whole. To go on: {GOING_ON}. {where}"
 
 
 def assemble(
@@ -124,11 +149,14 @@ def assemble(
     if model.init_from is None:
         network, processor = build(model, vocabulary, features)
     else:
+        from ..errors import reading
         from .continuing import continue_checkpoint
 
-        network, processor, before = continue_checkpoint(
-            model, vocabulary, study.patch_um(train_slides), study.patch_px(train_slides)
-        )
+        advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
+        with reading(model.init_from, "checkpoint", advice):
+            network, processor, before = continue_checkpoint(
+                model, vocabulary, study.patch_um(train_slides), study.patch_px(train_slides)
+            )
         _check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
 
@@ -330,9 +358,12 @@ def build(
         vocabulary: Names of the genes that the model reads.
         features: Features that stand in for a backbone.
     """
+    from ..errors import reading
+
     side = model.image_size
     if model.vision is not None:
-        image_processor = load_image_processor(model.vision, side)
+        with reading(model.vision, "vision backbone", _NO_BACKBONE):
+            image_processor = load_image_processor(model.vision, side)
     else:
         image_processor = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
     processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary))
@@ -343,7 +374,8 @@ def build(
         place = DelstFeaturesConfig(hidden_size=features.width, encoder=features.encoder)
         return DelstModel(DelstConfig(vision_config=place, **config)), processor
     if model.vision is not None:
-        return DelstModel.from_vision_gene_pretrained(model.vision, **config), processor
+        with reading(model.vision, "vision backbone", _NO_BACKBONE):
+            return DelstModel.from_vision_gene_pretrained(model.vision, **config), processor
     vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
     if side is not None:
         vision_config.setdefault("image_size", side)
@@ -407,7 +439,7 @@ def save_run(trainer: DelstTrainer) -> Path | None:
     folder = Path(args.output_dir or ".") / "model"
     processor: Any = trainer.processor
     save_checkpoint_folder(folder, trained, processor, trainer.record())
-    print(f"Checkpoint: {folder}")
+    print(f"Checkpoint: {folder}\nNext: delst evaluate {shlex.quote(str(folder))} DATASET")
     if args.push_to_hub:
         print(f"Pushed: {trainer.push_to_hub(folder=folder)}")
     return folder

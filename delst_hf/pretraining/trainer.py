@@ -125,6 +125,9 @@ class DelstTrainer(Trainer):
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
         self.add_callback(ClampScalars)
+        from .log import make_readable
+
+        make_readable(self)
 
     def record(self) -> dict[str, Any]:
         """Return the record of the run so far, `training.json` of a checkpoint folder."""

@@ -39,14 +39,41 @@ def plain_axes(axes: Axes) -> None:
         spine.set(color=INK, linewidth=0.8, visible=name in ("left", "bottom"))
 
 
-def tissue(axes: Axes, places: np.ndarray, image: np.ndarray | None, extent: tuple[float, float] | None) -> None:
+def tissue(
+    axes: Axes,
+    places: np.ndarray,
+    image: np.ndarray | None,
+    extent: tuple[float, float] | None,
+    pale: bool = True,
+) -> None:
     margin = 0.8 * pitch(places)
     (left, top), (right, bottom) = places.min(axis=0) - margin, places.max(axis=0) + margin
     if image is not None and extent is not None:
-        pale = 0.55 * image + 0.45 * 255
-        axes.imshow(pale.astype(np.uint8), extent=(0, extent[0], extent[1], 0))
+        shown = 0.55 * image + 0.45 * 255 if pale else image
+        axes.imshow(shown.astype(np.uint8), extent=(0, extent[0], extent[1], 0))
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
+
+
+def scale_bar(axes: Axes, mpp: float) -> None:
+    """Draw a bar of a round length, about a fifth of the axes, with its length in words.
+
+    Args:
+        axes: Of a map, its limits set.
+        mpp: Micrometres per unit of the axes.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    wanted = 0.25 * (right - left) * mpp
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    start, height = left + 0.04 * (right - left), bottom - 0.04 * (bottom - top)
+    axes.plot([start, start + length / mpp], [height, height], color="white", lw=5, solid_capstyle="butt", zorder=5)
+    axes.plot([start, start + length / mpp], [height, height], color="black", lw=2.5, solid_capstyle="butt", zorder=6)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}
+    middle = start + length / mpp / 2
+    axes.text(middle, height - 0.025 * (bottom - top), text, ha="center", va="bottom", color="black",
+              fontsize=FONT_SIZE - 2, bbox=box, zorder=6)  # fmt: skip
 
 
 def pitch(places: np.ndarray) -> float:
@@ -69,13 +96,16 @@ def draw_categories(
     categories: Sequence[str],
     inches: float,
     marker_size: float | None = None,
+    opacity: float = 1.0,
 ) -> None:
     size = marker_size or spot_size(axes, places, inches)
     for number, category in enumerate(categories):
         rows = np.array([value == category for value in values])
         colour, marker = category_style(number)
         x, y = places[rows].T
-        axes.scatter(x, y, c=colour, marker=marker, s=size, lw=0.3, ec="#808080", rasterized=many(places))
+        axes.scatter(
+            x, y, c=colour, marker=marker, s=size, lw=0.3, ec="#808080", alpha=opacity, rasterized=many(places)
+        )
 
 
 def draw_numbers(
@@ -86,13 +116,14 @@ def draw_numbers(
     limits: tuple[float, float] | None,
     unit: str,
     inches: float,
+    opacity: float = 1.0,
 ) -> None:
     numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
     there = np.isfinite(numbers)
     low, high = limits or (np.quantile(numbers[there], [0.02, 0.98]) if there.any() else (0.0, 1.0))
     x, y = places[there].T
     points = axes.scatter(x, y, c=numbers[there], cmap=COLOURMAP, vmin=low, vmax=high, lw=0.3, ec="#808080",
-                          s=spot_size(axes, places, inches), rasterized=many(places))  # fmt: skip
+                          s=spot_size(axes, places, inches), alpha=opacity, rasterized=many(places))  # fmt: skip
     colour_bar(figure, points, unit, [axes])
 
 
@@ -102,6 +133,7 @@ def colour_bar(figure: Figure, points: Any, unit: str, axes: list[Axes]) -> None
     bar.ax.tick_params(colors=INK, labelsize=FONT_SIZE - 2)
     bar.outline.set_edgecolor(INK)  # type: ignore[operator]
     bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+    bar.solids.set(alpha=1)  # type: ignore[union-attr]
     bar.solids.set_rasterized(True)  # type: ignore[union-attr]
 
 

@@ -13,9 +13,10 @@ from ..evaluation.reliability import risk_coverage
 from ..evaluation.result_tables import name_of
 from ..evaluation.suite import protocols_of
 from . import plots
+from .classes import class_scores
+from .maps import MapChoice, slide_maps
 
 Record = Mapping[str, Any]
-MAX_SLIDES = 6
 _EMPTY_PATCH = np.full((8, 8, 3), 200, dtype=np.uint8)
 
 
@@ -36,11 +37,19 @@ class Picture:
     figure: Figure
 
 
-def report_pictures(record: Record) -> Iterator[Picture]:
-    """Every figure that the results hold data for, in the order of reading."""
+def report_pictures(record: Record, choice: MapChoice | None = None) -> Iterator[Picture]:
+    """Every figure that the results hold data for, in the order of reading.
+
+    Args:
+        record: Results.
+        choice: Which genes are drawn on the maps, and how opaque.
+    """
+    choice = choice or MapChoice()
     yield from arm_pictures(record)
     if record.get("spots"):
-        yield from _maps(record)
+        for name, title, caption, figure in slide_maps(record, choice):
+            yield Picture(name, title, caption, figure)
+        yield from _classes(record)
         yield from _space(record)
         yield from _reliability(record)
     if record.get("gallery"):
@@ -100,64 +109,15 @@ def _axis(which: Protocol) -> str:
     return f"{which.headline.replace('_', ' ')} ({direction}{at})"
 
 
-def shown_slides(record: Record) -> list[str]:
-    """Return the slides whose maps are drawn: a report of a hundred slides would not open."""
-    return list(dict.fromkeys((record.get("spots") or {}).get("slide", [])))[:MAX_SLIDES]
-
-
-def _maps(record: Record) -> Iterator[Picture]:
-    """Return the maps of each slide, one figure a question."""
-    spots = record["spots"]
-    slides = np.array(spots["slide"])
-    tissue = (record.get("pictures") or {}).get("slides", {})
-    # One colour a label on all slides.
-    labels = [spots[key] for key in spots if key == "label" or key.startswith("predicted:")]
-    categories = {"labels": sorted({value for values in labels for value in values if value is not None})}
-    for slide in shown_slides(record):
-        rows = np.flatnonzero(slides == slide)
-        place = {"x": [spots["x"][i] for i in rows], "y": [spots["y"][i] for i in rows], **_under(tissue.get(slide))}
-        for name, title, caption, columns, unit in _map_panels(record):
-            panels = {shown: [spots[key][i] for i in rows] for shown, key in columns.items()}
-            if any(value is not None for value in next(iter(panels.values()))):
-                figure = plots.spatial_maps(panels=panels, unit=unit, categories=categories.get(name), **place)
-                yield Picture(f"{name}-{slide}", f"{slide}: {title}", caption, figure)
-
-
-def _map_panels(record: Record) -> Iterator[tuple[str, str, str, dict[str, str], str]]:
-    """(name, title, caption, panel -> per-spot values, unit) of each map that the results hold values for."""
-    spots, main = record["spots"], record["own_arms"][0]
-    shown = {"label": "label"}
-    if f"predicted:linear:{main}" in spots:
-        shown["predicted (linear probe)"] = f"predicted:linear:{main}"
-    yield "labels", "labels", "Spots without a label are not drawn.", shown, ""
-    gene = next((key.removeprefix("gene:measured:") for key in spots if key.startswith("gene:measured:")), None)
-    if gene:
-        caption = f"{gene}: the gene that is predicted best, from slides of other groups. Each panel has its own scale."
-        shown = {f"{gene} measured": f"gene:measured:{gene}", f"{gene} predicted": f"gene:predicted:{gene}"}
-        yield "gene", "a gene", caption, shown, "log(1 + counts)"
-    signatures = [key for key in spots if key.startswith("signature:")]
-    if signatures:
+def _classes(record: Record) -> Iterator[Picture]:
+    found = class_scores(record)
+    if found is not None:
         caption = (
-            "How much nearer each image lies to the gene embedding of the signature than to that of the mean profile. No label "
-            "was used to draw it; a mean profile of a label is taken from training slides."
+            "Rows: what the label says; columns: what the linear probe predicts. Numbers of spots; shades: shares of each "
+            "row, so a dark diagonal is good."
         )
-        shown = {key.removeprefix("signature:"): key for key in signatures[:3]}
-        yield "signature", "zero-shot maps", caption, shown, "similarity"
-    if "domain" in spots:
-        yield "domains", "domains", f"Clusters of the embeddings of {record['own_arms'][-1]}.", {"domain": "domain"}, ""
-    error = next((key for key in spots if key.startswith("error:")), None)
-    confidences = [key for key in ("confidence:nearness to the reference", "confidence:image radius") if key in spots]
-    if error is not None and confidences:
-        caption = (
-            "Yellow: to be believed, as far as the patch alone tells; beside it, the error that was made. Each panel has its "
-            "own scale. docs/reliability.md says how much of the error each confidence explains."
-        )
-        shown = {key.removeprefix("confidence:"): key for key in confidences}
-        yield "reliability", "when to trust it", caption, {**shown, "error": error}, "confidence, or error"
-    if (record.get("space") or {}).get("geometry") == "lorentz":
-        caption = "Distance to the origin: low is general, high is specific. Each panel has its own scale."
-        shown = {f"{kind} radius": f"{kind}_radius" for kind in ("image", "gene")}
-        yield "radius", "radius", caption, shown, "distance to the origin"
+        figure = plots.confusion_matrix(found.confusion, found.classes)
+        yield Picture("confusion", "Which classes are taken for which", caption, figure)
 
 
 def _space(record: Record) -> Iterator[Picture]:
@@ -168,18 +128,26 @@ def _space(record: Record) -> Iterator[Picture]:
     caption = "The parent modality should lie further in. Both at one radius: no order between modalities was learnt."
     yield Picture("radius-histograms", "Radii", caption, plots.radius_histograms(radii))
     middle = int(np.argsort(spots[f"{space['parent']}_radius"])[len(spots["slide"]) // 2])
+    inside = _share_in_cones(record)
     common = {
         "image_plane": spots["image_plane"],
         "gene_plane": spots["gene_plane"],
         "curvature": space["curvature"],
         "cone_of": middle,
+        # In the plane a cone holds points that it does not hold in full dimension: drawn over nothing, it would lie.
+        "shaded": inside is None or inside > 0,
         "min_radius": space["min_radius"],
         "parent": space["parent"],
     }
     caption = (
-        f"Distances to the centre are true, angles are those of the two leading directions. Shaded: the cone of one spot's "
-        f"{space['parent']} point (square), the spot's two points joined. In the plane cones hold more than in full dimension."
+        f"Distances to the centre are true, angles are those of the two leading directions. Joined: the two points of one spot "
+        f"(square: its {space['parent']} point, the parent). "
     )
+    if common["shaded"]:
+        caption += "Shaded: the cone of that point. In the plane cones hold more than in full dimension."
+        caption += "" if inside is None else f" There {inside:.0%} of spots lie in their parent's cone."
+    else:
+        caption += "No cone is drawn: no spot lies in the cone of its parent."
     if any(label is not None for label in spots["label"]):
         figure = plots.poincare_disk(labels=spots["label"], **common)
         yield Picture("poincare-labels", "Poincare disk by label", caption, figure)
@@ -225,6 +193,14 @@ def _curve(errors: np.ndarray, confidence: np.ndarray, slides: Sequence[str]) ->
     return at, np.average(risks, axis=0, weights=weights)
 
 
+def _share_in_cones(record: Record) -> float | None:
+    """Return the share of test spots that lie in their parent's cone, None where it was not scored."""
+    for row in record["protocols"]:
+        if row["protocol"] == "hierarchy" and not row.get("slide"):
+            return row["metrics"].get("in_cone_matched")
+    return None
+
+
 def _gallery(record: Record) -> Picture:
     patches = (record.get("pictures") or {}).get("patches", {})
     rows = []
@@ -239,7 +215,8 @@ def _gallery(record: Record) -> Picture:
         rows.append({"query": (images[0], f"own spot ranks {row['rank']:g}\n{genes[0]}"), "retrieved": retrieved})
     caption = (
         "Image queries whose own spot ranks best, at the first quartile, the median and the third quartile, and the spots "
-        "whose genes are nearest; below each, its most raised genes. Thick frame: the query's own spot."
+        "whose genes are nearest; below each, its most raised genes, housekeeping and mitochondrial ones left out. Thick "
+        "frame: the query's own spot."
     )
     return Picture("gallery", "Retrieval of spots by an image", caption, plots.retrieval_gallery(rows))
 
@@ -285,9 +262,3 @@ def _place(record: Record, arm: str) -> str:
     """Which of several own arms this is, in words that fit any model."""
     places = list(record["own_arms"])
     return f", {('features', 'embedding')[min(places.index(arm), 1)]}" if arm in places else ""
-
-
-def _under(slide: Mapping[str, Any] | None) -> dict[str, Any]:
-    if slide is None:
-        return {}
-    return {"image": decode(slide["jpeg"]), "extent": (slide["width"], slide["height"])}

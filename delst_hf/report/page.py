@@ -19,8 +19,10 @@ from ..evaluation.pictures import encode
 from ..evaluation.result_tables import comparison_table, results_tables, skipped_table
 from ..evaluation.tables import Table, between
 from ..markup import Html, as_html, element, joined, shown
+from .classes import class_scores
 from .drawing import INK
-from .figures import Picture, Record, report_pictures, shown_slides, spread_pictures
+from .figures import Picture, Record, report_pictures, spread_pictures
+from .maps import MapChoice, shown_slides
 
 # Were a text of strangers to become markup after all, the page still could not run it, fetch anything or send anything away.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-src 'none'"
@@ -38,10 +40,20 @@ th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;
 th:first-child,td:first-child{text-align:left}td.text,th.text{text-align:left;max-width:52ch}th{font-weight:600}
 nav{margin:1rem 0;display:flex;gap:.3rem 1rem;flex-wrap:wrap}a{color:inherit}pre{background:var(--card);padding:.8rem;
 overflow-x:auto;font-size:.8rem;border-radius:6px;white-space:pre-wrap;overflow-wrap:anywhere}
+summary{cursor:pointer;font-weight:600;margin:1.2rem 0}
 """
+_WHERE_TO_LOOK = (
+    "What to look at: the maps show tissue, labels and genes of each slide side by side, the confusion matrix which classes "
+    "are taken for which; every number with its interval stands under Protocols."
+)
 
 
-def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequence[str] | None = None) -> Path:
+def write_report(
+    records: Sequence[Record],
+    path: str | os.PathLike,
+    names: Sequence[str] | None = None,
+    choice: MapChoice | None = None,
+) -> Path:
     """Write one self-contained HTML file.
 
     Args:
@@ -49,12 +61,13 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
             compared, runs of one name as seeds of one arm.
         path: The file.
         names: One per record; by default that of its model.
+        choice: Which genes are drawn on the maps, and how opaque the spots are.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If there is no record.
+        ValueError: If there is no record, or a gene is asked for that was not predicted.
 
     Examples:
         >>> from delst_hf.evaluation.results import read_results
@@ -67,7 +80,8 @@ def write_report(records: Sequence[Record], path: str | os.PathLike, names: Sequ
     check_file_output(path)
     # Names of strangers may hold "$", which is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
-        write_text(path, _page([_printable(record) for record in records], [shown(name) for name in names]))
+        page = _page([_printable(record) for record in records], [shown(name) for name in names], choice or MapChoice())
+        write_text(path, page)
     return Path(path)
 
 
@@ -80,13 +94,16 @@ def _printable(value: Any) -> Any:
     return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
-def _page(records: Sequence[Record], names: Sequence[str]) -> str:
+def _page(records: Sequence[Record], names: Sequence[str], choice: MapChoice) -> str:
     record = records[0]
-    pictures = list(report_pictures(record))
+    pictures = list(report_pictures(record, choice))
     spread = list(spread_pictures(records, names)) if len(records) > 1 else []
+    title = f"{names[0]}: an image-gene model scored on {_listed(record['test_slides'])}"
+    sentences = (element("li", sentence) for sentence in [*conclusions(record), _WHERE_TO_LOOK])
     parts: list[object] = [
-        _head(record, names[0]),
-        element("ul", *(element("li", sentence) for sentence in conclusions(record)), id="conclusions"),
+        element("h1", title),
+        element("ul", *sentences, id="conclusions"),
+        _head(record),
         element("nav", *(_link(picture) for picture in [*spread, *pictures])),
     ]
     if len(records) > 1:
@@ -94,20 +111,25 @@ def _page(records: Sequence[Record], names: Sequence[str]) -> str:
         parts.append(_paired_models(records, names))
     parts.append(element("h2", "Arms and their baselines"))
     beside = (_figure(picture) for picture in pictures if picture.name.startswith("arms-"))
-    parts += [element("div", *beside, class_="side"), _html(comparison_table(record))]
+    parts.append(element("div", *beside, class_="side"))
     parts.append(element("h2", "Pictures"))
     parts += [_figure(picture) for picture in pictures if not picture.name.startswith("arms-")]
     left_out = len(record["test_slides"]) - len(shown_slides(record))
     if record.get("spots") and left_out > 0:
         told = f"Maps of the first {len(shown_slides(record))} slides; {left_out} more were scored."
         parts.append(element("p", told, class_="soft"))
-    parts += [element("h2", "Protocols"), *(table.as_html() for table in results_tables(record))]
+    classes, paired = class_scores(record), comparison_table(record)
+    parts += [element("h2", "Protocols"), _html(classes.table() if classes else None)]
+    parts += [table.as_html() for table in results_tables(record)]
+    if paired is not None:
+        parts.append(
+            element("details", element("summary", f"Paired comparisons: {len(paired.rows)}"), paired.as_html())
+        )
     parts += [_traversals(record), _html(skipped_table(record)), _foot(record)]
-    title = element("title", f"DELST: {names[0]} on {_listed(record['test_slides'])}")
     # An icon of no bytes, so that a browser does not ask a server for one.
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{as_html(_POLICY)}">{title}'
+        f'<meta http-equiv="Content-Security-Policy" content="{as_html(_POLICY)}">{element("title", title)}'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{_STYLE}</style></head><body>{element('main', *parts)}</body></html>\n"
     )
@@ -117,7 +139,7 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _head(record: Record, name: str) -> Html:
+def _head(record: Record) -> Html:
     labels = _listed(record.get("label_source") or []) or "none"
     unit = str(record.get("interval_unit", "spots"))
     fitted = f"other groups (one {record.get('split', 'group')} left out at a time)"
@@ -125,10 +147,11 @@ def _head(record: Record, name: str) -> Html:
         fitted = f"{_listed(record['train_slides'])} or on {fitted}"
     caveat = " They hold for these slides, not for other patients." if unit == "spots" else ""
     told = (
-        f"Scored on {_listed(record['test_slides'])}, which the model has not seen. Probes are fitted on {fitted}. "
+        f"Evaluation of a model of H&E patches and gene counts (DELST). Scored on {_listed(record['test_slides'])}, which the "
+        f"model has not seen. Probes are fitted on {fitted}. "
         f"Labels: {labels}. Intervals are 95 % bootstrap over {unit}.{caveat}"
     )
-    return joined([element("h1", name), element("p", told, class_="soft")])
+    return element("p", told, class_="soft")
 
 
 def _html(table: Table | None) -> Html:

@@ -26,10 +26,13 @@ from .drawing import (
     draw_numbers,
     many,
     plain_axes,
+    scale_bar,
     single,
     tissue,
     to_disk,
 )
+
+_COLUMNS = 3
 
 
 def spatial_map(
@@ -73,11 +76,27 @@ def spatial_maps(
     limits: tuple[float, float] | None = None,
     unit: str = "",
     categories: Sequence[str] | None = None,
+    mpp: float | None = None,
+    bare: bool = False,
+    opacity: float = 1.0,
 ) -> Figure:
     """Several maps of one slide side by side, such as a label and its prediction, or a gene measured and predicted.
 
     Categories share their colours across panels, and across slides when all `categories` are named. Numbers have a scale of
     their own in each panel unless `limits` are given.
+
+    Args:
+        x: (spots,) as in `spatial_map`.
+        y: (spots,) alike.
+        panels: Title -> values (spots,), three maps to a row.
+        image: As in `spatial_map`, and `extent`, `limits`, `unit` too.
+        extent: See there.
+        limits: See there.
+        unit: See there.
+        categories: All categories, in the order of their colours.
+        mpp: Micrometres per unit of x and y, for a scale bar; None for none.
+        bare: Show the tissue without spots before the maps, where there is an image.
+        opacity: Of the spots, 1 hides what is beneath.
 
     Raises:
         ValueError: If a panel has not one value per spot.
@@ -93,18 +112,49 @@ def spatial_maps(
             raise ValueError(f"panel {name!r} has {len(values)} values for {len(places)} spots; pass one per spot.")
     present = sorted({str(v) for values in panels.values() for v in values if isinstance(v, str)})
     categories = present if categories is None else list(categories)
-    size = 4.0
-    figure = Figure(figsize=(size * len(panels) + (1.5 if present else 0.3), size + 0.25), layout="constrained")
-    for number, (name, values) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), number + 1)
-        tissue(axes, places, image, extent)
-        if any(isinstance(value, str) for value in values):
-            draw_categories(axes, places, values, categories, size)
-        else:
-            draw_numbers(figure, axes, places, values, limits, unit, size)
+    tissue_first = bare and image is not None
+    titles = [*(["tissue"] if tissue_first else []), *panels]
+    columns, size = min(len(titles), _COLUMNS), 4.0 if len(titles) < _COLUMNS else 3.4
+    lines = -(-len(titles) // columns)
+    figure = Figure(figsize=(size * columns + (1.5 if present else 0.3), (size + 0.25) * lines), layout="constrained")
+    for number, name in enumerate(titles):
+        axes = figure.add_subplot(lines, columns, number + 1)
         axes.set_title(name, color=INK, fontsize=FONT_SIZE + 1)
+        if tissue_first and number == 0:
+            tissue(axes, places, image, extent, pale=False)
+        else:
+            tissue(axes, places, image, extent)
+            values = panels[name]
+            if any(isinstance(value, str) for value in values):
+                draw_categories(axes, places, values, categories, size, opacity=opacity)
+            else:
+                draw_numbers(figure, axes, places, values, limits, unit, size, opacity)
+        if mpp:
+            scale_bar(axes, mpp)
     if present:
         figure.legend(handles=category_handles(categories, present), loc="outside right upper", **LEGEND)
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Numbers of spots (label, prediction), shaded by their share of the label.
+
+    Args:
+        counts: (classes, classes), rows are labels.
+        classes: Names in that order.
+    """
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 0.55 * len(classes) + 1.8
+    figure, axes = single((size + 0.8, size))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        # On cells of their own colours, so not in the reader's ink.
+        colour = "white" if share[row, column] > 0.6 else "#222222"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=FONT_SIZE - 1)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="label")
+    axes.grid(visible=False)
     return figure
 
 
@@ -117,6 +167,7 @@ def poincare_disk(
     cone_of: int | None = None,
     min_radius: float = 0.1,
     parent: str = "gene",
+    shaded: bool = True,
 ) -> Figure:
     """Both modalities in the Poincare disk: the distance to the centre is the true one, the angle that of a 2-D projection.
 
@@ -129,6 +180,7 @@ def poincare_disk(
         cone_of: Draw the entailment cone of this spot's parent point, and join the spot's two points by a line.
         min_radius: K of the cone.
         parent: The modality of the cone's apex, "gene" or "image".
+        shaded: Draw that cone; False where no spot lies in its parent's, so that none looks occupied.
 
     Examples:
         >>> plane = np.random.default_rng(0).normal(size=(10, 2))
@@ -146,7 +198,7 @@ def poincare_disk(
     points = None
     for number, (modality, disk) in enumerate(disks.items()):
         axes = figure.add_subplot(1, 2, number + 1)
-        if cone_of is not None:
+        if cone_of is not None and shaded:
             draw_cone(axes, planes[parent][cone_of], curvature, min_radius)
         if by_label and labels is not None:
             draw_categories(axes, disk, labels, categories, 4.0, marker_size=16.0)
@@ -261,7 +313,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
     """
     panels: dict[str, tuple[str, ...]] = {
         "loss": ("loss", "eval_loss"),
-        "contrastive loss": ("contrastive_loss",),
+        "contrastive loss": ("contrastive_loss", "contrastive_chance"),
         "entailment losses": ("cross_entailment_loss", "intra_entailment_loss"),
         "curvature": ("curvature",),
         "radius": ("image_radius", "gene_radius"),
