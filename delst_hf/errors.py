@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,6 +112,11 @@ def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator
         if is_told(error) or (isinstance(error, OSError) and (error.errno in _OUT_OF_ROOM or error.filename)):
             raise
         raise ValueError(f"cannot read the {what} {path}: {said(error)}. {advice}") from error
+
+
+def reading_model(name: str) -> AbstractContextManager[None]:
+    """Do as `reading` does for the folder of a model; what is said of an id of the Hub passes unchanged."""
+    return reading(name, "model") if os.path.isdir(name) else nullcontext()
 
 
 def reader(function: _Function) -> _Function:

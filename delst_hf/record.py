@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .errors import reading
 from .markup import license_of, read_header
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,10 @@ def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
         ['toy_A1', 'toy_A2', 'toy_B1']
     """
     path = Path(folder) / TRAINING_RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    with reading(path, "training record"):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> dict[str, Any]:

@@ -111,3 +111,25 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_pushed(checkpoint, ti
     with pytest.raises(ValueError, match="1 weights are not finite, 'gene_projection.weight' first. Nothing is saved"):
         save_checkpoint_folder(tmp_path / "bad", tiny_model, tiny_processor)
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[" * 100_000),
+        ("processor_config.json", "{"),
+        ("training.json", "{"),
+        ("model.safetensors", "cut"),
+    ],
+)
+def test_a_file_of_a_checkpoint_that_cannot_be_read_is_one_line_with_its_folder(
+    checkpoint, toy_folder, tmp_path, capsys, name, content
+):
+    """Without checksums, as folders of other programs are."""
+    (checkpoint / CHECKSUMS).unlink()
+    (checkpoint / name).write_text(content)
+    output = ["--protocols", "retrieval", "--no-baselines", "--output", str(tmp_path / "results.json")]
+    assert main(["evaluate", str(checkpoint), str(toy_folder), *output]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("delst: error")]
+    assert f"{checkpoint}" in line and "cannot read the" in line
+    assert "download or write it again" in line or "Give the folder of a DELST checkpoint" in line

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic.files import check_file_output
 from ..atomic.locks import locked
-from ..errors import reading
+from ..errors import reading, reading_model
 
 logger = logging.getLogger(__name__)
 
@@ -258,8 +258,9 @@ def _checkpoint(arguments, study, dataset, evaluation, record, features) -> "Sub
     from ..model.modeling_delst import DelstModel
     from ..model.processing_delst import DelstProcessor
 
-    model = DelstModel.from_pretrained(arguments.model)
-    processor = DelstProcessor.from_pretrained(arguments.model)
+    with reading_model(arguments.model):
+        model = DelstModel.from_pretrained(arguments.model)
+        processor = DelstProcessor.from_pretrained(arguments.model)
     frozen_backbone = arguments.frozen_backbone or record.get("vision")
     options = {"frozen_backbone": frozen_backbone, "features": features}
     return checkpoint_subject(model, processor, study, dataset, evaluation, **options)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.collator import PixelTransform
+from ..errors import reading_model
 from ..hub.checkpoint_folder import checkpoint_class
 from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
@@ -214,8 +215,9 @@ def _load(name: str) -> tuple[Any, DelstProcessor]:
             f"no checkpoint at {name}. Give the folder of a DELST checkpoint, or its id on the Hub ({reason})"
         ) from error
     check_checksums(name)
-    model = checkpoint_class(config).from_pretrained(name).eval()
-    return model, DelstProcessor.from_pretrained(name)
+    with reading_model(name):
+        model = checkpoint_class(config).from_pretrained(name).eval()
+        return model, DelstProcessor.from_pretrained(name)
 
 
 def _towers(model: Any) -> DelstModel:
