@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .errors import reading
 from .markup import license_of, read_header
 
 logger = logging.getLogger(__name__)
@@ -165,6 +164,8 @@ def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / TRAINING_RECORD
     if not path.is_file():
         return {}
+    from .errors import reading
+
     with reading(path, "training record"):
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
