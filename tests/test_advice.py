@@ -56,8 +56,16 @@ def script_fields() -> set[str]:
     from delst_hf.commands.evaluate import EvaluationArguments
     from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
     from delst_hf.pretraining.options import CardArguments
+    from delst_hf.pretraining.search import SearchArguments
 
-    classes = (EvaluationArguments, DataArguments, ModelArguments, DelstTrainingArguments, CardArguments)
+    classes = (
+        EvaluationArguments,
+        DataArguments,
+        ModelArguments,
+        DelstTrainingArguments,
+        CardArguments,
+        SearchArguments,
+    )
     return {name for one in classes for name in one.__dataclass_fields__}
 
 
