@@ -427,7 +427,7 @@ def save_run(trainer: DelstTrainer) -> Path | None:
         >>> folder = save_run(trainer)
         Checkpoint: runs/mine/model
         >>> sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
-        ['config.json', 'processor_config.json', 'training.json']
+        ['checksums.json', 'config.json', 'processor_config.json', 'training.json']
     """
     trained, args = trainer.trained_model(), trainer.args
     if trained is None or not trainer.is_world_process_zero():
