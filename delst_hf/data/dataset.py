@@ -32,7 +32,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic.files import fsync
+from ..atomic.files import check_folder_output, fsync
 from ..atomic.folders import complete_or_nothing, recover
 from ..atomic.locks import locked
 from ..atomic.processes import end_with_parent
@@ -137,6 +137,8 @@ def write_dataset(
         str(Path(output).expanduser().resolve()), one_slide,
     )  # fmt: skip
     options.check()
+    if not os.path.isfile(output):  # which is refused below, in other words
+        check_folder_output(output)
     with locked(output, "dataset") as goal, _full_disk_explained(goal):
         # Before anything is refused: a run that was killed after its dataset was in place has left its parts.
         recover(goal)
