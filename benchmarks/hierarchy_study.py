@@ -386,7 +386,7 @@ def main() -> None:
     page = actions.add_parser("fill", help="print the tables of a page anew between their marks")
     page.add_argument("page", type=Path)
     page.add_argument("--results", required=True, help="results file of run")
-    page.add_argument("--rates", required=True, help="results file of tune")
+    page.add_argument("--rates", help="results file of tune, for a page with the table of rates")
     options = parser.parse_args()
     if options.action == "fill":
         fill(options.page, {"run": options.results, "tune": options.rates})

@@ -2,7 +2,7 @@
 
 Differences are paired by seed and section. Their intervals are over seeds and sections, both taken as random: the variance of
 the mean of a table (sections, seeds) is estimated by the mean squares of its two margins less that of the rest, and the
-interval is Student's with the degrees of freedom of the smaller margin. P-values are corrected over a table's arms by Holm.
+interval is Student's with Satterthwaite's degrees of freedom. P-values are corrected over a table's arms by Holm.
 """
 
 import contextlib
@@ -103,8 +103,8 @@ def crossed_interval(table: np.ndarray, level: float = 0.95) -> tuple[float, flo
     """Mean of a table (sections, seeds), its interval, and the p-value of a mean of 0.
 
     With sections and seeds both random, ``var(mean) = (MS_sections + MS_seeds - MS_rest) / (sections * seeds)``; where that
-    is below either share alone, the larger of the two. With one section or one seed only the other margin varies, and the
-    interval says nothing of the one that does not. NaN where neither does.
+    is below either share alone, the larger of the two; degrees of freedom are Satterthwaite's. With one section or one seed
+    only the other margin varies, and the interval says nothing of the one that does not. NaN where neither does.
     """
     rows, columns = table.shape
     mean = float(table.mean()) if table.size else math.nan
@@ -118,15 +118,16 @@ def crossed_interval(table: np.ndarray, level: float = 0.95) -> tuple[float, flo
     if columns > 1:
         shares.append(rows * ((by_seed - mean) ** 2).sum() / (columns - 1))
         freedom.append(columns - 1)
-    variance = sum(shares)
+    variance, spread = sum(shares), sum(share**2 / df for share, df in zip(shares, freedom, strict=True))
     if len(shares) == 2:
-        rest = table - by_section[:, None] - by_seed + mean
-        variance = max(variance - (rest**2).sum() / ((rows - 1) * (columns - 1)), *shares)
+        rest = ((table - by_section[:, None] - by_seed + mean) ** 2).sum() / ((rows - 1) * (columns - 1))
+        variance, spread = max(variance - rest, *shares), spread + rest**2 / ((rows - 1) * (columns - 1))
     error = math.sqrt(variance / table.size)
     if error == 0:
         return mean, mean, mean, 1.0 if mean == 0 else 0.0
-    reach = float(student.ppf(0.5 + level / 2, min(freedom))) * error
-    return mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error, min(freedom)))
+    degrees = max(variance**2 / spread, min(freedom))
+    reach = float(student.ppf(0.5 + level / 2, degrees)) * error
+    return mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error, degrees))
 
 
 def holm(values: Sequence[float]) -> list[float]:

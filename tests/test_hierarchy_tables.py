@@ -25,10 +25,11 @@ def test_the_interval_by_hand(tables):
     table = np.array([[0.0, 1.0, 2.0], [2.0, 3.0, 4.0]])
     # Mean squares: sections 3 * (1 + 1) / 1 = 6, seeds 2 * (1 + 0 + 1) / 2 = 2, rest 0; variance (6 + 2) / 6.
     error = math.sqrt(8 / 6)
+    degrees = 8**2 / (6**2 / 1 + 2**2 / 2)  # Satterthwaite
     mean, low, high, p = tables.crossed_interval(table)
-    reach = student.ppf(0.975, 1) * error
+    reach = student.ppf(0.975, degrees) * error
     assert (mean, low, high) == pytest.approx((2.0, 2.0 - reach, 2.0 + reach))
-    assert p == pytest.approx(2 * student.sf(2.0 / error, 1))
+    assert p == pytest.approx(2 * student.sf(2.0 / error, degrees))
 
 
 def test_one_section_is_a_t_test_over_seeds(tables):

@@ -113,7 +113,7 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
         caption = f"Clusters of the embeddings of {record['own_arms'][-1]}."
         yield MapPanels("domains", "domains", caption, {"domain": spots["domain"]})
     error = next((key for key in spots if key.startswith("error:")), None)
-    confidences = [key for key in ("confidence:nearness to the reference", "confidence:image radius") if key in spots]
+    confidences = [key for key in ("confidence:image radius", "confidence:predicted number of genes") if key in spots]
     if error is not None and confidences:
         caption = (
             "Yellow: to be believed, as far as the patch alone tells; beside it, the error that was made. Each panel has its "
