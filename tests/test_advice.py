@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "delst_hf").rglob("*.py"))
 # Options of other programs that messages name (torchrun, accelerate, hf, vips), and those that scripts answer themselves.
 FOREIGN = {"nproc_per_node", "num_processes", "config_file", "multi_gpu", "cpu", "repo_type", "help_all", "option"}
-FOREIGN |= {"tile", "pyramid", "compression", "bigtiff"}
+FOREIGN |= {"local_dir", "tile", "pyramid", "compression", "bigtiff"}
 
 
 def strings_of(path: Path) -> Iterator[tuple[int, str]]:
