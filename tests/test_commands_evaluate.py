@@ -277,7 +277,7 @@ def test_hostile_text_in_any_field_of_results_is_shown_and_does_nothing(record, 
 
     allowed = Tags(report.read_text())
     # The figures are drawn in the next test: here it is the page around them.
-    monkeypatch.setattr(page, "report_pictures", lambda record: iter(()))
+    monkeypatch.setattr(page, "report_pictures", lambda record, choice: iter(()))
     drawn = ("spots", "per_gene", "gallery", "training_log", "pictures")
     small = {key: value for key, value in record.items() if key not in drawn}
     made, seen = 0, set()
@@ -287,7 +287,7 @@ def test_hostile_text_in_any_field_of_results_is_shown_and_does_nothing(record, 
             continue
         seen.add(place)
         try:
-            text = page._page([page._printable(planted(small, path, ATTACK))], [page.shown(ATTACK)])
+            text = page._page([page._printable(planted(small, path, ATTACK))], [page.shown(ATTACK)], page.MapChoice())
         except (ValueError, KeyError, TypeError):  # a protocol that there is not, a row without its metric
             continue
         made += 1

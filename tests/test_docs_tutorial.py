@@ -98,6 +98,8 @@ def test_python_blocks_run_as_pasted(page, files):
     assert blocks, "no block found: the test would be blind"
     found: dict = {"__name__": "__main__"}
     for _, code in blocks:
+        if "lazyslide" in code and not importlib.util.find_spec("lazyslide"):  # an extra with an environment of its own
+            continue
         exec(compile(code, f"docs/{page}", "exec"), found)
     if page == "data.md":
         assert found["counts"] and Path("her2st-dataset/spots").is_dir()

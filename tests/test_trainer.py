@@ -312,7 +312,7 @@ def test_leftovers_do_not_push_out_whole_checkpoints(make_trainer):
     (run / "checkpoint-4" / "stale").touch()
     trainer.train()
     assert sorted(folder.name for folder in run.iterdir()) == [
-        *("checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-best", "checkpoint-mine")
+        *("checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-best", "checkpoint-mine", "curves.png")
     ]
     assert last_complete_checkpoint(run).endswith("checkpoint-6")
     assert not (run / "checkpoint-4" / "stale").exists()

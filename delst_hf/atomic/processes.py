@@ -52,7 +52,7 @@ def end_like_interrupted() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(f"signal {number}")
+    raise KeyboardInterrupt  # without words, so that whoever catches it says how to go on
 
 
 def _watch(parent: int) -> None:

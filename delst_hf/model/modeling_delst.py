@@ -104,9 +104,8 @@ class DelstPreTrainedModel(BackboneOptionalModel):
     _no_split_modules = ["DelstGeneModel"]
     # The head, whose logit_scale is not one that a backbone may have (swinv2).
     _keep_in_fp32_modules_strict = [
-        "visual_projection",
+        "(?:visual_projection|expression_head)",  # the second is there only with a regression weight
         "gene_projection",
-        "expression_head",
         r"(?<!\.)(?:delst\.)?logit_scale",
         "log_curvature",
         "log_image_scale",

@@ -71,8 +71,9 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         >>> model = ModelArguments(vision_config=vision, image_size=32, gene_hidden_size=16, projection_dim=8)
         >>> training = DelstTrainingArguments("runs/mine", max_steps=1, report_to="none", disable_tqdm=True)
         >>> pretrain(data, model, training).name
-        {'train_runtime': ...}
+        trained 1 steps in ...
         Checkpoint: runs/mine/model
+        Next: delst evaluate runs/mine/model DATASET
         'model'
     """
     output = training.output_dir or "."
@@ -426,6 +427,7 @@ def save_run(trainer: DelstTrainer) -> Path | None:
         >>> trainer = assemble(study, DataArguments("runs/toy/data", test_slides="toy_D1"), model, training)
         >>> folder = save_run(trainer)
         Checkpoint: runs/mine/model
+        Next: delst evaluate runs/mine/model DATASET
         >>> sorted(path.name for path in folder.iterdir() if path.suffix == ".json")
         ['checksums.json', 'config.json', 'processor_config.json', 'training.json']
     """

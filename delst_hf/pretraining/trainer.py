@@ -74,7 +74,7 @@ class DelstTrainer(Trainer):
         >>> parts = {"data_collator": collator, "processing_class": processor}
         >>> trainer = DelstTrainer(model=model, args=args, train_dataset=spots, **parts)
         >>> _ = trainer.train()
-        {'train_runtime': ...}
+        trained 1 steps in ...
         >>> trainer.state.global_step
         1
     """
