@@ -163,3 +163,17 @@ def toy_heads(toy_checkpoint, toy_folder, tmp_path_factory) -> Path:
     for target in ("expression", "labels"):
         fit_head(str(toy_checkpoint), str(toy_folder), folder / target, target=target, progress=False, num_workers=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory):
+    """Return the image of a toy slide that no model has seen, without its counts, and its mpp."""
+    import numpy as np
+    from PIL import Image
+
+    from delst_hf.data.toy import make_toy_slide
+
+    slide = make_toy_slide("toy_C1", spots_per_side=6, image_px=400)
+    path = tmp_path_factory.mktemp("slide") / "toy_C1.png"
+    Image.fromarray(np.asarray(slide.image)).save(path)
+    return path, slide.mpp

@@ -12,10 +12,8 @@ import urllib.request
 import numpy as np
 import pytest
 from browser import Browser, find_browser
-from PIL import Image
 
 from delst_hf.cli import main
-from delst_hf.data.toy import make_toy_slide
 from delst_hf.demo.pictures import class_map, disk, number_map, spots_table
 from delst_hf.demo.slide import open_slide
 from delst_hf.prediction import build_reference, load_predictor, load_reference
@@ -28,14 +26,6 @@ def model(toy_heads, toy_folder, tmp_path_factory):
     shutil.copytree(toy_heads / "expression", copy)
     build_reference(str(copy), str(toy_folder), progress=False)
     return str(copy)
-
-
-@pytest.fixture(scope="module")
-def slide_file(tmp_path_factory):
-    slide = make_toy_slide("toy_C1", spots_per_side=6, image_px=400)
-    path = tmp_path_factory.mktemp("slide") / "toy_C1.png"
-    Image.fromarray(np.asarray(slide.image)).save(path)
-    return path, slide.mpp
 
 
 @pytest.fixture(scope="module")

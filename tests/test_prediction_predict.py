@@ -14,20 +14,10 @@ from delst_hf import DelstForGeneExpressionPrediction, DelstModel
 from delst_hf.cli import main
 from delst_hf.data.colour import colour_record, describe_foreign_colour, patch_colours
 from delst_hf.data.readers.image import read_slide_image
-from delst_hf.data.toy import make_toy_slide
 from delst_hf.prediction import PatchChoice, build_reference, load_predictor, load_reference, predict_slide
 from delst_hf.prediction.source import slide_source
 
 QUIET = {"progress": False, "num_workers": 1, "batch_size": 16}
-
-
-@pytest.fixture(scope="module")
-def slide_file(tmp_path_factory):
-    """The image of a toy slide that no model has seen, without its counts."""
-    slide = make_toy_slide("toy_C1", spots_per_side=6, image_px=400)
-    path = tmp_path_factory.mktemp("slide") / "toy_C1.png"
-    Image.fromarray(np.asarray(slide.image)).save(path)
-    return path, slide.mpp
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from delst_hf.cli import main
-from delst_hf.data.toy import make_toy_slide
 from delst_hf.model.lorentz import distance, exp_map0
 from delst_hf.prediction import build_reference, load_predictor, load_reference, retrieve_slide, spots_like
 from delst_hf.prediction.reference import FaissSearch
-
-
-@pytest.fixture(scope="module")
-def slide_file(tmp_path_factory):
-    slide = make_toy_slide("toy_C1", spots_per_side=6, image_px=400)
-    path = tmp_path_factory.mktemp("slide") / "toy_C1.png"
-    Image.fromarray(np.asarray(slide.image)).save(path)
-    return path, slide.mpp
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,13 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
-
-from transformers.utils import cached_file
 
 from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
-from ..record import TRAINING_RECORD, check_patch_size, read_training_record
+from ..record import TRAINING_RECORD, check_patch_size, find_training_record
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ def continue_checkpoint(
     check_checksums(folder)
     config = DelstConfig.from_pretrained(folder)
     changes = _changes(model, config)
-    record = training_record_of(folder)
+    record = find_training_record(folder)
     if not record:
         logger.warning(
             "%s has no %s: on which slides and patches it was trained is not known.", folder, TRAINING_RECORD
@@ -69,17 +66,6 @@ def continue_checkpoint(
         folder, known, added, len(extractor.vocabulary),
     )  # fmt: skip
     return network, processor, record
-
-
-def training_record_of(model: str) -> dict[str, Any]:
-    """Read the record of a checkpoint, of a folder or of the Hub; empty where there is none."""
-    path = cached_file(
-        model,
-        TRAINING_RECORD,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return read_training_record(Path(path).parent) if path else {}
 
 
 def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:
