@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from delst_hf.evaluation.baselines import COLOUR_STATISTICS, shuffled
-from delst_hf.evaluation.cones import cone_membership
 from delst_hf.evaluation.entailment import entailment_rankings
 from delst_hf.evaluation.evidence import Space, Spots
 from delst_hf.evaluation.expression import RidgeReadout, best_floor, gene_pearson, most_variable_genes
@@ -23,6 +22,7 @@ from delst_hf.evaluation.protocols.reliability import (
 from delst_hf.evaluation.reliability import selective_prediction
 from delst_hf.evaluation.retrieval import bidirectional_retrieval
 from delst_hf.evaluation.subjects import Subject
+from delst_hf.model.entailment import cone_membership
 from delst_hf.model.normalization import log_normalize
 
 Scores = dict[str, dict[str, float]]

@@ -36,7 +36,8 @@ from delst_hf import (
     DelstTrainingArguments,
 )
 from delst_hf.data.collator import random_orientation
-from delst_hf.model.losses import contrastive_loss, joint_entailment_losses
+from delst_hf.model.entailment import joint_entailment_losses
+from delst_hf.model.losses import contrastive_loss
 
 BACKBONES = {
     "ViT-S": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},

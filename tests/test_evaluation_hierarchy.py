@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from delst_hf.evaluation.cones import cone_statistics, hierarchy
+from delst_hf.evaluation.cones import hierarchy
+from delst_hf.model.entailment import cone_statistics
 from delst_hf.model.lorentz import exp_map0
 
 

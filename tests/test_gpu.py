@@ -12,7 +12,8 @@ import torch
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
 from delst_hf.model import replay
 from delst_hf.model.contrastive_fused import is_fused
-from delst_hf.model.losses import contrastive_loss, joint_entailment_losses
+from delst_hf.model.entailment import joint_entailment_losses
+from delst_hf.model.losses import contrastive_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -11,7 +11,7 @@ closure = IMPORTS["closure"]
 
 def test_a_training_run_without_the_hub_reads_few_files():
     modules = closure("pretraining/run")
-    assert {"model/modeling_delst", "data/collator", "pretraining/trainer", "evaluation/cones"} <= modules
+    assert {"model/modeling_delst", "data/collator", "pretraining/trainer", "model/entailment"} <= modules
     assert len(modules) <= 40, sorted(modules)  # of which five are the loss on a CUDA device
     only_some_runs = (
         "pushing",

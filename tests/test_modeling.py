@@ -24,8 +24,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstGeneModel, DelstModel, DelstOutput
+from delst_hf.model.entailment import entailment_loss, intra_entailment_loss
 from delst_hf.model.lorentz import exp_map0, log_map0, rapidity
-from delst_hf.model.losses import contrastive_loss, entailment_loss, intra_entailment_loss
+from delst_hf.model.losses import contrastive_loss
 from delst_hf.model.vision_delst import pool_vision_output
 
 GENES, DIM, BATCH, SIZE = 12, 6, 5, 32

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from delst_hf.model import replay
-from delst_hf.model.losses import joint_entailment_losses
+from delst_hf.model import entailment, replay
+from delst_hf.model.entailment import joint_entailment_losses
 from delst_hf.model.replay import replayed
 
 
@@ -26,6 +26,7 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(replay, "_record", record)
     monkeypatch.setattr(replay, "_is_on_device", lambda x: True)
+    monkeypatch.setattr(entailment, "_may_be_replayed", lambda x: True)
     monkeypatch.setattr(replay, "_graphs", {})
     monkeypatch.setattr(replay, "_serves", {"all": True})
     return counts

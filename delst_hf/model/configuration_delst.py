@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
-from .entailment_forms import ENTAILMENT_FORMS
+from .entailment import ENTAILMENT_FORMS
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from .contrastive_exact import exact_gradients, exact_log_sums, finish_scalars
 from .contrastive_kernels import STATISTICS, close_sums, join_log_sums, log_sums, pair_slopes, triton
 from .contrastive_points import finish_gradients, measure_points, split_points
+from .replay import replayed
 
 ROWS_AT_ONCE = 4096
 """Rows of pairs whose slopes the backward pass keeps at a time, in two floats each."""
@@ -252,6 +253,25 @@ class FusedInfoNCE(torch.autograd.Function):
                 curvature, grad_output, ctx.weight, scalars, GEOMETRY=geometry, B=1024,
             )  # fmt: skip
         return gradients[:n], gradients[n:], scalars[0], scalars[1], None, None, None, None, None
+
+
+def fused_contrastive(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    curvature: Tensor,
+    geometry: str,
+    rows_at_once: int | None,
+    start: int,
+    across_ranks: bool,
+    tolerance: float,
+) -> Tensor:
+    """`FusedInfoNCE`, by one CUDA graph where no other rank is waited for; arguments as in `contrastive.tiled_contrastive`."""
+    constants = geometry, rows_at_once, start, across_ranks, tolerance
+    if across_ranks:  # which exchanges numbers within
+        return FusedInfoNCE.apply(x, y, scale, curvature, *constants)
+    inputs = [x, y, scale, curvature]
+    return replayed(lambda *given: [FusedInfoNCE.apply(*given, *constants)], constants, inputs)[0]
 
 
 @functools.cache

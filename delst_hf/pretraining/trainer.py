@@ -20,8 +20,8 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.collator import DelstCollator, random_orientation
 from ..data.study import SpotRows
-from ..evaluation.cones import cone_statistics
 from ..model.distributed import world_size
+from ..model.entailment import cone_statistics
 from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
 from ..record import hardware, hyperparameters, public_record, training_record

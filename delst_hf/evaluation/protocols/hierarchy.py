@@ -11,9 +11,10 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata, spearmanr
 
+from ...model.entailment import cone_membership
 from ...model.lorentz import exp_map0, half_aperture, log_map0, pairwise_distance, radius
 from ..baselines import permutation_within
-from ..cones import cone_membership, hierarchy
+from ..cones import hierarchy
 from ..entailment import entailment_rankings
 from ..findings import Findings
 from ..preparation import finite_matrix, group_names, missing_rows, nanmean

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from delst_hf import DelstConfig
-from delst_hf.model.entailment_forms import ENTAILMENT_FORMS
-from delst_hf.model.losses import entailment_loss, intra_entailment_loss
+from delst_hf.model.entailment import ENTAILMENT_FORMS, entailment_loss, intra_entailment_loss
 
 
 def at(rapidity: float, degrees: float) -> list[float]:
