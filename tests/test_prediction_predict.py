@@ -89,6 +89,9 @@ def test_distance_to_the_reference_is_the_mean_of_five(predicted, toy_heads):
     distance = np.arccosh(np.maximum(-curvature * inner, 1)) / curvature**0.5
     expected = np.sort(distance, axis=1)[:, :5].mean(1)
     np.testing.assert_allclose(adata.obs["delst_reference_distance"], expected, atol=1e-3)
+    ranks = adata.obs["delst_radius"].rank().to_numpy() - 0.5
+    np.testing.assert_allclose(adata.obs["delst_reliability"], ranks / adata.n_obs, atol=1e-6)
+    assert adata.uns["delst"]["reliability"] == "image radius, as a rank within the slide"
     positions, found = reference.nearest(predictor, adata.obsm["X_delst"], 3, "image")
     np.testing.assert_allclose(found, np.sort(distance, axis=1)[:, :3], atol=1e-3)
     profile = reference.profiles[positions[0]].toarray().mean(0)
@@ -107,6 +110,7 @@ def test_a_table_holds_the_same(predicted, tmp_path):
     np.testing.assert_allclose(table[list(adata.var_names)], adata.X, atol=1e-6)
     np.testing.assert_allclose(table[["x", "y"]], adata.obsm["spatial"])
     assert (table["delst_class"].astype(str) == adata.obs["delst_class"].astype(str)).all()
+    np.testing.assert_allclose(table["delst_reliability"], adata.obs["delst_reliability"])
 
 
 def test_spatialdata_opens_image_shapes_and_table(predicted, tmp_path):

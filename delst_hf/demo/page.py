@@ -7,6 +7,7 @@ import numpy as np
 
 from ..prediction.predictor import load_predictor
 from ..prediction.reference import load_reference
+from ..prediction.reliability import reliability
 from .pictures import class_map, disk, marked, number_map, patch_facts, spots_table
 from .slide import OpenSlide, open_slide
 
@@ -118,15 +119,13 @@ class _Page:
         return [slide, trust, legend, *self.draw(slide, way, asked)]
 
     def _reliability(self, slide: OpenSlide) -> tuple[np.ndarray, str]:
-        if slide.distance is not None:
-            picture, legend = number_map(slide, slide.distance, "magma_r")
+        ranks, name = reliability(slide.values["radius"], slide.distance, np.zeros(len(slide.source)))
+        if ranks is not None:
+            picture, legend = number_map(slide, ranks, "magma")
             return (
                 picture,
-                legend + "<small>Distance to the nearest training spots: high is unlike all that was seen.</small>",
+                legend + f"<small>By {name}: 1 is trusted most, 0 least. It does not compare slides.</small>",
             )
-        if np.isfinite(slide.values["radius"]).any():
-            picture, legend = number_map(slide, slide.values["radius"], "magma")
-            return picture, legend + "<small>Distance to the origin (no reference): low is general.</small>"
         return slide.picture, "<small>No reference, and no radius in this geometry.</small>"
 
     def draw(self, slide: OpenSlide | None, way: str, asked: str) -> list[Any]:

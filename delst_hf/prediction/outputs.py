@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..atomic.files import write_file
 from ..atomic.folders import complete_or_nothing
+from .reliability import reliability
 from .shards import Shards
 from .source import PatchSource
 
@@ -61,6 +62,12 @@ class Prediction:
         place = {gene: i for i, gene in reversed(list(enumerate(self.predicted)))}
         return shard["expression"][:, [place[gene] for gene in self.genes.index]]
 
+    def reliability(self) -> tuple[np.ndarray, str] | tuple[None, str]:
+        """Return how far to believe each patch (patches,), and by which confidence; None and "" where there is none."""
+        rows = self.source.rows
+        slides = rows["slide_id"].to_numpy(str) if "slide_id" in rows else np.zeros(len(rows))
+        return reliability(self.shards.column("radius"), self.distance, slides)
+
     def table(self) -> pd.DataFrame:
         """Return what is known of every patch in one number or word: where it lies, radius, class, signatures, reliability."""
         rows = self.source.rows
@@ -75,6 +82,9 @@ class Prediction:
             found["delst_radius"] = radius
         if self.distance is not None:
             found["delst_reference_distance"] = self.distance.astype(np.float32)
+        ranks, _ = self.reliability()
+        if ranks is not None:
+            found["delst_reliability"] = ranks
         if self.classes:
             shares = [shard["probabilities"] for shard in self.shards]
             # Where no neighbour has a label there is no class.
@@ -141,7 +151,7 @@ def skeleton(prediction: Prediction) -> "AnnData":
         adata.obsm["delst_neighbour_distances"] = prediction.shards.column("distances")
         adata.uns["delst_reference"] = prediction.reference.astype({"label": str}).reset_index(drop=True)
     adata.uns["spatial"] = _spatial(prediction.source)
-    adata.uns["delst"] = prediction.provenance
+    adata.uns["delst"] = {**prediction.provenance, "reliability": prediction.reliability()[1]}
     return adata
 
 

@@ -130,7 +130,10 @@ class Reference:
 class FaissSearch:
     """Candidates for the nearest spots by faiss (extra ``faiss``), from a graph of neighbours.
 
-    The order of Lorentz distances is that of Lorentz products, which are inner products of vectors of one dimension more.
+    A graph is good at Euclidean distances, and poor at inner products of vectors that differ in length: of ten neighbours in a
+    Lorentz space it found four. So every geometry is brought to Euclidean distances. The order of Lorentz distances is that of
+    the inner products of (x, -time) and (y, time), and this is that of the Euclidean distances once another column makes
+    all spots equally long (Bachrach et al., RecSys 2014). On a sphere both orders are one.
 
     Args:
         predictor: The model that made the embeddings.
@@ -148,20 +151,25 @@ class FaissSearch:
                 "faiss is not installed: pip install 'delst-hf[faiss]', or search exactly (--search exact)."
             ) from error
         rows = self._vectors(predictor, torch.from_numpy(known), of_spots=True)
-        metric = faiss.METRIC_L2 if predictor.model.config.geometry == "euclidean" else faiss.METRIC_INNER_PRODUCT
-        self.index = faiss.IndexHNSWFlat(rows.shape[1], 32, metric)
-        self.index.hnsw.efConstruction = 100
+        self.index = faiss.IndexHNSWFlat(rows.shape[1], 32)
+        self.index.hnsw.efConstruction = 200
         self.index.add(rows)
 
     def __call__(self, predictor: Predictor, tangent: torch.Tensor, number: int) -> np.ndarray:
         """Return candidates (patches, four times `number` or all spots) for the nearest spots of patches."""
         wanted = min(4 * number, self.index.ntotal)
-        self.index.hnsw.efSearch = max(64, 2 * wanted)
+        self.index.hnsw.efSearch = max(256, 4 * wanted)
         points = tangent.cpu()
         if predictor.model.config.geometry == "lorentz":
             points = exp_map0(points, predictor.model.curvature.cpu())
         found = self.index.search(self._vectors(predictor, points, of_spots=False), wanted)[1]
-        return np.where(found < 0, found[:, :1], found)  # a graph may end early: its first answer is repeated
+        for row in np.flatnonzero(
+            (found < 0).any(axis=1)
+        ):  # the graph ended early: any others will do, as all are compared
+            missing = found[row] < 0
+            others = np.setdiff1d(np.arange(self.index.ntotal), found[row])
+            found[row, missing] = others[: missing.sum()]
+        return found
 
     @staticmethod
     def _vectors(predictor: Predictor, points: torch.Tensor, of_spots: bool) -> np.ndarray:
@@ -169,7 +177,10 @@ class FaissSearch:
         if predictor.model.config.geometry == "lorentz":
             time = (1 / predictor.model.curvature.cpu() + values.square().sum(-1, keepdim=True)).sqrt()
             values = torch.cat([values, -time if of_spots else time], dim=-1)
-        return np.ascontiguousarray(values.numpy())
+            lengths = values.square().sum(-1, keepdim=True)
+            filled = (lengths.max() - lengths).sqrt() if of_spots else torch.zeros_like(lengths)
+            values = torch.cat([values, filled], dim=-1)
+        return np.ascontiguousarray(values.detach().numpy())
 
 
 def _distances(predictor: Predictor, tangent: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
