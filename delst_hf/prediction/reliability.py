@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 
-__all__ = ["RADIUS", "DISTANCE", "reliability"]
-
 RADIUS = "image radius, as a rank within the slide"
 DISTANCE = "nearness to the reference, as a rank within the slide"
 
@@ -14,10 +12,10 @@ def reliability(
 ) -> tuple[np.ndarray, str] | tuple[None, str]:
     """Rank the patches of each slide by how far to believe their prediction.
 
-    The confidence is the radius of the image embedding, of all that were tried the highest in correlation with the accuracy of
-    a spot's profile, though not significantly above its rivals (docs/reliability.md has the evidence). A cosine model has no
-    radius: there it is the nearness to the reference, where there is one. It is a rank because a confidence tells the patches of
-    one slide apart and does not compare slides.
+    The confidence is the radius of the image embedding: of all that were tried, the one that goes best with the accuracy of a
+    spot's profile, though not significantly better than its rivals (docs/reliability.md has the evidence). A cosine model has
+    no radius: there it is the nearness to the reference, where there is one. It is a rank because a confidence tells the
+    patches of one slide apart and does not compare slides.
 
     Args:
         radius: (patches,) distance of the image embedding from the origin; NaN where the geometry has none.
