@@ -1,3 +1,5 @@
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ import yaml
 
 from delst_hf import DelstTrainingArguments
 from delst_hf.pretraining.arguments import DataArguments, ModelArguments, split_names
+from delst_hf.pretraining.finetune import HeadTrainingArguments
 from delst_hf.pretraining.options import parse_arguments
 
 CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").glob("*.yaml"))
@@ -78,3 +81,18 @@ def test_help_explains_every_option(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "factor on the half-aperture of the cross- modal cones" in text or "cross-modal cones" in text
     assert "--cross_parent" in text and "Hierarchy key of the intra-modal loss" in text
+
+
+@pytest.mark.fault("runs and their checkpoints")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("arguments", [DelstTrainingArguments, HeadTrainingArguments])
+def test_numbers_that_no_run_could_have_are_refused(arguments, value, tmp_path):
+    """Half of them trained nothing, or against the gradient, without a word; the others failed in words of torch."""
+    for name in ("learning_rate", "vision_learning_rate", "scalar_learning_rate", "weight_decay", "adam_epsilon",
+                 "warmup_steps", "max_grad_norm", "min_spot_distance_um", "adam_beta1", "adam_beta2"):  # fmt: skip
+        if name in {one.name for one in dataclasses.fields(arguments)}:
+            with pytest.raises(ValueError, match=f"{name}={value} is not possible: it must be a number"):
+                arguments(str(tmp_path), **{name: value})
+    if not math.isfinite(value):
+        with pytest.raises(ValueError, match="num_train_epochs=(nan|inf) is not possible"):
+            arguments(str(tmp_path), num_train_epochs=value)

@@ -1,6 +1,7 @@
 """Fine-tuning through the plain Trainer: what is trained, who is validated on, its scores, and that a killed run goes on."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from delst_hf import DelstForGeneExpressionPrediction, DelstForSpotClassification, DelstProcessor
@@ -16,6 +18,7 @@ from delst_hf.prediction import load_predictor
 from delst_hf.pretraining.finetune import HeadArguments, HeadTrainer, main, patient_split
 
 ROOT = Path(__file__).resolve().parents[1]
+SECRET = "hf_PlantedSecretOfAlice"
 
 
 def options(model, dataset, output, *more):
@@ -28,8 +31,9 @@ def options(model, dataset, output, *more):
 @pytest.fixture(scope="module")
 def expression(toy_heads, toy_folder, tmp_path_factory):
     """A head of `delst fit`, trained further for two steps with its backbone; toy_B1 is of another patient."""
-    output = tmp_path_factory.mktemp("finetune") / "run"
-    main(options(toy_heads / "expression", toy_folder, output, "--max_steps", "2", "--save_steps", "1"))
+    output = tmp_path_factory.mktemp("tests-of-alice") / "run"
+    given = ["--max_steps", "2", "--save_steps", "1", "--hub_token", SECRET, "--run_name", f"{output}/mine"]
+    main(options(toy_heads / "expression", toy_folder, output, *given))
     return output
 
 
@@ -84,6 +88,45 @@ def test_a_killed_run_goes_on_to_the_same_end(expression, toy_heads, toy_folder,
         for folder in (expression, output)
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.fault("runs and their checkpoints")
+@pytest.mark.parametrize("target", ["expression", "labels"])
+def test_a_head_that_diverges_is_not_saved(target, toy_checkpoint, toy_folder, tmp_path):
+    command = ["--target", target, "--learning_rate", "1e38", "--max_steps", "6", "--save_steps", "1"]
+    with pytest.raises(ValueError, match=r"not finite.*--learning_rate"):
+        main(options(toy_checkpoint, toy_folder, tmp_path / "run", *command))
+    assert not (tmp_path / "run" / "model").exists()
+    for path in (tmp_path / "run").rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+
+
+@pytest.mark.fault("runs and their checkpoints")
+def test_a_head_is_not_trained_for_no_step_nor_on_damaged_weights(toy_checkpoint, toy_folder, tmp_path):
+    for more in (
+        ["--num_train_epochs", "0"],
+        ["--dataloader_drop_last", "true", "--per_device_train_batch_size", "500"],
+    ):
+        with pytest.raises(ValueError, match="without a step|make no batch of 500"):
+            main(options(toy_checkpoint, toy_folder, tmp_path / "run", *more))
+    broken = shutil.copytree(toy_checkpoint, tmp_path / "broken")
+    content = bytearray((broken / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (broken / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="model.safetensors has another content"):
+        main(options(broken, toy_folder, tmp_path / "run", "--max_steps", "1"))
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.fault("secrets and paths, fine-tuning")
+def test_a_fine_tuning_writes_no_pickle_and_no_secret(expression, toy_checkpoint, toy_folder, tmp_path):
+    written = [path for path in expression.rglob("*") if path.is_file()]
+    assert not [path.name for path in written if path.name == "training_args.bin"]
+    assert [path for path in written if path.parent.name == "checkpoint-1" and path.name == "processor_config.json"]
+    for path in written:
+        assert SECRET.encode() not in path.read_bytes() and b"tests-of-alice" not in path.read_bytes(), path
+    with pytest.raises(ValueError, match=r"push_to_hub=True is for pretraining.*delst push .*/model USER/NAME"):
+        main(options(toy_checkpoint, toy_folder, tmp_path / "run", "--push_to_hub", "true"))
 
 
 def test_labels_with_lora_are_a_plain_classifier(toy_checkpoint, toy_folder, toy_study, tmp_path):

@@ -1,6 +1,8 @@
 """Learning rates per geometry: equal budgets, validation slides alone, and runs that all begin from the same weights."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,3 +63,35 @@ def test_what_cannot_be_searched_is_refused(data, tmp_path):
     alone = DataArguments(data.dataset, train_slides="toy_A1,toy_A2,toy_B1")
     with pytest.raises(ValueError, match="A search needs validation slides"):
         search(alone, small_model(), training, SearchArguments("cosine", trials=1))
+
+
+@pytest.mark.fault("runs and their checkpoints")
+def test_trials_that_diverge_are_counted_and_not_the_end(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RANGES", {"learning_rate": (1e-30, 1e30)})
+    training = small_training(tmp_path / "some", max_steps=4)
+    found = json.loads(search(data, small_model(), training, SearchArguments("cosine", trials=6)).read_text())["cosine"]
+    assert 0 < found["trials_not_finite"] < 6 and found["best"]["learning_rate"] < 1e20
+    monkeypatch.setattr(module, "RANGES", {"learning_rate": (1e37, 1e38)})
+    with pytest.raises(ValueError, match="None of the 2 trials of the geometry cosine ended with finite numbers"):
+        search(data, small_model(), small_training(tmp_path / "none", max_steps=4), SearchArguments("cosine", trials=2))
+
+
+@pytest.mark.fault("runs and their checkpoints")
+def test_a_search_is_alone_in_its_folder_and_reads_only_what_it_wrote(data, tmp_path):
+    training, options = small_training(tmp_path / "run"), SearchArguments("cosine", trials=1)
+    code = (
+        "import sys; from delst_hf.atomic.locks import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run" / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FileExistsError, match="another run is writing to this run's output folder"):
+            search(data, small_model(), training, options)
+        other.stdin.close()
+    (tmp_path / "run" / "search.json").write_text('{"cosine": ')
+    with pytest.raises(ValueError, match=r"cannot read the search .*Delete it, or choose another --output_dir"):
+        search(data, small_model(), training, options)
+    training.push_to_hub = True
+    with pytest.raises(ValueError, match="would push every trial of the search"):
+        search(data, small_model(), training, options)

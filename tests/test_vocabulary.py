@@ -164,7 +164,8 @@ def test_listed_genes_and_mistakes(study):
         ({"method": "list"}, "no gene is listed.*--genes"),
         ({"method": "list", "wanted": ["X"]}, "none of the 1 listed genes"),
         ({"slides": ["toy_Z"]}, r"No slide \['toy_Z'\]"),
-        ({"min_spots": 1.1}, "No gene is detected in 110%"),
+        ({"min_spots": 1.1}, "min_spots is 1.1. Allowed: a share of the spots, 0 to 1"),
+        ({"min_spots": float("nan")}, "min_spots is nan. Allowed"),
     ):
         with pytest.raises(ValueError, match=match):
             choose_genes(study, **options)

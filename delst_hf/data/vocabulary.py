@@ -153,6 +153,8 @@ def choose_genes(
     for name, value, allowed in (("method", method, METHODS), ("ranking", ranking, RANKINGS)):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))} (--{name}).")
+    if not 0 <= min_spots <= 1:
+        raise ValueError(f"min_spots is {min_spots}. Allowed: a share of the spots, 0 to 1 (--min-spots).")
     names, ids = np.asarray(study.gene_names, dtype=object), study.genes["gene_id"].tolist()
     if method == "list":
         return find_genes(names.tolist(), ids, wanted or (), "--genes FILE")

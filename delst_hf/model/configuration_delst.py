@@ -76,6 +76,9 @@ class DelstGeneConfig(PreTrainedConfig):
                 "numbers that do, for example 4 and 512."
             )
         _check_range("dropout", self.dropout, 0, 1, closed=True)
+        _check_range("layer_norm_eps", self.layer_norm_eps, 0, 1, closed=True)
+        if self.initializer_range is not None:
+            _check_range("initializer_range", self.initializer_range, 0, closed=True)
         super().__post_init__(**kwargs)
 
 
@@ -218,6 +221,7 @@ class DelstConfig(PreTrainedConfig):
         for name in ("curvature_init", "min_radius", "cross_aperture_scale", "intra_aperture_scale"):
             _check_range(name, getattr(self, name), 0)
         _check_range("intra_min_level_ratio", self.intra_min_level_ratio, 1)
+        _check_range("logit_scale_init", self.logit_scale_init, -50, 50, closed=True)
         _check_range("logit_scale_max", self.logit_scale_max, math.exp(self.logit_scale_init))
         for name in ("cross_entailment_weight", "intra_entailment_weight"):
             weight = getattr(self, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 import types
 import typing
@@ -190,6 +191,32 @@ ModelArguments = make_dataclass(
 )
 
 
+# What is 0 or more, and what is below 1 besides. With others a run fails late, in words of a library, or trains nothing.
+_AT_LEAST_ZERO = (
+    "learning_rate", "vision_learning_rate", "scalar_learning_rate", "weight_decay", "adam_epsilon", "warmup_steps",
+    "max_grad_norm", "min_spot_distance_um",
+)  # fmt: skip
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
+
+
+def check_numbers(args: TrainingArguments) -> None:
+    """Refuse training arguments that are no number, infinite, or out of their range.
+
+    Args:
+        args: Arguments whose base class has not looked at them yet.
+
+    Raises:
+        ValueError: Naming the value, and what is allowed.
+    """
+    for name in (*_AT_LEAST_ZERO, *_BELOW_ONE):
+        value = getattr(args, name, None)
+        if not 0 <= float(value or 0) < (1 if name in _BELOW_ONE else math.inf):
+            allowed = "from 0 to below 1" if name in _BELOW_ONE else "0 or more, and finite"
+            raise ValueError(f"{name}={value} is not possible: it must be a number, {allowed}.")
+    if not math.isfinite(args.num_train_epochs):
+        raise ValueError(f"num_train_epochs={args.num_train_epochs} is not possible: it must be a finite number.")
+
+
 @dataclass
 class DelstTrainingArguments(TrainingArguments):
     """Training arguments. `learning_rate` is that of the heads (gene encoder and projections).
@@ -308,6 +335,7 @@ class DelstTrainingArguments(TrainingArguments):
             self.accelerator_config = {
                 "non_blocking": True
             }  # batches come from pinned memory: no step waits for its copy
+        check_numbers(self)
         self._check_device()
         super().__post_init__()
         self._check_values()

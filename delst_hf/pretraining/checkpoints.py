@@ -267,9 +267,16 @@ def check_there_are_steps(args: Any, spots: Any) -> None:
         spots: What it trains on.
 
     Raises:
-        ValueError: If the spots make no whole batch.
+        ValueError: If the spots make no whole batch, or no step is asked for.
     """
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(
+            f"num_train_epochs={args.num_train_epochs:g} with max_steps={args.max_steps} is a run without a step. Set one of "
+            "the two above 0."
+        )
     batch = args.train_batch_size * args.world_size
+    if hasattr(spots, "__len__") and not len(spots):
+        raise ValueError("There are no training spots, so there would be no step. Train on other slides.")
     if hasattr(spots, "__len__") and args.dataloader_drop_last and len(spots) < batch:
         raise ValueError(
             f"{len(spots)} training spots make no batch of {batch} ({args.train_batch_size} for each of {args.world_size} "

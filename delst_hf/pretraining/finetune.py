@@ -12,7 +12,6 @@ the score
 on the validation slides in its card: predict with it (delst predict).
 """
 
-import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -26,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..atomic.files import write_text
+from ..atomic.processes import end_like_interrupted
 from ..data.collator import DelstCollator, random_orientation
 from ..data.colour import colour_record, colours_of_spots
 from ..data.study import SpotRows, Study
@@ -36,6 +36,7 @@ from ..errors import run_script
 from ..evaluation.embed import check_features
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
+from ..hub.checksums import check_checksums
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
 from ..model.processing_delst import DelstProcessor
 from ..prediction.fit import TARGETS
@@ -49,17 +50,11 @@ from ..record import (
     public_record,
     training_record,
 )
-from .arguments import split_names
-from .checkpoints import (
-    begin_checkpoint,
-    check_same_run,
-    delete_oldest,
-    mark_complete,
-    resume_point,
-    run_identity,
-)
+from .arguments import check_numbers, split_names
+from .checked_trainer import CheckedTrainer
+from .checkpoints import own_output, resume_point
 from .lora import add_lora, merge_lora
-from .run import choose_slides, training_spots, validation_spots
+from .run import choose_slides, how_to_go_on, training_spots, validation_spots
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +112,18 @@ class HeadTrainingArguments(TrainingArguments):
     resume_anyway: bool = field(
         default=False, metadata={"help": "Go on although the checkpoint is of a run with other settings or data."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Has no use here: a loss that is not finite ends the run."}
+    )
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        super().__post_init__()
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub=True is for pretraining. A head is pushed when it is done: delst push "
+                f"{self.output_dir or 'OUTPUT_DIR'}/model USER/NAME."
+            )
 
 
 # What --help shows: heading -> option -> when to touch it.
@@ -178,55 +185,26 @@ class HeadCollator:
         return {"pixel_values": batch["pixel_values"], "labels": labels}
 
 
-class HeadTrainer(Trainer):
-    """transformers' Trainer, with turned patches, checkpoints known to be whole, and weights that resuming finds again.
+class HeadTrainer(CheckedTrainer):
+    """Trainer of a head, on patches that are turned.
 
     Args:
         augment: Turn training patches at random.
-        run_facts: What decides the run, for the record and for resuming.
-        processor: Of the model; the base class would look for a tokenizer in it.
-        **kwargs: As in `Trainer`.
+        **kwargs: As in `CheckedTrainer`.
     """
 
-    def __init__(self, *args: Any, augment: bool, run_facts: dict[str, Any], processor: Any, **kwargs: Any):
+    def __init__(self, *args: Any, augment: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.augment, self.run_facts, self.processor = augment, run_facts, processor
+        self.augment = augment
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in the base class, on patches that are turned while training."""
         if model.training and self.augment:
             inputs = {**inputs, "pixel_values": random_orientation(inputs["pixel_values"])}
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint is compared by before it is gone on from."""
-        return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # The default format renames the weights of some backbones, and resuming does not find them again (see DelstTrainer).
-        model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained = functools.partial(
-            type(model).save_pretrained, model, save_original_format=False, save_backbone=True
-        )
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            del model.save_pretrained
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
-        if self.args.should_save:
-            begin_checkpoint(run, step)
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(run / f"checkpoint-{step}", self.identity())
-            delete_oldest(run, limit, self.state.best_model_checkpoint)
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            self.watch_loss(found[0] if isinstance(found, tuple) else found)
+        return found
 
 
 def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | None:
@@ -240,13 +218,24 @@ def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | Non
         ``OUTPUT_DIR/model``; None on processes other than the first.
 
     Raises:
-        ValueError: If arguments contradict each other or the data, or the output folder holds a run that is not resumed.
+        ValueError: If arguments contradict each other or the data, the output folder holds a run that is not resumed, the
+            checkpoint is not as it was written, or a loss, gradient or weight is not finite.
+        OSError: If it cannot be written, or another run is writing there; before the work.
     """
-    checkpoint = resume_point(training.output_dir or ".", training.resume_from_checkpoint)
-    trainer = assemble_head(Study.load(head.dataset), head, training)
-    if checkpoint:
-        check_same_run(checkpoint, trainer.identity(), training.resume_anyway)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    output = training.output_dir or "."
+    try:
+        with own_output(training.output_dir):
+            checkpoint = resume_point(output, training.resume_from_checkpoint)
+            check_checksums(head.model)
+            trainer = assemble_head(Study.load(head.dataset), head, training)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            return _save_head(trainer, head, training)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(output)) from None
+
+
+def _save_head(trainer: "HeadTrainer", head: HeadArguments, training: HeadTrainingArguments) -> Path | None:
+    """Score what was trained, and save it as ``OUTPUT_DIR/model``; all processes call it."""
     scores = held_out_scores(trainer, head)
     if not trainer.is_world_process_zero():
         return None
@@ -442,6 +431,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     """Run the command line of training/finetune.py and ``python -m delst_hf.pretraining.finetune``."""
     from .options import parse_arguments
 
+    end_like_interrupted()
     classes = HeadArguments, HeadTrainingArguments
     finetune(*parse_arguments(classes, description or __doc__ or "", argv, _GROUPS))
 

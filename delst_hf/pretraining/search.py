@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic.files import write_text
+from ..atomic.processes import end_like_interrupted
 from ..data.study import Study
+from ..errors import reading
 from ..model.modeling_delst import DelstModel
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments
+from .checked_trainer import NotFiniteError
+from .checkpoints import own_output
 from .run import assemble
 
 RANGES = {
@@ -64,20 +68,30 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
         holds already is not searched again.
 
     Raises:
-        ValueError: If there are no validation slides, or a number or geometry is not possible.
+        ValueError: If there are no validation slides, a number or geometry is not possible, or no trial of a geometry ends
+            with finite numbers.
+        OSError: If the output cannot be written, or another run is writing there; before the work.
         ImportError: If optuna is not installed.
     """
     names = _checked(data, model, training, options)
-    path = Path(training.output_dir or ".") / "search.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    study = Study.load(data.dataset)
-    for name in names:
-        if found.get(name, {}).get("trials_asked") == options.trials:
-            continue
-        found[name] = _search_one(study, data, _of_geometry(model, name), training, options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found, indent=1) + "\n")
+    with own_output(training.output_dir):
+        path = Path(training.output_dir or ".") / "search.json"
+        found = _found_before(path)
+        study = Study.load(data.dataset)
+        for name in names:
+            if found.get(name, {}).get("trials_asked") == options.trials:
+                continue
+            found[name] = _search_one(study, data, _of_geometry(model, name), training, options)
+            write_text(path, json.dumps(found, indent=1) + "\n")
     return path
+
+
+def _found_before(path: Path) -> dict[str, Any]:
+    """Return what an earlier search of this folder wrote, which is gone on from."""
+    if not path.is_file():
+        return {}
+    with reading(path, "search", "Delete it, or choose another --output_dir, and search again."):
+        return {str(name): dict(found) for name, found in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def main(argv: list[str] | None = None, description: str = "") -> None:
@@ -90,6 +104,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     from .help_groups import PRETRAINING
     from .options import parse_arguments
 
+    end_like_interrupted()
     classes = (DataArguments, ModelArguments, DelstTrainingArguments, SearchArguments)
     kept = {heading: options for heading, options in PRETRAINING.items() if not heading.startswith("the Hub")}
     path = search(*parse_arguments(classes, description, argv, {"the search": WHEN, **kept}))
@@ -110,6 +125,10 @@ def _checked(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         )
     if options.trials < 1:
         raise ValueError(f"--trials {options.trials}: 1 or more runs per geometry. 20 are usual.")
+    if training.push_to_hub:
+        raise ValueError(
+            "--push_to_hub would push every trial of the search. Leave it out, and push the run with the best rates."
+        )
     if model.init_from is not None:
         raise ValueError("--init_from continues one geometry; a search begins each of them anew. Leave it out.")
     try:
@@ -144,16 +163,36 @@ def _search_one(
     def space(trial: Any) -> dict[str, float]:
         return {name: trial.suggest_float(name, *span, log=True) for name, span in RANGES.items()}
 
-    best: Any = trainer.hyperparameter_search(
-        space,
-        compute_objective=lambda metrics: sum(metrics[goal] for goal in GOALS) / len(GOALS),
-        n_trials=options.trials,
-        direction="maximize",
-        backend="optuna",
-        sampler=optuna.samplers.TPESampler(seed=options.search_seed),
-    )
+    diverged, train = [], trainer.train
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(*args, **kwargs)
+        except NotFiniteError as error:
+            diverged.append(str(error))
+            raise
+
+    trainer.train = counted  # type: ignore[method-assign]
+    try:
+        best: Any = trainer.hyperparameter_search(
+            space,
+            compute_objective=lambda metrics: sum(metrics[goal] for goal in GOALS) / len(GOALS),
+            n_trials=options.trials,
+            direction="maximize",
+            backend="optuna",
+            sampler=optuna.samplers.TPESampler(seed=options.search_seed),
+            catch=(NotFiniteError,),  # rates that diverge are a result of the search, not its end
+        )
+    except ValueError as error:
+        if len(diverged) < options.trials:
+            raise
+        raise ValueError(
+            f"None of the {options.trials} trials of the geometry {model.geometry} ended with finite numbers. Give more "
+            "--trials, or check the weights of the losses and --weight_decay."
+        ) from error
     return {
         "trials_asked": options.trials,
+        "trials_not_finite": len(diverged),
         "best": {"value": best.objective, **best.hyperparameters},
         "goal": list(GOALS),
     }

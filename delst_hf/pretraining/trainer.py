@@ -3,20 +3,17 @@
 What only some runs need (slide-aware batches, gradient caching, FSDP, cached features, the Hub) is imported by those.
 """
 
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers import EvalPrediction, TrainerCallback, TrainerState
 
 from ..data.collator import DelstCollator, random_orientation
 from ..data.study import SpotRows
@@ -26,17 +23,7 @@ from ..model.modeling_delst import DelstModel, DelstOutput
 from ..model.processing_delst import DelstProcessor
 from ..record import hardware, hyperparameters, public_record, training_record
 from .arguments import DelstTrainingArguments
-from .checkpoints import (
-    begin_checkpoint,
-    check_same_run,
-    check_there_are_steps,
-    delete_oldest,
-    mark_complete,
-    own_output,
-    run_identity,
-    whole_checkpoint,
-)
-from .numerics import SCALARS, TERMS, FiniteWatch, leave_weights_alone, why_not_finite
+from .checked_trainer import SCALARS, TERMS, CheckedTrainer
 
 
 class ClampScalars(TrainerCallback):
@@ -47,7 +34,7 @@ class ClampScalars(TrainerCallback):
             model.clamp_scalars()
 
 
-class DelstTrainer(Trainer):
+class DelstTrainer(CheckedTrainer):
     """Trainer for `DelstModel`.
 
     It logs every loss term, the curvature and whether it sits at a clamp, the logit scale, and for the Lorentz geometry radius,
@@ -93,8 +80,8 @@ class DelstTrainer(Trainer):
         **kwargs: Any,
     ):
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
-        self.processor, self.run_facts, self.card_facts = processing_class, run_facts or {}, card_facts or {}
-        super().__init__(*args, **kwargs)
+        self.card_facts = card_facts or {}
+        super().__init__(*args, processor=processing_class, run_facts=run_facts, **kwargs)
         if processing_class is not None:
             self.model.config.gene_config.vocabulary_hash = processing_class.feature_extractor.vocabulary_hash()
         # `forward` takes keyword arguments for the backbone, not `num_items_in_batch`. Left True, the base class would not
@@ -110,7 +97,6 @@ class DelstTrainer(Trainer):
             prepare_for_sharding(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
-        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
         self._group_of_slide = None
         if self.args.mask_negatives == "patient":
@@ -120,8 +106,6 @@ class DelstTrainer(Trainer):
                     "pretraining.run.assemble does, or mask by 'slide'."
                 )
             self._group_of_slide = torch.tensor(patient_of_slide)
-        self._finite: Any = True  # whether all losses since the last optimiser step were
-        self._watch = FiniteWatch()
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
         self.add_callback(ClampScalars)
@@ -225,7 +209,7 @@ class DelstTrainer(Trainer):
         # A model that knows nothing takes each spot of the joined batch for the partner with equal probability.
         sums["chance"] = sums["chance"] + math.log(len(outputs.image_embeds) * world_size())
         if model.training:
-            self._finite = self._finite & torch.isfinite(outputs.loss.detach())
+            self.watch_loss(outputs.loss)
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -330,46 +314,6 @@ class DelstTrainer(Trainer):
             image, gene, curvature, config.cross_parent, config.min_radius, config.cross_aperture_scale
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # The default format renames the weights of some backbones (vit, dinov2, swin, ...), and resuming loads the file
-        # without renaming them back: they would be lost with no more than a warning.
-        model = self.accelerator.unwrap_model(self.model)
-        if self.is_fsdp_enabled:  # a class made by FSDP, whose own source would be saved beside the weights
-            type(model)._auto_class = None
-        model.save_pretrained = functools.partial(
-            type(model).save_pretrained, model, save_original_format=False, save_backbone=True
-        )
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            del model.save_pretrained
-        # A pickle, which nobody reads, with the token and the paths of the run.
-        (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
-        if self.processor is not None and self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As in the base class; ends the run on a loss or gradient that is not finite.
-
-        On a CPU at once. On an accelerator a step later, so that no step waits for its numbers: the fused optimizer leaves the
-        weights alone meanwhile, and a checkpoint is not written before its step is known to be finite.
-        """
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        # Scaled gradients of float16 may overflow: such a step is passed over and the scale lowered.
-        scaled = self.args.fp16 and (self.accelerator.scaler is not None or self.is_deepspeed_enabled)
-        finite, self._finite = torch.as_tensor(self._finite), True
-        if not scaled:
-            norm_is_finite = torch.as_tensor(0.0 if grad_norm is None else grad_norm).isfinite()
-            finite = finite & getattr(norm_is_finite, "full_tensor", lambda: norm_is_finite)()
-            if not self.is_fsdp_enabled:
-                leave_weights_alone(self.optimizer, finite)
-        self._refuse(self._watch.failed(finite, self.state.global_step + 1, grad_norm))
-        return grad_norm
-
-    def _refuse(self, failed: tuple[int, Any] | None) -> None:
-        if failed is not None:
-            raise ValueError(why_not_finite(self, self._sums["train"], *failed))
-
     def _get_learning_rate(self) -> float:
         """Return the rate of the heads, which is what ``learning_rate`` sets; the first group may be another one."""
         groups = self.optimizer.param_groups if self.optimizer is not None else []
@@ -378,59 +322,12 @@ class DelstTrainer(Trainer):
             return super()._get_learning_rate()
         return groups[roles.index("head")]["lr"]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in the base class, but only a checkpoint of this run that was written to its end is gone on from.
+    def _training(self) -> AbstractContextManager[Any]:
+        if not (self.args.cache_features and isinstance(self.data_collator, DelstCollator)):
+            return super()._training()
+        from .cached_features import features_in_place_of_patches
 
-        Args:
-            resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
-            *args: Passed to the base class.
-            **kwargs: Passed to the base class.
-
-        Raises:
-            ValueError: If there is no whole checkpoint, the one given is damaged or of another run, the training data hold
-                no whole batch, or a loss, gradient or weight is not finite.
-        """
-        check_there_are_steps(self.args, self.train_dataset)
-        if resume_from_checkpoint:
-            resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
-            check_same_run(resume_from_checkpoint, self.identity(), self.args.resume_anyway)
-        context: Any = nullcontext()
-        if self.args.cache_features and isinstance(self.data_collator, DelstCollator):
-            from .cached_features import features_in_place_of_patches
-
-            context = features_in_place_of_patches(self)
-        with own_output(self.args.output_dir), context:
-            result = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._refuse(self._watch.settle())
-        self._check_finite(f"after step {self.state.global_step}")
-        return result
-
-    def _check_finite(self, when: str) -> None:
-        from ..hub.checkpoint_folder import check_finite
-
-        check_finite(self.accelerator.unwrap_model(self.model), when)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint is compared by before it is gone on from: see `checkpoints.run_identity`."""
-        return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
-        self._refuse(self._watch.settle())
-        self._check_finite(f"after step {step}")
-        if self.args.should_save:
-            begin_checkpoint(run, step)
-        self.accelerator.wait_for_everyone()
-        # The base class deletes the oldest folders of that name, whoever made them, and before the new one is complete.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            mark_complete(run / f"checkpoint-{step}", self.identity())
-            delete_oldest(run, limit, self.state.best_model_checkpoint)
+        return features_in_place_of_patches(self)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository of ``push_to_hub``: see `pushing.make_repository`."""

@@ -1,0 +1,244 @@
+"""What every run holds to: it ends at the first number that is not finite, and its checkpoints are known to be whole.
+
+Whether numbers are finite is asked without waiting for the device.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from .checkpoints import (
+    begin_checkpoint,
+    check_same_run,
+    check_there_are_steps,
+    delete_oldest,
+    mark_complete,
+    own_output,
+    run_identity,
+    whole_checkpoint,
+)
+
+TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss", "regression_loss")
+SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
+
+
+class NotFiniteError(ValueError):
+    """A loss, a gradient or a weight of a run is not finite."""
+
+
+class FiniteWatch:
+    """Reads of each step whether it was finite: on a CPU at once, of an accelerator a step late, so that nobody waits.
+
+    The copy to the host is begun in the step itself; by the next one it has long arrived.
+    """
+
+    def __init__(self) -> None:
+        self._late: list[tuple[Tensor, Any, int, Any]] = []
+
+    def failed(self, finite: Tensor, step: int, grad_norm: Any) -> tuple[int, Any] | None:
+        """Return step and gradient norm of the earliest step now known not to be finite, if any.
+
+        Args:
+            finite: Whether this step is (0-d bool).
+            step: Its number.
+            grad_norm: Norm of its gradient.
+        """
+        if finite.device.type == "cpu":
+            return None if finite.numpy() else (step, grad_norm)
+        pinned = torch.empty((), dtype=torch.bool, pin_memory=finite.is_cuda)
+        pinned.copy_(finite, non_blocking=True)
+        event = torch.cuda.Event() if finite.is_cuda else None
+        if event is not None:
+            event.record()
+        before, self._late = self._late, [(pinned, event, step, grad_norm)]
+        return _first_failure(before)
+
+    def settle(self) -> tuple[int, Any] | None:
+        """As `failed`, of what is not read yet: before a checkpoint is written, and at the end."""
+        before, self._late = self._late, []
+        return _first_failure(before)
+
+
+def _first_failure(reads: list[tuple[Tensor, Any, int, Any]]) -> tuple[int, Any] | None:
+    for finite, event, step, grad_norm in reads:
+        if event is not None:
+            event.synchronize()
+        if not finite.numpy():
+            return step, grad_norm
+    return None
+
+
+def leave_weights_alone(optimizer: Any, finite: Tensor) -> None:
+    """Make the coming step of a fused optimizer on an accelerator change nothing if its gradient is not finite.
+
+    It is what torch's own scaler of float16 gradients does: the kernel reads the number on the device.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    if finite.is_cuda and isinstance(optimizer, torch.optim.Optimizer) and optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+
+
+def why_not_finite(trainer: Any, sums: Mapping[str, Any], step: int, grad_norm: Any) -> str:
+    """Say in which step a run ended, what its terms and scalars are, and what to change.
+
+    Args:
+        trainer: A `CheckedTrainer`.
+        sums: Its loss terms added up since the last log, and the number of ``batches``.
+        step: The step, from 1.
+        grad_norm: Norm of the gradient of this step.
+    """
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    numbers = {name: float(sums[name]) / sums["batches"] for name in TERMS if name in sums}
+    numbers["gradient norm"] = float("nan" if grad_norm is None else grad_norm)
+    numbers |= {name: getattr(model, name).item() for name in SCALARS if hasattr(model, name)}
+    named = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    rates = [f"--learning_rate (now {args.learning_rate:g})"]
+    if hasattr(args, "scalar_learning_rate"):
+        vision = args.learning_rate if args.vision_learning_rate is None else args.vision_learning_rate
+        rates += [f"--vision_learning_rate ({vision:g})", f"--scalar_learning_rate ({args.scalar_learning_rate:g})"]
+    return (
+        f"Step {step}: the loss or its gradient is not finite ({named}; terms are means since the "
+        "last log). The run ends and saves nothing of this step; earlier checkpoints stay. Lower "
+        f"{' or '.join([', '.join(rates[:-1]), rates[-1]] if len(rates) > 1 else rates)}, warm up with --warmup_steps 0.1, and "
+        f"check --weight_decay ({args.weight_decay:g}) and the weights of the losses."
+    )
+
+
+class CheckedTrainer(Trainer):
+    """transformers' Trainer whose runs end at the first number that is not finite, and whose checkpoints are whole.
+
+    Checkpoints carry a marker once they are whole, with checksums and what the run was; resuming compares both. The output
+    folder is one run's at a time.
+
+    Args:
+        *args: As in the base class.
+        processor: Processor of the model, saved with it; the base class would look for a tokenizer in it.
+        run_facts: What decides the run, for the record and for resuming.
+        **kwargs: As in the base class.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        processor: Any = None,
+        run_facts: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        self.processor, self.run_facts = processor, run_facts or {}
+        super().__init__(*args, **kwargs)
+        self._begin_to_watch()
+
+    def _begin_to_watch(self) -> None:
+        """Forget the numbers of an earlier training by this trainer, as a search runs one after another."""
+        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._finite: Any = True  # whether all losses since the last optimiser step were
+        self._watch = FiniteWatch()
+
+    def watch_loss(self, loss: Tensor) -> None:
+        """Note whether the loss of a training batch is finite."""
+        self._finite = self._finite & torch.isfinite(loss.detach())
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint is compared by before it is gone on from: see `checkpoints.run_identity`."""
+        return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in the base class, but only a checkpoint of this run that was written to its end is gone on from.
+
+        Args:
+            resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
+            *args: Passed to the base class.
+            **kwargs: Passed to the base class.
+
+        Raises:
+            ValueError: If there is no whole checkpoint, the one given is damaged or of another run, the training data hold
+                no whole batch, or a loss, gradient or weight is not finite.
+        """
+        check_there_are_steps(self.args, self.train_dataset)
+        if resume_from_checkpoint:
+            resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
+            check_same_run(resume_from_checkpoint, self.identity(), getattr(self.args, "resume_anyway", False))
+        self._begin_to_watch()
+        with own_output(self.args.output_dir), self._training():
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._refuse(self._watch.settle())
+        self._check_finite(f"after step {self.state.global_step}")
+        return result
+
+    def _training(self) -> AbstractContextManager[Any]:
+        """Return the context of a training."""
+        return nullcontext()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in the base class; ends the run on a loss or gradient that is not finite.
+
+        On a CPU at once. On an accelerator a step later, so that no step waits for its numbers: the fused optimizer leaves the
+        weights alone meanwhile, and a checkpoint is not written before its step is known to be finite.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # Scaled gradients of float16 may overflow: such a step is passed over and the scale lowered.
+        scaled = self.args.fp16 and (self.accelerator.scaler is not None or self.is_deepspeed_enabled)
+        finite, self._finite = torch.as_tensor(self._finite), True
+        if not scaled:
+            norm_is_finite = torch.as_tensor(0.0 if grad_norm is None else grad_norm).isfinite()
+            finite = finite & getattr(norm_is_finite, "full_tensor", lambda: norm_is_finite)()
+            if not self.is_fsdp_enabled:
+                leave_weights_alone(self.optimizer, finite)
+        self._refuse(self._watch.failed(finite, self.state.global_step + 1, grad_norm))
+        return grad_norm
+
+    def _refuse(self, failed: tuple[int, Any] | None) -> None:
+        if failed is not None:
+            raise NotFiniteError(why_not_finite(self, self._sums["train"], *failed))
+
+    def _check_finite(self, when: str) -> None:
+        from ..hub.checkpoint_folder import check_finite
+
+        try:
+            check_finite(self.accelerator.unwrap_model(self.model), when)
+        except ValueError as error:
+            raise NotFiniteError(str(error)) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The default format renames the weights of some backbones (vit, dinov2, swin, ...), and resuming loads the file
+        # without renaming them back: they would be lost with no more than a warning.
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled:  # a class made by FSDP, whose own source would be saved beside the weights
+            type(model)._auto_class = None
+        model.save_pretrained = functools.partial(
+            type(model).save_pretrained, model, save_original_format=False, save_backbone=True
+        )
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+        # A pickle, which nobody reads, with the token and the paths of the run.
+        (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
+        if self.processor is not None and self.args.should_save:
+            self.processor.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run, step = Path(self._get_output_dir(trial=trial)), self.state.global_step
+        self._refuse(self._watch.settle())
+        self._check_finite(f"after step {step}")
+        if self.args.should_save:
+            begin_checkpoint(run, step)
+        self.accelerator.wait_for_everyone()
+        # The base class deletes the oldest folders of that name, whoever made them, and before the new one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(run / f"checkpoint-{step}", self.identity())
+            delete_oldest(run, limit, self.state.best_model_checkpoint)
