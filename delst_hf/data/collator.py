@@ -56,7 +56,7 @@ class DelstCollator:
         self.names_are_unique = len(np.unique(known)) == len(known)
         self.slide_index = {slide_id: i for i, slide_id in enumerate(slide_ids)}
         self.slide_mask = torch.from_numpy(self._panel_masks(measured_genes))
-        self.pixel_transform = PixelTransform.from_image_processor(processor.image_processor)
+        self.pixel_transform = PixelTransform.from_processor(processor)
         self.defer_pixels = defer_pixels
 
     def _panel_masks(self, measured_genes: Mapping[str, np.ndarray] | None) -> np.ndarray:
@@ -134,9 +134,8 @@ class DelstCollator:
 
     def _by_processor(self, images: Sequence[Any]) -> Tensor:
         """Patches that are to be resized or cropped (batch, 3, height, width) float32."""
-        return self.processor.image_processor([open_patch(image) for image in images], return_tensors="pt")[
-            "pixel_values"
-        ]
+        opened = [open_patch(image) for image in images]
+        return self.processor.prepare_images(opened, return_tensors="pt")["pixel_values"]
 
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Normalise patches that were left as uint8, on the device where they are; anything else passes through."""
@@ -195,13 +194,14 @@ class _Columns:
 class PixelTransform:
     """Rescaling and normalisation of patches that already have the model's size: one fused pass over the uint8 batch."""
 
-    def __init__(self, size: tuple[int, int], scale: Tensor, shift: Tensor):
-        self.size, self.scale, self.shift = size, scale, shift
+    def __init__(self, size: tuple[int, int], scale: Tensor, shift: Tensor, processor: DelstProcessor):
+        self.size, self.scale, self.shift, self.processor = size, scale, shift, processor
         self._lines: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def from_image_processor(cls, image_processor: Any) -> "PixelTransform | None":
-        """None where the processor does more than resize, rescale and normalise."""
+    def from_processor(cls, processor: DelstProcessor) -> "PixelTransform | None":
+        """None where the image processor does more than resize, rescale and normalise."""
+        image_processor: Any = processor.image_processor
         size = image_processor.size
         crop: Any = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else size
         if "height" not in size or (crop["height"], crop["width"]) != (size["height"], size["width"]):
@@ -212,7 +212,7 @@ class PixelTransform:
         if image_processor.do_normalize:
             mean, std = torch.as_tensor(image_processor.image_mean), torch.as_tensor(image_processor.image_std)
         scale, shift = (factor / std).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1)
-        return cls((size["width"], size["height"]), scale, shift)
+        return cls((size["width"], size["height"]), scale, shift, processor)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (batch, 3, height, width) -> float32, in the memory order that it comes in.
@@ -228,7 +228,7 @@ class PixelTransform:
             self._lines[key] = scale, shift
         scale, shift = self._lines[key]
         torch.addcmul(shift, lines, scale, out=lines)
-        return rows.permute(0, 3, 1, 2)
+        return self.processor.normalize_stains(rows.permute(0, 3, 1, 2))
 
 
 def _decode_into(patch: np.ndarray, image: Any) -> bool:

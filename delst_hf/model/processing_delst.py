@@ -1,9 +1,11 @@
 """One processor for both modalities: the backbone's image processor joined with the gene feature extractor."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
+from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.models.auto.image_processing_auto import (
     AutoImageProcessor,  # at its home: 5.17 asks for torchvision else
@@ -13,6 +15,8 @@ from transformers.utils import cached_file
 
 from .feature_extraction_delst import DelstGeneFeatureExtractor
 
+STAIN_NORMALIZATIONS = ("none", "reinhard", "macenko")
+
 
 class DelstProcessor(ProcessorMixin):
     """Patches and counts -> model inputs. Saved in one folder with the model, loaded by ``AutoProcessor``.
@@ -20,6 +24,11 @@ class DelstProcessor(ProcessorMixin):
     Args:
         image_processor: The image processor of the vision backbone (``AutoImageProcessor.from_pretrained(backbone)``).
         feature_extractor: The gene side, with the vocabulary.
+        stain_normalization: Colours of every patch before the model sees it: ``"none"`` as they are, ``"reinhard"`` or
+            ``"macenko"`` those of a reference (`stain_normalization.normalize_stains`).
+
+    Raises:
+        ValueError: If the normalisation is not known.
 
     Examples:
         >>> import numpy as np
@@ -32,8 +41,16 @@ class DelstProcessor(ProcessorMixin):
         ['gene_mask', 'gene_values', 'level', 'pixel_values']
     """
 
-    def __init__(self, image_processor: Any, feature_extractor: DelstGeneFeatureExtractor):
+    def __init__(
+        self, image_processor: Any, feature_extractor: DelstGeneFeatureExtractor, stain_normalization: str = "none"
+    ):
         super().__init__(image_processor, feature_extractor)
+        if stain_normalization not in STAIN_NORMALIZATIONS:
+            raise ValueError(
+                f"stain_normalization={stain_normalization!r} is not known. Choose one of "
+                f"{', '.join(map(repr, STAIN_NORMALIZATIONS))}."
+            )
+        self.stain_normalization = stain_normalization
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -97,7 +114,7 @@ class DelstProcessor(ProcessorMixin):
         options = self._merge_kwargs(cast(Any, ProcessingKwargs), **kwargs)["images_kwargs"]
         data: dict[str, Any] = {}
         if images is not None:
-            data.update(self.image_processor(images, **options))
+            data.update(self.prepare_images(images, **options))
         if counts is not None:
             data.update(self.feature_extractor(counts, gene_names, return_tensors=options.get("return_tensors")))
         if images is not None and counts is not None and len(data["pixel_values"]) != len(data["gene_values"]):
@@ -106,6 +123,46 @@ class DelstProcessor(ProcessorMixin):
                 "the same spot."
             )
         return BatchFeature(data)
+
+    def prepare_images(self, images: Any, **options: Any) -> Mapping[str, Any]:
+        """Prepare patches alone: what the image processor makes of them, in the stains that `stain_normalization` says.
+
+        Args:
+            images: As in ``__call__``.
+            **options: Of the image processor; ``return_tensors``.
+        """
+        if self.stain_normalization == "none":
+            return self.image_processor(images, **options)
+        kind = options.pop("return_tensors", None)
+        pixels = self.image_processor(images, return_tensors="pt", **options)["pixel_values"]
+        pixels = self.normalize_stains(pixels, **options)
+        return {"pixel_values": pixels if kind == "pt" else pixels.numpy() if kind == "np" else list(pixels.numpy())}
+
+    def normalize_stains(self, pixel_values: Tensor, **options: Any) -> Tensor:
+        """Bring patches to the stains of the reference, if `stain_normalization` says so.
+
+        Args:
+            pixel_values: Patches (batch, 3, height, width) as the image processor gives them, on any device.
+            **options: Those of the image processor that were not its own when it made them.
+        """
+        if self.stain_normalization == "none":
+            return pixel_values
+        from .stain_normalization import normalize_stains
+
+        mean, std = self._light_of_pixels(options)
+        return normalize_stains(pixel_values, self.stain_normalization, mean, std)
+
+    def _light_of_pixels(self, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation by channel, such that ``std * pixels + mean`` is light from 0 to 1."""
+
+        def option(name: str) -> Any:
+            return options[name] if options.get(name) is not None else getattr(self.image_processor, name)
+
+        mean, std = torch.zeros(3), torch.ones(3)
+        if option("do_normalize"):
+            mean, std = torch.as_tensor(option("image_mean")), torch.as_tensor(option("image_std"))
+        light = 1 / 255 / (option("rescale_factor") if option("do_rescale") else 1.0)
+        return mean * light, std * light
 
     @property
     def model_input_names(self) -> list[str]:
@@ -129,4 +186,4 @@ def _vocabulary_hash(folder: Any, kwargs: dict[str, Any]) -> str | None:
         return (json.load(file).get("gene_config") or {}).get("vocabulary_hash")
 
 
-__all__ = ["DelstProcessor"]
+__all__ = ["STAIN_NORMALIZATIONS", "DelstProcessor"]

@@ -82,11 +82,11 @@ class LazySlideTiles(LazySlideModel):
 
     def get_transform(self) -> Callable[[Any], Tensor]:
         """Return the preparation of the model's own processor: a tile (height, width, 3) uint8 -> (3, side, side)."""
-        processor = self.predictor.processor.image_processor
+        processor = self.predictor.processor
 
         def prepared(tile: Any) -> Tensor:
             picture = tile if isinstance(tile, Image.Image) else Image.fromarray(np.asarray(tile, dtype=np.uint8))
-            return processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            return processor.prepare_images(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
         return prepared
 

@@ -58,7 +58,7 @@ class Predictor:
     classifier: torch.nn.Linear | None = None
 
     def __post_init__(self) -> None:
-        self.transform = PixelTransform.from_image_processor(self.processor.image_processor)
+        self.transform = PixelTransform.from_processor(self.processor)
 
     @property
     def patch_px(self) -> int:
@@ -167,7 +167,7 @@ class Predictor:
             batch = torch.from_numpy(np.stack(patches)).to(device, non_blocking=True)
             return self.transform(batch.permute(0, 3, 1, 2))
         images = [Image.fromarray(patch) for patch in patches]
-        return self.processor.image_processor(images, return_tensors="pt")["pixel_values"].to(device)
+        return self.processor.prepare_images(images, return_tensors="pt")["pixel_values"].to(device)
 
     def to(self, device: torch.device | str) -> "Predictor":
         """Move everything to a device."""

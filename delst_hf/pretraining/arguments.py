@@ -17,6 +17,7 @@ from transformers.utils import is_torch_xpu_available
 from ..data.study import LEVEL_KEYS
 from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
+from ..model.processing_delst import STAIN_NORMALIZATIONS
 
 STAIN_JITTER = ("off", "light", "strong")
 VIEWS = ("single", "nested")
@@ -132,7 +133,7 @@ def _config_arguments(self: Any) -> dict[str, Any]:
     values = {
         name: value
         for name, value in dataclasses.asdict(self).items()
-        if name not in ("vision", "init_from", "image_size")
+        if name not in ("vision", "init_from", "image_size", "stain_normalization")
     }
     gene = {name.removeprefix("gene_"): values.pop(name) for name in list(values) if name.startswith("gene_")}
     return {**values, "gene_config": gene}
@@ -179,6 +180,17 @@ ModelArguments = make_dataclass(
             "image_size",
             int | None,
             field(default=None, metadata={"help": "Side of the model's input, px. Default: that of the backbone."}),
+        ),
+        (
+            "stain_normalization",
+            str,
+            field(
+                default="none",
+                metadata={
+                    "help": "Colours of all patches, kept in the processor: as they are, or a reference's.",
+                    "choices": STAIN_NORMALIZATIONS,
+                },
+            ),
         ),
         *_documented_fields(
             DelstConfig,

@@ -175,7 +175,9 @@ def _key(model: DelstModel, spots: Dataset, collator: DelstCollator) -> str:
     for name, tensor in model.vision_model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy().tobytes())
-    digest.update(json.dumps(collator.processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    processor = collator.processor
+    digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(processor.stain_normalization.encode())
     digest.update(model.config.vision_pooling.encode())
     table = spots.select_columns(["slide_id", "barcode", "spot_index"]).to_pandas()
     digest.update(table.to_csv(index=False).encode())

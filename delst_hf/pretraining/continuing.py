@@ -78,7 +78,7 @@ def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:
             continue
         if name in _MAY_CHANGE:
             changes[name] = value
-        elif name in ("vision", "vision_config", "image_size"):
+        elif name in ("vision", "vision_config", "image_size", "stain_normalization"):
             fixed.append(f"--{name}")
         else:
             gene: Any = config.gene_config

@@ -41,6 +41,7 @@ PRETRAINING: dict[str, dict[str, str]] = {
         "save_backbone": "Set to false for a gated backbone.",
         "freeze_batch_norm": "Leave it, but for large batches of a network trained from scratch.",
         "augment": "Set to false for images whose orientation means something.",
+        "stain_normalization": "For many laboratories.",
         "stain_jitter": "For slides stained elsewhere.",
     },
     "the gene encoder": {

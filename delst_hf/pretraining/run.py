@@ -362,12 +362,19 @@ def build(
     from ..errors import reading
 
     side = model.image_size
+    if features is not None and model.stain_normalization != "none":
+        raise ValueError(
+            f"--stain_normalization {model.stain_normalization} changes patches, and --features has none: their stains were "
+            "what they were when the features were made. Leave one of the two out."
+        )
     if model.vision is not None:
         with reading(model.vision, "vision backbone", _NO_BACKBONE):
             image_processor = load_image_processor(model.vision, side)
     else:
         image_processor = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
-    processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary))
+    processor = DelstProcessor(
+        image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary), model.stain_normalization
+    )
     config = model.config_arguments()
     vision_config = config.pop("vision_config")
     config["gene_config"]["num_genes"] = len(vocabulary)
