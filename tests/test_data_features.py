@@ -316,6 +316,8 @@ def test_ids_of_an_anndata_are_found_in_any_column():
         (symbols, {"accession": ids}),
         (ids, {"external_gene_name": symbols}),
         (["0", "1", "2"], {"gene_ids": ids, "gene_symbols": symbols}),
+        ([f"{one}.{i}" for i, one in enumerate(ids)], {"chromosome": ["17", "10", "11"], "hgnc": symbols}),
+        (ids, {"biotype": ["protein_coding"] * 3, "name in the panel": symbols}),
         (["2064", "4288", "960"], {"ensembl_gene_id": ids, "SYMBOL": symbols}),
         ([f"{s}_{i}" for s, i in zip(symbols, ids, strict=True)], {}),
     ):
@@ -351,3 +353,26 @@ def test_a_case_of_each_kind_through_the_command(tmp_path, caplog):
     assert spots["total_counts"].sum() == table[["ACTB", f"ERBB2|{ERBB2}"]].to_numpy().sum()
     left_out = json.loads(pd.read_parquet(tmp_path / "d/slides")["notes"][0])["genes_left_out"]
     assert left_out == {"totals": 1, "blanks": 1, "control probes": 1, "features without a name": 1}
+
+
+def test_a_total_is_found_under_any_name_however_often_it_is_there():
+    rng = np.random.default_rng(0)
+    genes = rng.poisson(2, (20, 8))
+    total = genes.sum(1, keepdims=True)
+    for times in (1, 2, 3):
+        names = [*(f"GENE{letter}" for letter in "ABCDEFGH"), *("Summe", "Alles", "TUTTO")[:times]]
+        order = rng.permutation(len(names))
+        values = np.hstack([genes, *[total] * times])[:, order]
+        notes = Notes()
+        counts, found, _ = clean_genes(sp.csr_matrix(values), make_genes([names[i] for i in order]), "S", notes=notes)
+        assert sorted(found["symbol"]) == names[:8] and notes.genes_left_out == {"totals": times}
+        assert int(counts.sum()) == int(genes.sum())
+
+
+def test_the_modality_of_a_joined_table_is_obeyed():
+    """Proteins that are named like genes, told by the column in which tools keep their kind."""
+    for column, kinds in (("modality", ["RNA", "RNA", "Protein"]), ("Assay", ["RNA", "RNA", "ADT"]),
+                          ("gene_type", ["protein_coding", "lncRNA", "ERCC spike-in"])):  # fmt: skip
+        var = pd.DataFrame({column: kinds}, index=["ERBB2", "MKI67", "CD4"])
+        _, genes, _ = clean_genes(*raw_counts(anndata.AnnData(np.ones((2, 3)), var=var), None, "S"), "S")
+        assert genes["symbol"].tolist() == ["ERBB2", "MKI67"]

@@ -126,3 +126,17 @@ def test_the_real_array_of_2000_spots(shared_dir, section):
         for array in (index[selected], None):
             found = measure_lattice(pixels[selected], array)
             assert (found.kind, found.pitch_px) == ("checkerboard", pytest.approx(diagonal, rel=0.005))
+
+
+@pytest.mark.parametrize("degrees", [0, 33])
+def test_a_chip_larger_than_the_legacy_array_is_none(degrees):
+    """Fifty channels that cross fifty: squares, and often named 1x1 to 50x50, but no array of 31 x 33 spots 200 um apart."""
+    index = np.mgrid[1:51, 1:51].reshape(2, -1).T
+    for array in (index, None):
+        found = measure_lattice(turned(index * 12.5, degrees), array)
+        assert (found.kind, matching_array(found, (LEGACY, LEGACY_2K))) == ("square", None)
+        assert "50 x 50 places" in str(found).replace("49", "50")
+        assert matching_array(found, (bins(10.0),)) == bins(10.0)
+    assert (
+        matching_array(measure_lattice(turned(np.mgrid[:33, :35].reshape(2, -1).T * 9.0, degrees)), (LEGACY,)) == LEGACY
+    )

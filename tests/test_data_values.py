@@ -44,6 +44,7 @@ SPELLINGS = {
     "False": [False, np.False_, "FALSE", "false"],
     "invasive cancer": ["invasive cancer", "invasive  cancer", "invasive cancer ", "\tinvasive\u00a0cancer\n"],
     "Übergang": ["Übergang", "U\u0308bergang "],
+    "tumour": ["tumour", "b'tumour'", 'b"tumour"', "'tumour'", '"tumour "', b"tumour"],
     "007": ["007", " 007"],
     "1e5": ["1e5"],
     None: [None, np.nan, pd.NA, pd.NaT, "", "  ", "NA", "nan", "NaN", "None", "none", "<NA>", "null", "N/A", "#N/A", b"NA"],

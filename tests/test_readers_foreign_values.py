@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse as sp
 from layouts import assert_same, make_source, write_outs
 from PIL import Image
 
@@ -206,3 +207,90 @@ def test_the_annotation_of_another_slide_is_not_taken(tmp_path):
     assert read.spots.index.tolist() == spots.index.tolist() and read.spots["label"].isna().all()
     pd.DataFrame({"V2": [1.0, None] * 6}, spots.index).to_csv(tmp_path / "annotation/S_anno.csv")
     assert read_stimage(tmp_path, "S_A10", mpp=5.0).spots["label"].tolist() == ["1", None] * 6
+
+
+def store_floats(path, groups):
+    """Places of sparse matrices as R stores them."""
+    with h5py.File(path, "r+") as file:
+        for name in groups:
+            for key in ("indices", "indptr"):
+                values = file[name][key][:].astype(float)
+                kept = dict(file[name][key].attrs)
+                del file[name][key]
+                file[name].create_dataset(key, data=values).attrs.update(kept)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("layer", [None, "counts", "raw"])
+def test_places_of_an_anndata_that_r_stored_as_floats(tmp_path, form, layer):
+    source = make_source()
+    adata = make_adata(source)
+    adata.X = getattr(sp, f"{form}_matrix")(adata.X)
+    adata.layers["counts"], adata.raw = adata.X.copy(), adata.copy()
+    adata.write_h5ad(tmp_path / "r.h5ad")
+    store_floats(tmp_path / "r.h5ad", ["X", "layers/counts", "raw/X"])
+    np.testing.assert_array_equal(read_anndata(tmp_path / "r.h5ad", layer=layer).counts.toarray(), source.counts)
+
+
+def test_a_matrix_that_says_nothing_of_its_form_is_named(tmp_path):
+    adata = make_adata(make_source())
+    adata.X = sp.csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "r.h5ad")
+    with h5py.File(tmp_path / "r.h5ad", "r+") as file:
+        del file["X"].attrs["encoding-type"]
+    with pytest.raises(ValueError, match=r"r\.h5ad: X is a group \['data'.*'encoding-type'.*write_h5ad"):
+        read_anndata(tmp_path / "r.h5ad")
+
+
+COLUMNS = [
+    ("x", "y"),
+    ("imagecol", "imagerow"),
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ("X_centroid", "Y_centroid"),
+]
+
+
+@pytest.mark.parametrize("x_first", [True, False])
+@pytest.mark.parametrize("names", COLUMNS)
+def test_positions_go_by_the_names_of_their_columns(tmp_path, names, x_first):
+    """R's SpatialExperiment and Seurat have y before x; names decide, and without such the order does."""
+    source = make_source()
+    adata = make_adata(source)
+    table = pd.DataFrame(source.spots[["x", "y"]].to_numpy(), index=adata.obs_names, columns=names)
+    adata.obsm["spatial"] = table if x_first else table.iloc[:, ::-1]
+    adata.write_h5ad(tmp_path / "r.h5ad")
+    assert_places(read_anndata(tmp_path / "r.h5ad"), source)
+    adata.obsm["spatial"] = table.set_axis(["spatial1", "spatial2"], axis=1)
+    adata.write_h5ad(tmp_path / "r.h5ad")
+    assert_places(read_anndata(tmp_path / "r.h5ad"), source)
+
+
+def assert_places(slide, source):
+    np.testing.assert_array_equal(slide.spots[["x", "y"]].to_numpy(float), source.spots[["x", "y"]].to_numpy(float))
+
+
+def test_a_matrix_without_names_is_read_by_its_ids(tmp_path):
+    source = make_source()
+    outs = write_outs(tmp_path / "outs", source)
+    with h5py.File(outs / "filtered_feature_bc_matrix.h5", "r+") as file:
+        del file["matrix/features/name"]
+    assert read_visium(outs).genes["gene_id"].tolist() == source.gene_ids
+
+
+@pytest.mark.parametrize(("text", "match"), [
+    ('{"tissue_hires_scalef": "wide"}', r"tissue_hires_scalef is 'wide' in scalefactors_json\.json.*a positive number"),
+    ('{"tissue_hires_scalef": 0}', "tissue_hires_scalef is 0.*a positive number"),
+    ("[1, 2]", "scalefactors_json.json holds no scale factors by name but list"),
+])  # fmt: skip
+def test_scale_factors_that_are_none_are_named(tmp_path, text, match):
+    outs = write_outs(tmp_path / "outs", make_source())
+    (outs / "spatial" / "scalefactors_json.json").write_text(text)
+    with pytest.raises((ValueError, KeyError), match=match):
+        read_visium(outs)
+
+
+def test_an_image_in_the_order_of_r_is_named(tmp_path):
+    source = make_source()
+    make_adata(source, images={"hires": source.pixels.transpose(2, 1, 0)}).write_h5ad(tmp_path / "r.h5ad")
+    with pytest.raises(ValueError, match=r"r\.h5ad: the hires image has shape \(3, 400, 300\)"):
+        read_anndata(tmp_path / "r.h5ad")

@@ -8,6 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .schema import GENE_ID, SYMBOL
+from .values import whole_numbers
 
 _MAX_COUNT = np.iinfo(np.int32).max
 
@@ -56,6 +57,19 @@ def make_genes(names: Iterable[str], gene_ids: Iterable[str] | None = None, **co
     ids = list(gene_ids) if gene_ids is not None else [""] * len(symbols)
     told = {name: list(values) for name, values in columns.items() if values is not None}
     return pd.DataFrame({GENE_ID: ids, SYMBOL: symbols, **told}, dtype=object)
+
+
+def with_whole_indices(matrix: Any, what: str) -> Any:
+    """Return a sparse matrix whose places are whole numbers: R writes them as floats. Any other comes back as it is.
+
+    Raises:
+        ValueError: places that are no whole numbers, with `what` they are of.
+    """
+    if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+        for name in ("indices", "indptr"):
+            if getattr(matrix, name).dtype.kind == "f":
+                setattr(matrix, name, whole_numbers(getattr(matrix, name), f"{what}: {name}"))
+    return matrix
 
 
 def as_counts(matrix: Any) -> sp.csr_matrix:

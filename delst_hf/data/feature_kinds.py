@@ -21,11 +21,11 @@ _NOT_GENES = {
     ),
     "antisense probes": re.compile(r"antisense[-_ :].*", re.I),  # Xenium
     "control probes": re.compile(  # CosMx, GeoMx, Xenium, nCounter, Molecular Cartography
-        r"(?:custom\d*[-_ ])?neg(?:ative)?[-_ ]?(?:control|ctrl|cntrl|prb|probe|set).*|"
+        r"(?:custom\d*[-_ ])?neg(?:ative)?[-_ ]?(?:control|ctrl|cntrl|prb|probe|set|add).*|"
         r"negative(?:[-_ .]?\d+.*)?|false[-_ ]?(?:code|pos).*|"
         r"(?:.*[-_ .])?(?:system|genomic|pos(?:itive)?|internal|technical|custom|codeword|probe)?[-_ ]?"
         r"(?:controls?(?:[-_ .]?\d+|(?:[-_ .]|probe|codeword).*)?|ctrl[-_ .]?\d+)|(?:.*[-_ ]|pos)ctrl|"
-        r"intergenic.*|(?:pos|neg)_[a-h](?:\(.*\))?|fp[ _]\w+|custom[-_ ]negative.*",
+        r"\w*codeword[-_ ]?\d+|intergenic.*|(?:pos|neg)_[a-h](?:\(.*\))?|fp[ _]\w+|custom\d*[-_ ]neg(?:ative)?[-_ ]?\d*",
         re.I,
     ),
     "spike-ins": re.compile(r"(?:.*[-_])?ercc[-_.]?0\d{4}|sirv\d+|(?:rna[-_ ])?spike[-_ ]?ins?[-_ ]?\w*", re.I),

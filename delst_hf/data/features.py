@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from .feature_kinds import SPOT_COLUMNS, TOTALS, kind_of_name, kinds_by_type
 from .notes import Notes
 from .schema import FEATURE, FEATURE_TYPE, GENE_ID, INCLUDED, SYMBOL
+from .values import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ NO_NAME, EXCLUDED = "features without a name", "probes that the source excludes"
 PROBES, TRANSCRIPTS = "probes without a gene", "transcripts without a gene"
 # Among the attributes of a gene table: features that are not genes were left out of it before.
 GENES_ONLY = "genes_only"
-# Fewer features or spots could add up to another feature by chance.
-_TOTAL_OF_FEATURES, _TOTAL_IN_SPOTS = 5, 5
+# Fewer features or spots could add up to another feature by chance; a total is there under this many names at most.
+_TOTAL_OF_FEATURES, _TOTAL_IN_SPOTS, _MOST_TOTALS = 5, 5, 3
 _FALSE = {"false", "0", "0.0", "f", "no", "n"}
 
 _END = r"(?![A-Za-z0-9])"
@@ -53,6 +54,8 @@ _PROBE_HASH = re.compile(r"[0-9a-f]{7}")
 _PROBE = re.compile(r"ILMN_\d+|\d+_(?:[a-z]_)?at|AFFX-.+|A_\d\d_P\d+|RTS\d{7}|TC\d{6,}(?:\.hg\.\d)?|cg\d{8}")
 _TRANSCRIPT = re.compile(r"ENS[A-Z]*[TPE]\d|FBtr", re.I)
 _PREFIX = re.compile(r"(?:gene|rna|transcript|gene_id|gene_name|symbol)[:=-](?=.)")
+# A symbol in one word, and the share of symbols that differ: few genes share one.
+_SYMBOL, _DISTINCT = re.compile(r"[A-Za-z0-9][\w.@()-]*"), 0.9
 _BIOTYPE = re.compile(
     r"gene|gene[ _]expression|protein_coding|l(?:nc|inc)RNA|miRNA|sn[o]?RNA|\w*pseudogene|processed_transcript", re.I
 )
@@ -133,9 +136,7 @@ def genes_only(
     named = table[SYMBOL].str.lower().isin(aliases or ()) | table[GENE_ID].str.lower().isin(aliases or ())
     table.loc[unplaced & (named | (aliases is None)), "kind"] = ""
     _refuse_unplaced(table, slide_id)
-    total = _column_of_totals(counts, (table["kind"] == "").to_numpy())
-    if total is not None:
-        table.loc[total, "kind"] = TOTALS
+    table.loc[_columns_of_totals(counts, (table["kind"] == "").to_numpy()), "kind"] = TOTALS
     _report_left_out(table, slide_id, notes)
     keep = (table["kind"] == "").to_numpy()
     if not keep.any():
@@ -168,6 +169,13 @@ def holds_ids_of_genes(names: Sequence[str]) -> bool:
     return 2 * sum(bool(m and (m["ensembl"] or m["par_y"] or m["stable"])) for m in matches) > len(sample)
 
 
+def holds_symbols(names: Sequence[str]) -> bool:
+    """Return whether names can be the symbols of as many genes: most are there, in one word, and nearly all differ."""
+    sample = names[:2000]
+    words = [name for name in sample if _SYMBOL.fullmatch(name) and not _PLACEHOLDER.fullmatch(name)]
+    return 2 * len(words) > len(sample) and len(set(words)) >= _DISTINCT * len(words)
+
+
 def names_transcript(name: str) -> bool:
     """Return whether a name is the id of a transcript or a protein."""
     return _TRANSCRIPT.match(name) is not None
@@ -184,10 +192,7 @@ def _text(value: object) -> str:
     text = "" if value is None or value is pd.NA or value != value else str(value)
     if text.isalnum():
         return text
-    text = " ".join(text.split())
-    if len(text) > 2 and text[-1] in "'\"" and text.removeprefix("b")[0] == text[-1]:
-        text = text.removeprefix("b")[1:-1].strip()
-    return text
+    return unwrapped(" ".join(text.split()))
 
 
 @lru_cache(maxsize=1 << 18)
@@ -273,19 +278,22 @@ def _report_left_out(table: pd.DataFrame, slide_id: str, notes: Notes) -> None:
         logger.info("%s: left out %d of %d features: %s", slide_id, number, len(table), ", ".join(told))
 
 
-def _column_of_totals(counts: sp.csr_matrix, genes: np.ndarray) -> int | None:
-    """Return the feature that is the sum of all other genes in every spot, if there is one."""
+def _columns_of_totals(counts: sp.csr_matrix, genes: np.ndarray) -> list[int]:
+    """Return the features that are the sum of all other genes in every spot; none are there, or one, or the same one again."""
     chosen = np.flatnonzero(genes)
     if len(chosen) <= _TOTAL_OF_FEATURES or not counts.nnz:
-        return None
+        return []
     # One spot tells of almost every feature that it is none.
     fullest = counts[int(np.diff(counts.indptr).argmax())].toarray().ravel().astype(np.int64)[chosen]
-    for column in chosen[2 * fullest == fullest.sum()]:
-        own = counts[:, [column]].toarray().ravel().astype(np.int64)
+    for times in range(1, _MOST_TOTALS + 1):
+        columns = chosen[(times + 1) * fullest == fullest.sum()]
+        if len(columns) != times:
+            continue
+        own = counts[:, columns].toarray().astype(np.int64)
         of_spots = np.asarray(counts[:, chosen].sum(axis=1, dtype=np.int64)).ravel()
-        if (own > 0).sum() >= _TOTAL_IN_SPOTS and (2 * own == of_spots).all():
-            return int(column)
-    return None
+        if (own[:, 0] > 0).sum() >= _TOTAL_IN_SPOTS and ((times + 1) * own == of_spots[:, None]).all():
+            return columns.tolist()
+    return []
 
 
 def _refuse_unplaced(table: pd.DataFrame, slide_id: str) -> None:

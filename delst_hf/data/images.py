@@ -127,7 +127,7 @@ def read_image(path: str | Path) -> np.ndarray:
         orientation = int(image.getexif().get(_ORIENTATION, 0))
         deep = _deep_png(path) if image.format == "PNG" else None
         dpi = image.info.get("dpi")
-        pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep)
+        pixels = to_rgb(np.asarray(_plain(image)) if deep is None else deep, name=path.name)
     refuse_turned(orientation, path.name, "exiftool -Orientation= FILE")
     if dpi and float(dpi[0]) > 0:
         stated = pixels.view(StatedImage)

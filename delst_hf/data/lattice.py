@@ -14,6 +14,8 @@ import numpy as np
 _STEP_TOLERANCE, _ANGLE_TOLERANCE = 1.05, 3.5
 # Beyond this distance from its place, in steps, a spot is not on the lattice; this share of the spots must be on it.
 _OFF_PLACE, _SHARE_IN_PLACE = 0.25, 0.9
+# This share of the spots may lie beyond either end of a lattice.
+_ASTRAY = 0.01
 # Cosine of 2.6 degrees.
 _UPRIGHT = 0.999
 # Spots that are enough to see a lattice where array positions do not tell it, and to say that every second place is empty;
@@ -31,6 +33,7 @@ class SpotArray:
         pitch_um: Distance of the centres of nearest neighbours, in micrometres.
         spot_um: Diameter of a spot, or side of a bin.
         stated_um: Diameters that files mean when they state a spot's diameter in pixels, the likeliest first.
+        places: Most places along a side of the lattice; None where that does not tell it from others.
     """
 
     name: str
@@ -38,11 +41,13 @@ class SpotArray:
     pitch_um: float
     spot_um: float
     stated_um: tuple[float, ...]
+    places: int | None = None
 
 
 VISIUM = SpotArray("Visium", "hexagonal", 100.0, 55.0, (65.0, 55.0))
-# 1,007 spots on 31 x 33 places, whose two axes are 200 um.
-LEGACY = SpotArray("Spatial Transcriptomics", "square", 200.0, 100.0, (100.0,))
+# 1,007 spots on 31 x 33 places, whose two axes are 200 um. Chips of channels that cross (DBiT-seq) are squares too, of 50 x 50
+# places and more.
+LEGACY = SpotArray("Spatial Transcriptomics", "square", 200.0, 100.0, (100.0,), places=40)
 # About 2,000 spots on every second place of 66 x 63: 6.5 x 6.9 mm in all, 100 um by 111 um from place to place, so that the
 # nearest neighbours, on the diagonals, are 150 um apart.
 LEGACY_2K = SpotArray("Spatial Transcriptomics", "checkerboard", 150.0, 100.0, (100.0, 110.0))
@@ -59,6 +64,7 @@ class Lattice:
         steps_px: The two shortest steps from spot to spot in pixels (2,).
         angle: Between them, in degrees, 60 to 90.
         by_index: Whether array positions took part, so that missing spots and few spots do not matter.
+        places: From the first to the last spot along each of the two steps, both counted.
     """
 
     kind: str
@@ -66,12 +72,17 @@ class Lattice:
     steps_px: tuple[float, float]
     angle: float
     by_index: bool
+    places: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         if self.kind == "unknown":
             return f"steps of {self.steps_px[0]:.1f} and {self.steps_px[1]:.1f} px at {self.angle:.0f} degrees"
         plural = {"hexagonal": "hexagons", "square": "squares", "checkerboard": "a checkerboard"}[self.kind]
-        return f"{plural} of {self.pitch_px:.1f} px"
+        large = self.kind == "square" and max(self.places) > (LEGACY.places or 0)
+        places = (
+            f" and {self.places[0]} x {self.places[1]} places, more than the array of 1,007 spots has" if large else ""
+        )
+        return f"{plural} of {self.pitch_px:.1f} px{places}"
 
 
 def bins(side_um: float, name: str = "Visium HD") -> SpotArray:
@@ -102,8 +113,11 @@ def arrays_named(technology: str, bin_um: float | None = None) -> tuple[SpotArra
 
 
 def matching_array(lattice: Lattice | None, candidates: tuple[SpotArray, ...]) -> SpotArray | None:
-    """Return the array among the candidates whose lattice is of the kind that was measured."""
-    return next((array for array in candidates if lattice is not None and array.kind == lattice.kind), None)
+    """Return the array among the candidates whose lattice is of the kind that was measured, and as large."""
+    if lattice is None:
+        return None
+    fitting = (array for array in candidates if array.kind == lattice.kind)
+    return next((array for array in fitting if array.places is None or max(lattice.places) <= array.places), None)
 
 
 def measure_lattice(pixels: np.ndarray, array: np.ndarray | None = None) -> Lattice | None:
@@ -133,7 +147,7 @@ def measure_lattice(pixels: np.ndarray, array: np.ndarray | None = None) -> Latt
             if found is not None and found.kind != "unknown":
                 return found
     basis = _neighbour_steps(pixels)
-    return None if basis is None else _described(basis, by_index=False)
+    return None if basis is None else _described(basis, pixels, by_index=False)
 
 
 def index_steps(array: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
@@ -202,7 +216,7 @@ def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
     basis = _index_basis(np.rint(array[some] - array[some[0]]).astype(np.int64))
     if basis is None:
         return None
-    lattice = _described(basis @ steps, by_index=True)
+    lattice = _described(basis @ steps, array @ steps, by_index=True)
     every_second = abs(round(np.linalg.det(basis))) % 4 == 2 and len(array) >= _ENOUGH_FOR_PARITY
     if lattice.kind == "square" and every_second:  # by its angle alone it would be squares turned by 45 degrees
         return replace(lattice, kind="checkerboard", pitch_px=float(np.sqrt(lattice.steps_px[0] * lattice.steps_px[1])))
@@ -289,8 +303,8 @@ def _shortest(basis: np.ndarray) -> np.ndarray:
     return np.array([first, second if first @ second >= 0 else -second])
 
 
-def _described(basis: np.ndarray, by_index: bool) -> Lattice:
-    """Kind and pitch of the lattice of two steps (2, 2)."""
+def _described(basis: np.ndarray, pixels: np.ndarray, by_index: bool) -> Lattice:
+    """Kind and pitch of the lattice of two steps (2, 2), and how many of them the spots (spots, 2) reach."""
     first, second = _shortest(basis)
     lengths = float(np.hypot(*first)), float(np.hypot(*second))
     area = abs(float(np.linalg.det(np.array([first, second]))))
@@ -303,4 +317,6 @@ def _described(basis: np.ndarray, by_index: bool) -> Lattice:
             kind, pitch = "square", float(np.sqrt(area))
         elif angle >= 80:  # the rhombs of the array of 2,000 spots: 83.9 degrees
             kind, pitch = "checkerboard", float(np.sqrt(lengths[0] * lengths[1]))
-    return Lattice(kind, pitch, lengths, angle, by_index)
+    along = pixels[np.isfinite(pixels).all(axis=1)] @ np.linalg.inv(np.array([first, second]))
+    reach = np.rint(np.subtract(*np.quantile(along, [1 - _ASTRAY, _ASTRAY], axis=0))).astype(int) + 1
+    return Lattice(kind, pitch, lengths, angle, by_index, (int(reach[0]), int(reach[1])))

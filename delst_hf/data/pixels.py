@@ -76,7 +76,9 @@ def _bits(sample: np.ndarray, high: float) -> int:
     return min(needed, 15) if sample.dtype == np.int16 else needed
 
 
-def to_rgb(array: np.ndarray, white: float | None = None, premultiplied: bool = False) -> np.ndarray:
+def to_rgb(
+    array: np.ndarray, white: float | None = None, premultiplied: bool = False, name: str = "the image"
+) -> np.ndarray:
     """Convert a grey, RGB or RGBA array to uint8 RGB.
 
     Args:
@@ -84,6 +86,7 @@ def to_rgb(array: np.ndarray, white: float | None = None, premultiplied: bool = 
             to 16 bits, or float in 0..1 or in 0..255.
         white: the value that is white; by default it is told by the array itself, which must then be the whole image.
         premultiplied: whether colours were multiplied by their opacity before they were stored.
+        name: for messages.
 
     Returns:
         uint8 (height, width, 3); the input itself when it is that already. What is transparent is laid on white.
@@ -96,12 +99,13 @@ def to_rgb(array: np.ndarray, white: float | None = None, premultiplied: bool = 
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
         raise ValueError(
-            f"the image has shape {array.shape}. Allowed: (height, width), or (height, width, channels) with 1 to 4 "
+            f"{name} has shape {array.shape}. Allowed: (height, width), or (height, width, channels) with 1 to 4 "
             "channels last. Transpose it, or pick the RGB image."
         )
     if white is None:
-        white = white_level(array[:, :, :-1] if array.shape[2] in (2, 4) else array)  # opacity may have all its bits
-        check_opacity(array, white)
+        colours = array[:, :, :-1] if array.shape[2] in (2, 4) else array  # opacity may have all its bits
+        white = white_level(colours, name)
+        check_opacity(array, white, name)
     array = to_eight_bits(array, white)
     if array.shape[2] in (2, 4):
         alpha = array[:, :, -1:].astype(np.float32) / 255

@@ -225,8 +225,8 @@ def legacy_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None,
     known = matching_array(lattice, arrays_named("Spatial Transcriptomics"))
     if known is None:
         return [], None, (
-            f"the spots lie on {lattice}; known are squares of 200 um (1,007 spots) and a checkerboard of 150 um between "
-            "diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
+            f"the spots lie on {lattice}; known are squares of 200 um (1,007 spots on 31 x 33 places) and a checkerboard "
+            "of 150 um between diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
         )  # fmt: skip
     along_x, along_y, pitch = median_pitch(array, pixels, lattice)
     diagonal = "" if known is LEGACY else f", {pitch:.1f} px between diagonal neighbours"

@@ -51,6 +51,17 @@ def plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if as_number is None else as_number for name, (as_number, value) in found.items()}
 
 
+def unwrapped(text: str) -> str:
+    """Return a text without the quotes that an exporter left around it, nor the b'' of Python's bytes.
+
+    >>> unwrapped("b'tumour'"), unwrapped('"stroma"'), unwrapped("5'")
+    ('tumour', 'stroma', "5'")
+    """
+    if len(text) > 2 and text[-1] in "'\"" and text.removeprefix("b")[:1] == text[-1]:
+        return text.removeprefix("b")[1:-1].strip()
+    return text
+
+
 def is_missing(value: Any) -> bool:
     """Say whether a value stands for none: None, NaN, NA, and the texts that tools write for these."""
     value = plain(value)
@@ -138,7 +149,7 @@ def identifier(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    return unwrapped(str(value).strip())
 
 
 def identifiers(values: Iterable[Any]) -> list[str]:
@@ -174,7 +185,7 @@ def label(value: Any) -> str | None:
         raise ValueError(
             f"label {value!r} is not text. Allowed: text, numbers, booleans, or nothing where it is unknown."
         )
-    text = unicodedata.normalize("NFC", " ".join(str(value).split()))
+    text = unwrapped(unicodedata.normalize("NFC", " ".join(str(value).split())))
     if text.lower() in _MISSING:
         return None
     if _WHOLE.fullmatch(text):

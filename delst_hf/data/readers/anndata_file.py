@@ -11,9 +11,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ...errors import reading
-from ..counts import as_counts, check_counts, describe_bad_counts, make_genes
+from ..counts import as_counts, check_counts, describe_bad_counts, make_genes, with_whole_indices
 from ..declared import check_hdf5, check_zarr
-from ..features import holds_ids, holds_ids_of_genes
+from ..features import holds_ids, holds_ids_of_genes, holds_symbols
 from ..images import check_readable
 from ..scratch import plain_file
 from ..values import texts
@@ -32,7 +32,9 @@ _SYMBOL_COLUMNS = (
     "symbol", "genesymbols", "genesymbol", "featurename", "genename", "genenames", "geneshortname", "externalgenename",
     "hgncsymbol", "mgisymbol", "symbols", "name",
 )  # fmt: skip
-_TYPE_COLUMNS = ("featuretypes", "featuretype", "featurebiotype")
+_TYPE_COLUMNS = (
+    "featuretypes", "featuretype", "featurebiotype", "modality", "genetype", "genebiotype", "biotype", "assay",
+)  # fmt: skip
 _INCLUDED_COLUMNS, _FILTERED_COLUMNS = ("filteredprobes", "included"), ("featureisfiltered",)
 _TRUE, _FALSE = (
     {"1", "1.0", "true", "t", "yes", "in"},
@@ -58,8 +60,22 @@ def open_anndata(path: str | Path) -> "AnnData":
     if path.is_file():
         check_readable(path, "AnnData")
     with reading(path, "AnnData", "The file is truncated or no AnnData: write or download it again."):
-        check_zarr(path) if path.is_dir() else check_hdf5(path)
+        check_zarr(path) if path.is_dir() else _check_h5ad(path)
         return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+
+
+def _check_h5ad(path: Path) -> None:
+    """Refuse sizes that cannot be, and a matrix of which nothing says how it is stored."""
+    import h5py
+
+    check_hdf5(path)
+    with h5py.File(path, "r") as file:
+        matrix = file.get("X")
+        if isinstance(matrix, h5py.Group) and not {"encoding-type", "h5sparse_format"} & set(matrix.attrs):
+            raise ValueError(
+                f"{path}: X is a group {sorted(matrix)} without the attribute 'encoding-type', so nothing says how it is "
+                "stored. Write the file again, in Python by adata.write_h5ad, in R by anndataR or zellkonverter."
+            )
 
 
 def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
@@ -84,6 +100,7 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
         for name in _layers(adata)
         if describe_bad_counts(adata.raw.X if name == "raw" else adata.layers[name]) is None
     ]
+    matrix = with_whole_indices(matrix, f"slide {slide_id!r}: the matrix")
     hint = (
         f"layers with counts in this file: {found}; choose with layer (--layer)"
         if found
@@ -103,6 +120,7 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
     names = [str(name) for name in var.index]
     ids, symbols = _column(var, _ID_COLUMNS) or _column_of_ids(var), _column(var, _SYMBOL_COLUMNS)
     if holds_ids(names):
+        symbols = symbols or _column_of_symbols(var)
         ids, names = (ids if ids is not None and not holds_ids_of_genes(names) else names), symbols or [""] * len(names)
     included: Sequence[object] | None = _column(var, _INCLUDED_COLUMNS)
     filtered = _column(var, _FILTERED_COLUMNS)
@@ -120,6 +138,16 @@ def _column_of_ids(var: pd.DataFrame) -> list[str] | None:
             values := [str(value) for value in var[column]]
         ):
             return values
+    return None
+
+
+def _column_of_symbols(var: pd.DataFrame) -> list[str] | None:
+    """Return the first column that holds symbols of genes, whatever it is called: names in one word, nearly all different."""
+    for column in var:
+        if var[column].dtype.kind not in "biufc":
+            names = texts(var[column])
+            if holds_symbols(names) and not holds_ids(names):
+                return names
     return None
 
 

@@ -6,6 +6,7 @@ uns["spatial"][library_id]["scalefactors"]                tissue_hires_scalef, s
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 # The sharpest first. "fullres" is CELLxGENE's, in the frame of obsm["spatial"] itself; "downscaled_fullres" is HEST's.
 _IMAGES = ("fullres", "hires", "downscaled_fullres", "lowres")
+
+# Columns of x and of y in a table of positions: Space Ranger's, Seurat's, SpatialExperiment's, squidpy's.
+_X = r"x|pxl_col(_in_fullres)?|image_?col|(pixel|center|centroid|spatial)_x|x_(centroid|location|coord|pixel)"
+_Y = r"y|pxl_row(_in_fullres)?|image_?row|(pixel|center|centroid|spatial)_y|y_(centroid|location|coord|pixel)"
 
 
 @reader
@@ -315,7 +320,7 @@ def _image(
     )
     for other in sizes.keys() - {key}:
         check_image_size(name, np.shape(images[key]), f"the {key} image", sizes[other], factor)
-    return to_rgb(np.asarray(images[key])), factor
+    return to_rgb(np.asarray(images[key]), name=f"{name}: the {key} image"), factor
 
 
 def _scale(
@@ -350,13 +355,21 @@ def _scale(
     return settle_scale(slide_id, witnesses, frame="full-resolution pixel", unknown=unknown), array
 
 
+def _positions(spatial: Any) -> np.ndarray:
+    """Return x and y (spots, 2) of obsm["spatial"], by the names of its columns where these tell which is which."""
+    table = spatial if isinstance(spatial, pd.DataFrame) else pd.DataFrame()
+    named = [[column for column in table if re.fullmatch(pattern, str(column), re.I)] for pattern in (_X, _Y)]
+    chosen = table[[named[0][0], named[1][0]]] if all(len(columns) == 1 for columns in named) else spatial
+    return np.asarray(chosen, dtype=float)
+
+
 def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> pd.DataFrame:
     if "spatial" not in adata.obsm:
         raise KeyError(
             f"{name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}. Store x, y in "
             "full-resolution pixels there."
         )
-    xy = np.asarray(adata.obsm["spatial"], dtype=float)
+    xy = _positions(adata.obsm["spatial"])
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ValueError(f"{name}: obsm['spatial'] has shape {xy.shape}. Allowed: (spots, 2), columns x and y.")
     obs = adata.obs

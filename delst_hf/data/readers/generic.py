@@ -119,7 +119,10 @@ def read_generic(
     lattice = measure_lattice(result[["y", "x"]].to_numpy(float), places)
     array = find_array(lattice, technology, bin_um=spot_um, named_by_place=by_name is not None)
     witnesses = [*given(mpp), *lattice_states(lattice, array), *image_states(pixels, Path(image).name)]
-    scale_found = settle_scale(slide_id, witnesses, unknown=f"{Path(image).name} does not state it")
+    unknown = f"{Path(image).name} does not state it"
+    if lattice is not None:
+        unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
+    scale_found = settle_scale(slide_id, witnesses, unknown=unknown)
     if slide_column is None:
         result = result.join(sample_columns(spots), rsuffix=" of the table")
     if label_column is not None:

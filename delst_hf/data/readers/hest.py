@@ -183,7 +183,9 @@ def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatc
     import h5py
 
     library = next(iter(adata.uns["spatial"].values()))
-    image = to_rgb(np.asarray(library["images"]["downscaled_fullres"]))
+    image = to_rgb(
+        np.asarray(library["images"]["downscaled_fullres"]), name=f"{sample}.h5ad: the downscaled_fullres image"
+    )
     scale = positive(
         library["scalefactors"].get("tissue_downscaled_fullres_scalef"),
         f"{sample}.h5ad: tissue_downscaled_fullres_scalef",

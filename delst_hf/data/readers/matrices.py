@@ -126,8 +126,9 @@ def _features_of(group: Any, old_form: bool) -> pd.DataFrame:
         return make_genes(texts(group["gene_names"][:]), texts(group["genes"][:]))
     known = ("id", "name", "feature_type", "gene_id", "gene_name", "filtered_probes", "included")
     told = {name: texts(group["features"][name][:]) for name in known if name in group["features"]}
+    ids = told["id"]
     return make_genes(
-        told.get("gene_name", told["name"]), told.get("gene_id", told["id"]), feature=told["id"] if "gene_id" in told else None,
+        told.get("gene_name", told.get("name", ids)), told.get("gene_id", ids), feature=ids if "gene_id" in told else None,
         feature_type=told.get("feature_type"), included=told.get("filtered_probes", told.get("included")),
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ...errors import reader, reading
@@ -34,7 +33,7 @@ from ..scale import (
 )
 from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
-from ..values import identifiers, plain_values
+from ..values import identifiers, number, plain_values
 from .anndata_file import tissue_flags
 from .deposit import standard_layout
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
@@ -338,16 +337,19 @@ def scale_factors(spatial: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no scalefactors_json.json in {spatial}. Give the whole `outs` folder.")
     try:
-        return plain_values(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
+        factors = json.loads(path.read_text())
+    except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}. It is truncated: download it again.") from error
+    if not isinstance(factors, dict):
+        raise ValueError(f"{path} holds no scale factors by name but {type(factors).__name__}. Download it again.")
+    return plain_values(factors)
 
 
 def _factor(factors: dict[str, Any], name: str, where: Path) -> float:
-    value = factors.get(name)
-    if value is None or not np.isfinite(value) or value <= 0:
+    value = number(factors.get(name))
+    if value is None or value <= 0:
         raise KeyError(
-            f"{name} is {value} in scalefactors_json.json of {where}; it has {sorted(factors)}. Give the micrometres per pixel "
-            "(--mpp), or the full-resolution image (--image)."
+            f"{name} is {factors.get(name)!r} in scalefactors_json.json of {where}; it has {sorted(factors)}. Allowed: a "
+            "positive number. Give the full-resolution image (--image), or correct the factor."
         )
-    return float(value)
+    return value
