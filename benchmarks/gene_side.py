@@ -26,8 +26,8 @@ from delst_hf.evaluation.linear_probe import macro_f1, macro_recall
 from delst_hf.evaluation.preparation import FlooredScaler
 from delst_hf.evaluation.protocols.hierarchy import explained_by_labels, rank_correlation
 from delst_hf.evaluation.protocols.probes import label_probe
+from delst_hf.model.feature_extraction_delst import log_normalize
 from delst_hf.model.lorentz import log_map0, radius
-from delst_hf.model.normalization import log_normalize
 
 SECTIONS = ("A1", "B1", "C1", "D1", "E1", "F1", "G2", "H1")
 PRETRAINING = ("C2", "C3", "C4")

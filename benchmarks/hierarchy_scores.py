@@ -23,7 +23,7 @@ from delst_hf.evaluation.reliability import selective_prediction
 from delst_hf.evaluation.retrieval import bidirectional_retrieval
 from delst_hf.evaluation.subjects import Subject
 from delst_hf.model.entailment import cone_membership
-from delst_hf.model.normalization import log_normalize
+from delst_hf.model.feature_extraction_delst import log_normalize
 
 Scores = dict[str, dict[str, float]]
 SELECTIVE = {"spearman": "rho", "excess_aurc": "aurc"}

@@ -9,7 +9,6 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -158,40 +157,3 @@ def yaml_header(values: Mapping[str, Any]) -> str:
     """
     text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, width=2**20)
     return f"---\n{text}---\n"
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Return the YAML between the first two lines ``---`` of a README; empty where there is none.
-
-    Raises:
-        ValueError: If it is not YAML.
-    """
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    marks = [number for number, line in enumerate(text) if line.rstrip() == "---"]
-    if len(marks) < 2 or marks[0] != 0:
-        return {}
-    try:
-        header = yaml.safe_load("\n".join(text[1 : marks[1]]))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"the header of {path} is not YAML ({said}). Correct what stands between the first two lines '---'."
-        ) from error
-    return header if isinstance(header, dict) else {}
-
-
-def license_of(header: Mapping[str, Any]) -> str | None:
-    """License that the header of a README states: its name where the identifier is "other"; None where it states none.
-
-    Examples:
-        >>> license_of({"license": "other", "license_name": "ours"})
-        'ours'
-    """
-    found = header.get("license")
-    if isinstance(found, list):
-        found = ", ".join(map(str, found))
-    if found == "other":
-        found = header.get("license_name") or found
-    return None if found is None else str(found)

@@ -14,8 +14,7 @@ import pytest
 from faults import killed_at_every_event, run_in_child
 
 from delst_hf.atomic import folders as folders_module
-from delst_hf.atomic.files import check_file_output, write_file, write_text
-from delst_hf.atomic.folders import complete_or_nothing, recover
+from delst_hf.atomic.files import check_file_output, complete_or_nothing, recover, write_file, write_text
 from delst_hf.atomic.locks import BusyError, locked
 
 pytestmark = pytest.mark.fault("files and folders")

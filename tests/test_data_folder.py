@@ -18,7 +18,7 @@ from delst_hf.data.folder import check_gene_indices, open_folder
 from delst_hf.data.manifest import MANIFEST
 from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
-from delst_hf.markup import license_of, read_header
+from delst_hf.record import license_of, read_header
 
 pytestmark = pytest.mark.fault("damaged dataset folders")
 

@@ -8,8 +8,8 @@ from delst_hf.evaluation.embed import embed
 from delst_hf.evaluation.expression import expression_prediction, most_variable_genes
 from delst_hf.evaluation.result_tables import format_results
 from delst_hf.evaluation.run import Evaluation, evaluate_checkpoint
+from delst_hf.model.feature_extraction_delst import log_normalize
 from delst_hf.model.lorentz import log_map0
-from delst_hf.model.normalization import log_normalize
 
 
 def test_embeddings_are_the_models_in_order(tiny_model, tiny_processor, toy_study):

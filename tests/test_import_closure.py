@@ -29,7 +29,7 @@ def test_a_training_run_without_the_hub_reads_few_files():
 
 
 @pytest.mark.parametrize(
-    ("module", "reads"), [("model/lorentz", {"model/lorentz"}), ("model/normalization", {"model/normalization"})]
+    ("module", "reads"), [("model/lorentz", {"model/lorentz"}), ("atomic/files", {"atomic/files"})]
 )
 def test_the_count_follows_imports_and_nothing_else(module, reads):
     assert closure(module) == reads

@@ -13,8 +13,8 @@ from delst_hf.data.schema import SLIDES
 from delst_hf.hub.card import check_filled, model_card, unfilled
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.hub.facts import FACTS
-from delst_hf.markup import Markdown, cell, fenced, fill, license_of, read_header, yaml_header
-from delst_hf.record import training_record
+from delst_hf.markup import Markdown, cell, fenced, fill, yaml_header
+from delst_hf.record import license_of, read_header, training_record
 
 pytestmark = pytest.mark.fault("hostile text in cards")
 

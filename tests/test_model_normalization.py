@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from delst_hf import DelstGeneFeatureExtractor
-from delst_hf.model.normalization import log_normalize
+from delst_hf.model.feature_extraction_delst import log_normalize
 
 
 class TestLogNormalize:

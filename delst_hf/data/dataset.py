@@ -32,8 +32,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic.files import check_folder_output, fsync
-from ..atomic.folders import complete_or_nothing, recover
+from ..atomic.files import check_folder_output, complete_or_nothing, fsync, recover
 from ..atomic.locks import locked
 from ..atomic.processes import end_with_parent
 from ..errors import mark_told, reading

@@ -16,19 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from ..atomic.files import link_or_copy
-from ..atomic.folders import complete_or_nothing, recover
+from ..atomic.files import complete_or_nothing, link_or_copy, recover
 from ..atomic.locks import locked
-from ..markup import license_of, read_header
+from ..record import license_of, read_header
 from .card import dataset_card
 from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
 from .genes import union_genes
 from .manifest import Entry, content_fingerprint, describe_files, write_manifest
 from .output import check_output
 from .part import WRITER
-from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
+from .schema import CONFIGS, GENES, SLIDES, SPLITS, SPOTS_SCHEMA
 from .shards import check_shards
-from .splits import SPLITS, SplitPlan, SplitRequest, check_leak, plan_split
+from .splits import SplitPlan, SplitRequest, check_leak, plan_split
 from .values import labels as clean_labels
 
 logger = logging.getLogger(__name__)

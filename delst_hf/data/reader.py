@@ -22,8 +22,7 @@ from huggingface_hub import snapshot_download
 
 from .folder import DatasetFolder, open_folder
 from .manifest import MANIFEST
-from .schema import CONFIGS, SPOTS
-from .splits import SPLITS
+from .schema import CONFIGS, SPLITS, SPOTS
 
 _REPOSITORY = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
 

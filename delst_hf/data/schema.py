@@ -70,4 +70,7 @@ SLIDES = Features(
     }
 )
 
+# Names of the splits, in the order in which their files of spots are read.
+SPLITS = ("train", "validation", "test")
+
 CONFIGS = {"spots": SPOTS, "genes": GENES, "slides": SLIDES}

@@ -7,8 +7,8 @@ from zlib import crc32
 import numpy as np
 
 from ..markup import Markdown, cell
+from .schema import SPLITS
 
-SPLITS = ("train", "validation", "test")
 UNITS = ("patient", "slide", "spot")
 
 

@@ -13,7 +13,7 @@ import scipy.sparse
 from datasets import Dataset
 from scipy.spatial import cKDTree
 
-from ..model.normalization import log_normalize
+from ..model.feature_extraction_delst import log_normalize
 from .study import Study
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ _LAZY = {
     "impute_by_retrieval": "protocols.imputation",
     "label_probe": "protocols.probes",
     "linear_probe": "linear_probe",
-    "log_normalize": ".model.normalization",
+    "log_normalize": ".model.feature_extraction_delst",
     "macro_f1": "linear_probe",
     "most_variable_genes": "expression",
     "permutation_within": "baselines",

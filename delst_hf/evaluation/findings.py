@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from ..model.normalization import log_normalize
+from ..model.feature_extraction_delst import log_normalize
 from .evidence import Arm, Evaluation, Space, Spots
 from .uncertainty import Bootstrap, Statistic
 

@@ -1,4 +1,4 @@
-"""One complete checkpoint folder: weights, configuration, processor, code, and the record of the training."""
+"""One complete checkpoint folder: weights, configuration, processor, code, the record of the training, and checksums."""
 
 import json
 import os
@@ -9,12 +9,17 @@ from safetensors import safe_open
 from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..atomic.files import link_or_copy
-from ..atomic.folders import complete_or_nothing
+from ..atomic.files import complete_or_nothing, link_or_copy, write_text
+from ..data.manifest import sha256
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, public_record
+
+CHECKSUMS = "checksums.json"
+FORMAT = "delst-checkpoint-1"
+WEIGHTS = "*.safetensors"
+_COVERED = (WEIGHTS, "*.safetensors.index.json", "config.json", "processor_config.json", TRAINING_RECORD)
 
 
 def save_checkpoint_folder(
@@ -45,8 +50,6 @@ def save_checkpoint_folder(
         >>> (folder / "model.safetensors").exists(), (folder / "training.json").exists()
         (True, True)
     """
-    from .checksums import write_checksums
-
     folder = Path(folder)
     check_finite(model)
     model.config.gene_config.vocabulary_hash = processor.feature_extractor.vocabulary_hash()
@@ -57,6 +60,13 @@ def save_checkpoint_folder(
             (partial / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
         write_checksums(partial)
     return folder
+
+
+def write_checksums(folder: Path) -> None:
+    """Write sizes and SHA-256 of weights, configuration, processor and record of a checkpoint folder that is finished."""
+    paths = sorted({path for pattern in _COVERED for path in folder.glob(pattern)})
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
+    write_text(folder / CHECKSUMS, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
 
 
 def check_finite(model: nn.Module, when: str = "") -> None:
@@ -120,7 +130,6 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     custom_object_save(model_class.__new__(model_class), target, config)  # type: ignore[arg-type]
     config.save_pretrained(target)
     from ..evaluation.results import RESULTS
-    from .checksums import write_checksums
 
     for name in (TRAINING_RECORD, RESULTS):
         if (folder / name).is_file():

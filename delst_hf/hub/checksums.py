@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint folder: written with it; compared before it is scored, used, trained further or pushed."""
+"""A checkpoint folder against its checksums: compared before it is scored, used, trained further or pushed."""
 
 import hashlib
 import json
@@ -10,26 +10,14 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..atomic.files import write_text
 from ..data.manifest import regular_size, sha256
-from ..record import TRAINING_RECORD
+from .checkpoint_folder import CHECKSUMS, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
-CHECKSUMS = "checksums.json"
-FORMAT = "delst-checkpoint-1"
 # What a checkpoint of a run in progress is marked with, which lists its files too (`pretraining.checkpoints`).
 _MARKER = "complete"
-_WEIGHTS = "*.safetensors"
-_COVERED = (_WEIGHTS, "*.safetensors.index.json", "config.json", "processor_config.json", TRAINING_RECORD)
 _AGAIN = f"Copy it again from where it came from. If you changed it yourself, delete its {CHECKSUMS}."
-
-
-def write_checksums(folder: Path) -> None:
-    """Write sizes and SHA-256 of weights, configuration, processor and record of a checkpoint folder that is finished."""
-    paths = sorted({path for pattern in _COVERED for path in folder.glob(pattern)})
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-    write_text(folder / CHECKSUMS, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
 
 
 def check_checksums(model: str | os.PathLike) -> None:
@@ -60,7 +48,7 @@ def weights_fingerprint(model: str | os.PathLike) -> str | None:
     True
     """
     folder = Path(model) if os.path.isdir(model) else Path(_located(model, "config.json") or "none").parent
-    digests = sorted(sha256(path) for path in folder.glob(_WEIGHTS))
+    digests = sorted(sha256(path) for path in folder.glob(WEIGHTS))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16] if digests else None
 
 
@@ -114,5 +102,5 @@ def _problems(model: str | os.PathLike, listed: Mapping[str, Any]) -> Iterator[s
 
 def _added(model: str | os.PathLike, listed: Mapping[str, Any]) -> list[str]:
     """Weights that were put beside those of a checkpoint: which of them are loaded would be chance."""
-    here = sorted(path.name for path in Path(model).glob(_WEIGHTS)) if os.path.isdir(model) else []
+    here = sorted(path.name for path in Path(model).glob(WEIGHTS)) if os.path.isdir(model) else []
     return [f"{name} was not written with it" for name in here if name not in listed]

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..atomic.files import write_file
-from ..atomic.folders import complete_or_nothing
+from ..atomic.files import complete_or_nothing, write_file
 from .reliability import reliability
 from .shards import Shards
 from .source import PatchSource

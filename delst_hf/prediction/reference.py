@@ -12,8 +12,7 @@ import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ..atomic.files import check_folder_output
-from ..atomic.folders import complete_or_nothing
+from ..atomic.files import check_folder_output, complete_or_nothing
 from ..atomic.locks import locked
 from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study

@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ import yaml
 from datasets import Dataset
 from transformers import ViTImageProcessorPil, set_seed
 
-from ..atomic.processes import end_like_interrupted
 from ..data.collator import DelstCollator, FeatureCollator
 from ..data.study import Study, hierarchy_level
 from ..data.vocabulary import GeneMoments, choose_genes, gene_moments
@@ -334,11 +334,14 @@ def choose_vocabulary(
         train_slides: Slides of the run; a vocabulary that others had a part in is refused.
     """
     if data.vocabulary is None:
-        from ..data.vocabulary_file import gene_names_of
+        include: list[str] = []
+        if data.include_genes:
+            from ..data.vocabulary_file import gene_names_of
 
+            include = gene_names_of(data.include_genes)
         return choose_genes(
             study, train_slides, ranking=data.ranking, num_genes=data.num_genes, min_spots=data.min_spots,
-            include=gene_names_of(data.include_genes) if data.include_genes else (), moments=moments,
+            include=include, moments=moments,
         )  # fmt: skip
     if data.include_genes:
         raise ValueError(
@@ -359,8 +362,6 @@ def build(
         vocabulary: Names of the genes that the model reads.
         features: Features that stand in for a backbone.
     """
-    from ..errors import reading
-
     side = model.image_size
     if features is not None and model.stain_normalization != "none":
         raise ValueError(
@@ -368,7 +369,7 @@ def build(
             "what they were when the features were made. Leave one of the two out."
         )
     if model.vision is not None:
-        with reading(model.vision, "vision backbone", _NO_BACKBONE):
+        with _reading_backbone(model.vision):
             image_processor = load_image_processor(model.vision, side)
     else:
         image_processor = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
@@ -382,12 +383,18 @@ def build(
         place = DelstFeaturesConfig(hidden_size=features.width, encoder=features.encoder)
         return DelstModel(DelstConfig(vision_config=place, **config)), processor
     if model.vision is not None:
-        with reading(model.vision, "vision backbone", _NO_BACKBONE):
+        with _reading_backbone(model.vision):
             return DelstModel.from_vision_gene_pretrained(model.vision, **config), processor
     vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
     if side is not None:
         vision_config.setdefault("image_size", side)
     return DelstModel(DelstConfig(vision_config=vision_config, **config)), processor
+
+
+def _reading_backbone(vision: str) -> AbstractContextManager[None]:
+    from ..errors import reading
+
+    return reading(vision, "vision backbone", _NO_BACKBONE)
 
 
 def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Study, moments: GeneMoments) -> None:
@@ -461,6 +468,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
         argv: Its words without the program's name; those of the process by default.
         description: What ``--help`` begins with.
     """
+    from ..atomic.processes import end_like_interrupted
     from .help_groups import PRETRAINING
     from .options import CardArguments, parse_arguments
 

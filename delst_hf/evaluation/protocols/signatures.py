@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...model.normalization import log_normalize
+from ...model.feature_extraction_delst import log_normalize
 from ..evidence import Spots
 from ..findings import Findings
 from ..preparation import finite_matrix, missing_rows
