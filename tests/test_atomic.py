@@ -13,7 +13,7 @@ import time
 import pytest
 from faults import killed_at_every_event, run_in_child
 
-from delst_hf.atomic import folders as folders_module
+from delst_hf.atomic import files, locks
 from delst_hf.atomic.files import check_file_output, complete_or_nothing, recover, write_file, write_text
 from delst_hf.atomic.locks import BusyError, locked
 
@@ -110,7 +110,7 @@ def content(output):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_folder_is_old_or_new_at_every_kill(tmp_path, exchange, monkeypatch):
     if not exchange:
-        monkeypatch.setattr(folders_module, "_rename", only_plain_renames)
+        monkeypatch.setattr(files, "_rename", only_plain_renames)
     output = tmp_path / "data"
     make(output, "old")
     seen = set()
@@ -127,7 +127,7 @@ def test_a_folder_is_old_or_new_at_every_kill(tmp_path, exchange, monkeypatch):
 
 
 def only_plain_renames(source, target, flag):
-    if flag == folders_module._EXCHANGE:
+    if flag == files._EXCHANGE:
         raise OSError(22, "Invalid argument")
     os.rename(source, target)
 
@@ -170,7 +170,7 @@ def test_an_empty_folder_is_free(tmp_path):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of tmp_path/data."""
-    source = str(folders_module.__file__).replace("folders.py", "locks.py")
+    source = str(locks.__file__)
     code = (
         "import importlib.util, sys, time\n"
         f"spec = importlib.util.spec_from_file_location('locks', {source!r})\n"
