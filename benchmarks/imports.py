@@ -3,10 +3,13 @@
     python benchmarks/imports.py                       # one training run without the Hub
     python benchmarks/imports.py evaluation/run        # any module
 
-Rule: a file counts that is imported where a module is loaded, and then what that file imports so. Imports inside functions are
-not followed: in pretraining/ they are what only some runs need (the Hub, LoRA, FSDP, cached features, gradient caching,
-slide-aware batches, a checkpoint that is continued). Imports for type checking do not count, nor do `__init__` files without a
-statement.
+Rule: a file counts that is imported where a module is loaded, and then what that file imports so. Of a training run those
+count too that it imports within functions, if a plain run reaches them (`IN_EVERY_RUN`): a dataset folder, a backbone from
+scratch, a CPU, every other option at its default, no validation slides. tests/test_import_closure.py makes such a run and
+compares what it loaded, so that no import is hidden by where it stands. What only other runs load does not count: the Hub, a
+pretrained backbone that does not load, LoRA, FSDP, cached features, gradient caching, the kernels of a CUDA device, a
+vocabulary from a file, validation, a checkpoint that is continued. Nor do `report/`, which draws the log and changes nothing
+of the run, imports for type checking, and `__init__` files without a statement.
 """
 
 import ast
@@ -16,12 +19,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "delst_hf"
 TRAINING_RUN = "pretraining/run"
+IN_EVERY_RUN = ("data/colour", "pretraining/log")
 
 
-def closure(module: str) -> set[str]:
-    """Return the modules, paths below delst_hf without suffix, that loading a module loads, itself included."""
+def closure(*modules: str) -> set[str]:
+    """Return the modules, paths below delst_hf without suffix, that loading some modules loads, themselves included."""
     found: set[str] = set()
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         current = waiting.pop()
         if current not in found:
@@ -53,7 +57,7 @@ def _has_statements(module: str) -> bool:
 
 
 if __name__ == "__main__":
-    modules = closure(sys.argv[1] if len(sys.argv) > 1 else TRAINING_RUN)
+    modules = closure(*sys.argv[1:]) if len(sys.argv) > 1 else closure(TRAINING_RUN, *IN_EVERY_RUN)
     lines = sum(len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in modules)
     print("\n".join(sorted(modules)))
     print(f"{len(modules)} files, {lines} lines")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic.files import write_text
+from .options import add_command
 
 _README = """---
 title: {title}
@@ -24,14 +25,15 @@ A page on which an H&E slide is opened and what `{model}` says of it is looked a
 
 def add_demo(commands: Any) -> None:
     """Add `delst demo MODEL [SLIDE]`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "demo",
-        help="a page in the browser: a slide, its map, its reliability, the spots that a place looks like",
-        description="Serve a page (extra demo: gradio) on which one opens a slide, types genes or a signature, sees the map "
+        "a page in the browser: a slide, its map, its reliability, the spots that a place looks like",
+        "Serve a page (extra demo: gradio) on which one opens a slide, types genes or a signature, sees the map "
         "and its reliability over the tissue, and clicks a place to see its patch, the nearest spots of the reference and its "
         "place in the Poincare disk. --space writes the files of a Space of the Hub that shows the same.",
-        epilog="Examples:\n  delst demo runs/toy/expression slide.svs\n  delst demo USER/MODEL --space my-space",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "delst demo runs/toy/expression slide.svs",
+        "delst demo USER/MODEL --space my-space",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id, best with a head and a reference")
     parser.add_argument("slide", metavar="SLIDE", nargs="?", help="slide to open at the start")

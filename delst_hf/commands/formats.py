@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .format_options import (
+from .formats_10x import (
+    visium_arguments,
+    visium_hd_arguments,
+    visium_hd_jobs,
+    visium_jobs,
+    xenium_arguments,
+    xenium_jobs,
+)
+from .options import (
     Jobs,
     about_slide,
     add_about,
@@ -18,14 +26,6 @@ from .format_options import (
     each,
     one_image,
     split_names,
-)
-from .formats_10x import (
-    visium_arguments,
-    visium_hd_arguments,
-    visium_hd_jobs,
-    visium_jobs,
-    xenium_arguments,
-    xenium_jobs,
 )
 
 

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from .format_options import Jobs, about_slide, add_about, add_image_scale, check_files, each, one_image
+from .options import Jobs, about_slide, add_about, add_image_scale, check_files, each, one_image
 
 
 def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:

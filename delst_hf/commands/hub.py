@@ -11,20 +11,21 @@ from typing import Any
 from ..atomic.files import check_file_output, write_text
 from ..hub.facts import FACTS, FILES
 from ..markup import fenced
+from .options import add_command
 
 _Subparsers = Any
 
 
 def add_card(commands: _Subparsers) -> None:
     """Add `delst card`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "card",
-        help="the model card of a checkpoint, from the records of its run",
-        description="Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds "
+        "the model card of a checkpoint, from the records of its run",
+        "Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds "
         "stay placeholders, and are named at the end with the option that gives each.",
-        epilog="Example:\n  delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md\n"
-        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md",
+        "delst prepare toy --output toy-dataset   makes a dataset to try it on",
     )
     parser.add_argument("folder", metavar="MODEL_DIR", help="checkpoint folder")
     parser.add_argument("repo_id", metavar="USER/NAME", help="the repository it is for")
@@ -35,16 +36,16 @@ def add_card(commands: _Subparsers) -> None:
 
 def add_push(commands: _Subparsers) -> None:
     """Add `delst push`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "push",
-        help="a checkpoint, a dataset folder or a metric -> the Hugging Face Hub",
-        description="Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its "
+        "a checkpoint, a dataset folder or a metric -> the Hugging Face Hub",
+        "Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its "
         "configs. One commit, so that the repository is never half-written. Needs a token with the role write (hf auth login).",
-        epilog="Examples:\n  delst push runs/toy/pretrain/model me/toy --results runs/toy/results.json --license apache-2.0\n"
-        "  delst push --dataset toy-dataset me/toy-dataset --private\n"
-        "  delst push --metric gene_pearson me/gene_pearson\n"
-        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "delst push runs/toy/pretrain/model me/toy --results runs/toy/results.json --license apache-2.0",
+        "delst push --dataset toy-dataset me/toy-dataset --private",
+        "delst push --metric gene_pearson me/gene_pearson",
+        "delst prepare toy --output toy-dataset   makes a dataset to try it on",
     )
     parser.add_argument(
         "folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)"
@@ -68,15 +69,15 @@ def add_push(commands: _Subparsers) -> None:
 
 def add_doctor(commands: _Subparsers) -> None:
     """Add `delst doctor`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "doctor",
-        help="what is installed, what is reachable, and what to fix",
-        description="Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk "
+        "what is installed, what is reachable, and what to fix",
+        "Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk "
         "space. Exit status 1 when something is to be fixed.",
-        epilog="Examples:\n  delst doctor --backbone MahmoodLab/UNI\n"
-        "  delst doctor --model runs/toy/pretrain/model\n"
-        "  delst prepare toy --output toy-dataset   makes a dataset to try things on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "delst doctor --backbone MahmoodLab/UNI",
+        "delst doctor --model runs/toy/pretrain/model",
+        "delst prepare toy --output toy-dataset   makes a dataset to try things on",
     )
     parser.add_argument("--backbone", metavar="ID", help="check access to this backbone, gated or not")
     parser.add_argument(

@@ -7,22 +7,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .format_options import add_grid, split_names
+from .options import add_command, add_grid, split_names
 
 _Subparsers = Any
-
-
-def _parser(
-    commands: _Subparsers, name: str, summary: str, description: str, *examples: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog="Examples:\n" + "\n".join(f"  {example}" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +47,7 @@ def _add_patches(where: argparse._ArgumentGroup) -> None:
 
 def add_fit(commands: _Subparsers) -> None:
     """Add `delst fit MODEL DATASET`."""
-    parser = _parser(
+    parser = add_command(
         commands,
         "fit",
         "a head for expression or classes on the frozen features of a checkpoint",
@@ -84,7 +71,7 @@ def add_fit(commands: _Subparsers) -> None:
 
 def add_reference(commands: _Subparsers) -> None:
     """Add `delst reference MODEL DATASET`."""
-    parser = _parser(
+    parser = add_command(
         commands,
         "reference",
         "embeddings and profiles of training spots, kept beside a checkpoint",
@@ -105,7 +92,7 @@ def add_reference(commands: _Subparsers) -> None:
 
 def add_predict(commands: _Subparsers) -> None:
     """Add `delst predict MODEL SLIDE`."""
-    parser = _parser(
+    parser = add_command(
         commands,
         "predict",
         "a slide without counts -> expression, classes, embedding in .h5ad, .zarr or .parquet",
@@ -139,7 +126,7 @@ def add_predict(commands: _Subparsers) -> None:
 
 def add_retrieve(commands: _Subparsers) -> None:
     """Add `delst retrieve MODEL SLIDE`."""
-    parser = _parser(
+    parser = add_command(
         commands,
         "retrieve",
         "the training spots that a slide looks like: their genes, labels and names",
@@ -169,7 +156,7 @@ def add_retrieve(commands: _Subparsers) -> None:
 
 def add_embed(commands: _Subparsers) -> None:
     """Add `delst embed MODEL FILE.h5ad`."""
-    parser = _parser(
+    parser = add_command(
         commands,
         "embed",
         "embeddings and predictions into an AnnData that exists",

@@ -1,6 +1,6 @@
 """`delst prepare FORMAT`, `delst merge`, `delst vocabulary`: their arguments, and what they print.
 
-One `_add_*` a format; its `run` gives the list of jobs, functions without arguments that read one slide each. Imports of the
+One `_add_*` per format; its `run` gives the list of jobs, functions without arguments that read one slide each. Imports of the
 data room stay inside functions, so that `--help` does not wait for them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from ..atomic.files import check_file_output
 from . import formats as formats
 from . import sheet
-from .format_options import split_names
+from .options import add_command, split_names
 
 _Subparsers = Any
 
@@ -32,22 +32,10 @@ def add_prepare(commands: _Subparsers) -> None:
     )
     parsers = prepare.add_subparsers(required=True, metavar="FORMAT")
     for name, one in formats.FORMATS.items():
-        parser = parsers.add_parser(
-            name,
-            help=one.summary,
-            description=one.summary,
-            epilog="Examples:\n" + "\n".join(f"  {example}" for example in one.examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser = add_command(parsers, name, one.summary, one.summary, *one.examples)
         add_format(parser, one)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
-    parser = parsers.add_parser(
-        "sheet",
-        help=sheet.SUMMARY,
-        description=sheet.DESCRIPTION,
-        epilog=f"Example:\n  {sheet.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(parsers, "sheet", sheet.SUMMARY, sheet.DESCRIPTION, sheet.EXAMPLE)
     sheet.add_arguments(parser)
     _add_common(parser, 224, 0.0, True)
     parser.set_defaults(run=partial(_run_prepare, jobs=sheet.jobs))
@@ -61,12 +49,12 @@ def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: boo
 
 def add_merge(commands: _Subparsers) -> None:
     """Add `delst merge`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "merge",
-        help="several dataset folders -> one, with the union of their genes",
-        description="Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.",
-        epilog="Example:\n  delst merge st-dataset visium-dataset --output both-dataset --split patient",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "several dataset folders -> one, with the union of their genes",
+        "Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.",
+        "delst merge st-dataset visium-dataset --output both-dataset --split patient",
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="dataset folders made by delst prepare")
     parser.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
@@ -80,12 +68,12 @@ def add_merge(commands: _Subparsers) -> None:
 
 def add_vocabulary(commands: _Subparsers) -> None:
     """Add `delst vocabulary`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "vocabulary",
-        help="choose the genes that a model reads, on training slides only",
-        description="Chooses genes of a dataset folder, reading a row group at a time; writes one name a line.",
-        epilog="Example:\n  delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "choose the genes that a model reads, on training slides only",
+        "Chooses genes of a dataset folder, reading a row group at a time; writes one name per line.",
+        "delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt",
     )
     parser.add_argument("folder", metavar="DIR", help="dataset folder")
     parser.add_argument("--output", required=True, metavar="FILE", help="text file to write")
@@ -98,7 +86,7 @@ def add_vocabulary(commands: _Subparsers) -> None:
                         help="genes that come first, however they rank: comma-separated, or a file, one per line")  # fmt: skip
     parser.add_argument("--min-spots", type=float, default=0.02, metavar="SHARE",
                         help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
-    parser.add_argument("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one a line")
+    parser.add_argument("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one per line")
     parser.add_argument("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
     parser.set_defaults(run=_run_vocabulary)
 

@@ -7,20 +7,21 @@ from pathlib import Path
 from ..atomic.files import check_file_output, write_text
 from ..atomic.locks import locked
 from ..errors import reading
+from .options import add_command
 
 
 def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `delst report RESULTS`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
-        help="results -> one HTML file with every figure",
-        description="Draw results into one HTML file that opens without a network. Several results of the same data are "
+        "results -> one HTML file with every figure",
+        "Draw results into one HTML file that opens without a network. Several results of the same data are "
         "compared over runs, and the first runs of the first two models spot by spot.",
-        epilog="Example:\n  delst report results.json --output report.html\n"
-        "  delst report results.json --genes ERBB2,COL1A1 --opacity 0.6 --output report.html\n"
-        "  delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html\n"
-        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "delst report results.json --output report.html",
+        "delst report results.json --genes ERBB2,COL1A1 --opacity 0.6 --output report.html",
+        "delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html",
+        "delst prepare toy --output toy-dataset   makes a dataset to try it on",
     )
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
     parser.add_argument("--output", required=True, metavar="HTML", help="file to write")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import formats
-from .format_options import Jobs
+from .options import Jobs
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".txt")
 # Columns that every sheet may have, and the option that each becomes; `labels` is what the format calls it.

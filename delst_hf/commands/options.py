@@ -1,4 +1,4 @@
-"""Options that several source formats of `delst prepare` share, and the jobs of a format that takes several files."""
+"""What commands share: a parser with its examples, options of several source formats, the jobs of one of several files."""
 
 import argparse
 from collections.abc import Callable
@@ -7,6 +7,26 @@ from pathlib import Path
 from typing import Any
 
 Jobs = list[Callable[[], Any]]
+
+
+def add_command(commands: Any, name: str, summary: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: Of the command.
+        summary: Its line in the list of commands.
+        description: What its own help begins with.
+        *examples: Command lines at the end of its help.
+    """
+    shown = "\n".join(f"  {example}" for example in examples)
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"Example{'s' if len(examples) > 1 else ''}:\n{shown}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def split_names(names: str | None) -> list[str]:
