@@ -32,13 +32,16 @@ def colours_of_spots(spots: Any, number: int = 512) -> np.ndarray:
     """Return `patch_colours` of some spots of a dataset, spread evenly over all (at most `number`, 3).
 
     Args:
-        spots: Spots of a `Study`.
+        spots: Spots of a `Study`, or `SpotFiles`.
         number: How many at most.
     """
     from .collator import open_patch
 
-    some = np.unique(np.linspace(0, len(spots) - 1, number).astype(int))
-    images = spots.select_columns("image").with_format("arrow")[some.tolist()]["image"].to_pylist()
+    if hasattr(spots, "some_images"):  # they are streamed: a patch here and there would read as much as all of them
+        images = spots.some_images(number)
+    else:
+        some = np.unique(np.linspace(0, len(spots) - 1, number).astype(int))
+        images = spots.select_columns("image").with_format("arrow")[some.tolist()]["image"].to_pylist()
     return patch_colours(np.asarray(open_patch(image)) for image in images)
 
 

@@ -113,22 +113,22 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
         )
     manifest, there = read_manifest(path), _spot_names(path)
     if manifest is not None:
-        _refuse(path, problems_of_files(path, manifest, verify))
+        refuse(path, problems_of_files(path, manifest, verify))
         named = [name for name in manifest["files"] if name.startswith("spots/")]
-        _refuse(path, [f"{name} is not in {MANIFEST}" for name in sorted(set(there) - set(named))])
+        refuse(path, [f"{name} is not in {MANIFEST}" for name in sorted(set(there) - set(named))])
     else:
         logger.info(
             "%s has no %s (it is of an older version): its files cannot be compared with a list", path, MANIFEST
         )
         named = there
     names = [*_TABLES, *sorted(named)]
-    _refuse(path, [f"{name} is missing or not a regular file" for name in names if regular_size(path / name) is None])
+    refuse(path, [f"{name} is missing or not a regular file" for name in names if regular_size(path / name) is None])
     folder = _tables(path, sorted(named), manifest)
-    _refuse(path, list(_problems_of_slides(folder)))
+    refuse(path, list(problems_of_slides(folder)))
     if manifest is None or verify:
-        _refuse(path, [problem for files in folder.spots.values() for problem in _problems_of_spots(folder, files)])
+        refuse(path, [problem for files in folder.spots.values() for problem in _problems_of_spots(folder, files)])
     if manifest is None:
-        _refuse(path, list(_problems_of_readme(folder, verify)))
+        refuse(path, list(_problems_of_readme(folder, verify)))
     return folder
 
 
@@ -147,7 +147,8 @@ def refuse_links(folder: DatasetFolder) -> None:
         )
 
 
-def _refuse(path: Path, problems: Sequence[str]) -> None:
+def refuse(path: Path, problems: Sequence[str]) -> None:
+    """Refuse a folder that has problems, naming the first five."""
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
@@ -165,13 +166,13 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
     """Look at the footers of all files, and put the files of spots to the slides of the slides table."""
     footers = {name: _footer(path, name) for name in (*_TABLES, *names)}
     num_genes = footers["genes/genes.parquet"].num_rows
-    _refuse(path, [wrong for name, footer in footers.items() for wrong in _problems_of_columns(name, footer)])
-    _refuse(path, [wrong for name in names for wrong in _problems_of_ranges(name, footers[name], num_genes)])
+    refuse(path, [wrong for name, footer in footers.items() for wrong in _problems_of_columns(name, footer)])
+    refuse(path, [wrong for name in names for wrong in _problems_of_ranges(name, footers[name], num_genes)])
     slides = _read(path, "slides/slides.parquet", ["slide_id"])["slide_id"].to_pylist()
     if len(slides) != len(set(slides)):
-        _refuse(path, ["slides/slides.parquet names a slide twice"])
+        refuse(path, ["slides/slides.parquet names a slide twice"])
     unknown = sorted({slide_of(name) for name in names} - set(slides))
-    _refuse(path, [f"spots of {slide_id!r} belong to no row of slides/slides.parquet" for slide_id in unknown])
+    refuse(path, [f"spots of {slide_id!r} belong to no row of slides/slides.parquet" for slide_id in unknown])
     own: dict[str, list[str]] = {slide_id: [] for slide_id in slides}
     for name in names:
         own[slide_of(name)].append(name)
@@ -184,8 +185,8 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
     )
 
 
-def _problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
-    """Compare slides with spots, and both with the manifest."""
+def problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
+    """Compare slides with spots, and both with the manifest; say what is wrong."""
     expected = folder.manifest["slides"] if folder.manifest is not None else {}
     for slide_id, number in folder.rows.items():
         if not number:

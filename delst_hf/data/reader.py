@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -46,24 +48,51 @@ def find_folder(
     local = Path(path).expanduser()
     if local.exists():
         return open_folder(local, verify)
-    name = os.fspath(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"there is no dataset folder {name}{_near(local)}. Give a folder made by delst prepare, or the id USER/NAME of a "
-            "dataset of the Hub."
-        )
-    try:
+    name = hub_name(path)
+    with hub_explained(name):
         found = snapshot_download(
             name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(_REPOSITORY)
         )
+    return open_folder(found, verify)
+
+
+def hub_name(path: str | os.PathLike) -> str:
+    """Return what is not a folder here as a name of the Hub.
+
+    Raises:
+        FileNotFoundError: If it cannot be one.
+
+    >>> hub_name("me/toy-slides")
+    'me/toy-slides'
+    """
+    name = os.fspath(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"there is no dataset folder {name}{_near(Path(path).expanduser())}. Give a folder made by delst prepare, or the "
+            "id USER/NAME of a dataset of the Hub."
+        )
+    return name
+
+
+@contextmanager
+def hub_explained(name: str) -> Iterator[None]:
+    """Within this context an error of the Hub's client says which dataset it is about, and what to do.
+
+    Args:
+        name: Id of the dataset.
+
+    Raises:
+        OSError: In place of any error.
+    """
+    try:
+        yield
     except Exception as error:  # of a dozen kinds, by the client's HTTP library
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise OSError(
-            f"there is no dataset folder {name} here{_near(local)}, and the Hub does not give a dataset of that name ({said}). "
-            "Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is private; "
+            f"there is no dataset folder {name} here{_near(Path(name))}, and the Hub does not give a dataset of that name "
+            f"({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is private; "
             "HF_HUB_OFFLINE=1 allows only what was fetched before."
         ) from error
-    return open_folder(found, verify)
 
 
 def _near(path: Path) -> str:
@@ -86,7 +115,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
     Raises:
         ValueError: If a file cannot be read, or images are not in it.
     """
-    files = _in_order(folder)
+    files = files_in_order(folder)
     schema = pq.read_schema(files[0])
     own = Features.from_arrow_schema(schema.remove_metadata())
     builder = Parquet(
@@ -112,7 +141,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
 def split_of_spots(folder: DatasetFolder) -> list[str]:
     """Return the splits of each spot that `load_spots` gives, in its order: "train" where the folder is not split."""
     splits: list[str] = []
-    for file in _in_order(folder):
+    for file in files_in_order(folder):
         name = file.parent.name
         splits += [name if name in SPLITS else SPLITS[0]] * pq.read_metadata(file).num_rows
     return splits
@@ -143,8 +172,8 @@ def _frame(path: Path, without: str | None = None) -> pd.DataFrame:
     return table.replace_schema_metadata(None).to_pandas()
 
 
-def _in_order(folder: DatasetFolder) -> list[Path]:
-    """Files of spots in the order of the splits, by name within each."""
+def files_in_order(folder: DatasetFolder) -> list[Path]:
+    """Return the files of spots in the order of the splits, by name within each."""
     files = [file for own in folder.spots.values() for file in own]
     rank = {split: number for number, split in enumerate(SPLITS)}
     return sorted(files, key=lambda file: (rank.get(file.parent.name, -1), file.name))

@@ -175,15 +175,32 @@ class Study:
         """Return the same, `batch_size` spots at a time, for what a whole study is too large for."""
         columns = spots.select_columns(["gene_indices", "gene_counts"]).with_format("arrow")
         for start in range(0, max(len(spots), 1), batch_size):
-            table = columns[start : start + batch_size]
-            indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
-            lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
-            indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-            check_gene_indices(indices.flatten().to_numpy(), len(self.genes))
-            yield scipy.sparse.csr_matrix(
-                (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
-                shape=(len(lengths), len(self.genes)),
-            )
+            yield sparse_counts(columns[start : start + batch_size], len(self.genes))
+
+    def resident(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
+        """Return spots by number, as `subset` does here; a study that is streamed loads them."""
+        return self.subset(slide_ids, spot_split)
+
+    def with_level(self, spots: Dataset, key: str = "n_genes", seed: int = 0) -> Dataset:
+        """Return these spots with the column ``level``, the key by which the intra-modal loss orders them."""
+        return spots.add_column("level", hierarchy_level(spots, key, seed))
+
+
+def sparse_counts(table: pa.Table, num_genes: int) -> scipy.sparse.csr_matrix:
+    """Return the counts of rows of spots as a sparse matrix (rows, genes) float32.
+
+    Args:
+        table: Rows with ``gene_indices`` and ``gene_counts``.
+        num_genes: Rows of the table of genes.
+    """
+    indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
+    lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
+    indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    check_gene_indices(indices.flatten().to_numpy(), num_genes)
+    return scipy.sparse.csr_matrix(
+        (values.flatten().to_numpy().astype(np.float32), indices.flatten().to_numpy(), indptr),
+        shape=(len(lengths), num_genes),
+    )
 
 
 class SpotRows:

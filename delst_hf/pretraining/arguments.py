@@ -100,6 +100,15 @@ class DataArguments:
             "choices": LEVEL_KEYS,
         },
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read training spots where they lie, in the folder or on the Hub."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=4096, metadata={"help": "With streaming: spots that each loading process shuffles at a time."}
+    )
 
 
 def split_names(names: str) -> list[str]:

@@ -225,7 +225,7 @@ def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots:
     return {
         "seed": args.seed,
         "spots_per_batch": args.train_batch_size * args.world_size,
-        "training_spots": len(spots) if hasattr(spots, "__len__") else None,
+        "training_spots": _number_of(spots),
         "train_slides": run_facts.get("train_slides"),
         "level_key": run_facts.get("level_key"),
         "vocabulary": processor.feature_extractor.vocabulary_hash() if processor is not None else None,
@@ -274,12 +274,17 @@ def check_there_are_steps(args: Any, spots: Any) -> None:
             f"num_train_epochs={args.num_train_epochs:g} with max_steps={args.max_steps} is a run without a step. Set one of "
             "the two above 0."
         )
-    batch = args.train_batch_size * args.world_size
-    if hasattr(spots, "__len__") and not len(spots):
+    batch, number = args.train_batch_size * args.world_size, _number_of(spots)
+    if number == 0:
         raise ValueError("There are no training spots, so there would be no step. Train on other slides.")
-    if hasattr(spots, "__len__") and args.dataloader_drop_last and len(spots) < batch:
+    if number is not None and args.dataloader_drop_last and number < batch:
         raise ValueError(
-            f"{len(spots)} training spots make no batch of {batch} ({args.train_batch_size} for each of {args.world_size} "
+            f"{number} training spots make no batch of {batch} ({args.train_batch_size} for each of {args.world_size} "
             "processes), so there would be no step. Lower --per_device_train_batch_size, train on more slides, or set "
             "--dataloader_drop_last false."
         )
+
+
+def _number_of(spots: Any) -> int | None:
+    """Return how many spots there are to train on; a stream has the length of one process, in batches."""
+    return getattr(spots, "num_rows", len(spots) if hasattr(spots, "__len__") else None)

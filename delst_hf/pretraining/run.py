@@ -9,8 +9,9 @@ folder = save_run(trainer)
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from datasets import Dataset
 from transformers import ViTImageProcessorPil, set_seed
 
 from ..data.collator import DelstCollator, FeatureCollator
-from ..data.study import Study, hierarchy_level
+from ..data.study import Study
 from ..data.vocabulary import GeneMoments, choose_genes, gene_moments
 from ..hub.checkpoint_folder import save_checkpoint_folder
 from ..model.configuration_delst import DelstConfig, DelstFeaturesConfig
@@ -80,11 +81,25 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
     try:
         with own_output(training.output_dir):
             checkpoint = resume_point(output, training.resume_from_checkpoint)
-            trainer = assemble(Study.load(data.dataset), data, model, training, card)
+            trainer = assemble(open_study(data, training), data, model, training, card)
             trainer.train(resume_from_checkpoint=checkpoint)
             return save_run(trainer)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(output)) from None
+
+
+def open_study(data: DataArguments, training: DelstTrainingArguments) -> Study:
+    """Open the dataset of a run; with ``streaming`` its spots stay where they are.
+
+    >>> open_study(DataArguments("runs/toy/data", streaming=True), DelstTrainingArguments("runs/mine")).slide_ids[0]
+    'toy_A1'
+    """
+    if not data.streaming:
+        return Study.load(data.dataset)
+    from .streaming import check_streaming, open_streamed
+
+    check_streaming(data, training)
+    return open_streamed(data)
 
 
 def how_to_go_on(output: str) -> str:
@@ -161,8 +176,7 @@ def assemble(
         _check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
 
-    level = hierarchy_level(spots["train_dataset"], data.level_key, training.seed)
-    spots["train_dataset"] = spots["train_dataset"].add_column("level", level)
+    spots["train_dataset"] = study.with_level(spots["train_dataset"], data.level_key, training.seed)
     if training.min_spot_distance_um:
         spots["train_dataset"] = study.with_positions_um(spots["train_dataset"])
     spots["eval_dataset"] = validation_spots(study, validation_slides)
@@ -180,7 +194,7 @@ def assemble(
         "level_key": data.level_key,
         "hyperparameters": hyperparameters(data, model, training),
     }
-    return DelstTrainer(
+    return trainer_class(data)(
         model=network,
         args=training,
         data_collator=collator_of(study, processor, features),
@@ -190,6 +204,15 @@ def assemble(
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
+
+
+def trainer_class(data: DataArguments) -> Callable[..., DelstTrainer]:
+    """Return what trains: `DelstTrainer`, or with ``streaming`` the one that reads its spots as it goes."""
+    if not data.streaming:
+        return DelstTrainer
+    from .streaming import StreamTrainer
+
+    return partial(StreamTrainer, shuffle_buffer=data.shuffle_buffer)
 
 
 def _check_held_out(data: DataArguments, before: Mapping[str, Any], validation_slides: Sequence[str]) -> None:
@@ -318,7 +341,7 @@ def training_spots(study: Study, slides: Sequence[str]) -> Dataset:
 def validation_spots(study: Study, slides: Sequence[str]) -> Dataset | None:
     """Return the spots to evaluate on during training: of these slides, or without any of the split "validation"."""
     split_by_spot = [slide for slide, split in zip(study.slide_ids, study.slides["split"]) if split == "spot"]
-    spots = study.subset(slides or split_by_spot, spot_split="validation")
+    spots = study.resident(slides or split_by_spot, spot_split="validation")
     return spots if len(spots) else None
 
 

@@ -1,0 +1,80 @@
+"""A dataset of the Hub opened without its spots: the small tables are fetched; the files of spots stay there, and are compared
+with the manifest by name, size and checksum.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.hf_api import RepoFile
+
+from .folder import DatasetFolder, problems_of_slides, refuse
+from .manifest import MANIFEST, problems_of_files, read_manifest, slide_of
+from .reader import hub_explained
+
+_SMALL = ("README.md", MANIFEST, "genes/**", "slides/**")
+
+
+def open_remote(name: str, revision: str | None = None, token: str | None = None) -> DatasetFolder:
+    """Open a dataset of the Hub, whose spots stay there.
+
+    Args:
+        name: Its id.
+        revision: Branch, tag or commit.
+        token: By default that of ``hf auth login``.
+
+    Returns:
+        The folder of the small tables; the files of spots are where they would be, had they been fetched.
+
+    Raises:
+        ValueError: If it has no manifest, or is not what that says.
+    """
+    with hub_explained(name):
+        path = Path(
+            snapshot_download(name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(_SMALL))
+        )
+        tree = HfApi(token=token).list_repo_tree(name, "spots", repo_type="dataset", revision=path.name, recursive=True)
+        there = {one.path: one for one in tree if isinstance(one, RepoFile)}
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise ValueError(
+            f"the dataset {name} has no {MANIFEST}, which says how many spots each of its files holds: it is of an older "
+            "version, and cannot be streamed. Make it again with delst prepare and push it, or leave --streaming out."
+        )
+    files: dict[str, Any] = manifest["files"]
+    here = {file: entry for file, entry in files.items() if file.split("/")[0] in ("genes", "slides")}
+    refuse(path, [*problems_of_files(path, {"files": here}), *_problems_there(there, files)])
+    slides: dict[str, list[Path]] = {slide_id: [] for slide_id in _slide_ids(path)}
+    strange = [file for file in files if file.startswith("spots/") and slide_of(file) not in slides]
+    refuse(path, [f"{file} belongs to no row of slides/slides.parquet" for file in strange])
+    for file in files:
+        if file.startswith("spots/"):
+            slides[slide_of(file)].append(path / file)
+    rows = {
+        slide_id: sum(files[one.relative_to(path).as_posix()]["rows"] for one in own)
+        for slide_id, own in slides.items()
+    }
+    folder = DatasetFolder(path, slides, rows, manifest["genes"], manifest)
+    refuse(path, list(problems_of_slides(folder)))
+    return folder
+
+
+def _slide_ids(path: Path) -> list[str]:
+    table = pq.read_table(path / "slides" / "slides.parquet", columns=["slide_id"], partitioning=None)
+    return table["slide_id"].to_pylist()
+
+
+def _problems_there(there: Mapping[str, RepoFile], files: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the files of spots on the Hub with the manifest."""
+    named = {file for file in files if file.startswith("spots/")}
+    yield from (f"{file} is not in {MANIFEST}" for file in sorted(there.keys() - named))
+    for file in sorted(named):
+        found, stated = there.get(file), files[file]
+        if found is None:
+            yield f"{file} is missing"
+        elif found.size != stated["bytes"]:
+            yield f"{file} has {found.size:,} bytes instead of {stated['bytes']:,}"
+        elif found.lfs is not None and found.lfs.sha256 != stated["sha256"]:
+            yield f"{file} has another content (SHA-256) than when it was written"

@@ -1,0 +1,138 @@
+"""A study that is larger than the machine: its spots are read where they lie, and are never all of them here."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.sparse
+from datasets import Dataset
+
+from .folder import DatasetFolder, open_folder
+from .reader import files_in_order, hub_explained, hub_name, load_spots, read_genes, read_slides
+from .remote import open_remote
+from .splits import SPLITS
+from .spot_files import COUNTS, HUB, SpotFile, SpotFiles
+from .study import LEVEL_KEYS, Study, sparse_counts
+
+
+@dataclass(frozen=True)
+class StreamedStudy(Study):
+    """The tables of a dataset whose spots stay where they are, in a folder or on the Hub.
+
+    ``spots`` and what `subset` returns are `SpotFiles`, from which all that a training run asks of a `Study` is answered; what
+    needs a column of all spots at once is refused.
+
+    Examples:
+        >>> study = StreamedStudy.load("runs/toy/data")
+        >>> study.subset(["toy_D1"]).num_rows, len(study.gene_names)
+        (36, 40)
+    """
+
+    spots: SpotFiles  # type: ignore[assignment]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, **options: Any) -> "StreamedStudy":
+        """Open a dataset folder, or a dataset of the Hub of which only the two small tables are fetched.
+
+        Args:
+            path: Folder written by ``delst prepare``, or a Hub id.
+            **options: ``revision`` and ``token`` of the Hub id.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            OSError: If the Hub cannot be reached or does not give it.
+            ValueError: If it is not as it was written.
+        """
+        if Path(path).expanduser().exists():
+            folder, base = open_folder(Path(path).expanduser()), None
+        else:
+            folder = open_remote(hub_name(path), **options)
+            base = f"{HUB}datasets/{hub_name(path)}@{folder.path.name}"
+        files = tuple(_spot_files(folder, base))
+        return cls(SpotFiles(files, folder.num_genes), read_genes(folder), read_slides(folder), folder)
+
+    def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> SpotFiles:  # type: ignore[override]
+        """Return the spots of these slides, in the order of the folder, unread; arguments are those of `Study.subset`."""
+        self.check_slides(slide_ids)
+        chosen, torn = set(slide_ids), set(self.slides["slide_id"][self.slides["split"] == "spot"])
+        files = [
+            file for file in self.spots.files
+            if file.slide_id in chosen
+            and (spot_split is None or file.slide_id not in torn or _split_of(file) == spot_split)
+        ]  # fmt: skip
+        return SpotFiles(files, len(self.genes))
+
+    def resident(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
+        """Load the spots of these slides: held-out ones, whose scores need all of them at once. The Hub gives their files."""
+        chosen = self.subset(slide_ids, spot_split)
+        assert self.folder is not None
+        own = [_place(self.folder, file) for file in chosen.files]
+        if not own:
+            return Dataset.from_dict({})
+        if chosen.files[0].address.startswith(HUB):
+            _fetch(chosen.files, self.folder)
+        spots = {slide: [path for path in paths if path in set(own)] for slide, paths in self.folder.spots.items()}
+        part = load_spots(replace(self.folder, spots=spots))
+        index = np.concatenate([np.arange(file.first, file.first + file.rows) for file in chosen.files])
+        split = [_split_of(file) for file in chosen.files for _ in range(file.rows)]
+        return part.add_column("split", split).add_column("spot_index", index)
+
+    def with_level(self, spots: SpotFiles, key: str = "n_genes", seed: int = 0) -> SpotFiles:  # type: ignore[override]
+        """Return these spots with the key by which the intra-modal loss orders them.
+
+        Raises:
+            ValueError: If the key is not known, or needs the spots of whole slides.
+        """
+        if key == "shuffled" or key not in LEVEL_KEYS:
+            allowed = ", ".join(repr(name) for name in LEVEL_KEYS if name != "shuffled")
+            raise ValueError(
+                f"level_key={key!r} cannot be had with streaming: it would need the numbers of all spots of a slide at once. "
+                f"Allowed: {allowed}; or leave --streaming out."
+            )
+        return SpotFiles(spots.files, spots.num_genes, key)
+
+    def count_batches(self, spots: SpotFiles, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:  # type: ignore[override]
+        """Return the counts of these spots as sparse matrices, `batch_size` spots at a time; no patch is read."""
+        for table in spots.tables(COUNTS, batch_size):
+            yield sparse_counts(table, len(self.genes))
+
+    def with_positions_um(self, spots: Any) -> Any:
+        """Refuse what needs the positions of all spots at once."""
+        raise ValueError("min_spot_distance_um cannot be had with streaming. Leave one of the two out.")
+
+
+def _spot_files(folder: DatasetFolder, base: str | None) -> Iterator[SpotFile]:
+    """Files of spots in the order of `load_spots`, with their numbers of spots."""
+    first = 0
+    for path in files_in_order(folder):
+        name = path.relative_to(folder.path).as_posix()
+        known = (folder.manifest or {}).get("files", {}).get(name, {}).get("rows")
+        rows = pq.read_metadata(path).num_rows if known is None else int(known)
+        yield SpotFile(str(path) if base is None else f"{base}/{name}", rows, first)
+        first += rows
+
+
+def _split_of(file: SpotFile) -> str:
+    name = file.address.rsplit("/", 2)[-2]
+    return name if name in SPLITS else SPLITS[0]
+
+
+def _place(folder: DatasetFolder, file: SpotFile) -> Path:
+    """Where a file lies, or would lie had it been fetched."""
+    if not file.address.startswith(HUB):
+        return Path(file.address)
+    return folder.path / file.address.split(f"@{folder.path.name}/", 1)[1]
+
+
+def _fetch(files: Sequence[SpotFile], folder: DatasetFolder) -> None:
+    """Fetch whole files of a dataset of the Hub into the folder of its small tables."""
+    from huggingface_hub import snapshot_download
+
+    name, revision = files[0].address.removeprefix(f"{HUB}datasets/").split("/spots/")[0].split("@")
+    wanted = [_place(folder, file).relative_to(folder.path).as_posix() for file in files]
+    with hub_explained(name):
+        snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted)

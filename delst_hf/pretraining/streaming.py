@@ -1,0 +1,146 @@
+"""Training on spots that are read as they are needed: `--streaming true`, for studies that outgrow the machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from ..data.spot_files import SpotFiles
+from ..data.spot_stream import SpotStream
+from ..data.streamed import StreamedStudy
+from .arguments import DataArguments, DelstTrainingArguments
+from .checkpoints import whole_checkpoint
+from .trainer import DelstTrainer
+
+
+def check_streaming(data: DataArguments, training: DelstTrainingArguments) -> None:
+    """Refuse what needs all spots at once, before anything is opened.
+
+    Raises:
+        ValueError: Naming the options, and what each of them would need.
+    """
+    needs = {
+        f"batch_sampling={training.batch_sampling!r}": (training.batch_sampling != "random", "the slide of every spot"),
+        f"min_spot_distance_um={training.min_spot_distance_um:g}": (
+            bool(training.min_spot_distance_um),
+            "the position of every spot",
+        ),
+        "cache_features": (training.cache_features, "a place on the disk for the features of every spot"),
+        "features": (data.features is not None, "the features of every spot"),
+        "level_key='shuffled'": (data.level_key == "shuffled", "the numbers of genes of all spots of a slide"),
+        "auto_find_batch_size": (training.auto_find_batch_size, "another order of the spots for each size"),
+    }
+    given = [f"{name} needs {what}" for name, (asked, what) in needs.items() if asked]
+    if given:
+        raise ValueError(
+            f"--streaming true keeps no spots, and {'; '.join(given)}. Leave one of the two out: without --streaming the study "
+            "is kept on the disk of this machine."
+        )
+
+
+def open_streamed(data: DataArguments) -> StreamedStudy:
+    """Open a dataset whose spots stay where they are."""
+    return StreamedStudy.load(data.dataset)
+
+
+class StreamTrainer(DelstTrainer):
+    """`DelstTrainer` whose training spots are a `SpotStream`.
+
+    Trainer would cut a stream into processes by reading all of it in each, or by dealing out the batches of the first one, and
+    would resume by reading all that was seen before. Here each process has its own part, and a resumed one begins where it was.
+
+    Args:
+        *args: As in the base class.
+        train_dataset: `SpotFiles`, or a `SpotStream` made for this process.
+        shuffle_buffer: See `SpotStream`.
+        **kwargs: As in the base class.
+
+    Examples:
+        >>> from delst_hf import DelstCollator, DelstModel, DelstProcessor
+        >>> study = StreamedStudy.load("runs/toy/data")
+        >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model")
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+        >>> args = DelstTrainingArguments("runs/streamed", max_steps=1, report_to="none", disable_tqdm=True)
+        >>> spots = study.subset(["toy_A1", "toy_A2"])
+        >>> trainer = StreamTrainer(model=model, args=args, train_dataset=spots, data_collator=collator)
+        >>> _ = trainer.train()
+        trained 1 steps in ...
+    """
+
+    def __init__(self, *args: Any, train_dataset: Any = None, shuffle_buffer: int = 4096, **kwargs: Any):
+        training: DelstTrainingArguments = kwargs["args"]
+        if isinstance(train_dataset, SpotFiles):
+            train_dataset = SpotStream(
+                train_dataset,
+                training.train_batch_size,
+                shuffle_buffer,
+                training.seed if training.data_seed is None else training.data_seed,
+                training.process_index,
+                training.world_size,
+                training.dataloader_drop_last,
+            )
+        super().__init__(*args, train_dataset=train_dataset, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make a loader whose batches are those of the stream, for this process alone."""
+        args = self.args
+        loader: DataLoader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=_Collate(self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+        )
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+            non_blocking=bool(getattr(self.accelerator, "non_blocking", False)),
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the number of spots, which the length of a stream is not."""
+        if isinstance(dataloader.dataset, SpotStream):
+            return dataloader.dataset.num_rows
+        return super().num_examples(dataloader)
+
+    def identity(self) -> dict[str, Any]:
+        """As in the base class, with the number of workers, which is part of the order of a stream."""
+        return {**super().identity(), "dataloader_num_workers": self.args.dataloader_num_workers}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in the base class; what a resumed run has seen of its epoch is not read again."""
+        if resume_from_checkpoint:
+            resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
+            state = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+            self._begin_at(TrainerState(global_step=state["global_step"]))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _begin_at(self, state: TrainerState) -> None:
+        """Let the stream begin at a step: Trainer counts epochs and batches from steps in this way."""
+        accumulated = self.args.gradient_accumulation_steps
+        stream: Any = self.train_dataset
+        updates = -(-len(stream) // accumulated)
+        epoch, update = divmod(state.global_step, updates)
+        stream.load_state_dict({"epoch": epoch, "batches": update * accumulated})
+
+
+class _Collate:
+    """Make a batch of an arrow table; of what a resumed stream leaves out make nothing."""
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, table: Any) -> dict[str, Any]:
+        return {} if table is None else self.collator(table)
