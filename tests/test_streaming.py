@@ -1,11 +1,19 @@
 """Training on spots that stay where they are: every spot once, the order from numbers alone, resumed to the bit."""
 
 import itertools
+import json
+import os
+import socket
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
+from hub_client import answer_of
+from hub_server import HubServer
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from delst_hf import DataArguments, DelstTrainingArguments, ModelArguments, Study
@@ -15,7 +23,7 @@ from delst_hf.data.spot_files import STRETCH_ROWS, SpotFile, SpotFiles
 from delst_hf.data.spot_stream import EpochOrder, Share, SpotStream
 from delst_hf.data.streamed import StreamedStudy
 from delst_hf.data.toy import make_toy_slide
-from delst_hf.pretraining.run import assemble, open_study
+from delst_hf.pretraining.run import assemble, main, open_study
 
 VISION = '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}'
 SIZES = {"toy_A1": 6, "toy_A2": 13, "toy_B1": 11}
@@ -47,7 +55,9 @@ def indices(batches) -> list[int]:
 def run_of(folder, output, streaming=True, data=None, **training):
     """A trainer as the script puts it together."""
     data = DataArguments(
-        str(folder), test_slides="toy_B1", streaming=streaming, shuffle_buffer=64, num_genes=20, **(data or {})
+        str(folder),
+        test_slides="toy_B1",
+        **{"streaming": streaming, "shuffle_buffer": 64, "num_genes": 20, **(data or {})},
     )
     model = ModelArguments(vision_config=VISION, image_size=32, gene_hidden_size=16, projection_dim=8)
     settings = {"max_steps": 8, "per_device_train_batch_size": 16, "save_strategy": "no", **training}
@@ -243,3 +253,97 @@ def test_a_file_that_changed_is_an_error_and_no_other_spot(folder):
     gone = SpotFiles([SpotFile(str(folder / "spots" / "toy_C9.parquet"), 140, 0)], spots.num_genes)
     with pytest.raises(ValueError, match="toy_C9.parquet cannot be read .*--resume_from_checkpoint true"):
         list(gone.tables())
+
+
+FROM_THE_HUB = """
+import json, os, sys
+from pathlib import Path
+from delst_hf.data.streamed import StreamedStudy
+from delst_hf.pretraining.run import main
+main(["--dataset", "me/toys", "--output_dir", "there", *sys.argv[1:]])
+cached = sorted(path.name for path in Path(os.environ["HF_HOME"]).rglob("*.parquet"))
+refused = {}
+for name in ("me/lost", "me/old", "me/none"):
+    try:
+        StreamedStudy.load(name)
+    except (OSError, ValueError) as error:
+        refused[name] = f"{type(error).__name__}: {error}"
+print(json.dumps({"cached": cached, "refused": refused}))
+"""
+
+
+def test_a_dataset_of_the_hub_is_streamed_and_not_fetched(folder, tmp_path):
+    """The run on `me/toys` is, to the bit, that on the folder; spots of slides that it leaves out are never asked for."""
+    options = [
+        "--streaming", "true", "--validation_slides", "toy_A1", "--same_patient_slides", "toy_A1", "--test_slides", "toy_B1",
+        "--vision_config", VISION, "--image_size", "32", "--gene_hidden_size", "16", "--projection_dim", "8",
+        "--max_steps", "3", "--per_device_train_batch_size", "16", "--shuffle_buffer", "64", "--num_genes", "20",
+        "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "3", "--report_to", "none",
+        "--disable_tqdm", "true", "--use_cpu", "true",
+    ]  # fmt: skip
+    with HubServer() as hub:
+        hub.put("me/toys", folder, "dataset")
+        for name, file in (("me/lost", "spots/toy_A2.parquet"), ("me/old", "manifest.json")):
+            commit = hub.put(name, folder, "dataset")
+            del hub.repositories["dataset", name].commit(commit).tree[file]
+        there = answer_of(hub, tmp_path, FROM_THE_HUB, *options)
+        asked = [path for _, path in hub.requests if "me/toys" in path]
+    main(["--dataset", str(folder), "--output_dir", str(tmp_path / "here"), *options])
+    assert there["cached"] == ["genes.parquet", "slides.parquet", "toy_A1.parquet"]
+    assert any("toy_A2" in path for path in asked) and not any("toy_B1" in path for path in asked)
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("here", "there"))
+    assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+    records = [json.loads((tmp_path / name / "model" / "training.json").read_text()) for name in ("here", "there")]
+    assert records[0]["data"] == records[1]["data"] and records[1]["dataset"] == "toys"
+    assert (
+        "ValueError" in there["refused"]["me/lost"] and "spots/toy_A2.parquet is missing" in there["refused"]["me/lost"]
+    )
+    assert (
+        "has no manifest.json" in there["refused"]["me/old"] and "leave --streaming out" in there["refused"]["me/old"]
+    )
+    assert "OSError" in there["refused"]["me/none"] and "the Hub does not give" in there["refused"]["me/none"]
+
+
+def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None:
+    """Train two epochs in one of several processes, and again from a checkpoint in the middle of the second."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "ACCELERATE_USE_CPU": "true"}
+    settings = {
+        "per_device_train_batch_size": 20,
+        "max_steps": 10,
+        "learning_rate": 1e-3,
+        "data": {"shuffle_buffer": 40},
+    }
+    seen: dict[str, list[int]] = {}
+    for name, resume in (("whole", None), ("resumed", f"{output}/whole/checkpoint-7")):
+        saving = {"save_strategy": "steps", "save_steps": 7} if resume is None else {}
+        trainer = run_of(folder, f"{output}/{name}", **settings, **saving)
+        assert torch.distributed.get_world_size() == ranks
+        original, seen[name] = trainer.training_step, []
+
+        def step(model, inputs, *rest, original=original, labels=seen[name]):
+            labels += inputs["labels"].tolist()
+            return original(model, inputs, *rest)
+
+        trainer.training_step = step
+        trainer.train(resume_from_checkpoint=resume)
+        if rank == 0:
+            torch.save(trainer.trained_model().state_dict(), f"{output}/{name}.pt")
+    Path(f"{output}/seen-{rank}.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_see_each_spot_once_and_resume_to_the_bit(folder, tmp_path, monkeypatch):
+    """205 spots in 4 stretches of two files: 5 steps of 2 x 20 in an epoch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    torch.multiprocessing.spawn(work_of_one_process, args=(2, str(folder), str(tmp_path)), nprocs=2)
+    seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    for epoch in range(2):
+        both = [one["whole"][epoch * 100 : epoch * 100 + 100] for one in seen]
+        assert [len(part) for part in both] == [100, 100] and len(set(both[0] + both[1])) == 200
+    assert all(one["resumed"] == one["whole"][140:] for one in seen)
+    whole, resumed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -102,9 +102,7 @@ class DataArguments:
     )
     streaming: bool = field(
         default=False,
-        metadata={
-            "help": "Read training spots where they lie, in the folder or on the Hub."
-        },
+        metadata={"help": "Read training spots where they lie, in the folder or on the Hub."},
     )
     shuffle_buffer: int = field(
         default=4096, metadata={"help": "With streaming: spots that each loading process shuffles at a time."}

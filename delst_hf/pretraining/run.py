@@ -246,7 +246,8 @@ def facts_of_data(
     """Return `data_facts` of the training slides with the colours of their patches, by which a foreign stain is told."""
     from ..data.colour import colour_record, colours_of_spots
 
-    facts = feature_facts(data_facts(data.dataset, study, train_slides), features)
+    path = data.dataset if study.folder is None else study.folder.path
+    facts = feature_facts(data_facts(path, study, train_slides), features)
     return facts if features is not None else {**facts, "colours": colour_record(colours_of_spots(spots))}
 
 

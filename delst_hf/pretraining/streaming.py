@@ -1,19 +1,15 @@
 """Training on spots that are read as they are needed: `--streaming true`, for studies that outgrow the machine."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers import TrainerCallback
 
 from ..data.spot_files import SpotFiles
 from ..data.spot_stream import SpotStream
 from ..data.streamed import StreamedStudy
 from .arguments import DataArguments, DelstTrainingArguments
-from .checkpoints import whole_checkpoint
 from .trainer import DelstTrainer
 
 
@@ -85,6 +81,7 @@ class StreamTrainer(DelstTrainer):
                 training.dataloader_drop_last,
             )
         super().__init__(*args, train_dataset=train_dataset, **kwargs)
+        self.add_callback(BeginWhereItWas)
 
     def get_train_dataloader(self) -> DataLoader:
         """Make a loader whose batches are those of the stream, for this process alone."""
@@ -119,21 +116,15 @@ class StreamTrainer(DelstTrainer):
         """As in the base class, with the number of workers, which is part of the order of a stream."""
         return {**super().identity(), "dataloader_num_workers": self.args.dataloader_num_workers}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in the base class; what a resumed run has seen of its epoch is not read again."""
-        if resume_from_checkpoint:
-            resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
-            state = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-            self._begin_at(TrainerState(global_step=state["global_step"]))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _begin_at(self, state: TrainerState) -> None:
-        """Let the stream begin at a step: Trainer counts epochs and batches from steps in this way."""
-        accumulated = self.args.gradient_accumulation_steps
-        stream: Any = self.train_dataset
-        updates = -(-len(stream) // accumulated)
-        epoch, update = divmod(state.global_step, updates)
-        stream.load_state_dict({"epoch": epoch, "batches": update * accumulated})
+class BeginWhereItWas(TrainerCallback):
+    """Before the first step, lets the stream of a resumed run begin behind what was seen of its epoch."""
+
+    def on_train_begin(self, args, state, control, train_dataloader: Any = None, **kwargs):
+        """As Trainer does, count epochs and batches from steps."""
+        stream, accumulated = train_dataloader.dataset, args.gradient_accumulation_steps
+        epoch, update = divmod(state.global_step, -(-len(stream) // accumulated))
+        stream.load_state_dict({"epoch": epoch, "batches": 0 if args.ignore_data_skip else update * accumulated})
 
 
 class _Collate:
