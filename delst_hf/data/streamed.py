@@ -14,7 +14,7 @@ from datasets import Dataset
 from .folder import DatasetFolder, open_folder
 from .reader import files_in_order, hub_explained, hub_name, load_spots, read_genes, read_slides
 from .remote import open_remote
-from .splits import SPLITS
+from .schema import SPLITS
 from .spot_files import COUNTS, HUB, SpotFile, SpotFiles
 from .study import LEVEL_KEYS, Study, sparse_counts
 
