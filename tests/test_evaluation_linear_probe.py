@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import SGDClassifier
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
-from delst_hf.evaluation.linear_probe import PROBE_ALPHAS, linear_probe, macro_f1
+from delst_hf.evaluation.linear_probe import PROBE_ALPHAS, linear_probe, macro_f1, macro_recall
 
 CLASSES = np.array(["adipose tissue", "connective tissue", "invasive cancer"])
 
@@ -91,6 +91,18 @@ def test_macro_f1_by_hand_ignores_classes_absent_from_the_truth():
     truth, predicted = np.array(["a", "a", "b", "b"]), np.array(["a", "z", "b", "a"])
     # a: precision 1/2, recall 1/2, F1 1/2. b: precision 1, recall 1/2, F1 2/3. z is in no truth.
     assert macro_f1(truth, predicted) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_scores_are_those_of_scikit_learn_bit_by_bit():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        rows = generator.integers(1, 40)
+        truth = generator.choice(list("abcde")[: generator.integers(1, 6)], rows)
+        predicted = generator.choice(list("abcdef"), rows)
+        options = {"average": "macro", "zero_division": 0}
+        assert macro_f1(truth, predicted) == f1_score(truth, predicted, labels=np.unique(truth), **options)
+        assert macro_f1(truth, predicted, everywhere=True) == f1_score(truth, predicted, **options)
+        assert macro_recall(truth, predicted) == recall_score(truth, predicted, labels=np.unique(truth), **options)
 
 
 def test_unseen_test_class_counts_as_zero():

@@ -46,6 +46,7 @@ class Findings:
         self.skipped: list[Row] = []
         self.facts: dict[str, dict[str, Any]] = {}
         self.per_spot: dict[str, np.ndarray] = {}
+        self._bootstrap: tuple[np.ndarray, Bootstrap] | None = None
         self.expression: dict[str, Any] = {}
 
     @cached_property
@@ -110,10 +111,13 @@ class Findings:
         )
 
     def bootstrap(self, rows: np.ndarray) -> Bootstrap:
-        """Resamples of positions in `rows`, which are spots."""
-        slides = self.spots.slides[rows]
-        unit = self.unit if len(np.unique(slides)) >= MIN_SLIDES else "spots"
-        return Bootstrap(len(rows), slides, unit=unit, resamples=self.evaluation.resamples, seed=self.seed)
+        """Return the resamples of positions in `rows`, which are spots; the last ones are kept, with what they hold."""
+        if self._bootstrap is None or not np.array_equal(self._bootstrap[0], rows):
+            slides = self.spots.slides[rows]
+            unit = self.unit if len(np.unique(slides)) >= MIN_SLIDES else "spots"
+            drawn = Bootstrap(len(rows), slides, unit=unit, resamples=self.evaluation.resamples, seed=self.seed)
+            self._bootstrap = np.array(rows), drawn
+        return self._bootstrap[1]
 
     def compare(
         self,

@@ -74,6 +74,8 @@ def run_protocols(findings: Findings, names: Sequence[str] = SUITE, progress: bo
     Raises:
         ValueError: If a protocol is not known, or an embedding is not finite.
     """
+    from sklearn import config_context
+
     protocols = [protocol(name) for name in chosen_protocols(names)]
     for arm in findings.arms.values():
         finite_matrix(arm.features, arm.name)
@@ -83,7 +85,8 @@ def run_protocols(findings: Findings, names: Sequence[str] = SUITE, progress: bo
         disable=not progress,
         leave=False,
     )
-    with bar:
+    # Features are finite and arguments are ours: scikit-learn need not look at them again at each of a thousand fits.
+    with bar, config_context(assume_finite=True, skip_parameter_validation=True):
         for each in protocols:
             bar.set_description_str(f"protocol {each.name}")
             try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,20 @@ class Bootstrap:
         }
 
     def weights(self) -> Iterator[np.ndarray]:
-        """Yield how often each row is drawn (resamples of a block, num_rows): the resamples of `draws`, in blocks that fit."""
+        """Yield how often each row is drawn (resamples of a block, num_rows): the resamples of `draws`, in blocks that fit.
+
+        A single block is kept for the next statistic.
+        """
+        yield from self._only_block if self.resamples * self.num_rows <= BLOCK else self._blocks()
+
+    @cached_property
+    def _only_block(self) -> list[np.ndarray]:
+        blocks = list(self._blocks())
+        for block in blocks:
+            block.flags.writeable = False  # every statistic is given the same
+        return blocks
+
+    def _blocks(self) -> Iterator[np.ndarray]:
         generator = np.random.default_rng(self.seed)
         members = self._members()
         sizes = np.array([len(rows) for rows in members])

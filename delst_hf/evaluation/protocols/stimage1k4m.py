@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.linear_model import SGDClassifier
-from sklearn.metrics import f1_score
 
 from ..findings import Findings
-from ..linear_probe import PROBE_ALPHAS, labelled_rows
+from ..linear_probe import PROBE_ALPHAS, labelled_rows, macro_f1
 from ..preparation import missing_rows, rotated
 from ..resampled import f1_statistic, within_slides
 from ..uncertainty import Bootstrap
@@ -80,8 +79,8 @@ def stimage1k4m_predictions(
         for i, alpha in enumerate(PROBE_ALPHAS):
             classifier = _classifier(alpha).fit(inputs, truth[fit])
             answers[i, j] = classifier.predict(queries)
-            test[i, j] = _f1(truth[held], answers[i, j])
-            validation[i, j] = _f1(truth[chosen], classifier.predict(others))
+            test[i, j] = macro_f1(truth[held], answers[i, j], everywhere=True)
+            validation[i, j] = macro_f1(truth[chosen], classifier.predict(others), everywhere=True)
     means = validation.mean(axis=1)
     best = int(np.flatnonzero(means == means.max())[-1])  # the alphas descend, so the last is the smallest
     scores = {
@@ -109,10 +108,6 @@ def _classifier(alpha: float) -> SGDClassifier:
         max_iter=10_000,
         random_state=CLASSIFIER_SEED,
     )
-
-
-def _f1(truth: np.ndarray, answer: np.ndarray) -> float:
-    return float(f1_score(truth, answer, average="macro", zero_division=0))
 
 
 def _split(num_spots: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
