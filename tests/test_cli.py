@@ -185,7 +185,7 @@ def test_shards_of_a_cluster_merge(tmp_path, capsys):
         (["--shard-index", "2", "--num-shards", "2"], "shard_index is 2 of 2"),
         (["--shard-index", "0", "--num-shards", "2", "--split", "slide"], "Give --split to delst merge"),
         (["--min-tissue", "2"], "min_tissue is 2.0"),
-        (["--test-fraction", "1", "--split", "slide"], "no shares that leave something"),
+        (["--test-fraction", "1", "--split", "slide"], "leave something to train on"),
         (["--aliases", "none.csv"], "no alias file at none.csv"),
     ):
         assert main([*command, "--overwrite", *wrong]) == 2

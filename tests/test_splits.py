@@ -45,7 +45,7 @@ def test_by_spot_says_so():
     ("request_", "match"),
     [
         (SplitRequest("cell"), "split is 'cell'. Allowed: 'patient', 'slide', 'spot'"),
-        (SplitRequest(test=0.7, validation=0.3), "no shares that leave something to train on"),
+        (SplitRequest(test=0.7, validation=0.3), "must be 0 or more and leave something to train on"),
         (SplitRequest(test=0.0), "together more than 0"),
         (SplitRequest("spot", test_slides=("s0",)), "split='spot' draws spots of every slide"),
         (SplitRequest("slide", test_slides=("x",)), r"slides \['x'\] are not in the data"),

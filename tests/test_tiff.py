@@ -104,7 +104,7 @@ def test_one_uncompressed_strip_is_not_read_whole(tmp_path, pixels, order, monke
         monkeypatch.setattr(image, "_decode", None)
         np.testing.assert_array_equal(image[90:200, 100:300], pixels[90:200, 100:300])
     tifffile.imwrite(tmp_path / "lzw.tif", pixels, photometric="rgb", rowsperstrip=390, compression="lzw")
-    with pytest.raises(ValueError, match=r"lzw\.tif is no tiled TIFF.*vips tiffsave"):
+    with pytest.raises(ValueError, match=r"lzw\.tif is not a tiled TIFF.*vips tiffsave"):
         TiffImage(tmp_path / "lzw.tif")
 
 

@@ -200,7 +200,9 @@ def _backbone(name: str) -> Finding:
         return Finding(label, f"{name} is not on the Hub, or private", "check the id, and log in if it is private")
     except EntryNotFoundError:
         return Finding(
-            label, f"{name} has no config.json", "it is no model of transformers: use its converted form, or a folder"
+            label,
+            f"{name} has no config.json",
+            "it is not a model of transformers: use its converted form, or a folder",
         )
     except Exception as error:  # whatever the HTTP library of the client raises
         return _unreachable(page, f"{type(error).__name__}: {error}".splitlines()[0])

@@ -365,7 +365,7 @@ EVALUATION: dict[str, dict[str, str]] = {
         "train_slides": "For a backbone, to name what the probes may see.",
         "split": "'slide' or 'block' when there are too few patients; say so beside the numbers.",
         "allow_seen_slides": "To look for mistakes only.",
-        "ignore_labels": "When other labels are no class of tissue, such as 'artefact'.",
+        "ignore_labels": "When other labels are not a class of tissue, such as 'artefact'.",
     },
     "what is scored": {
         "protocols": "To save time: hest,retrieval,hierarchy answers most questions.",

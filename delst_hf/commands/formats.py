@@ -43,7 +43,9 @@ class Format:
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder that holds data/ST-cnts, data/ST-spotfiles, data/ST-imgs")
-    parser.add_argument("--sections", metavar="C2,C3", help="by comma (default: all with counts, spots and image)")
+    parser.add_argument(
+        "--sections", metavar="C2,C3", help="comma-separated (default: all with counts, spots and image)"
+    )
     parser.add_argument("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
 
@@ -90,7 +92,7 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, metavar="FILE", help="image of the slide")
     parser.add_argument("--counts", required=True, metavar="FILE", help="csv, tsv (.gz), parquet, 10x h5, h5ad, mtx")
     parser.add_argument(
-        "--coordinates", required=True, metavar="FILE", help="csv, tsv (.gz) or parquet, one row a spot"
+        "--coordinates", required=True, metavar="FILE", help="csv, tsv (.gz) or parquet, one row per spot"
     )
     for name, default in (("barcode", "barcode"), ("x", "x"), ("y", "y"), ("label", None)):
         told = f"default {default}" if default else "default: no labels"
@@ -105,7 +107,7 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)"
     )
     parser.add_argument("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
-                        "the image; several by comma, in their order")  # fmt: skip
+                        "the image; several comma-separated, in their order")  # fmt: skip
     parser.add_argument("--area-column", metavar="NAME", help="column with the area of each cell in um2")
     add_pooling(parser)
     parser.add_argument(
@@ -219,7 +221,7 @@ def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
 
 def _hest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ROOT", help="folder with st/, wsis/ or patches/, metadata/ or HEST_v*.csv")
-    parser.add_argument("--samples", metavar="ID,ID", help="by comma (default: all with an image or patches)")
+    parser.add_argument("--samples", metavar="ID,ID", help="comma-separated (default: all with an image or patches)")
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: pixel_size_um_estimated)")
 
 
@@ -234,7 +236,9 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
 
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ROOT", help="folder with ST/, Visium/, VisiumHD/, annotation/, meta/")
-    parser.add_argument("--slides", metavar="ID,ID", help="by comma (default: all with coordinates, counts and image)")
+    parser.add_argument(
+        "--slides", metavar="ID,ID", help="comma-separated (default: all with coordinates, counts and image)"
+    )
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the lattice of the spots)")
     parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of a spot (default 100, 55, 8 by folder)")
 

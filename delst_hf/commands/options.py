@@ -37,8 +37,8 @@ def split_names(names: str | None) -> list[str]:
 def add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "", technology_default: str = "") -> None:
     """Return what a format cannot know by itself."""
     for name, text in (
-        ("slide-id", "name of the slide; by comma for several (default: from the source)"),
-        ("patient-id", "patient, by comma for several or one for all (default: the slide id)"),
+        ("slide-id", "name of the slide; comma-separated for several (default: from the source)"),
+        ("patient-id", "patient; comma-separated for several, or one for all (default: the slide id)"),
         ("tissue", "for the slides table, e.g. breast"),
         ("species", "human, mouse, ... (default: from the Ensembl ids)"),
         ("technology", f"for the slides table (default {technology_default or technology or 'none'})"),
@@ -55,7 +55,7 @@ def about_slide(arguments: argparse.Namespace, index: int, count: int) -> dict[s
         if values and len(values) != count and not (name == "patient_id" and len(values) == 1):
             what = {"slide_id": "slides", "patient_id": "patients"}[name]
             raise ValueError(
-                f"--{name.replace('_', '-')} names {len(values)} {what} for {count} files. Give one per file, by comma."
+                f"--{name.replace('_', '-')} names {len(values)} {what} for {count} files. Give one per file, comma-separated."
             )
         about[name] = (values[index] if len(values) == count else values[0]) if values else None
     for name in ("tissue", "species", "technology"):

@@ -63,7 +63,7 @@ def add_fit(commands: _Subparsers) -> None:
                         help="what to predict (default expression)")  # fmt: skip
     parser.add_argument("--train-slides", metavar="ID,ID", help="slides to fit on (default: those of the pretraining)")
     parser.add_argument("--ignore-labels", default="undetermined", metavar="NAME,NAME",
-                        help="labels that are no class of tissue (default undetermined)")  # fmt: skip
+                        help="labels that are not a class of tissue (default undetermined)")  # fmt: skip
     _add_features(parser)
     _add_speed(parser)
     parser.set_defaults(run=_run_fit)

@@ -235,8 +235,8 @@ def _decode_into(patch: np.ndarray, image: Any) -> bool:
     """Write the pixels of a cell into `patch` (height, width, 3) uint8; False if they are of another size.
 
     A JPEG goes to libjpeg-turbo without a detour. Pillow, which is the same library at the same settings, keeps RGB in four
-    bytes a pixel and hands out three by a copy. It does what is left: other formats, CMYK, and files without their last bytes,
-    which libjpeg fills up with grey in silence and Pillow refuses.
+    bytes per pixel and hands out three by a copy. It does what is left: other formats, CMYK, and files without their last
+    bytes, which libjpeg fills up with grey in silence and Pillow refuses.
     """
     data = image.get("bytes") if isinstance(image, Mapping) else None
     if data is not None and data[:2] == _JPEG_START and data[-2:] == _JPEG_END:

@@ -63,7 +63,7 @@ def with_whole_indices(matrix: Any, what: str) -> Any:
     """Return a sparse matrix whose places are whole numbers: R writes them as floats. Any other comes back as it is.
 
     Raises:
-        ValueError: places that are no whole numbers, with `what` they are of.
+        ValueError: places that are not whole numbers, with `what` they are of.
     """
     if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
         for name in ("indices", "indptr"):

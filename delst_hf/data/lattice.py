@@ -2,8 +2,8 @@
 
 What a slide is printed with is the safest ruler it has: its spots lie at known distances, whatever a file's metadata say. So
 the lattice is measured first (its kind, its pitch in pixels, at any angle), and a known array is believed only where its kind
-is that of the lattice. Space Ranger's spot_diameter_fullres is no safe ruler: it is the diameter of a "theoretical 65 um spot",
-not of the 55 um that are printed.
+is that of the lattice. Space Ranger's spot_diameter_fullres is not a safe ruler: it is the diameter of a "theoretical 65 um
+spot", not of the 55 um that are printed.
 """
 
 from dataclasses import dataclass, replace

@@ -4,7 +4,7 @@
      "slides": {"toy_A1": 36},
      "files": {"spots/toy_A1.parquet": {"bytes": 81224, "rows": 36, "sha256": "..."}, "README.md": {}, ...}}
 
-README.md stands there without a checksum, because a licence or a description may be written into it by hand.
+README.md stands there without a checksum, because a license or a description may be written into it by hand.
 """
 
 import hashlib

@@ -72,7 +72,7 @@ def merge_datasets(
         What was written.
 
     Raises:
-        FileNotFoundError: a folder is no dataset folder.
+        FileNotFoundError: a folder is not a dataset folder.
         ValueError: no folders, one that is not as it was written, a part of several that is missing, a slide given twice, or a
             split that leaves a patient on two sides.
         FileExistsError: see `check_output`.

@@ -36,11 +36,11 @@ TOLERANCE = 0.05
 _SPOT_TOLERANCE = 0.2
 # From the safest to the least safe. A placeholder is what writers put where they know nothing.
 _TRUST = ("given", "geometry", "stated", "spots")
-# Dots per inch of screens and printers. Their pixels in micrometres, or in millimetres taken for micrometres, are no scale.
+# Dots per inch of screens and printers. Their pixels in micrometres, or in millimetres taken for micrometres, are not a scale.
 _SCREEN_DPI = (1, 72, 96, 150, 300, 600)
 # One micrometre, millimetre or centimetre is what writers mean by nothing.
 _PLACEHOLDERS = (1.0, 1_000.0, 10_000.0, *(25_400 / dpi for dpi in _SCREEN_DPI), *(25.4 / dpi for dpi in _SCREEN_DPI))
-# Above this, a pixel is no microscope's but a printer's, of less than 1,000 dots per inch.
+# Above this, a pixel is not a microscope's but a printer's, of less than 1,000 dots per inch.
 _PRINTED_UM = 25.4
 _ARRAY_NAME = re.compile(r".*?(?<!\d)(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:[_-]\w*)?")
 

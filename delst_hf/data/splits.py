@@ -38,7 +38,7 @@ class SplitRequest:
             raise ValueError(f"split is {self.by!r}. Allowed: {', '.join(map(repr, UNITS))} (--split).")
         if not (0 <= self.test < 1 and 0 <= self.validation < 1 and 0 < self.test + self.validation < 1):
             raise ValueError(
-                f"test {self.test:g} and validation {self.validation:g} are no shares that leave something to train on. "
+                f"test {self.test:g} and validation {self.validation:g} must be 0 or more and leave something to train on. "
                 "Allowed: 0 to 1, together more than 0 and less than 1 (--test-fraction, --validation-fraction)."
             )
         if self.by == "spot" and (self.test_slides or self.validation_slides):

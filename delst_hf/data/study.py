@@ -23,9 +23,9 @@ class Study:
     """The three tables of a dataset folder.
 
     Attributes:
-        spots: One row a spot, with the columns ``spot_index`` (its position) and ``split`` beside those of the folder.
-        genes: One row a gene; ``gene_indices`` of the spots point into it.
-        slides: One row a slide.
+        spots: One row per spot, with the columns ``spot_index`` (its position) and ``split`` beside those of the folder.
+        genes: One row per gene; ``gene_indices`` of the spots point into it.
+        slides: One row per slide.
         folder: Where they were read from, None for tables from elsewhere.
 
     Examples:

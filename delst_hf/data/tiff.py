@@ -82,7 +82,7 @@ class TiffImage:
         self._cached = 0
 
     def _check_kind(self, chosen: Any, page: Any) -> int:
-        """Return the number of pages that are the planes of one image; refuse what is no grey or colour image."""
+        """Return the number of pages that are the planes of one image; refuse what is not a grey or colour image."""
         axes = "".join(axis for axis, size in zip(chosen.axes, chosen.shape, strict=True) if size > 1 or axis in "YX")
         colour = page.photometric in (0, 1, 2, 3, 5, 6)  # white is zero, black is zero, RGB, palette, CMYK, YCbCr
         if (
@@ -124,7 +124,7 @@ class TiffImage:
             self._raw = np.memmap(self.path, kind, "r", page.dataoffsets[0], (*self.shape[:2], page.samplesperpixel))
         elif chunk > _LARGEST_CHUNK:
             raise ValueError(
-                f"{self.path.name} is no tiled TIFF: {chunk / 2**30:.1f} GiB would be decoded at once. {_RETILE}."
+                f"{self.path.name} is not a tiled TIFF: {chunk / 2**30:.1f} GiB would be decoded at once. {_RETILE}."
             )
 
     @property
@@ -268,7 +268,7 @@ def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
         return np.asarray(Image.fromarray(to_eight_bits(array, white), "CMYK").convert("RGB"))
     elif kind == 6 and int(page.compression) not in (6, 7):  # a decoder of JPEG gives RGB
         return np.asarray(Image.fromarray(to_eight_bits(array, white), "YCbCr").convert("RGB"))
-    elif page.extrasamples and int(page.extrasamples[0]) == 0:  # a further sample that is no opacity
+    elif page.extrasamples and int(page.extrasamples[0]) == 0:  # a further sample that is not an opacity
         array = _without_extra(array, page)
     return to_rgb(array, white, premultiplied=bool(page.extrasamples) and int(page.extrasamples[0]) == 1)
 

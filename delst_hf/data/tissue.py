@@ -28,7 +28,7 @@ _DARK_BACKGROUND = 40
 _LARGEST_HOLE_MM2 = 0.5
 # Gaps in fat and between fibres are tissue; closing them first also makes holes of what is open at one end.
 _GAP_UM = 60
-# Dust and pieces that are no section.
+# Dust and pieces that are not a section.
 _SMALLEST_PIECE_MM2 = 0.02
 # Mask and slide may differ so much in the ratio of their sides: rounding of a reduced image.
 _SAME_RATIO = 0.02

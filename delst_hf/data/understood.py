@@ -135,7 +135,7 @@ def summary_table(folder: Path, spots_of: Mapping[str, int]) -> str:
     lines = [("slide", "spots", "left out", "genes", "left out", "um/px", "from", "labels")]
     for row in pq.read_table(folder / "slides" / "slides.parquet", columns=columns).to_pylist():
         notes, kept = Notes.from_json(row["notes"]), spots_of[row["slide_id"]]
-        # Counts that have no place are no spots of the source.
+        # Counts without a place are not spots of the source.
         lost = sum(number for reason, number in notes.spots_left_out.items() if reason != "counts without a spot")
         classes = [label for label in notes.labels if label != "(none)"]
         without = notes.labels.get("(none)", 0)

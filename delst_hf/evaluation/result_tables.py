@@ -44,7 +44,7 @@ def comparison_table(record: Record) -> Table | None:
         )
         for each in comparisons
     ]
-    note = f"The same {comparisons[0]['unit']} resampled for both. An interval that holds 0 is no difference."
+    note = f"The same {comparisons[0]['unit']} resampled for both. An interval that holds 0 shows no difference."
     header = ("protocol", "arms", "difference", "95 %", "p")
     return Table("Paired comparisons", header, tuple(rows), note, prose=(1,))
 

@@ -121,7 +121,7 @@ class Bootstrap:
 
         Returns:
             difference (positive: the first is higher), low, high, p_value (two-sided: twice the smaller share of resamples
-            on either side of 0, at least 1 / resamples), level, unit, resamples. An interval that holds 0 is no difference.
+            on either side of 0, at least 1 / resamples), level, unit, resamples. An interval that holds 0 shows no difference.
         """
         everyone = np.arange(self.num_rows)
         difference = float(first(everyone) - second(everyone))

@@ -104,7 +104,7 @@ def check_finite_weights(folder: Path) -> None:
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     raise ValueError(
-                        f"{path} holds weights that are not finite, {name!r} first: what it predicts is no number. Nothing "
+                        f"{path} holds weights that are not finite, {name!r} first: what it predicts is not a number. Nothing "
                         "was pushed. Train again with lower learning rates."
                     )
 
@@ -150,5 +150,7 @@ def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:
     classes = (DelstModel, DelstForSpotClassification, DelstForGeneExpressionPrediction)
     found = {one.__name__: one for one in classes}.get(name)
     if found is None:
-        raise ValueError(f"The checkpoint was saved from {name!r}, which is no model of this package.")
+        raise ValueError(
+            f"The checkpoint was saved from {name!r}, which is not a model of this package. Give a folder that it saved."
+        )
     return found

@@ -126,8 +126,8 @@ def check_checkpoint(folder: str | os.PathLike) -> Path:
         missing.append("*.safetensors")
     if missing:
         raise FileNotFoundError(
-            f"{folder} is no complete checkpoint: {', '.join(missing)} missing. Give the folder that training/pretrain.py "
-            "printed (OUTPUT_DIR/model); a dataset folder is pushed by `delst push --dataset`."
+            f"{folder} is not a complete checkpoint folder; missing: {', '.join(missing)}. Give the folder that "
+            "training/pretrain.py printed (OUTPUT_DIR/model); a dataset folder is pushed by `delst push --dataset`."
         )
     return folder
 

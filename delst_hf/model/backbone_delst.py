@@ -167,8 +167,8 @@ def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, poolin
 def fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
     """SHA-256 (16 hex digits) over shape and float32 bytes of every weight that is used.
 
-    Names are left out: transformers renames the parameters of backbones from one version to the next. So is a pooler that is
-    not read, because a checkpoint without one gets another random one at each load.
+    Names are left out: transformers renames the parameters of backbones from one version to the next. So is an
+    unused pooler, which is initialised at random anew at each load of a checkpoint without one.
     """
     digests = []
     for name, tensor in weights.items():

@@ -170,7 +170,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
 
     @torch.no_grad()
     def resize_gene_embeddings(self, num_genes: int) -> None:
-        """Make room for genes that were added at the end of the vocabulary; what the old ones give is left as it is.
+        """Make room for genes that were added at the end of the vocabulary; outputs for the existing genes do not change.
 
         A new gene starts as an average one in the ``"set"`` encoder, and without influence in the others.
 

@@ -63,7 +63,7 @@ def fit_head(
         target: "expression" or "labels".
         train_slides: Slides to fit on; by default those of the pretraining that are in the dataset, else its split "train". Of
             slides whose spots are split, the training spots.
-        ignore_labels: Labels that are no class of tissue.
+        ignore_labels: Labels that are not a class of tissue.
         features: For a model that was trained on features made elsewhere, their folder.
         features_patch_px: As in `data.patch_features.read_patch_features`.
         batch_size: As in `shards.run`.

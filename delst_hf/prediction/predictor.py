@@ -186,7 +186,7 @@ def load_predictor(name: str, heads: Sequence[str] = ()) -> Predictor:
         heads: Further checkpoints of which only the head is taken.
 
     Raises:
-        ValueError: If it is no checkpoint of this package, or a head is of another backbone.
+        ValueError: If it is not a checkpoint of this package, or a head is of another backbone.
 
     Examples:
         >>> predictor = load_predictor("runs/toy/pretrain/model", heads=["runs/toy/expression"])

@@ -219,7 +219,7 @@ _BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 
 def check_numbers(args: TrainingArguments) -> None:
-    """Refuse training arguments that are no number, infinite, or out of their range.
+    """Refuse training arguments that are not a number, infinite, or out of their range.
 
     Args:
         args: Arguments whose base class has not looked at them yet.

@@ -142,7 +142,7 @@ _GROUPS = {
         "validation_slides": "To choose who is validated on; another patient.",
         "test_slides": "Before anything else, unless delst prepare has split the dataset.",
         "same_patient_slides": "Only where there is one patient.",
-        "ignore_labels": "When other labels are no class of tissue.",
+        "ignore_labels": "When other labels are not a class of tissue.",
         "balanced": "Set to false when frequent classes matter most.",
     },
     "steps": {

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NO_BACKBONE = (
     "Give a folder with config.json and weights, or the id of a backbone on the Hub (docs/models.md names some). Without a "
-    "network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a gated one needs its licence accepted "
+    "network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a gated one needs its license accepted "
     "and hf auth login."
 )
 

@@ -78,7 +78,7 @@ def write_report(
         raise ValueError("there are no results to report; pass at least one.")
     names = list(names or [Path(str(record.get("model") or "model")).name for record in records])
     check_file_output(path)
-    # Names of strangers may hold "$", which is no formula.
+    # Names of strangers may hold "$", which is not a formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         page = _page([_printable(record) for record in records], [shown(name) for name in names], choice or MapChoice())
         write_text(path, page)

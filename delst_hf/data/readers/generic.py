@@ -49,9 +49,9 @@ def read_generic(
     Args:
         image: the image.
         counts: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx, or a folder with matrix.mtx.
-        coordinates: CSV, TSV or parquet, one row a spot.
+        coordinates: CSV, TSV or parquet, one row per spot.
         barcode_column: column of the coordinates that names the spot as the counts do; its first column if there is none.
-            Several by comma ("fov,cell_ID") name it together, joined by "_"; counts have the same columns, or such names.
+            Several, comma-separated ("fov,cell_ID"), name it together, joined by "_"; counts have these columns, or such names.
         x_column: column with x (to the right) in pixels, times `scale`.
         y_column: column with y (downwards).
         label_column: column with labels.
@@ -60,7 +60,7 @@ def read_generic(
         slide_value: which of them.
         scale: pixels of the image per unit of the coordinates.
         transform: in place of `scale`, a file with a 3 x 3 matrix from coordinates to pixels of the image, such as
-            micron_to_mosaic_pixel_transform.csv; several by comma are applied in their order.
+            micron_to_mosaic_pixel_transform.csv; several, comma-separated, are applied in their order.
         grid_um: add rows up on squares of this side, see `pool_cells`.
         orientation: "spots" or "genes" as the rows of a table of counts; "auto" tells it from the names.
         layer: layer of an .h5ad with raw counts.

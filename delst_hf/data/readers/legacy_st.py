@@ -59,7 +59,7 @@ def read_legacy_st(
     Raises:
         FileNotFoundError: a file is missing.
         KeyError: a missing column.
-        ValueError: a damaged file, names that are no spots, counts that are not counts, nothing in common.
+        ValueError: a damaged file, names that are not spots, counts that are not counts, nothing in common.
 
     Examples:
         >>> slide = read_legacy_st("st/S1.tsv.gz", "st/spot_data-S1.tsv", "st/S1.png")

@@ -247,7 +247,7 @@ def _image(place: Path) -> Candidate | None:
 
 
 def _header(path: Path) -> set[str]:
-    """Return the names in the first line of a table; empty where it is no text."""
+    """Return the names in the first line of a table; empty where it is not text."""
     try:
         with open_packed(path) as file:
             line = file.readline(1 << 20).decode("utf-8-sig")

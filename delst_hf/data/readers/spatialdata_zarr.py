@@ -129,7 +129,7 @@ def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) ->
     """Return the rows of the table that belong to the region, and its name.
 
     Raises:
-        ValueError: several regions, or one that is no shapes; the message names the shapes there are.
+        ValueError: several regions, or one that is not an element of shapes; the message names those there are.
     """
     of_row = adata.obs[keys["region_key"]].astype(str)
     annotated = sorted(set(of_row))

@@ -17,7 +17,7 @@ PIXEL_UM = 0.2125
 _MORPHOLOGY = ("morphology.ome.tif", "morphology_mip.ome.tif", "morphology_focus.ome.tif", "morphology_focus/*.ome.tif")
 # Transcripts reach over this share of a field at least, and not beyond it.
 _LEAST_SHARE, _LARGEST_SHARE = 0.5, 1.02
-# An affine matrix that stretches one axis by more than this against the other is no alignment of two scans.
+# An affine matrix that stretches one axis by more than this against the other is not an alignment of two scans.
 _LARGEST_STRETCH = 1.05
 
 

@@ -54,7 +54,7 @@ def run(findings: Findings) -> None:
 
 
 def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray) -> dict[str, float]:
-    """Return the scores of each slide by itself, averaged by spots: which slide is easy is no question of one map."""
+    """Return the scores of each slide by itself, averaged by spots: which slide is easy is not a question about one map."""
     parts = [slides == slide for slide in np.unique(slides)]
     scores = [selective_prediction(error[part], confidence[part]) for part in parts]
     weights = np.array([part.sum() for part in parts], dtype=float)
