@@ -225,7 +225,10 @@ def read_positions(path: str) -> pd.DataFrame:
 
         adata = anndata.read_h5ad(file, backed="r")
         if "spatial" not in adata.obsm:
-            raise ValueError(f"{file.name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}.")
+            raise ValueError(
+                f"{file.name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}. Store x, y in pixels of the full "
+                "resolution there."
+            )
         places = np.asarray(adata.obsm["spatial"], dtype=float)
         return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
     table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, sep=None, engine="python")

@@ -95,7 +95,9 @@ def read_stimage(
     coordinates = read_named_table(folder / "coord" / f"{slide}_coord.csv", "coordinates", sep=",")
     missing = sorted({"xaxis", "yaxis"} - set(coordinates.columns))
     if missing:
-        raise KeyError(f"{slide}_coord.csv: columns {missing} are missing; found {list(coordinates.columns)}.")
+        raise KeyError(
+            f"{slide}_coord.csv: columns {missing} are missing; found {list(coordinates.columns)}. Download the file again."
+        )
     counts = read_counts(folder / "gene_exp" / f"{slide}_count.csv", orientation="spots")
     spots, matrix = join_spots(coordinates, counts, slide)
     technology = TECHNOLOGIES.get(folder.name, folder.name)

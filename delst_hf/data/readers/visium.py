@@ -300,7 +300,9 @@ def _counts(folder: Path) -> Counts:
         return read_10x_h5(file)
     if (folder / "filtered_feature_bc_matrix").is_dir():
         return read_mtx(folder / "filtered_feature_bc_matrix")
-    raise FileNotFoundError(f"no filtered_feature_bc_matrix.h5 and no folder filtered_feature_bc_matrix in {folder}.")
+    raise FileNotFoundError(
+        f"no filtered_feature_bc_matrix.h5 and no folder filtered_feature_bc_matrix in {folder}. Give the whole `outs` folder."
+    )
 
 
 def _positions(spatial: Path) -> pd.DataFrame:

@@ -121,7 +121,10 @@ def _counts(folder: Path) -> Counts:
         return read_10x_h5(path)
     if path.with_suffix("").is_dir():
         return read_mtx(path.with_suffix(""))
-    raise FileNotFoundError(f"no filtered_feature_cell_matrix.h5 and no folder of that name in {folder}.")
+    raise FileNotFoundError(
+        f"no filtered_feature_cell_matrix.h5 and no folder of that name in {folder}. Give the whole `outs` folder, or read the "
+        "bins (--unit bin)."
+    )
 
 
 def _outlines(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:

@@ -115,7 +115,9 @@ def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
     names = set(pq.read_schema(parquet).names) if parquet.is_file() else set(read_table(tables[0], nrows=1).columns)
     missing = sorted(set(_COLUMNS[:3]) - names)
     if missing:
-        raise KeyError(f"transcripts in {folder}: columns {missing} are missing; found {sorted(names)}.")
+        raise KeyError(
+            f"transcripts in {folder}: columns {missing} are missing; found {sorted(names)}. Give the table that Xenium wrote."
+        )
     wanted = [name for name in _COLUMNS if name in names]
     if parquet.is_file():
         for batch in pq.ParquetFile(parquet).iter_batches(batch_size=500_000, columns=wanted):

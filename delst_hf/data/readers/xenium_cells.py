@@ -98,7 +98,9 @@ def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str
     )
     missing = sorted(set(_COLUMNS) - set(table.columns))
     if missing:
-        raise KeyError(f"{found.name}: columns {missing} are missing; found {list(table.columns)}.")
+        raise KeyError(
+            f"{found.name}: columns {missing} are missing; found {list(table.columns)}. Give the table that Xenium wrote."
+        )
     table = table.set_index(pd.Index([as_text(name) for name in table["cell_id"]]))
     position = table[["x_centroid", "y_centroid"]].apply(pd.to_numeric, errors="coerce")
     placed = np.isfinite(position.to_numpy(float)).all(1)
