@@ -172,8 +172,8 @@ def read_tissue(path: str | Path, image_shape: Sequence[int]) -> TissueMask:
         mask = pixels > (0 if len(np.unique(pixels)) <= 16 else 127)
     if not mask.any():
         raise ValueError(
-            f"the mask {path.name} marks no tissue on this slide: all of it is black. Draw the tissue in white, or leave --mask "
-            "out."
+            f"the mask {path.name} marks no tissue on this slide: all of it is black. Draw the tissue in white, or leave "
+            "--mask out."
         )
     return TissueMask(mask, (height, width))
 

@@ -157,7 +157,7 @@ def read_mtx(path: str | Path) -> Counts:
             )
         path = found
     check_readable(path, "counts")
-    with reading(path, "counts", "It is truncated or no matrix: download it again."), open_packed(path) as file:
+    with reading(path, "counts", "It is truncated or not a matrix: download it again."), open_packed(path) as file:
         _check_mtx(path)
         matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
@@ -185,7 +185,7 @@ def _check_mtx(path: Path) -> None:
             size = file.readline(1 << 16)
     numbers = [float(number) for number in size.split()]
     if len(numbers) not in (2, 3) or any(number < 0 for number in numbers):
-        raise ValueError(f"{path} has no line of sizes. It is truncated or no matrix: download it again.")
+        raise ValueError(f"{path} has no line of sizes. It is truncated or not a matrix: download it again.")
     entries = numbers[2] if len(numbers) == 3 else numbers[0] * numbers[1]
     what = f"{'a sparse' if b'coordinate' in banner else 'a dense'} matrix of {numbers[0]:g} x {numbers[1]:g}"
     # An entry is two bytes or more as text, and 24 in memory; an index of rows is as long as they are many.

@@ -130,8 +130,8 @@ def _check_first_line(path: Path) -> None:
             separators += sum(line.count(one) for one in (b",", b"\t", b";"))
             if separators > _MOST_COLUMNS:
                 raise ValueError(
-                    f"{path} has more than {_MOST_COLUMNS} columns in its first line. It is damaged or not a table: download it "
-                    "again."
+                    f"{path} has more than {_MOST_COLUMNS} columns in its first line. It is damaged or not a table: "
+                    "download it again."
                 )
             if found:
                 return
