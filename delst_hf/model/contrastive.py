@@ -269,12 +269,16 @@ def tiled_contrastive(
         )
     rows_at_once, chunk_size = chunk_size, chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
     x, y = lift(x), lift(y)
-    scalars = [torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature)]
+    logit_scale, curvature = (
+        torch.as_tensor(scalar, dtype=x.dtype, device=x.device) for scalar in (logit_scale, curvature)
+    )
     with full_precision(x):
         if x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":  # Triton's interpreter, on a CPU, for tests
             # What only a CUDA device runs is read there only.
             from .contrastive_fused import fused_contrastive, is_fused
 
             if is_fused(x):
-                return fused_contrastive(x, y, *scalars, geometry, rows_at_once, start, across_ranks, TOLERANCE)
-        return TiledInfoNCE.apply(x, y, *scalars, geometry, chunk_size, start, across_ranks)
+                return fused_contrastive(
+                    x, y, logit_scale, curvature, geometry, rows_at_once, start, across_ranks, TOLERANCE
+                )
+        return TiledInfoNCE.apply(x, y, logit_scale, curvature, geometry, chunk_size, start, across_ranks)

@@ -15,6 +15,7 @@ A form is a function of paired points, space parts (..., pairs, dim), and return
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -289,7 +290,7 @@ def joint_entailment_losses(
         _check_level(level)
     apertures = cross_aperture_scale, intra_aperture_scale, min_radius
     constants = cross_parent, intra_parent, min_level_ratio, apertures, form, radius_floor
-    inputs = [image, gene, level, curvature, *([] if slide_ids is None else [slide_ids])]
+    inputs: list[Any] = [image, gene, level, curvature, *([] if slide_ids is None else [slide_ids])]
     if not _may_be_replayed(image):
         return _joint_losses(constants, *inputs)
     # What only a CUDA device runs is read there only.
