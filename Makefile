@@ -46,13 +46,14 @@ test: lint docs $(VENV)/suites
 # Packages that the tests skip without: scanpy and squidpy (which wants an older imagecodecs than the one that figures were measured
 # with), gradio (an older Pillow). They go into an environment of their own on top of the first, which stays as it is.
 EXTRAS := .venv-extras
-EXTRA_TESTS := tests/test_prediction_predict.py tests/test_demo.py tests/test_readers_spatialdata_cells.py
+EXTRA_TESTS := tests/test_prediction_predict.py tests/test_demo.py tests/test_readers_spatialdata_cells.py \
+	tests/test_readers_collections.py tests/test_data_scale.py
 
 $(EXTRAS)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(EXTRAS)
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
 		"$$($(EXTRAS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_first.pth"
-	$(EXTRAS)/bin/pip install --quiet --constraint constraints.txt scanpy squidpy spatialdata gradio
+	$(EXTRAS)/bin/pip install --quiet --constraint constraints.txt scanpy squidpy spatialdata spatialdata-io gradio
 	touch $@
 
 extras: $(EXTRAS)/installed

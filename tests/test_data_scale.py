@@ -20,6 +20,7 @@ from delst_hf.data.readers.legacy_st import read_legacy_st, read_matrix
 from delst_hf.data.readers.stimage import read_stimage
 from delst_hf.data.readers.visium import read_visium, read_visium_hd
 from delst_hf.data.readers.xenium import read_xenium
+from delst_hf.data.samples import check_one_slide
 from delst_hf.data.scale import Scale, Witness, check_scale, find_array, is_placeholder, names_positions, settle_scale
 
 SIDE = 900  # of every image of this file
@@ -518,13 +519,14 @@ def make_store(tmp_path, picture):
     import spatialdata
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
 
-    def make(image_systems, shape_systems, places, channels=("r", "g", "b"), radius=19.5):
+    def make(image_systems, shape_systems, places, channels=("r", "g", "b"), radius=19.5, names=None, **columns):
         image = Image2DModel.parse(np.moveaxis(picture, -1, 0), dims=("c", "y", "x"), c_coords=list(channels),
                                    transformations=image_systems)  # fmt: skip
         shapes = ShapesModel.parse(places[:, ::-1].copy(), geometry=0, radius=radius, transformations=shape_systems)
-        obs = pd.DataFrame({"region": pd.Categorical(["spots"] * len(places)), "spot": range(len(places))},
-                           index=[f"S{i}" for i in range(len(places))])  # fmt: skip
-        table = anndata.AnnData(sp.csr_matrix(np.ones((len(places), 3), np.float32)), obs=obs)
+        obs = pd.DataFrame({"region": pd.Categorical(["spots"] * len(places)), "spot": range(len(places)), **columns},
+                           index=names or [f"S{i}" for i in range(len(places))])  # fmt: skip
+        var = pd.DataFrame(index=["ACTB", "GAPDH", "ERBB2"])
+        table = anndata.AnnData(sp.csr_matrix(np.ones((len(places), 3), np.float32)), obs=obs, var=var)
         table = TableModel.parse(table, region="spots", region_key="region", instance_key="spot")
         store = spatialdata.SpatialData(images={"he": image}, shapes={"spots": shapes}, tables={"table": table})
         store.write(tmp_path / "s.zarr")
@@ -570,6 +572,24 @@ def test_systems_that_lay_the_spots_differently_must_be_chosen_between(make_stor
         read_spatialdata(store)
     assert read_spatialdata(store, coordinate_system="a").mpp == pytest.approx(100 / 60)
     assert read_spatialdata(store, coordinate_system="b").mpp == pytest.approx(100 / 30)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_store_tells_its_array_by_names_and_its_samples_by_columns(make_store):
+    """By distances alone a checkerboard of equal steps is squares, turned by 45 degrees: 200 um for 150."""
+    from spatialdata.transformations import Identity
+
+    from delst_hf.data.readers.spatialdata_zarr import read_spatialdata
+
+    names = [f"{column}x{row}" for row, column in EVERY_SECOND]
+    systems, samples = {"global": Identity()}, pd.Categorical(["A"] * 30 + ["B"] * (len(names) - 30))
+    store = make_store(
+        systems, systems, lay(EVERY_SECOND, 40, degrees=10), radius=19.0, names=names, library_id=samples
+    )
+    slide = read_spatialdata(store)
+    assert slide.mpp == pytest.approx(150 / (40 * 2**0.5)) and slide.technology == "Spatial Transcriptomics"
+    with pytest.raises(ValueError, match="'library_id' names 2, 'A', 'B'.*--region, --table"):
+        check_one_slide(slide)
 
 
 @pytest.mark.filterwarnings("ignore")

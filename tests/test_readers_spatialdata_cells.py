@@ -128,3 +128,59 @@ def test_a_table_of_labels_is_joined_to_outlines_that_are_named(tmp_path):
     path, _ = write(tmp_path / "c", shapes(), range(1, 13), "mask", mask)
     with pytest.raises(ValueError, match=r"not named as the shapes 'cells' are.*--region"):
         read(path, mpp=5.0, region="cells")
+
+
+def write_region(folder, source):
+    """The region of a MERSCOPE run: cells in um about an origin, their outlines, and planes of fluorescence."""
+    import geopandas
+    import tifffile
+    from shapely.geometry import MultiPolygon, box
+
+    images = folder / "images"
+    images.mkdir(parents=True)
+    matrix = np.array([[2.0, 0, -2000.0], [0, 2.0, 600.0], [0, 0, 1]])  # 0.5 um per px
+    np.savetxt(images / "micron_to_mosaic_pixel_transform.csv", matrix)
+    um = source.spots[["x", "y"]].to_numpy() / 2 + [1000.0, -300.0]
+    names = [str(1504440900000100001 + number) for number in range(12)]  # beyond 2^53
+    half = 1 + np.arange(12) / 4
+    cells = [MultiPolygon([box(x - h, y - h, x + h, y + h)]) for (x, y), h in zip(um, half, strict=True)]
+    table = {"EntityID": list(map(int, names)), "ZIndex": 0, "Geometry": cells}
+    geopandas.GeoDataFrame(table, geometry="Geometry").to_parquet(folder / "cell_boundaries.parquet")
+    columns = ["ACTB", "GAPDH", "ERBB2", "CD74", "Blank-1", "BLANK_0002"]
+    pd.DataFrame(source.counts, index=pd.Index(names, name="cell"), columns=columns).to_csv(folder / "cell_by_gene.csv")
+    places = {"fov": 0, "volume": 200.0, "center_x": um[:, 0], "center_y": um[:, 1]}
+    pd.DataFrame(places, index=pd.Index(names, name="EntityID")).to_csv(folder / "cell_metadata.csv")
+    for stain in ("DAPI", "PolyT"):
+        tifffile.imwrite(images / f"mosaic_{stain}_z3.tif", source.pixels[:, :, 0].astype(np.uint16) * 16)
+    return names, (2 * half) ** 2
+
+
+def test_merscope_by_way_of_spatialdata_io(tmp_path):
+    """The route of docs/data.md: its store, the H&E put beside it, one row per cell with its outline's area."""
+    spatialdata_io = pytest.importorskip("spatialdata_io", reason="spatialdata-io is not installed")
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    source = make_source()
+    names, areas = write_region(tmp_path / "run" / "region_0", source)
+    store = spatialdata_io.merscope(tmp_path / "run" / "region_0", transcripts=False)
+    store.images["he"] = Image2DModel.parse(
+        source.pixels.transpose(2, 0, 1), dims=("c", "y", "x"), transformations={"global": Identity()}
+    )
+    store.write(tmp_path / "region_0.zarr")
+    with pytest.raises(
+        ValueError, match=r"there are 2 of what --image names. Choose one of \['he', 'run_region_0_z3'\]"
+    ):
+        read(tmp_path / "region_0.zarr", mpp=0.5)
+    with pytest.raises(ValueError, match=r"fluorescence: its channels are called \['DAPI'"):
+        read(tmp_path / "region_0.zarr", mpp=0.5, image="run_region_0_z3")
+    slide = read(tmp_path / "region_0.zarr", mpp=0.5, image="he")
+    rows = slide.spots.loc[names]
+    np.testing.assert_allclose(rows[["x", "y"]].to_numpy(float), source.spots[["x", "y"]], rtol=1e-9)
+    np.testing.assert_allclose(rows["cell_area_um2"].to_numpy(float), areas, rtol=1e-6)
+    assert (
+        slide.counts.toarray()[[slide.spots.index.get_loc(name) for name in names]].tolist()
+        == source.counts[:, :4].tolist()
+    )
+    squares = read(tmp_path / "region_0.zarr", mpp=0.5, image="he", grid_um=20.0)
+    assert squares.counts.sum() == slide.counts.sum() and len(squares.spots) < 12

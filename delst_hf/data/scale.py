@@ -165,6 +165,16 @@ def names_positions(names: Iterable[object]) -> np.ndarray | None:
     return np.array([(float(match[2]), float(match[1])) for match in matches if match])
 
 
+def array_places(spots: pd.DataFrame) -> tuple[np.ndarray | None, bool]:
+    """Return array positions (spots, 2) row, column, by columns or else by names; and whether the names hold them."""
+    by_name = names_positions(spots.index)
+    if {"array_row", "array_col"} <= set(spots):
+        places = spots[["array_row", "array_col"]].to_numpy(float)
+        if (places >= 0).any():
+            return places, by_name is not None
+    return by_name, by_name is not None
+
+
 def find_array(
     lattice: Lattice | None,
     technology: str = "",

@@ -25,11 +25,11 @@ from ..samples import same_places, sample_columns
 from ..scale import (
     Scale,
     Witness,
+    array_places,
     find_array,
     given,
     image_states,
     lattice_states,
-    names_positions,
     settle_scale,
     spots_state,
     stated_diameters,
@@ -333,12 +333,10 @@ def _scale(
     witnesses: list[Witness],
 ) -> tuple[Scale, SpotArray | None]:
     """Return the scale per full-resolution pixel, and the array, None where it is not known."""
-    places, by_name = spots[["array_row", "array_col"]].to_numpy(float), names_positions(spots.index)
-    if (places < 0).all() and by_name is not None:
-        places = by_name
+    places, named = array_places(spots)
     lattice = measure_lattice(spots[["y", "x"]].to_numpy(float) / factor, places)
     diameter = stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"))
-    array = find_array(lattice, technology, spot_px=diameter, named_by_place=by_name is not None)
+    array = find_array(lattice, technology, spot_px=diameter, named_by_place=named)
     unknown = f"spot_diameter_fullres is {library.get('scalefactors', {}).get('spot_diameter_fullres')}"
     if array is None and lattice is None:  # too few spots: then they are those of the format
         array = next(iter(arrays_named(technology or VISIUM.name)), None)

@@ -10,7 +10,7 @@ from ..cells import pool_cells
 from ..images import open_image
 from ..lattice import measure_lattice
 from ..samples import SAMPLE_COLUMNS, rows_of, sample_columns
-from ..scale import find_array, given, image_states, lattice_states, names_positions, settle_scale
+from ..scale import array_places, find_array, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
 from .matrices import join_spots, read_counts
@@ -112,12 +112,9 @@ def read_generic(
     for column in ("array_row", "array_col"):
         if column in spots:
             result[column] = whole_or(spots[column], -1)
-    by_name = names_positions(spots.index)
-    places = (
-        result[["array_row", "array_col"]].to_numpy(float) if {"array_row", "array_col"} <= set(result) else by_name
-    )
+    places, named = array_places(result)
     lattice = measure_lattice(result[["y", "x"]].to_numpy(float), places)
-    array = find_array(lattice, technology, bin_um=spot_um, named_by_place=by_name is not None)
+    array = find_array(lattice, technology, bin_um=spot_um, named_by_place=named)
     witnesses = [*given(mpp), *lattice_states(lattice, array), *image_states(pixels, Path(image).name)]
     unknown = f"{Path(image).name} does not state it"
     if lattice is not None:

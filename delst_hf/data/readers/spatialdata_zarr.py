@@ -13,8 +13,10 @@ from ..declared import check_zarr
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
 from ..pixels import check_channels, check_opacity, to_rgb, white_level
-from ..scale import Scale, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
+from ..samples import sample_columns
+from ..scale import Scale, array_places, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
+from ..values import labels, whole_or
 from .anndata_file import on_tissue, raw_counts
 
 logger = logging.getLogger(__name__)
@@ -98,18 +100,9 @@ def read_spatialdata(
         )
         notes.leave_out_spots("without a shape", (~known).sum())
         adata, names = adata[known], names[known]
-    spots, diameter_px = _centres(shapes, matrix)
-    spots = spots.loc[names].set_index(adata.obs_names.astype(str))
-    if label_key is not None and label_key not in adata.obs:
-        raise KeyError(f"{path.name}: no column {label_key!r} in obs. Available: {list(adata.obs.columns)}.")
-    if label_key is not None:
-        labels = [None if pd.isna(label) else str(label) for label in adata.obs[label_key]]
-        spots["label"] = pd.Series(labels, index=spots.index, dtype=object)
+    centres, diameter_px = _centres(shapes, matrix)
+    spots = _described(centres.loc[names], adata, label_key, path.name)
     slide_id = slide_id or make_slide_id(region)
-    for column in ("array_row", "array_col"):
-        if column in adata.obs:
-            places = pd.to_numeric(adata.obs[column].astype(object), errors="coerce")
-            spots[column] = places.fillna(-1).astype(int).to_numpy()
     scale, array = _scale(spots, diameter_px, spot_um, mpp, technology, slide_id)
     if "area_px2" in spots:
         spots["cell_area_um2"] = spots.pop("area_px2") * scale.mpp**2
@@ -185,8 +178,24 @@ def _one(known: Any, chosen: str | None, what: str, name: str) -> str:
     if chosen is None and len(names) == 1:
         return names[0]
     if chosen is None or chosen not in names:
-        raise ValueError(f"{name}: {what} is {chosen!r}. Choose one of {names} (--{what}).")
+        found = f"{what} is {chosen!r}" if chosen is not None else f"there are {len(names)} of what --{what} names"
+        raise ValueError(f"{name}: {found}. Choose one of {names} (--{what}).")
     return chosen
+
+
+def _described(centres: pd.DataFrame, adata: Any, label_key: str | None, name: str) -> pd.DataFrame:
+    """Name the centres as the rows of the table are named, and add what its obs says of them."""
+    obs = adata.obs
+    if label_key is not None and label_key not in obs:
+        raise KeyError(f"{name}: no column {label_key!r} in obs. Available: {list(obs.columns)}.")
+    spots = centres.set_index(adata.obs_names.astype(str))
+    for column in {"array_row", "array_col"} & set(obs):
+        spots[column] = whole_or(obs[column], -1)
+    spots["label"] = None if label_key is None else pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
+    for column, values in sample_columns(obs).items():
+        if column not in spots:
+            spots[column] = values.to_numpy()
+    return spots
 
 
 def _scale(
@@ -198,10 +207,9 @@ def _scale(
     slide_id: str,
 ) -> tuple[Scale, SpotArray | None]:
     """Return the scale per pixel of the image, and the array, None where it is not known."""
-    places = [name for name in ("array_row", "array_col") if name in spots]
-    indices = spots[places].to_numpy(float) if len(places) == 2 else None
-    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), indices)
-    array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px)
+    places, named = array_places(spots)
+    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), places)
+    array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px, named_by_place=named)
     likely = array or (next(iter(arrays_named(technology, spot_um)), None) if technology and lattice is None else None)
     witnesses = [
         *given(mpp),
