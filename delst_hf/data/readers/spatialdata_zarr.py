@@ -192,9 +192,9 @@ def _described(centres: pd.DataFrame, adata: Any, label_key: str | None, name: s
     for column in {"array_row", "array_col"} & set(obs):
         spots[column] = whole_or(obs[column], -1)
     spots["label"] = None if label_key is None else pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
-    for column, values in sample_columns(obs).items():
-        if column not in spots:
-            spots[column] = values.to_numpy()
+    for named, values in sample_columns(obs).items():
+        if named not in spots:
+            spots[named] = values.to_numpy()
     return spots
 
 
