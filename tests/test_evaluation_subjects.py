@@ -13,6 +13,7 @@ from delst_hf.data.dataset import write_dataset
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.evaluation.results import model_index, read_results
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+from delst_hf.report.figures import headline_values, spread_pictures
 
 QUICK = ["--resamples", "10", "--num-seeds", "1", "--num-genes", "20"]
 
@@ -65,6 +66,18 @@ def test_a_plain_backbone_is_scored_like_any_other(backbone, toy_folder, tmp_pat
     assert all(row["metrics"]["num_spots"] == 108 for row in record["protocols"] if row["protocol"] == "hest")
     assert model_index(record, "x")[0]["results"]
     assert main(["report", str(tmp_path / "r.json"), "--output", str(tmp_path / "r.html")]) == 0
+    found = compared_over_runs(record, "tiny-vit")
+    drawn = (("hest", "", "pearson_mean"), ("hest", "alpha=cv", "pearson_mean"), ("probes", "linear", "macro_f1"))
+    expected = [rows_of(record, protocol, variant)["tiny-vit"][headline] for protocol, variant, headline in drawn]
+    assert sorted(found) == sorted(expected)
+
+
+def compared_over_runs(record, name):
+    """Headline numbers of the model that a report of two runs draws, each beside itself."""
+    drawn = headline_values([record, record], [name, name])
+    assert all(list(by_name) == [name] and by_name[name] == 2 * by_name[name][:1] for by_name in drawn.values()), drawn
+    assert len(list(spread_pictures([record, record], [name, name]))) == len(drawn)
+    return [by_name[name][0] for by_name in drawn.values()]
 
 
 def test_arrays_of_images_and_genes_have_retrieval_too(planted, toy_folder, toy_study, tmp_path):
@@ -78,6 +91,9 @@ def test_arrays_of_images_and_genes_have_retrieval_too(planted, toy_folder, toy_
     assert rows_of(record, "probes", "linear")["planted"]["macro_f1"] > 0.8
     assert rows_of(record, "probes", "linear")["planted, shuffled pairs"]["macro_f1"] < 0.35
     assert rows_of(record, "domains")["planted"]["ari"] > 0.6
+    found = compared_over_runs(record, "planted")
+    assert rows_of(record, "retrieval")["planted, image and gene"]["image_to_gene_recall@10"] in found
+    assert rows_of(record, "probes", "linear")["planted"]["macro_f1"] in found
     assert main(["report", str(tmp_path / "r.json"), "--output", str(tmp_path / "r.html")]) == 0
     text = (tmp_path / "r.html").read_text()
     assert 'id="figure-gallery"' in text and 'id="figure-radius-histograms"' not in text
