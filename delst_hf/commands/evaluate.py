@@ -30,7 +30,7 @@ class EvaluationArguments:
     model: str = field(
         metadata={
             "help": "What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from "
-            "elsewhere (.npy, .npz or .parquet, or a folder of patch features, one file per slide)."
+            "elsewhere (.npy, .npz or .parquet, the folder of `delst embed`, or one of patch features, one file per slide)."
         }
     )
     dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
@@ -149,7 +149,7 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     from ..evaluation.run import evaluate_subject, spots_of
     from ..hub.checksums import check_checksums, weights_fingerprint
     from ..model.distributed import process_rank
-    from ..record import TRAINING_RECORD, check_patch_size, find_training_record, public_text
+    from ..record import TRAINING_RECORD, check_patch_size, find_training_record, public_text, read_training_record
 
     transformers.utils.logging.set_verbosity_error()
     kind = kind_of(arguments.model)
@@ -157,7 +157,7 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     # From the Hub too, or its training slides would pass for unseen ones.
     if kind == "checkpoint":
         check_checksums(arguments.model)
-    record = find_training_record(arguments.model) if kind == "checkpoint" else {}
+    record = find_training_record(arguments.model) if kind == "checkpoint" else read_training_record(arguments.model)
     if kind == "checkpoint" and not record:
         logger.warning(
             "%s has no %s: which slides it was trained on is not known, so that scores may be of slides it has seen.",
@@ -236,9 +236,10 @@ def kind_of(model: str) -> str:
 
     from ..data.patch_features import is_features
     from ..evaluation.arrays import SUFFIXES
+    from ..evaluation.embedding_files import embedding_files
     from ..model.configuration_delst import DelstConfig
 
-    if Path(model).suffix in SUFFIXES or is_features(model):
+    if Path(model).suffix in SUFFIXES or embedding_files(model) or is_features(model):
         return "embeddings"
     if (model.startswith(".") or os.path.isabs(model)) and not os.path.isdir(model):
         raise FileNotFoundError(
@@ -275,6 +276,7 @@ def _backbone(arguments, study, dataset, evaluation, record, features) -> "Subje
 
 def _embeddings(arguments, study, dataset, evaluation, record, features) -> "Subject":
     from ..evaluation.arrays import read_embeddings
+    from ..evaluation.embedding_files import embedding_files, space_of_files
     from ..evaluation.preparation import finite_matrix
     from ..evaluation.subjects import array_subject
 
@@ -283,6 +285,8 @@ def _embeddings(arguments, study, dataset, evaluation, record, features) -> "Sub
     else:
         arrays = {"image": finite_matrix(features[dataset["spot_index"]], Path(arguments.model).name)}
     options = {"geometry": arguments.geometry, "curvature": arguments.curvature}
+    if embedding_files(arguments.model):
+        options = space_of_files(arguments.model)
     return array_subject(arrays, dataset, evaluation, name=Path(arguments.model).stem, **options)
 
 
@@ -294,10 +298,11 @@ def _joined_features(
 ) -> tuple["Study", Any]:
     """Return the study, less spots without features, and the features, where these were made elsewhere; else None for them."""
     from ..data.patch_features import is_features, join_features
+    from ..evaluation.embedding_files import embedding_files
     from ..record import check_patch_size
 
-    path = arguments.features
-    if kind == "embeddings" and (Path(arguments.model).is_dir() or Path(arguments.model).suffix in (".h5", ".hdf5")):
+    path, model = arguments.features, Path(arguments.model)
+    if kind == "embeddings" and not embedding_files(model) and (model.is_dir() or model.suffix in (".h5", ".hdf5")):
         path = arguments.model
     elif path is not None and kind != "checkpoint":
         raise ValueError(

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +156,25 @@ def add_retrieve(commands: _Subparsers) -> None:
 
 
 def add_embed(commands: _Subparsers) -> None:
-    """Add `delst embed MODEL FILE.h5ad`."""
+    """Add `delst embed MODEL FILE.h5ad` and `delst embed MODEL DATASET`."""
     parser = add_command(
         commands,
         "embed",
-        "embeddings and predictions into an AnnData that exists",
-        "Writes obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and what the model's head "
-        "predicts; X and all else stay as they are.",
+        "embeddings and predictions into an AnnData that exists; embeddings of a dataset folder",
+        "Of an AnnData writes obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and what the "
+        "model's head predicts; X and all else stay as they are. Of a dataset folder writes features and embeddings of every "
+        "spot into the folder --output, one file per process, for delst evaluate; several processes: torchrun --nproc_per_node "
+        "4 -m delst_hf.cli embed MODEL DATASET --output DIR.",
         "delst embed runs/toy/pretrain/model mine.h5ad --output mine_delst.h5ad",
+        "delst embed runs/toy/pretrain/model runs/toy/data --output runs/toy/embedded",
         "delst embed MODEL mine.h5ad --image he.tif --key X_delst --in-place",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id")
-    parser.add_argument("file", metavar="FILE", help=".h5ad")
+    parser.add_argument("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad)")
+    where.add_argument(
+        "--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad), or folder of a dataset"
+    )
     where.add_argument("--in-place", action="store_true", help="change FILE itself, in one step")
     parser.add_argument("--overwrite", action="store_true", help="replace the output, and keys that FILE has already")
     parser.add_argument("--key", default="X_delst", help="name in obsm (default X_delst)")
@@ -177,6 +183,7 @@ def add_embed(commands: _Subparsers) -> None:
     parser.add_argument("--image", metavar="IMAGE", help="full-resolution image (default: the reduced one in FILE)")
     parser.add_argument("--mpp", type=float, help="micrometres per full-resolution pixel (default: from the spots)")
     parser.add_argument("--layer", help="layer with raw counts, for --modality genes (default X)")
+    parser.add_argument("--slides", metavar="ID,ID", default="", help="of a dataset: which slides (default: all)")
     _add_speed(parser)
     parser.set_defaults(run=_run_embed)
 
@@ -289,6 +296,8 @@ def _run_embed(arguments: argparse.Namespace) -> None:
     from ..prediction.annotate import embed_file
 
     speed = _speed(arguments)
+    if not arguments.file.endswith(".h5ad") and not Path(arguments.file).is_file():
+        return _embed_dataset(arguments, speed)
     written = embed_file(
         arguments.model,
         arguments.file,
@@ -303,6 +312,19 @@ def _run_embed(arguments: argparse.Namespace) -> None:
         num_workers=speed["num_workers"],
     )
     print(f"output  {written}: obsm[{arguments.key!r}]")
+
+
+def _embed_dataset(arguments: argparse.Namespace, speed: dict[str, Any]) -> None:
+    from ..evaluation.embedding_files import embed_dataset
+    from ..model.distributed import process_rank
+
+    if not arguments.output or arguments.in_place:
+        raise ValueError("Embeddings of a dataset are written into a folder of their own. Give it: --output DIR.")
+    folder = embed_dataset(
+        arguments.model, arguments.file, arguments.output, slides=split_names(arguments.slides), **speed
+    )
+    if process_rank() == 0:
+        print(f"output  {folder}\nNext: delst evaluate {shlex.quote(str(folder))} {shlex.quote(arguments.file)}")
 
 
 def _genes(given: str | None) -> list[str] | None:

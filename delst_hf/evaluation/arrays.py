@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ..data.declared import check_declared
 from ..errors import reading
+from .embedding_files import embedding_files, read_embedding_files
 from .preparation import finite_matrix
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -27,7 +28,8 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
 
     Args:
         path: .npy (spots, dim); .npz with an array "image" (or "embeddings", "features") and possibly "gene", "slide_id" and
-            "barcode"; or .parquet with columns of the same names, the embeddings as lists, or as one column of numbers each.
+            "barcode"; or .parquet with columns of the same names, the embeddings as lists, or as one column of numbers each; or
+            the folder that ``delst embed MODEL DATASET`` wrote, of which only the slides of `spots` are read.
         spots: The spots to be evaluated.
         num_spots: Spots of the whole dataset; `spot_index` of `spots` counts in it.
 
@@ -39,9 +41,12 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
         ValueError: If it holds no embeddings, spots are missing or come twice, or a value is not finite.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() and embedding_files(path):
+        columns = read_embedding_files(path, sorted(set(spots["slide_id"])))
+    elif path.is_file():
+        columns = _READERS[path.suffix](path)
+    else:
         raise FileNotFoundError(f"no embeddings at {path}. Give a {', '.join(SUFFIXES)} file.")
-    columns = _READERS[path.suffix](path)
     rows = _rows_of(columns, spots, num_spots, path)
     arrays = {}
     for kind, names in (("image", IMAGE_NAMES), ("gene", GENE_NAMES)):

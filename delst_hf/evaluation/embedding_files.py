@@ -1,0 +1,171 @@
+"""Embeddings of a dataset on the disk, one file per process: none of them has to hold all, and none is sent to another.
+
+    DIR/embeddings-00000-of-00004.parquet   slide_id, barcode, features, image_embeds, gene_embeds of the spots of a process
+    DIR/training.json                       the record of the checkpoint, where it has one: which slides it has seen
+
+`delst evaluate DIR DATASET` reads the rows of the slides that it scores, and no others.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from ..atomic.files import check_folder_output, write_file, write_text
+from ..model.distributed import process_rank, world_size
+from ..model.modeling_delst import DelstModel
+from ..model.processing_delst import DelstProcessor
+from ..record import TRAINING_RECORD, find_training_record
+from .embed import embed_share, model_collator
+
+KEYS = ("slide_id", "barcode")
+ARRAYS = ("features", "image_embeds", "gene_embeds")
+_PART = re.compile(r"embeddings-(\d{5})-of-(\d{5})\.parquet")
+_ABOUT = b"delst"
+
+
+def embed_dataset(
+    model: str,
+    dataset: str,
+    output: str | os.PathLike,
+    *,
+    slides: Sequence[str] = (),
+    batch_size: int = 64,
+    num_workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Embed the spots of a dataset with a checkpoint; all processes of a launcher call it, each embeds a share.
+
+    Args:
+        model: Folder or Hub id of a checkpoint.
+        dataset: Dataset folder, or a Hub id.
+        output: Folder to write, which must not exist or be empty; several machines need one that all of them see.
+        slides: Which slides; all of them by default.
+        batch_size: Spots per batch of a process.
+        num_workers: Worker processes of the loader.
+        progress: Show a progress bar, on the first process.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If something is in it.
+        ValueError: If a slide is unknown, or the model does not read patches.
+
+    Examples:
+        >>> folder = embed_dataset("runs/toy/pretrain/model", "runs/toy/data", "embedded", num_workers=0, progress=False)
+        >>> [path.name for path in sorted(folder.glob("*.parquet"))]
+        ['embeddings-00000-of-00001.parquet']
+    """
+    import torch
+    from accelerate import PartialState
+
+    from ..data.study import Study
+
+    state, output = PartialState(), Path(output)
+    check_folder_output(output)
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} holds something already. Choose another --output.")
+    state.wait_for_everyone()  # or the first one to write would be in the way of the last one to look
+    loaded, processor = DelstModel.from_pretrained(model), DelstProcessor.from_pretrained(model)
+    loaded.to(device="cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[call-arg]
+    study = Study.load(dataset)
+    spots = study.subset(slides or study.slide_ids)
+    collator = model_collator(loaded, processor, study)
+    write_embeddings(loaded, spots, collator, output, batch_size, num_workers, progress)
+    record = find_training_record(model)
+    if record and process_rank() == 0:
+        write_text(output / TRAINING_RECORD, json.dumps(record, indent=1) + "\n")
+    state.wait_for_everyone()
+    return output
+
+
+def write_embeddings(
+    model: DelstModel,
+    spots: Dataset,
+    collator: Callable[..., dict[str, Any]],
+    folder: str | os.PathLike,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Embed this process's share of spots into a file of its own, a batch at a time; arguments are those of `embed`.
+
+    Returns:
+        The file. It is there once it is whole.
+    """
+    config = model.config
+    widths = (config.vision_feature_size, config.projection_dim, config.projection_dim)
+    fields = [pa.field(name, pa.string()) for name in KEYS]
+    fields += [pa.field(name, pa.list_(pa.float32(), width)) for name, width in zip(ARRAYS, widths, strict=True)]
+    about = {"geometry": config.geometry, "curvature": model.curvature.item() if config.geometry == "lorentz" else None}
+    schema = pa.schema(fields, metadata={_ABOUT: json.dumps(about).encode()})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / f"embeddings-{process_rank():05d}-of-{world_size():05d}.parquet"
+    names = spots.select_columns(list(KEYS)).with_format("arrow")
+    with write_file(path) as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
+        for start, *arrays in embed_share(model, spots, collator, batch_size, num_workers, progress):
+            keys = names[start : start + len(arrays[0])]
+            values = [
+                pa.FixedSizeListArray.from_arrays(pa.array(array.float().numpy().ravel()), width)
+                for array, width in zip(arrays, widths, strict=True)
+            ]
+            writer.write_table(pa.table([*(keys[name] for name in KEYS), *values], schema=schema))
+    return path
+
+
+def embedding_files(folder: str | os.PathLike) -> list[Path]:
+    """Return the files of embeddings of a folder, none where it holds none.
+
+    Raises:
+        ValueError: If some are missing, or they are of several runs.
+    """
+    found = {
+        path: match
+        for path in sorted(Path(folder).glob("embeddings-*.parquet"))
+        if (match := _PART.fullmatch(path.name))
+    }
+    numbers = {int(match[2]) for match in found.values()}
+    if len(numbers) > 1 or (numbers and len(found) != max(numbers)):
+        raise ValueError(
+            f"{folder} holds {', '.join(path.name for path in found)}, which are not all the files of one run. Embed the "
+            "dataset again into another folder (delst embed MODEL DATASET --output DIR)."
+        )
+    return list(found)
+
+
+def read_embedding_files(folder: str | os.PathLike, slides: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read the keys and the embeddings of some slides; files and groups of rows without them are passed over.
+
+    Args:
+        folder: What `write_embeddings` wrote.
+        slides: Their names.
+
+    Returns:
+        ``slide_id``, ``barcode``, ``image_embeds`` and ``gene_embeds``.
+    """
+    columns = [*KEYS, *ARRAYS[1:]]
+    chosen = [("slide_id", "in", list(slides))]
+    tables = [
+        pq.read_table(path, columns=columns, filters=chosen, partitioning=None) for path in embedding_files(folder)
+    ]
+    table = pa.concat_tables(tables).combine_chunks()
+    arrays = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in KEYS}
+    for name in ARRAYS[1:]:
+        column = table[name].combine_chunks()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        arrays[name] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return arrays
+
+
+def space_of_files(folder: str | os.PathLike) -> dict[str, Any]:
+    """Return the geometry that the embeddings are of, and its curvature."""
+    metadata = pq.read_schema(embedding_files(folder)[0]).metadata or {}
+    return dict(json.loads(metadata.get(_ABOUT, b"{}")))
