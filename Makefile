@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOY := runs/toy
+# One process with all cores, said outright: accelerate warns of what it has to guess, and -q leaves out its own tracebacks.
+LAUNCH := $(BIN)/accelerate launch -q --config_file training/configs/accelerate/cpu.yaml \
+	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: pretrain test extras docs lowest torture lint suites gpu clean
@@ -18,8 +21,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 pretrain: $(VENV)/installed
 	rm -rf $(TOY)/pretrain
 	$(BIN)/delst prepare toy --output $(TOY)/data --overwrite
-	$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu.yaml training/pretrain.py training/configs/toy.yaml
-	$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu.yaml training/evaluate.py \
+	$(LAUNCH) training/pretrain.py training/configs/toy.yaml
+	$(LAUNCH) training/evaluate.py \
 		--model $(TOY)/pretrain/model --dataset $(TOY)/data --test-slides toy_D1 --output $(TOY)/results.json
 
 lint: $(VENV)/installed

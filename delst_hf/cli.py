@@ -19,11 +19,22 @@ from .commands.sheet import named_sheet
 from .errors import explain, messages_on_stderr
 
 # Commands that load no model, and need not wait for transformers' auto classes.
+_LOADS_MODELS = ("evaluate", "fit", "reference", "predict", "retrieve", "embed", "demo")
 _WITHOUT_MODELS = ("prepare", "check", "merge", "vocabulary", "report", "doctor")
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that answers a misspelt command or value with the nearest one."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and keep the words: argparse names what is missing before it looks at what it does not know."""
+        self._words = list(args or ())
+        arguments, rest = super().parse_known_args(args, namespace)
+        if rest and self._subparsers is None and "rest" not in self._defaults:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return arguments, rest
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
@@ -31,7 +42,18 @@ class _Parser(argparse.ArgumentParser):
             choices = [choice.strip("' ") for choice in found[2].split(",")]
             near = difflib.get_close_matches(found[1], choices, 1)
             message += f". Did you mean {near[0]!r}?" if near else ""
+        elif message.startswith(("the following arguments are required", "unrecognized arguments")):
+            message = " ".join(filter(None, map(self._unknown_option, self._words))) or message
         super().error(message)
+
+    def _unknown_option(self, word: str) -> str:
+        """Say which option a word is probably meant to be; "" for words that are none, and for options there are."""
+        option = word.split("=")[0]
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        if not option.startswith("--") or any(name.startswith(option) for name in known):
+            return ""
+        near = difflib.get_close_matches(option.replace("_", "-"), known, 1)
+        return f"{option} is not an option.{f' Did you mean {near[0]}?' if near else ''}"
 
 
 class _Version(argparse.Action):
@@ -56,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     end_like_interrupted()
     try:
+        check_places(arguments)
         if arguments.delst_command not in _WITHOUT_MODELS:
             importlib.import_module(".registration", __package__)
         with messages_on_stderr(arguments.debug):
@@ -113,6 +136,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     lay_out(parser)
     return parser
+
+
+def check_places(arguments: argparse.Namespace) -> None:
+    """Refuse a model or a dataset that is not there, or is something else, before the seconds that libraries take to load."""
+    from .data.places import check_dataset, check_model
+
+    if arguments.delst_command in _LOADS_MODELS:
+        for name, check in (("model", check_model), ("dataset", check_dataset)):
+            if (value := getattr(arguments, name, None)) is not None:
+                check(value)
 
 
 if __name__ == "__main__":

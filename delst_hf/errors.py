@@ -192,8 +192,25 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
         if debug:
             raise
         print(f"{name}: error: {explain(error)}", file=sys.stderr)
+        if _accelerate_will_speak():
+            print(
+                "What accelerate adds below is about its own launch; accelerate launch -q leaves it out.",
+                file=sys.stderr,
+            )
         return 2
     return 0
+
+
+def _accelerate_will_speak() -> bool:
+    """Whether `accelerate launch` started this process and prints a traceback of its own when it fails."""
+    import psutil
+
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):  # no parent, or one that may not be looked at
+        return False
+    by_accelerate = any("accelerate" in word for word in words[:3]) and "launch" in words
+    return by_accelerate and not {"-q", "--quiet"}.intersection(words)
 
 
 @contextmanager
@@ -243,6 +260,10 @@ def _quiet_libraries(load: bool) -> Iterator[None]:
             if told.is_progress_bar_enabled():
                 undo.append(told.enable_progress_bar)
                 told.disable_progress_bar()
+        # Its retries without a network: the error that ends them says the same.
+        hub = logging.getLogger("huggingface_hub")
+        undo.append(functools.partial(hub.setLevel, hub.level))
+        hub.setLevel(logging.ERROR)
         if "datasets" in sys.modules:
             from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

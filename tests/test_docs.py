@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PAGES += [ROOT / "examples" / "README.md", *sorted((ROOT / "model_cards").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 SCRIPT = re.compile(
-    r"(?:accelerate launch|torchrun|python)\b.*?\b(?:training/|-m delst_hf\.)(pretrain|evaluate|pretraining)(?:\.py)?\b(.*)"
+    r"(?:accelerate launch|torchrun|python)\b.*?(?:\btraining/|-m delst_hf\.)(pretrain|evaluate|pretraining)(?:\.py)?\b(.*)"
 )
 
 

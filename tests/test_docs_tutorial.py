@@ -36,8 +36,8 @@ def run_command(line: str) -> None:
     if words[0] == "delst":
         assert main(words[1:]) == 0, line
     else:
-        assert words[:4] == ["accelerate", "launch", "-m", "delst_hf.pretraining"], line
-        pretraining(words[4:])
+        assert words[:3] == ["python", "-m", "delst_hf.pretraining"], line
+        pretraining(words[3:])
 
 
 def test_the_tutorial_runs_as_it_stands(tiny_backbone, tmp_path, monkeypatch, capsys):
@@ -58,7 +58,7 @@ def test_the_tutorial_runs_as_it_stands(tiny_backbone, tmp_path, monkeypatch, ca
                 ran.append(line.split()[1])
         elif "import scanpy" not in code or importlib.util.find_spec("scanpy") is not None:
             exec(compile(code, "docs/tutorial.md", "exec"), shared)
-    assert ran == ["check", "prepare", "vocabulary", "launch", "evaluate", "report", "fit", "predict"]
+    assert ran == ["check", "prepare", "vocabulary", "-m", "evaluate", "report", "fit", "predict"]
     printed = capsys.readouterr().out
     assert "What to open: " in printed and "Checkpoint: runs/mine/model" in printed
     assert "<h1>" in Path("report.html").read_text() and Path("runs/mine/curves.png").is_file()

@@ -1,6 +1,7 @@
 """The border between libraries and users: one line, with the file and the next step, whatever was raised."""
 
 import argparse
+import logging
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from delst_hf import errors
 from delst_hf.cli import main
 from delst_hf.data.values import positive
+from delst_hf.errors import messages_on_stderr
 
 pytestmark = pytest.mark.fault("the border to libraries")
 
@@ -100,7 +102,9 @@ def test_a_command_says_in_one_line_what_it_did_not_expect(monkeypatch, capsys, 
     def fail(_):
         {}.update([]) or (_ for _ in ()).throw(error)
 
-    monkeypatch.setattr("delst_hf.cli.parse_arguments", lambda _: argparse.Namespace(run=fail, debug=False))
+    monkeypatch.setattr(
+        "delst_hf.cli.parse_arguments", lambda _: argparse.Namespace(run=fail, debug=False, delst_command="doctor")
+    )
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("delst: error: ")
@@ -126,3 +130,24 @@ def test_a_script_ends_in_one_line_and_shows_the_traceback_when_asked():
     assert plain.returncode == 2 and len(plain.stderr.strip().splitlines()) == 1
     assert plain.stderr.startswith("pretrain.py: error: KeyError: 'spots'")
     assert "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize(("words", "is_said"), [([], True), (["-q"], False), (["--quiet"], False)])
+def test_a_script_says_whose_the_traceback_below_is(tmp_path, words, is_said):
+    """`accelerate launch` ends with a traceback of its own launch, unless it is told to be quiet."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "accelerate").write_text("import subprocess, sys\nsubprocess.run([sys.executable, sys.argv[-1]])")
+    launch = [sys.executable, str(tmp_path / "accelerate"), "launch", *words, str(tmp_path / "script.py")]
+    said = subprocess.run(launch, capture_output=True, text=True).stderr.strip().splitlines()
+    assert said[0].startswith("pretrain.py: error: KeyError: 'spots'")
+    assert ["accelerate launch -q leaves it out" in line for line in said[1:]] == [True] * is_said
+
+
+def test_the_hub_client_retries_in_silence():
+    client = logging.getLogger("huggingface_hub")
+    before = client.level
+    with messages_on_stderr():
+        assert client.level == logging.ERROR
+    assert client.level == before
+    with messages_on_stderr(debug=True):
+        assert client.level == before

@@ -90,6 +90,10 @@ def test_examples_stand_apart_and_parse(description, capsys, tmp_path):
         (["--per-device-batch-size=1"], r"Did you mean --per_device_\w+_batch_size\?"),
         (["--learning_rate", "quick"], r"--learning_rate: invalid float value: 'quick'. --help explains"),
         (["--ranking", "best"], r"--ranking: invalid choice: 'best' \(choose from"),
+        (
+            ["--dataset", "d", "--output_dir", "my", "runs"],
+            r"'runs' belongs to no option\. A value with a blank.* needs quotes",
+        ),
         ([], r"--dataset is missing. Give it, or begin with a configuration: one of her2st, .*toy"),
     ],
 )

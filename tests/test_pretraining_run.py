@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from delst_hf import DataArguments, DelstModel, DelstProcessor, DelstTrainingArguments, ModelArguments, Study
 from delst_hf.data.dataset import write_dataset
@@ -13,7 +14,7 @@ from delst_hf.data.splits import SplitRequest
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.errors import explain
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
-from delst_hf.pretraining.run import assemble, choose_slides, pretrain, training_spots, validation_spots
+from delst_hf.pretraining.run import assemble, build, choose_slides, pretrain, training_spots, validation_spots
 from delst_hf.record import read_training_record, training_record
 
 SMALL_VIT = json.dumps(
@@ -207,6 +208,30 @@ def test_half_precision_without_a_gpu_is_refused_in_our_words(tmp_path):
     with pytest.raises(ValueError, match=r"bf16=True needs a GPU, and none was found.*--use_cpu true"):
         DelstTrainingArguments(str(tmp_path), bf16=True)
     assert DelstTrainingArguments(str(tmp_path), bf16=True, use_cpu=True).bf16
+    for options in ({}, {"use_cpu": True}):
+        with pytest.raises(ValueError, match=r"fp16=True needs a GPU, and none was found.*--bf16 true --use_cpu true"):
+            DelstTrainingArguments(str(tmp_path), fp16=True, **options)
+
+
+def test_a_process_takes_one_gpu_so_that_no_batch_is_torn(tmp_path):
+    training = DelstTrainingArguments(str(tmp_path), per_device_train_batch_size=6)
+    training._n_gpu = 4  # what torch would say of a machine with four
+    assert (training.n_gpu, training.train_batch_size) == (1, 6)
+
+
+@pytest.mark.parametrize("way", ["vision", "vision_config"])
+def test_a_size_of_patches_that_the_backbone_would_not_cover_is_refused(tmp_path, way):
+    vision = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    vision = {**vision, "intermediate_size": 16, "image_size": 32}
+    ViTModel(ViTConfig(**vision)).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    given = {"vision": str(tmp_path)} if way == "vision" else {"vision_config": json.dumps(vision)}
+    small = {"gene_hidden_size": 8, "projection_dim": 4}
+    with pytest.raises(ValueError, match="image_size is 50, .*squares of 8 px: 2 px of each .* such as 48 or 56"):
+        build(ModelArguments(image_size=50, **given, **small), ["G1", "G2"])
+    if way == "vision":
+        _, processor = build(ModelArguments(image_size=48, **given, **small), ["G1", "G2"])
+        assert processor.image_processor.size["height"] == 48
 
 
 def test_a_dataset_folder_that_is_not_there_is_answered_with_what_is(tmp_path):

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on slides that it has not seen, with its baselines in the same table.
 
-    accelerate launch training/evaluate.py --model runs/toy/pretrain/model --dataset runs/toy/data --test_slides toy_D1
-    accelerate launch training/evaluate.py --model DIR --dataset DIR --test_slides C5,B4 --output results.json
+    accelerate launch -q training/evaluate.py --model runs/toy/pretrain/model --dataset runs/toy/data --test_slides toy_D1
+    accelerate launch -q training/evaluate.py --model DIR --dataset DIR --test_slides C5,B4 --output results.json
 
 The same as `delst evaluate`, by several processes; options are spelled with underscores, as those of transformers. The model is
 scored by every protocol of docs/evaluation.md (--protocols), with intervals and baselines, into one JSON for `delst report`.

@@ -1,7 +1,7 @@
 """Pretrain DELST on the spots of a dataset folder.
 
-    accelerate launch training/pretrain.py training/configs/toy.yaml
-    accelerate launch training/pretrain.py training/configs/her2st.yaml --geometry cosine --seed 1
+    accelerate launch -q training/pretrain.py training/configs/toy.yaml
+    accelerate launch -q training/pretrain.py training/configs/her2st.yaml --geometry cosine --seed 1
     torchrun --nproc_per_node 2 training/pretrain.py training/configs/toy.yaml
 
 Options on the command line win over the file. A run that was killed goes on from its last whole checkpoint with
@@ -9,7 +9,7 @@ Options on the command line win over the file. A run that was killed goes on fro
 Negatives come from all processes. Gradient accumulation does not add negatives; --contrastive_micro_batch_size lets a batch
 of any size fit into memory with all of its negatives.
 
-An installed package runs the same without this file: accelerate launch -m delst_hf.pretraining toy
+An installed package runs the same without this file: accelerate launch -q -m delst_hf.pretraining toy
 """
 
 import sys

@@ -108,6 +108,9 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
     path = Path(path).expanduser()
     missing = [name for name in CONFIGS if not (path / name).is_dir()]
     if missing:
+        from .places import check_dataset  # it says what lies there instead
+
+        check_dataset(str(path))
         raise FileNotFoundError(
             f"{path} is not a complete dataset folder: {missing} missing. Make it with delst prepare."
         )

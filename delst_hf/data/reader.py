@@ -5,7 +5,6 @@ its cache after a file has changed. Here files are those that `open_folder` foun
 is read, and the name of the cache says which files, of which size and time of change, it was made from.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -65,12 +64,10 @@ def hub_name(path: str | os.PathLike) -> str:
     >>> hub_name("me/toy-slides")
     'me/toy-slides'
     """
+    from .places import check_dataset
+
     name = os.fspath(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"there is no dataset folder {name}{_near(Path(path).expanduser())}. Give a folder made by delst prepare, or the "
-            "id USER/NAME of a dataset of the Hub."
-        )
+    check_dataset(name)
     return name
 
 
@@ -87,22 +84,14 @@ def hub_explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of a dozen kinds, by the client's HTTP library
+        from .places import is_dataset, near
+
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise OSError(
-            f"there is no dataset folder {name} here{_near(Path(name))}, and the Hub does not give a dataset of that name "
-            f"({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is private; "
+            f"there is no dataset folder {name} here{near(Path(name), is_dataset)}, and the Hub does not give a dataset of "
+            f"that name ({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is private; "
             "HF_HUB_OFFLINE=1 allows only what was fetched before."
         ) from error
-
-
-def _near(path: Path) -> str:
-    """Name the dataset folders that lie where this one should be, the nearest name first."""
-    beside = path.parent
-    names = [one.name for one in sorted(beside.iterdir()) if (one / "spots").is_dir()] if beside.is_dir() else []
-    nearest = difflib.get_close_matches(path.name, names, 1)
-    if nearest:
-        return f" (did you mean {beside / nearest[0]}?)"
-    return f" (beside it there is {', '.join(str(beside / name) for name in names[:5])})" if names else ""
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:

@@ -257,6 +257,33 @@ def load_image_processor(vision: str | os.PathLike, image_size: int | None = Non
     return ViTImageProcessorPil(**{"size": size, "resample": resample, **normalisation, **options})
 
 
+def check_image_size(config: Any, image_size: int) -> None:
+    """Refuse patches that the grid of a backbone would not cover: what is left over at the border is not seen.
+
+    Args:
+        config: That of the backbone; one without a ``patch_size`` takes any size.
+        image_size: Side of its input in pixels.
+
+    Raises:
+        ValueError: If the side is not a multiple of that of the backbone's patches.
+
+    Examples:
+        >>> from transformers import ViTConfig
+        >>> check_image_size(ViTConfig(patch_size=16), 100)
+        Traceback (most recent call last):
+        ValueError: image_size is 100, and the backbone (vit) cuts its input into squares of 16 px: 4 px of each ...
+    """
+    given = getattr(config, "patch_size", None)
+    for side in (given,) if isinstance(given, int) else tuple(given or ()):
+        if side and image_size % side:
+            fits = max(image_size // side, 1) * side
+            raise ValueError(
+                f"image_size is {image_size}, and the backbone ({config.model_type}) cuts its input into squares of {side} px: "
+                f"{image_size % side} px of each side would not fit. Give a multiple of {side}, such as {fits} or "
+                f"{fits + side}."
+            )
+
+
 def belongs_to_pooler(name: str) -> bool:
     """Whether a weight of a backbone is one of its pooler, which in SigLIP is called ``head``."""
     return "pooler" in name or name.startswith("head.")
@@ -266,6 +293,7 @@ __all__ = [
     "GivenFeatures",
     "belongs_to_pooler",
     "build_vision_model",
+    "check_image_size",
     "count_prefix_tokens",
     "encode_images",
     "load_image_processor",

@@ -1,7 +1,7 @@
 """Pretrain DELST on the spots of a dataset folder.
 
-    accelerate launch -m delst_hf.pretraining toy
-    accelerate launch -m delst_hf.pretraining her2st --geometry cosine --seed 1
+    accelerate launch -q -m delst_hf.pretraining toy
+    accelerate launch -q -m delst_hf.pretraining her2st --geometry cosine --seed 1
     torchrun --nproc_per_node 2 -m delst_hf.pretraining my-run.yaml
 
 The first word is a YAML file, or the name of one that comes with the package; options on the command line win over it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import logging
 import math
 import re
 import types
@@ -18,6 +19,8 @@ from ..data.study import LEVEL_KEYS
 from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 from ..model.processing_delst import STAIN_NORMALIZATIONS
+
+logger = logging.getLogger(__name__)
 
 STAIN_JITTER = ("off", "light", "strong")
 VIEWS = ("single", "nested")
@@ -357,6 +360,11 @@ class DelstTrainingArguments(TrainingArguments):
         check_numbers(self)
         self._check_device()
         super().__post_init__()
+        if super().n_gpu > 1:
+            logger.warning(
+                "%d GPUs are here and one is used; `accelerate launch --multi_gpu` in place of `python` uses all.",
+                super().n_gpu,
+            )
         self._check_values()
         # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
@@ -376,6 +384,11 @@ class DelstTrainingArguments(TrainingArguments):
             raise ValueError(
                 "bf16=True needs a GPU, and none was found (delst doctor says what was). Leave --bf16 out, or add --use_cpu "
                 "true to compute in bfloat16 on the CPU."
+            )
+        if "fp16" in asked and (self.use_cpu or not torch.backends.mps.is_available()):
+            raise ValueError(
+                "fp16=True needs a GPU, and none was found (delst doctor says what was). Leave it out; on a CPU half precision "
+                "is bfloat16: --bf16 true --use_cpu true."
             )
         if "tf32" in asked:
             raise ValueError(
@@ -440,6 +453,11 @@ class DelstTrainingArguments(TrainingArguments):
                 f"{asked[0]}=True trains few weights, which FSDP would not shard. Train with DDP "
                 "(training/configs/accelerate/multi_gpu.yaml), or leave the option out."
             )
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: one at most. With several the base class would split each batch among them, negatives too."""
+        return min(super().n_gpu, 1)
 
     @property
     def slide_aware(self) -> bool:

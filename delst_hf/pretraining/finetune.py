@@ -1,6 +1,6 @@
 """Fine-tune a head, and as much of the backbone as one likes, on the expression or the labels of spots.
 
-    accelerate launch -m delst_hf.pretraining.finetune --model DIR --dataset DIR --target labels --lora true --output_dir RUN
+    accelerate launch -q -m delst_hf.pretraining.finetune --model DIR --dataset DIR --target labels --lora true --output_dir RUN
     torchrun --nproc_per_node 2 -m delst_hf.pretraining.finetune config.yaml --learning_rate 1e-4
 
 Options are those of transformers' TrainingArguments and the ones below; those of the command line win over a YAML file.

@@ -73,7 +73,15 @@ def parse_arguments(
         defaults = _yaml_options(path)
         _check_options(parser, defaults, f"{path}: ")
     _check_options(parser, argv)
-    return parser.parse_args_into_dataclasses(args=defaults + argv, look_for_args_file=False)
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        args=defaults + argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if rest:
+        raise ValueError(
+            f"{' '.join(rest)!r} belongs to no option. A value with a blank, such as a path, needs quotes; a "
+            "configuration stands first. --help explains every option."
+        )
+    return tuple(parsed)
 
 
 class _Parser(HfArgumentParser):

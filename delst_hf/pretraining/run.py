@@ -29,7 +29,7 @@ from ..model.configuration_delst import DelstConfig, DelstFeaturesConfig
 from ..model.feature_extraction_delst import DelstGeneFeatureExtractor
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
-from ..model.vision_delst import load_image_processor
+from ..model.vision_delst import check_image_size, load_image_processor
 from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
 from .checkpoints import last_complete_checkpoint, own_output, resume_point
@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 # What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
 GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NO_BACKBONE = (
-    "Give a folder with config.json and weights, or the id of a backbone on the Hub (docs/models.md names some). Without a "
-    "network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a gated one needs its license accepted "
-    "and hf auth login."
+    "Give a folder with config.json and weights, or the id USER/NAME of a backbone on the Hub, of timm timm/NAME "
+    "(docs/models.md names some). Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a "
+    "gated one needs its license accepted and hf auth login."
 )
 
 
@@ -74,7 +74,7 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         >>> pretrain(data, model, training).name
         trained 1 steps in ...
         Checkpoint: runs/mine/model
-        Next: delst evaluate runs/mine/model DATASET
+        Next: delst evaluate runs/mine/model runs/toy/data
         'model'
     """
     output = training.output_dir or "."
@@ -83,7 +83,8 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
             checkpoint = resume_point(output, training.resume_from_checkpoint)
             trainer = assemble(open_study(data, training), data, model, training, card)
             trainer.train(resume_from_checkpoint=checkpoint)
-            return save_run(trainer)
+            features = ["--features", data.features] if data.features else []
+            return save_run(trainer, shlex.join([data.dataset, *features]))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(output)) from None
 
@@ -408,11 +409,15 @@ def build(
         return DelstModel(DelstConfig(vision_config=place, **config)), processor
     if model.vision is not None:
         with _reading_backbone(model.vision):
-            return DelstModel.from_vision_gene_pretrained(model.vision, **config), processor
-    vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
+            network = DelstModel.from_vision_gene_pretrained(model.vision, **config)
+    else:
+        vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
+        if side is not None:
+            vision_config.setdefault("image_size", side)
+        network = DelstModel(DelstConfig(vision_config=vision_config, **config))
     if side is not None:
-        vision_config.setdefault("image_size", side)
-    return DelstModel(DelstConfig(vision_config=vision_config, **config)), processor
+        check_image_size(network.config.vision_config, side)
+    return network, processor
 
 
 def _reading_backbone(vision: str) -> AbstractContextManager[None]:
@@ -447,11 +452,12 @@ def collator_of(study: Study, processor: DelstProcessor, features: "FeatureTable
     return DelstCollator(*about, defer_pixels=True)
 
 
-def save_run(trainer: DelstTrainer) -> Path | None:
+def save_run(trainer: DelstTrainer, scored_on: str = "DATASET") -> Path | None:
     """Save what was trained as ``OUTPUT_DIR/model``, and push it where the arguments say so; all processes call it.
 
     Args:
         trainer: A trainer of `assemble` after ``train()``.
+        scored_on: What comes after the model in the command that scores it, which is printed.
 
     Returns:
         The checkpoint folder; None on processes other than the first.
@@ -479,7 +485,7 @@ def save_run(trainer: DelstTrainer) -> Path | None:
     folder = Path(args.output_dir or ".") / "model"
     processor: Any = trainer.processor
     save_checkpoint_folder(folder, trained, processor, trainer.record())
-    print(f"Checkpoint: {folder}\nNext: delst evaluate {shlex.quote(str(folder))} DATASET")
+    print(f"Checkpoint: {folder}\nNext: delst evaluate {shlex.quote(str(folder))} {scored_on}")
     if args.push_to_hub:
         print(f"Pushed: {trainer.push_to_hub(folder=folder)}")
     return folder
@@ -493,12 +499,17 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
         description: What ``--help`` begins with.
     """
     from ..atomic.processes import end_like_interrupted
+    from ..data.places import check_dataset, check_model
     from .help_groups import PRETRAINING
     from .options import CardArguments, parse_arguments
 
     end_like_interrupted()
     classes = (DataArguments, ModelArguments, DelstTrainingArguments, CardArguments)
-    pretrain(*parse_arguments(classes, description, argv, PRETRAINING))
+    data, model, *others = parse_arguments(classes, description, argv, PRETRAINING)
+    check_dataset(data.dataset)
+    for name in filter(None, (model.vision, model.init_from)):
+        check_model(name)
+    pretrain(data, model, *others)
 
 
 __all__ = [

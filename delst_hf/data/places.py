@@ -1,0 +1,124 @@
+"""What a name on the command line stands for: a dataset folder, the folder of a run, a model, an id of the Hub.
+
+Told by the files that lie there, before anything is loaded, so that a wrong path is answered at once and in words.
+"""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_CONFIG = "config.json"
+_TABLES = ("spots", "genes", "slides")
+_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs")
+_GIVE_MODEL = (
+    "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a backbone, or the id USER/NAME of one on the Hub."
+)
+_GIVE_DATASET = "Give a folder made by delst prepare, or the id USER/NAME of a dataset of the Hub."
+
+
+def is_dataset(path: Path) -> bool:
+    """Say whether a dataset folder lies here, whole or not: spots in a folder of their own."""
+    return (path / _TABLES[0]).is_dir()
+
+
+def is_model(path: Path) -> bool:
+    """Say whether a model lies here: a checkpoint, or any model of transformers or timm."""
+    return (path / _CONFIG).is_file()
+
+
+def is_id(name: str) -> bool:
+    """Say whether a name can be an id of the Hub, and is not plainly a path.
+
+    >>> is_id("facebook/dinov2-small"), is_id("runs/mine/model"), is_id("./model")
+    (True, False, False)
+    """
+    return name.count("/") <= 1 and not name.startswith((".", "~", "/")) and not os.path.isabs(name)
+
+
+def check_model(name: str) -> None:
+    """Refuse what is plainly not a model; a name that can be an id of the Hub passes, and so does any file.
+
+    Args:
+        name: Folder, file of embeddings, or Hub id.
+
+    Raises:
+        FileNotFoundError: If it is a path and nothing is there, naming the model that is meant.
+        ValueError: If something else is there, naming what it is.
+
+    >>> check_model("runs/toy/data")
+    Traceback (most recent call last):
+    ValueError: runs/toy/data is a dataset folder, and a model is asked for. ...
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if is_model(path):
+            return
+        if is_dataset(path):
+            raise ValueError(
+                f"{name} is a dataset folder, and a model is asked for. Commands take the model first and then the data. "
+                f"{_GIVE_MODEL}"
+            )
+        if is_model(path / "model"):
+            raise ValueError(f"{name} is the folder of a run; its model lies in {path / 'model'}. Give that.")
+    elif not path.exists() and not is_id(name):
+        raise FileNotFoundError(f"there is no model {name}{near(path, is_model)}. {_GIVE_MODEL}")
+
+
+def check_dataset(name: str) -> None:
+    """Refuse what is plainly not a dataset folder; a name that can be an id of the Hub passes.
+
+    Args:
+        name: Folder written by ``delst prepare``, or Hub id.
+
+    Raises:
+        FileNotFoundError: If it is a path and nothing is there, or it is no dataset folder, with the next step.
+
+    >>> check_dataset("runs/toy/pretrain/model")
+    Traceback (most recent call last):
+    FileNotFoundError: runs/toy/pretrain/model is a model, and a dataset folder is asked for. ...
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name.count("/") != 1 or not is_id(name):
+            raise FileNotFoundError(f"there is no dataset folder {name}{near(path, is_dataset)}. {_GIVE_DATASET}")
+        return
+    missing = [table for table in _TABLES if not (path / table).is_dir()]
+    if not missing:
+        return
+    if path.is_file():
+        advice = (
+            f"is a file, and a dataset folder is asked for. Make one of it: delst check {name} says what it is and how."
+        )
+    elif is_model(path):
+        advice = f"is a model, and a dataset folder is asked for. {_GIVE_DATASET}"
+    elif is_dataset(path / "data"):
+        advice = f"is not a dataset folder, but {path / 'data'} is. Give that."
+    elif len(missing) < len(_TABLES):
+        advice = f"is not a complete dataset folder: {missing} missing. Make it again with delst prepare."
+    elif any(file.suffix.lower() in _IMAGES for file in path.iterdir()):
+        advice = (
+            "holds images, and a dataset folder is asked for. Make one of a slide with its counts: delst prepare FORMAT "
+            "(delst prepare --help shows each); of images without counts: delst prepare image."
+        )
+    else:
+        advice = (
+            f"is not a complete dataset folder: {missing} missing. Make one with delst prepare; delst check {name} says what "
+            "lies there."
+        )
+    raise FileNotFoundError(f"{name} {advice}")
+
+
+def near(path: Path, kind: Callable[[Path], bool]) -> str:
+    """Name what of a kind lies where this should be, the nearest name first; "" where there is nothing.
+
+    Args:
+        path: Where nothing is.
+        kind: `is_model` or `is_dataset`.
+    """
+    beside = path.parent
+    found = [one for one in sorted(beside.iterdir()) if kind(one)] if beside.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, [one.name for one in found], 1)
+    if nearest:
+        return f" (did you mean {beside / nearest[0]}?)"
+    return f" (beside it there is {', '.join(map(str, found[:5]))})" if found else ""
