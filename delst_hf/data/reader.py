@@ -89,8 +89,8 @@ def hub_explained(name: str) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise OSError(
             f"there is no dataset folder {name} here{near(Path(name), is_dataset)}, and the Hub does not give a dataset of "
-            f"that name ({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is private; "
-            "HF_HUB_OFFLINE=1 allows only what was fetched before."
+            f"that name ({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is "
+            "private; HF_HUB_OFFLINE=1 allows only what was fetched before."
         ) from error
 
 
