@@ -258,6 +258,14 @@ def test_one_image_for_two_sections_at_the_same_places_is_refused_for_each(tmp_p
     assert len(read(slide_value="s2").spots) == 12
 
 
+def test_an_image_of_ones_own_makes_no_slide_of_two_sections(tmp_path):
+    joined(column=True, shift=3).write_h5ad(tmp_path / "both.h5ad")
+    Image.fromarray(make_source().pixels).save(tmp_path / "he.png")
+    slide = read_anndata(tmp_path / "both.h5ad", mpp=5.0, image=tmp_path / "he.png")
+    with pytest.raises(ValueError, match="the column 'sample' names 2, 's1', 's2'"):
+        check_one_slide(slide)
+
+
 def test_sections_joined_without_new_names_are_refused_in_words(tmp_path):
     both = joined(column=True, shift=3)
     both.obs_names = [*both.obs_names[:12], *both.obs_names[:12]]

@@ -92,7 +92,15 @@ def add_vocabulary(commands: _Subparsers) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: float, writes: bool = True) -> None:
-    """Return the options that all formats share."""
+    """Add the options that all formats share, in groups."""
+    _add_output(parser, writes)
+    _add_patches(parser, patch_px)
+    _add_checks(parser, min_tissue)
+    _add_split(parser)
+    _add_speed(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser, writes: bool) -> None:
     out = parser.add_argument_group("output")
     out.add_argument("--output", required=writes, metavar="DIR", help="dataset folder to make")
     out.add_argument("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
@@ -101,6 +109,9 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: floa
         "--preview", action="store_true", help="DIR/previews/SLIDE.png: spots, labels and patches on the slide"
     )
     out.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_patches(parser: argparse.ArgumentParser, patch_px: int) -> None:
     patch = parser.add_argument_group("patches")
     patch.add_argument("--patch-um", type=float, default=112.0, metavar="UM", help="side in micrometres (default 112)")
     patch.add_argument(
@@ -113,6 +124,9 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: floa
     patch.add_argument(
         "--shard-mb", type=int, default=256, metavar="MB", help="begin a further file beyond this (default 256)"
     )
+
+
+def _add_checks(parser: argparse.ArgumentParser, min_tissue: float) -> None:
     check = parser.add_argument_group("checks and filters")
     check.add_argument(
         "--drop-outside", action="store_true", help="leave out spots outside the image instead of refusing"
@@ -143,7 +157,9 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: floa
     check.add_argument(
         "--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and maybe gene_id"
     )
-    _add_split(parser)
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
     scale = parser.add_argument_group("speed and scale")
     scale.add_argument(
         "--num-proc", type=int, default=1, metavar="N", help="slides at a time, a process each (default 1)"

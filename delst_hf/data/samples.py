@@ -40,6 +40,13 @@ def sample_columns(table: pd.DataFrame) -> pd.DataFrame:
     return table[named]
 
 
+def keep_sample_columns(spots: pd.DataFrame, obs: pd.DataFrame) -> None:
+    """Add to a table of spots the columns of another, of the same rows, that name samples: `check_one_slide` looks at them."""
+    for name, column in sample_columns(obs).items():
+        if name not in spots:
+            spots[name] = column.to_numpy()  # by place: names of spots that are there twice are refused later, in words
+
+
 def check_one_slide(slide: Slide) -> None:
     """Refuse a slide that is several.
 

@@ -17,11 +17,9 @@ import scipy.sparse as sp
 
 from ...errors import reader, reading
 from ..files import visible, without
-from ..full_size import check_image_size, full_size
-from ..images import open_image, to_rgb
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
-from ..samples import same_places, sample_columns
+from ..samples import keep_sample_columns, same_places
 from ..scale import (
     Scale,
     Witness,
@@ -37,16 +35,15 @@ from ..scale import (
 )
 from ..scratch import PACKED
 from ..slide import Slide, make_slide_id
-from ..values import identifier, identifiers, labels, plain_values, positive, whole_or
+from ..values import identifier, identifiers, labels, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
+from .anndata_libraries import image_of, library_of, rows_of_library
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
-# The sharpest first. "fullres" is CELLxGENE's, in the frame of obsm["spatial"] itself; "downscaled_fullres" is HEST's.
-_IMAGES = ("fullres", "hires", "downscaled_fullres", "lowres")
 
 # Columns of x and of y in a table of positions: Space Ranger's, Seurat's, SpatialExperiment's, squidpy's.
 _X = r"x|pxl_col(_in_fullres)?|image_?col|(pixel|center|centroid|spatial)_x|x_(centroid|location|coord|pixel)"
@@ -112,30 +109,18 @@ def read_anndata(
     adata = open_anndata(path)
     of_slide = _rows_of_slide(adata, slide_key, slide_value, path.name)
     chosen = library_id is not None or image is not None
-    library_id, library = _library(adata, library_id, slide_value, image, path.name)
+    library_id, library = library_of(adata, library_id, slide_value, image, path.name)
     slide_id = slide_id or make_slide_id(slide_value or library_id or path.stem)
     matrix, genes = raw_counts(adata, layer, slide_id)
-    pixels, factor = _image(library, image, image_scale, path.name)
+    pixels, factor = image_of(library, image, image_scale, path.name)
     spots = _spots(adata, label_key, factor, path.name)
     if slide_key is None:
-        of_slide = of_slide & _rows_of_library(adata, library_id, path.name)
-        if not chosen:
-            # By place and not by name: names that are there twice are refused later, in words.
-            for name, column in sample_columns(adata.obs).items():
-                spots[name if name not in spots else f"{name} of obs"] = column.to_numpy()
-    elif not chosen and library_id != slide_value and (shared := same_places(spots[of_slide], spots[~of_slide])):
-        raise ValueError(
-            f"{path.name} has one image, {library_id!r}, for several slides: {shared} spots of {slide_value!r} lie where spots "
-            f"of others lie, so it is the image of one of them. Read that one by name (--slide-key {slide_key} "
-            f"--slide-value NAME --library-id {library_id}), the others with images of their own (--image)."
-        )
-    keep = of_slide & on_tissue(adata.obs, path.name)
+        of_slide = of_slide & rows_of_library(adata, library_id, path.name)
+        keep_sample_columns(spots, adata.obs)
+    elif not chosen and library_id != slide_value:
+        _check_own_image(spots, of_slide, path.name, library_id, slide_key, slide_value)
     notes = Notes()
-    notes.leave_out_spots("not in_tissue", (of_slide & ~keep).sum())
-    if not keep.any():
-        raise ValueError(
-            f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
-        )
+    keep = _on_tissue(of_slide, adata.obs, path.name, slide_id, notes)
     if spot_diameter_um is not None and not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
         raise ValueError(
             f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."
@@ -187,8 +172,8 @@ def places_of_anndata(
         KeyError: a missing part of obsm or uns; the message lists what there is.
         ValueError: several libraries, or an unknown scale.
     """
-    library_id, library = _library(adata, library_id, None, image, name)
-    pixels, factor = _image(library, image, None, name)
+    library_id, library = library_of(adata, library_id, None, image, name)
+    pixels, factor = image_of(library, image, None, name)
     spots, slide_id = _spots(adata, "label", factor, name), make_slide_id(library_id or Path(name).stem)
     tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
     scale, array = _scale(spots, factor, library, None, "", slide_id, [*given(mpp), *tagged])
@@ -244,85 +229,6 @@ def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | N
     return rows
 
 
-def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
-    """Return the entries of uns["spatial"] that hold images or scale factors; some tools put flags beside them."""
-    found = adata.uns.get("spatial")
-    if not isinstance(found, Mapping):
-        return {}
-    libraries = {
-        str(name): library for name, library in found.items()
-        if isinstance(library, Mapping) and ("images" in library or "scalefactors" in library)
-    }  # fmt: skip
-    return {
-        name: {**library, "scalefactors": plain_values(library.get("scalefactors", {}))}
-        for name, library in libraries.items()
-    }
-
-
-def _library(
-    adata: "AnnData", library_id: str | None, slide_value: str | None, image: object, name: str
-) -> tuple[str, Mapping[str, Any]]:
-    libraries = _libraries(adata)
-    if not libraries:
-        if image is not None:
-            return "", {}
-        raise KeyError(
-            f"{name}: uns['spatial'] is missing; uns has {sorted(adata.uns)}. Read the slide with squidpy.read.visium "
-            "or scanpy.read_visium, which keep its image and scale, and write that; or give the image (--image) and --mpp."
-        )
-    known = sorted(libraries)
-    if library_id is None and slide_value in known:
-        library_id = slide_value
-    if library_id is None and len(known) > 1:
-        column = _library_column(adata, known)
-        raise ValueError(
-            f"{name} holds {len(known)} libraries: {known}. Choose one with library_id (--library-id), or read all of them by "
-            f"the column of obs that names them (--slide-key{f' {column}' if column else ''})."
-        )
-    library_id = library_id or known[0]
-    if library_id not in libraries:
-        raise KeyError(f"{name}: no library {library_id!r} in uns['spatial']. Available: {known}.")
-    return library_id, libraries[library_id]
-
-
-def _library_column(adata: "AnnData", known: list[str]) -> str | None:
-    """Return the column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
-    columns = [str(name) for name in adata.obs if set(identifiers(adata.obs[name])) == set(known)]
-    return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
-
-
-def _image(
-    library: Mapping[str, Any], image: str | Path | None, image_scale: float | None, name: str
-) -> tuple[Any, float]:
-    """Return the image and its scale: pixels of it per full-resolution pixel."""
-    images, factors = library.get("images", {}), library.get("scalefactors", {})
-    kinds = [key for key in _IMAGES if key in images]
-    told = {
-        key: full_size(np.shape(images[key]), factors.get(f"tissue_{key}_scalef"), key, f"tissue_{key}_scalef")
-        for key in kinds
-    }
-    sizes = {key: size for key, size in told.items() if size is not None}
-    if image is not None:
-        pixels = open_image(image)
-        if sizes and image_scale is None:
-            check_image_size(name, pixels.shape, Path(image).name, next(iter(sizes.values())))
-        return pixels, image_scale or 1.0
-    if not kinds:
-        raise KeyError(
-            f"{name}: no {', '.join(map(repr, _IMAGES))} image in the library; found {sorted(images)}. Give a file (--image)."
-        )
-    key = kinds[0]
-    stated = factors.get(f"tissue_{key}_scalef", 1.0 if key == "fullres" else None)
-    factor = positive(
-        stated,
-        f"{name}: tissue_{key}_scalef",
-        f"Add the factor from scalefactors_json.json; scalefactors has {sorted(factors)}.",
-    )
-    for other in sizes.keys() - {key}:
-        check_image_size(name, np.shape(images[key]), f"the {key} image", sizes[other], factor)
-    return to_rgb(np.asarray(images[key]), name=f"{name}: the {key} image"), factor
-
-
 def _scale(
     spots: pd.DataFrame,
     factor: float,
@@ -353,6 +259,27 @@ def _scale(
     return settle_scale(slide_id, witnesses, frame="full-resolution pixel", unknown=unknown), array
 
 
+def _check_own_image(
+    spots: pd.DataFrame, of_slide: np.ndarray, name: str, library_id: str, slide_key: str, slide_value: str | None
+) -> None:
+    """Refuse the one image of a file that holds several slides at the same places."""
+    if shared := same_places(spots[of_slide], spots[~of_slide]):
+        raise ValueError(
+            f"{name} has one image, {library_id!r}, for several slides: {shared} spots of {slide_value!r} lie where spots of "
+            f"others lie, so it is the image of one of them. Read that one by name (--slide-key {slide_key} --slide-value NAME "
+            f"--library-id {library_id}), the others with images of their own (--image)."
+        )
+
+
+def _on_tissue(of_slide: np.ndarray, obs: pd.DataFrame, name: str, slide_id: str, notes: Notes) -> np.ndarray:
+    """Return the rows of the slide that are on tissue (rows,) bool; the others are counted."""
+    keep = of_slide & on_tissue(obs, name)
+    notes.leave_out_spots("not in_tissue", (of_slide & ~keep).sum())
+    if not keep.any():
+        raise ValueError(f"{name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column.")
+    return keep
+
+
 def _positions(spatial: Any) -> np.ndarray:
     """Return x and y (spots, 2) of obsm["spatial"], by the names of its columns where these tell which is which."""
     table = spatial if isinstance(spatial, pd.DataFrame) else pd.DataFrame()
@@ -381,17 +308,3 @@ def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> 
     else:
         spots["label"] = None
     return spots
-
-
-def _rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray:
-    """Spots of this library (spots,) bool, where the file holds several."""
-    known = sorted(_libraries(adata))
-    if len(known) < 2:
-        return np.ones(adata.n_obs, dtype=bool)
-    column = _library_column(adata, known)
-    if column is None:
-        raise KeyError(
-            f"{name} holds several libraries, but obs['library_id'] does not say which spot is whose. Add it; obs has "
-            f"{list(adata.obs.columns)}."
-        )
-    return np.array([value == library_id for value in identifiers(adata.obs[column])])

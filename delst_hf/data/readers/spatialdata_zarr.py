@@ -13,7 +13,7 @@ from ..declared import check_zarr
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
 from ..pixels import check_channels, check_opacity, to_rgb, white_level
-from ..samples import sample_columns
+from ..samples import keep_sample_columns
 from ..scale import Scale, array_places, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
 from ..values import labels, whole_or
@@ -192,9 +192,7 @@ def _described(centres: pd.DataFrame, adata: Any, label_key: str | None, name: s
     for column in {"array_row", "array_col"} & set(obs):
         spots[column] = whole_or(obs[column], -1)
     spots["label"] = None if label_key is None else pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
-    for named, values in sample_columns(obs).items():
-        if named not in spots:
-            spots[named] = values.to_numpy()
+    keep_sample_columns(spots, obs)
     return spots
 
 

@@ -1,0 +1,123 @@
+"""The libraries of an AnnData in the Visium convention: which is meant, which spots are its, and its image."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..full_size import check_image_size, full_size
+from ..images import open_image, to_rgb
+from ..values import identifiers, plain_values, positive
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# The sharpest first. "fullres" is CELLxGENE's, in the frame of obsm["spatial"] itself; "downscaled_fullres" is HEST's.
+_IMAGES = ("fullres", "hires", "downscaled_fullres", "lowres")
+
+
+def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
+    """Return the entries of uns["spatial"] that hold images or scale factors; some tools put flags beside them."""
+    found = adata.uns.get("spatial")
+    if not isinstance(found, Mapping):
+        return {}
+    libraries = {
+        str(name): library for name, library in found.items()
+        if isinstance(library, Mapping) and ("images" in library or "scalefactors" in library)
+    }  # fmt: skip
+    return {
+        name: {**library, "scalefactors": plain_values(library.get("scalefactors", {}))}
+        for name, library in libraries.items()
+    }
+
+
+def library_of(
+    adata: "AnnData", library_id: str | None, slide_value: str | None, image: object, name: str
+) -> tuple[str, Mapping[str, Any]]:
+    """Return the name of the library that is meant, and its images and scale factors.
+
+    Args:
+        adata: the file.
+        library_id: the library; may be left out where there is one, or where the slide has the name of one.
+        slide_value: name of the slide.
+        image: a file of one's own, with which no library need be there.
+        name: of the file, for messages.
+
+    Raises:
+        KeyError: no library, or not this one; the message lists those there are.
+        ValueError: several, of which none is chosen.
+    """
+    libraries = _libraries(adata)
+    if not libraries:
+        if image is not None:
+            return "", {}
+        raise KeyError(
+            f"{name}: uns['spatial'] is missing; uns has {sorted(adata.uns)}. Read the slide with squidpy.read.visium "
+            "or scanpy.read_visium, which keep its image and scale, and write that; or give the image (--image) and --mpp."
+        )
+    known = sorted(libraries)
+    if library_id is None and slide_value in known:
+        library_id = slide_value
+    if library_id is None and len(known) > 1:
+        column = _library_column(adata, known)
+        raise ValueError(
+            f"{name} holds {len(known)} libraries: {known}. Choose one with library_id (--library-id), or read all of them by "
+            f"the column of obs that names them (--slide-key{f' {column}' if column else ''})."
+        )
+    library_id = library_id or known[0]
+    if library_id not in libraries:
+        raise KeyError(f"{name}: no library {library_id!r} in uns['spatial']. Available: {known}.")
+    return library_id, libraries[library_id]
+
+
+def _library_column(adata: "AnnData", known: list[str]) -> str | None:
+    """Return the column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
+    columns = [str(name) for name in adata.obs if set(identifiers(adata.obs[name])) == set(known)]
+    return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
+
+
+def rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray:
+    """Spots of this library (spots,) bool, where the file holds several."""
+    known = sorted(_libraries(adata))
+    if len(known) < 2:
+        return np.ones(adata.n_obs, dtype=bool)
+    column = _library_column(adata, known)
+    if column is None:
+        raise KeyError(
+            f"{name} holds several libraries, but obs['library_id'] does not say which spot is whose. Add it; obs has "
+            f"{list(adata.obs.columns)}."
+        )
+    return np.array([value == library_id for value in identifiers(adata.obs[column])])
+
+
+def image_of(
+    library: Mapping[str, Any], image: str | Path | None, image_scale: float | None, name: str
+) -> tuple[Any, float]:
+    """Return the image and its scale: pixels of it per full-resolution pixel."""
+    images, factors = library.get("images", {}), library.get("scalefactors", {})
+    kinds = [key for key in _IMAGES if key in images]
+    told = {
+        key: full_size(np.shape(images[key]), factors.get(f"tissue_{key}_scalef"), key, f"tissue_{key}_scalef")
+        for key in kinds
+    }
+    sizes = {key: size for key, size in told.items() if size is not None}
+    if image is not None:
+        pixels = open_image(image)
+        if sizes and image_scale is None:
+            check_image_size(name, pixels.shape, Path(image).name, next(iter(sizes.values())))
+        return pixels, image_scale or 1.0
+    if not kinds:
+        raise KeyError(
+            f"{name}: no {', '.join(map(repr, _IMAGES))} image in the library; found {sorted(images)}. Give a file (--image)."
+        )
+    key = kinds[0]
+    stated = factors.get(f"tissue_{key}_scalef", 1.0 if key == "fullres" else None)
+    factor = positive(
+        stated,
+        f"{name}: tissue_{key}_scalef",
+        f"Add the factor from scalefactors_json.json; scalefactors has {sorted(factors)}.",
+    )
+    for other in sizes.keys() - {key}:
+        check_image_size(name, np.shape(images[key]), f"the {key} image", sizes[other], factor)
+    return to_rgb(np.asarray(images[key]), name=f"{name}: the {key} image"), factor
