@@ -105,6 +105,40 @@ def test_trident_clam_and_hest_are_read_alike(tmp_path):
         one.check_scale(1.0)
 
 
+def test_files_are_read_as_the_two_programs_write_them(tmp_path):
+    """Resizable data that grew batch by batch, whole numbers, and every attribute of trident/IO.py and CLAM's save_hdf5."""
+    values, corners = GENERATOR.normal(size=(7, 3)).astype(np.float32), GENERATOR.integers(0, 4000, (7, 2))
+
+    def write(path, arrays, attributes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                size = array.shape[1:]
+                data = file.create_dataset(
+                    name, (4, *size), maxshape=(None, *size), chunks=(1, *size), dtype=array.dtype
+                )
+                data[:] = array[:4]
+                data.resize(len(array), axis=0)
+                data[4:] = array[4:]
+                data.attrs.update(attributes.get(name, {}))
+        return path
+
+    about = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20}
+    about |= {"overlap": 0, "name": "S", "savetodir": "job/20x_256px_0px_overlap", "level0_width": 9000}
+    about |= {"level0_height": 8000}
+    both = {"features": values, "coords": corners.astype(np.int64)}
+    named = {"coords": about, "features": {"name": "S", "savetodir": "None"}}
+    one = read_patch_features(write(tmp_path / "trident/features_uni_v1/S.h5", both, named))
+    about = {"patch_size": 256, "patch_level": 1, "downsample": (2.0, 2.0), "downsampled_level_dim": (4500, 4000)}
+    about |= {"level_dim": (4500, 4000), "name": "S", "save_path": "patches"}
+    write(tmp_path / "clam/patches/S.h5", {"coords": corners.astype(np.int32)}, {"coords": about})
+    two = read_patch_features(write(tmp_path / "clam/h5_files/S.h5", {**both, "coords": corners.astype(np.int32)}, {}))
+    for found in (one, two):
+        assert found.slide_id == "S" and found.side_px == 512
+        np.testing.assert_array_equal(found.values, values)
+        np.testing.assert_array_equal(found.centres, corners + 256)
+
+
 def test_spots_are_joined_by_the_patch_they_lie_in(toy_study, tmp_path, caplog):
     """Beside a comparison of every spot with every patch; spots outside of all patches are left out."""
     table = spots_of(toy_study, "toy_A1")

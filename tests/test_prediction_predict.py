@@ -1,12 +1,15 @@
 """From a slide without counts to files that scanpy, squidpy, spatialdata and pandas open."""
 
 import json
+import os
+import signal
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from faults import run_in_child
 from PIL import Image
 
 import delst_hf.prediction.shards as shards_module
@@ -171,6 +174,32 @@ def test_a_killed_run_goes_on(toy_heads, slide_file, tmp_path, monkeypatch):
     predict_slide(*arguments[:2], tmp_path / "whole.h5ad", choice=PatchChoice(mpp=mpp), **QUIET)
     one, other = (anndata.read_h5ad(tmp_path / name) for name in ("out.h5ad", "whole.h5ad"))
     np.testing.assert_array_equal(one.X, other.X)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(toy_heads, slide_file, tmp_path, monkeypatch):
+    """SIGKILL, so that nothing can tidy up: in the first shard, in a later one, and while the output is written."""
+    path, mpp = slide_file
+    monkeypatch.setattr(shards_module, "_ROWS", 10)
+    output, choice = tmp_path / "out.h5ad", PatchChoice(mpp=mpp)
+
+    def work(target=output):
+        torch.set_num_threads(1)  # a fork has no threads of its parent to wait for
+        predict_slide(str(toy_heads / "expression"), path, target, choice=choice, **QUIET)
+
+    left = []
+    for event in (4, 8, 12, 12):
+        status = run_in_child(work, kill_at=event)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        assert not output.exists()
+        left.append(len(list(tmp_path.rglob("*.safetensors"))))
+    assert left[0] == 0 and left == sorted(left) and left[-1] == 5, left
+    work()
+    work(tmp_path / "whole.h5ad")
+    one, other = (anndata.read_h5ad(tmp_path / name) for name in ("out.h5ad", "whole.h5ad"))
+    np.testing.assert_array_equal(one.X, other.X)
+    np.testing.assert_array_equal(one.obsm["X_delst"], other.obsm["X_delst"])
+    pd.testing.assert_frame_equal(one.obs, other.obs)
+    assert not list(tmp_path.glob(".out*shards*"))
 
 
 def test_given_places_and_stored_patches(toy_heads, slide_file, toy_folder, toy_study, tmp_path):
