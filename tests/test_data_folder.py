@@ -15,7 +15,7 @@ import yaml
 
 from delst_hf.data.dataset import merge_datasets, write_dataset
 from delst_hf.data.folder import check_gene_indices, open_folder
-from delst_hf.data.manifest import MANIFEST
+from delst_hf.data.schema import MANIFEST
 from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.record import license_of, read_header

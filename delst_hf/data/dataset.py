@@ -37,12 +37,12 @@ from ..atomic.locks import locked
 from ..atomic.processes import end_with_parent
 from ..errors import mark_told, reading
 from .folder import open_folder
-from .manifest import MANIFEST
 from .merge import DatasetSummary, join_parts, merge_datasets
 from .names import check_slide_names
 from .output import check_output, clear_unfinished, parts_folder
 from .part import PatchOptions, write_part
 from .quality import QualityFilter
+from .schema import MANIFEST
 from .scratch import scratch
 from .shards import shard
 from .slide import Slide

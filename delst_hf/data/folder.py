@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .manifest import (
+from .schema import (
+    CONFIGS,
     LAYOUT,
     MANIFEST,
     content_fingerprint,
@@ -25,7 +26,6 @@ from .manifest import (
     regular_size,
     slide_of,
 )
-from .schema import CONFIGS
 
 logger = logging.getLogger(__name__)
 

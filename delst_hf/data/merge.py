@@ -22,10 +22,19 @@ from ..record import license_of, read_header
 from .card import dataset_card
 from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
 from .genes import union_genes
-from .manifest import Entry, content_fingerprint, describe_files, write_manifest
 from .output import check_output
 from .part import WRITER
-from .schema import CONFIGS, GENES, SLIDES, SPLITS, SPOTS_SCHEMA
+from .schema import (
+    CONFIGS,
+    GENES,
+    SLIDES,
+    SPLITS,
+    SPOTS_SCHEMA,
+    Entry,
+    content_fingerprint,
+    describe_files,
+    write_manifest,
+)
 from .shards import check_shards
 from .splits import SplitPlan, SplitRequest, check_leak, plan_split
 from .values import labels as clean_labels

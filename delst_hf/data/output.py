@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 from ..atomic.files import check_folder_output
-from .manifest import MANIFEST
-from .schema import CONFIGS
+from .schema import CONFIGS, MANIFEST
 
 _ENTRIES = {"README.md", *CONFIGS}
 _OPTIONAL = {"previews", "examples", MANIFEST}

@@ -24,12 +24,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .genes import clean_genes
-from .manifest import write_manifest
 from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
 from .samples import check_one_slide
-from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA
+from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA, write_manifest
 from .slide import Slide, WrongFrameError
 from .understood import measure
 

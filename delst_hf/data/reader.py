@@ -22,8 +22,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import snapshot_download
 
 from .folder import DatasetFolder, open_folder
-from .manifest import MANIFEST
-from .schema import CONFIGS, SPLITS, SPOTS
+from .schema import CONFIGS, MANIFEST, SPLITS, SPOTS
 
 _REPOSITORY = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
 

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
 from .folder import DatasetFolder, problems_of_slides, refuse
-from .manifest import MANIFEST, problems_of_files, read_manifest, slide_of
 from .reader import hub_explained
+from .schema import MANIFEST, problems_of_files, read_manifest, slide_of
 
 _SMALL = ("README.md", MANIFEST, "genes/**", "slides/**")
 

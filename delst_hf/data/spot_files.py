@@ -16,7 +16,7 @@ from datasets import IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
 from .folder import problem_of_rows
-from .manifest import slide_of
+from .schema import slide_of
 
 # Rows of a stretch: those of a group of rows, as `delst prepare` writes them, so that nothing is read twice.
 STRETCH_ROWS = 100

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..atomic.files import complete_or_nothing, link_or_copy, write_text
-from ..data.manifest import sha256
+from ..data.schema import sha256
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
 from ..model.processing_delst import DelstProcessor

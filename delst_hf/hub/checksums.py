@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..data.manifest import regular_size, sha256
+from ..data.schema import regular_size, sha256
 from .checkpoint_folder import CHECKSUMS, WEIGHTS
 
 logger = logging.getLogger(__name__)

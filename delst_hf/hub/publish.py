@@ -10,8 +10,7 @@ from typing import Any
 
 from ..atomic.locks import locked
 from ..data.folder import open_folder, refuse_links
-from ..data.manifest import LAYOUT
-from ..data.schema import CONFIGS
+from ..data.schema import CONFIGS, LAYOUT
 from ..evaluation.results import RESULTS, write_results
 from ..record import public_record
 from .card import check_filled, model_card

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ..data.manifest import sha256
+from ..data.schema import sha256
 from ..errors import without_password
 
 # The list of what a push brought, in the repository itself.
