@@ -26,7 +26,7 @@ BATCH, BUFFER = 256, 2048
 def make_study(folder: Path, slides: int) -> None:
     """Write a dataset folder of toy slides that are all alike: only their number matters here."""
     from delst_hf.data.dataset import write_dataset
-    from delst_hf.data.manifest import write_manifest
+    from delst_hf.data.schema import write_manifest
     from delst_hf.data.toy import make_toy_slide
 
     write_dataset([make_toy_slide("toy_A1", spots_per_side=32)], folder, patch_um=112, patch_px=112)

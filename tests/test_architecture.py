@@ -1,6 +1,7 @@
 """The house itself: imports run one way, and the model files work without the package on the Hub."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -142,6 +143,16 @@ def test_the_package_imports_neither_scripts_nor_tests(module):
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module]
         assert {name.split(".")[0] for name in names}.isdisjoint({"training", "tests", "examples", "benchmarks"})
+
+
+def test_every_file_of_a_room_has_its_place_in_the_docs():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    parts = re.split(r"^### (\w+)/$", text.split("\n## Decisions")[0], flags=re.MULTILINE)
+    told = {room: set(re.findall(r"`(\w+)/?`", part)) for room, part in zip(parts[1::2], parts[2::2])}
+    for room, names in told.items():
+        files = {path.stem for path in (PACKAGE / room).glob("*.py") if not path.stem.startswith("__")}
+        assert files <= names, f"docs/architecture.md does not name {sorted(files - names)} of {room}/"
+    assert len(told) >= 9
 
 
 def test_importing_the_package_loads_the_model_files_only():
