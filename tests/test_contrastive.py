@@ -245,7 +245,7 @@ def test_similarity_logits_agree_with_the_pairs():
 
 def test_the_benchmark_runs():
     script = Path(__file__).resolve().parents[1] / "benchmarks" / "contrastive.py"
-    result = subprocess.run([sys.executable, str(script), "--quick"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, str(script), "--quick", "--threads", "1"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     for text in ("two-matrix", "bytes kept", "ours / products", "peak memory"):
         assert text in result.stdout

@@ -116,7 +116,7 @@ def test_a_finished_run_is_not_written_over(pretrained, toy_folder):
 
 def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder, tmp_path):
     command = ["training/evaluate.py", "--model", str(pretrained / "model"), "--dataset", str(toy_folder)]
-    options = ["--num-genes", "20", "--num-seeds", "2"]
+    options = ["--num-genes", "20", "--num-seeds", "1", "--resamples", "20", "--protocols", "arms,retrieval,hierarchy"]
     text = run(*command, "--test-slides", "toy_B1", "--output", str(tmp_path / "results.json"), *options)
     assert "DELST embedding" in text and "recall@10" in text
     results = json.loads((tmp_path / "results.json").read_text())
