@@ -78,6 +78,12 @@ def test_a_step_asks_nothing_that_the_host_waits_for(step):
     assert step.devices == {"cpu"}
 
 
+def test_the_optimizer_is_one_call_per_group_of_parameters(step, trainer):
+    groups = [group for group in trainer.optimizer.param_groups if group["params"]]
+    assert step.counts["_fused_adamw_"] == len(groups) == 5
+    assert not {"addcdiv_", "_foreach_addcdiv_", "lerp_", "_foreach_lerp_"} & set(step.counts)
+
+
 def test_a_step_has_no_more_operations_than_it_had(step, trainer):
     backbone = Operations()
     model, size = copy.deepcopy(trainer.model.vision_model).train(), trainer.model.config.vision_config.image_size
