@@ -206,6 +206,65 @@ def test_the_array_of_an_anndata_is_that_of_its_lattice(tmp_path, picture, index
     assert (slide.technology, slide.mpp) == (technology, pytest.approx(mpp))
 
 
+# Places, pixels per row and column for neighbours one pixel apart, micrometres between neighbours, diameter of a spot.
+ARRAYS = {
+    "Visium": (EVERY_SECOND, np.array(HEXAGONS), 100.0, 65.0),
+    "legacy": (SQUARES, np.ones(2), 200.0, 100.0),
+    "legacy of 2,000": (EVERY_SECOND, np.array([111.29, 100.0]) / np.hypot(111.29, 100.0), 150.0, 100.0),
+}
+
+
+def read_as(form, folder, index, places, image, diameter_px, technology=""):
+    """Write a slide and read it by a reader; "by names" has no array positions but in the names of its spots."""
+    named = form.endswith("by names")
+    names = [f"{column}x{row}" if named else f"S{i}" for i, (row, column) in enumerate(index)]
+    known = {} if named else {"array_row": index[:, 0], "array_col": index[:, 1]}
+    if form == "st":
+        return read_legacy_st(*write_legacy(folder, index, places, image))
+    if form == "visium":
+        outs = Outs(folder / "outs", index, places, image, diameter_px)
+        return read_visium(outs.folder, technology=technology or "Visium")
+    if form.startswith("table"):
+        counts_table(names).to_csv(folder / "counts.csv")
+        table = pd.DataFrame({"x": places[:, 1], "y": places[:, 0], **known}, index=names)
+        table.to_csv(folder / "spots.csv", index_label="barcode")
+        Image.fromarray(image).save(folder / "he.png")
+        files = (folder / name for name in ("he.png", "counts.csv", "spots.csv"))
+        return read_generic(*files, technology="" if named else technology)
+    adata = make_adata(index, places, image, diameter_px)
+    adata.obs = pd.DataFrame(known, index=names)
+    adata.write_h5ad(folder / "a.h5ad")
+    return read_anndata(folder / "a.h5ad")
+
+
+@pytest.mark.parametrize("array", ARRAYS)
+@pytest.mark.parametrize("form", ["anndata", "anndata by names", "table", "table by names", "visium"])
+def test_any_angle_and_pitch_through_the_readers(tmp_path, picture, array, form):
+    """Drawn at random: the scale is micrometres over pixels from neighbour to neighbour, and half of it is refused as --mpp."""
+    index, unit, between, diameter = ARRAYS[array]
+    technology = "Visium" if array == "Visium" else "Spatial Transcriptomics"
+    rng = np.random.default_rng(7)
+    for turn in range(3):
+        pitch, folder = rng.uniform(30, 48), tmp_path / str(turn)
+        folder.mkdir()
+        places = lay(index, pitch * unit, rng.uniform(0, 360), rng.random() < 0.5)
+        slide = read_as(form, folder, index, places, picture, diameter * pitch / between, technology)
+        slide.validate()
+        assert slide.mpp == pytest.approx(between / pitch, rel=1e-3)
+        slide.scale = Scale(slide.mpp / 2, Witness("given", "--mpp", (slide.mpp / 2,)), slide.scale.witnesses)
+        with pytest.raises(ValueError, match=r"(?s)disagree by more than 5%.*the lattice of the spots.*Correct --mpp"):
+            slide.validate()
+
+
+@pytest.mark.parametrize("form", ["st", "anndata", "table by names"])
+def test_a_chip_of_fifty_channels_is_refused_by_every_reader(tmp_path, picture, form):
+    """DBiT-seq names its places as legacy arrays do, 1x1 to 50x50, and a crossing is half as wide as the pitch."""
+    index = np.mgrid[1:51, 1:51].reshape(2, -1).T
+    told = r"squares of 16\.0 px and 50 x 50 places, more than the array of 1,007 spots has.*--mpp"
+    with pytest.raises(ValueError, match=told):
+        read_as(form, tmp_path, index, lay(index, 16.0), picture, 8.0)
+
+
 def test_squares_that_are_of_no_known_array_are_refused(tmp_path, picture):
     """Crossings of channels of 25 um, 50 um apart, whose tool states the diagonal of a crossing."""
     adata = make_adata(SQUARES, lay(SQUARES, 50.0), picture, 25 * 2**0.5)

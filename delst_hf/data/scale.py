@@ -226,12 +226,12 @@ def legacy_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None,
         spots: Columns x, y (array positions), pixel_x, pixel_y; all spots of the table, selected or not.
 
     Returns:
-        The witness, if any; the array; and what was found instead of a known lattice.
+        The witness, if any; the array, None where the lattice is of another kind; and what was found instead of a known one.
     """
     array, pixels = spots[["y", "x"]].to_numpy(float), spots[["pixel_y", "pixel_x"]].to_numpy(float)
     lattice = measure_lattice(pixels, array)
     if lattice is None:
-        return [], None, "too few spots to measure the array's pitch, or array positions that are not theirs"
+        return [], LEGACY, "too few spots to measure the array's pitch, or array positions that are not theirs"
     known = matching_array(lattice, arrays_named("Spatial Transcriptomics"))
     if known is None:
         return [], None, (

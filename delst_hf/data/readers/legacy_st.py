@@ -17,7 +17,6 @@ import pandas as pd
 from ...errors import reader
 from ..counts import make_genes
 from ..images import check_readable, open_image
-from ..lattice import LEGACY
 from ..scale import given, image_states, legacy_states, settle_scale
 from ..schema import SYMBOL
 from ..slide import Slide, make_slide_id
@@ -90,7 +89,8 @@ def read_legacy_st(
         slide_id=slide_id, image=pixels, spots=result, counts=joined, genes=table.genes, mpp=scale.mpp, scale=scale,
         patient_id=patient_id or slide_id, technology="Spatial Transcriptomics", tissue=tissue, species=species,
         notes=table.notes,
-        label_source=Path(labels).name if labels is not None and named else "", spot_um=(array or LEGACY).spot_um,
+        label_source=Path(labels).name if labels is not None and named else "",
+        spot_um=None if array is None else array.spot_um,
         source=f"st: {Path(counts).name}, {Path(spots).name}, {Path(image).name}",
     )  # fmt: skip
 

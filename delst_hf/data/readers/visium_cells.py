@@ -81,7 +81,7 @@ def read_visium_cells(
             *image_states(pixels, image_name, factor),
         ],
         frame="full-resolution pixel",
-        unknown=f"no microns_per_pixel in scalefactors_json.json of {spatial}; it has {sorted(factors)}",
+        unknown=f"no microns_per_pixel to believe in scalefactors_json.json of {spatial}, which has {factors}",
     )
     notes = Notes()
     counts = _counts(folder)
