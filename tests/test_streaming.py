@@ -319,6 +319,7 @@ def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None
         saving = {"save_strategy": "steps", "save_steps": 7} if resume is None else {}
         trainer = run_of(folder, f"{output}/{name}", **settings, **saving)
         assert torch.distributed.get_world_size() == ranks
+        genes = list(trainer.processor.feature_extractor.vocabulary), trainer.model.gene_model.missing_values.tolist()
         original, seen[name] = trainer.training_step, []
 
         def step(model, inputs, *rest, original=original, labels=seen[name]):
@@ -329,7 +330,7 @@ def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None
         trainer.train(resume_from_checkpoint=resume)
         if rank == 0:
             torch.save(trainer.trained_model().state_dict(), f"{output}/{name}.pt")
-    Path(f"{output}/seen-{rank}.json").write_text(json.dumps(seen))
+    Path(f"{output}/seen-{rank}.json").write_text(json.dumps({**seen, "genes": genes}))
     torch.distributed.destroy_process_group()
 
 
@@ -345,5 +346,10 @@ def test_two_processes_see_each_spot_once_and_resume_to_the_bit(folder, tmp_path
         both = [one["whole"][epoch * 100 : epoch * 100 + 100] for one in seen]
         assert [len(part) for part in both] == [100, 100] and len(set(both[0] + both[1])) == 200
     assert all(one["resumed"] == one["whole"][140:] for one in seen)
+    # Each process has counted one of the two slides; both choose the genes, and have the means, of one that counted both.
+    alone = run_of(folder, tmp_path / "alone")
+    assert seen[0]["genes"] == seen[1]["genes"]
+    assert seen[0]["genes"][0] == list(alone.processor.feature_extractor.vocabulary)
+    np.testing.assert_allclose(seen[0]["genes"][1], alone.model.gene_model.missing_values.tolist(), rtol=1e-5)
     whole, resumed = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -118,6 +118,10 @@ class SpotFiles:
         source = ArrowExamplesIterable(_tables, {"stretches": list(stretches), **about})
         return IterableDataset(source).with_format("arrow")
 
+    def part(self, index: int, parts: int) -> "SpotFiles":
+        """Return every `parts`-th file from the `index`-th on."""
+        return SpotFiles(self.files[index::parts], self.num_genes, self.level)
+
     def tables(self, columns: Sequence[str] = TRAINING, batch_size: int = 8192) -> Iterator[pa.Table]:
         """Go through all spots in the order of the dataset, `batch_size` at a time."""
         whole = [Stretch(file, 0, file.rows) for file in self.files if file.rows]

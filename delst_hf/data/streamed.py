@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import scipy.sparse
+import torch
+import torch.distributed
 from datasets import Dataset
 
+from ..model.distributed import process_rank, world_size
 from .folder import DatasetFolder, open_folder
 from .reader import files_in_order, hub_explained, hub_name, load_spots, read_genes, read_slides
 from .remote import open_remote
@@ -99,6 +102,19 @@ class StreamedStudy(Study):
         """Return the counts of these spots as sparse matrices, `batch_size` spots at a time; no patch is read."""
         for table in spots.tables(COUNTS, batch_size):
             yield sparse_counts(table, len(self.genes))
+
+    def own_count_batches(self, spots: SpotFiles, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:  # type: ignore[override]
+        """Return the counts of this process's part of the spots: no process waits for another to read all of them."""
+        for table in spots.part(process_rank(), world_size()).tables(COUNTS, batch_size):
+            yield sparse_counts(table, len(self.genes))
+
+    def summed(self, *sums: Any) -> tuple[Any, ...]:
+        """Add up over processes, in their order, so that all of them get the same."""
+        if world_size() == 1:
+            return sums
+        of_all: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(of_all, sums)
+        return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*of_all, strict=True))
 
     def with_positions_um(self, spots: Any) -> Any:
         """Refuse what needs the positions of all spots at once."""

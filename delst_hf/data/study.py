@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -176,6 +177,14 @@ class Study:
         columns = spots.select_columns(["gene_indices", "gene_counts"]).with_format("arrow")
         for start in range(0, max(len(spots), 1), batch_size):
             yield sparse_counts(columns[start : start + batch_size], len(self.genes))
+
+    def own_count_batches(self, spots: Dataset, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:
+        """Return the batches that this process adds to sums over all spots: here all; of a stream, a part for each process."""
+        return self.count_batches(spots, batch_size)
+
+    def summed(self, *sums: Any) -> tuple[Any, ...]:
+        """Return sums over what `own_count_batches` gives to all processes."""
+        return sums
 
     def resident(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
         """Return spots by number, as `subset` does here; a study that is streamed loads them."""

@@ -4,7 +4,7 @@ The file of a vocabulary, and the markers that one may want in it, are in `vocab
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,20 @@ class GeneMoments:
     spots: int
 
 
-def gene_moments(batches: Iterable[scipy.sparse.csr_matrix], target_sum: float = 1e4) -> GeneMoments:
+def _alone(*sums: Any) -> tuple[Any, ...]:
+    """Return the sums of a process that goes through all spots."""
+    return sums
+
+
+def gene_moments(
+    batches: Iterable[scipy.sparse.csr_matrix], target_sum: float = 1e4, summed: Callable[..., tuple[Any, ...]] = _alone
+) -> GeneMoments:
     """Moments of every gene, one batch of spots in memory at a time.
 
     Args:
         batches: Raw counts (spots, genes), for example `Study.count_batches`; at least one.
         target_sum: Library size of the normalisation: that of the processor.
+        summed: Adds up over processes, each of which goes through some of the spots (`Study.summed`).
     """
     detected: Any = 0.0
     mean: Any = 0.0
@@ -67,11 +75,14 @@ def gene_moments(batches: Iterable[scipy.sparse.csr_matrix], target_sum: float =
         square = square + np.bincount(values.indices, weights=values.data**2, minlength=values.shape[1])
         total = total + np.asarray(counts.sum(0, dtype=np.float64)).ravel()
         spots += counts.shape[0]
+    detected, mean, square, total, spots = summed(detected, mean, square, total, spots)
     mean = mean / max(spots, 1)
     return GeneMoments(detected, mean, square / max(spots, 1) - mean**2, total, spots)
 
 
-def residual_variance(batches: Iterable[scipy.sparse.csr_matrix], moments: GeneMoments) -> np.ndarray:
+def residual_variance(
+    batches: Iterable[scipy.sparse.csr_matrix], moments: GeneMoments, summed: Callable[..., tuple[Any, ...]] = _alone
+) -> np.ndarray:
     """Variance of every gene's analytic Pearson residuals (genes,): how much more it varies than its mean explains.
 
     A residual is (x - mu) / sqrt(mu + mu^2 / 100), clipped to the square root of the number of spots, where mu is the share of
@@ -81,6 +92,7 @@ def residual_variance(batches: Iterable[scipy.sparse.csr_matrix], moments: GeneM
     Args:
         batches: Raw counts (spots, genes) of the same spots as the moments.
         moments: Of these spots.
+        summed: As in `gene_moments`.
     """
     share = moments.total / max(moments.total.sum(), 1.0)
     clip = np.sqrt(max(moments.spots, 1))
@@ -101,6 +113,7 @@ def residual_variance(batches: Iterable[scipy.sparse.csr_matrix], moments: GeneM
             own = np.nan_to_num(np.clip((found.data - mean) / np.sqrt(mean + mean**2 / _THETA), -clip, clip))
         square += np.bincount(found.col, weights=own**2 - zero**2, minlength=len(share))
         total += np.bincount(found.col, weights=own + zero, minlength=len(share))
+    square, total = summed(square, total)
     return np.asarray(square / max(moments.spots, 1) - (total / max(moments.spots, 1)) ** 2)
 
 
@@ -165,7 +178,7 @@ def choose_genes(
     chosen = find_genes(names.tolist(), ids, include, "--include GENES") if include else []
     slides = training_slides(study) if slides is None else slides
     spots = study.subset(slides, spot_split="train")
-    moments = moments or gene_moments(study.count_batches(spots, _SPOTS), target_sum)
+    moments = moments or gene_moments(study.own_count_batches(spots, _SPOTS), target_sum, study.summed)
     eligible = np.flatnonzero(first & (moments.detected >= max(1.0, min_spots * moments.spots)))
     if not len(eligible):
         raise ValueError(
@@ -233,7 +246,7 @@ def _score(
         return _spatial_score(study, spots, seed, target_sum)
     if ranking == "variance":
         return moments.variance
-    return residual_variance(study.count_batches(spots, _SPOTS), moments)
+    return residual_variance(study.own_count_batches(spots, _SPOTS), moments, study.summed)
 
 
 def _spatial_score(study: Study, spots: Dataset, seed: int, target_sum: float) -> np.ndarray:

@@ -160,7 +160,7 @@ def assemble(
             data.features, study, [*train_slides, *validation_slides], data.features_patch_px
         )
     spots = {"train_dataset": training_spots(study, train_slides)}
-    moments = gene_moments(study.count_batches(spots["train_dataset"]))
+    moments = gene_moments(study.own_count_batches(spots["train_dataset"]), summed=study.summed)
     vocabulary = choose_vocabulary(study, data, moments, train_slides)
     before: dict[str, Any] = {}
     if model.init_from is None:
