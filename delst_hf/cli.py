@@ -16,7 +16,7 @@ from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .commands.sheet import named_sheet
-from .errors import explain, messages_on_stderr
+from .errors import explain, messages_on_stderr, show_traceback
 
 # Commands that load no model, and need not wait for transformers' auto classes.
 _LOADS_MODELS = ("evaluate", "fit", "reference", "predict", "retrieve", "embed", "demo")
@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if arguments.debug:
+            sys.excepthook = show_traceback
             raise
         print(f"delst: error: {explain(error)}", file=sys.stderr)
         return 2

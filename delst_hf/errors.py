@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,6 +30,11 @@ _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LEFT_OUT = "<left out>"
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_SHORTEST_SECRET = 5
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
+_USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -134,11 +140,15 @@ def reader(function: _Function) -> _Function:
 
 
 def explain(error: BaseException) -> str:
-    """Return the one line that a user reads about an error.
+    """Return the one line that a user reads about an error, without tokens and passwords.
 
     >>> explain(FileNotFoundError(2, "No such file or directory", "slides.csv"))
     'slides.csv: No such file or directory. Give the path of something that exists.'
     """
+    return without_secrets(_explained(error))
+
+
+def _explained(error: BaseException) -> str:
     if is_told(error):
         # str() of a KeyError is the repr of its message.
         return _one_line(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
@@ -190,6 +200,7 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
         return 130
     except Exception as error:
         if debug:
+            sys.excepthook = show_traceback
             raise
         print(f"{name}: error: {explain(error)}", file=sys.stderr)
         if _accelerate_will_speak():
@@ -305,11 +316,19 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
 
 
-def without_password(text: str) -> str:
-    """Return an address, or a text with addresses, without the user and the password that may stand before a host.
+def without_secrets(text: str) -> str:
+    """Return a text without tokens of the Hub, values of secret variables, and users and passwords before a host.
 
     Examples:
-        >>> without_password("http://alice:secret@hub.example/api")
-        'http://hub.example/api'
+        >>> without_secrets("http://alice:secret@hub.example/api answered 401 to hf_abcdefghijkl")
+        'http://hub.example/api answered 401 to <left out>'
     """
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    for secret in map(os.environ.get, _SECRET_VARIABLES):
+        if secret and len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, LEFT_OUT)
+    return _USER_OF_ADDRESS.sub("://", _TOKEN.sub(LEFT_OUT, text))
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print a traceback as Python does, without tokens and passwords; a ``sys.excepthook``."""
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -29,9 +29,7 @@ _NOT_LEARNED = re.compile(
 
 # What is never written down, by the name of its option or key, by its look, and by its value in the environment.
 _SECRET_NAME = re.compile("token|password|passwd|secret|api_key|api-key", re.IGNORECASE)
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-_USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
+_SECRET_OPTIONS = ("--hub_token", "--push_to_hub_token")
 # Two parts or more, so that a stroke between words is none; what follows a word, a colon or a stroke is an address or a date.
 _PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
 _LEFT_OUT = "<left out>"
@@ -85,9 +83,9 @@ def public_text(text: str) -> str:
     >>> public_text("../alice/models/vit"), public_text("google/vit-base"), public_text("http://alice:secret@hub/x")
     ('vit', 'google/vit-base', 'http://hub/x')
     """
-    for secret in filter(None, map(os.environ.get, _SECRET_VARIABLES)):
-        text = text.replace(secret, _LEFT_OUT)
-    text = _USER_OF_ADDRESS.sub("://", _TOKEN.sub(_LEFT_OUT, text))
+    from .errors import without_secrets
+
+    text = without_secrets(text)
     if "://" in text or "\n" in text:
         return _PATH_IN_TEXT.sub(lambda found: _name_of(found[0]), text)
     is_path = os.path.isabs(text) or text.startswith(("~", "./", "../")) or text in (".", "..")
@@ -113,11 +111,17 @@ def public_command(words: Sequence[str]) -> list[str]:
         if hidden:
             told.append(_LEFT_OUT)
         elif word.startswith("-") and equals:
-            told.append(f"{option}={_LEFT_OUT if _SECRET_NAME.search(option) else public_text(value)}")
+            told.append(f"{option}={_LEFT_OUT if _is_secret(option) else public_text(value)}")
         else:
             told.append(word if word.startswith("-") else public_text(word))
-        hidden = not hidden and word.startswith("-") and not equals and bool(_SECRET_NAME.search(option))
+        hidden = not hidden and word.startswith("-") and not equals and _is_secret(option)
     return told
+
+
+def _is_secret(option: str) -> bool:
+    """Whether an option holds a secret, also where it is abbreviated, as argparse allows: --hub_tok."""
+    short = option.replace("-", "_").replace("__", "--", 1)
+    return bool(_SECRET_NAME.search(option)) or (len(short) > 2 and any(o.startswith(short) for o in _SECRET_OPTIONS))
 
 
 def training_record(**facts: Any) -> dict[str, Any]:
@@ -180,7 +184,7 @@ def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> di
 
     Returns:
         ``technology``, ``tissue``, ``species``, ``patch_um`` and ``patch_px`` of those slides in words; ``patients`` of all
-        slides; ``license`` and ``fingerprint`` of a local folder.
+        slides; ``license`` of a local folder, and the ``fingerprint`` of its content.
     """
     chosen = study.slides[study.slides["slide_id"].isin(list(slides))]
 
@@ -189,13 +193,14 @@ def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> di
 
     header = read_header(Path(path) / "README.md")
     content = re.search(r"content ([0-9a-f]{16})", str(header.get("configs")))
+    manifest = getattr(getattr(study, "folder", None), "manifest", None) or {}
     return {
         **{name: words(name) for name in ("technology", "tissue", "species")},
         "patch_um": ", ".join(dict.fromkeys(f"{value:g}" for value in chosen["patch_um"])),
         "patch_px": ", ".join(dict.fromkeys(f"{value:d}" for value in chosen["patch_px"])),
         "patients": dict(zip(study.slides["slide_id"], study.slides["patient_id"], strict=True)),
         "license": license_of(header),
-        "fingerprint": content[1] if content else None,
+        "fingerprint": manifest.get("fingerprint") or (content[1] if content else None),
     }
 
 
@@ -246,7 +251,12 @@ def feature_facts(facts: Mapping[str, Any], features: Any) -> dict[str, Any]:
     if features is None:
         return dict(facts)
     sides = ", ".join(f"{side:.6g}" for side in features.patch_um)
-    return {**facts, "patch_um": sides or facts["patch_um"], "features": features.encoder}
+    return {
+        **facts,
+        "patch_um": sides or facts["patch_um"],
+        "features": features.encoder,
+        "features_fingerprint": features.fingerprint,
+    }
 
 
 def check_patch_size(

@@ -1,5 +1,6 @@
 """Files, folders and locks under kills at every step, full disks and second runs."""
 
+import contextlib
 import json
 import logging
 import os
@@ -276,3 +277,38 @@ def test_a_disk_without_locks_goes_by_the_process_id(tmp_path, monkeypatch):
             with locked(tmp_path / "data"):
                 assert json.loads(lock.read_text())["pid"] == os.getpid()
             assert not lock.exists()
+
+
+_WORKER = """
+import os, sys, time
+from delst_hf.atomic.processes import end_like_interrupted
+end_like_interrupted()
+print(os.getpid(), flush=True)
+try:
+    time.sleep(60)
+finally:
+    open(sys.argv[1], "w").write("cleaned")
+"""
+
+
+@pytest.mark.fault("orphans")
+@pytest.mark.parametrize(("name", "ends"), [("accelerate", True), ("shell", False)])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_ends_with_its_launcher_and_not_with_a_shell(tmp_path, name, ends, how):
+    """accelerate's launcher of one process hands no signal on: what it started would train on for ever."""
+    launcher, cleaned = tmp_path / name, tmp_path / "cleaned"
+    launcher.write_text("import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])")
+    command = [sys.executable, str(launcher), _WORKER, str(cleaned)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    worker = int(run.stdout.readline())
+    run.send_signal(how)
+    run.wait()
+    run.stdout.close()
+    try:
+        deadline = time.monotonic() + (20 if ends else 3)
+        while not cleaned.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert cleaned.exists() == ends
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)

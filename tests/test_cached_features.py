@@ -4,8 +4,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from faults import run_in_child
 
 from delst_hf import DelstCollator, DelstTrainer, DelstTrainingArguments
+from delst_hf.atomic.locks import BusyError, locked
 from delst_hf.evaluation.embed import embed, embed_share
 from delst_hf.pretraining.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
 
@@ -87,3 +89,41 @@ def test_mistakes(toy_study, collator, tmp_path):
         DelstTrainingArguments(output_dir=str(tmp_path), cache_features=True)
     with pytest.raises(ValueError, match="leave --lora out"):
         DelstTrainingArguments(output_dir=str(tmp_path), cache_features=True, lora=True)
+
+
+@pytest.mark.fault("features that are kept")
+@pytest.mark.parametrize("fault", ["flipped", "cut", "no checksum"])
+def test_features_that_are_not_as_they_were_written_are_made_again(
+    tiny_model, toy_study, collator, tmp_path, caplog, fault
+):
+    expected = np.array(cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False))
+    (path,) = tmp_path.glob("*.npy")
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 64
+    path.write_bytes(data if fault == "flipped" else data[:-400])
+    if fault == "no checksum":
+        path.with_suffix(".sha256").unlink()
+    found = cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False)
+    np.testing.assert_array_equal(found, expected)
+    assert "is not as it was written: the features are made again" in caplog.text
+
+
+@pytest.mark.fault("features that are kept")
+def test_one_run_at_a_time_makes_them(tiny_model, toy_study, collator, tmp_path):
+    cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False)
+    (path,) = tmp_path.glob("*.npy")
+    path.unlink()
+    with locked(path), pytest.raises(BusyError, match="another run is writing to this file of features"):
+        cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False)
+
+
+@pytest.mark.fault("features that are kept")
+def test_features_beyond_a_quota_are_refused_and_leave_nothing(tiny_model, toy_study, collator, tmp_path):
+    """In a child, since a limit of the size of files cannot be taken back."""
+
+    def work():
+        with pytest.raises(OSError, match=r"The features need .*File too large.*leave --cache_features out"):
+            cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False)
+
+    assert run_in_child(work, file_limit=4096) == 0
+    assert not list(tmp_path.glob("features-*"))

@@ -17,6 +17,7 @@ from delst_hf.cli import main
 from delst_hf.demo.pictures import class_map, disk, number_map, spots_table
 from delst_hf.demo.slide import open_slide
 from delst_hf.prediction import build_reference, load_predictor, load_reference
+from delst_hf.record import read_header
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,16 @@ def test_the_page_in_a_browser(address, opened, tmp_path, dark):
         assert browser.console == []
     finally:
         browser.close()
+
+
+@pytest.mark.fault("secrets and paths, Spaces")
+def test_a_space_of_a_local_folder_tells_its_name_alone(tmp_path, capsys):
+    hostile = tmp_path / "home_of_alice" / "evil\nlicense: evil: <img src=x onerror=1>"
+    assert main(["demo", str(hostile), "--space", str(tmp_path / "space")]) == 0
+    for path in (tmp_path / "space").iterdir():
+        assert "home_of_alice" not in path.read_text()
+    header = read_header(tmp_path / "space" / "README.md")
+    assert (
+        set(header) == {"title", "sdk", "app_file"}
+        and "<img" not in (tmp_path / "space" / "README.md").read_text().split("---")[2]
+    )

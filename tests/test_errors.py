@@ -151,3 +151,14 @@ def test_the_hub_client_retries_in_silence():
     assert client.level == before
     with messages_on_stderr(debug=True):
         assert client.level == before
+
+
+def test_messages_and_tracebacks_hold_no_password_and_no_token(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "keyOfAlice")
+    error = OSError("cannot reach http://alice:pa55word@hub.example with hf_PlantedSecret, keyOfAlice")
+    for said in (errors.explain(error), errors.explain(ValueError(str(error)))):
+        assert "http://hub.example" in said
+        assert not [secret for secret in ("pa55word", "hf_Planted", "keyOfAlice") if secret in said]
+    errors.show_traceback(OSError, error, None)
+    said = capsys.readouterr().err
+    assert "OSError: cannot reach http://hub.example with <left out>, <left out>" in said

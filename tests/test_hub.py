@@ -46,3 +46,16 @@ def test_a_folder_is_replaced_whole(tiny_model, tiny_processor, tmp_path):
 
 def test_no_record_is_an_empty_one(tmp_path):
     assert read_training_record(tmp_path) == {}
+
+
+@pytest.mark.fault("strangers at the output")
+def test_what_is_no_checkpoint_is_not_replaced(tiny_model, tiny_processor, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").write_text("years")
+    with pytest.raises(FileExistsError, match="holds something that is not a checkpoint, so it is left as it is"):
+        save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor)
+    assert (tmp_path / "model" / "thesis.tex").read_text() == "years"
+    save_checkpoint_folder(tmp_path / "head", tiny_model, tiny_processor)
+    with pytest.raises(FileExistsError, match="was made by somebody else while this run was working"):
+        save_checkpoint_folder(tmp_path / "head", tiny_model, tiny_processor, replace=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "model"]

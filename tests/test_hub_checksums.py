@@ -17,6 +17,12 @@ from delst_hf.prediction.predictor import load_predictor
 pytestmark = pytest.mark.fault("damaged checkpoint folders")
 
 
+@pytest.fixture(autouse=True)
+def without_a_look_at_libraries(monkeypatch):
+    """`delst doctor` imports each in a process of its own, which takes seconds and is not asked here."""
+    monkeypatch.setattr("delst_hf.commands.doctor._optional_libraries", list)
+
+
 @pytest.fixture
 def checkpoint(toy_checkpoint, tmp_path):
     return shutil.copytree(toy_checkpoint, tmp_path / "model")
@@ -26,6 +32,12 @@ def flip(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def unlist(folder, name):
+    listed = json.loads((folder / CHECKSUMS).read_text())
+    del listed["files"][name]
+    (folder / CHECKSUMS).write_text(json.dumps(listed))
 
 
 FAULTS = {
@@ -41,6 +53,14 @@ FAULTS = {
             (folder / "processor_config.json").read_text().replace("toy", "TOY") + " "
         ),
         "processor_config.json has",
+    ),
+    "checksums of nothing": (
+        lambda folder: (folder / CHECKSUMS).write_text('{"files": {}}'),
+        "lists no weights, so that nothing could be compared",
+    ),
+    "a file less in the checksums": (
+        lambda folder: unlist(folder, "processor_config.json"),
+        "processor_config.json was not written with it",
     ),
     "checksums cut": (lambda folder: (folder / CHECKSUMS).write_text('{"files'), "is not a list of checksums"),
 }

@@ -11,9 +11,10 @@ import torch
 from scipy import sparse
 
 from delst_hf import DelstModel, DelstProcessor
+from delst_hf.atomic.locks import BusyError, locked
 from delst_hf.cli import main
 from delst_hf.data.toy import make_toy_slide
-from delst_hf.prediction import embed_anndata, load_predictor
+from delst_hf.prediction import annotate, embed_anndata, embed_file, load_predictor
 
 
 @pytest.fixture
@@ -131,3 +132,38 @@ def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path):
 
     with pytest.raises(ValueError, match=r"not an \.h5ad file"):
         embed_file(str(toy_checkpoint), tmp_path / "mine.csv")
+
+
+@pytest.mark.fault("two runs into one output")
+@pytest.mark.parametrize("output", [None, "same"])
+def test_a_second_run_into_the_same_file_is_refused(file, toy_checkpoint, monkeypatch, output):
+    path, slide = file
+    target = path if output else path.with_name("mine_delst.h5ad")
+    with locked(target), pytest.raises(BusyError, match="another run is writing to this output"):
+        embed_file(str(toy_checkpoint), path, target, mpp=slide.mpp, num_workers=0)
+
+
+@pytest.mark.fault("two runs into one output")
+def test_what_comes_during_the_work_is_not_replaced(file, toy_checkpoint, monkeypatch):
+    path, slide = file
+    target, begun = path.with_name("mine_delst.h5ad"), annotate._annotations
+
+    def meanwhile(*args, **options):
+        target.write_text("years")
+        return begun(*args, **options)
+
+    monkeypatch.setattr(annotate, "_annotations", meanwhile)
+    with pytest.raises(FileExistsError, match="was made by somebody else while this run was working"):
+        embed_file(str(toy_checkpoint), path, target, mpp=slide.mpp, num_workers=0)
+    assert target.read_text() == "years"
+    target.unlink()
+
+    def changed(*args, **options):
+        found = begun(*args, **options)
+        path.write_bytes(path.read_bytes() + b" ")
+        return found
+
+    monkeypatch.setattr(annotate, "_annotations", changed)
+    with pytest.raises(OSError, match="was changed while it was read. Nothing was written"):
+        embed_file(str(toy_checkpoint), path, target, mpp=slide.mpp, num_workers=0)
+    assert not target.exists() and not [one.name for one in path.parent.iterdir() if one.name.startswith(".")]

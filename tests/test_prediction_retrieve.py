@@ -1,6 +1,7 @@
 """The reference asked for the spots that a slide looks like, beside a plain comparison of all pairs."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
@@ -128,3 +129,33 @@ def test_bad_requests_are_refused(model, toy_heads, slide_file, tmp_path):
         retrieve_slide(str(toy_heads / "labels"), path, tmp_path / "x.h5ad")
     assert main(["retrieve", model, str(path)]) == 2 and main(["retrieve", model, str(path), "--at", "here"]) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault("damaged references")
+@pytest.mark.parametrize("name", ["reference.safetensors", "spots.parquet", "genes.parquet", "reference.json"])
+@pytest.mark.parametrize("fault", ["flipped", "removed"])
+def test_a_reference_that_is_not_as_it_was_written_is_refused(model, tmp_path, name, fault):
+    folder = shutil.copytree(Path(model) / "reference", tmp_path / "reference")
+    path = folder / name
+    if fault == "flipped":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    if (name, fault) == ("reference.json", "removed"):  # as references of earlier versions are
+        assert load_reference(tmp_path) is not None
+        return
+    with pytest.raises(ValueError, match="is not as it was written|cannot read the reference|made by other weights"):
+        load_reference(tmp_path, predictor=load_predictor(model))
+
+
+@pytest.mark.fault("damaged references")
+def test_a_reference_of_another_model_is_refused(model, toy_heads, slide_file, tmp_path):
+    """Of the same width, so that distances to it can be computed, and mean nothing."""
+    predictor = load_predictor(model)
+    load_reference(model, predictor=load_predictor(str(toy_heads / "labels")))  # a head has the weights of its model
+    with torch.no_grad():
+        predictor.model.visual_projection.weight[0, 0] += 1e-3
+    with pytest.raises(ValueError, match="was made by other weights than those of .*Make one with this model"):
+        load_reference(model, predictor=predictor)

@@ -151,6 +151,12 @@ def test_a_damaged_checkpoint_is_not_resumed(half_trained, make_trainer, name, f
         ({"learning_rate": 1e-4}, "learning_rate was 0.0005 and is 0.0001"),
         ({"slides": ("toy_A1", "toy_B1")}, "train_slides"),
         ({"facts": {"level_key": "shuffled"}}, "level_key was None and is 'shuffled'"),
+        ({"facts": {"data": {"features_fingerprint": "f00d"}}}, "features was not given and is 'f00d'"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was not given and is 2"),
+        ({"stain_jitter": "light"}, "stain_jitter was 'off' and is 'light'"),
+        ({"views": "nested"}, "views was 'single' and is 'nested'"),
+        ({"mask_negatives": "slide"}, "mask_negatives was 'off' and is 'slide'"),
+        ({"bf16": True}, "bf16 was not given and is True"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_not_resumed(half_trained, make_trainer, caplog, change, named):

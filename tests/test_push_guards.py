@@ -10,7 +10,7 @@ from hub_client import answer_of
 from hub_server import Fault, HubServer
 
 from delst_hf.cli import main
-from delst_hf.errors import without_password
+from delst_hf.errors import without_secrets
 from delst_hf.hub.publish import push_dataset, push_model
 
 pytestmark = pytest.mark.fault("pushes")
@@ -171,4 +171,4 @@ def test_a_checkpoint_that_holds_links_is_not_pushed(toy_checkpoint, tmp_path):
 
 def test_passwords_of_addresses_are_not_repeated():
     text = "The connection to http://alice:hunter2@hub.example:80/x broke (https://bob@other/y)"
-    assert without_password(text) == "The connection to http://hub.example:80/x broke (https://other/y)"
+    assert without_secrets(text) == "The connection to http://hub.example:80/x broke (https://other/y)"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from delst_hf import DelstTrainingArguments
-from delst_hf.record import hyperparameters, public_command, public_record, public_text, training_record
+from delst_hf.record import data_facts, hyperparameters, public_command, public_record, public_text, training_record
 
 TOKEN = "hf_PlantedSecretOfAlice"
 
@@ -46,6 +46,8 @@ def test_a_relative_path_is_told_from_an_id_by_what_is_there(tmp_path, monkeypat
         ["--hub_token", TOKEN],
         [f"--hub_token={TOKEN}"],
         ["--hub-token", "another-kind-of-secret"],
+        ["--hub_tok", "another-kind-of-secret"],
+        ["--hub_to=another-kind-of-secret"],
         ["--api_key=another-kind-of-secret"],
         ["--dataset", "/home/alice/secret-study"],
         ["--dataset=/home/alice/secret-study"],
@@ -79,3 +81,9 @@ def test_records_hold_no_planted_secret(tmp_path, monkeypatch):
         and record["command"][:2] == ["pretrain.py", "run.yaml"]
     )
     assert record["hyperparameters"]["lr_scheduler_type"] == "cosine" and os.sep not in record["data"]["source"]
+
+
+def test_the_fingerprint_of_the_data_is_that_of_their_manifest(toy_folder, toy_study):
+    """A README may be edited by hand; the manifest says what the files are."""
+    manifest = json.loads((toy_folder / "manifest.json").read_text())
+    assert data_facts(toy_folder, toy_study, ["toy_A1"])["fingerprint"] == manifest["fingerprint"]

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from faults import FaultServer, tally
@@ -18,6 +19,7 @@ from faults import FaultServer, tally
 from delst_hf.data.dataset import merge_datasets, write_dataset
 from delst_hf.data.folder import open_folder
 from delst_hf.data.toy import make_toy_slide
+from delst_hf.pretraining.checkpoints import damaged_files, last_complete_checkpoint
 
 STEP = 1 if os.environ.get("DELST_TORTURE") else 7
 SIZE = {"patch_um": 40, "patch_px": 20}
@@ -159,6 +161,39 @@ def test_workers_end_with_their_run(tmp_path, how):
     while in_session(run.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     tally("orphans", not in_session(run.pid), f"alive after {how.name}: {in_session(run.pid)}")
+
+
+@pytest.mark.skipif(not os.environ.get("DELST_TORTURE"), reason="takes a minute: make torture")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_of_two_processes_ends_with_its_launcher(toy_folder, tmp_path, how):
+    root = Path(__file__).parents[1]
+    vision = (
+        '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}'
+    )
+    options = {"dataset": toy_folder, "output_dir": tmp_path / "run", "vision_config": vision, "image_size": 32,
+               "projection_dim": 8, "max_steps": 10**6, "per_device_train_batch_size": 8, "save_steps": 5, "use_cpu": True,
+               "report_to": "none", "save_total_limit": 2}  # fmt: skip
+    words = [f"--{name}={value}" for name, value in options.items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run = subprocess.Popen(
+        [*launch, str(root / "training" / "pretrain.py"), *words],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 180
+    while not (tmp_path / "run" / "checkpoint-5" / "complete").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    family = psutil.Process(run.pid).children(recursive=True)
+    assert len(family) >= 2, "no processes came"
+    run.send_signal(how)
+    run.wait()
+    alive = psutil.wait_procs(family, timeout=60)[1]
+    for process in alive:
+        process.kill()
+    tally("orphans", not alive, f"alive after {how.name} of the launcher: {alive}")
+    last = last_complete_checkpoint(tmp_path / "run")
+    tally("orphans", last is not None and not damaged_files(Path(last)), f"{last} is not whole")
 
 
 def in_session(session: int) -> list[int]:

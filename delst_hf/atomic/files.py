@@ -25,7 +25,7 @@ _LONGEST_NAME = 255  # bytes, on every common disk
 
 
 @contextmanager
-def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+def write_file(path: str | os.PathLike, mode: str = "wb", replace: bool = True, **options: Any) -> Iterator[IO[Any]]:
     """Open a hidden file beside `path` for writing; it takes the place of `path` on success and is removed on any exception.
 
     The old file stays whole until the new one is on the disk, whenever the process is killed or the disk runs full. Folders
@@ -35,6 +35,7 @@ def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Ite
     Args:
         path: The file.
         mode: "wb" or "w".
+        replace: Whether a file at `path` may be replaced, also one that appeared during the work.
         **options: Passed to `open`, for example ``newline=``; text is UTF-8 by default.
 
     Yields:
@@ -42,6 +43,7 @@ def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Ite
 
     Raises:
         IsADirectoryError: If `path` is a folder.
+        FileExistsError: If `replace` is False and there is a file when the new one is done.
         OSError: If the file cannot be written.
 
     Examples:
@@ -70,11 +72,31 @@ def write_file(path: str | os.PathLike, mode: str = "wb", **options: Any) -> Ite
             os.fsync(file.fileno())
         with suppress(FileNotFoundError):
             os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
-        os.replace(partial, path)
+        if replace:
+            os.replace(partial, path)
+        else:
+            _rename_to_free(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def _rename_to_free(source: Path, target: Path) -> None:
+    """Rename a file to a name that nothing has: a second name is made, which fails where there is one, the first removed."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{target} was made by somebody else while this run was working; it is left as it is. Choose another output, and "
+            "run the same command again."
+        ) from None
+    except OSError:  # a disk without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} exists. Choose another output.") from None
+        os.rename(source, target)
+        return
+    os.unlink(source)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -5,8 +5,10 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_GRACE = 20.0  # seconds to clean up in
 _LOOKS = 1.0  # seconds between two looks at the parent, where the kernel cannot be asked to tell
 
 
@@ -39,7 +41,8 @@ def end_with_parent(parent: int) -> None:
 def end_like_interrupted() -> None:
     """Let SIGTERM, which the time limit of a scheduler sends, end this run as Ctrl-C does: cleaning up behind it.
 
-    To be called once by a command, in its main thread; elsewhere, or where somebody else handles the signal, nothing changes.
+    The end of the launcher that started this process (``accelerate launch``, torchrun) counts as one. To be called once by a
+    command, in its main thread; elsewhere, or where somebody else handles the signal, nothing changes.
 
     Examples:
         >>> end_like_interrupted()
@@ -49,10 +52,36 @@ def end_like_interrupted() -> None:
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)
+        parent = os.getppid()
+        if _is_launcher(parent):
+            threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt  # without words, so that whoever catches it says how to go on
+
+
+def _is_launcher(parent: int) -> bool:
+    """Whether the parent is a launcher, which is told from a shell by what it says of itself."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return True
+    try:
+        return any(Path(word).name == "accelerate" for word in _words_of(parent))
+    except OSError:  # not on Linux, or it has ended
+        return False
+
+
+def _words_of(process: int) -> list[str]:
+    return os.fsdecode(Path(f"/proc/{process}/cmdline").read_bytes()).split("\0")
+
+
+def _end_after(parent: int) -> None:
+    """End this process once its launcher has ended: as by SIGTERM, and hard if that does not help, as within a collective."""
+    while os.getppid() == parent:
+        time.sleep(_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 def _watch(parent: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..errors import without_password
+from ..errors import without_secrets
 
 PACKAGES = ("delst-hf", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "numpy")
 # Optional libraries: what each is for, and how it is installed.
@@ -136,7 +136,7 @@ def _hub() -> list[Finding]:
     """Whether the Hub answers, and to whom."""
     from huggingface_hub import constants, get_session, get_token
 
-    endpoint = without_password(constants.ENDPOINT)
+    endpoint = without_secrets(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
         return [Finding("hub", "HF_HUB_OFFLINE=1: only local folders and the cache are used")]
     token = get_token()
@@ -144,7 +144,7 @@ def _hub() -> list[Finding]:
     try:
         response = get_session().get(f"{constants.ENDPOINT}/api/whoami-v2", headers=headers, timeout=10)
     except Exception as error:  # whatever the HTTP library of the client raises
-        return [_unreachable(endpoint, without_password(f"{type(error).__name__}: {error}"))]
+        return [_unreachable(endpoint, without_secrets(f"{type(error).__name__}: {error}"))]
     # Without a token the Hub answers 401; any other answer is that of a proxy, or of another server.
     if response.status_code not in ((200, 401) if token else (401,)):
         return [_unreachable(endpoint, f"status {response.status_code}, which is not the Hub's")]
@@ -190,7 +190,7 @@ def _backbone(name: str) -> Finding:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
         fix = None if cached else "offline and not in the cache: unset HF_HUB_OFFLINE once, or copy its folder here"
         return Finding(label, f"{name}, {'in the cache' if cached else 'not in the cache'}", fix)
-    page = without_password(f"{constants.ENDPOINT}/{name}")
+    page = without_secrets(f"{constants.ENDPOINT}/{name}")
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"))
     except GatedRepoError:

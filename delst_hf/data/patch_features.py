@@ -8,6 +8,7 @@ arrays     NAME.npy (patches, width), in the order of the slide's spots; NAME.np
            x and y (the centre of each patch)
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,14 @@ class FeatureTable:
     def width(self) -> int:
         """Width of a feature."""
         return self.values.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash (16 hex digits) of the features of every spot."""
+        digest = hashlib.sha256(str(self.values.shape).encode())
+        for array in (self.values, self.row_of_spot):
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()[:16]
 
     def __getitem__(self, spot_index: np.ndarray) -> np.ndarray:
         """Return features (rows, width) of the spots with these values of ``spot_index``."""

@@ -95,7 +95,8 @@ class _Page:
     """What the page does, each answer as gradio wants it; mistakes of the reader are told on the page."""
 
     def __init__(self, model: str):
-        self.predictor, self.reference = load_predictor(model), load_reference(model)
+        self.predictor = load_predictor(model)
+        self.reference = load_reference(model, predictor=self.predictor)
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
 
     def first_genes(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..record import TRAINING_RECORD, public_record
 CHECKSUMS = "checksums.json"
 FORMAT = "delst-checkpoint-1"
 WEIGHTS = "*.safetensors"
-_COVERED = (WEIGHTS, "*.safetensors.index.json", "config.json", "processor_config.json", TRAINING_RECORD)
+COVERED = (WEIGHTS, "*.safetensors.index.json", "config.json", "processor_config.json", TRAINING_RECORD)
 
 
 def save_checkpoint_folder(
@@ -27,20 +28,24 @@ def save_checkpoint_folder(
     model: DelstPreTrainedModel,
     processor: DelstProcessor,
     training: dict[str, Any] | None = None,
+    *,
+    replace: bool = True,
 ) -> Path:
     """Write everything that ``from_pretrained`` needs into one folder, which appears only when it is whole.
 
     Args:
-        folder: Where to write; a folder that is there is replaced at the very end.
+        folder: Where to write; a checkpoint that is there is replaced at the very end, anything else is left as it is.
         model: The model; without its backbone where ``config.save_backbone`` is False.
         processor: Its processor.
         training: What the model was trained on and how (see `training_record`).
+        replace: Whether a checkpoint that is there may be replaced.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: If a weight is not finite.
+        FileExistsError: If something stands there that is not to be replaced.
 
     Examples:
         >>> from delst_hf import DelstModel, DelstProcessor
@@ -53,18 +58,27 @@ def save_checkpoint_folder(
     folder = Path(folder)
     check_finite(model)
     model.config.gene_config.vocabulary_hash = processor.feature_extractor.vocabulary_hash()
-    with complete_or_nothing(folder) as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+    with complete_or_nothing(folder, replace=replace, check=partial(_check_free, folder)) as new:
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
         if training is not None:
-            (partial / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
-        write_checksums(partial)
+            (new / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+        write_checksums(new)
     return folder
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to replace what is no checkpoint, also where it came during the run."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise FileExistsError(
+            f"{folder} holds something that is not a checkpoint, so it is left as it is and the model is not saved there. Move "
+            "it away, or choose another output, and run the same command again."
+        )
 
 
 def write_checksums(folder: Path) -> None:
     """Write sizes and SHA-256 of weights, configuration, processor and record of a checkpoint folder that is finished."""
-    paths = sorted({path for pattern in _COVERED for path in folder.glob(pattern)})
+    paths = sorted({path for pattern in COVERED for path in folder.glob(pattern)})
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     write_text(folder / CHECKSUMS, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ..data.schema import regular_size, sha256
-from .checkpoint_folder import CHECKSUMS, WEIGHTS
+from .checkpoint_folder import CHECKSUMS, COVERED, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def _listed(model: str | os.PathLike) -> Mapping[str, Any] | None:
         strange = [key for key in entries if Path(key).name != key]
         if strange and name == CHECKSUMS:
             raise ValueError(f"{path} names {strange[:3]}, which a checkpoint does not have. {_AGAIN}")
+        if name == CHECKSUMS and not any(Path(key).match(WEIGHTS) for key in entries):
+            raise ValueError(f"{path} lists no weights, so that nothing could be compared. {_AGAIN}")
         if entries:
             return entries
     return None
@@ -101,6 +103,6 @@ def _problems(model: str | os.PathLike, listed: Mapping[str, Any]) -> Iterator[s
 
 
 def _added(model: str | os.PathLike, listed: Mapping[str, Any]) -> list[str]:
-    """Weights that were put beside those of a checkpoint: which of them are loaded would be chance."""
-    here = sorted(path.name for path in Path(model).glob(WEIGHTS)) if os.path.isdir(model) else []
-    return [f"{name} was not written with it" for name in here if name not in listed]
+    """Name what was put beside a checkpoint: which weights are loaded would be chance, other files were never compared."""
+    here = {path.name for pattern in COVERED for path in Path(model).glob(pattern)} if os.path.isdir(model) else set()
+    return [f"{name} was not written with it" for name in sorted(here - set(listed))]

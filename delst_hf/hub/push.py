@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ..data.schema import sha256
-from ..errors import without_password
+from ..errors import without_secrets
 
 # The list of what a push brought, in the repository itself.
 PUSHED = "delst_files.json"
@@ -245,11 +245,11 @@ def errors_explained(
         yield
     except HFValidationError as error:
         raise ValueError(
-            f"{repo_id!r} is not a repository name: {without_password(str(error))} Use user/name."
+            f"{repo_id!r} is not a repository name: {without_secrets(str(error))} Use user/name."
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        said = without_password(error.server_message or str(error).splitlines()[0])
+        said = without_secrets(error.server_message or str(error).splitlines()[0])
         if status == 401 and user is None:
             raise PermissionError(
                 f"The Hub does not know your token ({said}). Log in again by `hf auth login`."
@@ -267,7 +267,7 @@ def errors_explained(
             raise
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
         raise ConnectionError(
-            without_password(
+            without_secrets(
                 f"The connection to {os.environ.get('HF_ENDPOINT', constants.ENDPOINT)} broke "
                 f"({type(cause).__name__}: {cause}). {outcome()}"
             )

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from ..atomic.files import check_file_output, write_file
+from ..atomic.locks import locked
 from ..data.readers.anndata_file import open_anndata, raw_counts
 from ..data.readers.anndata_visium import places_of_anndata
 from .outputs import full_disk_explained
@@ -111,7 +112,7 @@ def embed_file(
         The file that was written.
 
     Raises:
-        FileExistsError: If the output or one of the keys exists.
+        FileExistsError: If the output or one of the keys exists, or another run is writing the output.
         ValueError: As `embed_anndata`, or if `path` is not an .h5ad.
 
     Examples:
@@ -126,18 +127,32 @@ def embed_file(
     in_place = output.exists() and path.exists() and os.path.samefile(output, path)
     if output.exists() and not (in_place or overwrite):
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
+    before = path.stat() if path.exists() else None
     adata = open_anndata(path)
     taken = [f"obsm[{key!r}]"] * (key in adata.obsm) + ["uns['delst']"] * ("delst" in adata.uns)
     if taken and not overwrite:
         raise FileExistsError(
             f"{path.name} has {' and '.join(taken)} already. Choose another --key, or replace them (--overwrite)."
         )
-    found = _annotations(model, adata, path.name, key, modality, **options)
-    with full_disk_explained(output), path.open("rb") as source, write_file(output) as file:
-        shutil.copyfileobj(source, file, 2**24)
-        file.flush()
-        _add(file.name, found, adata.obs_names)
+    with locked(output), full_disk_explained(output):
+        found = _annotations(model, adata, path.name, key, modality, **options)
+        with path.open("rb") as source, write_file(output, replace=in_place or overwrite) as file:
+            shutil.copyfileobj(source, file, 2**24)
+            file.flush()
+            _add(file.name, found, adata.obs_names)
+            _refuse_changed(path, before)
     return output
+
+
+def _refuse_changed(path: Path, before: os.stat_result | None) -> None:
+    """Refuse to write what was found in a file that somebody changed meanwhile: its rows may be others."""
+    now = path.stat()
+    if before is None or (now.st_size, now.st_mtime_ns, now.st_ino) != (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    ):
+        raise OSError(f"{path} was changed while it was read. Nothing was written: run the same command again.")
 
 
 def _add(path: str, found: Annotations, names: pd.Index) -> None:

@@ -113,7 +113,7 @@ def fit_head(
         record = {**predictor.record, **training_record(head=head | found)}
         # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
         record["data"] = {**facts, "patch_um": (predictor.record.get("data") or {}).get("patch_um", facts["patch_um"])}
-        save_checkpoint_folder(output, fitted, predictor.processor, record)
+        save_checkpoint_folder(output, fitted, predictor.processor, record, replace=False)
     write_text(Path(output) / "README.md", model_card(output, Path(output).name))
     return record["head"]
 

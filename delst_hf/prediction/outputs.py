@@ -100,15 +100,21 @@ class Prediction:
 def write_prediction(output: Path, prediction: Prediction, overwrite: bool = False) -> None:
     """Write .h5ad, .zarr or .parquet, whole or not at all.
 
+    Args:
+        output: What to write.
+        prediction: What it holds.
+        overwrite: Whether what stands there, or came there during the run, may be replaced.
+
     Raises:
+        FileExistsError: If it may not.
         OSError: If the disk is full.
         ImportError: If .zarr is asked for and spatialdata is not installed.
     """
     with full_disk_explained(output):
         if output.suffix == ".parquet":
-            _write_parquet(output, prediction)
+            _write_parquet(output, prediction, overwrite)
         elif output.suffix == ".h5ad":
-            _write_h5ad(output, prediction)
+            _write_h5ad(output, prediction, overwrite)
         else:
             _write_spatialdata(output, prediction, overwrite)
 
@@ -170,10 +176,10 @@ def _spatial(source: PatchSource) -> dict[str, Any]:
     return found
 
 
-def _write_h5ad(output: Path, prediction: Prediction) -> None:
+def _write_h5ad(output: Path, prediction: Prediction, overwrite: bool) -> None:
     import h5py
 
-    with write_file(output) as file:
+    with write_file(output, replace=overwrite) as file:
         skeleton(prediction).write_h5ad(file.name)
         with h5py.File(file.name, "r+") as target:
             if len(prediction.genes):
@@ -199,7 +205,7 @@ def _stream(target: Any, name: str, prediction: Prediction, width: int, values: 
         start += len(part)
 
 
-def _write_parquet(output: Path, prediction: Prediction) -> None:
+def _write_parquet(output: Path, prediction: Prediction, overwrite: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -207,7 +213,7 @@ def _write_parquet(output: Path, prediction: Prediction) -> None:
     table = pd.concat([places, prediction.table()], axis=1)
     table.index.name = "barcode"
     start, writer = 0, None
-    with write_file(output) as file:
+    with write_file(output, replace=overwrite) as file:
         try:
             for shard in prediction.shards:
                 stop = start + len(shard["tangent"])

@@ -129,7 +129,7 @@ def predict_slide(
     needed = list(dict.fromkeys([*shown, *(gene for one in weights.values() for gene in one)]))
     if needed:
         predictor.keep_genes(needed, None)
-    nearest = load_reference(reference or model, required=reference is not None)
+    nearest = load_reference(reference or model, required=reference is not None, predictor=predictor)
     patches = open_source(source, predictor, choice)
     check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
     check_species(predictor, patches.species or choice.species)

@@ -1,5 +1,7 @@
 """A reference beside a checkpoint: embeddings and profiles of training spots, and the nearest of them to any patch."""
 
+import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +14,26 @@ import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file, save_file
 
-from ..atomic.files import check_folder_output, complete_or_nothing
+from ..atomic.files import check_folder_output, complete_or_nothing, write_text
 from ..atomic.locks import locked
+from ..data.schema import regular_size, sha256
 from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study
+from ..errors import reading
 from ..evaluation.embed import embed, model_collator
+from ..model.backbone_delst import fingerprint
 from ..model.lorentz import exp_map0, pairwise_distance
 from ..record import check_patch_size
 from .predictor import Predictor, load_predictor
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "reference"
+FORMAT = "delst-reference-1"
+# What a reference says of itself: the model that made it, and sizes and checksums of its files; written last.
+_LIST = "reference.json"
+_AGAIN = "Make one: delst reference MODEL DATASET"
+_FILES = ("reference.safetensors", "spots.parquet", "genes.parquet")
 _CHUNK = 1024
 # Patches are compared with the mean distance to so many spots: one alone may be an odd one.
 _NEIGHBOURS = 5
@@ -289,7 +301,15 @@ def _build_reference(
         spots.select_columns(columns).to_pandas().to_parquet(partial / "spots.parquet")
         names = predictor.processor.feature_extractor.vocabulary
         pd.DataFrame({"gene": names}).to_parquet(partial / "genes.parquet")
+        files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in _FILES}
+        told = {"format": FORMAT, "weights": weights_of(predictor), "files": files}
+        write_text(partial / _LIST, json.dumps(told, indent=1) + "\n")
     return folder
+
+
+def weights_of(predictor: Predictor) -> str:
+    """Return a hash of the weights that embed, which a model and the heads fitted on it share."""
+    return fingerprint(predictor.model.state_dict(), predictor.model.config.vision_pooling)
 
 
 def _drawn(slides: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -302,24 +322,56 @@ def _drawn(slides: np.ndarray, size: int, seed: int) -> np.ndarray:
     return np.sort(np.argsort(rank, kind="stable")[:size])
 
 
-def load_reference(model: str | os.PathLike, required: bool = False) -> Reference | None:
+def load_reference(
+    model: str | os.PathLike, required: bool = False, predictor: Predictor | None = None
+) -> Reference | None:
     """Read the reference in a checkpoint folder, or that folder itself; None where there is none.
+
+    Args:
+        model: The folder.
+        required: Whether there must be one.
+        predictor: The model that it is to be compared with; one of other weights is refused.
 
     Raises:
         FileNotFoundError: If `required` and there is none.
+        ValueError: If it is not as it was written, or was made by another model.
 
     Examples:
         >>> len(load_reference("runs/toy/expression").spots)
         108
     """
     for folder in (Path(model) / FOLDER, Path(model)):
-        if (folder / "reference.safetensors").is_file():
-            arrays: dict[str, Any] = load_file(folder / "reference.safetensors")
-            spots, genes = pd.read_parquet(folder / "spots.parquet"), pd.read_parquet(folder / "genes.parquet")
-            names = genes["gene"].tolist()
-            parts = arrays["data"], arrays["indices"], arrays["indptr"]
-            profiles = sp.csr_matrix(parts, (len(spots), len(names)))
-            return Reference(arrays["image"], arrays["gene"], spots, profiles, names)
+        if (folder / "reference.safetensors").is_file() or (folder / _LIST).is_file():
+            with reading(folder, "reference", f"{_AGAIN}."):
+                _check(folder, predictor)
+                arrays: dict[str, Any] = load_file(folder / "reference.safetensors")
+                spots, genes = pd.read_parquet(folder / "spots.parquet"), pd.read_parquet(folder / "genes.parquet")
+                names = genes["gene"].tolist()
+                parts = arrays["data"], arrays["indices"], arrays["indptr"]
+                profiles = sp.csr_matrix(parts, (len(spots), len(names)))
+                return Reference(arrays["image"], arrays["gene"], spots, profiles, names)
     if required:
-        raise FileNotFoundError(f"no reference in {model}. Make one: delst reference MODEL DATASET.")
+        raise FileNotFoundError(f"no reference in {model}. {_AGAIN}.")
     return None
+
+
+def _check(folder: Path, predictor: Predictor | None) -> None:
+    """Refuse a reference whose files are not those that were written, or that is of another model."""
+    if not (folder / _LIST).is_file():
+        logger.warning(
+            "%s has no %s, as references of earlier versions: neither its files nor its model are compared. %s.",
+            folder, _LIST, _AGAIN,
+        )  # fmt: skip
+        return
+    told = json.loads((folder / _LIST).read_text(encoding="utf-8"))
+    for name in _FILES:
+        size, digest = told["files"][name]["bytes"], told["files"][name]["sha256"]
+        if regular_size(folder / name) != size or sha256(folder / name) != digest:
+            raise ValueError(
+                f"the reference {folder} is not as it was written: {name} is missing or has another content. {_AGAIN}."
+            )
+    if predictor is not None and told["weights"] != weights_of(predictor):
+        raise ValueError(
+            f"the reference {folder} was made by other weights than those of {predictor.name}, so distances to it mean "
+            "nothing. Make one with this model: delst reference MODEL DATASET."
+        )

@@ -99,7 +99,7 @@ def retrieve_slide(
 
 
 def _reference(predictor: Predictor, place: str, neighbours: int) -> Reference:
-    known = load_reference(place, required=True)
+    known = load_reference(place, required=True, predictor=predictor)
     assert known is not None
     if not 1 <= neighbours <= len(known.spots):
         raise ValueError(f"--neighbours is {neighbours}. Allowed: 1 to {len(known.spots)}, the spots of the reference.")

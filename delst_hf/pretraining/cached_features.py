@@ -6,6 +6,7 @@ Without the backbone in every step, batches of 16 thousand spots and more fit on
 import errno
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,14 +17,17 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..atomic.files import fsync
+from ..atomic.files import fsync, write_text
 from ..atomic.locks import locked
 from ..data.collator import DelstCollator
+from ..data.schema import sha256
 from ..data.study import SpotRows
 from ..evaluation.embed import embed_share
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
 from ..model.vision_delst import GivenFeatures
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -99,7 +103,8 @@ def cached_features(
         model: The model, on the device that embeds.
         spots: Spots of a `Study`.
         collator: Collator of the model.
-        folder: Where to keep ``features-<key>.npy``; the key hashes weights, preparation of the patches and spots.
+        folder: Where to keep ``features-<key>.npy`` and its checksum; the key hashes weights, preparation of the patches and
+            spots.
         batch_size: Spots per batch of a process.
         num_workers: Worker processes of the loader.
         progress: Show a progress bar.
@@ -110,6 +115,10 @@ def cached_features(
     """
     folder = Path(folder)
     path = folder / f"features-{_key(model, spots, collator)}.npy"
+    if process_rank() == 0 and path.exists() and not _as_written(path):
+        logger.warning("%s is not as it was written: the features are made again.", path)
+        path.unlink()
+    _wait_for_all()
     if not path.exists():
         with locked(path, "file of features") if process_rank() == 0 else nullcontext():
             _write_features(path, model, spots, collator, batch_size, num_workers, progress)
@@ -130,34 +139,44 @@ def _write_features(
     """Embed all spots into a file that is there once it is whole."""
     partial, first = path.with_suffix(".partial"), process_rank() == 0
     if first:
-        shape = (len(spots), model.config.vision_feature_size)
-        np.lib.format.open_memmap(partial, "w+", np.float32, shape).flush()
-        _reserve(partial)
-    _wait_for_all()
-    # Each process writes its own rows: no one has to hold them all.
-    table = np.lib.format.open_memmap(partial, "r+")
-    for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
-        table[start : start + len(features)] = features.numpy()
-    table.flush()
-    _wait_for_all()
+        _make_room(partial, (len(spots), model.config.vision_feature_size))
+    try:
+        _wait_for_all()
+        # Each process writes its own rows: no one has to hold them all.
+        table = np.lib.format.open_memmap(partial, "r+")
+        for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
+            table[start : start + len(features)] = features.numpy()
+        table.flush()
+        _wait_for_all()
+    except BaseException:
+        if first:
+            partial.unlink(missing_ok=True)
+        raise
     if first:
         fsync(partial)
+        write_text(path.with_suffix(".sha256"), sha256(partial) + "\n")
         os.replace(partial, path)
         fsync(path.parent)
 
 
-def _reserve(path: Path) -> None:
-    """Take the room of a file on the disk now: a page of a map that finds none ends the process without a word."""
-    size = path.stat().st_size
-    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
-        return
+def _as_written(path: Path) -> bool:
+    """Whether a file of features is the one that was written, by its checksum."""
+    listed = path.with_suffix(".sha256")
+    return listed.is_file() and listed.read_text(encoding="utf-8").strip() == sha256(path)
+
+
+def _make_room(path: Path, shape: tuple[int, int]) -> None:
+    """Make the file and take its room on the disk now: a page of a map that finds none ends the process without a word."""
+    size = 4 * shape[0] * shape[1]
     try:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # this disk cannot reserve
             return
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise OSError(
             f"The features need {size / 1e9:.2f} GB in {path.parent}, which cannot be had ({error.strerror}). Free that much, "
             "choose another --output_dir, or leave --cache_features out."

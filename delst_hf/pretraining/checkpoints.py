@@ -221,15 +221,18 @@ def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots:
         run_facts: Facts of the run (`pretraining.run.assemble`).
         spots: What it trains on.
     """
+    data = run_facts.get("data") or {}
     settings = {**hyperparameters(args), **(run_facts.get("hyperparameters") or {})}
     return {
         "seed": args.seed,
         "spots_per_batch": args.train_batch_size * args.world_size,
+        "processes": args.world_size,  # each has a random state of its own
         "training_spots": _number_of(spots),
         "train_slides": run_facts.get("train_slides"),
         "level_key": run_facts.get("level_key"),
         "vocabulary": processor.feature_extractor.vocabulary_hash() if processor is not None else None,
-        "data": (run_facts.get("data") or {}).get("fingerprint"),
+        "data": data.get("fingerprint"),
+        **({"features": data["features_fingerprint"]} if "features_fingerprint" in data else {}),
         **{name: value for name, value in settings.items() if not _NOT_COMPARED.fullmatch(name)},
     }
 
@@ -250,13 +253,17 @@ def check_same_run(checkpoint: str, identity: Mapping[str, Any], resume_anyway: 
     names = [name for name in before | now if before.get(name) != now.get(name)] if before else []
     if not names:
         return
-    differences = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names)
+    differences = "; ".join(f"{name} was {_value(before, name)} and is {_value(now, name)}" for name in names)
     if not resume_anyway:
         raise ValueError(
             f"{checkpoint} is of another run: {differences}. Give the settings that it was begun with, begin a new run in "
             "another --output_dir, or insist with --resume_anyway true."
         )
     logger.warning("Going on from %s although %s.", checkpoint, differences)
+
+
+def _value(identity: Mapping[str, Any], name: str) -> str:
+    return repr(identity[name]) if name in identity else "not given"
 
 
 def check_there_are_steps(args: Any, spots: Any) -> None:
