@@ -29,6 +29,10 @@ _NOT_LEARNED = re.compile(
 
 # What is never written down, by the name of its option or key, by its look, and by its value in the environment.
 _SECRET_NAME = re.compile("token|password|passwd|secret|api_key|api-key", re.IGNORECASE)
+# The same are left out of messages (`errors.without_secrets`), whose module a training run does not load.
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
 _SECRET_OPTIONS = ("--hub_token", "--push_to_hub_token")
 # Two parts or more, so that a stroke between words is none; what follows a word, a colon or a stroke is an address or a date.
 _PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
@@ -83,9 +87,9 @@ def public_text(text: str) -> str:
     >>> public_text("../alice/models/vit"), public_text("google/vit-base"), public_text("http://alice:secret@hub/x")
     ('vit', 'google/vit-base', 'http://hub/x')
     """
-    from .errors import without_secrets
-
-    text = without_secrets(text)
+    for secret in filter(None, map(os.environ.get, _SECRET_VARIABLES)):
+        text = text.replace(secret, _LEFT_OUT)
+    text = _USER_OF_ADDRESS.sub("://", _TOKEN.sub(_LEFT_OUT, text))
     if "://" in text or "\n" in text:
         return _PATH_IN_TEXT.sub(lambda found: _name_of(found[0]), text)
     is_path = os.path.isabs(text) or text.startswith(("~", "./", "../")) or text in (".", "..")
