@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from ..atomic.files import check_folder_output, complete_or_nothing, write_text
 from ..atomic.locks import locked
-from ..data.schema import regular_size, sha256
 from ..data.patch_features import join_features
+from ..data.schema import regular_size, sha256
 from ..data.study import SpotRows, Study
 from ..errors import reading
 from ..evaluation.embed import embed, model_collator
