@@ -156,8 +156,9 @@ def test_the_page_in_a_browser(address, opened, tmp_path, dark):
 
 
 @pytest.mark.fault("secrets and paths, Spaces")
-def test_a_space_of_a_local_folder_tells_its_name_alone(tmp_path, capsys):
+def test_a_space_of_a_local_folder_tells_its_name_alone(toy_checkpoint, tmp_path):
     hostile = tmp_path / "home_of_alice" / "evil\nlicense: evil: <img src=x onerror=1>"
+    shutil.copytree(toy_checkpoint, hostile)
     assert main(["demo", str(hostile), "--space", str(tmp_path / "space")]) == 0
     for path in (tmp_path / "space").iterdir():
         assert "home_of_alice" not in path.read_text()
