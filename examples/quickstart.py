@@ -5,27 +5,29 @@ python examples/quickstart.py runs/toy/pretrain/model runs/toy/data toy_D1
 
 import sys
 
-from delst_hf import DelstCollator, DelstModel, DelstProcessor
-from delst_hf.data.study import Study
-from delst_hf.evaluation.embed import embed
+import torch
+
+from delst_hf import DelstCollator, DelstModel, DelstProcessor, Study, embed
 from delst_hf.model.lorentz import radius
 
 model_folder, dataset_folder, slide = sys.argv[1:]
-model, processor = DelstModel.from_pretrained(model_folder), DelstProcessor.from_pretrained(model_folder)
+model = DelstModel.from_pretrained(model_folder).eval()
+processor = DelstProcessor.from_pretrained(model_folder)  # knows the genes that the model reads, and normalises counts
+
+# A study is what an AnnData of several slides would be: spots (obs, with their patches and counts), genes (var) and slides.
 study = Study.load(dataset_folder)
 spots = study.subset([slide])
-collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)  # rows of spots -> a batch
 
+# Both embeddings of every spot: numpy arrays (spots, dim), row i of both being the same spot.
 embeddings = embed(model, spots, collator)
-image, gene = model.get_image_features, model.get_gene_features  # one patch or one profile at a time
-batch = collator([spots[0]])
-similarity = model.similarity(
-    image(batch["pixel_values"]).pooler_output, model.gene_model.missing_values.new_tensor(embeddings.gene_embeds)
-)
+images, genes = torch.from_numpy(embeddings.image_embeds), torch.from_numpy(embeddings.gene_embeds)
+
+similarity = model.similarity(images[:1], genes)[0]  # of the first patch to the genes of every spot
 print(f"query: spot {spots[0]['barcode']}, {spots[0]['label']}; the five spots whose genes are nearest to its image:")
-for i in similarity[0].topk(5).indices.tolist():
-    row = spots[i]
-    print(f"spot {row['barcode']}: {row['label']}, {row['n_genes']} genes, similarity {similarity[0, i]:.2f}")
-if model.config.geometry == "lorentz":
-    radii = radius(similarity.new_tensor(embeddings.image_embeds), model.curvature.item())
-    print(f"mean radius of the slide's image embeddings: {radii.mean():.2f}")
+for i in similarity.topk(5).indices.tolist():
+    print(
+        f"spot {spots[i]['barcode']}: {spots[i]['label']}, {spots[i]['n_genes']} genes, similarity {similarity[i]:.2f}"
+    )
+if model.config.geometry == "lorentz":  # near the origin lies what is general, far out what is specific
+    print(f"mean radius of the slide's image embeddings: {radius(images, model.curvature.item()).mean():.2f}")
