@@ -236,6 +236,16 @@ def test_what_needs_all_spots_is_refused(folder, tmp_path, data, training, messa
         run_of(folder, tmp_path / "run", data=data, **training)
 
 
+def test_a_study_that_is_kept_is_not_taken_for_one_that_is_streamed(folder, loaded, tmp_path):
+    data = DataArguments(str(folder), test_slides="toy_B1", streaming=True, num_genes=20)
+    model = ModelArguments(vision_config=VISION, image_size=32, gene_hidden_size=16, projection_dim=8)
+    training = DelstTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
+    with pytest.raises(
+        TypeError, match="is a Dataset, and streaming reads SpotFiles: open the dataset by StreamedStudy.load"
+    ):
+        assemble(loaded, data, model, training)
+
+
 def test_sizes_that_make_no_batch_are_refused(streamed):
     with pytest.raises(ValueError, match="shuffle_buffer=8 holds no batch of 16 spots"):
         SpotStream(streamed.spots, 16, 8)

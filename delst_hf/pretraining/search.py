@@ -18,7 +18,7 @@ from ..model.modeling_delst import DelstModel
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments
 from .checked_trainer import NotFiniteError
 from .checkpoints import own_output
-from .run import assemble
+from .run import assemble, open_study
 
 RANGES = {
     "learning_rate": (1e-4, 1e-2),
@@ -77,7 +77,7 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
     with own_output(training.output_dir):
         path = Path(training.output_dir or ".") / "search.json"
         found = _found_before(path)
-        study = Study.load(data.dataset)
+        study = open_study(data, training)
         for name in names:
             if found.get(name, {}).get("trials_asked") == options.trials:
                 continue

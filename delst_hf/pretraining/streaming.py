@@ -55,6 +55,9 @@ class StreamTrainer(DelstTrainer):
         shuffle_buffer: See `SpotStream`.
         **kwargs: As in the base class.
 
+    Raises:
+        TypeError: If the spots are kept and not streamed.
+
     Examples:
         >>> from delst_hf import DelstCollator, DelstModel, DelstProcessor
         >>> study = StreamedStudy.load("runs/toy/data")
@@ -79,6 +82,11 @@ class StreamTrainer(DelstTrainer):
                 training.process_index,
                 training.world_size,
                 training.dataloader_drop_last,
+            )
+        if not isinstance(train_dataset, SpotStream):
+            raise TypeError(
+                f"train_dataset is a {type(train_dataset).__name__}, and streaming reads SpotFiles: open the dataset by "
+                "StreamedStudy.load, and give spots of its subset()."
             )
         super().__init__(*args, train_dataset=train_dataset, **kwargs)
         self.add_callback(BeginWhereItWas)
