@@ -83,7 +83,7 @@ def rates(model: str, tiles: int, batch_size: int, workers: int) -> dict[str, fl
         @torch.no_grad()
         def backbone(_: int) -> None:
             for _ in range(batches):
-                predictor.model.vision_model(pixel_values=some).last_hidden_state.sum().item()
+                predictor.features(some).sum().item()
 
         def reading(_: int) -> None:
             for _ in read_ahead(source.read, source.order(0, tiles), batch_size, workers):

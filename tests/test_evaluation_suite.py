@@ -67,6 +67,18 @@ def test_one_more_protocol_is_one_file_and_one_name(tmp_path, monkeypatch):
     assert page.count("Nearness to one") >= 3 and 'id="figure-arms-nearness"' in page and 'id="figure-spread-0"' in page
 
 
+def test_resamples_of_the_same_rows_are_drawn_once():
+    findings = Findings(spots(), [Arm("ours", [np.eye(20)], own=True)], evaluation=Evaluation(resamples=5))
+    rows = np.arange(10)
+    first = findings.bootstrap(rows)
+    assert findings.bootstrap(rows.copy()) is first and findings.bootstrap(np.arange(5, 15)) is not first
+    (block,), (again,) = list(first.weights()), list(first.weights())
+    np.testing.assert_array_equal(block, [np.bincount(drawn, minlength=10) for drawn in first.draws()])
+    assert again is block
+    with pytest.raises(ValueError, match="read-only"):
+        block *= 2  # one statistic must not change what the next is given
+
+
 def test_a_protocol_that_the_data_do_not_allow_is_skipped_with_its_reason():
     findings = run_protocols(
         Findings(spots(), [Arm("ours", [np.eye(20)], own=True)], evaluation=Evaluation(resamples=5)),

@@ -25,8 +25,8 @@ from .stream import read_ahead
 logger = logging.getLogger(__name__)
 
 _ROWS = 2048
-# Of so many patches of a shard the colours are looked at.
-_COLOURS = 256
+# The colours of about so many patches of a shard are looked at, evenly spread over it.
+_COLOURS = 64
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,15 @@ def _one_shard(
     places = order - order.min()
     arrays: dict[str, np.ndarray] = {}
     colours: list[np.ndarray] = []
-    done = 0
+    done, step = 0, max(len(order) // _COLOURS, 1)
     for _, patches in read_ahead(source.read, order, batch_size, num_workers):
+        looked_at = patches[-done % step :: step]
         here = places[done : done + len(patches)]
         done += len(patches)
         for name, value in predictor(patches).items():
             if name in keep:
                 arrays.setdefault(name, np.empty((len(order), *value.shape[1:]), np.float32))[here] = value
-        if patches[0].ndim == 3 and sum(map(len, colours)) < _COLOURS:  # features made elsewhere have no colours
-            colours.append(patch_colours(patches))
+        if looked_at and patches[0].ndim == 3:  # features made elsewhere have no colours
+            colours.append(patch_colours(looked_at))
         bar.update(len(patches))
     return {**arrays, "colours": np.concatenate([*colours, np.empty((0, 3))]).astype(np.float32)}
