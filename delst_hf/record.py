@@ -11,7 +11,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,17 @@ def training_record(**facts: Any) -> dict[str, Any]:
     return {
         **facts,
         "command": public_command([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
     }
+
+
+def _version(package: str) -> str:
+    """Return the version of a package; one that runs from a source tree has no metadata, and no record is lost for that."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        own = getattr(sys.modules[__package__], "__version__", "unknown")
+        return own if package == "delst-hf" else "unknown"
 
 
 def hardware() -> str:

@@ -1,11 +1,13 @@
 """Nothing that only this machine or this user should know stands in a record: planted secrets and paths are looked for."""
 
+import importlib.metadata
 import json
 import os
 import sys
 
 import pytest
 
+import delst_hf
 from delst_hf import DelstTrainingArguments
 from delst_hf.record import data_facts, hyperparameters, public_command, public_record, public_text, training_record
 
@@ -87,3 +89,12 @@ def test_the_fingerprint_of_the_data_is_that_of_their_manifest(toy_folder, toy_s
     """A README may be edited by hand; the manifest says what the files are."""
     manifest = json.loads((toy_folder / "manifest.json").read_text())
     assert data_facts(toy_folder, toy_study, ["toy_A1"])["fingerprint"] == manifest["fingerprint"]
+
+
+def test_a_package_that_runs_from_a_source_tree_keeps_its_record(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("delst_hf.record.version", missing)
+    versions = training_record(train_slides=["toy_A1"])["versions"]
+    assert versions["delst-hf"] == delst_hf.__version__ and versions["torch"] == "unknown"
