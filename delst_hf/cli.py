@@ -16,7 +16,7 @@ from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .commands.sheet import named_sheet
-from .errors import explain, messages_on_stderr, show_traceback
+from .errors import explain, messages_on_stderr, reader_left, show_traceback
 
 # Commands that load no model, and need not wait for transformers' auto classes.
 _LOADS_MODELS = ("evaluate", "fit", "reference", "predict", "retrieve", "embed", "demo")
@@ -82,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.delst_command not in _WITHOUT_MODELS:
             importlib.import_module(".registration", __package__)
         with messages_on_stderr(arguments.debug):
-            return arguments.run(arguments) or 0
+            status = arguments.run(arguments) or 0
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        return reader_left()
     except KeyboardInterrupt:
         print("delst: interrupted; nothing was left half-written", file=sys.stderr)
         return 130

@@ -198,6 +198,8 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
         said_so = str(stop) or f"what was finished is whole. To go on: {going_on}."
         print(f"\n{name}: interrupted; {said_so}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return reader_left()
     except Exception as error:
         if debug:
             sys.excepthook = show_traceback
@@ -210,6 +212,17 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
             )
         return 2
     return 0
+
+
+def reader_left() -> int:
+    """End in silence after whoever read the output (`| head`) has closed it.
+
+    Returns:
+        The exit status of a program that SIGPIPE ended, by which the shell knows it.
+    """
+    # What is still in the buffer goes nowhere, or Python complains of it at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _accelerate_will_speak() -> bool:

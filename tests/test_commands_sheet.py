@@ -56,6 +56,7 @@ def test_a_sheet_makes_one_dataset_of_many_slides(study, capsys):
 
 @pytest.mark.parametrize(("change", "match"), [
     ({"format": "visum"}, "sheet.csv, line 3: format is 'visum'. Allowed: visium"),
+    ({"pacient": "P1"}, "line 3: .*no option for the column 'pacient'. Did you mean 'patient'"),
     ({"colour": "red"}, "line 3: the format table has no option for the column 'colour'. It has: .*--barcode-column"),
     ({"mpp": "wide"}, "line 3: argument --mpp: invalid float value: 'wide'"),
     ({"image": ""}, "line 3: the following arguments are required: --image"),

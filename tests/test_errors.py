@@ -162,3 +162,26 @@ def test_messages_and_tracebacks_hold_no_password_and_no_token(monkeypatch, caps
     errors.show_traceback(OSError, error, None)
     said = capsys.readouterr().err
     assert "OSError: cannot reach http://hub.example with <left out>, <left out>" in said
+
+
+PIPED = """
+import sys
+import delst_hf.cli as cli
+
+def run(_):
+    for line in range(int(sys.argv[1])):
+        print("spot", line)
+
+cli.parse_arguments = lambda _: cli.argparse.Namespace(run=run, debug=False, delst_command="doctor")
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("lines", [2, 100_000])
+def test_whoever_reads_the_output_may_leave(lines):
+    """`delst check DIR | head -1`: no error of ours and none of Python's at its end, and the status of SIGPIPE."""
+    command = [sys.executable, "-c", PIPED, str(lines)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 141

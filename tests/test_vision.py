@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, PreTrainedConfig, ViTConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from delst_hf import DelstConfig, DelstModel
@@ -19,6 +20,7 @@ from delst_hf.model.vision_delst import (
     load_image_processor,
     measure_vision_model,
     pool_vision_output,
+    without_classes,
 )
 
 SIZE, BATCH, GENES = 32, 3, 8
@@ -297,6 +299,12 @@ def test_the_image_processor_of_a_timm_checkpoint_needs_no_timm(tmp_path):
     assert load_image_processor(tmp_path, 14).size["width"] == 14
 
 
+def test_the_classes_of_a_timm_checkpoint_are_not_said_twice():
+    config = SimpleNamespace(model_args={"num_classes": 5, "img_size": [64, 64], "in_chans": 3, "global_pool": "token"})
+    assert without_classes(config).model_args == {"img_size": [64, 64], "in_chans": 3, "global_pool": "token"}
+    assert without_classes(ViTConfig()) == ViTConfig()
+
+
 # --- timm -----------------------------------------------------------------------------------------------------------
 
 
@@ -326,3 +334,26 @@ def test_timm_through_its_wrapper(architecture, prefix, pooling, tmp_path):
         expected = model.get_image_features(pixel_values).pooler_output
         loaded = DelstModel.from_pretrained(tmp_path).get_image_features(pixel_values).pooler_output
     torch.testing.assert_close(loaded, expected)
+
+
+@pytest.mark.skipif(not timm_imports(), reason="timm does not import here (it is not installed, or torchvision fails)")
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("vit_tiny_patch16_224", {"num_classes": 5}), ("vit_tiny_patch16_224", {"img_size": 64}), ("resnet10t", {})],
+)
+def test_a_folder_as_timm_writes_it_loads(architecture, options, tmp_path):
+    """The oracle is timm: its features without the head."""
+    import timm
+
+    theirs = timm.create_model(architecture, pretrained=False, **options)
+    timm.models.save_for_hf(theirs, tmp_path / "timm", safe_serialization=True)
+    model = DelstModel.from_vision_gene_pretrained(str(tmp_path / "timm"), {"num_genes": GENES})
+    size = load_image_processor(tmp_path / "timm").size["height"]
+    pixel_values = torch.randn(2, 3, size, size)
+    theirs.eval().reset_classifier(0)
+    model.eval().save_pretrained(tmp_path / "delst")
+    with torch.no_grad():
+        expected = theirs(pixel_values)
+        for one in (model, DelstModel.from_pretrained(tmp_path / "delst")):
+            features = encode_images(one.vision_model, pixel_values, one.config.vision_pooling).pooler_output
+            torch.testing.assert_close(features, expected)

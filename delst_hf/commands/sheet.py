@@ -1,6 +1,7 @@
 """`delst prepare SHEET.csv`: a table with a row per slide, or per source of slides, becomes one dataset."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,11 @@ def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> J
     for column, value in cells.items():
         option = next((one for one in _OPTIONS.get(column, (f"--{column}",)) if one in known), None)
         if option is None:
+            columns = [*_OPTIONS, *(one.removeprefix("--") for one in known)]
+            near = difflib.get_close_matches(column, columns, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"the format {name} has no option for the column {column!r}. It has: {', '.join(sorted(known))}. Leave the "
+                f"the format {name} has no option for the column {column!r}.{meant} It has: {', '.join(sorted(known))}. Leave the "
                 "cell empty, or correct the name of the column."
             )
         if known[option].nargs == 0:

@@ -188,11 +188,25 @@ def read_vision_model(vision: str, options: dict[str, Any]) -> tuple[PreTrainedM
             f"{vision!r} is a DELST checkpoint, not a vision backbone. Continue it with --init_from {vision}, or load it by "
             "DelstModel.from_pretrained; its backbone alone is DelstModel.from_pretrained(...).vision_model."
         )
-    vision_config = getattr(vision_config, "vision_config", vision_config)
+    vision_config = without_classes(getattr(vision_config, "vision_config", vision_config))
     model, info = AutoModel.from_pretrained(
         vision, **{"dtype": torch.float32, **options, "config": vision_config, "output_loading_info": True}
     )
     return model, info["missing_keys"]
+
+
+def without_classes(vision_config: Any) -> Any:
+    """Take the number of classes out of the arguments of a timm model, changed in place; others stay as they are.
+
+    timm's ``save_for_hf`` writes it there, and transformers, which loads the model without a head, then says it twice.
+
+    Args:
+        vision_config: That of a backbone.
+    """
+    arguments = getattr(vision_config, "model_args", None)
+    if isinstance(arguments, dict):
+        vision_config.model_args = {name: value for name, value in arguments.items() if name != "num_classes"}
+    return vision_config
 
 
 def load_vision_model(
