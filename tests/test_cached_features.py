@@ -127,3 +127,14 @@ def test_features_beyond_a_quota_are_refused_and_leave_nothing(tiny_model, toy_s
 
     assert run_in_child(work, file_limit=4096) == 0
     assert not list(tmp_path.glob("features-*"))
+
+
+def test_a_backbone_with_batch_norm_is_known_by_its_counters_too(tiny_model, toy_study, collator, tmp_path):
+    """MobileNetV2 and ResNets count batches in numbers without a dimension."""
+    tiny_model.vision_model.register_buffer("num_batches_tracked", torch.tensor(3))
+    spots = toy_study.subset(["toy_B1"])
+    features = cached_features(tiny_model, spots, collator, tmp_path, progress=False)
+    assert features.shape[0] == len(spots)
+    tiny_model.vision_model.num_batches_tracked += 1
+    cached_features(tiny_model, spots, collator, tmp_path, progress=False)
+    assert len(list(tmp_path.glob("features-*.npy"))) == 2

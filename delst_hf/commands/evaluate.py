@@ -235,6 +235,7 @@ def kind_of(model: str) -> str:
     from transformers import AutoConfig
 
     from ..data.patch_features import is_features
+    from ..data.places import is_model, near
     from ..evaluation.arrays import SUFFIXES
     from ..evaluation.embedding_files import embedding_files
     from ..model.configuration_delst import DelstConfig
@@ -246,7 +247,8 @@ def kind_of(model: str) -> str:
             f"no model at {model}. Give the folder of a DELST checkpoint or of a vision backbone, a Hub id, or embeddings "
             f"({', '.join(SUFFIXES)})."
         )
-    advice = (
+    here = Path(model)
+    advice = ("" if here.is_dir() else f"There is no folder {model}{near(here, is_model)}. ") + (
         "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a vision backbone with its config.json, or an id of "
         "the Hub. Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR."
     )

@@ -96,8 +96,8 @@ def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> J
             near = difflib.get_close_matches(column, columns, 1)
             meant = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"the format {name} has no option for the column {column!r}.{meant} It has: {', '.join(sorted(known))}. Leave the "
-                "cell empty, or correct the name of the column."
+                f"the format {name} has no option for the column {column!r}.{meant} It has: {', '.join(sorted(known))}. "
+                "Leave the cell empty, or correct the name of the column."
             )
         if known[option].nargs == 0:
             if value.lower() not in (*_YES, *_NO):

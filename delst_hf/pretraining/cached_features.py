@@ -193,7 +193,8 @@ def _key(model: DelstModel, spots: Dataset, collator: DelstCollator) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.vision_model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy().tobytes())
+        # Flat first: a number without a dimension, such as the counter of a batch norm, has no bytes to view.
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     processor = collator.processor
     digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
     digest.update(processor.stain_normalization.encode())
