@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import torch.nn.functional as F
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
@@ -87,6 +88,16 @@ def test_similarity_logits_are_the_loop(geometry):
     logits = similarity_logits(image, gene[:3], 2.0, 0.7, geometry)
     expected = [[2 * similarity_by_hand(x, y, 0.7, geometry) for y in gene[:3].tolist()] for x in image.tolist()]
     torch.testing.assert_close(logits, torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("radius", [1.0, 10.0])
+def test_euclidean_similarity_of_near_points_far_from_the_origin(radius):
+    """Points 0.1 apart: squared norms that cancel would be off by 0.3 % at radius 1, and by a quarter at 10."""
+    generator = torch.Generator().manual_seed(0)
+    centre, offset = (F.normalize(torch.randn(n, 64, generator=generator), dim=-1) for n in (1, 32))
+    x, y = radius * centre + 0.1 * offset, radius * centre + 0.09 * offset.roll(1, 0)
+    expected = -torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(similarity_logits(x, y, 1.0, 1.0, "euclidean").double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
