@@ -182,9 +182,10 @@ def names_transcript(name: str) -> bool:
 
 
 def _texts(values: pd.Series) -> list[str]:
-    return [_text(value) for value in values]
+    return [value if type(value) is str and value.isalnum() else _text(value) for value in values]
 
 
+@lru_cache(maxsize=1 << 16)
 def _text(value: object) -> str:
     """Return a name without what exporters wrap around it: blanks, quotes, the b'' of Python's bytes, line breaks."""
     if isinstance(value, bytes):

@@ -128,12 +128,13 @@ def texts(values: Any) -> list[str]:
     >>> texts(np.array([b"ACTB", b"GAPDH"]))
     ['ACTB', 'GAPDH']
     """
-    return [one if type(one) is str else _text(one) for one in np.asarray(values, dtype=object).ravel()]
+    return [
+        one if type(one) is str else one.decode("utf-8", "replace") if type(one) is bytes else _text(one)
+        for one in np.asarray(values, dtype=object).ravel()
+    ]
 
 
 def _text(value: Any) -> str:
-    if type(value) is bytes:
-        return value.decode("utf-8", "replace")
     value = plain(value)
     return "" if _undefined(value) else str(value)
 
@@ -144,6 +145,8 @@ def identifier(value: Any) -> str:
     >>> identifier("007"), identifier(7.0), identifier("1e5")
     ('007', '7', '1e5')
     """
+    if type(value) is str:
+        return unwrapped(value.strip())
     value = plain(value)
     if _undefined(value):
         return ""
