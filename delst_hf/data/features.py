@@ -185,7 +185,7 @@ def _texts(values: pd.Series) -> list[str]:
     return [value if type(value) is str and value.isalnum() else _text(value) for value in values]
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 16, typed=True)
 def _text(value: object) -> str:
     """Return a name without what exporters wrap around it: blanks, quotes, the b'' of Python's bytes, line breaks."""
     if isinstance(value, bytes):
