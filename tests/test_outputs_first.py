@@ -32,17 +32,17 @@ def no_work(monkeypatch):
 
 def commands(output):
     return {
-        "evaluate": ["evaluate", "a-model", "a-dataset", "--output", output],
+        "evaluate": ["evaluate", "a-model", "me/a-dataset", "--output", output],
         "report": ["report", "results.json", "--output", output],
         "model-index": ["report", "results.json", "--output", "report.html", "--model-index", output],
-        "vocabulary": ["vocabulary", "a-dataset", "--output", output],
+        "vocabulary": ["vocabulary", "me/a-dataset", "--output", output],
         "card": ["card", "a-model", "me/name", "--output", output],
         "predict": ["predict", "a-model", "slide.png", "--output", f"{output}.parquet"],
         "predict zarr": ["predict", "a-model", "slide.png", "--output", f"{output}.zarr"],
         "embed": ["embed", "a-model", "mine.h5ad", "--output", output],
-        "fit": ["fit", "a-model", "a-dataset", "--output", output],
+        "fit": ["fit", "a-model", "me/a-dataset", "--output", output],
         "prepare": ["prepare", "toy", "--output", output],
-        "merge": ["merge", "a-dataset", "--output", output],
+        "merge": ["merge", "me/a-dataset", "--output", output],
     }
 
 
@@ -71,11 +71,11 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, mon
 
 def test_a_reference_that_cannot_be_written_is_found_before_the_work(tmp_path, capsys):
     (tmp_path / "reference").write_text("x")
-    assert main(["reference", str(tmp_path), "a-dataset"]) == 2
+    assert main(["reference", str(tmp_path), "me/a-dataset"]) == 2
     assert "reference is not a folder" in capsys.readouterr().err
     (tmp_path / "reference").unlink()
     with locked(tmp_path / "reference"):
-        assert main(["reference", str(tmp_path), "a-dataset"]) == 2
+        assert main(["reference", str(tmp_path), "me/a-dataset"]) == 2
     assert "another run is writing to this reference" in capsys.readouterr().err
 
 
