@@ -235,17 +235,16 @@ def kind_of(model: str) -> str:
     from transformers import AutoConfig
 
     from ..data.patch_features import is_features
-    from ..data.places import is_model, near
-    from ..evaluation.arrays import SUFFIXES
+    from ..data.places import EMBEDDING_SUFFIXES, is_model, near
     from ..evaluation.embedding_files import embedding_files
     from ..model.configuration_delst import DelstConfig
 
-    if Path(model).suffix in SUFFIXES or embedding_files(model) or is_features(model):
+    if Path(model).suffix in EMBEDDING_SUFFIXES or embedding_files(model) or is_features(model):
         return "embeddings"
     if (model.startswith(".") or os.path.isabs(model)) and not os.path.isdir(model):
         raise FileNotFoundError(
             f"no model at {model}. Give the folder of a DELST checkpoint or of a vision backbone, a Hub id, or embeddings "
-            f"({', '.join(SUFFIXES)})."
+            f"({', '.join(EMBEDDING_SUFFIXES)})."
         )
     here = Path(model)
     advice = ("" if here.is_dir() else f"There is no folder {model}{near(here, is_model)}. ") + (

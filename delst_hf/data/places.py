@@ -11,6 +11,7 @@ from pathlib import Path
 _CONFIG = "config.json"
 _TABLES = ("spots", "genes", "slides")
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs")
+EMBEDDING_SUFFIXES = (".npy", ".npz", ".parquet")
 _GIVE_MODEL = (
     "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a backbone, or the id USER/NAME of one on the Hub."
 )
@@ -37,7 +38,7 @@ def is_id(name: str) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Refuse what is plainly not a model; a name that can be an id of the Hub passes, and so does any file.
+    """Refuse what is plainly not a model; a name that can be an id of the Hub passes, and so does that of a file of embeddings.
 
     Args:
         name: Folder, file of embeddings, or Hub id.
@@ -61,7 +62,7 @@ def check_model(name: str) -> None:
             )
         if is_model(path / "model"):
             raise ValueError(f"{name} is the folder of a run; its model lies in {path / 'model'}. Give that.")
-    elif not path.exists() and not is_id(name):
+    elif not path.exists() and not is_id(name) and path.suffix not in EMBEDDING_SUFFIXES:
         raise FileNotFoundError(f"there is no model {name}{near(path, is_model)}. {_GIVE_MODEL}")
 
 

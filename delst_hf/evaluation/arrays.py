@@ -9,11 +9,11 @@ import pandas as pd
 from datasets import Dataset
 
 from ..data.declared import check_declared
+from ..data.places import EMBEDDING_SUFFIXES
 from ..errors import reading
 from .embedding_files import embedding_files, read_embedding_files
 from .preparation import finite_matrix
 
-SUFFIXES = (".npy", ".npz", ".parquet")
 # What an array may be called in an .npz, or a column of lists in a .parquet.
 IMAGE_NAMES = ("image", "image_embeds", "embeddings", "embedding", "features")
 GENE_NAMES = ("gene", "gene_embeds")
@@ -46,7 +46,7 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
     elif path.is_file():
         columns = _READERS[path.suffix](path)
     else:
-        raise FileNotFoundError(f"no embeddings at {path}. Give a {', '.join(SUFFIXES)} file.")
+        raise FileNotFoundError(f"no embeddings at {path}. Give a {', '.join(EMBEDDING_SUFFIXES)} file.")
     rows = _rows_of(columns, spots, num_spots, path)
     arrays = {}
     for kind, names in (("image", IMAGE_NAMES), ("gene", GENE_NAMES)):
