@@ -215,7 +215,7 @@ def test_mistakes_end_with_one_line_before_any_work(planted, checkpoint, toy_fol
         (checkpoint, ["--split", "patient", "--test-slides", "toy_A1", "--train-slides", "toy_A2"], "all spots are of one"),
         (checkpoint, ["--domain-method", "louvain"], "--domain-method is 'louvain'; allowed are kmeans, leiden"),
         (checkpoint, ["--resamples", "0"], "--resamples is 0; allowed is 1 or more"),
-        (tmp_path / "nothing", [], "no model at"),
+        (tmp_path / "nothing", [], "there is no model"),
     ):  # fmt: skip
         assert main(["evaluate", str(model), str(toy_folder), *QUICK, *options]) == 2, model
         assert message in capsys.readouterr().err
