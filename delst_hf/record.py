@@ -33,7 +33,7 @@ _SECRET_NAME = re.compile("token|password|passwd|secret|api_key|api-key", re.IGN
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
 _SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
-_SECRET_OPTIONS = ("--hub_token", "--push_to_hub_token")
+_SECRET_OPTION = "--hub_token"
 # Two parts or more, so that a stroke between words is none; what follows a word, a colon or a stroke is an address or a date.
 _PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
 _LEFT_OUT = "<left out>"
@@ -125,7 +125,7 @@ def public_command(words: Sequence[str]) -> list[str]:
 def _is_secret(option: str) -> bool:
     """Whether an option holds a secret, also where it is abbreviated, as argparse allows: --hub_tok."""
     short = option.replace("-", "_").replace("__", "--", 1)
-    return bool(_SECRET_NAME.search(option)) or (len(short) > 2 and any(o.startswith(short) for o in _SECRET_OPTIONS))
+    return bool(_SECRET_NAME.search(option)) or (len(short) > 2 and _SECRET_OPTION.startswith(short))
 
 
 def training_record(**facts: Any) -> dict[str, Any]:
