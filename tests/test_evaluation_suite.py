@@ -95,5 +95,5 @@ def test_names_are_checked_before_any_work(capsys):
         chosen_protocols(["hest", "plip"])
     with pytest.raises(ValueError, match="protocol 'plip' is not known"):
         protocol("plip")
-    assert main(["evaluate", "model", "dataset", "--protocols", "none"]) == 2
+    assert main(["evaluate", "model", "me/dataset", "--protocols", "none"]) == 2
     assert "protocols ['none'] are not known" in capsys.readouterr().err
