@@ -27,13 +27,20 @@ _EVENTS = (
 
 
 def run_in_child(
-    work: Callable[[], object], *, kill_at: int | None = None, full_at: int | None = None, file_limit: int | None = None
+    work: Callable[[], object],
+    *,
+    kill_at: int | None = None,
+    kill_before: Callable[[str, tuple], bool] | None = None,
+    full_at: int | None = None,
+    file_limit: int | None = None,
 ) -> int:
     """Run `work` in a fork and return its wait status; the fork never returns into the test.
 
     Args:
         work: What to run.
         kill_at: Kill the child, as by SIGKILL, right before its file-system event of this number.
+        kill_before: Kill it right before the first event, of a name and arguments as `sys.addaudithook` gets them, for
+            which this is true: where libraries write files of their own, the number of an event is not the same everywhere.
         full_at: From its file-system event of this number on, whatever takes room on the disk fails (OSError ENOSPC).
         file_limit: No file of the child may grow beyond this many bytes, as on a disk that is full (OSError EFBIG).
     """
@@ -47,6 +54,8 @@ def run_in_child(
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
             if kill_at is not None:
                 _at_event(kill_at, lambda event: os.kill(os.getpid(), signal.SIGKILL))
+            if kill_before is not None:
+                sys.addaudithook(lambda *event: kill_before(*event) and os.kill(os.getpid(), signal.SIGKILL))
             if full_at is not None:
                 _at_event(full_at, _no_room, onwards=True)
             work()
