@@ -70,6 +70,7 @@ def test_it_has_an_example(name):
 # What cannot run without a network, or without a package that is not installed for the tests.
 SHOWN_ONLY = {
     "delst_hf.data.readers.spatialdata_zarr.read_spatialdata",
+    "delst_hf.evaluation.protocols.robustness.robustness_index",
     "delst_hf.hub.publish.push_dataset",
     "delst_hf.hub.publish.push_metric",
     "delst_hf.hub.publish.push_model",

@@ -67,7 +67,7 @@ class EvaluationArguments:
     protocols: str = field(
         default="all",
         metadata={"help": "Comma-separated protocols: arms, probes, stimage1k4m, hest, retrieval, imputation, signatures, "
-                  "domains, hierarchy, reliability; or 'all'."},
+                  "domains, hierarchy, reliability, robustness; or 'all'."},
     )  # fmt: skip
     signatures: str | None = field(
         default=None,

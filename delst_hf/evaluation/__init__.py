@@ -32,6 +32,7 @@ _LAZY = {
     "retrieval": "retrieval",
     "retrieval_within": "retrieval",
     "ridge_prediction": "expression",
+    "robustness_index": "protocols.robustness",
     "shuffled": "baselines",
     "signature_map": "protocols.signatures",
     "signature_profile": "protocols.signatures",

@@ -22,6 +22,7 @@ SUITE = (
     "domains",
     "hierarchy",
     "reliability",
+    "robustness",
 )
 
 

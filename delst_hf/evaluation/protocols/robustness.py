@@ -1,0 +1,190 @@
+"""Does tissue or the slide decide which spots are alike: PathoROB's robustness index, computed by croma.
+
+PathoROB (arXiv 2507.17845) looks at the k nearest neighbours of every patch by cosine. A neighbour of the same class from
+another medical centre (SO) speaks for the model, one of another class from the same centre (OS) against it, and the others
+do not count: ``index = sum SO / (sum SO + sum OS)``. Here the centre is the slide, or the patient.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..evidence import Spots
+from ..findings import Findings
+from ..preparation import finite_matrix, missing_rows
+from ..resampled import mean_statistic
+from ..uncertainty import Weighted
+from . import Protocol
+
+K_CANDIDATES = (5, 11, 21)
+"""Numbers of neighbours of which croma takes the one whose vote names the classes best."""
+# Beyond so many spots the index is that of a random sample of so many: croma walks the neighbours one by one.
+MAX_SPOTS = 5_000
+
+
+def robustness_index(
+    features: np.ndarray,
+    labels: Sequence[str] | np.ndarray,
+    centres: Sequence[str] | np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    k_candidates: Sequence[int] = K_CANDIDATES,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Compute the robustness index of embeddings.
+
+    Args:
+        features: (spots, columns); directions count, lengths do not.
+        labels: (spots,) class of each spot.
+        centres: (spots,) what should not matter: slide or patient.
+        groups: (spots,) spots of one group are never each other's neighbours: near-copies, such as those of one slide.
+        k_candidates: Numbers of neighbours to choose from, each less than the number of spots.
+
+    Returns:
+        Numbers and the index of each spot (spots,), NaN where none of its neighbours counts. robustness_index is 1 where
+        neighbours share the class and 0 where they share the centre; support is the share of spots with a neighbour that
+        counts, neighbours the k that was chosen, and robustness_chance what randomly drawn neighbours would give.
+
+    Raises:
+        ValueError: If croma is not installed, or nothing could be told apart: no class on two centres, or no centre with two.
+
+    Examples:
+        >>> labels, centres = ["a", "a", "b", "b"], ["1", "2", "1", "2"]
+        >>> features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])  # by class
+        >>> robustness_index(features, labels, centres, range(4), [1])[0]["robustness_index"]  # doctest: +SKIP
+        1.0
+    """
+    chance = robustness_chance(labels, centres, groups)
+    values = finite_matrix(features, "features")
+    try:
+        from croma import RI
+    except ImportError as error:
+        raise ValueError(
+            "the robustness index is computed by croma, which is not installed. Run `pip install 'delst-hf[croma]'`."
+        ) from error
+    numbers = [str(row) for row in range(len(values))]
+    table = pd.DataFrame(
+        {
+            "sample_id": numbers,
+            "image_path": numbers,
+            "label": np.asarray(labels).astype(str),
+            "centre": np.asarray(centres).astype(str),
+            "group_id": np.asarray(groups).astype(str),
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of little support, which is among the numbers
+        found = RI.compute(values, table, confounder_column="centre", k_candidates=list(k_candidates))
+    scores = {
+        "robustness_index": found.value if found.support > 0 else float("nan"),
+        "robustness_chance": chance,
+        "support": found.support,
+        "neighbours": float(found.k),
+    }
+    return scores, np.asarray(found.sample_values_aligned, dtype=float)
+
+
+def robustness_chance(
+    labels: Sequence[str] | np.ndarray, centres: Sequence[str] | np.ndarray, groups: Sequence[str] | np.ndarray
+) -> float:
+    """Return the index of embeddings without any sense: the share of SO among all pairs of spots that are SO or OS.
+
+    Raises:
+        ValueError: If there is no pair of one of the two kinds.
+
+    Examples:
+        >>> robustness_chance(["a", "a", "b"], ["1", "2", "1"], ["x", "y", "z"])  # two SO and two OS among ordered pairs
+        0.5
+    """
+    label, centre, group = (
+        np.unique(np.asarray(each).astype(str), return_inverse=True)[1] for each in (labels, centres, groups)
+    )
+    of_label, of_centre = (np.bincount(each)[each] for each in (label, centre))
+    alike = _tally(label, centre)
+    same = int((of_label - alike).sum())
+    other = int((of_centre - alike - _tally(centre, group) + _tally(centre, group, label)).sum())
+    if not same or not other:
+        missing = "class occurs in two centres" if not same else "centre holds two classes outside of one group"
+        raise ValueError(f"no {missing}, so class and centre cannot be told apart")
+    return same / (same + other)
+
+
+def _tally(*keys: np.ndarray) -> np.ndarray:
+    """Return how many rows (rows,) share all keys of a row."""
+    _, which, number = np.unique(np.stack(keys, 1), axis=0, return_inverse=True, return_counts=True)
+    return number[which.reshape(-1)]
+
+
+def run(findings: Findings) -> None:
+    """Score every arm on labelled test spots, with the slide as the centre, and the patient where patients have two slides."""
+    spots, rows = findings.spots, findings.test_rows
+    rows = rows[~missing_rows(spots.labels[rows])]
+    if len(np.unique(spots.slides[rows])) < 2:
+        raise ValueError(
+            f"labels on two slides to score are needed, and there are {len(np.unique(spots.slides[rows]))} such slides"
+        )
+    reasons = []
+    for variant, (centres, groups) in _centres(spots).items():
+        try:
+            _score(findings, variant, rows, centres, groups)
+        except ValueError as error:
+            reasons.append(str(error))
+    if len(reasons) == 2:
+        raise ValueError(reasons[0])
+
+
+def _centres(spots: Spots) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Variant -> centre of each spot, and its group: a strip of its slide, or its slide."""
+    strips = replace(spots, split="block").groups[0]
+    within = np.array([f"{slide} {strip}" for slide, strip in zip(spots.slides, strips)])
+    return {"": (spots.slides, within), "patient": (spots.patients, spots.slides)}
+
+
+def _score(findings: Findings, variant: str, rows: np.ndarray, centres: np.ndarray, groups: np.ndarray) -> None:
+    labels = findings.spots.labels.astype(str)
+    shared = [label for label in np.unique(labels[rows]) if len(np.unique(centres[rows[labels[rows] == label]])) > 1]
+    kept = rows[np.isin(labels[rows], shared)]
+    if len(shared) < 2:
+        raise ValueError(
+            f"two labels that occur on two slides each are needed, and there are {len(shared)} such labels"
+        )
+    if len(kept) > MAX_SPOTS:
+        kept = np.sort(np.random.default_rng(findings.seed).choice(kept, MAX_SPOTS, replace=False))
+    candidates = [k for k in K_CANDIDATES if k < len(kept)]
+    if not candidates:
+        raise ValueError(f"{len(kept)} spots with such labels are too few; {K_CANDIDATES[0] + 1} or more are needed")
+    statistics: dict[str, Any] = {}
+    for arm in findings.arms.values():
+        scores, by_spot = robustness_index(arm.features[kept], labels[kept], centres[kept], groups[kept], candidates)
+        statistics[arm.name] = _moved(by_spot, scores["robustness_index"])
+        findings.add(
+            "robustness", arm.name, scores, {"robustness_index": statistics[arm.name]}, kept,
+            variant=variant, num_spots=len(kept), labels=shared,
+        )  # fmt: skip
+    findings.compare("robustness", "robustness_index", statistics, kept, variant=variant)
+
+
+def _moved(by_spot: np.ndarray, value: float) -> Weighted:
+    """Mean index of resampled spots, moved so that it is the pooled index where every spot is drawn once.
+
+    croma tells the index of each spot and the pooled one, but not how many neighbours of a spot count.
+    """
+    mean = mean_statistic(by_spot)
+    shift = value - mean(np.arange(len(by_spot)))
+    return Weighted(len(by_spot), lambda weights: mean.of(weights) + shift)
+
+
+PROTOCOL = Protocol(
+    name="robustness",
+    run=run,
+    title="Robustness: does tissue or the slide decide which spots are alike",
+    headline="robustness_index",
+    shown=("robustness_chance", "support", "neighbours"),
+    chance={"robustness_index": "robustness_chance"},
+    note="PathoROB's robustness index: of the nearest neighbours that share either the label or the slide, the share that "
+    "shares the label. 1 is tissue alone, 0 is the slide alone. Support is the share of spots with such a neighbour; a high "
+    "index over little support says little.",
+    variants={"": "", "patient": "the patient in place of the slide; neighbours of the same slide are left out"},
+)
