@@ -105,6 +105,84 @@ def test_a_dataset_folder_is_counted_anew(toy_folder, here, capsys):
     assert code == 2 and "spots/toy_B1.parquet" in error
 
 
+def write_table(folder, source):
+    Image.fromarray(source.pixels).save(folder / "he.png")
+    names = [*np.unique(source.symbols).tolist(), "X"]
+    pd.DataFrame(source.counts, index=source.spots.index, columns=names).to_csv(folder / "counts.csv")
+    source.spots.rename_axis("barcode").to_csv(folder / "spots.csv")
+
+
+def test_a_sample_sheet_has_a_page_per_slide(here, capsys):
+    write_outs(here / "S1" / "outs", make_source())
+    write_table(here, make_source(1))
+    Path("sheet.csv").write_text(
+        "path,format,image,coordinates,mpp,patient\nS1,visium,,,,007\ncounts.csv,table,he.png,spots.csv,5,P2\n"
+    )
+    before = files(here)
+    code, page, _ = run(capsys, "sheet.csv", "--patch-px", "32", "--preview", "look.png")
+    assert code == 0 and line(page, "slide") == ["S1 (patient 007)", "counts (patient P2)"]
+    assert line(page, "command") == ["delst prepare sheet.csv --patch-px 32 --output DIR"]
+    assert len(line(page, "scale")) == 2 and "2 slides, 0 refused" in page
+    assert files(here) == sorted([*before, "look.S1.png", "look.counts.png"])
+    Path("sheet.csv").write_text(
+        "path,format,image,coordinates,mpp\nS1,visium,,,\ncounts.csv,table,he.png,spots.csv,5000\n"
+    )
+    code, page, _ = run(capsys, "sheet.csv")
+    assert code == 1 and len(line(page, "REFUSED")) == 1 and "2 slides, 1 refused" in page
+    Path("sheet.csv").write_text("path\nS1\n")
+    code, _, error = run(capsys, "sheet.csv")
+    assert code == 2 and "has no column format" in error
+
+
+@pytest.mark.parametrize("form", ["csv", "transposed", "h5", "mtx folder", "alone in a folder"])
+def test_counts_without_anything_beside_them(here, capsys, form):
+    source = make_source()
+    if form in ("csv", "transposed"):
+        write_table(here, source)
+        given = Path("counts.csv")
+        if form == "transposed":
+            pd.read_csv(given, index_col=0).T.to_csv(given)
+    else:
+        outs = write_outs(here / "S1" / "outs", source, counts="mtx" if form == "mtx folder" else "h5")
+        given = next(outs.glob("filtered*"))
+        if form == "alone in a folder":
+            Path("one").mkdir()
+            given = given.rename("one/counts.h5").parent
+    before = files(here)
+    code, page, _ = run(capsys, given, *(["--orientation", "genes"] if form == "transposed" else []))
+    assert code == 0 and files(here) == before
+    assert line(page, "spots")[0].startswith("12, named BARCODE00-1, BARCODE01-1")
+    assert line(page, "genes")[0].startswith("6, ") and "1 table of counts; nothing was prepared" in page
+    assert ("1 left out: 1 antibodies" in page) == (form in ("h5", "alone in a folder"))
+    counts = given / "counts.h5" if form == "alone in a folder" else given
+    assert line(page, "command") == [
+        f"delst prepare table --counts {counts} --coordinates FILE --image FILE --output DIR"
+    ]
+
+
+def test_counts_by_place_and_counts_that_are_none(here, capsys):
+    table = pd.DataFrame([[1, 2], [0, 0]], index=["10x21", "11x21"], columns=["ACTB", "CD3E"])
+    table.to_csv("st.tsv", sep="\t")
+    code, page, _ = run(capsys, "st.tsv")
+    assert code == 0 and line(page, "command")[0].startswith("delst prepare st --counts st.tsv --spots FILE")
+    assert line(page, "median") == ["1.5 counts of 1 genes in the median spot; spots without counts: 1"]
+    (table + 0.5).to_csv("log.csv")
+    code, page, _ = run(capsys, "log.csv")
+    assert code == 1 and "these are not counts" in line(page, "REFUSED")[0]
+    code, _, error = run(capsys, "log.csv", "--preview", "a.png")
+    assert code == 2 and "holds counts and no slide to draw" in error
+
+
+def test_counts_with_their_positions_are_a_slide(here, capsys):
+    write_table(here, make_source())
+    rest = ["--coordinates", "spots.csv", "--image", "he.png", "--mpp", "5"]
+    for given in (["counts.csv", *rest], [*rest, "counts.csv"], [*rest, "--counts", "counts.csv"]):
+        code, page, _ = run(capsys, *given)
+        assert code == 0 and line(page, "slide") == ["counts (patient counts)"]
+    code, _, error = run(capsys, "spots.csv")
+    assert code == 2 and "holds positions of spots alone" in error and "--coordinates spots.csv" in error
+
+
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
@@ -133,12 +211,7 @@ def test_unknown_options_are_refused(here, capsys):
 
 
 def test_formats_without_a_place(here, capsys):
-    source = make_source()
-    Image.fromarray(source.pixels).save("he.png")
-    pd.DataFrame(source.counts, index=source.spots.index, columns=np.unique(source.symbols).tolist() + ["X"]).to_csv(
-        "counts.csv"
-    )
-    source.spots.rename_axis("barcode").to_csv("spots.csv")
+    write_table(here, make_source())
     given = ["--image", "he.png", "--counts", "counts.csv", "--coordinates", "spots.csv", "--mpp", "5"]
     code, page, _ = run(capsys, "--format", "table", *given)
     assert code == 0 and line(page, "spots")[0].startswith("12;")

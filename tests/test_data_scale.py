@@ -1,6 +1,8 @@
 """The scale of a slide in every format: measured on its lattice, compared with whoever else states one, or refused."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -12,6 +14,7 @@ from layouts import write_10x_h5
 from PIL import Image
 
 from delst_hf.cli import main
+from delst_hf.data.part import PatchOptions, slide_row
 from delst_hf.data.readers.anndata_visium import read_anndata
 from delst_hf.data.readers.generic import read_generic
 from delst_hf.data.readers.her2st import read_her2st
@@ -21,7 +24,17 @@ from delst_hf.data.readers.stimage import read_stimage
 from delst_hf.data.readers.visium import read_visium, read_visium_hd
 from delst_hf.data.readers.xenium import read_xenium
 from delst_hf.data.samples import check_one_slide
-from delst_hf.data.scale import Scale, Witness, check_scale, find_array, is_placeholder, names_positions, settle_scale
+from delst_hf.data.scale import (
+    Scale,
+    Witness,
+    check_scale,
+    find_array,
+    image_states,
+    is_placeholder,
+    names_positions,
+    settle_scale,
+)
+from delst_hf.data.understood import slide_page
 
 SIDE = 900  # of every image of this file
 SQUARES = np.array([(row, column) for row in range(2, 9) for column in range(3, 10)])
@@ -428,6 +441,37 @@ def test_a_placeholder_in_a_tiff_gives_way_to_the_lattice_and_is_refused_alone(t
         read_slide_image(he)
 
 
+@pytest.mark.parametrize(
+    ("name", "tags", "tag"),
+    [
+        ("he.ome.tif", {"metadata": {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "mm"}}, "PhysicalSizeX"),
+        ("he.tif", {"resolution": (20, 20), "resolutionunit": "CENTIMETER", "metadata": None}, "XResolution"),
+        ("ij.tif", {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "mm"}}, "XResolution in ImageJ's unit"),
+        ("small.tif", {"resolution": (1e8, 1e8), "resolutionunit": "CENTIMETER", "metadata": None}, "XResolution"),
+    ],
+)  # fmt: skip
+def test_a_scale_that_no_microscope_has_is_told_and_not_believed(tmp_path, picture, caplog, name, tags, tag):
+    tifffile.imwrite(tmp_path / name, picture, photometric="rgb", **tags)
+    rest = table_files(tmp_path, picture, EVERY_SECOND, lay(EVERY_SECOND, (60 * HEXAGONS[0], 30), 12))
+    slide = read_generic(tmp_path / name, *rest)
+    slide.validate()
+    assert slide.mpp == pytest.approx(100 / 60)
+    told = f"{tag} of {name}: {'0.0001' if name == 'small.tif' else '500.0000'} um per pixel of the image is not the scale of a"
+    assert told in caplog.text
+    page = slide_page(slide_row(slide, slide.thumbnail(), PatchOptions()), len(slide.spots))
+    assert re.search(rf"witnesses: .*{tag} of {name} [\d.e-]+ \(not the scale of a microscope\)", page)
+    with pytest.raises(ValueError, match=rf"mpp is unknown.*{tag} of {name}: .*not the scale of a microscope.*--mpp"):
+        read_slide_image(tmp_path / name)
+    caplog.clear()
+    assert read_slide_image(tmp_path / name, mpp=2.0).mpp == 2.0 and "not the scale of a microscope" in caplog.text
+
+
+def test_a_placeholder_of_a_reduced_image_stays_one():
+    image = SimpleNamespace(scale_statements=[("XResolution", 352.8), ("PhysicalSizeX", 0.5)])
+    first, second = image_states(image, "hires.tif", 0.04)
+    assert first.placeholder and not second.placeholder and second.mpp == (0.02,)
+
+
 def test_tags_that_disagree_are_all_listed(tmp_path, picture):
     rest = table_files(tmp_path, picture, SQUARES, np.random.default_rng(0).uniform(100, 800, SQUARES.shape))
     he = ome(tmp_path / "he.ome.tif", picture, PhysicalSizeX=0.5, PhysicalSizeY=0.6)
@@ -550,6 +594,39 @@ def test_names_that_hold_array_positions():
     assert names_positions(["Human_A1_10x21", "B_2.5x3"]).tolist() == [[21, 10], [3, 2.5]]
     assert names_positions(["7x8_1", "7x9_1"]).tolist() == [[8, 7], [9, 7]]
     assert names_positions(["AAAC-1", "2x3"]) is None and names_positions([]) is None
+
+
+@pytest.mark.parametrize("form", ["anndata", "anndata by names", "table by names"])
+def test_squares_that_nothing_names_are_taken_for_the_legacy_array_aloud(tmp_path, picture, caplog, form):
+    """Crossings of 25 um, 50 um apart, on 33 x 33 places look like spots of 100 um, 200 um apart."""
+    index = np.mgrid[2:35, 2:35].reshape(2, -1).T
+    slide = read_as(form, tmp_path, index, lay(index, 24.0), picture, 12.0)
+    slide.validate()
+    told = "Squares of 33 x 33 places are taken for that of legacy Spatial Transcriptomics"
+    assert told in caplog.text and "--technology 'Spatial Transcriptomics'" in caplog.text
+    assert [told in one for one in slide.notes.remarks] == [True]
+    page = slide_page(slide_row(slide, slide.thumbnail(), PatchOptions()), len(slide.spots))
+    assert f"remark   Nothing says which array the spots are of. {told}" in page
+
+
+def test_nothing_is_assumed_of_an_array_that_is_named(tmp_path, picture, caplog):
+    index = np.mgrid[2:35, 2:35].reshape(2, -1).T
+    slide = read_as("anndata", tmp_path, index, lay(index, 24.0), picture, 12.0)
+    caplog.clear()
+    slide = read_anndata(tmp_path / "a.h5ad", technology="Spatial Transcriptomics")
+    slide.validate()
+    assert not slide.notes.remarks and "taken for" not in caplog.text
+    slide = read_anndata(tmp_path / "a.h5ad", technology="DBiT-seq", mpp=50 / 24)
+    slide.validate()
+    assert slide.mpp == 50 / 24 and not slide.notes.remarks
+
+
+def test_places_beyond_the_legacy_array_are_of_another_chip(tmp_path, picture):
+    """Tissue on one corner of a chip of fifty channels: 31 x 31 places, of numbers that no legacy spot has."""
+    index = np.mgrid[18:49, 18:49].reshape(2, -1).T
+    for form in ("anndata", "anndata by names", "table by names"):
+        with pytest.raises(ValueError, match=r"squares of 24\.0 px.*--mpp"):
+            read_as(form, tmp_path, index, lay(index, 24.0), picture, 12.0)
 
 
 def test_a_slide_of_ones_own_is_compared_too(picture):

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..atomic.files import check_file_output, write_file
 from ..errors import explain
-from . import formats
-from .prepare import add_format
+from . import formats, sheet
+from .prepare import add_format, add_sheet
 
 
 def add_check(commands: Any) -> None:
@@ -21,11 +21,12 @@ def add_check(commands: Any) -> None:
         usage="delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]",
         help="what is understood of a slide or a dataset folder; nothing is written",
         description="Says on one page per slide what was understood: format, image, scale and its witnesses, spots and\n"
-        "genes with what was left out, labels, tissue under the spots. Give a slide, its folder, a folder of several or a\n"
-        "dataset folder; the format is told by what lies there. Every option of delst prepare FORMAT may be given too.",
+        "genes with what was left out, labels, tissue under the spots. Give a slide, its folder, a folder of several, a\n"
+        "sample sheet, a table of counts or a dataset folder; the format is told by what lies there. Every option of\n"
+        "delst prepare FORMAT may be given too.",
         epilog="Examples:\n  delst check S1/outs --preview S1.png\n  delst check output-XETG --image he.ome.tif --unit cell\n"
         "  delst check --format table --image he.tif --counts counts.csv --coordinates spots.csv --mpp 0.5\n"
-        "  delst check visium-dataset",
+        "  delst check SHEET.csv\n  delst check counts.tsv.gz\n  delst check visium-dataset",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -39,7 +40,7 @@ def add_check(commands: Any) -> None:
 
 
 def _run_check(arguments: argparse.Namespace) -> int:
-    from ..data.readers.recognise import is_dataset
+    from ..data.readers.recognise import is_dataset, is_sheet, lone_counts
 
     given = arguments.rest
     place = _place(given)
@@ -52,17 +53,32 @@ def _run_check(arguments: argparse.Namespace) -> int:
                 "from, or make the dataset with delst prepare --preview."
             )
         return _check_dataset(place)
-    if arguments.format is None:
-        name, options = _recognised(place, given)
-    else:
+    named = {one.partition("=")[0] for one in given}
+    counts = lone_counts(place) if arguments.format is None and place is not None else None
+    if counts is not None and place is not None and not named & {"--spots", "--coordinates"}:
+        return _check_counts(counts, place, given, arguments)
+    if arguments.format is not None:
         name, options = arguments.format, given
-    one = formats.FORMATS[name]
-    parser = argparse.ArgumentParser(prog=f"delst check --format {name}", description=one.summary)
-    add_format(parser, one, writes=False)
+    elif place is not None and is_sheet(place):
+        name, options = "sheet", given
+    elif counts is not None or (place is None and "--counts" in named):
+        name = "st" if "--spots" in named else "table"
+        own = [] if counts is None else ["--counts", str(counts)]
+        options = [*own, *(one for one in given if Path(one).expanduser() != place)]
+    else:
+        name, options = _recognised(place, given)
+    summary, find_jobs = (
+        (sheet.SUMMARY, sheet.jobs) if name == "sheet" else (formats.FORMATS[name].summary, formats.FORMATS[name].jobs)
+    )
+    parser = argparse.ArgumentParser(prog=f"delst check --format {name}", description=summary)
+    if name == "sheet":
+        add_sheet(parser, writes=False)
+    else:
+        add_format(parser, formats.FORMATS[name], writes=False)
     chosen = parser.parse_args(options, argparse.Namespace(debug=arguments.debug))
-    print(f"format   {name}: {one.summary}")
-    print(f"command  delst prepare {name} {' '.join(_quoted(options))} --output DIR")
-    jobs = one.jobs(chosen)
+    print(f"format   {name}: {summary}")
+    print(f"command  delst prepare {'' if name == 'sheet' else f'{name} '}{' '.join(_quoted(options))} --output DIR")
+    jobs = find_jobs(chosen)
     refused = sum(not _check_slide(job, chosen, arguments.preview, len(jobs) > 1) for job in jobs)
     print(f"\nchecked  {len(jobs)} {'slide' if len(jobs) == 1 else 'slides'}, {refused} refused; nothing was prepared")
     return 1 if refused else 0
@@ -83,7 +99,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     Raises:
         ValueError: no format, several, or one that needs an option that was not given.
     """
-    from ..data.readers.recognise import recognise
+    from ..data.readers.recognise import is_of_places, recognise
 
     if place is None:
         named = [one for one in given if not one.startswith("--")]
@@ -92,6 +108,12 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
             f"the files by their options with --format, one of {', '.join(formats.FORMATS)}."
         )
     candidates = recognise(place)
+    if not candidates and place.is_file() and is_of_places(place):
+        raise ValueError(
+            f"{place} holds positions of spots alone. Give the counts and the image too: delst check --format table "
+            f"--counts FILE --coordinates {shlex.quote(str(place))} --image FILE; of a spot detector's table, delst check "
+            f"--format st --counts FILE --spots {shlex.quote(str(place))} --image FILE."
+        )
     if not candidates:
         there = (
             [path.name for path in sorted(place.iterdir()) if not path.name.startswith(".")] if place.is_dir() else []
@@ -183,6 +205,37 @@ def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> No
     with write_file(path) as file:
         file.write(data.getvalue())
     print(f"picture  {path}")
+
+
+def _check_counts(counts: Path, place: Path, given: list[str], arguments: argparse.Namespace) -> int:
+    """Print the page of a table of counts that lies alone, and what a slide needs beside it."""
+    from ..data.genes import read_aliases
+    from ..data.readers.matrices import read_counts
+    from ..data.scale import names_positions
+    from ..data.understood import counts_page
+
+    parser = argparse.ArgumentParser(prog="delst check", description="of counts without an image and without positions")
+    parser.add_argument("counts")
+    parser.add_argument("--orientation", choices=("auto", "spots", "genes"), default="auto")
+    parser.add_argument("--species", default="")
+    parser.add_argument("--aliases")
+    chosen = parser.parse_args([str(place), *(one for one in given if Path(one).expanduser() != place)])
+    if arguments.preview is not None:
+        raise ValueError(f"{place} holds counts and no slide to draw. Leave --preview out.")
+    print("format   counts alone, which become a slide with an image and with the positions of the spots")
+    try:
+        found = read_counts(counts, chosen.orientation)
+        page = counts_page(found, chosen.species, read_aliases(chosen.aliases) if chosen.aliases else None)
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(f"\nREFUSED  {explain(error)}")
+        return 1
+    by_place = names_positions(found.barcodes) is not None
+    name, beside = ("st", "--spots FILE") if by_place else ("table", "--coordinates FILE")
+    print(f"command  delst prepare {name} --counts {shlex.quote(str(counts))} {beside} --image FILE --output DIR")
+    print(f"\n{page}\n\nchecked  1 table of counts; nothing was prepared")
+    return 0
 
 
 def _check_dataset(folder: Path) -> int:

@@ -36,8 +36,7 @@ def add_prepare(commands: _Subparsers) -> None:
         add_format(parser, one)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
     parser = add_command(parsers, "sheet", sheet.SUMMARY, sheet.DESCRIPTION, sheet.EXAMPLE)
-    sheet.add_arguments(parser)
-    _add_common(parser, 224, 0.0, True)
+    add_sheet(parser)
     parser.set_defaults(run=partial(_run_prepare, jobs=sheet.jobs))
 
 
@@ -45,6 +44,12 @@ def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: boo
     """Add the options of a format; those of the output must be given only where something is written."""
     one.add_arguments(parser)
     _add_common(parser, one.patch_px, one.min_tissue, writes)
+
+
+def add_sheet(parser: argparse.ArgumentParser, writes: bool = True) -> None:
+    """Add the options of a sample sheet; those of the output only where something is written."""
+    sheet.add_arguments(parser)
+    _add_common(parser, 224, 0.0, writes)
 
 
 def add_merge(commands: _Subparsers) -> None:

@@ -34,6 +34,7 @@ class SpotArray:
         spot_um: Diameter of a spot, or side of a bin.
         stated_um: Diameters that files mean when they state a spot's diameter in pixels, the likeliest first.
         places: Most places along a side of the lattice; None where that does not tell it from others.
+        assumed: Whether nothing but the look of its lattice says that a slide is of this kind.
     """
 
     name: str
@@ -42,6 +43,7 @@ class SpotArray:
     spot_um: float
     stated_um: tuple[float, ...]
     places: int | None = None
+    assumed: bool = False
 
 
 VISIUM = SpotArray("Visium", "hexagonal", 100.0, 55.0, (65.0, 55.0))

@@ -8,7 +8,7 @@ state (TIFF and OME tags, metadata, alignments), and the diameters of the spots.
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,9 @@ _TRUST = ("given", "geometry", "stated", "spots")
 _SCREEN_DPI = (1, 72, 96, 150, 300, 600)
 # One micrometre, millimetre or centimetre is what writers mean by nothing.
 _PLACEHOLDERS = (1.0, 1_000.0, 10_000.0, *(25_400 / dpi for dpi in _SCREEN_DPI), *(25.4 / dpi for dpi in _SCREEN_DPI))
-# Above this, a pixel is not a microscope's but a printer's, of less than 1,000 dots per inch.
-_PRINTED_UM = 25.4
+# Pixels of microscopes, in micrometres, those of reduced images included. Above, it is a printer's, of less than 1,000 dots per
+# inch, or millimetres were stated for micrometres; below, no light tells two pixels apart.
+_MICROSCOPE_UM = (0.02, 25.4)
 _ARRAY_NAME = re.compile(r".*?(?<!\d)(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:[_-]\w*)?")
 
 
@@ -54,23 +55,33 @@ class Witness:
             (their diameter).
         source: What it is, in words.
         mpp: Micrometres per pixel by it; several where it leaves a choice, the likeliest first.
+        remark: What it rests on that nobody has said, and the option that decides, in whole sentences; "" for nothing.
+        per: What was multiplied to what the file states to get `mpp`: pixels of its image per pixel of the frame.
     """
 
     kind: str
     source: str
     mpp: tuple[float, ...]
+    remark: str = ""
+    per: float = 1.0
+
+    @property
+    def unbelieved(self) -> str:
+        """Why a file is not believed that states this, in a few words; "" where it is."""
+        found = unbelieved(self.mpp[0] / self.per) if self.kind == "stated" else ""
+        return "a placeholder" if found and self.source.startswith("dpi ") else found
 
     @property
     def placeholder(self) -> bool:
-        """Whether a file states what writers put where they know nothing."""
-        return self.kind == "stated" and is_placeholder(self.mpp[0])
+        """Whether a file states what writers put where they know nothing, or what no microscope has."""
+        return self.unbelieved != ""
 
     def agrees(self, mpp: float, tolerance: float = TOLERANCE) -> bool:
         """Return whether it says the same, within 5 %."""
         return any(max(mpp / own, own / mpp) <= 1 + tolerance for own in self.mpp)
 
     def __str__(self) -> str:
-        return f"{self.source}: {' or '.join(f'{value:.4f}' for value in self.mpp)}"
+        return f"{self.source}: {' or '.join(in_micrometres(value) for value in self.mpp)}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,8 @@ class Scale:
     def note(self, notes: Notes, mpp: float) -> None:
         """Write down who decided and who else states a scale, per pixel of an image of `mpp`."""
         notes.scale_from = self.chosen.source
+        if self.chosen.remark and self.chosen.remark not in notes.remarks:
+            notes.remarks.append(self.chosen.remark)
         for one in self.witnesses:
             likeliest = min(one.mpp, key=lambda value: abs(np.log(value / self.mpp)))
             notes.witness(one.source, likeliest * mpp / self.mpp)
@@ -100,18 +113,41 @@ class Scale:
         lines = [f"  {self.mpp:.4f} um per {self.frame}, from {self.chosen.source}"]
         for one in self.witnesses:
             if one is not self.chosen:
-                told = "a placeholder" if one.placeholder else "agrees" if one.agrees(self.mpp) else "DISAGREES"
-                lines.append(f"  {one} ({told})")
+                told = one.unbelieved or ("agrees" if one.agrees(self.mpp) else "DISAGREES")
+                lines.append(f"  {one} ({told})" + (f". {one.remark}" if one.remark else ""))
         return "\n".join(lines)
 
 
 def is_placeholder(mpp: float) -> bool:
-    """Return whether a number of micrometres per pixel is one that writers put where they know nothing.
+    """Return whether a stated number of micrometres per pixel is not to be believed.
 
-    >>> is_placeholder(1.0), is_placeholder(25.4 / 72), is_placeholder(0.5)
-    (True, True, False)
+    That is one that writers put where they know nothing, or one that no microscope has, such as 0.5 millimetres.
+
+    >>> is_placeholder(1.0), is_placeholder(25.4 / 72), is_placeholder(500.0), is_placeholder(0.5)
+    (True, True, True, False)
     """
-    return mpp > 1.002 * _PRINTED_UM or any(abs(mpp / value - 1) < 2e-3 for value in _PLACEHOLDERS)
+    return unbelieved(mpp) != ""
+
+
+def unbelieved(mpp: float) -> str:
+    """Return why a stated number of micrometres per pixel is not believed, in a few words; "" where it may be true.
+
+    >>> unbelieved(0.5), unbelieved(1.0), unbelieved(500.0)
+    ('', 'a placeholder', 'not the scale of a microscope')
+    """
+    if any(abs(mpp / value - 1) < 2e-3 for value in _PLACEHOLDERS):
+        return "a placeholder"
+    low, high = _MICROSCOPE_UM
+    return "" if low <= mpp <= 1.002 * high else "not the scale of a microscope"
+
+
+def in_micrometres(mpp: float) -> str:
+    """Return a number of micrometres per pixel as text, so that none is shown as 0.
+
+    >>> in_micrometres(0.49984), in_micrometres(0.0000012)
+    ('0.4998', '1.2e-06')
+    """
+    return f"{mpp:.4f}" if mpp >= 0.001 else f"{mpp:.2g}"
 
 
 def given(mpp: float | None, name: str = "--mpp") -> list[Witness]:
@@ -122,7 +158,7 @@ def given(mpp: float | None, name: str = "--mpp") -> list[Witness]:
 def stated(source: str, value: Any, scale: float = 1.0) -> list[Witness]:
     """Return what a file states, times `scale`; nothing where it states no positive number."""
     length = stated_length(value, scale)
-    return [] if length is None else [Witness("stated", source, (length,))]
+    return [] if length is None else [Witness("stated", source, (length,), per=scale)]
 
 
 def stated_length(value: Any, scale: float = 1.0) -> float | None:
@@ -181,6 +217,7 @@ def find_array(
     *,
     bin_um: float | None = None,
     spot_px: float | None = None,
+    places: np.ndarray | None = None,
     named_by_place: bool = False,
 ) -> SpotArray | None:
     """Return the known array that the spots are of, None where that cannot be said.
@@ -190,14 +227,20 @@ def find_array(
         technology: As the user or the data set names it; "" leaves it to the lattice.
         bin_um: Side of the bins of Visium HD.
         spot_px: Stated diameter of a spot in pixels.
+        places: Array positions (spots, 2) row, column, where they are known.
         named_by_place: Whether spots are named "10x21", as on legacy arrays.
+
+    Returns:
+        The array; with `assumed` set where squares are taken for the legacy array on the look of them alone.
     """
     array = matching_array(lattice, arrays_named(technology, bin_um))
-    if array is LEGACY and not technology and lattice is not None and not named_by_place:
-        # Squares are also bins and the crossings of channels: a legacy spot is half as wide as its pitch.
-        half = None if not spot_px else spot_px / lattice.pitch_px
-        return array if half is not None and 0.4 < half < 0.6 else None
-    return array
+    if array is not LEGACY or technology or lattice is None:
+        return array
+    # Squares are also bins and the crossings of channels: a legacy spot is half as wide as its pitch, or it is named by its
+    # place; and no place of the legacy array has a number that large.
+    half = 0.4 < (spot_px or 0) / lattice.pitch_px < 0.6
+    beyond = places is not None and len(places) > 0 and np.nanmax(places) > (LEGACY.places or np.inf)
+    return replace(array, assumed=True) if (half or named_by_place) and not beyond else None
 
 
 def lattice_states(
@@ -216,7 +259,13 @@ def lattice_states(
     pitch_px = pitch_px or lattice.pitch_px
     measured = measured or f"{pitch_px:.1f} px"
     source = f"the lattice of the spots ({array.name}: {array.kind}, {array.pitch_um:g} um = {measured})"
-    return [Witness("geometry", source, (array.pitch_um / pitch_px,))]
+    remark = (
+        f"Nothing says which array the spots are of. Squares of {lattice.places[0]} x {lattice.places[1]} places are taken for "
+        f"that of legacy Spatial Transcriptomics, {array.pitch_um:g} um from spot to spot; chips of crossing channels, such as "
+        f"DBiT-seq, look the same. Confirm it (--technology '{array.name}'), or name another technology and give its scale "
+        "(--technology DBiT-seq --mpp MPP)."
+    )
+    return [Witness("geometry", source, (array.pitch_um / pitch_px,), remark if array.assumed else "")]
 
 
 def legacy_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None, str]:
@@ -259,7 +308,12 @@ def settle_scale(
     """
     trusted = [one for kind in _TRUST for one in witnesses if one.kind == kind and not one.placeholder]
     if not trusted:
-        placeholders = [f"{one} is a placeholder that writers put where they know nothing" for one in witnesses]
+        placeholders = [
+            f"{one} is {one.unbelieved}"
+            + (" that writers put where they know nothing" if one.unbelieved == "a placeholder" else "")
+            for one in witnesses
+            if one.placeholder
+        ]
         found = "; ".join([text for text in (unknown, *placeholders) if text]) or "nothing states it"
         raise ValueError(
             f"slide {slide_id!r}: mpp is unknown: {found}. Give the micrometres per {frame} (--mpp); a 20x scan has about 0.5."
@@ -267,7 +321,17 @@ def settle_scale(
     scale = Scale(trusted[0].mpp[0], trusted[0], tuple(witnesses), frame)
     if trusted[0].kind != "given":
         logger.info("%s: mpp = %.4f per %s, from %s", slide_id, scale.mpp, frame, trusted[0].source)
+    if trusted[0].remark:
+        logger.warning("%s: %s", slide_id, trusted[0].remark)
+    _tell_unbelieved(slide_id, scale)
     return scale
+
+
+def _tell_unbelieved(slide_id: str, scale: Scale) -> None:
+    for one in scale.witnesses:
+        # Every camera and every program writes some dpi.
+        if one.placeholder and not one.agrees(scale.mpp) and not one.source.startswith("dpi "):
+            logger.warning("%s: %s um per %s is %s and is not believed", slide_id, one, scale.frame, one.unbelieved)
 
 
 def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
@@ -279,11 +343,7 @@ def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
     Raises:
         ValueError: Witnesses disagree by more than 5 %, and `allow` is False; all are listed, and the option that decides.
     """
-    off = [one for one in scale.witnesses if not one.agrees(scale.mpp)]
-    for one in off:
-        if one.placeholder and not one.source.startswith("dpi "):  # every camera and program writes some dpi
-            logger.warning("%s: %s um per %s is a placeholder and is not believed", slide_id, one, scale.frame)
-    off = [one for one in off if not one.placeholder]
+    off = [one for one in scale.witnesses if not one.agrees(scale.mpp) and not one.placeholder]
     by_user = scale.chosen.kind == "given"
     serious = [
         one for one in off
@@ -309,7 +369,7 @@ def scale_of(slide: Any) -> Scale:
     """Return the scale of a slide that no reader settled: its own mpp, beside what its spots and its image say."""
     array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
     lattice = measure_lattice(pixels, array)
-    named = find_array(lattice, slide.technology, bin_um=slide.spot_um, spot_px=slide.spot_px)
+    named = find_array(lattice, slide.technology, bin_um=slide.spot_um, spot_px=slide.spot_px, places=array)
     own = Witness("given", "mpp of the slide", (float(slide.mpp),))
     spots_um = () if slide.spot_um is None else _diameters(slide.spot_um)
     witnesses = [
@@ -319,7 +379,9 @@ def scale_of(slide: Any) -> Scale:
         *spots_state(spots_um, slide.spot_px, "the diameter of the spots"),
         *(Witness("stated", what, (mpp,)) for what, mpp in slide.notes.scale_witnesses.items()),
     ]
-    return Scale(own.mpp[0], own, tuple(witnesses))
+    scale = Scale(own.mpp[0], own, tuple(witnesses))
+    _tell_unbelieved(slide.slide_id, scale)
+    return scale
 
 
 def _diameters(spot_um: float) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import reading
 from .pixels import check_channels, to_eight_bits, to_rgb, white_level
+from .scale import unbelieved
 from .tiff_tags import check_upright, significant_bits, stated_scales
 
 # Two rows of tiles of 512 px across 20,000 px; of a wider slide some tiles are decoded twice.
@@ -22,8 +23,6 @@ _SAMPLED_TILES, _SAMPLED_PIXELS, _BRIGHTER = 32, 2**22, 1e-3
 _LARGEST_CHUNK = 2**30
 # Axes of length one around an image, and those along which planes of colour lie.
 _COLOUR_AXES = "CQS"
-# A resolution beyond is that of a screen or of a printer (72 dpi would be 353 um per pixel), not of a microscope.
-_MICROSCOPE_MPP = (0.02, 20.0)
 _RETILE = (
     "Convert it to tiles, e.g. `vips tiffsave IN.tif OUT.tif --tile --pyramid --compression jpeg --Q 95 --bigtiff`"
 )
@@ -155,14 +154,14 @@ class TiffImage:
     @property
     def mpp(self) -> float | None:
         """Micrometres per pixel as the file states it (OME, Aperio, or pixels per length); None where it does not."""
-        return next((value for _, value in self.scale_statements), None)
+        return next((value for _, value in self.scale_statements if not unbelieved(value)), None)
 
     @property
     def scale_statements(self) -> list[tuple[str, float]]:
-        """What the tags say, the most explicit first: the name of a tag, micrometres per pixel of this level."""
+        """What the tags say, true or not, the most explicit first: the name of a tag, micrometres per pixel of this level."""
         full, scale = self.level_shapes[0], self.level_shapes[0][1] / self.shape[1]
         found = stated_scales(self._pages[0], self._file.ome_metadata or "", full[1], self._file.imagej_metadata or {})
-        return [(tag, value * scale) for tag, value in found if _MICROSCOPE_MPP[0] <= value <= _MICROSCOPE_MPP[1]]
+        return [(tag, value * scale) for tag, value in found]
 
     @property
     def chunks(self) -> tuple[int, int]:

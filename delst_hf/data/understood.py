@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,16 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from PIL import Image
 
+from .counts import as_counts, check_counts
 from .folder import open_folder
+from .genes import clean_genes
 from .notes import Notes
 from .quality import share_on_tissue
-from .scale import is_placeholder
+from .scale import in_micrometres, unbelieved
 from .slide import Slide
+
+if TYPE_CHECKING:
+    from .readers.matrices import Counts
 
 # Sources of a scale that differ by less are said to agree.
 AGREEMENT = 0.05
@@ -70,6 +75,40 @@ def slide_page(row: Mapping[str, Any], num_spots: int) -> str:
     return "\n".join(f"{name:<9}{' '.join(str(text).split())}" for name, text in lines)
 
 
+def counts_page(found: "Counts", species: str = "", aliases: Mapping[str, tuple[str, str]] | None = None) -> str:
+    """Return the page of a table of counts that has neither image nor positions.
+
+    Args:
+        found: As `read_counts` gives them; what is left out of its genes is written into its notes.
+        species: Of the tissue; "" takes what the genes say.
+        aliases: See `read_aliases`.
+
+    Raises:
+        ValueError: Values that are not counts, or what `clean_genes` refuses.
+    """
+    check_counts(found.matrix, found.name)
+    counts, genes, species = clean_genes(
+        as_counts(found.matrix), found.genes, found.name, species, aliases, found.notes
+    )
+    notes, twice = found.notes, int(found.barcodes.duplicated().sum())
+    notes.genes_with_ids = int((genes["gene_id"] != "").sum())
+    named = ", ".join(found.barcodes[:3]) + (", ..." if len(found.barcodes) > 3 else "")
+    doubled = f"; {twice} names are there twice, as of several samples in one table" if twice else ""
+    totals, expressed = _totals(counts), np.diff(counts.indptr)
+    lines = [
+        ("counts", f"{found.name}, without an image and without positions"),
+        ("species", species or "unknown"),
+        ("spots", f"{len(found.barcodes)}, named {named}{doubled}"),
+        ("genes", _genes(len(genes), notes)),
+    ]
+    if len(totals):
+        lines.append(
+            ("median", f"{np.median(totals):g} counts of {np.median(expressed):g} genes in the median spot; "
+             f"spots without counts: {int((totals == 0).sum())}")
+        )  # fmt: skip
+    return "\n".join(f"{name:<9}{' '.join(str(text).split())}" for name, text in lines)
+
+
 def _image(row: Mapping[str, Any], notes: Notes) -> str:
     size = f"{row['image_width']} x {row['image_height']} px"
     return ", ".join([size, *(f"{name}: {value}" for name, value in notes.image.items())])
@@ -85,9 +124,8 @@ def _scale(mpp: float, notes: Notes) -> str:
 
 def _against(found: float, mpp: float) -> str:
     differs = found / mpp - 1
-    if abs(differs) > AGREEMENT and is_placeholder(found):
-        return f"{found:.4f} (a placeholder)"
-    return f"{found:.4f} (agrees)" if abs(differs) <= AGREEMENT else f"{found:.4f} (DIFFERS by {differs:+.0%})"
+    told = "agrees" if abs(differs) <= AGREEMENT else unbelieved(found) or f"DIFFERS by {differs:+.0%}"
+    return f"{in_micrometres(found)} ({told})"
 
 
 def _patch(row: Mapping[str, Any]) -> str:

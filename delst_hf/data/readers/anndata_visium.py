@@ -242,7 +242,7 @@ def _scale(
     places, named = array_places(spots)
     lattice = measure_lattice(spots[["y", "x"]].to_numpy(float) / factor, places)
     diameter = stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"))
-    array = find_array(lattice, technology, spot_px=diameter, named_by_place=named)
+    array = find_array(lattice, technology, spot_px=diameter, places=places, named_by_place=named)
     unknown = f"spot_diameter_fullres is {library.get('scalefactors', {}).get('spot_diameter_fullres')}"
     if array is None and lattice is None:  # too few spots: then they are those of the format
         array = next(iter(arrays_named(technology or VISIUM.name)), None)

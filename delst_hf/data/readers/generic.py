@@ -114,7 +114,7 @@ def read_generic(
             result[column] = whole_or(spots[column], -1)
     places, named = array_places(result)
     lattice = measure_lattice(result[["y", "x"]].to_numpy(float), places)
-    array = find_array(lattice, technology, bin_um=spot_um, named_by_place=named)
+    array = find_array(lattice, technology, bin_um=spot_um, places=places, named_by_place=named)
     witnesses = [*given(mpp), *lattice_states(lattice, array), *image_states(pixels, Path(image).name)]
     unknown = f"{Path(image).name} does not state it"
     if lattice is not None:

@@ -14,6 +14,8 @@ from .visium_cells import CELLS, NUCLEI
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif")
 _TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+_MTX = (".mtx", ".mtx.gz")
+_PARTS_OF_MTX = (".mtx", "barcodes", "features", "genes")
 _DATASET = ("README.md", "spots", "genes", "slides")
 
 
@@ -73,6 +75,42 @@ def recognise(place: str | Path) -> list[Candidate]:
 def is_dataset(place: Path) -> bool:
     """Whether a folder is a dataset folder of `delst prepare`."""
     return all((place / name).exists() for name in _DATASET)
+
+
+def is_sheet(place: Path) -> bool:
+    """Whether a file is a table of slides: it has the column path, and is not one of positions."""
+    if not (place.is_file() and place.name.lower().endswith(_TABLES)):
+        return False
+    names = {name.strip().lower() for name in _header(place)}
+    return "path" in names and ("format" in names or not names & {"x", "pixel_x"})
+
+
+def lone_counts(place: Path) -> Path | None:
+    """Return the counts that a place is or holds with nothing beside them; None for anything else.
+
+    Args:
+        place: a table, a matrix of HDF5 or mtx, the folder of the three files of an mtx, or a folder with one of these alone.
+    """
+    if place.is_dir():
+        there = _entries(place)
+        if _named(place, _MTX) and all(any(word in path.name for word in _PARTS_OF_MTX) for path in there):
+            return place
+        alone = len(there) == 1 and there[0].is_file()
+        # Of any other table nobody can say what it holds.
+        wide = alone and (len(_header(there[0])) > 20 or there[0].name.lower().endswith(".h5"))
+        return lone_counts(there[0]) if wide and not recognise(place) else None
+    name = place.name.lower()
+    if name.endswith((*_MTX, ".h5", ".h5.gz")):
+        return place
+    if not name.endswith((*_TABLES, ".parquet")) or is_sheet(place):
+        return None
+    return None if is_of_places(place) else place
+
+
+def is_of_places(table: Path) -> bool:
+    """Whether a table says where spots are."""
+    names = {name.lower() for name in _header(table)}
+    return bool({"pixel_x", "pxl_row_in_fullres"} & names) or {"x", "y"} <= names
 
 
 def _ask(place: Path) -> list[Candidate]:

@@ -207,7 +207,7 @@ def _scale(
     """Return the scale per pixel of the image, and the array, None where it is not known."""
     places, named = array_places(spots)
     lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), places)
-    array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px, named_by_place=named)
+    array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px, places=places, named_by_place=named)
     likely = array or (next(iter(arrays_named(technology, spot_um)), None) if technology and lattice is None else None)
     witnesses = [
         *given(mpp),
