@@ -1,6 +1,7 @@
 """The losses against loops and arithmetic by hand in float64, and two real processes against one."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -338,13 +339,20 @@ def loss_of_rows(geometry: str, rows: slice, across_ranks: bool) -> tuple[torch.
     return loss, [*weights, scale, log_curvature]
 
 
-def loss_of_model(rows: slice, across_ranks: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def loss_of_model(rows: slice, across_ranks: bool, niche: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model = tiny_model()
     generator = torch.Generator().manual_seed(4)
     pixels = torch.randn(sum(SIZES), 3, 16, 16, generator=generator)[rows]
     genes = torch.randn(sum(SIZES), 6, generator=generator)[rows]
     batch = {"level": LEVEL[rows], "slide_ids": SLIDES[rows], "return_loss": True, "across_ranks": across_ranks}
+    if niche:
+        batch["niche_pixel_values"] = torch.randn(sum(SIZES), 3, 16, 16, generator=generator)[rows]
+        batch["niche_gene_values"] = torch.randn(sum(SIZES), 6, generator=generator)[rows]
     return model(pixels, genes, **batch).loss, list(model.parameters())
+
+
+KINDS = {name: partial(loss_of_rows, name) for name in GEOMETRIES}
+KINDS |= {"model": loss_of_model, "model, two levels": partial(loss_of_model, niche=True)}
 
 
 def work_of_one_rank(rank: int, folder: str) -> None:
@@ -357,8 +365,8 @@ def work_of_one_rank(rank: int, folder: str) -> None:
     joined, _ = gather_across_ranks(torch.arange(8.0)[rows])
     assert joined.tolist() == list(range(8))
     results = {}
-    for name in [*GEOMETRIES, "model"]:
-        loss, leaves = loss_of_model(rows, True) if name == "model" else loss_of_rows(name, rows, True)
+    for name in KINDS:
+        loss, leaves = KINDS[name](rows, True)
         loss.backward()
         averages = [loss.detach().clone()] + [leaf.grad for leaf in leaves]
         for value in averages:
@@ -374,12 +382,11 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path):
     assert any((i < SIZES[0]) != (j < SIZES[0]) for i, j in pairs), "no pair crosses the ranks: the test would be blind"
     torch.multiprocessing.spawn(work_of_one_rank, args=(str(tmp_path),), nprocs=len(SIZES))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    for name in [*GEOMETRIES, "model"]:
-        whole = slice(0, sum(SIZES))
-        loss, leaves = loss_of_model(whole, False) if name == "model" else loss_of_rows(name, whole, False)
+    for name, kind in KINDS.items():
+        loss, leaves = kind(slice(0, sum(SIZES)), False)
         loss.backward()
         # The model is in float32: 1e-6 of its largest gradients, which are near 100.
-        tolerance = {"rtol": 1e-4, "atol": 1e-4} if name == "model" else {"rtol": 1e-10, "atol": 1e-12}
+        tolerance = {"rtol": 1e-4, "atol": 1e-4} if "model" in name else {"rtol": 1e-10, "atol": 1e-12}
         for results in ranks:
             for value, expected in zip(results[name], [loss.detach()] + [leaf.grad for leaf in leaves], strict=True):
                 torch.testing.assert_close(value, expected, **tolerance)

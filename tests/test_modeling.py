@@ -164,6 +164,25 @@ def test_nested_views_are_composed_as_hycoclip():
     torch.testing.assert_close(output.loss, contrastive + 0.3 * cross + 0.7 * intra, rtol=1e-5, atol=1e-6)
 
 
+def test_two_levels_are_composed_as_hyperst():
+    """Spots and niches are contrasted each with their kind; a spot entails its niche; no level is read."""
+    model = make_model(cross_entailment_weight=0.3, intra_entailment_weight=0.7, intra_aperture_scale=1.2)
+    batch = {key: value for key, value in make_batch().items() if key != "level"}
+    generator = torch.Generator().manual_seed(2)
+    wide, summed = torch.rand(BATCH, 3, SIZE, SIZE, generator=generator), torch.rand(BATCH, GENES, generator=generator)
+    output = model(**batch, return_loss=True, niche_pixel_values=wide, niche_gene_values=summed)
+    image, gene = output.image_embeds, output.gene_embeds
+    niche = model.get_image_features(wide).pooler_output, model.get_gene_features(summed).pooler_output
+    c, scale = torch.tensor(1.0), 1 / 0.07
+    contrastive = (contrastive_loss(image, gene, scale, c) + contrastive_loss(*niche, scale, c)) / 2
+    cross = (entailment_loss(gene, image, c) + entailment_loss(niche[1], niche[0], c)) / 2
+    intra = (entailment_loss(image, niche[0], c, 1.2) + entailment_loss(gene, niche[1], c, 1.2)) / 2
+    torch.testing.assert_close(output.contrastive_loss, contrastive, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.cross_entailment_loss, cross)
+    torch.testing.assert_close(output.intra_entailment_loss, intra)
+    torch.testing.assert_close(output.loss, contrastive + 0.3 * cross + 0.7 * intra, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 def test_regression_beside_the_contrastive_term(geometry):
     plain = make_model(geometry=geometry)

@@ -79,11 +79,11 @@ class DelstCollator:
             ``pixel_values``, ``gene_values``, ``gene_mask``, ``level``, ``slide_ids``, ``labels`` (the spot index) and
             ``return_loss``.
         """
-        return {"pixel_values": self.pixel_values(_Columns(rows).values("image")), **self.all_but_pixels(rows)}
+        return {"pixel_values": self.pixel_values(Columns(rows).values("image")), **self.all_but_pixels(rows)}
 
     def all_but_pixels(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Any]:
         """Return the batch without its patches; the rows need no ``image``."""
-        columns = _Columns(rows)
+        columns = Columns(rows)
         level = columns.numbers("level" if "level" in columns else "n_genes")
         slides = torch.tensor([self.slide_index[slide] for slide in columns.values("slide_id")])
         return {
@@ -97,7 +97,7 @@ class DelstCollator:
 
     def gene_values(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> np.ndarray:
         """Normalised expression of the vocabulary's genes (batch, vocabulary) float32."""
-        columns = _Columns(rows)
+        columns = Columns(rows)
         indices, lengths = columns.lists("gene_indices")
         counts, _ = columns.lists("gene_counts")
         totals = columns.numbers("total_counts").astype(np.float64)
@@ -159,11 +159,11 @@ class FeatureCollator(DelstCollator):
 
     def __call__(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Any]:
         """Collate rows; ``pixel_values`` are the features (batch, width) float32 of their spots."""
-        index = _Columns(rows).numbers("spot_index")
+        index = Columns(rows).numbers("spot_index")
         return {"pixel_values": torch.from_numpy(self.features[index]), **self.all_but_pixels(rows)}
 
 
-class _Columns:
+class Columns:
     """Columns of a batch, whether it comes as a list of rows or as an arrow table."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]] | pa.Table):
@@ -259,7 +259,7 @@ def open_patch(image: Any) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def random_orientation(pixel_values: Tensor) -> Tensor:
+def random_orientation(pixel_values: Tensor, choices: Tensor | None = None) -> Tensor:
     """Turn each patch to one of its eight orientations: tissue has no preferred one.
 
     Mirroring at the diagonal, at the vertical and at the horizontal axis, each or not, makes all eight. The choices come from
@@ -267,6 +267,7 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
 
     Args:
         pixel_values: Square patches (batch, channels, side, side).
+        choices: What `orientation_choices` drew, to turn other patches alike; drawn here by default.
 
     Returns:
         The turned patches, of the same shape.
@@ -275,10 +276,13 @@ def random_orientation(pixel_values: Tensor) -> Tensor:
     >>> sorted(random_orientation(patch).flatten().tolist())
     [0.0, 1.0, 2.0, 3.0]
     """
-    diagonal, vertical, horizontal = torch.randint(
-        2, (3, len(pixel_values), 1, 1, 1), device=pixel_values.device
-    ).bool()
+    diagonal, vertical, horizontal = orientation_choices(pixel_values) if choices is None else choices
     turned = torch.where(diagonal, pixel_values.transpose(-2, -1), pixel_values)
     turned = torch.where(vertical, turned.flip(-1), turned)
     # In the order of memory of all patches here, channels last: convolutions round differently in another.
     return torch.where(horizontal, turned.flip(-2), turned).contiguous(memory_format=torch.channels_last)
+
+
+def orientation_choices(pixel_values: Tensor) -> Tensor:
+    """Draw whether to mirror each patch at each of the three axes: (3, batch, 1, 1, 1) bool."""
+    return torch.randint(2, (3, len(pixel_values), 1, 1, 1), device=pixel_values.device).bool()

@@ -161,7 +161,7 @@ class Study:
         if unknown:
             raise ValueError(
                 f"Slides {unknown} have no micrometres per pixel (mpp), so distances on them are not known. Prepare them with "
-                "their mpp, or leave min_spot_distance_um out."
+                "their mpp, or leave out what needs distances (min_spot_distance_um, levels)."
             )
         scale = np.asarray([mpp[name] for name in slides])
         for axis in ("x", "y"):

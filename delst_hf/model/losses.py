@@ -145,6 +145,7 @@ def objective(
     slide_ids: Tensor | None = None,
     negative_groups: Tensor | None = None,
     parts: Pair | None = None,
+    niches: Pair | None = None,
     predicted: Tensor | None = None,
     gene_values: Tensor | None = None,
     gene_mask: Tensor | None = None,
@@ -153,7 +154,8 @@ def objective(
     """Compute every term that has a weight and, first, their weighted sum.
 
     With `parts` the loss is that of nested views: parts are contrasted with the wholes of the other modality and entail the
-    wholes of their own, in place of the order by `level`.
+    wholes of their own, in place of the order by `level`. With `niches` it is that of two levels (HyperST, arXiv 2511.22107):
+    niches are contrasted as spots are, and a spot entails its niche, of which it is a part.
 
     Args:
         config: A `DelstConfig`: geometry, forms and weights.
@@ -164,6 +166,7 @@ def objective(
         slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
         negative_groups: (batch,) int; spots of one group are not each other's negatives.
         parts: Image and gene embeddings of a part of each spot, each (batch, dim).
+        niches: Image and gene embeddings of the niche of each spot, each (batch, dim); not beside `parts`.
         predicted: Expression predicted from the image embeddings (batch, genes), with a ``regression_weight``.
         gene_values: Normalised expression (batch, genes).
         gene_mask: (batch, genes) bool, True where measured.
@@ -178,17 +181,26 @@ def objective(
     contrastive = contrastive_loss(
         *wholes, logit_scale, curvature, config.geometry, across_ranks=across_ranks, groups=negative_groups
     )
+    if niches is not None:
+        of_niches = contrastive_loss(
+            *niches, logit_scale, curvature, config.geometry, across_ranks=across_ranks, groups=negative_groups
+        )
+        contrastive = (contrastive + of_niches) / 2
     if across_ranks and (config.geometry == "lorentz" or parts is not None):
         level, slide_ids, negative_groups = (_gathered(x) for x in (level, slide_ids, negative_groups))
-        wholes, parts = _both(wholes, gather), None if parts is None else _both(parts, gather)
+        wholes = _both(wholes, gather)
+        parts, niches = (None if pair is None else _both(pair, gather) for pair in (parts, niches))
     if parts is not None:
         of_parts = part_contrastive_loss(
             wholes, parts, logit_scale, curvature, config.geometry, config.entailment == "uncha", negative_groups
         )
         contrastive = (contrastive + of_parts) / 2
-    terms = (
-        _by_parts(config, wholes, parts, curvature) if parts else _by_level(config, wholes, curvature, level, slide_ids)
-    )
+    if niches is not None:
+        terms = _by_parts(config, niches, wholes, curvature)
+    elif parts is not None:
+        terms = _by_parts(config, wholes, parts, curvature)
+    else:
+        terms = _by_level(config, wholes, curvature, level, slide_ids)
     if config.regression_weight > 0 and predicted is not None and gene_values is not None:
         # Of local spots alone: the gradients of the ranks are averaged.
         terms["regression_loss"] = regression_loss(predicted, gene_values, gene_mask)

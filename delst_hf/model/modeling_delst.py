@@ -330,6 +330,8 @@ class DelstModel(DelstPreTrainedModel):
         negative_groups: Tensor | None = None,
         part_pixel_values: Tensor | None = None,
         part_gene_mask: Tensor | None = None,
+        niche_pixel_values: Tensor | None = None,
+        niche_gene_values: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DelstOutput:
         """Embed pairs and, when asked, compute the losses.
@@ -346,6 +348,9 @@ class DelstModel(DelstPreTrainedModel):
             part_pixel_values: A crop of each patch, of the same shape as `pixel_values`; with it the loss is that of nested
                 views: parts entail wholes, in place of the order by `level`.
             part_gene_mask: (batch, genes) bool, which genes are the part of each profile; needed beside it.
+            niche_pixel_values: A wide patch around each spot, of the same shape as `pixel_values`; with it the loss is that of
+                two levels: spots entail their niches, in place of the order by `level`.
+            niche_gene_values: Normalised expression of each niche (batch, genes); needed beside it.
             **kwargs: Passed to the vision backbone, save ``return_dict``: False for a plain tuple.
         """
         vision_output = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
@@ -353,12 +358,11 @@ class DelstModel(DelstPreTrainedModel):
         image_embeds = self.embed_features(vision_output.pooler_output, "image")
         gene_embeds = self.embed_features(gene_output.pooler_output, "gene")
         if return_loss:
-            parts = None
+            parts = niches = None
             if part_pixel_values is not None:
-                parts = (
-                    self.get_image_features(part_pixel_values, return_dict=True, **kwargs).pooler_output,
-                    self.get_gene_features(gene_values, part_gene_mask, return_dict=True).pooler_output,
-                )
+                parts = self._embed_pair(part_pixel_values, gene_values, part_gene_mask, **kwargs)
+            if niche_pixel_values is not None and niche_gene_values is not None:
+                niches = self._embed_pair(niche_pixel_values, niche_gene_values, gene_mask, **kwargs)
             results = self.loss_terms(
                 image_embeds,
                 gene_embeds,
@@ -369,6 +373,7 @@ class DelstModel(DelstPreTrainedModel):
                 parts,
                 gene_values,
                 gene_mask,
+                niches,
             )
         else:
             logits = self.similarity(image_embeds, gene_embeds)
@@ -380,6 +385,15 @@ class DelstModel(DelstPreTrainedModel):
             gene_embeds=gene_embeds,
             vision_model_output=vision_output,
             gene_model_output=gene_output,
+        )
+
+    def _embed_pair(
+        self, pixel_values: Tensor, gene_values: Tensor, gene_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Embed patches and profiles that stand beside those of the spots: a part of each, or its niche."""
+        return (
+            self.get_image_features(pixel_values, return_dict=True, **kwargs).pooler_output,
+            self.get_gene_features(gene_values, gene_mask, return_dict=True).pooler_output,
         )
 
     def similarity(self, image_embeds: Tensor, gene_embeds: Tensor) -> Tensor:
@@ -399,6 +413,7 @@ class DelstModel(DelstPreTrainedModel):
         parts: tuple[Tensor, Tensor] | None = None,
         gene_values: Tensor | None = None,
         gene_mask: Tensor | None = None,
+        niches: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
 
@@ -412,6 +427,7 @@ class DelstModel(DelstPreTrainedModel):
             parts: Image and gene embeddings of a part of each spot, for nested views.
             gene_values: Normalised expression (batch, genes), needed with a `regression_weight`.
             gene_mask: (batch, genes) bool, which genes were measured.
+            niches: Image and gene embeddings of the niche of each spot, for two levels.
 
         Returns:
             ``loss``, ``contrastive_loss`` and the other terms whose weight is above 0 (0-d tensors).
@@ -429,6 +445,7 @@ class DelstModel(DelstPreTrainedModel):
                 slide_ids=slide_ids,
                 negative_groups=negative_groups,
                 parts=parts,
+                niches=niches,
                 predicted=self.predict_expression(image_embeds) if self.config.regression_weight > 0 else None,
                 gene_values=gene_values,
                 gene_mask=gene_mask,

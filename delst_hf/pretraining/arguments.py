@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 STAIN_JITTER = ("off", "light", "strong")
 VIEWS = ("single", "nested")
 MASK_NEGATIVES = ("off", "slide", "patient")
+LEVELS = ("spot", "niche")
 
 
 @dataclass
@@ -102,6 +103,18 @@ class DataArguments:
             "help": "Hierarchy key of the intra-modal loss: the number of expressed genes, or one of two controls.",
             "choices": LEVEL_KEYS,
         },
+    )
+    levels: str = field(
+        default="spot",
+        metadata={
+            "help": "'niche': also embed each spot's niche, its whole stored patch and its neighbours' genes; the spot is "
+            "the patch's centre.",
+            "choices": LEVELS,
+        },
+    )
+    niche_spots: int = field(default=6, metadata={"help": "With levels: neighbours of a spot in its niche, at most."})
+    spot_um: float | None = field(
+        default=None, metadata={"help": "With levels: side of that centre, um. Default: a third of the patch."}
     )
     streaming: bool = field(
         default=False,

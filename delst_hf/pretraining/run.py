@@ -84,7 +84,8 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
             trainer = assemble(open_study(data, training), data, model, training, card)
             trainer.train(resume_from_checkpoint=checkpoint)
             features = ["--features", data.features] if data.features else []
-            return save_run(trainer, shlex.join([data.dataset, *features]))
+            wide = data.levels != "spot"  # the model is of the centres of the patches
+            return save_run(trainer, "DATASET" if wide else shlex.join([data.dataset, *features]))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(output)) from None
 
@@ -150,7 +151,11 @@ def assemble(
     set_seed(training.seed)
     train_slides, validation_slides = choose_slides(study, data)
     check_there_are_negatives(study, train_slides, training.mask_negatives)
-    features = None
+    niches = features = None
+    if data.levels != "spot":
+        from .niche import Niches
+
+        niches = Niches(study, [*train_slides, *validation_slides], data, training)
     if data.features is not None:
         from ..data.patch_features import join_features
 
@@ -172,7 +177,10 @@ def assemble(
         advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
         with reading(model.init_from, "checkpoint", advice):
             network, processor, before = continue_checkpoint(
-                model, vocabulary, study.patch_um(train_slides), study.patch_px(train_slides)
+                model,
+                vocabulary,
+                study.patch_um(train_slides) if niches is None else [niches.spot_um],
+                study.patch_px(train_slides) if niches is None else [niches.spot_px],
             )
         _check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
@@ -181,13 +189,16 @@ def assemble(
     if training.min_spot_distance_um:
         spots["train_dataset"] = study.with_positions_um(spots["train_dataset"])
     spots["eval_dataset"] = validation_spots(study, validation_slides)
+    if niches is not None:
+        spots = {name: niches.added_to(chosen) for name, chosen in spots.items()}
     if training.lora:
         from .lora import add_lora
 
         add_lora(network, training.lora_rank)
     facts = {
         "dataset": os.path.basename(os.path.normpath(data.dataset)),
-        "data": facts_of_data(data, study, train_slides, spots["train_dataset"], features),
+        "data": facts_of_data(data, study, train_slides, spots["train_dataset"], features)
+        | ({} if niches is None else niches.size_of_spots),
         # What the weights have seen: of a checkpoint that is continued, its slides too.
         "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
         "validation_slides": validation_slides,
@@ -198,7 +209,7 @@ def assemble(
     return trainer_class(data)(
         model=network,
         args=training,
-        data_collator=collator_of(study, processor, features),
+        data_collator=niches.collator(processor, spots) if niches else collator_of(study, processor, features),
         processing_class=processor,
         run_facts=facts,
         patient_of_slide=patient_of_slide(study),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, TrainerCallback, TrainerState
 
-from ..data.collator import DelstCollator, random_orientation
+from ..data.collator import DelstCollator, orientation_choices, random_orientation
 from ..data.study import SpotRows
 from ..model.distributed import world_size
 from ..model.entailment import cone_statistics
@@ -141,8 +141,16 @@ class DelstTrainer(CheckedTrainer):
         pixels = inputs.get("pixel_values")
         # Before they are normalised: a byte a value is moved instead of four. Cached features have no upright.
         if self.model.training and self.args.augment and pixels is not None and pixels.dim() == 4:
-            inputs["pixel_values"] = random_orientation(pixels)
+            inputs |= self._turned(inputs)
         return self.data_collator.finish(inputs) if isinstance(self.data_collator, DelstCollator) else inputs
+
+    def _turned(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Turn the patches of a training batch at random; a wide patch as that of its spot, which is its centre."""
+        if "niche_pixel_values" not in inputs:
+            return {"pixel_values": random_orientation(inputs["pixel_values"])}
+        choices = orientation_choices(inputs["pixel_values"])
+        names = ("pixel_values", "niche_pixel_values")
+        return {name: random_orientation(inputs[name], choices) for name in names}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not self.args.slide_aware:
@@ -219,8 +227,11 @@ class DelstTrainer(CheckedTrainer):
         if args.stain_jitter != "off" or args.views != "single":
             from .augmentation import STAIN_JITTER, part_views, stain_jitter
         if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains
-            pixels = stain_jitter(pixels, STAIN_JITTER[args.stain_jitter], *self._normalisation())
-            inputs["pixel_values"] = pixels
+            strength, normalisation = STAIN_JITTER[args.stain_jitter], self._normalisation()
+            for name in ("pixel_values", "niche_pixel_values"):
+                if name in inputs:
+                    inputs[name] = stain_jitter(inputs[name], strength, *normalisation)
+            pixels = inputs["pixel_values"]
         if args.views == "nested":
             inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
         if args.mask_negatives != "off":

@@ -1,0 +1,173 @@
+"""Niches: a spot with its nearest neighbours, on a wide patch whose centre is the spot's own (HyperST, arXiv 2511.22107).
+
+The dataset is prepared with patches as wide as a niche (``delst prepare ... --patch-um 336 --patch-px 336``). The centre of a
+patch is then the spot's, the whole of it the niche's; the genes of a niche are those of the spots on it, added up.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse
+import torch
+from datasets import Dataset
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from .collator import Columns, DelstCollator, open_patch
+from .study import Study
+
+# Fewer pixels than this show no tissue.
+_FEWEST_PX = 8
+
+
+def with_niches(study: Study, spots: Dataset, neighbours: int, niche_um: float) -> Dataset:
+    """Return these spots with the column ``niche``, the ``spot_index`` of every spot of their niche, their own first.
+
+    A niche is a spot and the nearest of these spots on its slide whose centres lie on its wide patch. A spot that stands alone
+    is its own niche.
+
+    Args:
+        study: The dataset.
+        spots: Some of its spots; the others are no one's neighbours, so that what is held out stays so.
+        neighbours: Spots of a niche beside its own, at most.
+        niche_um: Side of the wide patch in micrometres.
+
+    Raises:
+        ValueError: If a slide's micrometres per pixel are not known.
+
+    Examples:
+        >>> study = Study.load("runs/toy/data")
+        >>> niches = with_niches(study, study.subset(["toy_A1"]), neighbours=4, niche_um=336)
+        >>> niches[0]["niche"][0] == niches[0]["spot_index"], max(len(niche) for niche in niches["niche"])
+        (True, 5)
+    """
+    placed = spots if "x_um" in spots.column_names else study.with_positions_um(spots)
+    columns = placed.select_columns(["x_um", "y_um", "slide_id", "spot_index"])
+    table = columns.with_format("numpy")[:]
+    slides, index = np.asarray(table["slide_id"]), np.asarray(table["spot_index"])
+    niches: list[Any] = [None] * len(spots)
+    for slide in np.unique(slides):
+        rows = np.flatnonzero(slides == slide)
+        points = np.stack([table["x_um"][rows], table["y_um"][rows]], axis=1)
+        nearest = cKDTree(points).query(points, k=range(1, min(neighbours + 1, len(rows)) + 1))[1]
+        for row, found in zip(rows, nearest, strict=True):
+            on_patch = np.abs(points[found] - points[found[0]]).max(axis=1) <= niche_um / 2
+            # Of two spots in one place either may come first.
+            others = rows[found[on_patch]]
+            niches[row] = [int(index[row]), *index[others[others != row]][:neighbours].tolist()]
+    return spots.add_column("niche", pa.array(niches, pa.list_(pa.int64())))
+
+
+def centre_px(stored_px: int, spot_um: float, niche_um: float) -> int:
+    """Return the side in pixels of the centre of a wide patch.
+
+    Raises:
+        ValueError: If the centre is not smaller than the patch, or too small to show anything.
+
+    >>> centre_px(336, 112.0, 336.0)
+    112
+    """
+    if not 0 < spot_um < niche_um:
+        raise ValueError(
+            f"spot_um={spot_um:g} must be above 0 and below the side of the stored patches, {niche_um:g} um, which is that of "
+            "a niche. For wider ones prepare the dataset again: delst prepare ... --patch-um 336 --patch-px 336."
+        )
+    side = round(stored_px * spot_um / niche_um)
+    if side < _FEWEST_PX:
+        raise ValueError(
+            f"The spot's centre of {spot_um:g} um is {side} px of a stored patch of {stored_px} px. Prepare the dataset with "
+            "more pixels per patch (--patch-px), or give a larger spot_um."
+        )
+    return side
+
+
+class NicheCounts:
+    """Counts of the vocabulary's genes of every spot that is in a niche, kept sparse.
+
+    Args:
+        study: The dataset.
+        datasets: Spots that may be asked for.
+        columns: Position in the vocabulary of each gene of the dataset, -1 where it has none (genes,).
+        vocabulary_size: Genes of the vocabulary.
+    """
+
+    def __init__(self, study: Study, datasets: Sequence[Dataset], columns: np.ndarray, vocabulary_size: int):
+        known = np.flatnonzero(columns >= 0)
+        # Genes of one name are added up, as the feature extractor does.
+        to_vocabulary = scipy.sparse.csr_matrix(
+            (np.ones(len(known), np.float32), (known, columns[known])), shape=(len(columns), vocabulary_size)
+        )
+        parts, totals, index = [], [], []
+        for spots in datasets:
+            parts += [counts @ to_vocabulary for counts in study.count_batches(spots)]
+            table = spots.select_columns(["spot_index", "total_counts"]).with_format("numpy")[:]
+            index.append(np.asarray(table["spot_index"]))
+            totals.append(np.asarray(table["total_counts"], dtype=np.float64))
+        self.counts, self.totals = scipy.sparse.vstack(parts, format="csr"), np.concatenate(totals)
+        joined = np.concatenate(index)
+        self.row_of_spot = np.full(joined.max() + 1, -1)
+        self.row_of_spot[joined] = np.arange(len(joined))
+
+    def summed(self, niches: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Add up the spots of each niche.
+
+        Args:
+            niches: ``spot_index`` of the spots of one niche after the other.
+            lengths: Spots of each (niches,).
+
+        Returns:
+            Counts (niches, vocabulary), and total counts of all genes (niches,).
+        """
+        member = scipy.sparse.csr_matrix(
+            (np.ones(len(niches), np.float32), self.row_of_spot[niches], np.concatenate([[0], np.cumsum(lengths)])),
+            shape=(len(lengths), len(self.totals)),
+        )
+        return (member @ self.counts).toarray(), member @ self.totals
+
+
+class NicheCollator(DelstCollator):
+    """Makes batches of spots and their niches out of rows with wide patches and the column ``niche``.
+
+    Args:
+        processor, gene_names, slide_ids, measured_genes, defer_pixels: As in `DelstCollator`.
+        counts: Of all spots that are in a niche.
+        centre: Side of a spot's patch as a share of the wide one's.
+    """
+
+    def __init__(self, *args: Any, counts: NicheCounts, centre: float, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.counts, self.centre = counts, centre
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Any]:
+        """Collate rows.
+
+        Returns:
+            The batch of `DelstCollator` for the centres of the patches; ``niche_pixel_values`` (batch, 3, height, width) of
+            the whole patches, and ``niche_gene_values`` (batch, vocabulary), the normalised sum over the niche.
+        """
+        columns = Columns(rows)
+        wide = [open_patch(image) for image in columns.values("image")]
+        counts, totals = self.counts.summed(*columns.lists("niche"))
+        return {
+            "pixel_values": self.pixel_values([self._centre_of(patch) for patch in wide]),
+            **self.all_but_pixels(rows),
+            "niche_pixel_values": self.pixel_values(wide),
+            "niche_gene_values": torch.from_numpy(self.processor.feature_extractor.normalize(counts, totals)),
+        }
+
+    def _centre_of(self, patch: Image.Image) -> Image.Image:
+        """Cut out the centre, at sub-pixel precision where its border lies between two pixels."""
+        exact = patch.width * self.centre
+        side, start = round(exact), (patch.width - exact) / 2
+        box = (start, start, start + exact, start + exact)
+        return patch.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As in the base class, for the patches of both levels."""
+        batch = super().finish(batch)
+        if "niche_pixel_values" not in batch:
+            return batch
+        wide = super().finish({"pixel_values": batch["niche_pixel_values"]})["pixel_values"]
+        return {**batch, "niche_pixel_values": wide}
