@@ -13,7 +13,6 @@ import importlib
 import inspect
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
+
+from .record import without_secrets
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -30,11 +31,6 @@ _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LEFT_OUT = "<left out>"
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-_SHORTEST_SECRET = 5
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
-_USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -327,19 +323,6 @@ def _place(error: BaseException) -> str:
 def _one_line(text: str) -> str:
     """Return the text on one line; what does not print (controls, marks that turn the direction) is written as its escape."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
-
-
-def without_secrets(text: str) -> str:
-    """Return a text without tokens of the Hub, values of secret variables, and users and passwords before a host.
-
-    Examples:
-        >>> without_secrets("http://alice:secret@hub.example/api answered 401 to hf_abcdefghijkl")
-        'http://hub.example/api answered 401 to <left out>'
-    """
-    for secret in map(os.environ.get, _SECRET_VARIABLES):
-        if secret and len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, LEFT_OUT)
-    return _USER_OF_ADDRESS.sub("://", _TOKEN.sub(LEFT_OUT, text))
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 logger = logging.getLogger(__name__)
 
 TRAINING_RECORD = "training.json"
@@ -27,15 +25,19 @@ _NOT_LEARNED = re.compile(
 )
 
 
-# What is never written down, by the name of its option or key, by its look, and by its value in the environment.
+# What is neither written down nor printed, by the name of its option or key, by its look, and by its value in the environment.
 _SECRET_NAME = re.compile("token|password|passwd|secret|api_key|api-key", re.IGNORECASE)
-# The same are left out of messages (`errors.without_secrets`), whose module a training run does not load.
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}")
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_SECRET_VARIABLE = re.compile("(token|password|passwd|secret|api_?key|access_?key)$", re.IGNORECASE)
+_SHORTEST_SECRET = 5
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{6,}|(?<=\bBearer )[^\s\"']+")
 _USER_OF_ADDRESS = re.compile(r"://[^/@\s]+@")
+_SECRET_OF_ADDRESS = re.compile(
+    r"([?&][^=&\s]*(?:token|secret|passw|signature|credential|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE
+)
 _SECRET_OPTION = "--hub_token"
 # Two parts or more, so that a stroke between words is none; what follows a word, a colon or a stroke is an address or a date.
-_PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
+_PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:file://)?(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
+_HOME = re.compile(r"(file://)?/(home|Users)/[^/]+")
 _LEFT_OUT = "<left out>"
 
 
@@ -87,9 +89,7 @@ def public_text(text: str) -> str:
     >>> public_text("../alice/models/vit"), public_text("google/vit-base"), public_text("http://alice:secret@hub/x")
     ('vit', 'google/vit-base', 'http://hub/x')
     """
-    for secret in filter(None, map(os.environ.get, _SECRET_VARIABLES)):
-        text = text.replace(secret, _LEFT_OUT)
-    text = _USER_OF_ADDRESS.sub("://", _TOKEN.sub(_LEFT_OUT, text))
+    text = without_secrets(text)
     if "://" in text or "\n" in text:
         return _PATH_IN_TEXT.sub(lambda found: _name_of(found[0]), text)
     is_path = os.path.isabs(text) or text.startswith(("~", "./", "../")) or text in (".", "..")
@@ -98,8 +98,26 @@ def public_text(text: str) -> str:
     return _PATH_IN_TEXT.sub(lambda found: _name_of(found[0]), text)
 
 
+def without_secrets(text: str) -> str:
+    """Return a text without tokens, values of secret variables of the environment, and passwords in addresses.
+
+    Messages pass this alone, because they name paths; records pass `public_text`.
+
+    >>> without_secrets("http://alice:secret@hub.example/api answered 401 to hf_abcdefghijkl")
+    'http://hub.example/api answered 401 to <left out>'
+    """
+    for name, secret in os.environ.items():
+        if len(secret) >= _SHORTEST_SECRET and secret in text and _SECRET_VARIABLE.search(name):
+            text = text.replace(secret, _LEFT_OUT)
+    text = _SECRET_OF_ADDRESS.sub(rf"\1{_LEFT_OUT}", _TOKEN.sub(_LEFT_OUT, text))
+    return _USER_OF_ADDRESS.sub("://", text)
+
+
 def _name_of(path: str) -> str:
-    return os.path.basename(os.path.normpath(path.rstrip("/"))) or "."
+    path = path.rstrip("/")
+    if _HOME.fullmatch(path) or path == os.path.expanduser("~"):  # its name is that of the user
+        return "~"
+    return os.path.basename(os.path.normpath(path)) or "."
 
 
 def public_command(words: Sequence[str]) -> list[str]:
@@ -181,10 +199,12 @@ def read_training_record(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / TRAINING_RECORD
     if not path.is_file():
         return {}
-    from .errors import reading
-
-    with reading(path, "training record"):
+    try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"cannot read the training record {path}: {error}. It is damaged: download or write it again."
+        ) from error
 
 
 def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> dict[str, Any]:
@@ -229,6 +249,8 @@ def read_header(path: Path) -> dict[str, Any]:
     marks = [number for number, line in enumerate(text) if line.rstrip() == "---"]
     if len(marks) < 2 or marks[0] != 0:
         return {}
+    import yaml
+
     try:
         header = yaml.safe_load("\n".join(text[1 : marks[1]]))
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -17,10 +17,10 @@ MODEL_FILES = sorted(path.stem for path in (PACKAGE / "model").glob("*.py") if p
 # only not be circular.
 ORDER = [
     "model",
+    "record",
     "errors",
     "markup",
     "atomic",
-    "record",
     "pipelines",
     "registration",
     "data",

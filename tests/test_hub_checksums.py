@@ -73,6 +73,9 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_refused_by_all(checkpoint
     damage(checkpoint)
     with pytest.raises(ValueError, match=match):
         push_model(checkpoint, "me/x")
+    card = tmp_path / "card.md"
+    assert main(["card", str(checkpoint), "me/x", "--output", str(card)]) == 2
+    assert match in capsys.readouterr().err and not card.exists()
     if fault != "a cut file":  # which is found before the checksums: it is no configuration
         with pytest.raises(ValueError, match=match):
             load_predictor(str(checkpoint))

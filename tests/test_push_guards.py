@@ -10,8 +10,8 @@ from hub_client import answer_of
 from hub_server import Fault, HubServer
 
 from delst_hf.cli import main
-from delst_hf.errors import without_secrets
 from delst_hf.hub.publish import push_dataset, push_model
+from delst_hf.record import without_secrets
 
 pytestmark = pytest.mark.fault("pushes")
 

@@ -9,7 +9,16 @@ import pytest
 
 import delst_hf
 from delst_hf import DelstTrainingArguments
-from delst_hf.record import data_facts, hyperparameters, public_command, public_record, public_text, training_record
+from delst_hf.errors import explain
+from delst_hf.record import (
+    data_facts,
+    hyperparameters,
+    public_command,
+    public_record,
+    public_text,
+    training_record,
+    without_secrets,
+)
 
 TOKEN = "hf_PlantedSecretOfAlice"
 
@@ -26,6 +35,12 @@ TOKEN = "hf_PlantedSecretOfAlice"
         ("https://alice:secret@hub.example/api", "https://hub.example/api"),
         (f"pushed with {TOKEN}", "pushed with <left out>"),
         ("read from /home/alice/data/x.h5, 3 spots", "read from x.h5, 3 spots"),
+        ("file:///home/alice/data/x.h5", "x.h5"),
+        ("opened file:///home/alice/data/x.h5 twice", "opened x.h5 twice"),
+        ("kept in /home/alice", "kept in ~"),
+        ("/Users/alice/", "~"),
+        ("https://hub.example/x?id=7&X-Amz-Signature=0a1b2c", "https://hub.example/x?id=7&X-Amz-Signature=<left out>"),
+        ("sent Authorization: Bearer abc.def.ghi", "sent Authorization: Bearer <left out>"),
         ("log1p / counts, and/or 2026/11/26", "log1p / counts, and/or 2026/11/26"),
         ("1 x NVIDIA A100", "1 x NVIDIA A100"),
     ],
@@ -63,9 +78,21 @@ def test_commands_lose_them_however_an_option_is_given(words):
     assert not [leak for leak in (TOKEN, "another-kind-of-secret", "alice", "/home") if leak in told]
 
 
-def test_a_token_of_the_environment_is_left_out(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "no-usual-look")
-    assert public_text("sent no-usual-look along") == "sent <left out> along"
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize("redact", [public_text, without_secrets, lambda text: explain(ValueError(text))])
+def test_a_secret_of_the_environment_is_left_out_of_records_and_messages(name, redact, monkeypatch):
+    monkeypatch.setenv(name, "no-usual-look")
+    assert "sent <left out> along" in redact("sent no-usual-look along")
+
+
+def test_settings_whose_names_only_hold_the_word_stay(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    assert public_text("it is false") == "it is false"
+
+
+def test_messages_keep_the_paths_that_records_lose():
+    text = "/home/alice/data/x.h5 is damaged"
+    assert without_secrets(text) == text and public_text(text) == "x.h5 is damaged"
 
 
 def test_records_hold_no_planted_secret(tmp_path, monkeypatch):

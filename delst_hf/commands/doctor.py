@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..errors import without_secrets
+from ..record import without_secrets
 
 PACKAGES = ("delst-hf", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "numpy")
 # Optional libraries: what each is for, and how it is installed.

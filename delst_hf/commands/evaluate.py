@@ -230,24 +230,19 @@ def kind_of(model: str) -> str:
     Raises:
         FileNotFoundError: If it looks like a path and nothing is there.
     """
-    import os
-
     from transformers import AutoConfig
 
     from ..data.patch_features import is_features
-    from ..data.places import EMBEDDING_SUFFIXES, is_model, near
+    from ..data.places import EMBEDDING_SUFFIXES, check_model, is_model, near
     from ..evaluation.embedding_files import embedding_files
     from ..model.configuration_delst import DelstConfig
 
     if Path(model).suffix in EMBEDDING_SUFFIXES or embedding_files(model) or is_features(model):
         return "embeddings"
-    if (model.startswith(".") or os.path.isabs(model)) and not os.path.isdir(model):
-        raise FileNotFoundError(
-            f"no model at {model}. Give the folder of a DELST checkpoint or of a vision backbone, a Hub id, or embeddings "
-            f"({', '.join(EMBEDDING_SUFFIXES)})."
-        )
+    check_model(model)
     here = Path(model)
-    advice = ("" if here.is_dir() else f"There is no folder {model}{near(here, is_model)}. ") + (
+    missing = f"{model} is a file. " if here.is_file() else f"There is no folder {model}{near(here, is_model)}. "
+    advice = ("" if here.is_dir() else missing) + (
         "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a vision backbone with its config.json, or an id of "
         "the Hub. Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR."
     )

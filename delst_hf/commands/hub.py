@@ -119,11 +119,14 @@ def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _run_card(arguments: argparse.Namespace) -> None:
     from ..hub.card import how_to_give, model_card, unfilled
+    from ..hub.checksums import check_checksums
     from ..hub.publish import check_checkpoint
 
     if arguments.output:
         check_file_output(arguments.output)
-    text = model_card(check_checkpoint(arguments.folder), arguments.repo_id, **_card_arguments(arguments))
+    folder = check_checkpoint(arguments.folder)
+    check_checksums(folder)
+    text = model_card(folder, arguments.repo_id, **_card_arguments(arguments))
     if arguments.output:
         write_text(arguments.output, text)
         print(f"card     {arguments.output}")

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from ..data.schema import sha256
-from ..errors import without_secrets
+from ..record import without_secrets
 
 # The list of what a push brought, in the repository itself.
 PUSHED = "delst_files.json"
