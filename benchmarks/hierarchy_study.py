@@ -27,6 +27,8 @@ from hierarchy_tables import LEFT_OUT, MAIN, TABLES, best_rates, fill, load, pac
 STRONG = {"min_radius": 0.3, "cross_entailment_weight": 1.0, "intra_entailment_weight": 0.3}
 NESTED = {"views": "nested", "cross_aperture_scale": 0.7, "intra_aperture_scale": 1.2, "intra_entailment_weight": 0.2}
 NONE = {"entailment": "none"}
+# Trained on a dataset of wide patches; weights of HyperST.
+NICHE = {"levels": "niche", "cross_aperture_scale": 0.7, "intra_aperture_scale": 1.2, "intra_entailment_weight": 0.08}
 
 # Arm -> options of training/pretrain.py; those of no entailment first, then forms, controls, and what is beside.
 ARMS: dict[str, dict[str, Any]] = {
@@ -55,6 +57,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "cone, regression": {"regression_weight": 1.0},
     "cosine, regression": {"geometry": "cosine", "regression_weight": 1.0},
     "cone, slides masked": {"mask_negatives": "slide"},
+    "niche, none": {**NONE, "levels": "niche"},
+    "niche, euclidean": {"geometry": "euclidean", "levels": "niche"},
+    "niche cone": NICHE,
 }
 CORE = ("none", "cone", "cosine", "euclidean", "cone, shuffled", "cone, total counts", "radial")
 """The arms of the splits that leave a patient out."""
@@ -174,6 +179,14 @@ def work(unit: Unit) -> dict[str, Any]:
         return {"key": unit.key, "error": traceback.format_exc()[-1500:]}
 
 
+def is_wide(options: dict[str, Any]) -> bool:
+    return options.get("levels") == "niche"
+
+
+def wide_folder(split: Split) -> str:
+    return _SETTING.folders[f"{split.dataset} wide"]
+
+
 def save_predictions(unit: Unit, predictions: dict[str, Any]) -> None:
     import numpy as np
 
@@ -200,7 +213,7 @@ def trained_subject(unit: Unit) -> Any:
     split = split_of(unit)
     study = study_of(_SETTING.folders[split.dataset])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(unit, study, folder)
+        trainer = make_trainer(unit, study if not is_wide(unit.options) else study_of(wide_folder(split)), folder)
         trainer.train()
     dataset = study.subset([*split.train, *split.test])
     evaluation = _evaluation(unit)
@@ -220,6 +233,7 @@ def make_trainer(unit: Unit, study: Any, folder: str) -> Any:
         same_patient_slides=",".join(split.same_patient),
         num_genes=800,
         level_key=options.pop("level_key", "n_genes"),
+        levels=options.pop("levels", "spot"),
     )
     training = {
         "num_train_epochs": split.epochs,
@@ -270,6 +284,8 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
                         units.append(Unit(split, f"{name} {head:g} {vision:g}", seed, {**chosen, **rates}, True))
     else:
         arms = {name: ARMS[name] for name in options.arms or ARMS}
+        if not (options.her2st_wide and options.mob_wide):
+            arms = {name: chosen for name, chosen in arms.items() if not is_wide(chosen)}
         if options.tuned:
             arms |= tuned_arms(options.tuned)
         chosen_splits = options.splits or SPLITS
@@ -304,6 +320,7 @@ def run(options: argparse.Namespace) -> None:
     scratch = Path(options.scratch or tempfile.mkdtemp(prefix="study-"))
     scratch.mkdir(parents=True, exist_ok=True)
     folders = {"her2st": options.her2st, "mob": options.mob}
+    folders |= {"her2st wide": options.her2st_wide, "mob wide": options.mob_wide}
     deadline = time.time() + 60 * options.minutes
     setting = Setting(folders, options.vision, str(scratch), options.max_steps, options.batch_size, deadline)
     print(f"{len(units)} units, {options.processes} processes", flush=True)
@@ -367,6 +384,9 @@ def main() -> None:
         action = actions.add_parser(name)
         action.add_argument("--her2st", default="runs/her2st/data", help="dataset folder of HER2ST (docs/results.md)")
         action.add_argument("--mob", default="runs/mob/data", help="dataset folder of MOB1 and MOB2")
+        for name, tissue in (("--her2st-wide", "HER2ST"), ("--mob-wide", "the mouse")):
+            text = f"{tissue} prepared with --patch-um 336 --patch-px 336: with both, the arms of niches are run"
+            action.add_argument(name, help=text)
         action.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
         action.add_argument("--output", default=f"runs/hierarchy_{name}.json", help="results, to which units are added")
         action.add_argument("--scratch", help="folder of predictions per spot, for the ensembles of seeds")
