@@ -38,4 +38,9 @@ def test_without_baselines_and_without_a_hierarchy_the_sentences_say_so():
     only = [row("hest", "ours", True, variant="alpha=cv", pearson_mean=-0.01)]
     _, against, sure, hierarchy = conclusions(record(0.01, protocols=only, comparisons=[]))
     assert "an answer without skill gets 0.000; the model lies 0.010 below it" in against
-    assert "Evaluate without --no-baselines" in sure and "only a checkpoint with a Lorentz space" in hierarchy
+    assert sure.endswith("so what was learned is not shown.") and "only a checkpoint with a Lorentz space" in hierarchy
+    for left_out in ("--no-baselines", "--protocols"):
+        words = ["delst", "evaluate", left_out]
+        _, _, sure, hierarchy = conclusions(record(0.01, protocols=only, comparisons=[], command=words))
+        assert sure.endswith(f"Evaluate without {left_out}.")
+    assert "it is not among the --protocols" in hierarchy

@@ -85,7 +85,9 @@ def _how_sure(record: Record, verdict: Verdict) -> str:
             ends = f"{each['low']:+.3f} and {each['high']:+.3f}"
             return f"the difference lies between {ends} in 95 % of resamples, {scope}: {sure}."
     if verdict.rival == "chance":
-        return "no baseline was scored beside it, so what was learned is not shown. Evaluate without --no-baselines."
+        left_out = next((name for name in ("--no-baselines", "--protocols") if name in record.get("command", ())), None)
+        advice = f" Evaluate without {left_out}." if left_out else ""
+        return f"no baseline was scored beside it, so what was learned is not shown.{advice}"
     return f"no interval of the difference is known here; by the spread of the baseline it is {_beyond(verdict)}."
 
 
@@ -95,6 +97,8 @@ def _beyond(verdict: Verdict) -> str:
 
 def _hierarchy(record: Record) -> str:
     row = next((row for row in record["protocols"] if row["protocol"] == "hierarchy" and not row.get("slide")), None)
+    if row is None and "--protocols" in record.get("command", ()):
+        return "it is not among the --protocols that were asked for."
     if row is None:
         return "none was scored; only a checkpoint with a Lorentz space has one."
     metrics, which = row["metrics"], _protocol(record, "hierarchy")
