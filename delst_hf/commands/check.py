@@ -181,7 +181,7 @@ def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:
     from ..data.understood import measure, slide_page
 
     try:
-        thumbnail = thumbnail or slide.thumbnail()
+        thumbnail = thumbnail or (None if slide.image is None else slide.thumbnail())
         measure(slide, thumbnail)
         print(slide_page(slide_row(slide, thumbnail, options), len(slide.spots)))
     except Exception:  # it is refused already; a page of it is a courtesy

@@ -321,7 +321,8 @@ def choose_slides(
     from ..evaluation import slides
     from ..pretraining.arguments import split_names
 
-    trained = record.get("train_slides", [])
+    # Of unpaired slides the gene side has seen the counts.
+    trained = [*record.get("train_slides", []), *record.get("unpaired_slides", [])]
     named = split_names(arguments.train_slides), split_names(arguments.test_slides)
     seen = [slide for slide in named[1] if slide in trained]
     if seen and not arguments.allow_seen_slides:

@@ -15,13 +15,16 @@ from .formats_10x import (
     xenium_jobs,
 )
 from .options import (
+    WITHOUT_IMAGE,
     Jobs,
     about_slide,
     add_about,
     add_grid,
+    add_image,
     add_image_scale,
     add_pooling,
     check_files,
+    check_image,
     check_named,
     each,
     one_image,
@@ -48,22 +51,23 @@ def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
+    parser.add_argument("--without-image", action="store_true", help="also sections without an image, in the split unpaired: "
+                        "their spots train the gene side")  # fmt: skip
 
 
 def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.her2st import find_her2st_sections, locate_her2st, read_her2st
 
-    sections = split_names(arguments.sections) or find_her2st_sections(arguments.source)
+    blind = arguments.without_image
+    sections = split_names(arguments.sections) or find_her2st_sections(arguments.source, blind)
     if not sections:
         raise FileNotFoundError(
             f"no section with counts, spots and image under {arguments.source}. Name one with --sections."
         )
     for section in sections:
-        locate_her2st(arguments.source, section, arguments.labels)
-    return [
-        partial(read_her2st, arguments.source, section=name, mpp=arguments.mpp, labels=arguments.labels)
-        for name in sections
-    ]
+        locate_her2st(arguments.source, section, arguments.labels, blind)
+    options = {"mpp": arguments.mpp, "labels": arguments.labels, "without_image": blind}
+    return [partial(read_her2st, arguments.source, section=name, **options) for name in sections]
 
 
 def _st_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +78,7 @@ def _st_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="alignment table: x, y, pixel_x, pixel_y; or nine numbers, a 3 x 3 matrix",
     )
-    parser.add_argument("--image", required=True, metavar="FILE", help="image of the section")
+    add_image(parser, "image of the section")
     parser.add_argument("--labels", metavar="FILE", help="columns id ('XxY') or x and y, and label")
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
     add_about(parser, "technology")
@@ -83,13 +87,14 @@ def _st_arguments(parser: argparse.ArgumentParser) -> None:
 def _st_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.legacy_st import read_legacy_st
 
+    check_image(arguments)
     check_files(arguments.counts, arguments.spots, arguments.image, arguments.labels)
     options = {"labels": arguments.labels, "mpp": arguments.mpp, **about_slide(arguments, 0, 1)}
     return [partial(read_legacy_st, arguments.counts, arguments.spots, arguments.image, **options)]
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, metavar="FILE", help="image of the slide")
+    add_image(parser, "image of the slide")
     parser.add_argument("--counts", required=True, metavar="FILE", help="csv, tsv (.gz), parquet, 10x h5, h5ad, mtx")
     parser.add_argument(
         "--coordinates", required=True, metavar="FILE", help="csv, tsv (.gz) or parquet, one row per spot"
@@ -122,6 +127,7 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
 def _table_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.generic import read_generic
 
+    check_image(arguments)
     check_files(arguments.image, arguments.counts, arguments.coordinates)
     names = (
         "barcode_column",
@@ -151,6 +157,7 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slide-value", metavar="ID,ID", help="with --slide-key: only these (default: all)")
     parser.add_argument("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
     parser.add_argument("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
+    parser.add_argument("--without-image", action="store_true", help=WITHOUT_IMAGE)
     add_image_scale(parser)
     parser.add_argument("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
     parser.add_argument(
@@ -169,10 +176,11 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
 
     check_files(*arguments.files, arguments.image)
     one_image(arguments.image, arguments.files)
+    check_image(arguments, needed=False)
     options = {
         "library_id": arguments.library_id, "mpp": arguments.mpp, "spot_diameter_um": arguments.spot_um,
-        "image": arguments.image, "image_scale": arguments.image_scale, "layer": arguments.layer,
-        "label_key": arguments.label_key,
+        "image": arguments.image, "image_scale": arguments.image_scale, "without_image": arguments.without_image,
+        "layer": arguments.layer, "label_key": arguments.label_key,
     }  # fmt: skip
     if arguments.slide_key is None:
         if arguments.slide_value:

@@ -70,6 +70,27 @@ def check_files(*names: str | None) -> None:
             raise FileNotFoundError(f"no file at {name}. Give the path of an existing file.")
 
 
+WITHOUT_IMAGE = "counts alone: the spots get the split unpaired and train the gene side"
+
+
+def add_image(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--image`, which must be given, or `--without-image` in its place."""
+    parser.add_argument("--image", metavar="FILE", help=text)
+    parser.add_argument("--without-image", action="store_true", help=WITHOUT_IMAGE)
+
+
+def check_image(arguments: argparse.Namespace, needed: bool = True) -> None:
+    """Refuse an image beside `--without-image`, and none of both where one is needed."""
+    if arguments.image is not None and arguments.without_image:
+        raise ValueError(
+            f"--without-image is for slides without one, but --image {arguments.image} was given. Give one of the two."
+        )
+    if needed and arguments.image is None and not arguments.without_image:
+        raise ValueError(
+            "no image was given. Give it (--image), or prepare the counts alone for the gene side (--without-image)."
+        )
+
+
 def one_image(image: str | None, sources: list[str]) -> None:
     if image is not None and len(sources) > 1:
         raise ValueError(f"--image is one image, but {len(sources)} files were given. Prepare them one at a time.")

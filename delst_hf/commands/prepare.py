@@ -322,4 +322,5 @@ def _print(summary: Any, output: str) -> None:
     if set(summary.splits) != {"train"}:
         print("splits   " + ", ".join(f"{name} {number}" for name, number in summary.splits.items()))
     print(f"genes    {summary.num_genes}")
-    print(f'open     datasets.load_dataset("{output}")["train"]')
+    split = next((name for name in ("train", "validation", "test", "unpaired") if name in summary.splits), "train")
+    print(f'open     datasets.load_dataset("{output}")["{split}"]')

@@ -20,7 +20,7 @@ _PAGES = 20
 _TEXT = """
 # Spatial transcriptomics: {num_slides} slides, {num_spots} spots, {num_genes} genes
 
-One row per spot: an image patch of {patch_um} um, stored as {patch_px} px ({stored}), with the raw counts of the expressed
+One row per spot: {patch}with the raw counts of the expressed
 genes. Written by `delst prepare`. License of the data: {license}.
 
 {examples}
@@ -29,7 +29,7 @@ genes. Written by `delst prepare`. License of the data: {license}.
 from datasets import load_dataset
 
 path = "PATH OF THIS FOLDER"
-spots = load_dataset(path)["train"]             # image, gene_indices, gene_counts, slide_id, x, y, label, ...
+spots = load_dataset(path)["{split}"]             # image, gene_indices, gene_counts, slide_id, x, y, label, ...
 genes = load_dataset(path, "genes")["train"]    # row i is the gene that gene_indices calls i
 slides = load_dataset(path, "slides")["train"]  # mpp, measured_genes, thumbnail, ...
 ```
@@ -40,7 +40,7 @@ slides = load_dataset(path, "slides")["train"]  # mpp, measured_genes, thumbnail
 - Tissue: {tissues}
 - Species: {species}
 - Patients: {num_patients}
-- Patch: {patch_um} um = {patch_px} px
+- Patch: {size}
 
 | slide | patient | split | spots | genes measured | technology | tissue | species | um per px | labels from | made from |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -74,7 +74,7 @@ def dataset_card(
         spots_per_slide: by slide id.
         labels: spots per label.
         num_genes: rows of the `genes` config.
-        stored: how patches are encoded, in words.
+        stored: how patches are encoded, in words; "" where no slide has an image.
         license: an identifier of the Hub.
         fingerprint: of the content.
         splits: the splits of `spots`; none where it is not split.
@@ -101,16 +101,18 @@ def dataset_card(
         header["license"] = license.lower()
     else:
         header |= {"license": "other", "license_name": license}
+    side = _several(f"{slide['patch_um']:g}" for slide in slides)
+    pixels = _several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides)
     facts = {
         "num_slides": len(slides),
         "num_spots": sum(spots_per_slide.values()),
         "num_genes": num_genes,
-        "patch_um": _several(f"{slide['patch_um']:g}" for slide in slides),
-        "patch_px": _several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides),
-        "stored": stored,
+        "patch": f"an image patch of {side} um, stored as {pixels} px ({stored}), " if stored else "",
+        "size": f"{side} um = {pixels} px" if stored else "none",
+        "split": splits[0] if splits else "train",
         "license": license,
         "examples": Markdown(
-            " ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3))
+            " ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3) if stored)
         ),
         "split_text": split_text,
         "technologies": _several(slide["technology"] for slide in slides),

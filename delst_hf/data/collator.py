@@ -254,6 +254,11 @@ def _decode_into(patch: np.ndarray, image: Any) -> bool:
 
 def open_patch(image: Any) -> Image.Image:
     """Return a PIL RGB image from a decoded or an undecoded cell of the column ``image``."""
+    if image is None:
+        raise ValueError(
+            "A spot has no image: it is of the split 'unpaired', which trains the gene side alone (--unpaired_slides). Take "
+            "spots of other slides."
+        )
     if isinstance(image, Mapping):
         image = Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"])
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -19,6 +19,8 @@ from .schema import (
     CONFIGS,
     LAYOUT,
     MANIFEST,
+    SPLITS,
+    UNPAIRED,
     content_fingerprint,
     describe_files,
     problems_of_files,
@@ -42,6 +44,7 @@ _WATCHED = {
     "gene_counts.list.element": "counts",
     "slide_id": "slide",
     "image.path": "path",
+    "image.bytes": "bytes",
 }
 _CHECKED = ["slide_id", "barcode", "gene_indices", "gene_counts", "n_genes", "total_counts"]
 _AGAIN = "Make it again with delst prepare, or copy it again from where it came from."
@@ -223,6 +226,8 @@ def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> l
             low, high = (statistics.min, statistics.max) if statistics.has_min_max else (None, None)
             if kind == "path" and statistics.has_null_count and statistics.null_count != group.num_rows:
                 found.add(f"images of {name} are given by a path instead of their bytes")
+            elif kind == "bytes" and statistics.has_null_count:
+                found |= _problems_of_images(name, statistics.null_count, group.num_rows)
             elif low is None or high is None:
                 continue
             elif kind == "indices" and not 0 <= low <= high < num_genes:
@@ -232,6 +237,14 @@ def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> l
             elif kind == "slide" and not low == high == slide_id:
                 found.add(f"{name} holds spots of another slide, {low if low != slide_id else high!r}")
     return sorted(found)
+
+
+def _problems_of_images(name: str, missing: int, rows: int) -> set[str]:
+    """Check a group of rows for images that are missing: of a slide all or none, and all of the split "unpaired" alone."""
+    split = Path(name).parent.name
+    if 0 < missing < rows or (missing and split in SPLITS and split != UNPAIRED):
+        return {f"images of {name} are missing"}
+    return {f"{name} holds images, in the split of spots without"} if split == UNPAIRED and not missing else set()
 
 
 def _problems_of_spots(folder: DatasetFolder, files: Sequence[Path]) -> Iterator[str]:

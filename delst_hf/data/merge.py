@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .schema import (
     SLIDES,
     SPLITS,
     SPOTS_SCHEMA,
+    UNPAIRED,
     Entry,
     content_fingerprint,
     describe_files,
@@ -196,6 +197,16 @@ def _report_overlap(slides: Sequence[pa.Table], places: Sequence[np.ndarray], nu
 
 
 def _plan(rows: Sequence[Mapping[str, Any]], request: SplitRequest | None) -> SplitPlan:
+    unpaired = tuple(row["slide_id"] for row in rows if row["split"] == UNPAIRED)
+    if unpaired:
+        named = [] if request is None else [*request.test_slides, *request.validation_slides]
+        if blind := [slide_id for slide_id in named if slide_id in unpaired]:
+            raise ValueError(
+                f"slides {blind} have no image, so they belong to the split {UNPAIRED!r} and cannot be held out. Name others "
+                "(--test-slides, --validation-slides)."
+            )
+        paired = [row for row in rows if row["split"] != UNPAIRED]
+        return replace(_plan(paired, request) if paired else SplitPlan(None), unpaired=unpaired)
     slides = [(row["slide_id"], row["patient_id"]) for row in rows]
     kept = {row["slide_id"]: row["split"] or "train" for row in rows}
     if request is not None or set(kept.values()) == {"train"}:
@@ -307,7 +318,6 @@ def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
 def _write_tables(folder: Path, union: pd.DataFrame, slides: Sequence[pa.Table], places, plan: SplitPlan) -> None:
     pq.write_table(pa.Table.from_pandas(union, GENES.arrow_schema, preserve_index=False).replace_schema_metadata(
         GENES.arrow_schema.metadata), folder / "genes" / "genes.parquet", write_page_checksum=True)  # fmt: skip
-    drawn = plan.request is not None and plan.request.by == "spot"
     with pq.ParquetWriter(
         folder / "slides" / "slides.parquet", SLIDES.arrow_schema, write_page_checksum=True
     ) as writer:
@@ -315,7 +325,7 @@ def _write_tables(folder: Path, union: pd.DataFrame, slides: Sequence[pa.Table],
             rows = table.to_pylist()
             for row in rows:
                 row["measured_genes"] = np.unique(place[np.asarray(row["measured_genes"], dtype=np.int64)])
-                row["split"] = "spot" if drawn else plan.of_slide.get(row["slide_id"], "train")
+                row["split"] = plan.of(row["slide_id"])
             writer.write_table(pa.Table.from_pylist(rows, schema=SLIDES.arrow_schema))
 
 
@@ -327,9 +337,11 @@ def _copy_previews(part: DatasetFolder, folder: Path) -> None:
 
 
 def _write_examples(folder: Path) -> None:
-    """Three patches for the card: from the middle of the first, the middle and the last slide."""
+    """Three patches for the card: from the middle of the first, the middle and the last slide that has an image."""
+    files = sorted(file for file in (folder / "spots").rglob("*.parquet") if file.parent.name != UNPAIRED)
+    if not files:
+        return
     (folder / "examples").mkdir()
-    files = sorted((folder / "spots").rglob("*.parquet"))
     for number, fraction in enumerate((0.2, 0.5, 0.8)):
         file = pq.ParquetFile(files[int(fraction * len(files))])
         group = file.read_row_group(int(fraction * file.num_row_groups), columns=["image"])
@@ -339,6 +351,8 @@ def _write_examples(folder: Path) -> None:
 
 
 def _stored(folder: Path) -> str:
+    if not (folder / "examples").is_dir():
+        return ""
     return "JPEG" if list((folder / "examples").glob("*.jpg")) else "PNG"
 
 

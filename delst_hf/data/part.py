@@ -28,7 +28,7 @@ from .patches import check_patch_size, encode
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
 from .samples import check_one_slide
-from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA, write_manifest
+from .schema import CONFIGS, GENES, SLIDES, SPOTS_SCHEMA, UNPAIRED, write_manifest
 from .slide import Slide, WrongFrameError
 from .understood import measure
 
@@ -101,7 +101,7 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
         raise WrongFrameError(f"{error} The spots on the image: {os.path.relpath(path)}") from error
     for name in CONFIGS:
         (folder / name).mkdir(parents=True)
-    if options.preview:
+    if options.preview and slide.image is not None:
         (folder / "previews").mkdir()
         draw_preview(slide, options.patch_um).save(folder / "previews" / f"{slide.slide_id}.png")
     kept = _write_spots(slide, folder / "spots", options)
@@ -121,8 +121,8 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
     write_manifest(folder)
 
 
-def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image]:
-    """Return the slide as it would be written, and its thumbnail; nothing is written.
+def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image | None]:
+    """Return the slide as it would be written, and its thumbnail, None of a slide without an image; nothing is written.
 
     Raises:
         ValueError: what `Slide.validate`, `clean_genes` and the quality checks refuse.
@@ -137,6 +137,8 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
             slide.counts, slide.genes, slide.slide_id, slide.species, options.aliases, slide.notes
         )
         slide = options.quality_filter.by_counts(replace(slide, counts=counts, genes=genes, species=species))
+    if slide.image is None:
+        return slide, None
     thumbnail = slide.thumbnail()
     # A grid is laid on the tissue of this very image: it cannot be of another frame.
     wrong = describe_wrong_frame(slide, thumbnail) if slide.has_counts else None
@@ -155,7 +157,7 @@ def swapped(slide: Slide, options: PatchOptions) -> Slide:
 def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarray:
     """Cut, filter and write the spots; return which were written (spots,) bool."""
     side = options.patch_um / slide.mpp
-    if slide.stored_patches is None and options.patch_px > _UPSAMPLING_ALARM * side:
+    if slide.image is not None and slide.stored_patches is None and options.patch_px > _UPSAMPLING_ALARM * side:
         logger.warning(
             "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image, a larger patch_um "
             "or a smaller patch_px",
@@ -165,7 +167,7 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarra
     counts = slide.counts.tocsr()
     counts.sum_duplicates()
     counts.eliminate_zeros()
-    waiting: list[tuple[int, bytes, float]] = []
+    waiting: list[tuple[int, bytes | None, float]] = []
     kept = np.ones(len(slide.spots), dtype=bool)
     try:
         for position, data, tissue in _encoded_patches(slide, options):
@@ -193,11 +195,14 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarra
     return kept
 
 
-def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int, bytes, float]]:
-    """Position, encoded patch and tissue fraction, in the order of the spots.
+def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int, bytes | None, float]]:
+    """Position, encoded patch and tissue fraction, in the order of the spots; None and NaN of a slide without an image.
 
     Within a block patches are cut along the rows of the image, so that each tile of a TIFF is decoded about once.
     """
+    if slide.image is None:
+        yield from ((position, None, np.nan) for position in range(len(slide.spots)))
+        return
     cut = slide.cutter(options.patch_um, options.patch_px)
     side = options.patch_um / slide.mpp
     block = _ROWS_PER_GROUP  # of an image in memory, every order is as good
@@ -244,7 +249,7 @@ class _Shards:
             self.writer = None
 
 
-def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]]) -> pa.Table:
+def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes | None, float]]) -> pa.Table:
     """Make the rows of these spots."""
     positions = np.array([position for position, _, _ in patches])
     spots, counts = slide.spots.iloc[positions], counts[positions]
@@ -264,33 +269,39 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes, float]
         "label": [None if pd.isna(label) else label for label in spots["label"]],
         "n_genes": np.diff(counts.indptr).astype(np.int32),
         "total_counts": np.diff(np.concatenate([[0], np.cumsum(counts.data, dtype=np.int64)])[counts.indptr]),
-        "tissue_fraction": np.array([tissue for _, _, tissue in patches], dtype=np.float32),
+        "tissue_fraction": pa.array(np.array([tissue for *_, tissue in patches], dtype=np.float32), from_pandas=True),
         "cell_area_um2": pa.array(spots["cell_area_um2"].to_numpy(np.float32), from_pandas=True),
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SPOTS_SCHEMA], schema=SPOTS_SCHEMA)
 
 
-def _images(encoded: list[bytes]) -> pa.Array:
-    """Images as `datasets` stores them; from arrays, since a list of dictionaries takes five times as long."""
+def _images(encoded: list[bytes | None]) -> pa.Array:
+    """Images as `datasets` stores them, null where there is none.
+
+    From arrays, since a list of dictionaries takes five times as long.
+    """
     kind = SPOTS_SCHEMA.field("image").type
     return pa.StructArray.from_arrays(
-        [pa.array(encoded, pa.binary()), pa.nulls(len(encoded), pa.string())], fields=list(kind)
+        [pa.array(encoded, pa.binary()), pa.nulls(len(encoded), pa.string())],
+        fields=list(kind),
+        mask=pa.array([data is None for data in encoded]),
     )
 
 
-def slide_row(slide: Slide, thumbnail: Image.Image, options: PatchOptions) -> dict[str, Any]:
+def slide_row(slide: Slide, thumbnail: Image.Image | None, options: PatchOptions) -> dict[str, Any]:
     """Return the row of a slide in the slides table."""
-    height, width = slide.image.shape[:2]
+    height, width = (0, 0) if slide.image is None else slide.image.shape[:2]
+    picture = None if thumbnail is None else {"bytes": encode(np.asarray(thumbnail), "jpeg", 90), "path": None}
     names = ("slide_id", "patient_id", "technology", "tissue", "species", "label_source", "source")
     return {name: getattr(slide, name) for name in names} | {
         "mpp": float(slide.mpp),
         "measured_genes": np.arange(len(slide.genes), dtype=np.int32),
-        "thumbnail": {"bytes": encode(np.asarray(thumbnail), "jpeg", 90), "path": None},
+        "thumbnail": picture,
         "image_width": width,
         "image_height": height,
         "patch_um": float(options.patch_um),
         "patch_px": int(options.patch_px),
         "spot_um": None if slide.spot_um is None else float(slide.spot_um),
-        "split": "train",
+        "split": "train" if slide.image is not None else UNPAIRED,
         "notes": slide.notes.to_json(),
     }

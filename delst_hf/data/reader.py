@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as arrow_dataset
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
@@ -22,7 +23,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import snapshot_download
 
 from .folder import DatasetFolder, open_folder
-from .schema import CONFIGS, MANIFEST, SPLITS, SPOTS
+from .schema import CONFIGS, MANIFEST, SPLITS, SPOTS, UNPAIRED
 
 _REPOSITORY = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
 
@@ -94,7 +95,7 @@ def hub_explained(name: str) -> Iterator[None]:
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
-    """All spots of a folder, those of the splits train, validation and test one after the other.
+    """All spots of a folder, those of the splits train, validation, test and unpaired one after the other.
 
     Args:
         folder: What `open_folder` returned.
@@ -179,12 +180,20 @@ def _times(found: os.stat_result) -> list[int]:
 
 
 def _refuse_outside_images(folder: DatasetFolder, spots: Dataset) -> None:
-    """Return an image given by a path would be read from wherever the path leads."""
+    """Refuse an image given by a path, which would be read from wherever it leads, and a missing one outside of "unpaired"."""
+    missing = 0
     for chunk in spots.data.column("image").chunks:
+        missing += chunk.null_count
         if pa.types.is_struct(chunk.type) and (
-            chunk.field("path").null_count != len(chunk) or chunk.field("bytes").null_count
+            chunk.field("path").null_count != len(chunk)
+            or pc.any(pc.and_(chunk.is_valid(), chunk.field("bytes").is_null())).as_py()
         ):
             raise ValueError(
                 f"{folder.path} holds spots whose image is a path or is missing, instead of an image. Such a folder is not "
                 "opened: make it again with delst prepare."
             )
+    if missing != split_of_spots(folder).count(UNPAIRED):
+        raise ValueError(
+            f"{folder.path} holds {missing} spots without an image, and not in the split {UNPAIRED!r} alone. Make it again "
+            "with delst prepare."
+        )

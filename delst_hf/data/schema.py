@@ -29,6 +29,7 @@ FEATURE, FEATURE_TYPE, INCLUDED = "feature", "feature_type", "included"
 
 SPOTS = Features(
     {
+        # None in the split "unpaired", of slides without an image.
         "image": Image(),
         # The expressed genes of the spot only: positions in the `genes` config, ascending, and their raw counts (> 0).
         "gene_indices": List(Value("int32")),
@@ -72,6 +73,7 @@ SLIDES = Features(
         "thumbnail": Image(),
         # Who or what gave the labels; "" where there are none.
         "label_source": Value("string"),
+        # 0 where the slide has no image.
         "image_width": Value("int32"),
         "image_height": Value("int32"),
         "patch_um": Value("float64"),
@@ -80,7 +82,8 @@ SLIDES = Features(
         "spot_um": Value("float64"),
         # Format and names of the files that the slide was read from.
         "source": Value("string"),
-        # "train" unless the folder was split; "spot" where spots of the slide are in several splits.
+        # "train" unless the folder was split; "spot" where spots of the slide are in several splits; "unpaired" of a slide
+        # without an image.
         "split": Value("string"),
         # What was noticed while the slide was read, as JSON (`Notes` in notes.py).
         "notes": Value("string"),
@@ -88,7 +91,9 @@ SLIDES = Features(
 )
 
 # Names of the splits, in the order in which their files of spots are read.
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "unpaired")
+# Spots without an image: they train the gene side, and are nobody's default.
+UNPAIRED = "unpaired"
 
 CONFIGS = {"spots": SPOTS, "genes": GENES, "slides": SLIDES}
 
@@ -96,7 +101,7 @@ MANIFEST = "manifest.json"
 FORMAT = "delst-dataset-1"
 # Every file that a dataset folder has; anything else in it is a stranger's.
 LAYOUT = re.compile(
-    r"README\.md|spots/((train|validation|test)/)?[A-Za-z0-9][\w.-]*\.parquet|genes/genes\.parquet|slides/slides\.parquet"
+    r"README\.md|spots/((train|validation|test|unpaired)/)?[A-Za-z0-9][\w.-]*\.parquet|genes/genes\.parquet|slides/slides\.parquet"
     r"|previews/[A-Za-z0-9][\w.-]*\.png|examples/\d+\.(jpg|png)",
     re.ASCII,
 )

@@ -40,7 +40,8 @@ class Slide:
 
     Attributes:
         slide_id: unique within a dataset; letters, digits, "_", "-" and ".".
-        image: uint8 (height, width, 3): an array, or anything with `.shape` and `[y0:y1, x0:x1]` slicing.
+        image: uint8 (height, width, 3): an array, or anything with `.shape` and `[y0:y1, x0:x1]` slicing. None where there are
+            only counts: its spots train the gene side.
         spots: index = barcodes, kept as text; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown),
             label (None when unknown; cleaned by `values.label`, so 1.0 is "1" and "NA" is None), cell_area_um2 (NaN unless a
             row is a cell of known size). All but x and y are added where they are missing.
@@ -190,6 +191,7 @@ class Slide:
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
         """Return a function from the position of a spot to its patch as an array, for another order than `patches`."""
         check_patch_size(patch_um, patch_px)
+        self._need_image()
         check_mpp(self.mpp, self.slide_id)
         if self.stored_patches is not None:
             return self.stored_patches.cutter(patch_um, patch_px)
@@ -197,6 +199,7 @@ class Slide:
 
     def thumbnail(self, max_px: int = 512) -> Image.Image:
         """Return the whole image with its longer side at most max_px, read in blocks of some megabytes."""
+        self._need_image()
         image = self.image.overview(max_px) if hasattr(self.image, "overview") else self.image
         height, width = image.shape[:2]
         factor = -(-max(height, width) // max_px)
@@ -211,6 +214,13 @@ class Slide:
                 small = Image.fromarray(np.ascontiguousarray(block)).reduce(factor)
                 reduced.paste(small, (left // factor, top // factor))
         return reduced
+
+    def _need_image(self) -> None:
+        if self.image is None:
+            raise ValueError(
+                f"slide {self.slide_id!r} has no image, so there is nothing to cut or to draw. Give its image, or train the "
+                "gene side alone on its spots (--unpaired_slides)."
+            )
 
     def _keep_genes(self) -> None:
         """Leave out the features that are not genes. What `validate` refuses is left to it."""
@@ -248,8 +258,8 @@ class Slide:
             raise ValueError(
                 f"{where}: counts have shape {self.counts.shape}; {n_spots} spots x {n_genes} genes expected. {hint}"
             )
-        shape = tuple(self.image.shape)
-        if len(shape) != 3 or shape[2] != 3 or 0 in shape or self.image.dtype != np.uint8:
+        shape = (1, 1, 3) if self.image is None else tuple(self.image.shape)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or (self.image is not None and self.image.dtype != np.uint8):
             raise ValueError(
                 f"{where}: the image is {self.image.dtype} {shape}. Allowed: uint8 (height, width, 3). "
                 "Convert it with delst_hf.data.images.to_rgb."
@@ -267,6 +277,8 @@ class Slide:
             )
 
     def _inside(self, x_name: str = "x", y_name: str = "y") -> np.ndarray:
+        if self.image is None:
+            return np.ones(len(self.spots), dtype=bool)
         height, width = self.image.shape[:2]
         x, y = self.spots[x_name].to_numpy(float), self.spots[y_name].to_numpy(float)
         return (x >= 0) & (x < width) & (y >= 0) & (y < height)

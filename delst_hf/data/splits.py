@@ -1,15 +1,16 @@
 """Train, validation and test by patient, by slide, or (asked for by name, because neighbours leak) by spot."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import numpy as np
 
 from ..markup import Markdown, cell
-from .schema import SPLITS
+from .schema import UNPAIRED
 
 UNITS = ("patient", "slide", "spot")
+ASSIGNED = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,26 @@ class SplitPlan:
 
     request: SplitRequest | None
     of_slide: Mapping[str, str] = field(default_factory=dict)
+    unpaired: tuple[str, ...] = ()  # slides without an image, whatever the request
 
     @property
     def is_split(self) -> bool:
         """Whether there is more than the one split "train"."""
-        return self.request is not None or bool(set(self.of_slide.values()) - {"train"})
+        return self.request is not None or bool(self.unpaired) or bool(set(self.of_slide.values()) - {"train"})
+
+    def of(self, slide_id: str) -> str:
+        """Return the split of a slide: "spot" where its spots are split one by one."""
+        if slide_id in self.unpaired:
+            return UNPAIRED
+        drawn = self.request is not None and self.request.by == "spot"
+        return "spot" if drawn else self.of_slide.get(slide_id, "train")
 
     def of_spots(self, slide_id: str, num_spots: int) -> np.ndarray:
         """Return the split of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
         request = self.request
-        if request is None or request.by != "spot":
-            return np.full(num_spots, self.of_slide.get(slide_id, "train"), dtype=object)
+        if request is None or request.by != "spot" or slide_id in self.unpaired:
+            own = UNPAIRED if slide_id in self.unpaired else self.of_slide.get(slide_id, "train")
+            return np.full(num_spots, own, dtype=object)
         order = np.random.default_rng([request.seed, crc32(slide_id.encode())]).permutation(num_spots)
         test, validation = round(request.test * num_spots), round(request.validation * num_spots)
         result = np.full(num_spots, "train", dtype=object)
@@ -72,11 +82,19 @@ class SplitPlan:
         return result
 
     def describe(self) -> Markdown:
-        """Return one or two sentences of Markdown for the dataset card; names of slides are escaped."""
+        """Return a few sentences of Markdown for the dataset card; names of slides are escaped."""
+        if self.unpaired:
+            alone = Markdown(
+                f"Slides without an image, whose spots train the gene side alone, are in the split `{UNPAIRED}`, also those of "
+                f"patients who are held out: {cell(', '.join(self.unpaired))}."
+            )
+            return (
+                Markdown(f"{replace(self, unpaired=()).describe()} {alone}") if self.of_slide or self.request else alone
+            )
         request = self.request
         if request is None and self.is_split:
             named = [
-                f"{name}: {cell(', '.join(slides))}" for name in (*SPLITS, "spot") if (slides := self._slides(name))
+                f"{name}: {cell(', '.join(slides))}" for name in (*ASSIGNED, "spot") if (slides := self._slides(name))
             ]
             return Markdown(f"Split as the folders were that this one was merged from. {'; '.join(named)}.")
         if request is None:
@@ -88,7 +106,7 @@ class SplitPlan:
                 f"Split by **spot** (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
                 "slide): neighbouring spots of one section are on both sides, so test figures are too good."
             )
-        named = [f"{name}: {cell(', '.join(slides))}" for name in SPLITS if (slides := self._slides(name))]
+        named = [f"{name}: {cell(', '.join(slides))}" for name in ASSIGNED if (slides := self._slides(name))]
         drawn = "slides named by hand" if request.test_slides or request.validation_slides else f"seed {request.seed}"
         return Markdown(f"Split by **{request.by}** ({drawn}); no patient is in two splits. {'; '.join(named)}.")
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from .folder import DatasetFolder, check_gene_indices
 from .reader import find_folder, load_spots, read_genes, read_slides, split_of_spots
+from .schema import UNPAIRED
 
 LEVEL_KEYS = ("n_genes", "total_counts", "shuffled")
 
@@ -100,13 +101,37 @@ class Study:
 
     @property
     def split_of_slide(self) -> dict[str, str]:
-        """Split of each slide: "train", "validation", "test", or "spot" where its spots are split one by one."""
+        """Split of each slide: "train", "validation", "test", "spot" where its spots are split one by one, or "unpaired"."""
         return {name: split or "train" for name, split in zip(self.slide_ids, self.slides["split"], strict=True)}
 
     @property
     def is_split(self) -> bool:
         """Whether the folder holds any slide or spot out."""
-        return set(self.split_of_slide.values()) != {"train"}
+        return bool(set(self.split_of_slide.values()) - {"train", UNPAIRED})
+
+    @property
+    def unpaired_slides(self) -> list[str]:
+        """Slides without an image, whose spots train the gene side alone, in the order of the folder."""
+        return [slide_id for slide_id, split in self.split_of_slide.items() if split == UNPAIRED]
+
+    @property
+    def paired_slides(self) -> list[str]:
+        """The others: slides whose spots have an image."""
+        return [slide_id for slide_id, split in self.split_of_slide.items() if split != UNPAIRED]
+
+    def check_images(self, slide_ids: Iterable[str]) -> None:
+        """Refuse slides without an image, and slides that are not in this study.
+
+        Raises:
+            ValueError: Naming them.
+        """
+        names = list(slide_ids)
+        self.check_slides(names)
+        if blind := [slide_id for slide_id in names if slide_id in self.unpaired_slides]:
+            raise ValueError(
+                f"Slides {blind} have no image (split {UNPAIRED!r}): their spots train the gene side alone "
+                f"(--unpaired_slides of a pretraining). Slides with an image: {self.paired_slides}. Name some of these."
+            )
 
     def check_slides(self, slide_ids: Sequence[str]) -> None:
         """Refuse slides that the folder does not hold.

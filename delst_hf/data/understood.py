@@ -27,7 +27,7 @@ AGREEMENT = 0.05
 _MANY = 12
 
 
-def measure(slide: Slide, thumbnail: Image.Image) -> None:
+def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
     """Write into the slide's notes what only the finished slide can tell: labels, medians, tissue under the spots."""
     notes, counts = slide.notes, slide.counts.tocsr()
     labels = Counter("(none)" if pd.isna(label) else str(label) for label in slide.spots["label"])
@@ -36,7 +36,8 @@ def measure(slide: Slide, thumbnail: Image.Image) -> None:
         notes.median_counts = float(np.median(_totals(counts)))
         notes.median_genes = float(np.median(np.diff(counts.indptr)))
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
-    notes.on_tissue = share_on_tissue(slide, thumbnail)
+    if thumbnail is not None:
+        notes.on_tissue = share_on_tissue(slide, thumbnail)
 
 
 def _totals(counts: sp.csr_matrix) -> np.ndarray:
@@ -110,6 +111,8 @@ def counts_page(found: "Counts", species: str = "", aliases: Mapping[str, tuple[
 
 
 def _image(row: Mapping[str, Any], notes: Notes) -> str:
+    if not _has_image(row):
+        return "none: counts alone, which train the gene side (--unpaired_slides)"
     size = f"{row['image_width']} x {row['image_height']} px"
     return ", ".join([size, *(f"{name}: {value}" for name, value in notes.image.items())])
 
@@ -128,7 +131,13 @@ def _against(found: float, mpp: float) -> str:
     return f"{in_micrometres(found)} ({told})"
 
 
+def _has_image(row: Mapping[str, Any]) -> bool:
+    return row["image_width"] != 0  # older versions left out what they did not know
+
+
 def _patch(row: Mapping[str, Any]) -> str:
+    if not _has_image(row):
+        return "none"
     pixels = float(row["patch_um"]) / float(row["mpp"])
     enlarged = f", enlarged {row['patch_px'] / pixels:.1f} times" if row["patch_px"] > 2 * pixels else ""
     return f"{row['patch_um']:g} um = {pixels:.0f} px of the image, stored as {row['patch_px']} px{enlarged}"

@@ -199,7 +199,7 @@ def training_slides(study: Study, slides: Sequence[str] | None = None) -> list[s
     """
     study.check_slides(slides or ())
     own = study.split_of_slide
-    held_out = [slide for slide in slides or () if own[slide] in ("validation", "test")]
+    held_out = [slide for slide in slides or () if own[slide] in ("validation", "test", "unpaired")]
     if held_out:
         raise ValueError(
             f"slides {held_out} are not in the split train. Choose genes on training slides only (--slides)."

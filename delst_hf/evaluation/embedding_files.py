@@ -77,7 +77,8 @@ def embed_dataset(
     loaded, processor = DelstModel.from_pretrained(model), DelstProcessor.from_pretrained(model)
     loaded.to(device="cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[call-arg]
     study = Study.load(dataset)
-    spots = study.subset(slides or study.slide_ids)
+    study.check_images(slides)
+    spots = study.subset(slides or study.paired_slides)
     collator = model_collator(loaded, processor, study)
     write_embeddings(loaded, spots, collator, output, batch_size, num_workers, progress)
     record = find_training_record(model)

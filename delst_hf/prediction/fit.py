@@ -120,7 +120,7 @@ def fit_head(
 
 def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[str]:
     """Choose slides to fit on: those named, of the pretraining, or of the split "train" of a folder that holds some out."""
-    study.check_slides(named)
+    study.check_images(named)
     own = study.split_of_slide
     trained = [slide for slide in predictor.record.get("train_slides", []) if slide in own]
     training = [slide for slide in study.slide_ids if own[slide] in ("train", "spot")] if study.is_split else []

@@ -191,7 +191,7 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
         return in_full_resolution(slide_source(slide, patch_um, predictor.patch_px), scale)
     if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
         study = Study.load(str(source))
-        slides, features = list(choice.slides) or study.slide_ids, None
+        slides, features = list(choice.slides) or study.paired_slides, None
         pixels = study.patch_px(slides)
         if choice.features is not None:
             study, features = join_features(choice.features, study, slides, choice.features_patch_px)

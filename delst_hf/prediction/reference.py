@@ -266,7 +266,7 @@ def _build_reference(
     progress: bool,
 ) -> Path:
     predictor, study = load_predictor(model), Study.load(dataset)
-    study.check_slides(slides)
+    study.check_images(slides)
     trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
     chosen = list(slides) or trained
     if not chosen:

@@ -225,6 +225,8 @@ def dataset_source(
     Raises:
         ValueError: If a slide is not in the folder, or patches of several sizes in micrometres would be mixed.
     """
+    if features is None:
+        study.check_images(slides)
     spots = study.subset(slides, spot_split)
     table = study.slides.set_index("slide_id").loc[list(slides)]
     sizes = sorted(set(table["patch_um"]))

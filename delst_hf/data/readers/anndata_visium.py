@@ -62,6 +62,7 @@ def read_anndata(
     spot_diameter_um: float | None = None,
     image: str | Path | None = None,
     image_scale: float | None = None,
+    without_image: bool = False,
     layer: str | None = None,
     label_key: str | None = "label",
     patient_id: str | None = None,
@@ -85,6 +86,7 @@ def read_anndata(
             files state that of a theoretical spot, 100 for legacy Spatial Transcriptomics.
         image: a full-resolution image file to use instead of the reduced image in the file.
         image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
+        without_image: take no image, whether there is one or not: the spots train the gene side alone.
         layer: the layer with raw counts, "raw" for adata.raw; by default X.
         label_key: column of obs with the labels, None for no labels. The default may be absent, another may not.
         patient_id: by default the slide id.
@@ -108,11 +110,11 @@ def read_anndata(
     path = Path(path)
     adata = open_anndata(path)
     of_slide = _rows_of_slide(adata, slide_key, slide_value, path.name)
-    chosen = library_id is not None or image is not None
-    library_id, library = library_of(adata, library_id, slide_value, image, path.name)
+    chosen = library_id is not None or image is not None or without_image
+    library_id, library = library_of(adata, library_id, slide_value, image or without_image or None, path.name)
     slide_id = slide_id or make_slide_id(slide_value or library_id or path.stem)
     matrix, genes = raw_counts(adata, layer, slide_id)
-    pixels, factor = image_of(library, image, image_scale, path.name)
+    pixels, factor = (None, 1.0) if without_image else image_of(library, image, image_scale, path.name)
     spots = _spots(adata, label_key, factor, path.name)
     if slide_key is None:
         of_slide = of_slide & rows_of_library(adata, library_id, path.name)

@@ -20,7 +20,7 @@ from .xenium import to_pixels
 
 @reader
 def read_generic(
-    image: str | Path,
+    image: str | Path | None,
     counts: str | Path,
     coordinates: str | Path,
     *,
@@ -47,7 +47,7 @@ def read_generic(
     """Read one slide from three files.
 
     Args:
-        image: the image.
+        image: the image; None where there is none, so that its spots train the gene side alone.
         counts: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx, or a folder with matrix.mtx.
         coordinates: CSV, TSV or parquet, one row per spot.
         barcode_column: column of the coordinates that names the spot as the counts do; its first column if there is none.
@@ -104,7 +104,7 @@ def read_generic(
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
     found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
     spots, matrix = join_spots(table, found, slide_id)
-    pixels = open_image(image)
+    pixels = None if image is None else open_image(image)
     x, y = _pixels_of(spots[[x_column, y_column]].to_numpy(float), scale, transform).T
     result = pd.DataFrame({"x": x, "y": y}, index=spots.index)
     if area_column is not None:
@@ -115,8 +115,9 @@ def read_generic(
     places, named = array_places(result)
     lattice = measure_lattice(result[["y", "x"]].to_numpy(float), places)
     array = find_array(lattice, technology, bin_um=spot_um, places=places, named_by_place=named)
-    witnesses = [*given(mpp), *lattice_states(lattice, array), *image_states(pixels, Path(image).name)]
-    unknown = f"{Path(image).name} does not state it"
+    stated = [] if image is None else image_states(pixels, Path(image).name)
+    witnesses = [*given(mpp), *lattice_states(lattice, array), *stated]
+    unknown = "there is no image to state it" if image is None else f"{Path(image).name} does not state it"
     if lattice is not None:
         unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
     scale_found = settle_scale(slide_id, witnesses, unknown=unknown)
@@ -129,7 +130,7 @@ def read_generic(
         scale=scale_found,
         patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         label_source="" if label_column is None else f"{name}: {label_column}", spot_um=spot_um,
-        source=f"table: {Path(counts).name}, {name}, {Path(image).name}",
+        source=f"table: {', '.join(Path(each).name for each in (counts, coordinates, image) if each is not None)}",
     )  # fmt: skip
     return slide if grid_um is None else pool_cells(slide, grid_um)
 

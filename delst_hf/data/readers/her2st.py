@@ -20,30 +20,32 @@ _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class Her2stFiles:
-    """The files of one section; `labels` is None where there are none."""
+    """The files of one section; `image` and `labels` are None where there are none."""
 
     counts: Path
     spots: Path
-    image: Path
+    image: Path | None
     labels: Path | None
 
 
-def find_her2st_sections(root: str | Path) -> list[str]:
-    """List the sections that have counts, a spot file and an image."""
+def find_her2st_sections(root: str | Path, without_image: bool = False) -> list[str]:
+    """List the sections that have counts, a spot file and, unless it may be missing, an image."""
     data = _data_folder(root)
     sections = sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
-    return [
-        name for name in sections if (data / "ST-spotfiles" / f"{name}_selection.tsv").is_file() and _images(data, name)
-    ]
+    placed = [name for name in sections if (data / "ST-spotfiles" / f"{name}_selection.tsv").is_file()]
+    return [name for name in placed if without_image or _images(data, name)]
 
 
-def locate_her2st(root: str | Path, section: str, labels: str | Path | None = None) -> Her2stFiles:
+def locate_her2st(
+    root: str | Path, section: str, labels: str | Path | None = None, without_image: bool = False
+) -> Her2stFiles:
     """Find the files of a section without reading them.
 
     Args:
         root: the folder that holds `data/ST-cnts` and its siblings.
         section: for example "C2".
         labels: a CSV with columns section, id, label, instead of the pathologist's file.
+        without_image: the image may be missing.
 
     Raises:
         FileNotFoundError: the layout, the section or one of its files is missing; the message lists what there is.
@@ -62,10 +64,11 @@ def locate_her2st(root: str | Path, section: str, labels: str | Path | None = No
             f"section {section!r} has counts but no spot file at {spots}. Add it, or leave the section out."
         )
     images = _images(data, section)
-    if not images:
+    if not images and not without_image:
         raise FileNotFoundError(
             f"section {section!r} has no image in {data / 'ST-imgs' / section[:1] / section}. "
-            f"Sections with counts and image: {', '.join(find_her2st_sections(root)) or 'none'}."
+            f"Sections with counts and image: {', '.join(find_her2st_sections(root)) or 'none'}. To train the gene side on "
+            "its counts alone, add --without-image."
         )
     if len(images) > 1:
         raise ValueError(
@@ -78,7 +81,10 @@ def locate_her2st(root: str | Path, section: str, labels: str | Path | None = No
     pathologist = data / "ST-pat" / "lbl" / f"{section}_labeled_coordinates.tsv"
     one = only_one(counts, f"the counts of section {section!r}", "Keep one of them.") or counts[0]
     return Her2stFiles(
-        one, spots, images[0], Path(labels) if labels else pathologist if pathologist.is_file() else None
+        one,
+        spots,
+        images[0] if images else None,
+        Path(labels) if labels else pathologist if pathologist.is_file() else None,
     )
 
 
@@ -90,6 +96,7 @@ def read_her2st(
     mpp: float | None = None,
     patient_id: str | None = None,
     labels: str | Path | None = None,
+    without_image: bool = False,
 ) -> Slide:
     """Read one section. Spots with counts and selected == 1 are kept, in the order of the counts.
 
@@ -99,6 +106,7 @@ def read_her2st(
         mpp: micrometres per pixel; by default from the array's 200 um pitch over the pitch measured in the spot file.
         patient_id: by default the letters of the section ("C" for "C2").
         labels: a CSV with columns section, id ("XxY"), label; by default the pathologist's file of the section, if any.
+        without_image: the image may be missing: the slide then has none, and its spots train the gene side alone.
 
     Returns:
         The slide; array_col is X and array_row is Y of "XxY". `slide.validate()` is left to the caller.
@@ -113,7 +121,7 @@ def read_her2st(
         >>> slide.spots["label"].tolist(), slide.patient_id, round(slide.mpp, 2)
         ([None, 'tumour', None, None], 'Z', 5.0)
     """
-    files = locate_her2st(root, section, labels)
+    files = locate_her2st(root, section, labels, without_image)
     slide = read_legacy_st(
         files.counts, files.spots, files.image, slide_id=section, mpp=mpp, labels=files.labels,
         patient_id=patient_id or re.sub(r"\d.*", "", section) or section, tissue="breast cancer", species="human",

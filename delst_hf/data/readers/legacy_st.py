@@ -32,7 +32,7 @@ _SPOT_ID = re.compile(r"X?(-?\d+(?:\.\d+)?)[x_](-?\d+(?:\.\d+)?)")
 def read_legacy_st(
     counts: str | Path,
     spots: str | Path,
-    image: str | Path,
+    image: str | Path | None,
     *,
     slide_id: str | None = None,
     mpp: float | None = None,
@@ -46,7 +46,7 @@ def read_legacy_st(
     Args:
         counts: table of counts; which side the spots are on is told by their names.
         spots: alignment table, or the nine numbers of an affine matrix.
-        image: image of the section.
+        image: image of the section; None where there is none, so that its spots train the gene side alone.
         slide_id: by default the name of the counts without its suffixes.
         mpp: micrometres per pixel; by default 200 um over the pitch of the array of 1,007 spots, or 150 um over the distance of
             diagonal neighbours on that of 2,000.
@@ -69,9 +69,10 @@ def read_legacy_st(
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
     matrix = read_matrix(spots)
     positions = _positions(Path(spots)) if matrix is None else _transformed(places, table.barcodes, matrix)
-    pixels = open_image(image)
+    pixels = None if image is None else open_image(image)
+    stated = [] if image is None else image_states(pixels, Path(image).name)
     by_array, array, unknown = legacy_states(positions)
-    scale = settle_scale(slide_id, [*given(mpp), *by_array, *image_states(pixels, Path(image).name)], unknown=unknown)
+    scale = settle_scale(slide_id, [*given(mpp), *by_array, *stated], unknown=unknown)
     chosen = positions[positions["selected"] == 1] if "selected" in positions else positions
     kept, joined = join_spots(chosen, table, slide_id)
     rows, columns = (np.rint(kept[name].to_numpy(float)).astype(int) for name in "yx")
@@ -91,7 +92,7 @@ def read_legacy_st(
         notes=table.notes,
         label_source=Path(labels).name if labels is not None and named else "",
         spot_um=None if array is None else array.spot_um,
-        source=f"st: {Path(counts).name}, {Path(spots).name}, {Path(image).name}",
+        source=f"st: {', '.join(Path(name).name for name in (counts, spots, image) if name is not None)}",
     )  # fmt: skip
 
 
