@@ -29,7 +29,7 @@ def choose_slides(
     Raises:
         ValueError: If a slide is not in the dataset, or none is left to score.
     """
-    study.check_slides([*train_slides, *test_slides])
+    study.check_images([*train_slides, *test_slides])
     tests = list(dict.fromkeys(test_slides)) or _unseen(study, trained, train_slides)
     fitted = list(dict.fromkeys(train_slides)) or _known(study, trained, tests)
     _say_departures(study, trained, fitted, tests)
@@ -40,7 +40,7 @@ def _unseen(study: Study, trained: Sequence[str], train_slides: Sequence[str]) -
     """Return the slides of the split "test" that were not seen; where nothing is held out, all that were not."""
     own, seen = study.split_of_slide, {*trained, *train_slides}
     patients = study.patients([slide for slide in study.slide_ids if slide in seen])
-    unseen = [slide for slide in study.slide_ids if slide not in seen]
+    unseen = [slide for slide in study.paired_slides if slide not in seen]
     held_out = [slide for slide in unseen if own[slide] == "test"]
     if held_out:
         return held_out
@@ -64,7 +64,7 @@ def _unseen(study: Study, trained: Sequence[str], train_slides: Sequence[str]) -
 def _known(study: Study, trained: Sequence[str], tests: Sequence[str]) -> list[str]:
     """Return the slides of the pretraining, or those of the split "train"; none that is scored."""
     own = study.split_of_slide
-    pretrained = [slide for slide in trained if slide in own and slide not in tests]
+    pretrained = [slide for slide in trained if slide in study.paired_slides and slide not in tests]
     training = [slide for slide in study.slide_ids if own[slide] == "train" and slide not in tests]
     return pretrained or training
 

@@ -248,6 +248,8 @@ def _data_facts(
         number = f"{len(train)} slide{'s' * (len(train) != 1)} of {persons} patient{'s' * (persons != 1)}"
         kind = cell(", ".join(str(data.get(name)) for name in ("technology", "tissue", "species")))
         text = Markdown(f"{number}: {kind}; content <code>{cell(data.get('fingerprint') or 'unknown')}</code>")
+    unpaired = record.get("unpaired_slides", [])
+    alone = f"; gene side alone (no image) {named(unpaired)}" if unpaired else ""
     license = data.get("license", data.get("licence"))  # as records before 0.2 spell it
     return {
         "species": data.get("species"),
@@ -255,5 +257,5 @@ def _data_facts(
         "patch_px": data.get("patch_px"),
         "train_data": text,
         "dataset_license": None if license in (None, "", "unknown") else license,
-        "splits": f"training {named(train)}; validation {named(validation)}; never seen, scored below: {named(test)}",
+        "splits": f"training {named(train)}{alone}; validation {named(validation)}; never seen, scored below: {named(test)}",
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .contrastive import tiled_contrastive
 from .distributed import gather_across_ranks, world_size
-from .entailment import entailment_loss, joint_entailment_losses
+from .entailment import entailment_loss, intra_entailment_loss, joint_entailment_losses
 from .similarity import dense_contrastive, lift
 
 
@@ -208,6 +208,66 @@ def objective(
     for name, term in terms.items():
         loss = loss + getattr(config, name.replace("_loss", "_weight")) * term
     return {"loss": loss, "contrastive_loss": contrastive, **terms}
+
+
+def unpaired_objective(
+    config: Any,
+    halves: Pair,
+    logit_scale: Tensor,
+    curvature: Tensor,
+    *,
+    wholes: Tensor | None = None,
+    level: Tensor | None = None,
+    slide_ids: Tensor | None = None,
+    negative_groups: Tensor | None = None,
+    across_ranks: bool = False,
+) -> dict[str, Tensor]:
+    """Compute the loss of spots without an image, by their gene embeddings alone.
+
+    ``contrastive(g(x, m b), g(x, m (1 - b))) + beta * intra-modal entailment(g(x, m))`` with x the expression of a spot, m the
+    genes that were measured and b a coin for each gene. Without an image a spot can only be matched with itself: the halves
+    share no gene and no count, whose noise is independent, so what tells that they are one spot is its state. (Counts are
+    split for the same reason in Neufeld et al., arXiv 2207.00554; halves of the input as views are those of SCARF, 2106.15147.)
+
+    Args:
+        config: A `DelstConfig`: geometry, form of entailment and its weight.
+        halves: Gene embeddings of two complementary halves of the genes of each spot, each (batch, dim).
+        logit_scale: The multiplier itself (0-d).
+        curvature: ``c > 0`` (0-d).
+        wholes: Gene embeddings of the whole spots (batch, dim), for the order by `level`; None leaves it out.
+        level: Hierarchy key (batch,), needed with `wholes`.
+        slide_ids: Slide of each spot (batch,) int; ordered pairs stay within a slide.
+        negative_groups: (batch,) int; spots of one group are not each other's negatives.
+        across_ranks: Take negatives and ordered pairs from all processes; all must call it.
+
+    Returns:
+        ``loss``, ``unpaired_contrastive_loss`` and, with `wholes`, ``unpaired_entailment_loss`` (0-d tensors).
+
+    >>> from types import SimpleNamespace
+    >>> half = torch.nn.functional.normalize(torch.eye(3), dim=-1)
+    >>> config = SimpleNamespace(geometry="cosine")
+    >>> sorted(unpaired_objective(config, (half, half), torch.tensor(10.0), torch.tensor(1.0)))
+    ['loss', 'unpaired_contrastive_loss']
+    """
+    contrastive = contrastive_loss(
+        *halves, logit_scale, curvature, config.geometry, across_ranks=across_ranks, groups=negative_groups
+    )
+    if wholes is None or level is None:
+        return {"loss": contrastive, "unpaired_contrastive_loss": contrastive}
+    if across_ranks:
+        wholes, level, slide_ids = gather(wholes), gather(level), _gathered(slide_ids)
+    entailment = intra_entailment_loss(
+        wholes,
+        level,
+        curvature,
+        slide_ids,
+        config.intra_parent,
+        config.intra_min_level_ratio,
+        config.intra_aperture_scale,
+        **_options(config),
+    )
+    loss = contrastive + config.intra_entailment_weight * entailment
+    return {"loss": loss, "unpaired_contrastive_loss": contrastive, "unpaired_entailment_loss": entailment}
 
 
 def gather(x: Tensor) -> Tensor:

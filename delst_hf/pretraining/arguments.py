@@ -62,6 +62,13 @@ class DataArguments:
             "nearly copies, and all others are refused."
         },
     )
+    unpaired_slides: str = field(
+        default="",
+        metadata={
+            "help": "Comma-separated slides without an image whose spots train the gene side, or 'all'. Vocabulary and means "
+            "stay those of the pairs."
+        },
+    )
     num_genes: int | None = field(
         default=1000, metadata={"help": "Size of the vocabulary: the most variable genes of the training slides."}
     )
@@ -229,7 +236,7 @@ ModelArguments = make_dataclass(
 # What is 0 or more, and what is below 1 besides. With others a run fails late, in words of a library, or trains nothing.
 _AT_LEAST_ZERO = (
     "learning_rate", "vision_learning_rate", "scalar_learning_rate", "weight_decay", "adam_epsilon", "warmup_steps",
-    "max_grad_norm", "min_spot_distance_um",
+    "max_grad_norm", "min_spot_distance_um", "unpaired_weight",
 )  # fmt: skip
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
 
@@ -304,6 +311,7 @@ class DelstTrainingArguments(TrainingArguments):
             "choices": MASK_NEGATIVES,
         },
     )
+    unpaired_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of unpaired spots."})
     cache_features: bool = field(
         default=False,
         metadata={

@@ -17,6 +17,8 @@ PRETRAINING: dict[str, dict[str, str]] = {
         "validation_slides": "To see eval_loss and recall while training; choose another patient.",
         "test_slides": "Before anything else, unless delst prepare has split the dataset.",
         "same_patient_slides": "Only to show how much easier they are.",
+        "unpaired_slides": "With sections that have counts alone (delst prepare --without-image).",
+        "unpaired_weight": "Lower it when recall falls.",
         "streaming": "For studies larger than the disk.",
         "shuffle_buffer": "Larger mixes more slides.",
     },

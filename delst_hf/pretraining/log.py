@@ -12,7 +12,13 @@ from ..atomic.files import write_file
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
-_TERMS = {"contrastive": "contrastive_loss", "cross": "cross_entailment_loss", "intra": "intra_entailment_loss"}
+_TERMS = {
+    "contrastive": "contrastive_loss",
+    "cross": "cross_entailment_loss",
+    "intra": "intra_entailment_loss",
+    "unpaired contrastive": "unpaired_contrastive_loss",
+    "unpaired intra": "unpaired_entailment_loss",
+}
 # What is wrong, in the two words of a line -> what it means and what to do, said once.
 ADVICE = {
     "curvature at its clamp": "The curvature has reached the end of its range and cannot follow the loss any more: lower "

@@ -151,6 +151,7 @@ def assemble(
     set_seed(training.seed)
     train_slides, validation_slides = choose_slides(study, data)
     check_there_are_negatives(study, train_slides, training.mask_negatives)
+    unpaired, whole = _unpaired_slides(study, data, training, train_slides, validation_slides), study
     niches = features = None
     if data.levels != "spot":
         from .niche import Niches
@@ -202,20 +203,45 @@ def assemble(
         # What the weights have seen: of a checkpoint that is continued, its slides too.
         "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
         "validation_slides": validation_slides,
+        **({"unpaired_slides": unpaired} if unpaired else {}),
         "vision": before.get("vision") if model.vision is None else model.vision,
         "level_key": data.level_key,
         "hyperparameters": hyperparameters(data, model, training),
     }
+    collator = niches.collator(processor, spots) if niches else collator_of(study, processor, features)
+    if unpaired:
+        from .unpaired import UnpairedSpots
+
+        alone = whole.with_level(training_spots(whole, unpaired), data.level_key, training.seed)
+        spots["unpaired"] = UnpairedSpots(alone, collator, training)
     return trainer_class(data)(
         model=network,
         args=training,
-        data_collator=niches.collator(processor, spots) if niches else collator_of(study, processor, features),
+        data_collator=collator,
         processing_class=processor,
         run_facts=facts,
         patient_of_slide=patient_of_slide(study),
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
+
+
+def _unpaired_slides(
+    study: Study,
+    data: DataArguments,
+    training: DelstTrainingArguments,
+    train_slides: Sequence[str],
+    validation_slides: Sequence[str],
+) -> list[str]:
+    """Return the slides without an image that train the gene side; none unless they are asked for."""
+    if not data.unpaired_slides:
+        return []
+    from .unpaired import check_unpaired, choose_unpaired
+
+    check_unpaired(data, training)
+    chosen = choose_unpaired(study, data, train_slides, validation_slides)
+    check_there_are_negatives(study, chosen, training.mask_negatives)
+    return chosen
 
 
 def trainer_class(data: DataArguments) -> Callable[..., DelstTrainer]:
@@ -295,7 +321,7 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
             trained on is to be held out.
     """
     named = {role: split_names(getattr(data, f"{role}_slides")) for role in ("train", "validation", "test")}
-    study.check_slides([slide for slides in named.values() for slide in slides])
+    study.check_images(slide for slides in named.values() for slide in slides)
     taken = {slide for slides in named.values() for slide in slides}
     own = study.split_of_slide
     chosen = {

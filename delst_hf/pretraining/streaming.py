@@ -27,6 +27,7 @@ def check_streaming(data: DataArguments, training: DelstTrainingArguments) -> No
         ),
         "cache_features": (training.cache_features, "a place on the disk for the features of every spot"),
         "features": (data.features is not None, "the features of every spot"),
+        "unpaired_slides": (bool(data.unpaired_slides), "all unpaired spots beside the stream"),
         "level_key='shuffled'": (data.level_key == "shuffled", "the numbers of genes of all spots of a slide"),
         "auto_find_batch_size": (training.auto_find_batch_size, "another order of the spots for each size"),
     }

@@ -47,6 +47,7 @@ class DelstTrainer(CheckedTrainer):
         processing_class: Processor of the model, saved and pushed with it.
         run_facts: What the record of the run says beside arguments and log: slides, dataset, ``data`` (`record.data_facts`).
         patient_of_slide: Number of the patient of each slide of the dataset, for ``mask_negatives="patient"``.
+        unpaired: Spots without an image that train the gene side (`unpaired.UnpairedSpots`).
         card_facts: Facts of the model card by hand (`hub.facts.FACTS`), such as ``{"license": "apache-2.0"}``.
         **kwargs: As in the base class.
 
@@ -77,8 +78,10 @@ class DelstTrainer(CheckedTrainer):
         run_facts: dict[str, Any] | None = None,
         card_facts: dict[str, str] | None = None,
         patient_of_slide: Sequence[int] | None = None,
+        unpaired: Any = None,
         **kwargs: Any,
     ):
+        self.unpaired = unpaired
         # The base class would look for a tokenizer in a processor; this one has none, and is saved in `_save`.
         self.card_facts = card_facts or {}
         super().__init__(*args, processor=processing_class, run_facts=run_facts, **kwargs)
@@ -216,10 +219,23 @@ class DelstTrainer(CheckedTrainer):
         sums["batches"] = sums["batches"] + 1
         # A model that knows nothing takes each spot of the joined batch for the partner with equal probability.
         sums["chance"] = sums["chance"] + math.log(len(outputs.image_embeds) * world_size())
+        loss = outputs.loss
         if model.training:
-            self.watch_loss(outputs.loss)
+            if self.unpaired is not None:
+                loss = loss + self._unpaired_loss()
+            self.watch_loss(loss)
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _unpaired_loss(self) -> Tensor:
+        """Return the weighted loss of the next unpaired batch; its terms are kept for the next log."""
+        from .unpaired import unpaired_terms
+
+        terms = unpaired_terms(self)
+        loss = terms.pop("loss")
+        for name, value in terms.items():
+            self._sums["train"][name] = self._sums["train"][name] + value.detach()
+        return self.args.unpaired_weight * loss
 
     def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Dye the patches of a training batch, and add its parts and the groups of its negatives."""
@@ -235,10 +251,14 @@ class DelstTrainer(CheckedTrainer):
         if args.views == "nested":
             inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
         if args.mask_negatives != "off":
-            slides = inputs["slide_ids"]
-            groups = slides if self._group_of_slide is None else self._group_of_slide.to(slides.device)[slides]
-            inputs["negative_groups"] = groups
+            inputs["negative_groups"] = self.negative_groups(inputs["slide_ids"])
         return inputs
+
+    def negative_groups(self, slides: Tensor) -> Tensor | None:
+        """Return the group of spots of these slides (batch,) whose others are not their negatives; None where all are."""
+        if self.args.mask_negatives == "off":
+            return None
+        return slides if self._group_of_slide is None else self._group_of_slide.to(slides.device)[slides]
 
     def _normalisation(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the channels, as the image processor takes them of light from 0 to 1."""
