@@ -57,6 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "cone, regression": {"regression_weight": 1.0},
     "cosine, regression": {"geometry": "cosine", "regression_weight": 1.0},
     "cone, slides masked": {"mask_negatives": "slide"},
+    "cone, unpaired": {"unpaired_slides": "all"},
     "niche, none": {**NONE, "levels": "niche"},
     "niche, euclidean": {"geometry": "euclidean", "levels": "niche"},
     "niche cone": NICHE,
@@ -234,6 +235,7 @@ def make_trainer(unit: Unit, study: Any, folder: str) -> Any:
         num_genes=800,
         level_key=options.pop("level_key", "n_genes"),
         levels=options.pop("levels", "spot"),
+        unpaired_slides=options.pop("unpaired_slides", ""),
     )
     training = {
         "num_train_epochs": split.epochs,
@@ -293,7 +295,17 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
             for seed in options.seeds:
                 for split in (name for name in group if name in chosen_splits):
                     units += split_units(split, seed, arms)
-    return [unit for unit in units if unit.key not in done]
+    return [unit for unit in units if unit.key not in done and has_its_slides(unit, options)]
+
+
+def has_its_slides(unit: Unit, options: argparse.Namespace) -> bool:
+    """Whether the dataset holds slides without an image, where an arm trains on them (delst prepare --without-image)."""
+    if "unpaired_slides" not in unit.options:
+        return True
+    import pyarrow.parquet as pq
+
+    folder = Path(getattr(options, split_of(unit).dataset))
+    return "unpaired" in pq.read_table(folder / "slides" / "slides.parquet", columns=["split"])["split"].to_pylist()
 
 
 def split_units(split: str, seed: int, arms: dict[str, dict[str, Any]]) -> list[Unit]:

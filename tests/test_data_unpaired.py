@@ -11,6 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from delst_hf.cli import main
+from delst_hf.data.cells import pool_cells
 from delst_hf.data.collator import open_patch
 from delst_hf.data.dataset import merge_datasets, write_dataset
 from delst_hf.data.folder import open_folder
@@ -201,7 +202,7 @@ def test_tables_and_anndata_without_an_image(tmp_path, capsys):
     counts.to_csv(tmp_path / "counts.csv")
     files = ["--counts", str(tmp_path / "counts.csv"), "--coordinates", str(tmp_path / "xy.csv"), "--allow-scale"]
     assert main(["prepare", "table", *files, "--output", str(tmp_path / "t"), "--quiet"]) == 2
-    assert "no image was given. Give it (--image), or prepare the counts alone" in capsys.readouterr().err
+    assert "the following arguments are required: --image, or --without-image" in capsys.readouterr().err
     assert (
         main(["prepare", "table", *files, "--image", "x.png", "--without-image", "--output", str(tmp_path / "t")]) == 2
     )
@@ -223,6 +224,13 @@ def test_tables_and_anndata_without_an_image(tmp_path, capsys):
     found = Study.load(tmp_path / "h")
     assert found.unpaired_slides == ["counts"]
     assert found.spots["total_counts"][:] == np.asarray(slide.counts.sum(axis=1)).ravel().tolist()
+
+
+def test_cells_without_an_image_are_added_up_as_far_as_there_are_cells():
+    slide = blind("toy_A1")
+    pooled = pool_cells(slide, 100.0)  # 50 px of the 100 that the cells lie on
+    assert pooled.image is None and pooled.counts.shape[0] == 4
+    assert pooled.counts.sum() == slide.counts.sum()
 
 
 def test_real_sections_without_an_image(shared_dir, tmp_path):

@@ -87,7 +87,7 @@ def check_image(arguments: argparse.Namespace, needed: bool = True) -> None:
         )
     if needed and arguments.image is None and not arguments.without_image:
         raise ValueError(
-            "no image was given. Give it (--image), or prepare the counts alone for the gene side (--without-image)."
+            "the following arguments are required: --image, or --without-image to prepare the counts alone for the gene side."
         )
 
 

@@ -100,13 +100,15 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
     if not (np.isfinite(grid_um) and grid_um > 0):
         raise ValueError(f"grid_um is {grid_um}. Allowed: a positive side in micrometres, e.g. 55 (--grid-um).")
     side = grid_um / slide.mpp
-    height, width = slide.image.shape[:2]
+    x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
+    height, width = (
+        (np.nanmax(y) + side, np.nanmax(x) + side) if slide.image is None else slide.image.shape[:2]
+    )  # as far as there are cells
     if max(height, width) / side > _MAX_SQUARES:
         raise ValueError(
             f"slide {slide.slide_id!r}: squares of {grid_um:g} um are {side:.3g} px, more than {_MAX_SQUARES} along the image. "
             "Take larger squares (--grid-um)."
         )
-    x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
     with np.errstate(invalid="ignore"):
         row, column = np.floor(y / side), np.floor(x / side)
         inside = ((row + 0.5) * side < height) & ((column + 0.5) * side < width) & (row >= 0) & (column >= 0)

@@ -70,7 +70,7 @@ def limitations(record: Record, data: Record, results: Record | None, baselines:
                 "The results carry no fingerprint of the weights that were scored: that they are of this checkpoint was not "
                 "checked."
             )
-        seen = {patients[slide] for slide in train if slide in patients}
+        seen = {patients[slide] for slide in [*train, *record.get("unpaired_slides", [])] if slide in patients}
         same = [slide for slide in results["test_slides"] if patients.get(slide) in seen]
         if same:
             lines.append(

@@ -203,7 +203,7 @@ def assemble(
         # What the weights have seen: of a checkpoint that is continued, its slides too.
         "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
         "validation_slides": validation_slides,
-        **({"unpaired_slides": unpaired} if unpaired else {}),
+        "unpaired_slides": list(dict.fromkeys([*unpaired, *before.get("unpaired_slides", [])])),
         "vision": before.get("vision") if model.vision is None else model.vision,
         "level_key": data.level_key,
         "hyperparameters": hyperparameters(data, model, training),
