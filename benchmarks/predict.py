@@ -1,12 +1,14 @@
 """Rate of `delst predict` beside its two limits, its memory, and reading patches of a tiled TIFF beside other readers.
 
-    python benchmarks/predict.py MODEL --tiles 1000                 # rates; bar: 0.9 of the slower limit
+    python benchmarks/predict.py MODEL --tiles 128 --turns 9        # rates; bar: 0.9 of the slower limit
     python benchmarks/predict.py MODEL --memory 10000 40000         # peak memory at each number of tiles, a process each
     python benchmarks/predict.py MODEL --whole 60000                # a slide of that side, its grid, seconds and peak memory
     python benchmarks/predict.py --readers                          # patches of a tiled TIFF, beside zarr and openslide
 
 The slide is made here: coloured noise of the sizes of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
-model's own size. Rates are medians of three runs, taken in turns, so that a busy machine slows all of them.
+model's own size. Rates are medians of many short turns in a row, so that a busy machine slows all of them. The share
+of the slower limit is taken within each turn, and its median and quartiles are printed, by the clock and by CPU seconds: the
+latter count reading as if nothing ran beside it, and hardly depend on other jobs.
 """
 
 import argparse
@@ -59,12 +61,12 @@ def positions(path: Path, tiles: int, side: int = 112) -> pd.DataFrame:
     )
 
 
-def rates(model: str, tiles: int, batch_size: int, workers: int) -> dict[str, float]:
-    """Tiles per second of the whole, of the bare backbone on patches in memory, and of reading alone."""
+def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> dict[str, list[tuple[float, float]]]:
+    """Clock and CPU seconds of each turn: of the whole, of the bare backbone on patches in memory, and of reading alone."""
     from delst_hf.prediction import load_predictor
     from delst_hf.prediction.shards import run
     from delst_hf.prediction.source import slide_source
-    from delst_hf.prediction.stream import read_ahead
+    from delst_hf.prediction.stream import in_batches, read_ahead
 
     predictor = load_predictor(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,16 +88,33 @@ def rates(model: str, tiles: int, batch_size: int, workers: int) -> dict[str, fl
                 predictor.features(some).sum().item()
 
         def reading(_: int) -> None:
-            for _ in read_ahead(source.read, source.order(0, tiles), batch_size, workers):
+            for _ in read_ahead(source.read, in_batches(source.order(0, tiles), batch_size), workers):
                 pass
 
-        taken: dict[str, list[float]] = {}
-        for number in range(3):
-            for name, work in (("predict", whole), ("backbone", backbone), ("reading", reading)):
-                start = time.perf_counter()
-                work(number)
-                taken.setdefault(name, []).append(time.perf_counter() - start)
-    return {name: tiles / statistics.median(seconds) for name, seconds in taken.items()}
+        works = {"predict": whole, "backbone": backbone, "reading": reading}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+        for number in range(-1, turns):
+            # Each goes first as often as the others; the turn before the first warms up and is not counted.
+            for name in np.roll(list(works), number).tolist():
+                start, spent = time.perf_counter(), time.process_time()
+                works[name](number)
+                if number >= 0:
+                    taken[name].append((time.perf_counter() - start, time.process_time() - spent))
+    return taken
+
+
+def summary(taken: dict[str, list[tuple[float, float]]], tiles: int) -> dict[str, object]:
+    """Median tiles per second, and the share of the slower limit that `predict` reaches: median and quartiles over turns."""
+    found: dict[str, object] = {
+        name: round(tiles / statistics.median(clock for clock, _ in turns), 1) for name, turns in taken.items()
+    }
+    for place, kind in enumerate(("clock", "cpu")):
+        shares = [
+            max(limits[place] for limits in (backbone, reading)) / whole[place]
+            for whole, backbone, reading in zip(*taken.values(), strict=True)
+        ]
+        found[f"share by {kind}"] = [round(float(one), 2) for one in np.quantile(shares, [0.25, 0.5, 0.75])]
+    return found
 
 
 def memory(model: str, tiles: int) -> float:
@@ -180,7 +199,8 @@ def readers(patches: int = 2000) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="checkpoint")
-    parser.add_argument("--tiles", type=int, default=1000)
+    parser.add_argument("--tiles", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--memory", type=int, nargs="+", metavar="TILES")
@@ -194,8 +214,5 @@ if __name__ == "__main__":
     elif given.memory:
         print(json.dumps({tiles: round(memory(given.model, tiles)) for tiles in given.memory}))
     else:
-        found = rates(given.model, given.tiles, given.batch_size, given.num_workers)
-        share = found["predict"] / min(found["backbone"], found["reading"])
-        print(
-            json.dumps({name: round(rate, 1) for name, rate in found.items()}), f"share of the slower limit {share:.2f}"
-        )
+        found = rates(given.model, given.tiles, given.turns, given.batch_size, given.num_workers)
+        print(json.dumps(summary(found, given.tiles)))

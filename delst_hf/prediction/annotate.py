@@ -19,7 +19,7 @@ from .outputs import full_disk_explained
 from .predict import provenance
 from .predictor import Predictor, load_predictor
 from .source import slide_source
-from .stream import read_ahead
+from .stream import in_batches, read_ahead
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -198,7 +198,7 @@ def _annotations(
         facts = provenance(predictor, source)
         parts = [
             {one: value for one, value in predictor(patches).items() if one != "features"}
-            for _, patches in read_ahead(source.read, np.arange(len(source)), batch_size, num_workers)
+            for _, patches in read_ahead(source.read, in_batches(np.arange(len(source)), batch_size), num_workers)
         ]
         arrays = {one: np.concatenate([part[one] for part in parts]) for one in parts[0]}
     return _parts(predictor, arrays, adata.obs_names, key, {**facts, "modality": modality, "key": key})

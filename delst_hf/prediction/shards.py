@@ -1,4 +1,4 @@
-"""What a model makes of patches, kept on the disk a few thousand at a time: memory is flat, and a killed run goes on."""
+"""What a model makes of patches, kept on the disk a few hundred at a time: memory is flat, and a killed run goes on."""
 
 import hashlib
 import json
@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from ..atomic.locks import locked
 from ..data.colour import patch_colours
 from .predictor import Predictor
 from .source import PatchSource
-from .stream import read_ahead
+from .stream import in_batches, read_ahead
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 2048
+# Patches per shard, which are what a killed run loses at most.
+_ROWS = 512
 # The colours of about so many patches of a shard are looked at, evenly spread over it.
-_COLOURS = 64
+_COLOURS = 16
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
         output: What is to be written.
         told: All that decides what the shards hold, as JSON; shards of something else are not taken up.
     """
-    key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    # Shards of another size, as another version of this program has them, are something else too.
+    key = hashlib.sha256(json.dumps([told, _ROWS], sort_keys=True, default=str).encode()).hexdigest()[:16]
     with locked(output) as path:
         for stale in path.parent.glob(f".{path.name[:100]}.shards-*"):
             if stale.name[-16:] != key:
@@ -100,12 +103,18 @@ def run(
     taken = sum(min(_ROWS, len(source) - start) for start in done)
     if taken:
         logger.info("%d of %d patches taken up from an earlier run", taken, len(source))
-    with tqdm(total=len(source), initial=taken, desc="predict", unit="tile", disable=not progress) as bar:
-        for start, path in paths.items():
-            if start in done:
-                continue
-            order = source.order(start, min(start + _ROWS, len(source)))
-            arrays = _one_shard(source, predictor, order, keep, batch_size, num_workers, bar)
+    todo = {start: source.order(start, min(start + _ROWS, len(source))) for start in paths if start not in done}
+    # One stream for all shards: the next one is read while this one is finished.
+    batches = read_ahead(
+        source.read, (batch for order in todo.values() for batch in in_batches(order, batch_size)), num_workers
+    )
+    with (
+        tqdm(total=len(source), initial=taken, desc="predict", unit="tile", disable=not progress) as bar,
+        closing(batches),
+    ):
+        for start, order in todo.items():
+            arrays = _one_shard(batches, predictor, order, keep, batch_size, bar)
+            path = paths[start]
             save_file(arrays, path.with_suffix(".incomplete"))
             fsync(path.with_suffix(".incomplete"))
             os.replace(path.with_suffix(".incomplete"), path)
@@ -113,20 +122,19 @@ def run(
 
 
 def _one_shard(
-    source: PatchSource,
+    batches: Iterator[tuple[np.ndarray, list[np.ndarray]]],
     predictor: Predictor,
     order: np.ndarray,
     keep: Sequence[str],
     batch_size: int,
-    num_workers: int,
     bar: Any,
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of one shard, in the order of the source."""
+    """Return the arrays of one shard, in the order of the source; its batches are the next ones of the stream."""
     places = order - order.min()
     arrays: dict[str, np.ndarray] = {}
     colours: list[np.ndarray] = []
     done, step = 0, max(len(order) // _COLOURS, 1)
-    for _, patches in read_ahead(source.read, order, batch_size, num_workers):
+    for _, patches in islice(batches, -(-len(order) // batch_size)):
         looked_at = patches[-done % step :: step]
         here = places[done : done + len(patches)]
         done += len(patches)

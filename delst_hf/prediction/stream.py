@@ -1,7 +1,7 @@
 """Batches of patches, read ahead by threads: decoding and resizing leave Python's lock, so they run beside the model."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,24 +10,31 @@ import numpy as np
 _T = TypeVar("_T")
 
 
+def in_batches(positions: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield positions (rows,) in their order, `batch_size` at a time.
+
+    >>> [batch.tolist() for batch in in_batches(np.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    return (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
+
+
 def read_ahead(
-    read: Callable[[Sequence[int]], _T], positions: np.ndarray, batch_size: int, num_workers: int
-) -> Iterator[tuple[np.ndarray, _T]]:
+    read: Callable[[Sequence[int]], _T], batches: Iterable[np.ndarray], num_workers: int
+) -> Generator[tuple[np.ndarray, _T]]:
     """Read batches in order, at most two per thread ahead of whoever takes them.
 
     Args:
         read: Positions -> their patches; called by several threads at a time.
-        positions: What to read, in order.
-        batch_size: Positions per batch.
+        batches: The positions of each batch.
         num_workers: Threads; 0 reads each batch when it is asked for.
 
     Yields:
         The positions of a batch and what `read` made of them.
 
-    >>> [(p.tolist(), int(b)) for p, b in read_ahead(sum, np.arange(5), batch_size=2, num_workers=1)]
+    >>> [(p.tolist(), int(b)) for p, b in read_ahead(sum, in_batches(np.arange(5), 2), num_workers=1)]
     [([0, 1], 1), ([2, 3], 5), ([4], 4)]
     """
-    batches = (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
     if num_workers == 0:
         yield from ((batch, read(batch)) for batch in batches)  # type: ignore[arg-type]
         return
