@@ -1,4 +1,4 @@
-"""Processes that do not outlive the run they work for."""
+"""Processes that do not outlive the run they work for, and that keep the memory they will need again."""
 
 import ctypes
 import os
@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+# Of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
+_KEPT = {-1: 2**30, -3: 2**30}
 _GRACE = 20.0  # seconds to clean up in
 _LOOKS = 1.0  # seconds between two looks at the parent, where the kernel cannot be asked to tell
 
@@ -55,6 +57,27 @@ def end_like_interrupted() -> None:
         parent = os.getppid()
         if _is_launcher(parent):
             threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 1 GiB of the memory that it frees, for the next arrays of that size.
+
+    glibc gives a freed array of some megabytes back to the kernel, which clears each of its pages anew for the next one: a
+    third of the time of a small convolutional network on a CPU. To be called by a command that is not the user's own program.
+
+    Returns:
+        Whether the C library could be told; elsewhere than on glibc nothing changes.
+
+    Examples:
+        >>> keep_freed_memory() in (True, False)
+        True
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    told = [mallopt(option, size) == 1 for option, size in _KEPT.items()]
+    return all(told)
 
 
 def _interrupt(number: int, frame: object) -> None:

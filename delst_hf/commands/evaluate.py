@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic.files import check_file_output
 from ..atomic.locks import locked
+from ..atomic.processes import keep_freed_memory
 from ..errors import reading, reading_model
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from ..model.distributed import process_rank
 
     PartialState()
+    keep_freed_memory()
     evaluation, output = evaluation_of(arguments), arguments.output or default_output(arguments.model)
     if process_rank() > 0:
         return _evaluate(arguments, evaluation, output)

@@ -14,56 +14,48 @@ _EPSILON = np.finfo(np.float64).eps
 def lsqr_ridge(
     inputs: np.ndarray, targets: np.ndarray, alphas: np.ndarray, tolerance: float = 1e-4, max_steps: int = 1000
 ) -> np.ndarray:
-    """Minimise |inputs w - target|^2 + alpha |w|^2 for every column of targets, as `Ridge(solver="lsqr")` without intercept.
+    """Minimise |inputs w - target|^2 + alpha |w|^2 for every target and penalty, as `Ridge(solver="lsqr")` without intercept.
 
     Args:
         inputs: (rows, columns).
         targets: (rows, targets).
-        alphas: (targets,) the penalty of each.
-        tolerance: Of the residual and of its gradient, relative, where a column stops.
+        alphas: (penalties,), each for all targets.
+        tolerance: Of the residual and of its gradient, relative, where a target stops.
         max_steps: At most so many steps.
 
     Returns:
-        Coefficients (columns, targets), float64.
+        Coefficients (penalties, columns, targets), float64.
 
     Examples:
         >>> lsqr_ridge(np.eye(2), np.array([[2.0], [4.0]]), np.array([1.0]), 1e-10).round(6).tolist()
-        [[1.0], [2.0]]
+        [[[1.0], [2.0]]]
     """
-    inputs = np.asarray(inputs)
-    state = _Bidiagonal(inputs, np.asarray(targets, dtype=inputs.dtype), np.sqrt(alphas))
-    result = np.zeros((inputs.shape[1], targets.shape[1]))
-    running = np.flatnonzero(state.alpha * state.beta > 0)
-    state.keep(running)
-    for _ in range(max_steps):
+    inputs, penalties = np.asarray(inputs), len(alphas)
+    basis = _Bidiagonal(inputs, np.asarray(targets, dtype=inputs.dtype))
+    state = _Rotations(basis, np.sqrt(np.repeat(np.asarray(alphas, dtype=np.float64), targets.shape[1])), penalties)
+    result = np.zeros((inputs.shape[1], penalties * targets.shape[1]))
+    # What runs, as places in the result, and which target of the basis each is of.
+    running, target = np.arange(result.shape[1]), np.tile(np.arange(targets.shape[1]), penalties)
+    stop = np.tile(basis.alpha * basis.beta == 0, penalties)
+    for _ in range(max_steps + 1):
+        if stop.any():
+            result[:, running[stop]] = state.solution[:, stop]
+            running, target = running[~stop], target[~stop]
+            state.keep(~stop)
+            kept, target = np.unique(target, return_inverse=True)
+            if len(kept) < basis.v.shape[1]:
+                basis.keep(kept)
         if not len(running):
             break
-        state.step()
+        basis.step()
+        state.step(basis, target)
         stop = state.converged(tolerance)
-        result[:, running[stop]] = state.solution[:, stop]
-        running = running[~stop]
-        state.keep(~stop)
     result[:, running] = state.solution
-    return result
+    return result.reshape(len(result), penalties, -1).transpose(1, 0, 2)
 
 
-class _Bidiagonal:
-    """The running quantities of the method, one column (or number) per target; names as in scipy.sparse.linalg.lsqr."""
-
-    def __init__(self, inputs: np.ndarray, targets: np.ndarray, damp: np.ndarray):
-        self.inputs, self.damp = inputs, damp
-        self.beta = np.linalg.norm(targets, axis=0).astype(np.float64)
-        self.u = targets / np.where(self.beta > 0, self.beta, 1.0).astype(inputs.dtype)
-        v = inputs.T @ self.u
-        self.alpha = np.linalg.norm(v, axis=0).astype(np.float64)
-        self.v = v / np.where(self.alpha > 0, self.alpha, 1.0).astype(inputs.dtype)
-        self.w = self.v.copy()
-        self.solution = np.zeros_like(self.v, dtype=np.float64)
-        self.rhobar, self.phibar, self.target_norm = self.alpha.copy(), self.beta.copy(), self.beta.copy()
-        self.norm_squared, self.condition = np.zeros(len(damp)), np.zeros(len(damp))
-        self.res2, self.xxnorm, self.z, self.sn2 = (np.zeros(len(damp)) for _ in range(4))
-        self.cs2 = -np.ones(len(damp))
-        self.residual, self.gradient, self.length = self.beta.copy(), self.alpha * self.beta, np.zeros(len(damp))
+class _State:
+    """Running quantities, one column (or number) for each of those that have not converged."""
 
     def keep(self, columns: np.ndarray) -> None:
         """Keep these columns only."""
@@ -71,30 +63,68 @@ class _Bidiagonal:
             if name != "inputs":
                 setattr(self, name, value[..., columns])
 
+
+class _Bidiagonal(_State):
+    """Golub and Kahan's bidiagonalisation from each target, which knows no penalty; names as in scipy.sparse.linalg.lsqr."""
+
+    def __init__(self, inputs: np.ndarray, targets: np.ndarray):
+        self.inputs = inputs
+        self.beta = np.linalg.norm(targets, axis=0).astype(np.float64)
+        self.u = targets / np.where(self.beta > 0, self.beta, 1.0).astype(inputs.dtype)
+        v = inputs.T @ self.u
+        self.alpha = np.linalg.norm(v, axis=0).astype(np.float64)
+        self.v = v / np.where(self.alpha > 0, self.alpha, 1.0).astype(inputs.dtype)
+        self.before = self.alpha
+
     def step(self) -> None:
-        """Take one step of the bidiagonalisation and of the rotations, as scipy does."""
+        """Take one step; `before` is the alpha that it started from."""
         kind = self.inputs.dtype
         u = self.inputs @ self.v - self.alpha.astype(kind) * self.u
         self.beta = np.linalg.norm(u, axis=0).astype(np.float64)
-        self.norm_squared = self.norm_squared + self.alpha**2 + self.beta**2 + self.damp**2
         self.u = u / np.where(self.beta > 0, self.beta, 1.0).astype(kind)
         v = self.inputs.T @ self.u - self.beta.astype(kind) * self.v
-        self.alpha = np.linalg.norm(v, axis=0).astype(np.float64)
+        self.before, self.alpha = self.alpha, np.linalg.norm(v, axis=0).astype(np.float64)
         self.v = v / np.where(self.alpha > 0, self.alpha, 1.0).astype(kind)
+
+
+class _Rotations(_State):
+    """What LSQR makes of the bidiagonalisation for each target with each penalty."""
+
+    def __init__(self, basis: _Bidiagonal, damp: np.ndarray, penalties: int):
+        def each(values: np.ndarray) -> np.ndarray:
+            return np.tile(values, penalties)
+
+        self.damp = damp
+        self.w = each(basis.v)
+        self.solution = np.zeros_like(self.w, dtype=np.float64)
+        self.rhobar, self.phibar, self.target_norm = each(basis.alpha), each(basis.beta), each(basis.beta)
+        self.norm_squared, self.condition = np.zeros(len(damp)), np.zeros(len(damp))
+        self.res2, self.xxnorm, self.z, self.sn2 = (np.zeros(len(damp)) for _ in range(4))
+        self.cs2 = -np.ones(len(damp))
+        self.residual, self.gradient = each(basis.beta), each(basis.alpha * basis.beta)
+        self.length = np.zeros(len(damp))
+
+    def step(self, basis: _Bidiagonal, target: np.ndarray) -> None:
+        """Rotate by one step of the basis, as scipy does; `target` says which column of the basis each is of."""
+        kind = basis.v.dtype
+        before, alpha, beta = basis.before[target], basis.alpha[target], basis.beta[target]
+        self.norm_squared = self.norm_squared + before**2 + beta**2 + self.damp**2
         rhobar1 = np.hypot(self.rhobar, self.damp)
         c1, s1 = self.rhobar / rhobar1, self.damp / rhobar1
         psi, phibar = s1 * self.phibar, c1 * self.phibar
-        rho = np.hypot(rhobar1, self.beta)
-        c, s = rhobar1 / rho, self.beta / rho
-        theta, self.rhobar = s * self.alpha, -c * self.alpha
+        rho = np.hypot(rhobar1, beta)
+        c, s = rhobar1 / rho, beta / rho
+        theta, self.rhobar = s * alpha, -c * alpha
         phi, self.phibar = c * phibar, s * phibar
         self.solution = self.solution + (phi / rho) * self.w
         self.condition = self.condition + ((self.w / rho) ** 2).sum(axis=0)
-        self.w = self.v - (theta / rho).astype(kind) * self.w
-        self._norms(rho, theta, phi, psi, s * phi)
+        self.w = basis.v[:, target] - (theta / rho).astype(kind) * self.w
+        self._norms(alpha, rho, theta, phi, psi, s * phi)
 
-    def _norms(self, rho: np.ndarray, theta: np.ndarray, phi: np.ndarray, psi: np.ndarray, tau: np.ndarray) -> None:
-        """Estimate of the norms of the solution, of the residual and of its gradient."""
+    def _norms(
+        self, alpha: np.ndarray, rho: np.ndarray, theta: np.ndarray, phi: np.ndarray, psi: np.ndarray, tau: np.ndarray
+    ) -> None:
+        """Estimate the norms of the solution, of the residual and of its gradient."""
         delta, gambar = self.sn2 * rho, -self.cs2 * rho
         rhs = phi - delta * self.z
         self.length = np.sqrt(self.xxnorm + (rhs / gambar) ** 2)
@@ -103,10 +133,10 @@ class _Bidiagonal:
         self.xxnorm = self.xxnorm + self.z**2
         self.res2 = self.res2 + psi**2
         self.residual = np.sqrt(self.phibar**2 + self.res2)
-        self.gradient = self.alpha * np.abs(tau)
+        self.gradient = alpha * np.abs(tau)
 
     def converged(self, tolerance: float) -> np.ndarray:
-        """Which columns have come to a stop by scipy's rules."""
+        """Tell which columns have come to a stop by scipy's rules."""
         norm = np.sqrt(self.norm_squared)
         relative = self.residual / self.target_norm
         optimality = self.gradient / (norm * self.residual + _EPSILON)

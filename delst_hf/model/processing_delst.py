@@ -149,11 +149,15 @@ class DelstProcessor(ProcessorMixin):
             return pixel_values
         from .stain_normalization import normalize_stains
 
-        mean, std = self._light_of_pixels(options)
+        mean, std = self.light_of_pixels(**options)
         return normalize_stains(pixel_values, self.stain_normalization, mean, std)
 
-    def _light_of_pixels(self, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation by channel, such that ``std * pixels + mean`` is light from 0 to 1."""
+    def light_of_pixels(self, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the channels (3,), such that ``std * pixels + mean`` is light from 0 to 1.
+
+        Args:
+            **options: Those of the image processor that were not its own when it made the pixels.
+        """
 
         def option(name: str) -> Any:
             return options[name] if options.get(name) is not None else getattr(self.image_processor, name)

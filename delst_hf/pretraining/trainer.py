@@ -243,10 +243,11 @@ class DelstTrainer(CheckedTrainer):
         if args.stain_jitter != "off" or args.views != "single":
             from .augmentation import STAIN_JITTER, part_views, stain_jitter
         if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains
-            strength, normalisation = STAIN_JITTER[args.stain_jitter], self._normalisation()
+            strength = STAIN_JITTER[args.stain_jitter]
+            light = (torch.zeros(3), torch.ones(3)) if self.processor is None else self.processor.light_of_pixels()
             for name in ("pixel_values", "niche_pixel_values"):
                 if name in inputs:
-                    inputs[name] = stain_jitter(inputs[name], strength, *normalisation)
+                    inputs[name] = stain_jitter(inputs[name], strength, *light)
             pixels = inputs["pixel_values"]
         if args.views == "nested":
             inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
@@ -259,13 +260,6 @@ class DelstTrainer(CheckedTrainer):
         if self.args.mask_negatives == "off":
             return None
         return slides if self._group_of_slide is None else self._group_of_slide.to(slides.device)[slides]
-
-    def _normalisation(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the channels, as the image processor takes them of light from 0 to 1."""
-        processor: Any = None if self.processor is None else self.processor.image_processor
-        if processor is None or not processor.do_normalize:
-            return torch.zeros(3), torch.ones(3)
-        return torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
 
     def _cached_loss(self, model: nn.Module, inputs: dict[str, Any]) -> DelstOutput:
         from .gradient_cache import cached_loss

@@ -271,10 +271,9 @@ def _reduced(fit: np.ndarray, held: np.ndarray, pca: int | None, seed: int) -> t
 
 def _ridge(inputs: np.ndarray, targets: np.ndarray, queries: np.ndarray, alphas: Sequence[float]) -> list[np.ndarray]:
     """Predictions (queries, genes) for each alpha of `Ridge(solver="lsqr", fit_intercept=False)`, all fitted at once."""
-    repeated = np.tile(targets, (1, len(alphas)))
-    coefficients = lsqr_ridge(inputs, repeated, np.repeat(np.asarray(alphas), targets.shape[1]))
     # scikit-learn keeps the coefficients in the type of the inputs.
-    return np.split(queries @ coefficients.astype(queries.dtype), len(alphas), axis=1)
+    coefficients = lsqr_ridge(inputs, targets, np.asarray(alphas)).astype(queries.dtype)
+    return [queries @ each for each in coefficients]
 
 
 def _cv_factor(rows: np.ndarray, values: np.ndarray, names: np.ndarray, pca: int | None, seed: int) -> float:
