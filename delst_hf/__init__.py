@@ -91,15 +91,24 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _is_the_delst_command() -> bool:
-    """Whether this process was started as ``delst`` or ``python -m delst_hf.cli``, or is a worker of one that was."""
+def _registers_later() -> bool:
+    """Whether this process is a program of this package, which registers when it needs to, or a worker of one."""
     program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
-    as_module = any(pair == ("-m", "delst_hf.cli") for pair in itertools.pairwise(words))
-    return as_module or os.path.basename(program) in ("delst", "delst.exe") or program.endswith(_CLI_FILE)
+    as_module = any(pair in _MODULES for pair in itertools.pairwise(words))
+    return (
+        as_module
+        or os.path.basename(program) in ("delst", "delst.exe")
+        or program.endswith(_CLI_FILE)
+        or os.path.realpath(program) in _SCRIPTS
+    )
 
 
-# Python runs this file before delst_hf.cli, and a command line whose help takes ten seconds is not used. So the command alone
-# does without registration here; `cli.main` imports it for the commands that load models, and `__getattr__` for everybody.
+# Python runs this file before those of the programs, and a command line whose help, or whose answer to a misspelt option, takes
+# ten seconds is not used. So the programs alone do without registration here: `cli.main` imports it for the commands that load
+# models, the scripts in their `main`, and `__getattr__` for everybody.
+_MODULES = (("-m", "delst_hf.cli"), ("-m", "delst_hf.pretraining"))
 _CLI_FILE = os.path.join("delst_hf", "cli.py")
-if not _is_the_delst_command():
+_HERE = os.path.dirname(os.path.realpath(__file__))
+_SCRIPTS = [os.path.join(os.path.dirname(_HERE), "training", f"{name}.py") for name in ("pretrain", "evaluate")]
+if not _registers_later():
     from . import registration as registration

@@ -6,6 +6,7 @@ raised and not by its class (`is_told`). Every reader passes `reading`, or as a 
 into a sentence with the name of the file; commands and scripts print `explain(error)`. The cause is kept, for `--debug`.
 """
 
+import difflib
 import dis
 import errno
 import functools
@@ -16,7 +17,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,13 +174,33 @@ def _explained(error: BaseException) -> str:
     )
 
 
-def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same command again") -> int:
+def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+    """Return the question after the nearest of the names that there are, in any case; "" where none is near.
+
+    >>> did_you_mean(["retreival"], ["hest", "retrieval"])
+    " Did you mean 'retrieval'?"
+    >>> did_you_mean(["erbb2"], ["EPCAM", "ERBB2"])
+    " Did you mean 'ERBB2'?"
+    """
+    names = {name.casefold(): name for name in known}
+    found = (difflib.get_close_matches(word.casefold(), names, 1) for word in words)
+    near = dict.fromkeys(names[name] for one in found for name in one)
+    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
+def run_script(
+    main: Callable[[], Any],
+    name: str,
+    going_on: str = "run the same command again",
+    check: Callable[[], Any] | None = None,
+) -> int:
     """Run the main function of a script as the `delst` command runs its own: errors are one line.
 
     Args:
         main: without arguments.
         name: of the script, for the message.
         going_on: how to go on after an interruption, for the message.
+        check: what can be refused before the seconds that libraries take to load.
 
     Returns:
         The exit status: 0 when done, 2 for an error, 130 when interrupted.
@@ -188,6 +209,8 @@ def run_script(main: Callable[[], Any], name: str, going_on: str = "run the same
     if debug:
         sys.argv.remove("--debug")
     try:
+        if check is not None:
+            check()
         with messages_on_stderr(debug, load=True):
             main()
     except KeyboardInterrupt as stop:

@@ -91,9 +91,11 @@ def test_a_protocol_that_the_data_do_not_allow_is_skipped_with_its_reason():
 
 
 def test_names_are_checked_before_any_work(capsys):
-    with pytest.raises(ValueError, match=r"protocols \['plip'\] are not known; allowed are arms, probes"):
+    with pytest.raises(ValueError, match=r"protocols \['plip'\] are not known\. Allowed are arms, probes"):
         chosen_protocols(["hest", "plip"])
     with pytest.raises(ValueError, match="protocol 'plip' is not known"):
         protocol("plip")
+    with pytest.raises(ValueError, match=r"\['retreival'\] are not known\. Did you mean 'retrieval'\?"):
+        chosen_protocols(["retreival"])
     assert main(["evaluate", "model", "me/dataset", "--protocols", "none"]) == 2
     assert "protocols ['none'] are not known" in capsys.readouterr().err

@@ -67,6 +67,7 @@ def test_a_slide_is_predicted_as_its_patches_are(predicted, toy_heads, slide_fil
     np.testing.assert_allclose(adata.obs["first two"], expected, atol=1e-5)
     np.testing.assert_allclose(adata.obs["one"], adata[:, names[5]].X[:, 0], atol=1e-6)
     assert {"pearson", "pearson_low", "pearson_high"} <= set(adata.var) and adata.obs["tissue_fraction"].min() > 0.2
+    assert dict(adata.uns["delst"]["signatures"]) == {"first two": "2 of 2 genes", "one": "1 of 1 genes"}
     assert adata.uns["delst"]["patch_um"] == 112 and adata.uns["delst"]["versions"]["torch"] == torch.__version__
     assert adata.uns["delst"]["model"] == "expression" and "toy_A1" in adata.uns["delst"]["head_fitted_on"]
 
@@ -250,6 +251,9 @@ def test_genes_are_chosen_by_name_and_by_held_out_score(toy_heads, slide_file, t
         predict_slide(
             str(toy_heads / "expression"), path, tmp_path / "x.h5ad", signatures={"odd": {"genes": ["Z"]}}, **options
         )
+    half = {"half": {"genes": [wanted[0], "Y", wanted[0].lower() + "x"]}}
+    with pytest.raises(ValueError, match=rf"predicts 1 of the 3 genes of .*'half'; half .*Y, .*mean '{wanted[0]}'\?"):
+        predict_slide(str(toy_heads / "expression"), path, tmp_path / "x.h5ad", signatures=half, **options)
     assert not (tmp_path / "x.h5ad").exists()
 
 

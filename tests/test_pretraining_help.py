@@ -15,7 +15,8 @@ from delst_hf.commands.evaluate import EVALUATION, EvaluationArguments
 from delst_hf.pretraining import __main__ as module_door
 from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
 from delst_hf.pretraining.help_groups import IN_OUR_WORDS, PRETRAINING
-from delst_hf.pretraining.options import CardArguments
+from delst_hf.pretraining.known_options import check_words
+from delst_hf.pretraining.options import CardArguments, _Parser
 from delst_hf.pretraining.options import parse_arguments as parse_options
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,19 @@ def test_examples_stand_apart_and_parse(description, capsys, tmp_path):
 def test_mistakes_are_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         parse_options(CLASSES, "", options)
+
+
+def test_the_early_answer_knows_every_option():
+    """It reads the source of transformers: what it does not know there would be refused although the parser takes it."""
+    for option in _Parser(CLASSES, add_help=False)._option_string_actions:
+        check_words(["toy", option, "-1e-3", f"{option}=3"], PRETRAINING)
+    for name in EvaluationArguments.__annotations__:
+        check_words([f"--{name}", f"--{name.replace('_', '-')}"], EVALUATION, training_arguments=False)
+    check_words(["-h", "--help", "--help-all", "--debug", "--num_train", "-3"], PRETRAINING)
+    with pytest.raises(ValueError, match=r"--lerning_rate is not an option. Did you mean --learning_rate\?"):
+        check_words(["toy", "--lerning_rate", "1"], PRETRAINING)
+    with pytest.raises(ValueError, match=r"--learning_rate is not an option"):
+        check_words(["--learning_rate", "1"], EVALUATION, training_arguments=False)
 
 
 def test_a_misspelt_option_of_a_file_names_the_file(tmp_path):

@@ -41,6 +41,23 @@ def test_a_misspelt_command_is_answered_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "program", [["training/pretrain.py"], ["training/evaluate.py"], ["-m", "delst_hf.pretraining"]]
+)
+def test_a_script_answers_a_misspelt_option_before_it_loads_anything_heavy(program, tmp_path):
+    """The names of what is loaded are printed by a module that Python imports first, at its exit."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\natexit.register(lambda: print('LOADED', *sorted({n.split('.')[0] for n in sys.modules})))\n"
+    )
+    words = [str(ROOT / word) if word.startswith("training/") else word for word in program]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, *words, "--datset", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and "--datset is not an option. Did you mean --dataset?" in done.stderr
+    loaded = set(done.stdout.split("LOADED")[1].split())
+    assert "delst_hf" in loaded and not loaded & HEAVY
+
+
+@pytest.mark.parametrize(
     "imports",
     ["import delst_hf; from transformers import AutoConfig, AutoModel",
      "from transformers import AutoConfig, AutoModel; import delst_hf"],

@@ -11,17 +11,20 @@ Probes are fitted on the slides that the checkpoint was trained on unless --trai
 import sys
 
 from delst_hf.atomic.processes import end_like_interrupted
+from delst_hf.commands.evaluate import EVALUATION
 from delst_hf.errors import run_script
+from delst_hf.pretraining.known_options import check_words
 
 
 def main() -> None:
     end_like_interrupted()
     # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
-    from delst_hf.commands.evaluate import EVALUATION, EvaluationArguments, run_evaluation
+    import delst_hf.registration  # noqa: F401
+    from delst_hf.commands.evaluate import EvaluationArguments, run_evaluation
     from delst_hf.pretraining.options import parse_arguments
 
     run_evaluation(parse_arguments((EvaluationArguments,), description=__doc__ or "", groups=EVALUATION)[0])
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, "evaluate.py"))
+    sys.exit(run_script(main, "evaluate.py", check=lambda: check_words(sys.argv[1:], EVALUATION, False)))

@@ -15,14 +15,17 @@ An installed package runs the same without this file: accelerate launch -q -m de
 import sys
 
 from delst_hf.errors import run_script
+from delst_hf.pretraining.help_groups import PRETRAINING
+from delst_hf.pretraining.known_options import check_words
 
 
 def main() -> None:
     # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    import delst_hf.registration  # noqa: F401
     from delst_hf.pretraining.run import main as run
 
     run(description=__doc__ or "")
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, "pretrain.py"))
+    sys.exit(run_script(main, "pretrain.py", check=lambda: check_words(sys.argv[1:], PRETRAINING)))

@@ -1,11 +1,11 @@
 """`delst prepare SHEET.csv`: a table with a row per slide, or per source of slides, becomes one dataset."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import did_you_mean
 from . import formats
 from .options import Jobs
 
@@ -93,11 +93,9 @@ def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> J
         option = next((one for one in _OPTIONS.get(column, (f"--{column}",)) if one in known), None)
         if option is None:
             columns = [*_OPTIONS, *(one.removeprefix("--") for one in known)]
-            near = difflib.get_close_matches(column, columns, 1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"the format {name} has no option for the column {column!r}.{meant} It has: {', '.join(sorted(known))}. "
-                "Leave the cell empty, or correct the name of the column."
+                f"the format {name} has no option for the column {column!r}.{did_you_mean([column], columns)} It has: "
+                f"{', '.join(sorted(known))}. Leave the cell empty, or correct the name of the column."
             )
         if known[option].nargs == 0:
             if value.lower() not in (*_YES, *_NO):

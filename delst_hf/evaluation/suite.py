@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..errors import did_you_mean
 from .findings import Findings
 from .preparation import finite_matrix
 from .protocols import Protocol
@@ -61,7 +62,8 @@ def chosen_protocols(names: Iterable[str]) -> tuple[str, ...]:
     unknown = [name for name in wanted if name not in SUITE]
     if unknown or not wanted:
         raise ValueError(
-            f"protocols {unknown or wanted} are not known; allowed are {', '.join(SUITE)}. Name some of them."
+            f"protocols {unknown or wanted} are not known.{did_you_mean(unknown, SUITE)} Allowed are {', '.join(SUITE)}, "
+            "comma-separated."
         )
     return tuple(name for name in SUITE if name in wanted)
 

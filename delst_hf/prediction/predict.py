@@ -22,6 +22,7 @@ from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
 from ..data.study import Study
+from ..errors import did_you_mean
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, full_disk_explained, write_prediction
@@ -152,7 +153,7 @@ def predict_slide(
             classes=predictor.classes,
             signatures=weights,
             distance=None if nearest is None else reference_distance(nearest, predictor, shards),
-            provenance=provenance(predictor, patches),
+            provenance=provenance(predictor, patches) | _parts_of_signatures(signatures or {}, weights),
         )
         write_prediction(output, prediction, overwrite)
     return prediction
@@ -263,7 +264,8 @@ def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Pr
     """Weights of the genes of each signature that the head predicts; those it does not know are named.
 
     Raises:
-        ValueError: If a signature has no gene that the head predicts.
+        ValueError: If the head predicts no gene of a signature, or fewer than half of them: the score would pass under a name
+            that it does not deserve.
     """
     known = set(predictor.genes.index)
     found = {}
@@ -276,10 +278,29 @@ def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Pr
                 f"the head predicts no gene of the signature {name!r}, which has {', '.join(list(weights)[:5])}. It predicts "
                 f"{len(known)} genes{', such as ' + ', '.join(sorted(known)[:3]) if known else ''}. Leave the signature out."
             )
-        if missing := [gene for gene in weights if gene not in known]:
-            logger.warning("signature %s: %s is not predicted by the head", name, ", ".join(missing))
+        missing = [gene for gene in weights if gene not in known]
+        if signature.get("genes") and 2 * len(there) < len(weights):
+            raise ValueError(
+                f"the head predicts {len(there)} of the {len(weights)} genes of the signature {name!r}; half of them is the "
+                f"least. Absent: {', '.join(missing[:8])}.{did_you_mean(missing[:8], known)} Leave the signature out, or fit a "
+                "head on a vocabulary that holds its genes."
+            )
+        if missing:
+            logger.warning(
+                "signature %s: %d of %d genes; %s %s not predicted by the head",
+                name, len(there), len(weights), ", ".join(missing[:8]), "is" if len(missing) == 1 else "are",
+            )  # fmt: skip
         found[name] = there
     return found
+
+
+def _parts_of_signatures(
+    signatures: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, str]]:
+    """Return of how many of its genes the score of each signature is, for uns["delst"]."""
+    asked = {name: len(one.get("genes") or one.get("profile") or ()) for name, one in signatures.items()}
+    parts = {name: f"{len(found)} of {asked[name]} genes" for name, found in weights.items()}
+    return {"signatures": parts} if parts else {}
 
 
 def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, Any]:

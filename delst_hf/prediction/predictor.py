@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.collator import PixelTransform
-from ..errors import reading_model
+from ..errors import did_you_mean, reading_model
 from ..evaluation.embed import CPU_SPOTS
 from ..hub.checkpoint_folder import checkpoint_class
 from ..hub.checksums import check_checksums
@@ -101,8 +101,9 @@ class Predictor:
         wanted = list(self.genes.index) if names is None else list(dict.fromkeys(names))
         if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
-                f"the head does not predict {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}. It predicts "
-                f"{len(known)} genes, such as {', '.join(list(known)[:5])}. Leave the others out (--genes)."
+                f"the head does not predict {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}."
+                f"{did_you_mean(unknown[:5], known)} It predicts {len(known)} genes, such as {', '.join(list(known)[:5])}. "
+                "Leave the others out (--genes)."
             )
         places = np.array([known[name] for name in wanted], dtype=int)
         if min_pearson is not None:

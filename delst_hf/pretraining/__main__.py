@@ -14,14 +14,17 @@ of any size fit into memory with all of its negatives.
 import sys
 
 from delst_hf.errors import run_script
+from delst_hf.pretraining.help_groups import PRETRAINING
+from delst_hf.pretraining.known_options import check_words
 
 
 def main() -> None:
     # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    import delst_hf.registration  # noqa: F401
     from delst_hf.pretraining.run import main as run
 
     run(description=__doc__ or "")
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, "pretraining"))
+    sys.exit(run_script(main, "pretraining", check=lambda: check_words(sys.argv[1:], PRETRAINING)))

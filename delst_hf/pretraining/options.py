@@ -1,10 +1,9 @@
 """The command line of a run: ``[config.yaml] [--option value ...]``, and the YAML files that come with the package."""
 
 import argparse
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from ..errors import reading
 from ..hub.facts import FACTS, FILES
 from .help_groups import IN_OUR_WORDS
 from .help_layout import HelpLayout, explained, wrapped
+from .known_options import refuse_unknown
 
 Groups = Mapping[str, Mapping[str, str]]
 
@@ -71,8 +71,8 @@ def parse_arguments(
     if argv and not argv[0].startswith("-"):
         path = find_config(argv.pop(0))
         defaults = _yaml_options(path)
-        _check_options(parser, defaults, f"{path}: ")
-    _check_options(parser, argv)
+        refuse_unknown(defaults, parser._option_string_actions, f"{path}: ")
+    refuse_unknown(argv, parser._option_string_actions)
     *parsed, rest = parser.parse_args_into_dataclasses(
         args=defaults + argv, look_for_args_file=False, return_remaining_strings=True
     )
@@ -97,19 +97,6 @@ class _Parser(HfArgumentParser):
         # argparse names an option by all its spellings.
         message = re.sub(r"argument (--\w+)/\S+: ", r"\1: ", message).removeprefix("argument ")
         raise ValueError(f"{message.rstrip('.')}. --help explains every option.")
-
-
-def _check_options(parser: argparse.ArgumentParser, words: Iterable[str], source: str = "") -> None:
-    """Refuse options that there are not, with the nearest that there is."""
-    known = parser._option_string_actions
-    for word in words:
-        option = word.split("=")[0]
-        # A negative number is a value.
-        if not re.match(r"--?[A-Za-z]", option) or option in known or any(name.startswith(option) for name in known):
-            continue
-        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")
 
 
 def format_help(parser: argparse.ArgumentParser, description: str, groups: Groups, everything: bool = False) -> str:

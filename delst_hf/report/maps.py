@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data.markers import is_housekeeping
+from ..errors import did_you_mean
 from ..evaluation.pictures import decode
 from . import plots
 
@@ -143,8 +144,8 @@ def chosen_genes(
     unknown = [gene for gene in wanted if gene not in table]
     if unknown:
         raise ValueError(
-            f"the genes {', '.join(unknown)} were not predicted by this evaluation (--genes). Known: "
-            f"{', '.join(sorted(table)) or 'none'}."
+            f"the genes {', '.join(unknown)} were not predicted by this evaluation (--genes)."
+            f"{did_you_mean(unknown, table)} Known: {', '.join(sorted(table)) or 'none'}."
         )
     scores = {
         row["gene"]: row["pearson"] for row in record.get("per_gene") or [] if row["arm"] == record["own_arms"][0]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ...errors import reader, reading
+from ...errors import did_you_mean, reader, reading
 from ..files import visible, without
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
@@ -301,7 +301,9 @@ def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> 
         raise ValueError(f"{name}: obsm['spatial'] has shape {xy.shape}. Allowed: (spots, 2), columns x and y.")
     obs = adata.obs
     if label_key is not None and label_key != "label" and label_key not in obs:
-        raise KeyError(f"{name}: no column {label_key!r} in obs. Available: {list(obs.columns)}.")
+        raise KeyError(
+            f"{name}: no column {label_key!r} in obs.{did_you_mean([label_key], obs.columns)} Available: {list(obs.columns)}."
+        )
     spots = pd.DataFrame({"x": xy[:, 0] * scale, "y": xy[:, 1] * scale}, index=identifiers(obs.index))
     for column in ("array_row", "array_col"):
         spots[column] = whole_or(obs[column], -1) if column in obs else -1

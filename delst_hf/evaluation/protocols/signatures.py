@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ...errors import did_you_mean
 from ...model.feature_extraction_delst import log_normalize
 from ..evidence import Spots
 from ..findings import Findings
@@ -88,7 +89,8 @@ def known_genes(name: str, signature: Mapping[str, Any], genes: Sequence[str]) -
         shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
         raise ValueError(
             f"{name}: {number} of {len(wanted)} genes are among the {len(readable)} that the model reads; "
-            f"{'half of them' if signature.get('genes') else 'one'} is the least. Absent: {shown}. Give names of the same kind "
+            f"{'half of them' if signature.get('genes') else 'one'} is the least. Absent: {shown}."
+            f"{did_you_mean(absent[:8], readable)} Give names of the same kind "
             "(symbol or Ensembl id), species and case, leave the signature out, or train with a vocabulary that holds them."
         )
     return f"{number} of {len(wanted)} genes"
