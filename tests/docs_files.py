@@ -171,7 +171,7 @@ def write_runs(folder: Path, tiny_backbone: Path) -> None:
     slides = []
     for name in ("toy_A1", "toy_A2", "toy_B1", "toy_C1", "toy_D1"):
         slide = make_toy_slide(name, spots_per_side=5, num_genes=60, image_px=400)
-        slide.genes.loc[:3, "symbol"] = ["ERBB2", "EPCAM", "KRT8", "COL1A1"]
+        slide.genes.loc[:3, "symbol"] = ["ERBB2", "KRT8", "EPCAM", "COL1A1"]  # the model reads every second
         slides.append(slide)
     data = folder / "runs/toy/data"
     write_dataset(slides, data, patch_px=32)
@@ -199,7 +199,7 @@ def write_runs(folder: Path, tiny_backbone: Path) -> None:
     small.save(folder / "he.tif")
     places = slide.spots[["x", "y"]] / scale
     places.rename_axis("barcode").reset_index().to_csv(folder / "spots.csv", index=False)
-    (folder / "signatures.json").write_text(json.dumps({"luminal": ["ERBB2", "EPCAM"]}))
+    (folder / "signatures.json").write_text(json.dumps({"luminal": {"genes": ["ERBB2", "EPCAM"]}}))
     _write_images(folder)
     small.resize((2000, 4000)).save(folder / "he.jpg")
     _write_trident(folder / "trident/20x_256px_0px_overlap/features_uni_v1", study)

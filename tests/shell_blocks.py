@@ -113,6 +113,9 @@ def only_parsing() -> Iterator[None]:
             yield
         except Parsed:
             return
+        except SystemExit as stop:  # of --help
+            assert not stop.code, stop.code
+            return
     raise AssertionError("no parser was asked")
 
 
@@ -134,8 +137,10 @@ def parse(command: Command) -> None:
         compile(words[1], str(command), "exec")
     else:
         path, arguments = script_of(program, words)
+        # bfloat16 is refused where there is no GPU, unless the CPU is asked for.
+        here = ["--use_cpu", "true"] if "--bf16" in arguments else []
         with only_parsing():
-            _run_script(path, arguments)
+            _run_script(path, [*arguments, *here])
 
 
 def script_of(program: str, words: list[str]) -> tuple[str, list[str]]:
@@ -168,7 +173,7 @@ def _run_script(path: str, arguments: list[str]) -> None:
 
 
 def run(command: Command) -> None:
-    """Do what a command does. Of programs that only measure, install, or start others, the words are parsed."""
+    """Do what a command does, a pretraining for one epoch. Of what measures, installs or starts others the words are parsed."""
     program, *words = command.words
     parse(command)
     if program in ("make", "pip", "hf") or (_NEEDS_SPATIALDATA.search(str(command)) and not _SPATIALDATA):
@@ -180,7 +185,8 @@ def run(command: Command) -> None:
     else:
         path, arguments = script_of(program, words)
         if not path.startswith("benchmarks/"):
-            _run_script(path, arguments)
+            asked = "pretrain" not in path or any("epochs" in word or "max_steps" in word for word in arguments)
+            _run_script(path, arguments if asked else [*arguments, "--num_train_epochs", "1"])
 
 
 def _small(words: list[str]) -> list[str]:

@@ -69,7 +69,12 @@ def test_genes_may_be_asked_for_and_unknown_ones_are_refused():
 def test_measured_and_predicted_share_one_scale_and_every_signature_is_drawn():
     figures = {name: figure for name, _, _, figure in slide_maps(make_record(), MapChoice(["GOOD"], 0.4))}
     points = [one for axes in figures["gene-S1"].axes for one in axes.collections if isinstance(one, PathCollection)]
-    assert len(points) == 2 and points[0].get_clim() == points[1].get_clim() and points[0].get_clim()[0] == 0
+    assert len(points) == 3 and points[0].get_clim() == points[1].get_clim() and points[0].get_clim()[0] == 0
+    # The third shows the same prediction on its own scale, as its title says.
+    low, high = np.quantile(points[1].get_array(), [0.02, 0.98])
+    assert points[2].get_array().tolist() == points[1].get_array().tolist()
+    assert points[2].get_clim() == pytest.approx((low, high)) and high > low
+    assert "GOOD predicted, on a scale of its own" in [axes.get_title() for axes in figures["gene-S1"].axes]
     assert all(one.get_alpha() == 0.4 for one in points)
     titles = [axes.get_title() for axes in figures["signature-S1"].axes]
     assert {f"s{i}" for i in range(5)} <= set(titles)

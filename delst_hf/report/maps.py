@@ -44,7 +44,7 @@ class MapPanels:
     caption: str
     panels: dict[str, Sequence[Any]]
     unit: str = ""
-    limits: tuple[float, float] | None = None
+    limits: Mapping[str, tuple[float, float]] | None = None
     categories: Sequence[str] | None = field(default=None)
 
 
@@ -91,18 +91,8 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
     names = sorted({value for values in shown.values() for value in values if value is not None})
     yield MapPanels("labels", "labels", "Spots without a label are not drawn.", shown, categories=names)
     for number, (gene, measured, predicted, pearson) in enumerate(chosen_genes(record, choice.genes)):
-        score = "" if pearson is None else f" Pearson {pearson:.2f} over all test spots."
-        caption = (
-            f"{gene} in counts per spot, measured and predicted from the image on one scale. A prediction is a mean: its peaks "
-            f"are lower.{score}"
-        )
-        ends = (0.0, max(float(np.quantile(measured, 0.98)), 1.0))
-        panels: dict[str, Sequence[Any]] = {
-            f"{gene} measured": measured.tolist(),
-            f"{gene} predicted": predicted.tolist(),
-        }
         name = "gene" if number == 0 else f"gene-{gene}"
-        yield MapPanels(name, f"gene {gene}", caption, panels, "counts per spot", ends)
+        yield _gene_panels(name, gene, measured, predicted, pearson)
     signatures = {key.removeprefix("signature:"): spots[key] for key in spots if key.startswith("signature:")}
     if signatures:
         caption = (
@@ -126,6 +116,29 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
         caption = "Distance to the origin: low is general, high is specific. Each panel has its own scale."
         panels = {f"{kind} radius": spots[f"{kind}_radius"] for kind in ("image", "gene")}
         yield MapPanels("radius", "radius", caption, panels, "distance to the origin")
+
+
+def _gene_panels(
+    name: str, gene: str, measured: np.ndarray, predicted: np.ndarray, pearson: float | None
+) -> MapPanels:
+    """A gene measured and predicted on one scale, and the prediction once more on its own: there its pattern is seen."""
+    score = "" if pearson is None else f" Pearson {pearson:.2f} over all test spots."
+    top = max(float(np.quantile(measured, 0.98)), 1.0)
+    low, high = (float(end) for end in np.quantile(predicted, [0.02, 0.98]))
+    panels: dict[str, Sequence[Any]] = {
+        f"{gene} measured": measured.tolist(),
+        f"{gene} predicted": predicted.tolist(),
+    }
+    limits = {panel: (0.0, top) for panel in panels}
+    caption = (
+        f"{gene} in counts per spot, measured and predicted from the image on one scale, 0 to {top:.3g}. A prediction is a "
+        f"mean, so it varies less: it lies between {low:.3g} and {high:.3g} (2 to 98 % of the spots)."
+    )
+    if high > low:
+        own = f"{gene} predicted, on a scale of its own"
+        panels[own], limits[own] = predicted.tolist(), (low, high)
+        caption += " The last map is the same prediction on that scale: it shows where it is higher, not how high."
+    return MapPanels(name, f"gene {gene}", caption + score, panels, "counts per spot", limits)
 
 
 def chosen_genes(

@@ -73,7 +73,7 @@ def spatial_maps(
     *,
     image: np.ndarray | None = None,
     extent: tuple[float, float] | None = None,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
     unit: str = "",
     categories: Sequence[str] | None = None,
     mpp: float | None = None,
@@ -88,10 +88,10 @@ def spatial_maps(
     Args:
         x: (spots,) as in `spatial_map`.
         y: (spots,) alike.
-        panels: Title -> values (spots,), three maps to a row.
-        image: As in `spatial_map`, and `extent`, `limits`, `unit` too.
+        panels: Title -> values (spots,), three maps to a row, and four in two rows.
+        image: As in `spatial_map`, and `extent`, `unit` too.
         extent: See there.
-        limits: See there.
+        limits: Ends of the scale of all panels, or panel -> ends.
         unit: See there.
         categories: All categories, in the order of their colours.
         mpp: Micrometres per unit of x and y, for a scale bar; None for none.
@@ -115,6 +115,7 @@ def spatial_maps(
     tissue_first = bare and image is not None
     titles = [*(["tissue"] if tissue_first else []), *panels]
     columns, size = min(len(titles), _COLUMNS), 4.0 if len(titles) < _COLUMNS else 3.4
+    columns = 2 if len(titles) == 4 else columns
     lines = -(-len(titles) // columns)
     figure = Figure(figsize=(size * columns + (1.5 if present else 0.3), (size + 0.25) * lines), layout="constrained")
     for number, name in enumerate(titles):
@@ -128,7 +129,8 @@ def spatial_maps(
             if any(isinstance(value, str) for value in values):
                 draw_categories(axes, places, values, categories, size, opacity=opacity)
             else:
-                draw_numbers(figure, axes, places, values, limits, unit, size, opacity)
+                ends = limits.get(name) if isinstance(limits, Mapping) else limits
+                draw_numbers(figure, axes, places, values, ends, unit, size, opacity)
         if mpp:
             scale_bar(axes, mpp)
     if present:
