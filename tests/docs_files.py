@@ -20,6 +20,7 @@ from test_readers_visium import make_hd
 from test_readers_visium_cells import feature, rectangle, write_geojson
 from test_readers_xenium import write_cells
 
+from delst_hf.cli import main
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.slide import Slide
 from delst_hf.data.study import Study
@@ -186,7 +187,9 @@ def write_runs(folder: Path, tiny_backbone: Path) -> None:
     made = save_checkpoint_folder(folder / "made/model", model, processor, record)
     for name in ("runs/toy/pretrain/model", "runs/her2st/pretrain/model", "MODEL"):
         shutil.copytree(made, folder / name)
-    for name in ("runs/her2st/data", "DATASET", "data/her2st", "toy-dataset"):
+    # A user's own, whose patient D is held out.
+    assert main(["merge", str(data), "--output", str(folder / "DATASET"), "--test-slides", "toy_D1"]) == 0
+    for name in ("runs/her2st/data", "data/her2st"):
         shutil.copytree(data, folder / name)
     for name in ("facebook/dinov2-small", "BACKBONE"):
         shutil.copytree(tiny_backbone, folder / name)
@@ -223,8 +226,6 @@ def _write_trident(folder: Path, study: Study) -> None:
 
 def write_results(folder: Path) -> None:
     """A results.json of the toy run, under each name that docs/report.md gives."""
-    from delst_hf.cli import main
-
     words = ["--test-slides", "toy_D1", "--protocols", "retrieval", "--no-baselines", "--resamples", "20"]
     first = folder / "runs/toy/results.json"
     assert main(["evaluate", str(folder / "runs/toy/pretrain/model"), str(folder / "runs/toy/data"), *words,

@@ -114,7 +114,8 @@ def only_parsing() -> Iterator[None]:
         except Parsed:
             return
         except SystemExit as stop:  # of --help
-            assert not stop.code, stop.code
+            if stop.code:
+                raise
             return
     raise AssertionError("no parser was asked")
 
@@ -137,6 +138,10 @@ def parse(command: Command) -> None:
         compile(words[1], str(command), "exec")
     else:
         path, arguments = script_of(program, words)
+        if path.startswith("examples/"):
+            usage = re.search(rf"python {path} (.*?)(?: +#|$)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert usage is not None and len(usage[1].split()) == len(arguments), command
+            return
         # bfloat16 is refused where there is no GPU, unless the CPU is asked for.
         here = ["--use_cpu", "true"] if "--bf16" in arguments else []
         with only_parsing():

@@ -131,8 +131,10 @@ def embed_file(
     adata = open_anndata(path)
     taken = [f"obsm[{key!r}]"] * (key in adata.obsm) + ["uns['delst']"] * ("delst" in adata.uns)
     if taken and not overwrite:
+        # Another key alone does not help: what uns says is of one embedding.
         raise FileExistsError(
-            f"{path.name} has {' and '.join(taken)} already. Choose another --key, or replace them (--overwrite)."
+            f"{path.name} has {' and '.join(taken)} already, of an earlier embedding. Replace it (--overwrite; with another "
+            "--key the earlier coordinates stay), or give the file without it."
         )
     with locked(output), full_disk_explained(output):
         found = _annotations(model, adata, path.name, key, modality, **options)

@@ -118,10 +118,8 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
         yield MapPanels("radius", "radius", caption, panels, "distance to the origin")
 
 
-def _gene_panels(
-    name: str, gene: str, measured: np.ndarray, predicted: np.ndarray, pearson: float | None
-) -> MapPanels:
-    """A gene measured and predicted on one scale, and the prediction once more on its own: there its pattern is seen."""
+def _gene_panels(name: str, gene: str, measured: np.ndarray, predicted: np.ndarray, pearson: float | None) -> MapPanels:
+    """Lay out a gene, measured and predicted on one scale, and the prediction once more on its own, to see its pattern."""
     score = "" if pearson is None else f" Pearson {pearson:.2f} over all test spots."
     top = max(float(np.quantile(measured, 0.98)), 1.0)
     low, high = (float(end) for end in np.quantile(predicted, [0.02, 0.98]))
@@ -129,7 +127,7 @@ def _gene_panels(
         f"{gene} measured": measured.tolist(),
         f"{gene} predicted": predicted.tolist(),
     }
-    limits = {panel: (0.0, top) for panel in panels}
+    limits = dict.fromkeys(panels, (0.0, top))
     caption = (
         f"{gene} in counts per spot, measured and predicted from the image on one scale, 0 to {top:.3g}. A prediction is a "
         f"mean, so it varies less: it lies between {low:.3g} and {high:.3g} (2 to 98 % of the spots)."
