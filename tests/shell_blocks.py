@@ -178,20 +178,23 @@ def _run_script(path: str, arguments: list[str]) -> None:
 
 
 def run(command: Command) -> None:
-    """Do what a command does, a pretraining for one epoch. Of what measures, installs or starts others the words are parsed."""
+    """Do what a command does, a pretraining for an epoch or a step; of what measures or installs the words are parsed."""
     program, *words = command.words
     parse(command)
-    if program in ("make", "pip", "hf") or (_NEEDS_SPATIALDATA.search(str(command)) and not _SPATIALDATA):
+    if program in ("make", "pip") or (_NEEDS_SPATIALDATA.search(str(command)) and not _SPATIALDATA):
         return
-    if program == "delst":
-        assert main(_small(words)) == 0, command
+    if program == "hf":
+        subprocess.run([sys.executable, "-m", "huggingface_hub.cli.hf", *words], check=True)
+    elif program == "delst":
+        # `delst doctor` ends with 1 where this machine lacks something.
+        assert main(_small(words)) in ((0, 1) if words[0] == "doctor" else (0,)), command
     elif words[:1] == ["-c"]:
         exec(compile(words[1], str(command), "exec"), {"__name__": "__main__"})
     else:
         path, arguments = script_of(program, words)
         if not path.startswith("benchmarks/"):
-            asked = "pretrain" not in path or any("epochs" in word or "max_steps" in word for word in arguments)
-            _run_script(path, arguments if asked else [*arguments, "--num_train_epochs", "1"])
+            few = ["--max_steps", "1"] if "--max_steps" in arguments else ["--num_train_epochs", "1"]
+            _run_script(path, [*arguments, *few] if "pretrain" in path else arguments)
 
 
 def _small(words: list[str]) -> list[str]:

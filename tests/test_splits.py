@@ -1,8 +1,11 @@
 """Splits: nothing of a patient on two sides, unless asked for by name."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from delst_hf.data.dataset import write_dataset
 from delst_hf.data.splits import SplitRequest, plan_split
 
 SLIDES = [(f"s{i}", f"p{i // 2}") for i in range(20)]
@@ -61,3 +64,25 @@ def test_requests_that_cannot_be(request_, match):
 def test_too_few_patients():
     with pytest.raises(ValueError, match="1 patients are too few to split.*--patient-id"):
         plan_split(SLIDES[:2], SplitRequest("patient"))
+
+
+@pytest.mark.parametrize(
+    ("patients", "request_", "match"),
+    [
+        (["P1", "P1", "P2"], SplitRequest("slide", test_slides=("S0",)), "leaves patient 'P1' in test and train"),
+        (["P1", "P1", "P1"], SplitRequest("patient"), "patient"),
+        (
+            [None, "P1", "P1"],
+            SplitRequest("slide", test_slides=("S0",)),
+            "S0 is read",
+        ),  # only reading tells its patient
+        (["P1", "P2", "P3"], SplitRequest("patient", test_slides=("S 9",)), "S0 is read"),  # a name may be spelt anew
+    ],
+)
+def test_what_a_sheet_tells_is_refused_before_a_slide_is_read(patients, request_, match, tmp_path):
+    def read(slide_id, patient_id):
+        raise ValueError(f"{slide_id} is read")
+
+    slides = [partial(read, slide_id=f"S{i}", patient_id=patient) for i, patient in enumerate(patients)]
+    with pytest.raises(ValueError, match=match):
+        write_dataset(slides, tmp_path / "data", split=request_)

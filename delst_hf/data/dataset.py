@@ -38,7 +38,7 @@ from ..atomic.processes import end_with_parent
 from ..errors import mark_told, reading
 from .folder import open_folder
 from .merge import DatasetSummary, join_parts, merge_datasets
-from .names import check_slide_names
+from .names import check_slide_names, check_split_of_named
 from .output import check_output, clear_unfinished, parts_folder
 from .part import PatchOptions, write_part
 from .quality import QualityFilter
@@ -128,6 +128,8 @@ def write_dataset(
     if split is not None:
         split.check()
     slides = check_slide_names(slides)
+    if split is not None:
+        check_split_of_named(slides, split)
     if num_proc < 1:
         raise ValueError(f"num_proc is {num_proc}. Allowed: 1 or more (--num-proc).")
     options = PatchOptions(

@@ -1,10 +1,11 @@
-"""The names of slides, compared before the first of them is read."""
+"""The names of slides and patients, compared before the first slide is read."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from .slide import Slide
+from .splits import SplitRequest, plan_split
 
 Slides = Iterable[Slide | Callable[[], Slide]]
 
@@ -34,6 +35,34 @@ def check_slide_names(slides: Slides) -> Slides:
             )
         known[name.casefold()] = (name, source)
     return slides
+
+
+def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
+    """Refuse a split that cannot be, before the hours that reading takes, where all slides and patients are named beforehand.
+
+    Args:
+        slides: As in `check_slide_names`.
+        request: The split.
+
+    Raises:
+        ValueError: As `plan_split`: a patient on two sides, too few patients or slides.
+    """
+    if not isinstance(slides, Sequence):
+        return
+    asked = {*request.test_slides, *request.validation_slides}
+    named = [(_name_of(slide)[0], _patient_of(slide)) for slide in slides]
+    if request.by == "patient" and not asked:  # names of slides do not matter
+        named = [(slide or f"slide {number}", patient) for number, (slide, patient) in enumerate(named)]
+    # A reader may spell a name anew; what that comes to is seen after reading.
+    if all(slide and patient for slide, patient in named) and asked <= {slide for slide, _ in named}:
+        plan_split(named, request)
+
+
+def _patient_of(slide: Any) -> str:
+    """Return the patient of a slide, "" where only reading tells it."""
+    if isinstance(slide, Slide):
+        return slide.patient_id
+    return str(slide.keywords.get("patient_id") or "") if isinstance(slide, partial) else ""
 
 
 def _name_of(slide: Any) -> tuple[str, str]:
