@@ -198,9 +198,11 @@ def run(command: Command) -> None:
 
 
 def _small(words: list[str]) -> list[str]:
-    """The words for this process alone, since others take ten seconds to start; few resamples and seeds are as good a test."""
+    """The words for this process alone, since others take ten seconds to start; little of an evaluation is as good a test."""
     alone = ["--num-proc", "1"] if "--num-proc" in words else []
     few = ["--resamples", "20", "--num-seeds", "1"] if words[0] == "evaluate" else []
+    if few and "--protocols" not in words:
+        few += ["--protocols", "hest,retrieval"]
     return [*words, *alone, *few]
 
 

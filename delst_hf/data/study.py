@@ -1,5 +1,6 @@
 """A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for."""
 
+import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import pyarrow as pa
 import scipy.sparse
 from datasets import Dataset
 
-from ..errors import did_you_mean
 from .folder import DatasetFolder, check_gene_indices
 from .reader import find_folder, load_spots, read_genes, read_slides, split_of_spots
 from .schema import UNPAIRED
@@ -143,7 +143,9 @@ class Study:
         unknown = [slide_id for slide_id in slide_ids if slide_id not in known]
         if not unknown:
             return
-        raise ValueError(f"No slide {unknown} in this dataset.{did_you_mean(unknown, known)} It holds {known}.")
+        near = dict.fromkeys(name for slide_id in unknown for name in difflib.get_close_matches(slide_id, known, 1))
+        meant = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"No slide {unknown} in this dataset.{meant} It holds {known}.")
 
     def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
         """Return the spots of these slides, in the order of the folder.

@@ -1,6 +1,11 @@
-"""How the help of every command is laid out: a usage of one line, groups, each option once, examples as blocks."""
+"""How the help of every command is laid out: a usage of one line, groups, each option once, examples as blocks.
+
+Beside it the answer to an option that no help shows.
+"""
 
 import argparse
+import difflib
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -84,3 +89,21 @@ def wrapped(text: str) -> str:
     """Wrap the paragraphs of a text; lines that are indented are examples and stay."""
     blocks = text.strip().split("\n\n")
     return "\n\n".join(block if block.startswith(" ") else textwrap.fill(block, WIDTH) for block in blocks)
+
+
+def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "") -> None:
+    """Refuse options that there are not, with the nearest that there is; an option may be cut short, as argparse allows.
+
+    >>> refuse_unknown(["--sede", "1"], ["--seed", "--data_seed"])
+    Traceback (most recent call last):
+    ValueError: --sede is not an option. Did you mean --seed? --help explains every option.
+    """
+    known = list(known)
+    for word in words:
+        option = word.split("=")[0]
+        # A negative number is a value.
+        if not re.match(r"--?[A-Za-z]", option) or any(name.startswith(option) for name in known):
+            continue
+        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")

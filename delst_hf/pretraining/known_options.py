@@ -3,12 +3,13 @@
 The names are those of the groups of `--help`, and the fields of transformers' TrainingArguments as its source file has them.
 """
 
-import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .help_layout import refuse_unknown
 
 _FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
 _ANSWERED_BY_SCRIPTS = ("--debug", "--help", "--help-all", "--help_all")
@@ -39,24 +40,6 @@ def check_words(words: Sequence[str], groups: Mapping[str, Mapping[str, Any]], t
     spelt += [f"--no_{name}" for name in sorted(names)]
     spelt += [name.replace("_", "-").replace("---", "--") for name in spelt]
     refuse_unknown(words, [*spelt, *_ANSWERED_BY_SCRIPTS, "-h"])
-
-
-def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "") -> None:
-    """Refuse options that there are not, with the nearest that there is; an option may be cut short, as argparse allows.
-
-    >>> refuse_unknown(["--sede", "1"], ["--seed", "--data_seed"])
-    Traceback (most recent call last):
-    ValueError: --sede is not an option. Did you mean --seed? --help explains every option.
-    """
-    known = list(known)
-    for word in words:
-        option = word.split("=")[0]
-        # A negative number is a value.
-        if not re.match(r"--?[A-Za-z]", option) or any(name.startswith(option) for name in known):
-            continue
-        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")
 
 
 def _training_arguments() -> set[str]:

@@ -14,8 +14,7 @@ from transformers import HfArgumentParser
 from ..errors import reading
 from ..hub.facts import FACTS, FILES
 from .help_groups import IN_OUR_WORDS
-from .help_layout import HelpLayout, explained, wrapped
-from .known_options import refuse_unknown
+from .help_layout import HelpLayout, explained, refuse_unknown, wrapped
 
 Groups = Mapping[str, Mapping[str, str]]
 
