@@ -68,7 +68,8 @@ extras: $(EXTRAS)/installed
 torture: $(VENV)/installed
 	DELST_TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_torture_*.py \
 		tests/test_atomic.py tests/test_data_folder.py tests/test_data_declared.py tests/test_errors.py tests/test_markup.py \
-		tests/test_push_guards.py tests/test_hub_checksums.py tests/test_outputs_first.py tests/test_pretraining_faults.py
+		tests/test_push_guards.py tests/test_hub_checksums.py tests/test_outputs_first.py tests/test_pretraining_faults.py \
+		tests/test_pretraining_diverging.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m fault tests/test_arguments.py \
 		tests/test_cached_features.py tests/test_demo.py tests/test_hub.py tests/test_prediction_annotate.py \
 		tests/test_prediction_retrieve.py tests/test_pretraining_finetune.py tests/test_pretraining_search.py

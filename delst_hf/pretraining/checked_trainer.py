@@ -4,6 +4,7 @@ Whether numbers are finite is asked without waiting for the device.
 """
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +29,8 @@ from .checkpoints import (
 
 TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss", "regression_loss")
 SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
+_FEW = 32  # spots of the last batch on which weights are tried before they are kept
+_LOWEST_SCALAR = math.log(torch.finfo(torch.float32).tiny)
 
 
 class NotFiniteError(ValueError):
@@ -100,15 +103,22 @@ def why_not_finite(trainer: Any, sums: Mapping[str, Any], step: int, grad_norm: 
     numbers["gradient norm"] = float("nan" if grad_norm is None else grad_norm)
     numbers |= {name: getattr(model, name).item() for name in SCALARS if hasattr(model, name)}
     named = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    return (
+        f"Step {step}: the loss or its gradient is not finite ({named}; terms are means since the last log). The run ends and "
+        f"saves nothing of this step; earlier checkpoints stay. {what_to_lower(args)}"
+    )
+
+
+def what_to_lower(args: Any) -> str:
+    """Return what to change in a run whose numbers are not finite, a sentence with the rates as they are."""
     rates = [f"--learning_rate (now {args.learning_rate:g})"]
     if hasattr(args, "scalar_learning_rate"):
         vision = args.learning_rate if args.vision_learning_rate is None else args.vision_learning_rate
         rates += [f"--vision_learning_rate ({vision:g})", f"--scalar_learning_rate ({args.scalar_learning_rate:g})"]
+    named = " or ".join([", ".join(rates[:-1]), rates[-1]] if len(rates) > 1 else rates)
     return (
-        f"Step {step}: the loss or its gradient is not finite ({named}; terms are means since the "
-        "last log). The run ends and saves nothing of this step; earlier checkpoints stay. Lower "
-        f"{' or '.join([', '.join(rates[:-1]), rates[-1]] if len(rates) > 1 else rates)}, warm up with --warmup_steps 0.1, and "
-        f"check --weight_decay ({args.weight_decay:g}) and the weights of the losses."
+        f"Lower {named}, warm up with --warmup_steps 0.1, and check --weight_decay ({args.weight_decay:g}) and the weights of "
+        "the losses."
     )
 
 
@@ -140,11 +150,38 @@ class CheckedTrainer(Trainer):
         """Forget the numbers of an earlier training by this trainer, as a search runs one after another."""
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._finite: Any = True  # whether all losses since the last optimiser step were
+        self._last_inputs: dict[str, Any] = {}
         self._watch = FiniteWatch()
 
-    def watch_loss(self, loss: Tensor) -> None:
-        """Note whether the loss of a training batch is finite."""
+    def watch_loss(self, loss: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Note whether the loss of a training batch is finite, and keep the batch until the next one."""
         self._finite = self._finite & torch.isfinite(loss.detach())
+        self._last_inputs = dict(inputs)
+
+    def loss_again(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Return the loss of a batch as `compute_loss` gave it to `watch_loss`, and note nothing.
+
+        Args:
+            model: The model by itself, on one process.
+            inputs: As given to `watch_loss`.
+        """
+        with self.compute_loss_context_manager():
+            return super().compute_loss(model, dict(inputs))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in the base class.
+
+        Raises:
+            ValueError: If a loss of the evaluation is not finite, while training.
+        """
+        metrics = super().evaluate(*args, **kwargs)
+        wrong = [f"{name} {value:g}" for name, value in metrics.items() if "loss" in name and not math.isfinite(value)]
+        if wrong and self.is_in_train:
+            raise NotFiniteError(
+                f"The evaluation after step {self.state.global_step} is not finite ({', '.join(wrong)}). The run ends; earlier "
+                f"checkpoints stay. {what_to_lower(self.args)}"
+            )
+        return metrics
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint is compared by before it is gone on from: see `checkpoints.run_identity`."""
@@ -171,6 +208,7 @@ class CheckedTrainer(Trainer):
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._refuse(self._watch.settle())
         self._check_finite(f"after step {self.state.global_step}")
+        self._last_inputs = {}
         return result
 
     def _training(self) -> AbstractContextManager[Any]:
@@ -206,6 +244,27 @@ class CheckedTrainer(Trainer):
             check_finite(self.accelerator.unwrap_model(self.model), when)
         except ValueError as error:
             raise NotFiniteError(str(error)) from error
+        if self._last_inputs and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:  # these hold shards
+            self._check_goes_on(when)
+
+    def _check_goes_on(self, when: str) -> None:
+        """Refuse weights that are finite, and with which no further step is: the step that made them is known by them alone."""
+        model = self.accelerator.unwrap_model(self.model)
+        scalars = {name: getattr(model, name).item() for name in SCALARS if hasattr(model, name)}
+        lost = [f"{name} is {value:.4g}" for name, value in scalars.items() if value < _LOWEST_SCALAR]
+        few = getattr(self.args, "contrastive_micro_batch_size", None) or _FEW
+        was_training = model.training
+        model.eval()
+        try:
+            finite = _gradient_is_finite(model, self.loss_again(model, _some_of(self._last_inputs, min(few, _FEW))))
+        finally:
+            model.train(was_training)
+        if lost or not self.accelerator.gather(finite.reshape(1)).all():
+            raise NotFiniteError(
+                f"The weights {when} are finite, but {', '.join(lost) or 'the loss or its gradient with them'}"
+                f"{', whose exponential is 0' if lost else ' is not'}: the run has diverged. Nothing of this step is saved; "
+                f"earlier checkpoints stay. {what_to_lower(self.args)}"
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # The default format renames the weights of some backbones (vit, dinov2, swin, ...), and resuming loads the file
@@ -242,3 +301,21 @@ class CheckedTrainer(Trainer):
         if self.args.should_save:
             mark_complete(run / f"checkpoint-{step}", self.identity())
             delete_oldest(run, limit, self.state.best_model_checkpoint)
+
+
+def _some_of(inputs: Mapping[str, Any], few: int) -> dict[str, Any]:
+    """Return some spots of a batch, from all over it."""
+    rows = {len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()}
+    if len(rows) != 1 or max(rows) <= few:
+        return dict(inputs)
+    step = -(-max(rows) // few)
+    return {
+        name: value[::step] if isinstance(value, Tensor) and value.dim() else value for name, value in inputs.items()
+    }
+
+
+def _gradient_is_finite(model: nn.Module, loss: Tensor) -> Tensor:
+    """Return whether a loss and its gradient are finite, 0-d; nothing is added to the gradients of the model."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
+    return torch.stack([part.isfinite().all() for part in (loss, *found) if part is not None]).all()

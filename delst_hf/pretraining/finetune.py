@@ -201,9 +201,10 @@ class HeadTrainer(CheckedTrainer):
         """As in the base class, on patches that are turned while training."""
         if model.training and self.augment:
             inputs = {**inputs, "pixel_values": random_orientation(inputs["pixel_values"])}
+        given = dict(inputs)  # the base class takes the labels out
         found = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
-            self.watch_loss(found[0] if isinstance(found, tuple) else found)
+            self.watch_loss(found[0] if isinstance(found, tuple) else found, given)
         return found
 
 

@@ -223,7 +223,7 @@ class DelstTrainer(CheckedTrainer):
         if model.training:
             if self.unpaired is not None:
                 loss = loss + self._unpaired_loss()
-            self.watch_loss(loss)
+            self.watch_loss(loss, inputs)
         self._last_embeds[mode] = (outputs.image_embeds.detach(), outputs.gene_embeds.detach())
         return (loss, outputs) if return_outputs else loss
 
@@ -236,6 +236,11 @@ class DelstTrainer(CheckedTrainer):
         for name, value in terms.items():
             self._sums["train"][name] = self._sums["train"][name] + value.detach()
         return self.args.unpaired_weight * loss
+
+    def loss_again(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """As in the base class; the losses of this process alone."""
+        with self.compute_loss_context_manager():
+            return model(**inputs, return_loss=True).loss
 
     def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Dye the patches of a training batch, and add its parts and the groups of its negatives."""
