@@ -135,6 +135,14 @@ def test_a_loss_of_the_evaluation_that_is_not_finite_ends_the_run(toy_folder, tm
         run(toy_folder, tmp_path / "run", data=data, eval_strategy="steps", eval_steps=2)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_does_not_diverge_is_not_taken_for_one(toy_folder, features, tmp_path, way):
+    data, training = WAYS[way]
+    data = {**data, "features": str(features)} if "features" in data else data
+    run(toy_folder, tmp_path / "run", data=data, steps=1, save_strategy="no", **training)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
 def test_looking_changes_neither_gradients_nor_what_a_run_comes_to(toy_folder, tmp_path):
     """A run that is looked at after each step ends with the weights of one that is looked at after the last."""
     run(toy_folder, tmp_path / "often", steps=3)

@@ -206,8 +206,8 @@ class CheckedTrainer(Trainer):
         self._begin_to_watch()
         with own_output(self.args.output_dir), self._training():
             result = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._refuse(self._watch.settle())
-        self._check_finite(f"after step {self.state.global_step}")
+            self._refuse(self._watch.settle())
+            self._check_finite(f"after step {self.state.global_step}")
         self._last_inputs = {}
         return result
 
