@@ -128,7 +128,8 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         raise ValueError(f"{place} could be {len(candidates)} things. Choose one of the commands above.")
     found = candidates[0]
     told = [one for one in given if Path(one).expanduser() != place]
-    if found.missing and found.missing.split()[0] not in told:
+    blind = found.missing.startswith("--image") and "--without-image" in told
+    if found.missing and not blind and found.missing.split()[0] not in told:
         raise ValueError(f"{place} looks like {found.format} ({found.why}), and needs {found.missing}.")
     if found.also:
         print(f"also     {found.also}")
@@ -234,6 +235,7 @@ def _check_counts(counts: Path, place: Path, given: list[str], arguments: argpar
     by_place = names_positions(found.barcodes) is not None
     name, beside = ("st", "--spots FILE") if by_place else ("table", "--coordinates FILE")
     print(f"command  delst prepare {name} --counts {shlex.quote(str(counts))} {beside} --image FILE --output DIR")
+    print("         without an image its spots train the gene side: --without-image in place of --image FILE")
     print(f"\n{page}\n\nchecked  1 table of counts; nothing was prepared")
     return 0
 
