@@ -92,7 +92,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _registers_later() -> bool:
-    """Whether this process is a program of this package, which registers when it needs to, or a worker of one."""
+    """Tell whether this process is a program of this package, which registers when it needs to, or a worker of one."""
     program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
     as_module = any(pair in _MODULES for pair in itertools.pairwise(words))
     return (

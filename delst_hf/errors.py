@@ -245,7 +245,7 @@ def reader_left() -> int:
 
 
 def _accelerate_will_speak() -> bool:
-    """Whether `accelerate launch` started this process and prints a traceback of its own when it fails."""
+    """Tell whether `accelerate launch` started this process and prints a traceback of its own when it fails."""
     import psutil
 
     try:
@@ -327,13 +327,13 @@ def _is_path(name: str, value: object) -> bool:
 
 
 def _takes_no_value(argv: list[str], option: str) -> bool:
-    """Whether an option stands alone: `--debug underflow_overflow` is one of transformers."""
+    """Tell whether an option stands alone: `--debug underflow_overflow` is one of transformers."""
     after = argv[argv.index(option) + 1 :]
     return not after or after[0].startswith("-")
 
 
 def _place(error: BaseException) -> str:
-    """Where in this package an error came up: the last of our frames."""
+    """Tell where in this package an error came up: the last of our frames."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -87,7 +87,7 @@ def row(*cells: object) -> Markdown:
 
 
 def lines(parts: Sequence[str]) -> Markdown:
-    """Several lines of Markdown."""
+    """Return several lines of Markdown."""
     return Markdown("\n".join(map(cell, parts)))
 
 

@@ -141,13 +141,13 @@ def public_command(words: Sequence[str]) -> list[str]:
 
 
 def _is_secret(option: str) -> bool:
-    """Whether an option holds a secret, also where it is abbreviated, as argparse allows: --hub_tok."""
+    """Tell whether an option holds a secret, also where it is abbreviated, as argparse allows: --hub_tok."""
     short = option.replace("-", "_").replace("__", "--", 1)
     return bool(_SECRET_NAME.search(option)) or (len(short) > 2 and _SECRET_OPTION.startswith(short))
 
 
 def training_record(**facts: Any) -> dict[str, Any]:
-    """Facts of a training run, with the versions and the command that made it.
+    """Return facts of a training run, with the versions and the command that made it.
 
     Args:
         **facts: Anything that JSON holds: slides, arguments, log history.

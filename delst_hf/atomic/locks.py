@@ -95,7 +95,7 @@ def is_held(output: str | os.PathLike) -> bool:
 
 
 def _acquire(path: Path, output: Path, what: str) -> int:
-    """Descriptor of the lock file, locked and with our name in it."""
+    """Return the descriptor of the lock file, locked and with our name in it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -118,7 +118,7 @@ def _acquire(path: Path, output: Path, what: str) -> int:
 
 
 def _holder(descriptor: int) -> dict[str, Any] | None:
-    """Who holds the lock; None when nobody does, and it is ours from now on."""
+    """Tell who holds the lock; None when nobody does, and it is ours from now on."""
     if fcntl is not None:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

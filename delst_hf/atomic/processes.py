@@ -85,7 +85,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _is_launcher(parent: int) -> bool:
-    """Whether the parent is a launcher, which is told from a shell by what it says of itself."""
+    """Tell whether the parent is a launcher, which is told from a shell by what it says of itself."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return True
     try:

@@ -58,7 +58,7 @@ def examine(backbone: str | None = None, model: str | None = None) -> list[Findi
 
 
 def _checkpoint(folder: str) -> Finding:
-    """Whether a checkpoint is as it was written, loads, and holds weights that are finite."""
+    """Tell whether a checkpoint is as it was written, loads, and holds weights that are finite."""
     from ..errors import explain
     from ..hub.checkpoint_folder import check_finite_weights, checkpoint_class
     from ..hub.checksums import CHECKSUMS, check_checksums, weights_fingerprint
@@ -104,7 +104,7 @@ def _device() -> Finding:
 
 
 def _optional_libraries() -> list[Finding]:
-    """One process each, all at once; one that is installed and does not import is to be fixed."""
+    """Import each in a process of its own, all at once; one that is installed and does not import is to be fixed."""
     code = "import sys, importlib; print(getattr(importlib.import_module(sys.argv[1]), '__version__', 'present'))"
     running = {
         name: subprocess.Popen(
@@ -133,7 +133,7 @@ def _optional_libraries() -> list[Finding]:
 
 
 def _hub() -> list[Finding]:
-    """Whether the Hub answers, and to whom."""
+    """Tell whether the Hub answers, and to whom."""
     from huggingface_hub import constants, get_session, get_token
 
     endpoint = without_secrets(constants.ENDPOINT)
@@ -164,7 +164,7 @@ def _unreachable(endpoint: str, reason: str) -> Finding:
 
 
 def _backbone(name: str) -> Finding:
-    """Whether the configuration of a backbone can be read, which of a gated one only those may who were let in."""
+    """Tell whether the configuration of a backbone can be read, which of a gated one only those may who were let in."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -95,7 +95,7 @@ def _add_facts(parser: argparse.ArgumentParser) -> None:
 
 
 def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `model_card` out of those of the command."""
+    """Return arguments of `model_card` out of those of the command."""
     from ..evaluation.results import read_results
 
     given = {name: value for name in FACTS if (value := getattr(arguments, f"fact_{name}")) is not None}

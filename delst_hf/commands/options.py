@@ -109,7 +109,7 @@ def each(
     name: Callable[[str], str],
     **options: Any,
 ) -> Jobs:
-    """One slide per file; where its name is not given, `name` makes one, so that all are known before any is read."""
+    """Return one slide per file; where its name is not given, `name` makes one, so that all are known before any is read."""
     about = [about_slide(arguments, i, len(sources)) for i in range(len(sources))]
     return [
         partial(reader, path, **options, **{**one, "slide_id": one["slide_id"] or name(path)})
@@ -118,7 +118,7 @@ def each(
 
 
 def add_pooling(parser: argparse.ArgumentParser) -> None:
-    """How rows are made pseudo-spots of a chosen size."""
+    """Add options for how rows are made pseudo-spots of a chosen size."""
     parser.add_argument(
         "--grid-um", type=float, metavar="UM", help="add cells up on squares of this side (default: a row per cell)"
     )
@@ -131,7 +131,7 @@ def check_named(names: list[str], known: list[str], option: str, source: str) ->
 
 
 def add_grid(parser: Any) -> None:
-    """How a grid of patches is laid over a slide without counts."""
+    """Add options for how a grid of patches is laid over a slide without counts."""
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
     parser.add_argument("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")
     parser.add_argument("--mask", metavar="FILE", help="where tissue is: an image, tissue not black, or GeoJSON of QuPath "

@@ -127,7 +127,7 @@ def dataset_card(
 
 
 def stored_suffix(stored: str) -> str:
-    """Suffix of the example patches."""
+    """Return the suffix of the example patches."""
     return "png" if stored.startswith("PNG") else "jpg"
 
 
@@ -145,7 +145,7 @@ def _pages(slides: Sequence[Mapping[str, Any]], spots_per_slide: Mapping[str, in
 
 
 def _several(values: Iterable[str]) -> str:
-    """Each value once, in order; "unknown" for those that nobody gave."""
+    """Return each value once, in order; "unknown" for those that nobody gave."""
     return ", ".join(dict.fromkeys(value or "unknown" for value in values))
 
 

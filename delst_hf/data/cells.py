@@ -62,7 +62,7 @@ def outlines(polygons: Iterable[Sequence[Sequence[Ring]]]) -> pd.DataFrame:
 
 
 def _rings(points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre x, y and area (>= 0) of every ring (rings,)."""
+    """Return the centre x, y and area (>= 0) of every ring (rings,)."""
     lengths = np.array([len(ring) for ring in points])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     flat = np.concatenate(points)

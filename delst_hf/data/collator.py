@@ -96,7 +96,7 @@ class DelstCollator:
         }
 
     def gene_values(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> np.ndarray:
-        """Normalised expression of the vocabulary's genes (batch, vocabulary) float32."""
+        """Return normalised expression of the vocabulary's genes (batch, vocabulary) float32."""
         columns = Columns(rows)
         indices, lengths = columns.lists("gene_indices")
         counts, _ = columns.lists("gene_counts")
@@ -117,7 +117,7 @@ class DelstCollator:
         return normalize(summed.reshape(len(lengths), width), totals)
 
     def pixel_values(self, images: Sequence[Any]) -> Tensor:
-        """Normalised patches (batch, 3, height, width) float32, equal to what the image processor returns.
+        """Return normalised patches (batch, 3, height, width) float32, equal to what the image processor returns.
 
         With `defer_pixels`, uint8 where nothing but `finish` is left to do.
         """
@@ -133,7 +133,7 @@ class DelstCollator:
         return batch if self.defer_pixels else transform(batch)
 
     def _by_processor(self, images: Sequence[Any]) -> Tensor:
-        """Patches that are to be resized or cropped (batch, 3, height, width) float32."""
+        """Return patches that are to be resized or cropped (batch, 3, height, width) float32."""
         opened = [open_patch(image) for image in images]
         return self.processor.prepare_images(opened, return_tensors="pt")["pixel_values"]
 
@@ -174,7 +174,7 @@ class Columns:
         return name in (self.rows[0] if self.table is None else self.table.column_names)
 
     def values(self, name: str) -> list[Any]:
-        """One Python object a row."""
+        """Return one Python object per row."""
         return [row[name] for row in self.rows] if self.table is None else self.table[name].to_pylist()
 
     def numbers(self, name: str) -> np.ndarray:
@@ -182,7 +182,7 @@ class Columns:
         return np.asarray(self.values(name)) if self.table is None else self.table[name].to_numpy()
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """All values of a column of lists, one list after the other, and the length of each."""
+        """Return all values of a column of lists, one list after the other, and the length of each."""
         if self.table is not None:
             column = self.table[name].combine_chunks()
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

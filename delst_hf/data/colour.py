@@ -46,7 +46,7 @@ def colours_of_spots(spots: Any, number: int = 512) -> np.ndarray:
 
 
 def colour_record(colours: np.ndarray) -> dict[str, list[float]]:
-    """Mean and standard deviation of `patch_colours` (patches, 3), for the record of a training."""
+    """Return the mean and standard deviation of `patch_colours` (patches, 3), for the record of a training."""
     return {"mean": colours.mean(axis=0).round(4).tolist(), "sd": colours.std(axis=0).round(4).tolist()}
 
 

@@ -253,7 +253,7 @@ def _write_in_processes(
 
 
 def _is_whole(part: Path) -> bool:
-    """Whether an earlier run finished this part; one that is not as it was written is removed, to be made again."""
+    """Tell whether an earlier run finished this part; one that is not as it was written is removed, to be made again."""
     if not part.exists():
         return False
     try:
@@ -314,7 +314,7 @@ def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:
 
 
 def _state(path: Path) -> list[Any]:
-    """Sizes and times of a file, or of those in a folder: another file is another slide."""
+    """Return sizes and times of a file, or of those in a folder: another file is another slide."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())[:5000]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

@@ -198,7 +198,7 @@ def _text(value: object) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
-    """Id, symbol and kind of one feature, from its two names."""
+    """Return the id, symbol and kind of one feature, from its two names."""
     prefix = GENOME_PREFIX.match(symbol)
     gene_id, symbol = without_genome(gene_id), without_genome(symbol)
     kind = kind_of_name(symbol) or ("" if _ENSEMBL.fullmatch(gene_id) else kind_of_name(gene_id))

@@ -351,7 +351,7 @@ def _problems_of_columns(name: str, footer: pq.FileMetaData) -> Iterator[str]:
 
 
 def _same_kind(expected: pa.DataType, found: pa.DataType) -> bool:
-    """Whether a column has the type of the schema, however its list items are called."""
+    """Tell whether a column has the type of the schema, however its list items are called."""
     if pa.types.is_list(expected):
         return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _same_kind(
             expected.value_type, found.value_type

@@ -214,7 +214,7 @@ def _species_by_case(symbols: pd.Series, species: str) -> np.ndarray:
 
 
 def _one_species(told: np.ndarray, species: str, slide_id: str) -> tuple[np.ndarray, str]:
-    """Which genes to keep (genes,) bool, and the species, from what is told of each gene."""
+    """Tell which genes to keep (genes,) bool, and the species, from what is told of each gene."""
     numbers = {str(name): int((told == name).sum()) for name in sorted(set(told) - {""})}
     common = [name for name, number in numbers.items() if number > _STRANGERS * sum(numbers.values())]
     if not numbers:
@@ -243,7 +243,7 @@ def _one_species(told: np.ndarray, species: str, slide_id: str) -> tuple[np.ndar
 
 
 def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[str]:
-    """Upper case for human, a capital first letter for mouse and rat; only where most symbols are in the other case."""
+    """Write symbols in upper case for human, a capital first letter for mouse and rat; only where most symbols are in the other case."""
     names = symbols.tolist()
     if species not in ("human", "mouse", "rat"):
         return names
@@ -330,6 +330,6 @@ def _sum_duplicates(
 
 
 def _names_of_groups(genes: pd.DataFrame, group: np.ndarray, first: np.ndarray) -> pd.DataFrame:
-    """One row per gene, with the first id and the first symbol that any of its columns has."""
+    """Return one row per gene, with the first id and the first symbol that any of its columns has."""
     named = genes.replace("", None).groupby(group, sort=False).first().fillna("")
     return named.loc[group[first], [GENE_ID, SYMBOL]].reset_index(drop=True)

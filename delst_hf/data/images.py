@@ -148,7 +148,7 @@ def _deep_png(path: Path) -> np.ndarray | None:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Grey or colour by samples, for modes whose numbers are not samples of red, green and blue."""
+    """Return grey or colour by samples, for modes whose numbers are not samples of red, green and blue."""
     if image.mode in ("P", "PA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "1") else image

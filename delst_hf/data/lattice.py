@@ -88,7 +88,7 @@ class Lattice:
 
 
 def bins(side_um: float, name: str = "Visium HD") -> SpotArray:
-    """Square bins without gaps, of Visium HD or of a grid."""
+    """Return square bins without gaps, of Visium HD or of a grid."""
     return SpotArray(name, "square", side_um, side_um, (side_um,))
 
 
@@ -226,7 +226,7 @@ def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
 
 
 def _index_basis(differences: np.ndarray) -> np.ndarray | None:
-    """Two whole-numbered steps (2, 2) from which all differences (spots, 2) can be made."""
+    """Return two whole-numbered steps (2, 2) from which all differences (spots, 2) can be made."""
     first, second = np.zeros(2, np.int64), 0  # echelon form: (a, b) and (0, c)
     for row, column in np.unique(differences, axis=0).tolist():
         pair = np.array([row, column])
@@ -306,7 +306,7 @@ def _shortest(basis: np.ndarray) -> np.ndarray:
 
 
 def _described(basis: np.ndarray, pixels: np.ndarray, by_index: bool) -> Lattice:
-    """Kind and pitch of the lattice of two steps (2, 2), and how many of them the spots (spots, 2) reach."""
+    """Return the kind and pitch of the lattice of two steps (2, 2), and how many of them the spots (spots, 2) reach."""
     first, second = _shortest(basis)
     lengths = float(np.hypot(*first)), float(np.hypot(*second))
     area = abs(float(np.linalg.det(np.array([first, second]))))

@@ -35,7 +35,7 @@ _HOUSEKEEPING = re.compile(
 
 
 def is_housekeeping(gene: str) -> bool:
-    """Whether a gene is expressed by nearly any cell, so that its name under a picture tells a pathologist nothing.
+    """Tell whether a gene is expressed by nearly any cell, so that its name under a picture tells a pathologist nothing.
 
     >>> [gene for gene in ("MT-CO1", "Rpl13", "ACTB", "ERBB2", "ACTA2", "Mbp") if is_housekeeping(gene)]
     ['MT-CO1', 'Rpl13', 'ACTB']

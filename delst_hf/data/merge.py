@@ -337,7 +337,7 @@ def _copy_previews(part: DatasetFolder, folder: Path) -> None:
 
 
 def _write_examples(folder: Path) -> None:
-    """Three patches for the card: from the middle of the first, the middle and the last slide that has an image."""
+    """Write three patches for the card: from the middle of the first, the middle and the last slide that has an image."""
     files = sorted(file for file in (folder / "spots").rglob("*.parquet") if file.parent.name != UNPAIRED)
     if not files:
         return

@@ -276,7 +276,7 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes | None,
 
 
 def _images(encoded: list[bytes | None]) -> pa.Array:
-    """Images as `datasets` stores them, null where there is none.
+    """Return images as `datasets` stores them, null where there is none.
 
     From arrays, since a list of dictionaries takes five times as long.
     """

@@ -93,7 +93,7 @@ def tissue_sample(patch: np.ndarray) -> np.ndarray:
 
 
 def tissue_fractions(samples: list[np.ndarray]) -> np.ndarray:
-    """Share of each patch that is tissue (patches,), 0 to 1, from the samples of patches of one size."""
+    """Return the share of each patch that is tissue (patches,), 0 to 1, from the samples of patches of one size."""
     return tissue_mask(np.stack(samples)).mean((1, 2))
 
 

@@ -95,7 +95,7 @@ def hub_explained(name: str) -> Iterator[None]:
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
-    """All spots of a folder, those of the splits train, validation, test and unpaired one after the other.
+    """Return all spots of a folder, those of the splits train, validation, test and unpaired one after the other.
 
     Args:
         folder: What `open_folder` returned.

@@ -124,7 +124,7 @@ class SlideSampler(Sampler[int]):
         return [groups[i] for i in generator.permutation(len(groups))]
 
     def _order(self, generator: np.random.Generator) -> np.ndarray:
-        """All spots in the order in which batches would like to have them."""
+        """Return all spots in the order in which batches would like to have them."""
         if self.mode == "random":
             return generator.permutation(len(self.slide))
         groups = self._by_slide(generator)
@@ -152,7 +152,7 @@ class SlideSampler(Sampler[int]):
         return np.concatenate(taken), np.concatenate([*put_off, pending[at:]])
 
     def _fits(self, window: np.ndarray, in_batch: np.ndarray) -> np.ndarray:
-        """Which spots of the window are far from the batch and from all spots earlier in the window."""
+        """Tell which spots of the window are far from the batch and from all spots earlier in the window."""
         starts, flat = self.neighbours  # type: ignore[misc]
         start, count = starts[window], starts[window + 1] - starts[window]
         owner = np.repeat(np.arange(len(window)), count)

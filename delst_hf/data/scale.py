@@ -190,7 +190,7 @@ def spots_state(spot_um: Sequence[float], spot_px: float | None, what: str) -> l
 
 
 def names_positions(names: Iterable[object]) -> np.ndarray | None:
-    """Array positions (spots, 2) row, column from names such as "10x21" or "slide_10x21": x is the column.
+    """Return array positions (spots, 2) row, column from names such as "10x21" or "slide_10x21": x is the column.
 
     Returns:
         None unless every name holds them.

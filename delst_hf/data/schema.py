@@ -111,7 +111,7 @@ Entry = dict[str, Any]
 
 
 def describe_files(folder: Path, known: Mapping[str, Entry] | None = None) -> dict[str, Entry]:
-    """Every file of a folder by its name in it, with what the manifest says of it.
+    """Return every file of a folder by its name in it, with what the manifest says of it.
 
     Args:
         folder: A dataset folder or a part.
@@ -151,7 +151,7 @@ def write_manifest(folder: Path, files: Mapping[str, Entry] | None = None, **fac
 
 
 def describe(path: Path) -> Entry:
-    """Size, rows and SHA-256 of a file; nothing of README.md, which people edit."""
+    """Return the size, rows and SHA-256 of a file; nothing of README.md, which people edit."""
     if path.name == "README.md":
         return {}
     entry: Entry = {"bytes": path.stat().st_size}
@@ -161,7 +161,7 @@ def describe(path: Path) -> Entry:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
+    """Return SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -232,7 +232,7 @@ def problems_of_files(folder: Path, manifest: Mapping[str, Any], verify: bool = 
 
 
 def regular_size(path: Path) -> int | None:
-    """Bytes of a regular file, links followed; None for anything else (a pipe, a link to itself, nothing)."""
+    """Return bytes of a regular file, links followed; None for anything else (a pipe, a link to itself, nothing)."""
     try:
         found = path.stat()
     except OSError:

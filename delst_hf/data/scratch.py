@@ -66,7 +66,7 @@ def new_folder(name: str) -> Path:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a tar archive by its name."""
+    """Tell whether a file is a tar archive by its name."""
     return path.name.lower().endswith(ARCHIVES)
 
 

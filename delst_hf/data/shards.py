@@ -29,7 +29,7 @@ def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
 
 
 def shard_name(output: str | Path, index: int, number: int) -> str:
-    """Folder of one of several runs."""
+    """Return the folder of one of several runs."""
     return f"{output}-{index:05d}-of-{number:05d}"
 
 

@@ -94,7 +94,7 @@ class SpotFiles:
         return int(self._numbers[-1])
 
     def stretch_sizes(self) -> np.ndarray:
-        """Rows of each stretch (stretches,) uint8: all but the last of a file are whole."""
+        """Return rows of each stretch (stretches,) uint8: all but the last of a file are whole."""
         sizes = np.full(self.num_stretches, STRETCH_ROWS, dtype=np.uint8)
         for number, file in zip(self._numbers[1:], self.files, strict=True):
             if file.rows:

@@ -122,7 +122,7 @@ class StreamedStudy(Study):
 
 
 def _spot_files(folder: DatasetFolder, base: str | None) -> Iterator[SpotFile]:
-    """Files of spots in the order of `load_spots`, with their numbers of spots."""
+    """Yield files of spots in the order of `load_spots`, with their numbers of spots."""
     first = 0
     for path in files_in_order(folder):
         name = path.relative_to(folder.path).as_posix()
@@ -138,7 +138,7 @@ def _split_of(file: SpotFile) -> str:
 
 
 def _place(folder: DatasetFolder, file: SpotFile) -> Path:
-    """Where a file lies, or would lie had it been fetched."""
+    """Tell where a file lies, or would lie had it been fetched."""
     if not file.address.startswith(HUB):
         return Path(file.address)
     return folder.path / file.address.split(f"@{folder.path.name}/", 1)[1]

@@ -95,7 +95,7 @@ class Study:
         return dict(zip(self.slide_ids, map(np.asarray, self.slides["measured_genes"]), strict=True))
 
     def patients(self, slide_ids: Iterable[str]) -> set[str]:
-        """Patients of these slides."""
+        """Return patients of these slides."""
         chosen = self.slides[self.slides["slide_id"].isin(list(slide_ids))]
         return set(chosen["patient_id"])
 
@@ -166,11 +166,11 @@ class Study:
         return self.spots.select(np.flatnonzero(chosen))
 
     def patch_um(self, slide_ids: Sequence[str]) -> list[float]:
-        """Sides of the patches of these slides in micrometres, each once."""
+        """Return sides of the patches of these slides in micrometres, each once."""
         return sorted(set(self.slides["patch_um"][self.slides["slide_id"].isin(list(slide_ids))]))
 
     def patch_px(self, slide_ids: Iterable[str]) -> list[int]:
-        """Sides of the patches of these slides as they are stored, in pixels, each once."""
+        """Return sides of the patches of these slides as they are stored, in pixels, each once."""
         return sorted(set(self.slides["patch_px"][self.slides["slide_id"].isin(list(slide_ids))]))
 
     def with_positions_um(self, spots: Dataset) -> Dataset:

@@ -195,7 +195,7 @@ class TiffImage:
         return result[::step_y, ::step_x]
 
     def _tile(self, index: int) -> np.ndarray:
-        """One tile as uint8 (rows, columns, 3), from the cache or decoded."""
+        """Return one tile as uint8 (rows, columns, 3), from the cache or decoded."""
         if (tile := self._cache.get(index)) is not None:
             self._cache.move_to_end(index)
             return tile
@@ -223,7 +223,7 @@ class TiffImage:
         return _colours(samples, page, white)
 
     def _samples(self, index: int) -> np.ndarray:
-        """One tile as it is stored, (rows, columns, samples)."""
+        """Return one tile as it is stored, (rows, columns, samples)."""
         per_plane = self._grid[0] * self._grid[1]
         planes = [
             self._decode(page, plane * per_plane + index) for page in self._pages[: self._planes]

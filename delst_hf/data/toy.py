@@ -149,7 +149,7 @@ def _structure_field(rng: np.random.Generator, size: int) -> np.ndarray:
 def _sample_counts(
     level: np.ndarray, num_genes: int, seed: int, patient: str, rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Negative-binomial counts (spots, genes): nested programmes, markers of a region, and genes that are always on."""
+    """Return negative-binomial counts (spots, genes): nested programmes, markers of a region, and genes that are always on."""
     genes = np.random.default_rng([seed, 1])
     mean = 1.5 + genes.lognormal(np.log(3.0), 0.5, num_genes)
     num_programme, num_markers = int(0.6 * num_genes), int(0.25 * num_genes)
@@ -187,7 +187,7 @@ def _draw(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _fat_membranes(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Borders of Voronoi cells about 35 px wide, where the level is that of adipose tissue."""
+    """Return borders of Voronoi cells about 35 px wide, where the level is that of adipose tissue."""
     size = field.shape[0]
     rows, cols = np.nonzero(field < 0.22)
     lines = np.zeros_like(field)
@@ -199,7 +199,7 @@ def _fat_membranes(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _scattered(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Positions (nuclei, 2) as x, y of single nuclei; their density rises with the level."""
+    """Return positions (nuclei, 2) as x, y of single nuclei; their density rises with the level."""
     size, densest = field.shape[0], 0.013
     points = rng.uniform(0, size, (rng.poisson(densest * size**2), 2))
     level = field[points[:, 1].astype(int), points[:, 0].astype(int)]
@@ -229,7 +229,7 @@ def _structures(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def _draw_nuclei(points: np.ndarray, field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Amount of hematoxylin (height, width): ellipses, thin and dark in stroma, large and round in tumour."""
+    """Return the amount of hematoxylin (height, width): ellipses, thin and dark in stroma, large and round in tumour."""
     size, k = field.shape[0], _OVERSAMPLING
     level = field[np.clip(points[:, 1], 0, size - 1).astype(int), np.clip(points[:, 0], 0, size - 1).astype(int)]
     length = np.interp(level, [0, 0.4, 1], [2.2, 2.4, 3.1]) * rng.uniform(0.8, 1.2, len(points))

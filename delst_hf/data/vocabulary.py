@@ -56,7 +56,7 @@ def _alone(*sums: Any) -> tuple[Any, ...]:
 def gene_moments(
     batches: Iterable[scipy.sparse.csr_matrix], target_sum: float = 1e4, summed: Callable[..., tuple[Any, ...]] = _alone
 ) -> GeneMoments:
-    """Moments of every gene, one batch of spots in memory at a time.
+    """Return the moments of every gene, one batch of spots in memory at a time.
 
     Args:
         batches: Raw counts (spots, genes), for example `Study.count_batches`; at least one.
@@ -83,7 +83,7 @@ def gene_moments(
 def residual_variance(
     batches: Iterable[scipy.sparse.csr_matrix], moments: GeneMoments, summed: Callable[..., tuple[Any, ...]] = _alone
 ) -> np.ndarray:
-    """Variance of every gene's analytic Pearson residuals (genes,): how much more it varies than its mean explains.
+    """Return the variance of every gene's analytic Pearson residuals (genes,): how much more it varies than its mean explains.
 
     A residual is (x - mu) / sqrt(mu + mu^2 / 100), clipped to the square root of the number of spots, where mu is the share of
     the gene in all counts times the counts of the spot (Lause, Berens and Kobak, 2021; scanpy's
@@ -250,7 +250,7 @@ def _score(
 
 
 def _spatial_score(study: Study, spots: Dataset, seed: int, target_sum: float) -> np.ndarray:
-    """Moran's I of every gene, the mean over slides (genes,); -1 to 1, 0 where a gene does not vary."""
+    """Return Moran's I of every gene, the mean over slides (genes,); -1 to 1, 0 where a gene does not vary."""
     slide_of_spot = np.asarray(spots.with_format("numpy")["slide_id"][:])
     names = list(dict.fromkeys(slide_of_spot.tolist()))
     scores = np.zeros(len(study.genes))
@@ -270,7 +270,7 @@ def _spatial_score(study: Study, spots: Dataset, seed: int, target_sum: float) -
 
 
 def morans_i(values: scipy.sparse.csr_matrix, xy: np.ndarray, neighbours: int = _NEIGHBOURS) -> np.ndarray:
-    """Moran's I of every column over each spot's nearest neighbours (Moran, 1950); a high value is a smooth pattern.
+    """Return Moran's I of every column over each spot's nearest neighbours (Moran, 1950); a high value is a smooth pattern.
 
     Args:
         values: Sparse (spots, genes).

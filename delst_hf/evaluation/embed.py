@@ -189,7 +189,7 @@ def embed_share(
 
 
 def _parts(model: DelstModel, inputs: dict[str, Tensor], rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, image embeddings and gene embeddings of some rows of a batch, where the model is."""
+    """Return features, image embeddings and gene embeddings of some rows of a batch, where the model is."""
     output = model(**{name: None if values is None else values[rows] for name, values in inputs.items()})
     return output.vision_model_output.pooler_output.float(), output.image_embeds, output.gene_embeds
 
@@ -201,13 +201,13 @@ def _arrived(start: int, parts: list[Tensor], event: Any) -> tuple[int, Tensor, 
 
 
 def _shares(spots: int) -> list[range]:
-    """Which spots each process embeds: stretches that differ by one spot at most, the first of them never the shorter."""
+    """Tell which spots each process embeds: stretches that differ by one spot at most, the first of them never the shorter."""
     ends = [-(-spots * rank // world_size()) for rank in range(world_size() + 1)]
     return [range(start, end) for start, end in pairwise(ends)]
 
 
 def _on_the_first_process(rows: Tensor, spots: int, device: torch.device) -> np.ndarray:
-    """Rows of all processes, in order, on the first; no rows on the others. They go one process at a time."""
+    """Return rows of all processes, in order, on the first; no rows on the others. They go one process at a time."""
     if world_size() == 1:
         return rows.numpy()
     if process_rank() > 0:

@@ -17,7 +17,7 @@ _EQUAL = 1e-12  # equal points may differ in their last bits, as rounding depend
 def entailment_auc(
     parent_embeds: ArrayLike, child_embeds: ArrayLike, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
 ) -> float:
-    """Entailment as a ranking: how often a parent's own child fits its cone better than another spot's child.
+    """Score entailment as a ranking: how often a parent's own child fits its cone better than another spot's child.
 
     The score of a pair is the exterior angle minus the half-aperture, as in the loss, so 1 can be reached with narrow cones
     that hold nothing, and cones so wide that they hold everything give 0.5.
@@ -97,20 +97,20 @@ def entailment_rankings(
 
 
 def _excess(apex: torch.Tensor, candidates: torch.Tensor, curvature: float, min_radius: float) -> np.ndarray:
-    """How far, in radians, each candidate lies outside the cone of one apex: (candidates,)."""
+    """Tell how far, in radians, each candidate lies outside the cone of one apex: (candidates,)."""
     apex = apex.expand_as(candidates)
     return (exterior_angle(apex, candidates, curvature) - half_aperture(apex, curvature, min_radius)).numpy()
 
 
 def _compared(excess: np.ndarray, own: int) -> tuple[float, float]:
-    """How many others fit worse and how many better than the one at `own`; ties count half to both."""
+    """Tell how many others fit worse and how many better than the one at `own`; ties count half to both."""
     others = np.delete(excess, own)
     ties = 0.5 * (np.abs(others - excess[own]) <= _EQUAL).sum()
     return float((others > excess[own] + _EQUAL).sum() + ties), float((others < excess[own] - _EQUAL).sum() + ties)
 
 
 def _deciles(values: np.ndarray) -> np.ndarray:
-    """Decile of each value (values,) by rank; of few values, fewer groups, so that each has ten members."""
+    """Return the decile of each value (values,) by rank; of few values, fewer groups, so that each has ten members."""
     groups = max(min(DECILES, len(values) // DECILES), 1)
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     return ranks * groups // len(values)

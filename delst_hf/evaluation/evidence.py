@@ -190,7 +190,7 @@ class Space:
     mean_profile: np.ndarray | None = None
 
     def tangent(self, embeds: np.ndarray) -> np.ndarray:
-        """Coordinates for methods of flat space: those of the tangent space at the origin."""
+        """Return coordinates for methods of flat space: those of the tangent space at the origin."""
         if self.geometry != "lorentz":
             return embeds
         return log_map0(torch.from_numpy(np.asarray(embeds, dtype=np.float64)), float(self.curvature)).numpy()  # type: ignore[arg-type]

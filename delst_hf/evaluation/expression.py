@@ -82,7 +82,7 @@ def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
 
 
 def gene_pearson(predicted: ArrayLike, measured: ArrayLike) -> np.ndarray:
-    """Pearson correlation of prediction and measurement over spots, gene by gene. 1 is perfect, 0 is chance.
+    """Return the Pearson correlation of prediction and measurement over spots, gene by gene. 1 is perfect, 0 is chance.
 
     Args:
         predicted: (spots, genes).
@@ -283,7 +283,7 @@ def expression_prediction(
 def _fold_scores(
     targets: np.ndarray, fit: np.ndarray, held: np.ndarray, fold: "_Decomposition", alphas: np.ndarray
 ) -> np.ndarray:
-    """Mean gene-wise Pearson (alphas,) on the rows `held` after fitting on `fit`; NaN where no gene varies."""
+    """Return the mean gene-wise Pearson (alphas,) on the rows `held` after fitting on `fit`; NaN where no gene varies."""
     scored = ~_constant_columns(targets[held])
     if not scored.any():
         return np.full(len(alphas), np.nan)
@@ -323,14 +323,14 @@ class _Decomposition:
         return cls(left, np.maximum(eigenvalues, 0.0), right)  # rounding may leave the zero ones slightly negative
 
     def predict(self, targets: np.ndarray, alphas: np.ndarray) -> list[np.ndarray]:
-        """Predictions (unseen rows, genes), one per alpha."""
+        """Return predictions (unseen rows, genes), one per alpha."""
         mean = targets.mean(axis=0)
         projected = self.right @ (targets - mean)
         return [(self.left / (self.eigenvalues + alpha)) @ projected + mean for alpha in alphas]
 
 
 def _constant_columns(values: np.ndarray) -> np.ndarray:
-    """Which columns (columns,) do not vary beyond rounding."""
+    """Tell which columns (columns,) do not vary beyond rounding."""
     return np.ptp(values, axis=0) <= 8 * np.finfo(np.float64).eps * np.abs(values).max(axis=0)
 
 

@@ -34,7 +34,7 @@ def illustrations(findings: Findings) -> dict[str, Any]:
 
 
 def _per_spot(findings: Findings) -> dict[str, list[Any]]:
-    """One list per quantity, one entry per test spot, ready for JSON."""
+    """Return one list per quantity, one entry per test spot, ready for JSON."""
     spots, space, rows = findings.spots, findings.space, findings.test_rows
     result: dict[str, list[Any]] = {
         "slide": spots.slides[rows].tolist(),
@@ -61,7 +61,7 @@ def _space_facts(space: Space) -> dict[str, Any]:
 
 
 def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[str, Any]]:
-    """Image queries at the best rank of their own genes and at its quartiles, and the spots retrieved for each."""
+    """Return the image queries at the best rank of their own genes and at its quartiles, and the spots retrieved for each."""
     spots, rows = findings.spots, findings.test_rows[:GALLERY_POOL]
     options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature}
     ranks = retrieval_scores(space.image[rows], space.gene[rows], **options)["rank"]

@@ -223,7 +223,7 @@ def majority(labels: np.ndarray) -> str:
 def probe_predictions(
     features: np.ndarray, labels: np.ndarray, unseen: np.ndarray, alpha: float, seeds: Sequence[int]
 ) -> list[np.ndarray]:
-    """Labels (unseen rows,) predicted by one classifier per seed."""
+    """Return labels (unseen rows,) predicted by one classifier per seed."""
     inputs, queries = _scaled(features, unseen)
     return _predictions(inputs, labels, queries, alpha, seeds)
 

@@ -16,7 +16,7 @@ PATCH_PX = 96
 
 
 def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Thumbnails of the test slides and the patches that the gallery names, as JPEG in base64.
+    """Return thumbnails of the test slides and the patches that the gallery names, as JPEG in base64.
 
     Args:
         dataset: The dataset folder or Hub id; its `slides` config holds the thumbnails.

@@ -98,7 +98,7 @@ def rotated(*matrices: np.ndarray) -> list[np.ndarray]:
 
 
 def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN (without a warning) where all are."""
+    """Return the mean over the first axis of what is not NaN; NaN (without a warning) where all are."""
     there = ~np.isnan(values)
     total = np.where(there, values, 0.0).sum(axis=0)
     return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)

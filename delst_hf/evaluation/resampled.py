@@ -19,14 +19,14 @@ _CONSTANT = 1e-11
 
 
 def mean_statistic(values: np.ndarray, weights: np.ndarray | None = None) -> Weighted:
-    """Mean of values (rows,), with weights of the rows if there are some; NaN values are left out."""
+    """Return the mean of values (rows,), with weights of the rows if there are some; NaN values are left out."""
     there = ~np.isnan(values) * (np.ones(len(values)) if weights is None else weights)
     filled = np.where(np.isnan(values), 0.0, values) * there
     return Weighted(len(values), lambda drawn: _ratio(drawn @ filled, drawn @ there))
 
 
 def median_statistic(values: np.ndarray) -> Weighted:
-    """Median of values (rows,)."""
+    """Return the median of values (rows,)."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
 
@@ -86,7 +86,7 @@ def _of_confusion(truth: np.ndarray, answer: np.ndarray, of: Callable[[np.ndarra
 
 
 def gene_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> Weighted:
-    """Pearson per gene (resamples, genes), the mean over groups in which it varies; NaN where that is none.
+    """Return the Pearson per gene (resamples, genes), the mean over groups in which it varies; NaN where that is none.
 
     A column of predictions that is NaN in a group was not predicted there, and does not count.
     """
@@ -100,7 +100,7 @@ def gene_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarr
 
 
 def fold_pearson(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Pearson per gene (genes,), the mean over groups in which it varies; NaN where that is none."""
+    """Return the Pearson per gene (genes,), the mean over groups in which it varies; NaN where that is none."""
     return gene_statistic(predicted, measured, groups)(np.arange(len(measured)))
 
 
@@ -194,7 +194,7 @@ def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Weig
 
 
 def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> Weighted:
-    """Spearman correlation, partial on ranks with `given`; as `hierarchy.rank_correlation` of one slide."""
+    """Return the Spearman correlation, partial on ranks with `given`; as `hierarchy.rank_correlation` of one slide."""
     rank = [_ranks(array) for array in (values, level, *([] if given is None else [given]))]
 
     def of(weights: np.ndarray) -> np.ndarray:
@@ -217,7 +217,7 @@ def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray 
 
 
 def _ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Weights (resamples, rows) -> centred ranks of the rows among those drawn, ties at their mean."""
+    """Map weights (resamples, rows) to the centred ranks of the rows among those drawn, ties at their mean."""
     numbers, sums = np.unique(values, return_inverse=True)[1], _by_value(values)
 
     def of(weights: np.ndarray) -> np.ndarray:
@@ -252,7 +252,7 @@ def rand_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
 
 
 def information_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
-    """Normalised mutual information (arithmetic mean of entropies)."""
+    """Return normalised mutual information (arithmetic mean of entropies)."""
     members = [_indicators(numbers) for numbers in _cells(truth, answer)]
 
     def of(weights: np.ndarray) -> np.ndarray:
@@ -288,7 +288,7 @@ def dispersion_draws(rows: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap)
 
 
 def _dispersion(points: np.ndarray, members: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Both scores (2, resamples); NaN where fewer than two groups, or one spot each, are drawn."""
+    """Return both scores (2, resamples); NaN where fewer than two groups, or one spot each, are drawn."""
     squares = (points**2).sum(axis=1)
     sizes = np.stack([weights[:, part].sum(axis=1) for part in members], axis=1)
     centres, spread = np.zeros((len(members), len(weights), points.shape[1])), np.zeros((len(weights), len(members)))
@@ -343,6 +343,6 @@ def _mean_where(values: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is defined, NaN where nothing is."""
+    """Return the mean of what is defined, NaN where nothing is."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis).astype(float))

@@ -111,7 +111,7 @@ def retrieval_scores(
 
 
 def sampled_queries(pool: int, num_queries: int | None, seed: int = 0) -> np.ndarray:
-    """All rows of a pool, or `num_queries` of them drawn without replacement, in order."""
+    """Return all rows of a pool, or `num_queries` of them drawn without replacement, in order."""
     if num_queries is not None and num_queries < 1:
         raise ValueError(f"num_queries is {num_queries}; allowed is 1 or more, or None for all of them.")
     if num_queries is None or num_queries >= pool:
@@ -329,7 +329,7 @@ def _longest(vectors: np.ndarray) -> float:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1. A zero row has no direction and stays zero: equally similar to all, hence at chance."""
+    """Return rows of length 1. A zero row has no direction and stays zero: equally similar to all, hence at chance."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1.0)
 

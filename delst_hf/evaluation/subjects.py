@@ -247,7 +247,7 @@ class _Embedder:
 
     @torch.no_grad()
     def random_features(self, config: DelstConfig, seed: int) -> np.ndarray:
-        """Features (spots, columns) of a backbone with random weights.
+        """Return features (spots, columns) of a backbone with random weights.
 
         The running statistics of its batch norms are measured on some patches first. Untouched they are 0 and 1, the signal
         shrinks from layer to layer, and features of a scale of 1e-21 are no baseline for anything.

@@ -53,7 +53,7 @@ def weights_fingerprint(model: str | os.PathLike) -> str | None:
 
 
 def _located(model: str | os.PathLike, name: str) -> Path | None:
-    """Where a file of a checkpoint lies, fetched if it is on the Hub; None where there is none."""
+    """Tell where a file of a checkpoint lies, fetched if it is on the Hub; None where there is none."""
     if os.path.isdir(model):
         return Path(model) / name
     found = cached_file(

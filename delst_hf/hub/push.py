@@ -119,7 +119,7 @@ class Target:
             return None
 
     def is_private(self) -> bool:
-        """Whether only those who were let in see it."""
+        """Tell whether only those who were let in see it."""
         return bool(self.api.repo_info(self.repo_id, repo_type=self.repo_type).private)
 
     def create(self, private: bool) -> None:
@@ -130,7 +130,7 @@ class Target:
             self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
 
     def head(self) -> str | None:
-        """Its last commit; None where that cannot be asked."""
+        """Return its last commit; None where that cannot be asked."""
         try:
             return self.api.repo_info(self.repo_id, repo_type=self.repo_type, revision=self.revision).sha
         except Exception:  # whatever the client's HTTP library raises

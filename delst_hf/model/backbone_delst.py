@@ -148,7 +148,7 @@ def check_loaded(model: Any, info: Mapping[str, Any], folder: str, architectures
 
 
 def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, pooling: str) -> dict[str, Any]:
-    """Where a backbone came from and what its weights were: ``config.vision_source``.
+    """Tell where a backbone came from and what its weights were: ``config.vision_source``.
 
     Args:
         vision: Hub id or local folder that it was loaded from; of a folder only the name is kept.
@@ -165,7 +165,7 @@ def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, poolin
 
 
 def fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
-    """SHA-256 (16 hex digits) over shape and float32 bytes of every weight that is used.
+    """Return SHA-256 (16 hex digits) over shape and float32 bytes of every weight that is used.
 
     Names are left out: transformers renames the parameters of backbones from one version to the next. So is an
     unused pooler, which is initialised at random anew at each load of a checkpoint without one.
@@ -226,7 +226,7 @@ def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
 
 
 def join_backbone(own: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a whole model.
+    """Return weights of a whole model.
 
     Args:
         own: What `weights_without_backbone` gave.
@@ -258,7 +258,7 @@ def fetch_backbone(
     vision_kwargs: dict[str, Any],
     hub_kwargs: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Weights of the backbone that a checkpoint was saved without, known to be the right ones.
+    """Return weights of the backbone that a checkpoint was saved without, known to be the right ones.
 
     Args:
         folder: The checkpoint, for messages.

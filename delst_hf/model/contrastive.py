@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def _tiles(left: Tensor, right: Tensor, chunk_size: int, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
-    """Rows and columns of each tile, and uninitialised buffers of its shape.
+    """Yield rows and columns of each tile, and uninitialised buffers of its shape.
 
     The memory of all tiles is one: on a CPU, giving it back and asking for it again takes longer than the arithmetic.
     """
@@ -74,7 +74,7 @@ def _is_unresolved(
     multiplier: Tensor,
     geometry: str,
 ) -> Tensor:
-    """Whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
+    """Tell whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
     The bound of the relative error of each row is a sum of four: the shift of its nearest foreign logit (by the rounding of
     that entry of ``h``); the relative error of that ``h``, a factor of the gradient; the rounding of long logits; and the
@@ -123,7 +123,7 @@ def _walk_back(
     chunk_size: int,
     dim: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `factors_of`.
+    """Return gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `factors_of`.
 
     All slopes add up to 0, over all ranks, and so the gradient by the multiplier is one of differences: measures are taken
     from `centre`, their mean over the own pairs. Else the rounding of a probability would count with a logit's whole length.
@@ -243,7 +243,7 @@ def tiled_contrastive(
     start: int = 0,
     across_ranks: bool = False,
 ) -> Tensor:
-    """InfoNCE of row i of `x` against all rows of `y`, of which ``start + i`` is its own, by what serves the device.
+    """Return InfoNCE of row i of `x` against all rows of `y`, of which ``start + i`` is its own, by what serves the device.
 
     Args:
         x: Local rows (n, dim).

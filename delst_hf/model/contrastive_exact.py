@@ -10,7 +10,7 @@ from .contrastive_kernels import factor_of, jit, log1p, multiplier_of, tl
 
 @jit
 def is_unresolved(verdict, tolerance):
-    """Whether the error of the logits, averaged over rows by what foreign columns weigh, is above the tolerance."""
+    """Tell whether the error of the logits, averaged over rows by what foreign columns weigh, is above the tolerance."""
     return tl.load(verdict) > tolerance * tl.load(verdict + 1)
 
 
@@ -54,7 +54,7 @@ def exact_log_sums(
     verdict, tolerance, points, lengths, rapidities, scale, curvature, log_sums_out,
     first_row, first_other, size, other_size, shift, dim, GEOMETRY: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp of the foreign logits of each point of one side."""
+    """Return the log-sum-exp of the foreign logits of each point of one side."""
     if is_unresolved(verdict, tolerance):
         index = tl.program_id(0) * B + tl.arange(0, B)
         inside = index < size
@@ -85,7 +85,7 @@ def exact_gradients(
     scalar_parts, outer, weight_of_loss, first_row, first_other, size, other_size, shift, columns, dim,
     LEFT: tl.constexpr, GEOMETRY: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of each point of one side, pair by pair, and from the left side a block's sums for the scalars."""
+    """Return the gradient of each point of one side, pair by pair, and from the left side a block's sums for the scalars."""
     by_measure, by_curvature = tl.zeros((B,), dtype=tl.float64), tl.zeros((B,), dtype=tl.float64)
     if is_unresolved(verdict, tolerance):
         index = tl.program_id(0) * B + tl.arange(0, B)

@@ -101,7 +101,7 @@ class _Points:
 def _log_sums(
     points: _Points, scale: Tensor, curvature: Tensor, geometry: str, start: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of the foreign logits of rows (n,) and columns (m,), float64, and the sums of the verdict (2,)."""
+    """Return the log-sum-exp of the foreign logits of rows (n,) and columns (m,), float64, and the sums of the verdict (2,)."""
     n, m, tile = points.n, points.m, _tile(points.n, points.m)
     row_blocks, column_blocks = _blocks(n, tile["BM"]), _blocks(m, tile["BN"])
     blocks = _blocks(row_blocks, ROW_PROGRAMS)
@@ -276,7 +276,7 @@ def fused_contrastive(
 
 @functools.cache
 def _kernels_run(device: torch.device) -> bool:
-    """Whether Triton compiles and runs here: a trial of a few points, once per device and process."""
+    """Tell whether Triton compiles and runs here: a trial of a few points, once per device and process."""
     points = torch.eye(16, 32, device=device).requires_grad_()
     one = torch.ones((), device=device)
     try:
@@ -292,7 +292,7 @@ def _kernels_run(device: torch.device) -> bool:
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether the kernels serve this batch: float32, 16 rows or more, a CUDA device with TF32, and Triton that runs.
+    """Tell whether the kernels serve this batch: float32, 16 rows or more, a CUDA device with TF32, and Triton that runs.
 
     On a CPU only by Triton's interpreter, which tests ask for by the environment variable ``TRITON_INTERPRET=1``.
     """

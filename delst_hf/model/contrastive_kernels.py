@@ -83,7 +83,7 @@ def measure_and_slope(h, GEOMETRY: tl.constexpr):
 
 @jit
 def multiplier_of(scale, curvature, GEOMETRY: tl.constexpr):
-    """Multiplier of a measure, float32, from the addresses of the logit scale and the curvature."""
+    """Return the multiplier of a measure, float32, from the addresses of the logit scale and the curvature."""
     multiplier = tl.load(scale)
     if GEOMETRY == "lorentz":
         multiplier = multiplier / tl.sqrt(tl.load(curvature))
@@ -101,14 +101,14 @@ def factor_of(scale, curvature, outer, weight_of_loss, GEOMETRY: tl.constexpr):
 
 @jit
 def load_statistics(statistics, index, total):
-    """First four statistics of the points of these indices."""
+    """Return the first four statistics of the points of these indices."""
     first = statistics + index
     return tl.load(first), tl.load(first + total), tl.load(first + 2 * total), tl.load(first + 3 * total)
 
 
 @jit
 def product(high, low, rows, columns, width, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Inner products of offsets, (BM, BN) float32, by three products of TF32."""
+    """Return the inner products of offsets, (BM, BN) float32, by three products of TF32."""
     k = tl.arange(0, BK)
     left = rows[:, None].to(tl.int64) * width + k[None, :]
     right = columns[None, :].to(tl.int64) * width + k[:, None]
@@ -154,7 +154,7 @@ def log_sums(
     n, m, start, width, columns_of_program, BLOCKS: tl.constexpr,
     GEOMETRY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Maximum and sum of exponentials of the foreign logits, of a program's share of each row and of each column.
+    """Return the maximum and sum of exponentials of the foreign logits, of a program's share of each row and of each column.
 
     Of rows also the error of the logits that rounding may have caused, weighted like the logits themselves.
     """
@@ -213,7 +213,7 @@ def join_log_sums(
     parts, log_sums_out, own_measures, scale, curvature, verdict, parts_count, size,
     JUDGE: tl.constexpr, GEOMETRY: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp from its parts (float64); of rows (`JUDGE`) also a block's share of the mean error."""
+    """Return the log-sum-exp from its parts (float64); of rows (`JUDGE`) also a block's share of the mean error."""
     index = tl.program_id(0) * BR + tl.arange(0, BR)
     inside = index < size
     upper = tl.full((BR,), float("-inf"), dtype=tl.float32)

@@ -7,7 +7,7 @@ from .contrastive_kernels import factor_of, jit, log1p, measure_and_slope, tl, t
 def measure_points(
     points, curvature, lengths, rapidities, centres, total, dim, GEOMETRY: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """Norm and rapidity of each point, and a block's sums of directions (of points, euclidean) and rapidities."""
+    """Return the norm and rapidity of each point, and a block's sums of directions (of points, euclidean) and rapidities."""
     block = tl.program_id(0)
     rows = block * BR + tl.arange(0, BR)
     inside = rows < total

@@ -166,7 +166,7 @@ def _half_slide_pairs(
 def ordered_pairs(
     level: Tensor, slide_ids: Tensor | None = None, parent: str = "fewer", min_level_ratio: float = 1.25
 ) -> tuple[Tensor, Tensor]:
-    """Pairs of spots of one slide whose levels differ clearly, the general one first.
+    """Return pairs of spots of one slide whose levels differ clearly, the general one first.
 
     The spots of each slide are sorted by level, and the spot of rank r is paired with the one half a slide further up: every
     spot is in at most one pair, no pair is of near neighbours in rank, and no random number is drawn (a shuffled batch is
@@ -259,7 +259,7 @@ def joint_entailment_losses(
     form: str = "cone",
     radius_floor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-modal `entailment_loss` and the mean `intra_entailment_loss` of both modalities, computed as one.
+    """Return the cross-modal `entailment_loss` and the mean `intra_entailment_loss` of both modalities, computed as one.
 
     On an accelerator each of them costs as much as all three together: hundreds of operations on a few numbers.
 
@@ -301,7 +301,7 @@ def joint_entailment_losses(
 
 
 def _may_be_replayed(x: Tensor) -> bool:
-    """Whether a CUDA graph could hold the losses of these points; a compiler makes its own."""
+    """Tell whether a CUDA graph could hold the losses of these points; a compiler makes its own."""
     return x.is_cuda and not torch.compiler.is_compiling()
 
 
@@ -340,7 +340,7 @@ def cone_statistics(
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
 ) -> dict[str, float]:
-    """Where the two modalities lie, and whether children are inside the cones of their parents.
+    """Tell where the two modalities lie, and whether children are inside the cones of their parents.
 
     Args:
         image_embeds: Space parts on the hyperboloid (pairs, dim).
@@ -374,7 +374,7 @@ def cone_statistics(
 def cone_membership(
     apex: Tensor, child: Tensor, curvature: float | Tensor, min_radius: float = 0.1, aperture_scale: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each parent's cone holds its own child, and the child of a spot half the pairs away: (pairs,) 0 or 1."""
+    """Tell whether each parent's cone holds its own child, and the child of a spot half the pairs away: (pairs,) 0 or 1."""
     allowed = aperture_scale * half_aperture(apex, curvature, min_radius)
 
     def inside(candidates: Tensor) -> np.ndarray:

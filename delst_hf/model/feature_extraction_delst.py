@@ -76,7 +76,7 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         return len(new)
 
     def match(self, gene_names: Sequence[str]) -> np.ndarray:
-        """Position in the vocabulary of each given gene.
+        """Return the position in the vocabulary of each given gene.
 
         Args:
             gene_names: Names of the measured genes (genes,).
@@ -162,7 +162,7 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
 
 
 def _as_matrix(counts: Any, gene_names: Sequence[str] | None) -> tuple[np.ndarray, Sequence[str]]:
-    """Any accepted form of counts as a dense (batch, genes) float64 array and its gene names."""
+    """Return any accepted form of counts as a dense (batch, genes) float64 array and its gene names."""
     if gene_names is None:
         if hasattr(counts, "columns"):
             gene_names = [str(name) for name in counts.columns]
@@ -230,7 +230,7 @@ def log_normalize(counts: Any, target_sum: float = 1e4, total_counts: Any = None
 
 
 def _library_factors(stored: np.ndarray, totals: Any, target_sum: float) -> np.ndarray:
-    """Factors (spots,) that bring the totals to `target_sum`, 0 for an empty spot; `stored` holds all counts."""
+    """Return factors (spots,) that bring the totals to `target_sum`, 0 for an empty spot; `stored` holds all counts."""
     # NaN fails every comparison.
     if stored.size and not (stored.min() >= 0 and stored.max() < np.inf):
         raise ValueError(

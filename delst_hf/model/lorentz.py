@@ -38,7 +38,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def time_component(x: Tensor, curvature: float | Tensor) -> Tensor:
-    """Time coordinate of points on the hyperboloid.
+    """Return the time coordinate of points on the hyperboloid.
 
     Args:
         x: Space parts (..., dim).
@@ -63,7 +63,7 @@ def rapidity(x: Tensor, curvature: float | Tensor) -> Tensor:
 
 
 def radius(x: Tensor, curvature: float | Tensor) -> Tensor:
-    """Hyperbolic distance of points (..., dim) to the origin, shape (...). High means specific, low means general.
+    """Return the hyperbolic distance of points (..., dim) to the origin, shape (...). High means specific, low means general.
 
     >>> radius(exp_map0(torch.tensor([[3.0, 4.0]]), 1.0), 1.0)
     tensor([5.])
@@ -72,7 +72,7 @@ def radius(x: Tensor, curvature: float | Tensor) -> Tensor:
 
 
 def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
-    """Exponential map at the origin: a tangent vector becomes the point at distance ``|v|`` in its direction.
+    """Return the exponential map at the origin: a tangent vector becomes the point at distance ``|v|`` in its direction.
 
     Args:
         v: Tangent vectors at the origin (..., dim).
@@ -90,7 +90,7 @@ def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
 
 
 def log_map0(x: Tensor, curvature: float | Tensor) -> Tensor:
-    """Logarithmic map at the origin, the inverse of `exp_map0`: Euclidean coordinates for linear probes.
+    """Return the logarithmic map at the origin, the inverse of `exp_map0`: Euclidean coordinates for linear probes.
 
     Args:
         x: Space parts (..., dim).
@@ -125,7 +125,7 @@ def scaled_distance(h: Tensor) -> Tensor:
 
 
 def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
-    """Geodesic distance between paired points.
+    """Return the geodesic distance between paired points.
 
     With rapidities ``r`` and directions ``u``, ``sinh^2(sqrt(c) d / 2) = sinh^2((r_x - r_y)/2) + sinh(r_x) sinh(r_y)
     |u_x - u_y|^2 / 4``: no cancellation but that of the directions, so float32 keeps four digits of a distance of 0.1 at a
@@ -152,7 +152,7 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
 
 
 def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Two matrices whose product holds ``h = sinh^2(sqrt(c) d(x_i, y_j) / 2)`` of every pair.
+    """Return two matrices whose product holds ``h = sinh^2(sqrt(c) d(x_i, y_j) / 2)`` of every pair.
 
     `distance` splits ``h`` into a radial and an angular part. With any rapidity ``q`` and any vector ``p``, and
     ``s, k = sinh, cosh((r - q)/2)``, ``e = sqrt(c)(x - |x| p)`` for each point, both are sums of products of one number of
@@ -195,7 +195,7 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
 
 
 def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
-    """Geodesic distance of every row of `x` to every row of `y`, by one matrix product (`haversine_factors`).
+    """Return the geodesic distance of every row of `x` to every row of `y`, by one matrix product (`haversine_factors`).
 
     Args:
         x: Space parts (n, dim).
@@ -217,7 +217,7 @@ def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor
 
 
 def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1) -> Tensor:
-    """Half-aperture of the entailment cone with its apex at `x`, opening away from the origin.
+    """Return the half-aperture of the entailment cone with its apex at `x`, opening away from the origin.
 
     Args:
         x: Apices, space parts (..., dim).
@@ -239,7 +239,7 @@ def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1)
 
 
 def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> Tensor:
-    """Angle at `parent` between the ray that leaves the origin and the geodesic to `child`.
+    """Return the angle at `parent` between the ray that leaves the origin and the geodesic to `child`.
 
     This is ``pi`` minus the angle at the parent of the triangle (origin, parent, child). By the four-part formula of
     hyperbolic trigonometry, with ``t`` the angle between the two points as seen from the origin,

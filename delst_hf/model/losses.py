@@ -30,7 +30,7 @@ def contrastive_loss(
     across_ranks: bool = False,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
+    """Return the symmetric InfoNCE: each patch must find its own spot among all spots of the batch, and each spot its patch.
 
     The similarity matrix is never formed: `contrastive.TiledInfoNCE` walks it in tiles, in both passes. Memory grows with
     the batch and not with its square.
@@ -112,7 +112,7 @@ def part_contrastive_loss(
 
 
 def regression_loss(predicted: Tensor, gene_values: Tensor, gene_mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of predicted expression over the genes that were measured.
+    """Return the mean squared error of predicted expression over the genes that were measured.
 
     Args:
         predicted: (batch, genes).
@@ -288,13 +288,13 @@ def _options(config: Any) -> dict[str, Any]:
 
 
 def _cross(config: Any, pair: Pair, curvature: Tensor) -> Tensor:
-    """Cross-modal entailment of paired embeddings."""
+    """Return the cross-modal entailment of paired embeddings."""
     parent, child = reversed(pair) if config.cross_parent == "gene" else pair
     return entailment_loss(parent, child, curvature, config.cross_aperture_scale, **_options(config))
 
 
 def _by_parts(config: Any, wholes: Pair, parts: Pair, curvature: Tensor) -> dict[str, Tensor]:
-    """Entailment across modalities of wholes and of parts, and of wholes by their parts, each the mean of two."""
+    """Return entailment across modalities of wholes and of parts, and of wholes by their parts, each the mean of two."""
     terms = {}
     if config.cross_entailment_weight > 0:
         terms["cross_entailment_loss"] = (_cross(config, wholes, curvature) + _cross(config, parts, curvature)) / 2
@@ -310,7 +310,7 @@ def _by_parts(config: Any, wholes: Pair, parts: Pair, curvature: Tensor) -> dict
 def _by_level(
     config: Any, wholes: Pair, curvature: Tensor, level: Tensor | None, slide_ids: Tensor | None
 ) -> dict[str, Tensor]:
-    """Entailment across modalities, and within each by the order of `level`."""
+    """Return entailment across modalities, and within each by the order of `level`."""
     if config.intra_entailment_weight <= 0:
         return (
             {"cross_entailment_loss": _cross(config, wholes, curvature)} if config.cross_entailment_weight > 0 else {}

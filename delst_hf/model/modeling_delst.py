@@ -260,7 +260,7 @@ class DelstModel(DelstPreTrainedModel):
             head.out_features = num_genes
 
     def embed_features(self, features: Tensor, modality: str) -> Tensor:
-        """Head of one modality, in float32 under any autocast: standardise, project, scale, map onto the manifold.
+        """Apply the head of one modality, in float32 under any autocast: standardise, project, scale, map onto the manifold.
 
         Args:
             features: Pooled features of the backbone or of the gene encoder (batch, width).
@@ -397,7 +397,7 @@ class DelstModel(DelstPreTrainedModel):
         )
 
     def similarity(self, image_embeds: Tensor, gene_embeds: Tensor) -> Tensor:
-        """Similarity of every image to every gene embedding, in this model's geometry: (images, genes)."""
+        """Return the similarity of every image to every gene embedding, in this model's geometry: (images, genes)."""
         with torch.autocast(device_type=image_embeds.device.type, enabled=False):
             scale = self.logit_scale.float().exp()
             return similarity_logits(image_embeds, gene_embeds, scale, self.curvature, self.config.geometry)
@@ -415,7 +415,7 @@ class DelstModel(DelstPreTrainedModel):
         gene_mask: Tensor | None = None,
         niches: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
+        """Return every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
 
         Args:
             image_embeds: Image embeddings (batch, projection_dim).

@@ -169,7 +169,7 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
 
 
 def standardise(features: Tensor) -> Tensor:
-    """Features (batch, width) in float32 with mean 0 and variance 1, as the head of `DelstModel` reads them."""
+    """Return features (batch, width) in float32 with mean 0 and variance 1, as the head of `DelstModel` reads them."""
     return F.layer_norm(features.float(), features.shape[-1:])
 
 

@@ -32,7 +32,7 @@ class _Graph:
         self.values, self.gradients, self.replay = _record(lambda: self._compute(losses), inputs[0].device)
 
     def _compute(self, losses: Losses) -> tuple[Tensor, Tensor]:
-        """Values (losses,) and gradients (losses, numbers of all wanted inputs)."""
+        """Compute values (losses,) and gradients (losses, numbers of all wanted inputs)."""
         with torch.enable_grad():
             values = losses(*self.inputs)
             rows = []
@@ -100,7 +100,7 @@ _serves = {"all": True}
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """Whether graphs of CUDA can hold what is computed of `x`, here and now."""
+    """Tell whether graphs of CUDA can hold what is computed of `x`, here and now."""
     return x.is_cuda and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
 
 

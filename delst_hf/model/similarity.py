@@ -24,7 +24,7 @@ GEOMETRIES = ("lorentz", "euclidean", "cosine")
 
 
 def lift(x: Tensor) -> Tensor:
-    """bf16 and fp16 as float32; float32 and float64 as they are."""
+    """Return bf16 and fp16 as float32; float32 and float64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -65,7 +65,7 @@ def full_precision(x: Tensor) -> Iterator[None]:
 def similarity_logits(
     x: Tensor, y: Tensor, logit_scale: float | Tensor, curvature: float | Tensor = 1.0, geometry: str = "lorentz"
 ) -> Tensor:
-    """Similarity of every row of `x` to every row of `y`, times `logit_scale`.
+    """Return the similarity of every row of `x` to every row of `y`, times `logit_scale`.
 
     Args:
         x: Embeddings (n, dim): space parts (lorentz), unit vectors (cosine) or plain vectors (euclidean).

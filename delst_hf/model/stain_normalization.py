@@ -103,7 +103,7 @@ def _macenko(pixels: Tensor, density: Tensor, tissue: Tensor) -> tuple[Tensor, T
 
 
 def _moments(values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (batch, channels, 1) and covariance (batch, channels, channels) over the chosen pixels."""
+    """Return the mean (batch, channels, 1) and covariance (batch, channels, channels) over the chosen pixels."""
     weight = chosen[:, None].float()
     number = weight.sum(dim=2, keepdim=True).clamp(min=2)
     mean = (values * weight).sum(dim=2, keepdim=True) / number

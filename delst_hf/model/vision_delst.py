@@ -74,7 +74,7 @@ def encode_images(vision_model: PreTrainedModel, pixel_values: Tensor, pooling: 
 
 
 def count_prefix_tokens(vision_model: PreTrainedModel, hidden: Tensor | None, *image_size: int) -> int:
-    """Tokens that stand before those of the patches: class token, distillation token, registers.
+    """Count the tokens that stand before those of the patches: class token, distillation token, registers.
 
     Configurations do not agree on how to say it, so it is the number of tokens less the number of patches.
 
@@ -99,7 +99,7 @@ def count_prefix_tokens(vision_model: PreTrainedModel, hidden: Tensor | None, *i
 
 
 def pool_vision_output(outputs: Any, pooling: str, num_prefix_tokens: int = 0) -> Tensor:
-    """One vector a patch from the output of any vision backbone.
+    """Return one vector per patch from the output of any vision backbone.
 
     Args:
         outputs: Output with ``pooler_output`` (batch, width) or (batch, width, 1, 1), or with ``last_hidden_state`` as
@@ -136,7 +136,7 @@ def pool_vision_output(outputs: Any, pooling: str, num_prefix_tokens: int = 0) -
 
 @torch.no_grad()
 def measure_vision_model(vision_model: PreTrainedModel, pooling: str) -> tuple[int, int]:
-    """Width of the pooled features and number of prefix tokens, from one blank image of the backbone's own size.
+    """Return the width of the pooled features and number of prefix tokens, from one blank image of the backbone's own size.
 
     Configurations do not agree on a name for either.
 
@@ -157,7 +157,7 @@ def measure_vision_model(vision_model: PreTrainedModel, pooling: str) -> tuple[i
 
 
 def _image_size(vision_model: PreTrainedModel) -> Any:
-    """Side of the images that a backbone was made for, or their height and width, in pixels."""
+    """Return the side of the images that a backbone was made for, or their height and width, in pixels."""
     if (timm_model := getattr(vision_model, "timm_model", None)) is not None:
         size = getattr(getattr(timm_model, "patch_embed", None), "img_size", None)
         return size or timm_model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
@@ -246,7 +246,7 @@ def load_vision_model(
 
 
 def load_image_processor(vision: str | os.PathLike, image_size: int | None = None, **kwargs: Any) -> Any:
-    """How a backbone wants its patches prepared, with PIL and nothing else.
+    """Load the image processor of a backbone, which needs PIL and nothing else.
 
     A checkpoint of timm says it in its configuration, which is read here: timm's own transforms need torchvision.
 
@@ -299,7 +299,7 @@ def check_image_size(config: Any, image_size: int) -> None:
 
 
 def belongs_to_pooler(name: str) -> bool:
-    """Whether a weight of a backbone is one of its pooler, which in SigLIP is called ``head``."""
+    """Tell whether a weight of a backbone is one of its pooler, which in SigLIP is called ``head``."""
     return "pooler" in name or name.startswith("head.")
 
 

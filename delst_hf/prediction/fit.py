@@ -143,7 +143,7 @@ def _folds(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Features as a head reads them: mean 0 and variance 1 in each row."""
+    """Return features as a head reads them: mean 0 and variance 1 in each row."""
     values = torch.from_numpy(features)
     return torch.nn.functional.layer_norm(values, values.shape[-1:]).numpy()
 

@@ -87,7 +87,7 @@ class PearsonSums:
 
 
 def _pearson(sums: np.ndarray) -> np.ndarray:
-    """Correlations (..., genes) from the six sums (..., 6, genes)."""
+    """Return correlations (..., genes) from the six sums (..., 6, genes)."""
     count, p, y, pp, py, yy = np.moveaxis(sums, -2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = 1 / np.maximum(count, 1)

@@ -74,7 +74,7 @@ def fit_logistic(
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Weights and biases on unscaled features, one column per class."""
+    """Return weights and biases on unscaled features, one column per class."""
     from sklearn.linear_model import LogisticRegression
 
     scaler = FlooredScaler.fit(features)

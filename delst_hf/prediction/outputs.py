@@ -228,7 +228,7 @@ def _write_parquet(output: Path, prediction: Prediction, overwrite: bool) -> Non
 
 
 def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Prediction) -> pd.DataFrame:
-    """One column per gene, per class ("p_...") and per coordinate of the embedding ("X_delst_..."), beside the table."""
+    """Return one column per gene, per class ("p_...") and per coordinate of the embedding ("X_delst_..."), beside the table."""
     parts = [table]
     if len(prediction.genes):
         names = [f"{gene}_predicted" if gene in table else gene for gene in prediction.genes.index]

@@ -261,7 +261,7 @@ def check_species(predictor: Predictor, species: str) -> None:
 
 
 def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Predictor) -> dict[str, dict[str, float]]:
-    """Weights of the genes of each signature that the head predicts; those it does not know are named.
+    """Return weights of the genes of each signature that the head predicts; those it does not know are named.
 
     Raises:
         ValueError: If the head predicts no gene of a signature, or fewer than half of them: the score would pass under a name
@@ -321,7 +321,7 @@ def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, An
 
 
 def reference_distance(reference: Reference, predictor: Predictor, shards: Shards) -> np.ndarray:
-    """Distance (patches,) of every patch to its nearest spots of the reference, in the model's space."""
+    """Return the distance (patches,) of every patch to its nearest spots of the reference, in the model's space."""
     return np.concatenate([reference.distance(predictor, shard["tangent"]) for shard in shards])
 
 

@@ -70,7 +70,7 @@ class Predictor:
         return int(size.get("shortest_edge") or size.get("height") or 224)
 
     def patch_um(self, given: float | None = None) -> float:
-        """Side of a patch in micrometres: that of the training, unless another is insisted on.
+        """Return the side of a patch in micrometres: that of the training, unless another is insisted on.
 
         Raises:
             ValueError: If neither the record nor the caller says it.

@@ -104,7 +104,7 @@ class Reference:
         return self.nearest(predictor, tangent, number, "image")[1].mean(axis=1)
 
     def impute(self, positions: np.ndarray) -> np.ndarray:
-        """Mean normalised profile (patches, genes) of the spots at these positions (patches, number)."""
+        """Return the mean normalised profile (patches, genes) of the spots at these positions (patches, number)."""
         rows = np.repeat(np.arange(len(positions)), positions.shape[1])
         weights = np.full(positions.size, 1 / positions.shape[1])
         mean = sp.csr_matrix((weights, (rows, positions.ravel())), (len(positions), len(self.spots)))
@@ -313,7 +313,7 @@ def weights_of(predictor: Predictor) -> str:
 
 
 def _drawn(slides: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Positions of at most `size` spots, in order: equally many of each slide, as far as it has them."""
+    """Return positions of at most `size` spots, in order: equally many of each slide, as far as it has them."""
     generator = np.random.default_rng(seed)
     rank = np.empty(len(slides))
     for slide in np.unique(slides):

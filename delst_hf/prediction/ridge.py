@@ -170,7 +170,7 @@ def fit_ridge(moments: Mapping[tuple[str, bytes], Moments], alphas: Sequence[flo
 
 
 def _patterns(masks: Mapping[bytes, np.ndarray], genes: int) -> Iterable[tuple[list[bytes], np.ndarray]]:
-    """Genes that the same panels measure are solved together: those panels, and the genes."""
+    """Yield panels, and the genes that just these panels measure, which are solved together."""
     panels = list(masks)
     measured = np.stack([masks[panel] for panel in panels])
     patterns, which = np.unique(measured, axis=1, return_inverse=True)
@@ -194,7 +194,7 @@ def _sum(
 
 
 def _joined(parts: Sequence[tuple[RidgePath, np.ndarray]], alpha: float, genes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and biases of all genes; those that no slide measures stay 0."""
+    """Return weights and biases of all genes; those that no slide measures stay 0."""
     weight, bias = np.zeros((len(parts[0][0].mean), genes)), np.zeros(genes)
     for path, places in parts:
         weight[:, places], bias[places] = path.coefficients(alpha)

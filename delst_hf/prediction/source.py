@@ -69,7 +69,7 @@ class PatchSource:
 
 
 def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
-    """Patches of a slide at its spots, cut when they are asked for.
+    """Return patches of a slide at its spots, cut when they are asked for.
 
     Of a pyramid the coarsest level is read that still has more pixels than the patch.
 

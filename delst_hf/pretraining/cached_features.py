@@ -160,7 +160,7 @@ def _write_features(
 
 
 def _as_written(path: Path) -> bool:
-    """Whether a file of features is the one that was written, by its checksum."""
+    """Tell whether a file of features is the one that was written, by its checksum."""
     listed = path.with_suffix(".sha256")
     return listed.is_file() and listed.read_text(encoding="utf-8").strip() == sha256(path)
 

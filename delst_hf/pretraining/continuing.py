@@ -69,7 +69,7 @@ def continue_checkpoint(
 
 
 def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:
-    """Options that were given other values than their defaults, checked against the checkpoint."""
+    """Return options that were given other values than their defaults, checked against the checkpoint."""
     fixed: list[str] = []
     changes: dict[str, Any] = {}
     for one in dataclasses.fields(model):

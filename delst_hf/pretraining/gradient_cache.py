@@ -118,7 +118,7 @@ def _micro_batches(inputs: Mapping[str, Any], size: int) -> Iterator[dict[str, T
 
 @torch.no_grad()
 def _embed_without_graph(model: nn.Module, parts: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, list[_RandomState]]:
-    """Embeddings of the whole batch (batch, dim), twice, and the random state before each micro-batch."""
+    """Return embeddings of the whole batch (batch, dim), twice, and the random state before each micro-batch."""
     states, images, genes = [], [], []
     for part in parts:
         states.append(_RandomState(part["pixel_values"].device))
@@ -132,7 +132,7 @@ def _embed_without_graph(model: nn.Module, parts: list[dict[str, Tensor]]) -> tu
 def _gradients_of_the_loss(
     core: DelstModel, image_embeds: Tensor, gene_embeds: Tensor, inputs: Mapping[str, Any], across_ranks: bool
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor], list[tuple[nn.Parameter, Tensor]]]:
-    """Terms without graph, the loss's gradients on both embeddings, and those on the scalars that it uses directly."""
+    """Return terms without graph, the loss's gradients on both embeddings, and those on the scalars that it uses directly."""
     image, gene = image_embeds.detach().requires_grad_(), gene_embeds.detach().requires_grad_()
     scalars = [parameter for parameter in core.parameters(recurse=False) if parameter.requires_grad]
     with torch.enable_grad():

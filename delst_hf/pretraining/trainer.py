@@ -172,7 +172,7 @@ class DelstTrainer(CheckedTrainer):
         return self.optimizer
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameters that are trained, grouped by role, with their learning rate and weight decay."""
+        """Return parameters that are trained, grouped by role, with their learning rate and weight decay."""
         decayed = set(self.get_decay_parameter_names(model))
         rates = {
             "vision": self.args.learning_rate
@@ -201,7 +201,7 @@ class DelstTrainer(CheckedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, DelstOutput]:
-        """Losses over the joined batch of all processes; their terms are kept for the next log."""
+        """Return losses over the joined batch of all processes; their terms are kept for the next log."""
         inputs = {key: value for key, value in inputs.items() if key not in ("labels", "return_loss")}
         if model.training:
             inputs = self._augmented(inputs)
@@ -295,7 +295,7 @@ class DelstTrainer(CheckedTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Loss, the embeddings of both modalities as predictions, and the spot index as labels."""
+        """Return the loss, the embeddings of both modalities as predictions, and the spot index as labels."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
@@ -323,7 +323,7 @@ class DelstTrainer(CheckedTrainer):
 
     @torch.no_grad()
     def _collect(self, mode: str) -> dict[str, float]:
-        """Averages of the terms over batches and processes, and the diagnostics of the last batch."""
+        """Return averages of the terms over batches and processes, and the diagnostics of the last batch."""
         sums, self._sums[mode] = self._sums[mode], defaultdict(float)
         batches, chance = sums.pop("batches", 0), sums.pop("chance", 0.0)
         terms = {key: self.accelerator.gather(value / batches).mean().item() for key, value in sums.items()}

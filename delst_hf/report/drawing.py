@@ -77,14 +77,14 @@ def scale_bar(axes: Axes, mpp: float) -> None:
 
 
 def pitch(places: np.ndarray) -> float:
-    """Typical distance to the nearest other spot."""
+    """Return the typical distance to the nearest other spot."""
     if len(places) < 2:
         return 1.0
     return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) or 1.0
 
 
 def spot_size(axes: Axes, places: np.ndarray, inches: float) -> float:
-    """Area in points squared of a marker that is two thirds of the pitch wide."""
+    """Return the area in points squared of a marker that is two thirds of the pitch wide."""
     span = max(abs(np.subtract(*axes.get_xlim())), abs(np.subtract(*axes.get_ylim())))
     return float(np.clip((0.66 * pitch(places) / span * inches * 72) ** 2, 2, 150))
 
@@ -144,7 +144,7 @@ def category_style(number: int) -> tuple[str, str]:
 
 
 def category_handles(categories: Sequence[str], shown: Sequence[str] | None = None) -> list[Line2D]:
-    """Entries of a legend, of those categories that are shown."""
+    """Return entries of a legend, of those categories that are shown."""
     handles = []
     for number, category in enumerate(categories):
         if shown is None or category in shown:
@@ -156,7 +156,7 @@ def category_handles(categories: Sequence[str], shown: Sequence[str] | None = No
 
 
 def to_disk(plane: np.ndarray, curvature: float) -> np.ndarray:
-    """Tangent vectors (points, 2) -> Poincare disk: the radius becomes tanh(sqrt(c) r / 2)."""
+    """Bring tangent vectors (points, 2) into the Poincare disk: the radius becomes tanh(sqrt(c) r / 2)."""
     length = np.linalg.norm(plane, axis=1, keepdims=True)
     return plane / np.maximum(length, 1e-12) * np.tanh(np.sqrt(curvature) * length / 2)
 
@@ -180,5 +180,5 @@ def draw_cone(axes: Axes, apex: np.ndarray, curvature: float, min_radius: float)
 
 
 def many(places: np.ndarray) -> bool:
-    """Whether to draw points as pixels: a vector image of so many is slow to open."""
+    """Tell whether to draw points as pixels: a vector image of so many is slow to open."""
     return len(places) >= _RASTERISE_FROM

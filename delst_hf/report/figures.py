@@ -38,7 +38,7 @@ class Picture:
 
 
 def report_pictures(record: Record, choice: MapChoice | None = None) -> Iterator[Picture]:
-    """Every figure that the results hold data for, in the order of reading.
+    """Yield every figure that the results hold data for, in the order of reading.
 
     Args:
         record: Results.
@@ -182,7 +182,7 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _curve(errors: np.ndarray, confidence: np.ndarray, slides: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Risk at even coverages, the mean over slides weighted by their spots."""
+    """Return the risk at even coverages, the mean over slides weighted by their spots."""
     at, risks, weights = np.linspace(_LEAST_COVERAGE, 1.0, 39), [], []
     known = np.isfinite(errors) & np.isfinite(confidence)
     for slide in dict.fromkeys(slides):
@@ -259,6 +259,6 @@ def headline_values(records: Sequence[Record], names: Sequence[str]) -> dict[str
 
 
 def _place(record: Record, arm: str) -> str:
-    """Which of several own arms this is, in words that fit any model."""
+    """Tell which of several own arms this is, in words that fit any model."""
     places = list(record["own_arms"])
     return f", {('features', 'embedding')[min(places.index(arm), 1)]}" if arm in places else ""

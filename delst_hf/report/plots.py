@@ -46,7 +46,7 @@ def spatial_map(
     limits: tuple[float, float] | None = None,
     unit: str = "",
 ) -> Figure:
-    """Values at their places on the tissue: strings as categories, numbers as a scale, None not drawn.
+    """Draw values at their places on the tissue: strings as categories, numbers as a scale, None not drawn.
 
     Args:
         x: (spots,) pixels of the slide image, to the right.
@@ -80,7 +80,7 @@ def spatial_maps(
     bare: bool = False,
     opacity: float = 1.0,
 ) -> Figure:
-    """Several maps of one slide side by side, such as a label and its prediction, or a gene measured and predicted.
+    """Draw several maps of one slide side by side, such as a label and its prediction, or a gene measured and predicted.
 
     Categories share their colours across panels, and across slides when all `categories` are named. Numbers have a scale of
     their own in each panel unless `limits` are given.
@@ -139,7 +139,7 @@ def spatial_maps(
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Numbers of spots (label, prediction), shaded by their share of the label.
+    """Draw numbers of spots (label, prediction), shaded by their share of the label.
 
     Args:
         counts: (classes, classes), rows are labels.
@@ -275,7 +275,7 @@ def retrieval_gallery(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def gene_pearson_plot(rows: Sequence[Mapping[str, Any]], top: int = 25) -> Figure:
-    """Pearson of the best and of all genes, with intervals.
+    """Draw the Pearson of the best and of all genes, with intervals.
 
     Args:
         rows: One a gene: gene, pearson, low, high.
@@ -307,7 +307,7 @@ def gene_pearson_plot(rows: Sequence[Mapping[str, Any]], top: int = 25) -> Figur
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each loss term, curvature with its clamps, radii and the cone fractions over the epochs of a training log.
+    """Draw each loss term, curvature with its clamps, radii and the cone fractions over the epochs of a training log.
 
     Examples:
         >>> figure = training_curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}])

@@ -159,7 +159,7 @@ def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
 
 
 def tissue_flags(values: Iterable[Any], what: str) -> np.ndarray:
-    """Which rows (rows,) bool are on tissue, by a column of numbers, booleans or text.
+    """Tell which rows (rows,) bool are on tissue, by a column of numbers, booleans or text.
 
     Args:
         values: the column.
@@ -176,7 +176,7 @@ def tissue_flags(values: Iterable[Any], what: str) -> np.ndarray:
 
 
 def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
-    """Spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
+    """Return spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
 
     Raises:
         ValueError: a value that says neither.

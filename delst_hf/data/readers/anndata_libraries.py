@@ -78,7 +78,7 @@ def _library_column(adata: "AnnData", known: list[str]) -> str | None:
 
 
 def rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray:
-    """Spots of this library (spots,) bool, where the file holds several."""
+    """Return spots of this library (spots,) bool, where the file holds several."""
     known = sorted(_libraries(adata))
     if len(known) < 2:
         return np.ones(adata.n_obs, dtype=bool)

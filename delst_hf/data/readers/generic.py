@@ -136,7 +136,7 @@ def read_generic(
 
 
 def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:
-    """Pixels of the image (spots, 2) of coordinates x, y.
+    """Return pixels of the image (spots, 2) of coordinates x, y.
 
     Raises:
         ValueError: both a scale and a transform, or a file that is not an invertible 3 x 3 matrix.

@@ -53,7 +53,7 @@ _USED = (
 
 
 def find_hest_samples(root: str | Path) -> list[str]:
-    """Ids that have counts and an image or patches.
+    """Return ids that have counts and an image or patches.
 
     Raises:
         FileNotFoundError: no st folder.
@@ -170,7 +170,7 @@ def _metadata(root: Path, sample: str) -> dict[str, Any]:
 
 
 def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatches | None, np.ndarray, str]:
-    """Image, its scale, stored patches, which spots are kept (spots,) bool, and the name of the file."""
+    """Return the image, its scale, stored patches, which spots are kept (spots,) bool, and the name of the file."""
     everything = np.ones(adata.n_obs, dtype=bool)
     wsi = root / "wsis" / f"{sample}.tif"
     if wsi.is_file():

@@ -170,7 +170,7 @@ def _by_spots(counts: Counts) -> tuple[Counts, np.ndarray]:
 
 
 def _places(names: object) -> np.ndarray | None:
-    """x, y (spots, 2) of names such as "10x21" and "10.02x20.97"; None unless all are such."""
+    """Return x, y (spots, 2) of names such as "10x21" and "10.02x20.97"; None unless all are such."""
     matches = [_SPOT_ID.fullmatch(str(name)) for name in names]  # type: ignore[attr-defined]
     if not matches or not all(matches):
         return None

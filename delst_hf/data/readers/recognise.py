@@ -73,12 +73,12 @@ def recognise(place: str | Path) -> list[Candidate]:
 
 
 def is_dataset(place: Path) -> bool:
-    """Whether a folder is a dataset folder of `delst prepare`."""
+    """Tell whether a folder is a dataset folder of `delst prepare`."""
     return all((place / name).exists() for name in _DATASET)
 
 
 def is_sheet(place: Path) -> bool:
-    """Whether a file is a table of slides: it has the column path, and is not one of positions."""
+    """Tell whether a file is a table of slides: it has the column path, and is not one of positions."""
     if not (place.is_file() and place.name.lower().endswith(_TABLES)):
         return False
     names = {name.strip().lower() for name in _header(place)}
@@ -108,7 +108,7 @@ def lone_counts(place: Path) -> Path | None:
 
 
 def is_of_places(table: Path) -> bool:
-    """Whether a table says where spots are."""
+    """Tell whether a table says where spots are."""
     names = {name.lower() for name in _header(table)}
     return bool({"pixel_x", "pxl_row_in_fullres"} & names) or {"x", "y"} <= names
 
@@ -220,7 +220,7 @@ def _merscope(place: Path) -> Candidate | None:
 
 
 def _cells_of_tables(place: Path, counts: str, cells: str, name: str, columns: tuple[str, ...]) -> Candidate | None:
-    """Two tables of a platform that images molecules, whose own images are fluorescence."""
+    """Find the two tables of a platform that images molecules, whose own images are fluorescence."""
     found = [_named(place, (suffix, f"{suffix}.gz")) for suffix in (counts, cells)]
     if not all(len(paths) == 1 for paths in found):
         return None

@@ -42,7 +42,7 @@ BIN_UM = 8.0
 
 
 def find_stimage_slides(root: str | Path) -> list[str]:
-    """Slides that have coordinates, counts and an image.
+    """Return slides that have coordinates, counts and an image.
 
     Raises:
         FileNotFoundError: none of the folders ST, Visium, VisiumHD, nor coord itself.
@@ -153,7 +153,7 @@ def _scale(
 
 
 def _labels(root: Path, slide: str) -> tuple[dict[str, str], str]:
-    """Labels of a slide; studies with several slides have one file, found by the beginning of the slide's name."""
+    """Return labels of a slide; studies with several slides have one file, found by the beginning of the slide's name."""
     files = sorted(visible(root / "annotation", "*_anno.csv"), key=lambda path: -len(path.name))
     # The beginning up to a "_": the annotation of A1 is not that of A10.
     found = next((path for path in files if f"{slide}_".startswith(f"{path.name.removesuffix('_anno.csv')}_")), None)

@@ -128,7 +128,7 @@ def _counts(folder: Path) -> Counts:
 
 
 def _outlines(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:
-    """x, y and area in full-resolution pixels by the number of the cell, and the name of the file."""
+    """Return x, y and area in full-resolution pixels by the number of the cell, and the name of the file."""
     name = CELLS if (folder / CELLS).is_file() else NUCLEI
     if name == NUCLEI:
         logger.warning(

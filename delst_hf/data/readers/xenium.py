@@ -161,7 +161,7 @@ def _binned(
 
 
 def _counted(table: pd.DataFrame, min_qv: float, left_out: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which transcripts count (transcripts,) bool, and the names of those; the others are counted by the first reason."""
+    """Tell which transcripts count (transcripts,) bool, and the names of those; the others are counted by the first reason."""
     names, gene = _features(table)
     kept = np.ones(len(table), dtype=bool)
     position = np.column_stack([pd.to_numeric(table[name], errors="coerce") for name in ("x_location", "y_location")])
@@ -181,7 +181,7 @@ def _counted(table: pd.DataFrame, min_qv: float, left_out: Counter[str]) -> tupl
 
 
 def _squares(table: pd.DataFrame, grid_um: float, slide_id: str) -> np.ndarray:
-    """Row and column of the square that each transcript lies in, as one number (transcripts,)."""
+    """Return the row and column of the square that each transcript lies in, as one number (transcripts,)."""
     places = np.floor(table[["y_location", "x_location"]].to_numpy(float) / grid_um)
     beyond = (places < -_OFFSET) | (places >= _OFFSET)
     if beyond.any():

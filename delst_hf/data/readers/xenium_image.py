@@ -22,7 +22,7 @@ _LARGEST_STRETCH = 1.05
 
 
 def to_pixels(um: np.ndarray, to_image: np.ndarray) -> np.ndarray:
-    """Points (points, 2) x, y in micrometres to pixels of the image by a matrix (3, 3)."""
+    """Bring points (points, 2) x, y in micrometres to pixels of the image by a matrix (3, 3)."""
     xyw = np.column_stack([um, np.ones(len(um))]) @ to_image.T
     return np.asarray(xyw[:, :2] / xyw[:, 2:])
 
@@ -92,7 +92,7 @@ def _pixel_um(folder: Path) -> float:
 def _field(
     folder: Path, size: tuple[int, int], name: str, pixel_um: float, reach_um: tuple[float, float], stated: bool
 ) -> tuple[list[Witness], str]:
-    """Witnesses of an image that shows the field of the morphology image, and why there is none."""
+    """Return witnesses of an image that shows the field of the morphology image, and why there is none."""
     found = next((path for pattern in _MORPHOLOGY for path in sorted(folder.glob(pattern))), None)
     morphology = None if found is None else _tiff_size(found)
     if found is not None and morphology is not None:

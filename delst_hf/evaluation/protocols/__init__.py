@@ -60,7 +60,7 @@ class Protocol:
         return (*self.judged, *self.shown)
 
     def title_of(self, variant: str) -> str:
-        """Its title with the variant in brackets.
+        """Return its title with the variant in brackets.
 
         Examples:
             >>> Protocol("hest", print, "Expression", "pearson_mean", "").title_of("alpha=cv")

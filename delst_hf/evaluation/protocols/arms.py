@@ -45,7 +45,7 @@ def run(findings: Findings) -> None:
 
 
 def _folds(spots: Spots) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Masks of spots that fit and of those that are scored with this fit, of one or several slides."""
+    """Return masks of spots that fit and of those that are scored with this fit, of one or several slides."""
     if not spots.test.all():
         return [(~spots.test, spots.test)]
     names = spots.groups[0]
@@ -101,7 +101,7 @@ def _ridge_metrics(ridges: Sequence[RidgePrediction], measured: np.ndarray, rows
 
 
 def _summary(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over repeats, and their standard deviation where there are several."""
+    """Return means over repeats, and their standard deviation where there are several."""
     metrics: dict[str, float] = {}
     for key in scores[0] if scores else ():
         values = [score[key] for score in scores]
@@ -112,7 +112,7 @@ def _summary(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _enough_labels(labels: np.ndarray, groups: np.ndarray) -> bool:
-    """Whether a probe can be fitted and its penalty chosen: two classes, also when any one slide is left out."""
+    """Tell whether a probe can be fitted and its penalty chosen: two classes, also when any one slide is left out."""
     known = ~missing_rows(labels)
     if len(set(labels[known])) < 2:
         return False

@@ -109,7 +109,7 @@ def spatial_domains(
 
 
 def _standardised(features: ArrayLike) -> np.ndarray:
-    """Features brought to the mean 0 and the mean variance 1, all columns by one factor.
+    """Return features brought to the mean 0 and the mean variance 1, all columns by one factor.
 
     Clusters and their scores do not depend on that factor, but scikit-learn takes distances below 1e-8 for zero and calls
     such clusters perfect (Davies-Bouldin 0). Columns keep their proportions, as published scores have them.
@@ -159,7 +159,7 @@ def centred_intervals(
     domains: np.ndarray,
     bootstrap: Bootstrap,
 ) -> dict[str, dict[str, Any]]:
-    """Intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
+    """Return intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
 
     These three are biased in resamples: copies of a spot lie in one place, so that groups look tighter and purer.
     """
@@ -197,7 +197,7 @@ def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
 
 
 def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Rows (spots, k) of the nearest spots of the same slide, -1 where a slide has fewer spots than that."""
+    """Return the rows (spots, k) of the nearest spots of the same slide, -1 where a slide has fewer spots than that."""
     result = np.full((len(positions), k), -1)
     for slide in np.unique(slides):
         rows = np.flatnonzero(slides == slide)
@@ -221,7 +221,7 @@ def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
 
 
 def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    """How many neighbours of each spot (spots,) are of its domain."""
+    """Tell how many neighbours of each spot (spots,) are of its domain."""
     return ((domains[neighbours] == domains[:, None]) & (neighbours >= 0)).sum(axis=1)
 
 

@@ -260,7 +260,7 @@ def hest_genes(
 
 
 def _reduced(fit: np.ndarray, held: np.ndarray, pca: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised and, unless None, PCA-reduced features of both sides, float32 as in the benchmark."""
+    """Return standardised and, unless None, PCA-reduced features of both sides, float32 as in the benchmark."""
     if pca is None:
         return fit.astype(np.float32), held.astype(np.float32)
     scaler = StandardScaler().fit(fit)
@@ -270,7 +270,7 @@ def _reduced(fit: np.ndarray, held: np.ndarray, pca: int | None, seed: int) -> t
 
 
 def _ridge(inputs: np.ndarray, targets: np.ndarray, queries: np.ndarray, alphas: Sequence[float]) -> list[np.ndarray]:
-    """Predictions (queries, genes) for each alpha of `Ridge(solver="lsqr", fit_intercept=False)`, all fitted at once."""
+    """Return predictions (queries, genes) for each alpha of `Ridge(solver="lsqr", fit_intercept=False)`, all fitted at once."""
     # scikit-learn keeps the coefficients in the type of the inputs.
     coefficients = lsqr_ridge(inputs, targets, np.asarray(alphas)).astype(queries.dtype)
     return [queries @ each for each in coefficients]
@@ -316,7 +316,7 @@ def run(findings: Findings) -> None:
 def _variants(
     features: np.ndarray, targets: np.ndarray, genes: list[str], groups: np.ndarray, spots: Spots
 ) -> Iterator[tuple[ExpressionResult, np.ndarray]]:
-    """Each variant of `PROTOCOL`, and over which parts its Pearson is taken; what they share is fitted once."""
+    """Yield each variant of `PROTOCOL`, and over which parts its Pearson is taken; what they share is fitted once."""
     rows, names = finite_matrix(features, "features"), group_names(groups, len(features), "groups")
     shared = (rows, targets, names, spots.test)
     both = _predictions(*shared, HEST_COMPONENTS, ["hest", "cv"], HEST_SEED)
@@ -343,7 +343,7 @@ def _target_genes(findings: Findings) -> list[str]:
 
 
 def _by_slide(result: ExpressionResult, measured: np.ndarray, slides: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Mean Pearson within each slide that is scored."""
+    """Return the mean Pearson within each slide that is scored."""
     scores = {}
     for slide in np.unique(slides):
         part = slides == slide

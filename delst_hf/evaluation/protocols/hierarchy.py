@@ -75,7 +75,7 @@ def hierarchy_report(
     aperture_scale: float = 1.0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Everything of the learned hierarchy that is a number; `MEANINGS` explains each.
+    """Return everything of the learned hierarchy that is a number; `MEANINGS` explains each.
 
     Args:
         image_embeds: Space parts (spots, dim).
@@ -188,7 +188,7 @@ def hierarchy_statistics(
 
 
 def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
-    """Masks (spots,) of the four quarters of a level within each slide, low to high."""
+    """Return masks (spots,) of the four quarters of a level within each slide, low to high."""
     place = np.empty(len(level))
     for slide in np.unique(slides):
         rows = slides == slide
@@ -199,7 +199,7 @@ def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
 def rank_correlation(
     values: np.ndarray, level: np.ndarray, slides: np.ndarray | None = None, given: np.ndarray | None = None
 ) -> float:
-    """Spearman correlation, the mean over slides weighted by spots when given; partial on ranks with `given`.
+    """Return the Spearman correlation, the mean over slides weighted by spots when given; partial on ranks with `given`.
 
     Returns:
         In [-1, 1]; 0.0 where something is constant or the condition explains the level entirely.

@@ -127,7 +127,7 @@ def label_probe(
 
 
 def _folds(names: np.ndarray, truth: np.ndarray, scored: np.ndarray, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows that fit and rows that are predicted, for each group with scored rows that leaves two classes to fit on."""
+    """Return rows that fit and rows that are predicted, for each group with scored rows that leaves two classes to fit on."""
     folds = [
         (np.flatnonzero(names != group), np.flatnonzero((names == group) & scored))
         for group in np.unique(names[scored])
@@ -178,7 +178,7 @@ def prototype_predictions(
     steps: int = 100,
     learning_rate: float = 0.1,
 ) -> np.ndarray:
-    """Label (unseen rows,) of the nearest class prototype on the hyperboloid.
+    """Return the label (unseen rows,) of the nearest class prototype on the hyperboloid.
 
     A prototype starts at its class's tangent mean and is moved by geoopt's RiemannianAdam to minimise the class-balanced
     cross-entropy of -distance (Snell et al., arXiv 1703.05175, with hyperbolic distance). The curvature is fixed: learning

@@ -100,7 +100,7 @@ def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.nda
 
 
 def profile_errors(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """One minus the Pearson correlation over genes of each spot's predicted and measured profile (spots,)."""
+    """Return one minus the Pearson correlation over genes of each spot's predicted and measured profile (spots,)."""
     errors = np.full(len(measured), np.nan)
     errors[rows] = 1 - gene_pearson(predicted[rows].T, measured[rows].T)
     return errors
@@ -144,7 +144,7 @@ def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> dict
 
 
 def distance_to_reference(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Mean distance (spots,) of standardised features to their nearest in the reference."""
+    """Return the mean distance (spots,) of standardised features to their nearest in the reference."""
     scaler = FlooredScaler.fit(np.asarray(reference, dtype=np.float64))
     bank, queries = scaler.transform(reference), scaler.transform(features)
     squares = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * queries @ bank.T

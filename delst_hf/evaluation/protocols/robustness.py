@@ -167,7 +167,7 @@ def _score(findings: Findings, variant: str, rows: np.ndarray, centres: np.ndarr
 
 
 def _moved(by_spot: np.ndarray, value: float) -> Weighted:
-    """Mean index of resampled spots, moved so that it is the pooled index where every spot is drawn once.
+    """Return the mean index of resampled spots, moved so that it is the pooled index where every spot is drawn once.
 
     croma tells the index of each spot and the pooled one, but not how many neighbours of a spot count.
     """

@@ -161,7 +161,7 @@ def signature_map(
     curvature: float | None = None,
     reference_embeds: ArrayLike | None = None,
 ) -> np.ndarray:
-    """Similarity of every spot to every signature, in the geometry of the model.
+    """Return the similarity of every spot to every signature, in the geometry of the model.
 
     Args:
         signature_embeds: (signatures, dim) gene embeddings of the profiles.

@@ -131,7 +131,7 @@ def _classifier(alpha: float) -> SGDClassifier:
 
 
 def _split(num_spots: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows that train, test and validate: the legacy generator in the order of calls of the benchmark."""
+    """Return rows that train, test and validate: the legacy generator in the order of calls of the benchmark."""
     generator = np.random.RandomState(seed)
     train = generator.choice(num_spots, int(0.8 * num_spots), replace=False)
     rest = np.setdiff1d(np.arange(num_spots), train)
