@@ -30,9 +30,9 @@ from delst_hf.data.scale import (
     check_scale,
     find_array,
     image_states,
-    is_placeholder,
     names_positions,
     settle_scale,
+    unbelieved,
 )
 from delst_hf.data.understood import slide_page
 
@@ -403,14 +403,14 @@ def test_an_image_of_another_size_than_an_anndata_says(tmp_path, picture):
 
 @pytest.mark.parametrize("mpp", [1.0, 25.4 / 72, 0.2646, 25400 / 72, 10_000.0, 25.4 / 96, 84.667])
 def test_placeholders_are_known(mpp):
-    assert is_placeholder(mpp)
+    assert unbelieved(mpp) == "a placeholder"
     with pytest.raises(ValueError, match="is a placeholder that writers put where they know nothing.*--mpp"):
         settle_scale("S", [Witness("stated", "PhysicalSizeX of he.tif", (mpp,))])
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.2528, 0.34, 0.2125, 0.75, 2.0])
 def test_scales_of_scanners_are_no_placeholders(mpp):
-    assert not is_placeholder(mpp)
+    assert unbelieved(mpp) == ""
     assert settle_scale("S", [Witness("stated", "MPP of he.svs", (mpp,))]).mpp == mpp
 
 

@@ -243,7 +243,7 @@ def _one_species(told: np.ndarray, species: str, slide_id: str) -> tuple[np.ndar
 
 
 def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[str]:
-    """Write symbols in upper case for human, a capital first letter for mouse and rat; only where most symbols are in the other case."""
+    """Write symbols in upper case for human, capitalised for mouse and rat; only where most symbols are in the other case."""
     names = symbols.tolist()
     if species not in ("human", "mouse", "rat"):
         return names

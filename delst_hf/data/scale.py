@@ -118,17 +118,6 @@ class Scale:
         return "\n".join(lines)
 
 
-def is_placeholder(mpp: float) -> bool:
-    """Return whether a stated number of micrometres per pixel is not to be believed.
-
-    That is one that writers put where they know nothing, or one that no microscope has, such as 0.5 millimetres.
-
-    >>> is_placeholder(1.0), is_placeholder(25.4 / 72), is_placeholder(500.0), is_placeholder(0.5)
-    (True, True, True, False)
-    """
-    return unbelieved(mpp) != ""
-
-
 def unbelieved(mpp: float) -> str:
     """Return why a stated number of micrometres per pixel is not believed, in a few words; "" where it may be true.
 
