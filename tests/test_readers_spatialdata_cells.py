@@ -1,11 +1,14 @@
 """SpatialData: outlines as rows, tables that do not fit their element; stores written by spatialdata itself."""
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 from layouts import assert_same, make_source
+
+from delst_hf.data.genes import clean_genes
 
 spatialdata = pytest.importorskip("spatialdata", reason="the optional extra spatialdata is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -184,3 +187,82 @@ def test_merscope_by_way_of_spatialdata_io(tmp_path):
     )
     squares = read(tmp_path / "region_0.zarr", mpp=0.5, image="he", grid_um=20.0)
     assert squares.counts.sum() == slide.counts.sum() and len(squares.spots) < 12
+
+
+def write_bundle(folder, source, pixel_um):
+    """The folder of a Xenium run, version 2: cells in micrometres, their outlines, counts with a control, masks, the H&E."""
+    import json
+
+    import tifffile
+    import zarr
+    from test_readers_xenium import write_h5
+
+    from delst_hf.data.readers.xenium_cells import _cell_names
+
+    folder.mkdir()
+    ids = np.column_stack([np.arange(12) * 1000 + 17, np.ones(12, int)]).astype(np.uint32)
+    names, half = _cell_names(ids), 1 + np.arange(12) / 4
+    x, y = (source.spots[["x", "y"]].to_numpy() * pixel_um).T
+    columns = {"cell_id": names, "x_centroid": x, "y_centroid": y, "cell_area": (2 * half) ** 2, "nucleus_area": 9.0}
+    pd.DataFrame(columns).to_parquet(folder / "cells.parquet", index=False)
+    corners = [
+        (names[i], x[i] + a * half[i], y[i] + b * half[i], i + 1)
+        for i in range(12)
+        for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))
+    ]
+    table = pd.DataFrame(corners, columns=["cell_id", "vertex_x", "vertex_y", "label_id"])
+    table.to_parquet(folder / "cell_boundaries.parquet", index=False)
+    counts = np.hstack([source.counts, np.full((12, 1), 9)])
+    control = "NegControlProbe_1"
+    write_h5(folder / "cell_feature_matrix.h5", counts, names, [*source.gene_ids, control], [*source.symbols, control])
+    with h5py.File(folder / "cell_feature_matrix.h5", "a") as file:
+        file["matrix/features/genome"] = np.array(["GRCh38"] * 7, "S")
+    told = {"pixel_size": pixel_um, "analysis_sw_version": "xenium-2.0.0.10"}
+    (folder / "experiment.xenium").write_text(json.dumps(told))
+    tifffile.imwrite(folder / "he_image.ome.tif", source.pixels, photometric="rgb", metadata={"axes": "YXS"})
+    store = zarr.storage.ZipStore(folder / "cells.zarr.zip", mode="w")
+    group = zarr.open_group(store, mode="w", zarr_format=2)
+    summary = np.column_stack([x, y, columns["cell_area"], np.zeros(12), np.ones(12)])
+    mask = np.zeros(source.pixels.shape[:2], np.uint32)
+    for number, (row, column) in enumerate((source.spots[["y", "x"]].to_numpy()).astype(int), 1):
+        mask[row - 2 : row + 3, column - 2 : column + 3] = number
+    arrays = {"cell_id": ids, "cell_summary": summary, "masks/0": mask, "masks/1": mask}
+    arrays |= {f"polygon_sets/{kind}/cell_index": np.arange(12) for kind in (0, 1)}
+    for name, values in arrays.items():
+        group.create_array(name, shape=values.shape, dtype=values.dtype)[...] = values
+    group["cell_summary"].attrs["column_names"] = [
+        "cell_centroid_x",
+        "cell_centroid_y",
+        "cell_area",
+        "z_level",
+        "nucleus_count",
+    ]
+    store.close()
+    return names, columns["cell_area"]
+
+
+@pytest.mark.parametrize("circles", [True, False])
+def test_xenium_by_way_of_spatialdata_io(tmp_path, circles):
+    """Cells as circles, and as labels whose outlines are named; they lie on hexagons here, and are no spots of Visium."""
+    spatialdata_io = pytest.importorskip("spatialdata_io", reason="spatialdata-io is not installed")
+    source = make_source()
+    names, areas = write_bundle(tmp_path / "run", source, 0.2125)
+    elements = {"nucleus_boundaries": False, "nucleus_labels": False, "transcripts": False, "morphology_mip": False}
+    elements |= {"morphology_focus": False, "aligned_images": False, "gex_only": False}
+    store = spatialdata_io.xenium(
+        tmp_path / "run", cells_as_circles=circles, cells_boundaries=True, cells_labels=not circles, **elements
+    )
+    store.images["he_image"] = spatialdata_io.xenium_aligned_image(tmp_path / "run" / "he_image.ome.tif", None)
+    store.write(tmp_path / "run.zarr")
+    with pytest.raises(
+        ValueError, match="mpp is unknown.*--mpp" if circles else "Join it to the outlines.*cell_boundaries"
+    ):
+        read(tmp_path / "run.zarr")
+    slide = read(tmp_path / "run.zarr", mpp=0.2125, region=None if circles else "cell_boundaries", technology="Xenium")
+    slide.validate()
+    rows = slide.spots.loc[names]
+    np.testing.assert_allclose(rows[["x", "y"]].to_numpy(float), source.spots[["x", "y"]], rtol=1e-6)
+    np.testing.assert_allclose(rows["cell_area_um2"].to_numpy(float), areas, rtol=1e-6)
+    counts, genes, _ = clean_genes(slide.counts, slide.genes, "S", "human", notes=slide.notes)
+    assert counts.toarray().tolist() == source.counts.tolist() and len(genes) == 6
+    assert slide.notes.genes_left_out == {"control probes": 1} and slide.technology == "Xenium"

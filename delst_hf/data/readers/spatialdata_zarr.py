@@ -206,16 +206,22 @@ def _scale(
 ) -> tuple[Scale, SpotArray | None]:
     """Return the scale per pixel of the image, and the array, None where it is not known."""
     places, named = array_places(spots)
-    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), places)
+    # Cells are printed on nothing, however regularly they lie.
+    cells = "area_px2" in spots
+    lattice = None if cells else measure_lattice(spots[["y", "x"]].to_numpy(float), places)
     array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px, places=places, named_by_place=named)
-    likely = array or (next(iter(arrays_named(technology, spot_um)), None) if technology and lattice is None else None)
+    likely = array or (
+        next(iter(arrays_named(technology, spot_um)), None) if technology and lattice is None and not cells else None
+    )
     witnesses = [
         *given(mpp),
         *lattice_states(lattice, array),
         *spots_state(stated_diameters(likely, spot_um), diameter_px, "the diameter of the circles"),
     ]
     unknown = (
-        f"the spots are on {'no lattice that could be measured' if lattice is None else str(lattice)}. Name a known array "
+        "cells tell no scale"
+        if cells
+        else f"the spots are on {'no lattice that could be measured' if lattice is None else str(lattice)}. Name a known array "
         f"(--technology {VISIUM.name}), or for circles their diameter in micrometres (--spot-um)"
     )
     return settle_scale(slide_id, witnesses, unknown=unknown), array
