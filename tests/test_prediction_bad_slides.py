@@ -11,6 +11,7 @@ from PIL import Image
 
 from delst_hf.cli import main
 from delst_hf.data.toy import make_toy_slide
+from delst_hf.prediction.stream import check_reading
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,42 @@ def test_a_slide_that_cannot_be_predicted(make, name, message, pixels, toy_heads
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("delst: error: ") and message in told, told
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("options", "table", "message"),
+    [
+        (["--stride-um", "0"], None, "the stride is 0 px"),
+        (["--stride-um", "0.0001"], None, "Allowed: up to 2e+07. Give a larger one"),
+        ([], "x,y\n,100\n200,200\n", "1 of 2 positions have no numbers as x and y, the first '0' with x = nan"),
+        ([], "x,y\nwide,100\n200,200\n", "1 of 2 positions have no numbers as x and y, the first '0' with x = wide"),
+        (
+            [],
+            "x,y\n200,200\n9000,10\n",
+            "1 of 2 positions have a patch beyond the image of 400 x 400 px, the first '1'",
+        ),
+        ([], "x,y\n", "has no position"),
+        ([], "x,y,barcode\n200,200,a\n210,200,a\n", "the barcode 'a' stands in several rows"),
+    ],
+)
+def test_what_is_asked_of_a_slide_and_cannot_be(options, table, message, pixels, toy_heads, tmp_path, capsys):
+    Image.fromarray(pixels).save(tmp_path / "he.png")
+    if table is not None:
+        (tmp_path / "places.csv").write_text(table)
+        options = ["--positions", str(tmp_path / "places.csv")]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    command = ["predict", str(toy_heads / "expression"), str(tmp_path / "he.png"), "--mpp", "2", "--quiet", *options]
+    assert main([*command, "--output", str(tmp_path / "out.h5ad")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in told and "not expected" not in told, told
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_batches_and_threads_that_cannot_be():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        check_reading(0, 0)
+    with pytest.raises(ValueError, match="num_workers is -1"):
+        check_reading(1, -1)
 
 
 def test_fluorescence_is_refused_or_warned_of(pixels, toy_heads, tmp_path, capsys):

@@ -7,6 +7,9 @@ import pandas as pd
 
 from .tissue import TissueMask
 
+# More than ten on every square of 56 um of the largest slide; their table takes a gigabyte.
+_MOST_PATCHES = 2e7
+
 
 def patch_grid(image_shape: Sequence[int], side: float, stride: float) -> pd.DataFrame:
     """Lay a grid of squares over an image, each wholly inside, the margin equal on both sides.
@@ -32,6 +35,11 @@ def patch_grid(image_shape: Sequence[int], side: float, stride: float) -> pd.Dat
         raise ValueError(
             f"a patch is {side:.0f} px wide, but the slide has only {width} x {height} px. Check the micrometres per pixel "
             "(--mpp), or give the full-resolution image."
+        )
+    if height * width / stride**2 > _MOST_PATCHES:
+        raise ValueError(
+            f"a stride of {stride:.3g} px lays {height * width / stride**2:.2g} patches on a slide of {width} x {height} px. "
+            f"Allowed: up to {_MOST_PATCHES:.0e}. Give a larger one, in micrometres (--stride-um)."
         )
     along = []
     for size in (height, width):

@@ -19,7 +19,7 @@ from .outputs import full_disk_explained
 from .predict import provenance
 from .predictor import Predictor, load_predictor
 from .source import slide_source
-from .stream import in_batches, read_ahead
+from .stream import check_reading, in_batches, read_ahead
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -188,6 +188,7 @@ def _annotations(
 ) -> Annotations:
     if modality not in MODALITIES:
         raise ValueError(f"modality is {modality!r}. Allowed: {', '.join(MODALITIES)} (--modality).")
+    check_reading(batch_size, num_workers)
     predictor = load_predictor(model) if isinstance(model, str) else model
     if modality == "auto":
         modality = "image" if image is not None or isinstance(adata.uns.get("spatial"), Mapping) else "genes"

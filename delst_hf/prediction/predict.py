@@ -240,6 +240,11 @@ def read_positions(path: str) -> pd.DataFrame:
     if "barcode" in table:
         table = table.set_index("barcode")
     table.index = table.index.astype(str)
+    if table.index.has_duplicates:
+        twice = table.index[table.index.duplicated()][0]
+        raise ValueError(
+            f"{file.name}: the barcode {twice!r} stands in several rows. Give each position a name of its own."
+        )
     return table
 
 

@@ -21,7 +21,7 @@ from ..atomic.locks import locked
 from ..data.colour import patch_colours
 from .predictor import Predictor
 from .source import PatchSource
-from .stream import in_batches, read_ahead
+from .stream import check_reading, in_batches, read_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def run(
         num_workers: Threads that read patches.
         progress: Show a bar with tiles per second and the time left.
     """
+    check_reading(batch_size, num_workers)
     for stale in folder.glob("*.incomplete"):
         stale.unlink()
     paths = {start: folder / f"{start:010d}.safetensors" for start in range(0, len(source), _ROWS)}

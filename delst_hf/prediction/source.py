@@ -93,6 +93,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
             "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image (--image)",
             slide.slide_id, patch_um, side, patch_px,
         )  # fmt: skip
+    slide = replace(slide, spots=_placed(slide, side))
     reduced = _at_best_level(slide, side / patch_px)
     spot_um = slide.spot_um or patch_um
     return PatchSource(
@@ -106,6 +107,37 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
         species=slide.species,
         about=slide.source,
     )
+
+
+def _placed(slide: Slide, side: float) -> pd.DataFrame:
+    """Return the spots with x and y as numbers, all of whose patches show something of the slide.
+
+    Args:
+        slide: The slide.
+        side: Of a patch in pixels.
+
+    Raises:
+        ValueError: If there is no spot, one without a place, or one whose patch lies beyond the image.
+    """
+    if slide.spots.empty:
+        raise ValueError(f"slide {slide.slide_id!r} has no position. Give x and y of at least one patch.")
+    places = slide.spots[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    if slide.stored_patches is not None:
+        return slide.spots
+    height, width = slide.image.shape[:2]
+    wrong = ~np.isfinite(places).all(axis=1).to_numpy()
+    what = "no numbers as x and y"
+    if not wrong.any():
+        inside = (places > -side / 2) & (places < np.array([width, height]) + side / 2)
+        wrong, what = ~inside.all(axis=1).to_numpy(), f"a patch beyond the image of {width} x {height} px"
+    if wrong.any():
+        first = slide.spots.index[wrong][0]
+        raise ValueError(
+            f"slide {slide.slide_id!r}: {wrong.sum()} of {len(wrong)} positions have {what}, the first {first!r} with x = "
+            f"{slide.spots['x'].iloc[wrong.argmax()]}, y = {slide.spots['y'].iloc[wrong.argmax()]}. Give pixels of the full "
+            "resolution of this image, or leave these rows out."
+        )
+    return slide.spots.assign(x=places["x"], y=places["y"])
 
 
 class _Reader:

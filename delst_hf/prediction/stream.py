@@ -10,6 +10,14 @@ import numpy as np
 _T = TypeVar("_T")
 
 
+def check_reading(batch_size: int, num_workers: int) -> None:
+    """Raise a ValueError unless batches hold something and there are no fewer than 0 threads."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}. Allowed: 1 or more patches (--batch-size).")
+    if num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}. Allowed: 0 or more threads (--num-workers).")
+
+
 def in_batches(positions: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Yield positions (rows,) in their order, `batch_size` at a time.
 

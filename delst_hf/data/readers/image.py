@@ -67,6 +67,7 @@ def read_slide_image(
     """
     path = Path(path)
     slide_id = slide_id or make_slide_id(path.name.split(".")[0])
+    stride_um = patch_um if stride_um is None else stride_um
     image = open_image(path)
     scale = _scale(image, mpp, path.name, slide_id)
     if isinstance(image, np.ndarray) and image.nbytes > _LARGE_BYTES:
@@ -78,10 +79,10 @@ def read_slide_image(
         slide_id=slide_id, image=image, spots=pd.DataFrame({"x": [], "y": []}), counts=sp.csr_matrix((0, 0), dtype=np.int32),
         genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale.mpp, scale=scale,
         patient_id=patient_id or slide_id,
-        tissue=tissue, species=species, spot_um=stride_um or patch_um, source=f"image: {path.name}", has_counts=False,
+        tissue=tissue, species=species, spot_um=stride_um, source=f"image: {path.name}", has_counts=False,
     )  # fmt: skip
     if positions is None:
-        spots = _grid(slide, patch_um, stride_um or patch_um, min_tissue, mask)
+        spots = _grid(slide, patch_um, stride_um, min_tissue, mask)
     else:
         spots = positions
         slide.spot_um = None
