@@ -266,21 +266,16 @@ def choose_alpha(
             "leaving any training group out leaves a single class, so no alpha can be chosen. Train on more annotated "
             f"slides, or pass one alpha instead of {alphas}."
         )
-    scaled = [(*_scaled(features[fit], features[held]), labels[fit], labels[held]) for fit, held in folds]
-    # No answer of a fold scores higher: classes that it was not fitted on stay at 0.
-    limits = [len(np.intersect1d(known, truth)) / len(np.unique(truth)) for _, _, known, truth in scaled]
-    left = len(seeds) * np.cumsum([0.0, *limits[::-1]])[::-1]
+    scaled = [(_scaled(features[fit], features[held]), labels[fit], labels[held]) for fit, held in folds]
     best_alpha, best_score = alphas[0], -1.0
     for alpha in alphas:
-        scores: list[float] = []
-        for fold, (inputs, queries, known, truth) in enumerate(scaled):
-            # An alpha is given up where perfect answers of the folds to come would not make it the best.
-            if sum(scores) + left[fold] < (best_score - 1e-9) * len(scaled) * len(seeds):
-                break
-            scores += [macro_f1(truth, answer) for answer in _predictions(inputs, known, queries, alpha, seeds)]
-        else:
-            if np.mean(scores) > best_score:
-                best_alpha, best_score = alpha, float(np.mean(scores))
+        scores = [
+            macro_f1(truth, predicted)
+            for (inputs, queries), known, truth in scaled
+            for predicted in _predictions(inputs, known, queries, alpha, seeds)
+        ]
+        if np.mean(scores) > best_score:
+            best_alpha, best_score = alpha, float(np.mean(scores))
     return best_alpha, best_score
 
 

@@ -152,38 +152,21 @@ def assemble(
     train_slides, validation_slides = choose_slides(study, data)
     check_there_are_negatives(study, train_slides, training.mask_negatives)
     unpaired, whole = _unpaired_slides(study, data, training, train_slides, validation_slides), study
-    niches = features = None
+    slides = [*train_slides, *validation_slides]
+    niches = None
     if data.levels != "spot":
         from .niche import Niches
 
-        niches = Niches(study, [*train_slides, *validation_slides], data, training)
-    if data.features is not None:
-        from ..data.patch_features import join_features
-
-        check_features_replace_a_backbone(model, training)
-        # Slides that are split spot by spot hold validation spots too.
-        study, features = join_features(
-            data.features, study, [*train_slides, *validation_slides], data.features_patch_px
-        )
+        niches = Niches(study, slides, data, training)
+    study, features = _with_features(study, data, model, training, slides)
     spots = {"train_dataset": training_spots(study, train_slides)}
     moments = gene_moments(study.own_count_batches(spots["train_dataset"]), summed=study.summed)
     vocabulary = choose_vocabulary(study, data, moments, train_slides)
-    before: dict[str, Any] = {}
-    if model.init_from is None:
-        network, processor = build(model, vocabulary, features)
-    else:
-        from ..errors import reading
-        from .continuing import continue_checkpoint
-
-        advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
-        with reading(model.init_from, "checkpoint", advice):
-            network, processor, before = continue_checkpoint(
-                model,
-                vocabulary,
-                study.patch_um(train_slides) if niches is None else [niches.spot_um],
-                study.patch_px(train_slides) if niches is None else [niches.spot_px],
-            )
-        _check_held_out(data, before, validation_slides)
+    sides = (study.patch_um(train_slides), study.patch_px(train_slides))
+    if niches is not None:
+        sides = ([niches.spot_um], [niches.spot_px])
+    network, processor, before = _network(model, vocabulary, features, *sides)
+    _check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
 
     spots["train_dataset"] = study.with_level(spots["train_dataset"], data.level_key, training.seed)
@@ -196,10 +179,10 @@ def assemble(
         from .lora import add_lora
 
         add_lora(network, training.lora_rank)
+    about_data = facts_of_data(data, study, train_slides, spots["train_dataset"], features)
     facts = {
         "dataset": os.path.basename(os.path.normpath(data.dataset)),
-        "data": facts_of_data(data, study, train_slides, spots["train_dataset"], features)
-        | ({} if niches is None else niches.size_of_spots),
+        "data": about_data if niches is None else about_data | niches.size_of_spots,
         # What the weights have seen: of a checkpoint that is continued, its slides too.
         "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
         "validation_slides": validation_slides,
@@ -224,6 +207,45 @@ def assemble(
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
+
+
+def _with_features(
+    study: Study, data: DataArguments, model: Any, training: DelstTrainingArguments, slides: Sequence[str]
+) -> tuple[Study, "FeatureTable | None"]:
+    """Return the spots of the slides for which ``--features`` has features, and these; without that option all, and None."""
+    if data.features is None:
+        return study, None
+    from ..data.patch_features import join_features
+
+    check_features_replace_a_backbone(model, training)
+    # Slides that are split spot by spot hold validation spots too.
+    return join_features(data.features, study, slides, data.features_patch_px)
+
+
+def _network(
+    model: Any,
+    vocabulary: Sequence[str],
+    features: "FeatureTable | None",
+    patch_um: Sequence[float],
+    patch_px: Sequence[int],
+) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
+    """Build a model and its processor, or continue those of ``--init_from``; third comes their record, empty for new ones.
+
+    Args:
+        model: `ModelArguments`.
+        vocabulary: Genes to read.
+        features: What stands in place of a backbone.
+        patch_um: Sides of the patches in micrometres, and `patch_px` in pixels: a checkpoint goes on with those it knows.
+        patch_px: See `patch_um`.
+    """
+    if model.init_from is None:
+        return *build(model, vocabulary, features), {}
+    from ..errors import reading
+    from .continuing import continue_checkpoint
+
+    advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
+    with reading(model.init_from, "checkpoint", advice):
+        return continue_checkpoint(model, vocabulary, patch_um, patch_px)
 
 
 def _unpaired_slides(
