@@ -170,6 +170,7 @@ def test_gene_side_alone_is_moved_by_them_and_the_terms_are_logged(folder, tmp_p
         logged = trainer.state.log_history[0]
         assert ("unpaired_contrastive_loss" in logged) == (name != "none") == ("unpaired_entailment_loss" in logged)
         if name == "one":
+            assert arguments(tmp_path).unpaired_weight == 0.3
             terms = logged["unpaired_contrastive_loss"] + 0.1 * logged["unpaired_entailment_loss"]
             assert trainer.model.config.intra_entailment_weight == 0.1
             paired = (

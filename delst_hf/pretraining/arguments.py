@@ -311,7 +311,7 @@ class DelstTrainingArguments(TrainingArguments):
             "choices": MASK_NEGATIVES,
         },
     )
-    unpaired_weight: float = field(default=1.0, metadata={"help": "Weight of the loss of unpaired spots."})
+    unpaired_weight: float = field(default=0.3, metadata={"help": "Weight of the loss of unpaired spots."})
     cache_features: bool = field(
         default=False,
         metadata={
