@@ -15,6 +15,7 @@ from delst_hf.data.cells import pool_cells
 from delst_hf.data.collator import open_patch
 from delst_hf.data.dataset import merge_datasets, write_dataset
 from delst_hf.data.folder import open_folder
+from delst_hf.data.names import check_split_of_named
 from delst_hf.data.readers.her2st import find_her2st_sections, read_her2st
 from delst_hf.data.schema import SPOTS_SCHEMA
 from delst_hf.data.splits import SplitRequest
@@ -113,6 +114,15 @@ def test_slides_without_an_image_alone_make_a_dataset_to_merge(tmp_path):
     torn = Study.load(tmp_path / "spots", verify=True)
     assert torn.split_of_slide == {"toy_A1": "spot", "toy_C1": "spot", "toy_B1": "unpaired"}
     assert "Split by **spot**" in (tmp_path / "spots" / "README.md").read_text()
+
+
+def test_a_split_is_looked_at_before_reading_without_them():
+    split = SplitRequest("patient", test_slides=("toy_A1",))
+    check_split_of_named([small("toy_A1"), blind("toy_A2"), small("toy_B1")], split)
+    with pytest.raises(ValueError, match="leaves patient 'A' in test and train"):
+        check_split_of_named([small("toy_A1"), small("toy_A2"), small("toy_B1")], split)
+    jobs = [partial(read_her2st, "root", section=name, patient_id="A", without_image=True) for name in ("A1", "A2")]
+    check_split_of_named(jobs, SplitRequest("patient"))  # only reading tells which have an image
 
 
 def test_they_cannot_be_held_out(tmp_path):

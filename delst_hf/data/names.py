@@ -49,6 +49,10 @@ def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
     """
     if not isinstance(slides, Sequence):
         return
+    if any(_may_lack_an_image(slide) for slide in slides):
+        return
+    # Slides without an image are in no split that is asked for.
+    slides = [slide for slide in slides if not (isinstance(slide, Slide) and slide.image is None)]
     asked = {*request.test_slides, *request.validation_slides}
     named = [(_name_of(slide)[0], _patient_of(slide)) for slide in slides]
     if request.by == "patient" and not asked:  # names of slides do not matter
@@ -56,6 +60,11 @@ def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
     # A reader may spell a name anew; what that comes to is seen after reading.
     if all(slide and patient for slide, patient in named) and asked <= {slide for slide, _ in named}:
         plan_split(named, request)
+
+
+def _may_lack_an_image(slide: Any) -> bool:
+    """Whether only reading tells if a slide has an image."""
+    return isinstance(slide, partial) and (bool(slide.keywords.get("without_image")) or None in slide.args)
 
 
 def _patient_of(slide: Any) -> str:
