@@ -112,7 +112,8 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
 
 
 def _layers(adata: "AnnData") -> list[str]:
-    return sorted(adata.layers) + (["raw"] if adata.raw is not None else [])
+    names = (name for name in adata.layers if name is not None)  # of anndata 0.13 None is X
+    return sorted(names) + (["raw"] if adata.raw is not None else [])
 
 
 def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from ..notes import Notes
 from ..scratch import PACKED, plain_file
 from ..values import identifiers, texts, whole_numbers
 from .anndata_file import open_anndata, raw_counts
-from .tables import dialect, join_key, key_columns, names_of_columns, read_table
+from .tables import as_written, dialect, join_key, key_columns, names_of_columns, read_table, unmarked
 
 logger = logging.getLogger(__name__)
 
@@ -250,11 +250,11 @@ def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index
     header, options = names_of_columns(path, "counts")
     places = key_columns(header, key, path.name) or [0]
     values = np.delete(np.arange(len(header)), places)
-    options |= {"converters": dict.fromkeys(places, str), "chunksize": _ROWS_AT_A_TIME}
+    options |= {"converters": as_written(places), "chunksize": _ROWS_AT_A_TIME}
     pieces, rows, text = [], list[str](), list[str]()
     with reading(path, "counts", "It is truncated or no table: download it again."), open_packed(path) as file:
         for piece in pd.read_csv(file, **(dialect(path) | options)):
-            rows += join_key([piece.iloc[:, place] for place in places])
+            rows += join_key([unmarked(piece.iloc[:, place]) for place in places])
             piece = piece.iloc[:, values] if len(places) > 1 or places[0] else piece.drop(columns=piece.columns[0])
             text += _text_columns(piece)
             pieces.append(sp.csr_matrix(piece.to_numpy()) if not text else sp.csr_matrix(piece.shape))

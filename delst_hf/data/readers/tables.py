@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,24 @@ def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] 
             named = [table.columns[name] if isinstance(name, int) else name for name in text]
             return table.assign(**{name: texts(table[name]) for name in named if name in table})
         with open_packed(path) as file:
-            return pd.read_csv(file, **(dialect(path) | {"converters": dict.fromkeys(text, str)} | options))  # type: ignore[no-any-return]
+            table = pd.read_csv(file, **(dialect(path) | {"converters": as_written(text)} | options))
+        for name in dict.fromkeys(table.columns[name] if isinstance(name, int) else name for name in text):
+            if name in table:
+                table[name] = unmarked(table[name])
+        return table
+
+
+def as_written(columns: Sequence[str | int]) -> dict[str | int, Callable[[str], str]]:
+    """Return the converters of `pandas.read_csv` by which columns stay as they are written, behind a mark (see `unmarked`).
+
+    Without the mark pandas 3 takes what a converter returns for missing where it looks like it: "NA", "nan", "None".
+    """
+    return dict.fromkeys(columns, "={}".format)
+
+
+def unmarked(column: pd.Series) -> pd.Series:
+    """Return a column that was read by `as_written` as it is written."""
+    return pd.Series([value[1:] for value in column], index=column.index, dtype=object)
 
 
 def _check_parquet(path: Path) -> None:
