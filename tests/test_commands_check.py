@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,6 +172,18 @@ def test_counts_by_place_and_counts_that_are_none(here, capsys):
     assert code == 1 and "these are not counts" in line(page, "REFUSED")[0]
     code, _, error = run(capsys, "log.csv", "--preview", "a.png")
     assert code == 2 and "holds counts and no slide to draw" in error
+
+
+def test_what_is_not_counts_is_not_taken_for_them(here, capsys):
+    Path("clusters.csv").write_text("barcode,cluster\na,1\nb,2\n")
+    Path("notes.txt").write_text("these are my notes\nabout a slide\n")
+    for name in ("clusters.csv", "notes.txt"):
+        code, _, error = run(capsys, name)
+        assert code == 2 and f"the format of {name} is not told" in error
+    with h5py.File("features.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((3, 4)), np.ones((3, 2))
+    code, page, _ = run(capsys, "features.h5")
+    assert code == 1 and "has no group 'matrix'; it holds coords, features" in line(page, "REFUSED")[0]
 
 
 def test_counts_with_their_positions_are_a_slide(here, capsys):

@@ -106,7 +106,13 @@ def read_10x_h5(path: str | Path) -> Counts:
     with reading(path, "counts", advice):
         check_hdf5(path)
     with reading(path, "counts", advice), h5py.File(path, "r") as file:
-        genomes = [name for name, group in file.items() if "gene_names" in group]
+        groups = {name: group for name, group in file.items() if isinstance(group, h5py.Group)}
+        genomes = [name for name, group in groups.items() if "gene_names" in group]
+        if not genomes and "matrix" not in groups:
+            raise ValueError(
+                f"{path} has no group 'matrix'; it holds {', '.join(file) or 'nothing'}. Needed: a feature-barcode matrix as "
+                "Space Ranger and Cell Ranger write it. Features of patches are given by --features."
+            )
         if len(genomes) > 1:
             raise ValueError(
                 f"{path} holds {len(genomes)} genomes ({genomes}), one matrix each. Write one into a file of its own."

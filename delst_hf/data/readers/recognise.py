@@ -104,7 +104,9 @@ def lone_counts(place: Path) -> Path | None:
         return place
     if not name.endswith((*_TABLES, ".parquet")) or is_sheet(place):
         return None
-    return None if is_of_places(place) else place
+    # Two columns are names and one value of each: labels, or prose.
+    few = not name.endswith(".parquet") and len(_columns(place)) < 3
+    return None if few or is_of_places(place) else place
 
 
 def is_of_places(table: Path) -> bool:
@@ -286,14 +288,20 @@ def _image(place: Path) -> Candidate | None:
 
 def _header(path: Path) -> set[str]:
     """Return the names in the first line of a table; empty where it is not text."""
+    return set(_columns(path))
+
+
+def _columns(path: Path) -> list[str]:
+    """Return the names of the columns of a table in their order; empty where it is not text."""
     try:
         with open_packed(path) as file:
             line = file.readline(1 << 20).decode("utf-8-sig")
     except (OSError, EOFError, ValueError):
-        return set()
-    for separator in ("\t", ";", ","):
-        line = line.replace(separator, "\n")
-    return {name.strip().strip('"') for name in line.split("\n")}
+        return []
+    line = line.rstrip("\r\n")
+    for separator in (";", ","):
+        line = line.replace(separator, "\t")
+    return [name.strip().strip('"') for name in line.split("\t")]
 
 
 def _zarr_attributes(folder: Path) -> dict[str, object]:
