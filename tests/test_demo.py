@@ -123,7 +123,11 @@ def address(model, slide_file):
             time.sleep(0.2)
     yield f"http://127.0.0.1:{port}/"
     server.terminate()
-    server.wait(20)
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:  # a busy machine; how it stops is not what is tested here
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.parametrize("dark", [False, True])
