@@ -8,7 +8,7 @@ LAUNCH := $(BIN)/accelerate launch -q --config_file training/configs/accelerate/
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: pretrain test extras docs lowest torture lint suites gpu clean
+.PHONY: pretrain test extras docs lowest newest torture lint suites gpu clean
 
 # torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -84,6 +84,15 @@ lowest:
 	$(PYTHON) tests/lowest.py > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lora,leiden]' pytest pytest-xdist parameterized
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(filter-out $(NOT_LOWEST),$(wildcard tests/test_*.py))
+
+# The newest versions that there are (torch excepted), with the same tests. Python 3.12 or later brings pandas 3 and anndata 0.13:
+# `make newest PYTHON=python3.12`.
+NEWEST := .newest
+newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --constraint constraints.txt torch
+	$(NEWEST)/bin/pip install --quiet --editable '.[lora,leiden]' pytest pytest-xdist parameterized
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(filter-out $(NOT_LOWEST),$(wildcard tests/test_*.py))
 NOT_LOWEST := $(wildcard tests/test_torture_*.py) $(patsubst %,tests/test_%.py,architecture import_closure mlinter startup \
 	transformers_suites wheel)
 
@@ -92,4 +101,4 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py --output $(or $(OUT),runs/gpu)
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(LOWEST) runs site
+	rm -rf $(VENV) $(EXTRAS) $(LOWEST) $(NEWEST) runs site
