@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
     except BrokenPipeError:
         return reader_left()
-    except KeyboardInterrupt:
-        print("delst: interrupted; nothing was left half-written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"delst: interrupted; {str(stop) or 'nothing was left half-written'}", file=sys.stderr)
         return 130
     except Exception as error:
         if arguments.debug:

@@ -127,6 +127,56 @@ def test_a_store_that_names_a_codec_which_runs_code_is_refused_before_it_is_read
     assert not (tmp_path / "ran").exists()
 
 
+NODE = {"zarr_format": 3, "node_type": "array", "codecs": [{"name": "bytes"}, {"name": "numcodecs.pickle"}]}
+GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+DEEP = "obsm/a/b/c/attributes"
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (f"{DEEP}/zarr.json", NODE),
+        (f"{DEEP}/.zarray", {"zarr_format": 2, "filters": None, "compressor": {"id": "pickle"}}),
+        ("zarr.json", {**GROUP, "consolidated_metadata": {"metadata": {DEEP: NODE}}}),
+        ("zarr.json", {**GROUP, "consolidated_metadata": {"metadata": {"attributes": NODE}}}),
+        ("uns/zarr.json", {**GROUP, "consolidated_metadata": {"metadata": {"zarr_format": NODE, "attributes": NODE}}}),
+        (".zmetadata", {"metadata": {f"{DEEP}/.zarray": {"zarr_format": 2, "filters": [{"id": "json2"}]}}}),
+        (
+            "X/zarr.json",
+            {**NODE, "codecs": [{"name": "sharding_indexed", "configuration": {"codecs": NODE["codecs"]}}]},
+        ),
+        ("X/zarr.json", {**NODE, "codecs": [{"id": "zlib", "name": "numcodecs.pickle"}]}),
+        ("X/zarr.json", {**NODE, "codecs": ["bytes", "numcodecs.pickle"]}),
+        ("elsewhere", NODE),
+    ],
+)
+def test_codecs_are_looked_at_however_deep_they_stand(tmp_path, file, told):
+    store = tmp_path / "evil.zarr"
+    store.mkdir()
+    (store / "zarr.json").write_text(json.dumps(GROUP))
+    if file == "elsewhere":  # zarr follows a link, and a link to its own folder is no endless way
+        (tmp_path / "outside" / "array").mkdir(parents=True)
+        (store / "obs").symlink_to(tmp_path / "outside")
+        (store / "self").symlink_to(store)
+        file = "obs/array/zarr.json"
+    (store / file).parent.mkdir(parents=True, exist_ok=True)
+    (store / file).write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"names the codec '(numcodecs.pickle|pickle|json2)'"):
+        check_zarr(store)
+
+
+def test_what_attributes_say_is_not_a_codec_and_a_pipe_is_not_waited_for(tmp_path):
+    store = tmp_path / "good.zarr"
+    (store / "X").mkdir(parents=True)
+    about = {"codecs": [{"name": "of my own"}], "filters": ["any"]}
+    (store / "zarr.json").write_text(json.dumps({**GROUP, "attributes": about}))
+    (store / ".zmetadata").write_text(json.dumps({"metadata": {"X/.zattrs": about}}))
+    check_zarr(store)
+    os.mkfifo(store / "X" / "zarr.json")
+    with pytest.raises(ValueError, match=r"X/zarr.json is not a file"):
+        check_zarr(store)
+
+
 def test_stores_as_anndata_writes_them_pass(tmp_path):
     import anndata
 

@@ -2,11 +2,16 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
-from hub_client import answer_of
+from hub_client import ROOT, answer_of
 from hub_server import Fault, HubServer
 
 from delst_hf.cli import main
@@ -49,6 +54,66 @@ def hub(tmp_path):
     folder_of(tmp_path, 2, README_dot_md=HEAD + "ours too", config_dot_json="{}")
     with HubServer() as hub:
         yield hub
+
+
+STOPPED = """
+import os, sys, time
+from pathlib import Path
+from delst_hf.atomic.processes import end_like_interrupted
+from delst_hf.hub import publish, push
+
+model, place, moment = sys.argv[1:]
+if place == "elsewhere":  # as where nothing can be written beside the checkpoint
+    os.access = lambda *asked, **options: False
+commit = push.Target.commit
+
+def stopped(*given):
+    if moment == "after the commit":
+        commit(*given)
+    Path("there").touch()
+    time.sleep(120)
+
+push.Target.commit = stopped
+from delst_hf.cli import main
+sys.exit(main(["push", model, "me/toy", "--license", "mit"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "place", "moment"),
+    [
+        (signal.SIGTERM, "elsewhere", "after the commit"),
+        (signal.SIGTERM, "beside", "before the commit"),
+        (signal.SIGKILL, "elsewhere", "before the commit"),
+    ],
+)
+def test_a_push_that_is_stopped_leaves_no_weights_and_says_what_became_of_it(
+    toy_checkpoint, tmp_path, how, place, moment
+):
+    model, temporary = shutil.copytree(toy_checkpoint, tmp_path / "run" / "model"), tmp_path / "tmp"
+    temporary.mkdir()
+    (model / "README.md").write_text(HEAD + "a card without gaps")
+    with HubServer() as hub:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            **hub.environment(tmp_path, "hf_me"),
+            "TMPDIR": str(temporary),
+        }
+        command = [sys.executable, "-c", STOPPED, str(model), place, moment]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+            while not (tmp_path / "there").exists() and run.poll() is None:
+                time.sleep(0.05)
+            run.send_signal(how)
+            said = run.communicate()[1]
+        assert run.returncode == (130 if how == signal.SIGTERM else -how), said
+        arrived = "model.safetensors" in (hub.repositories["model", "me/toy"].branches["main"][-1].tree)
+    assert arrived == (moment == "after the commit")
+    kept = [path for path in tmp_path.rglob("*.safetensors") if not path.is_symlink()]
+    assert kept == [model / "model.safetensors"]
+    if how == signal.SIGTERM:
+        assert ("The commit was made" if arrived else "The repository is as it was before") in said
+        assert list(temporary.rglob("*.safetensors")) == [] and not list((tmp_path / "run").glob(".*.push"))
 
 
 def own(hub, name, **files):

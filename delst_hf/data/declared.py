@@ -5,6 +5,7 @@ with the size of the file and with the memory there is, and refused in words whe
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +88,22 @@ def check_hdf5(path: Path) -> None:
 
 
 def check_zarr(path: Path) -> None:
-    """Look at the codecs and sizes that a zarr store names, before a library obeys them.
+    """Look at the codecs that a zarr store names, in any of its groups, before a library obeys them.
 
     Raises:
-        ValueError: a codec that is not in the list of those that only move bytes (pickle, for one, runs code), or a size that
-            cannot be.
+        ValueError: a codec that is not in the list of those that only move bytes (pickle, for one, runs code), or metadata that
+            cannot be read.
     """
     import json
 
-    for file in sorted(path.rglob("*")):
-        if file.name not in (".zarray", "zarr.json", ".zmetadata"):
-            continue
+    for file in _metadata_files(path):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
+            odd = sorted({name for name in _codecs(told) if name.removeprefix("numcodecs.").lower() not in _CODECS})
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"cannot read {file}: {error}. The store is damaged: write or download it again."
             ) from error
-        odd = sorted({name for name in _codecs(told) if name.removeprefix("numcodecs.").lower() not in _CODECS})
         if odd:
             raise ValueError(
                 f"{file} names the codec {odd[0]!r}, which is not one of those that are safe to run. Allowed: "
@@ -112,18 +111,38 @@ def check_zarr(path: Path) -> None:
             )
 
 
+def _metadata_files(path: Path) -> Iterator[Path]:
+    """Yield the files that say how the arrays of a store are coded, through links too, as zarr follows them."""
+    seen = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen)
+        for name in sorted(set(files) & {".zarray", "zarr.json", ".zmetadata"}):
+            file = Path(folder, name)
+            if not file.is_file():  # a pipe would be waited for, a link to nothing is no metadata
+                raise ValueError(f"{file} is not a file. The store is damaged: write or download it again.")
+            yield file
+
+
 def _codecs(told: Any) -> list[str]:
-    """Return the names of filters, compressors and codecs, wherever they stand in the metadata of a store."""
+    """Return the names of filters, compressors and codecs, wherever they stand in the metadata of a store.
+
+    Attributes of a group are left out, in which anything may be said; a group may be named "attributes".
+    """
     if isinstance(told, list):
         return [name for one in told for name in _codecs(one)]
     if not isinstance(told, dict):
         return []
-    found = [name for key, one in told.items() if key not in ("attributes", ".zattrs") for name in _codecs(one)]
+    is_node = isinstance(told.get("zarr_format"), int)
+    inner = [one for key, one in told.items() if not (is_node and key == "attributes") and not key.endswith(".zattrs")]
+    found = [name for one in inner for name in _codecs(one)]
     for key in ("compressor", "filters", "codecs", "index_codecs"):
         several = told.get(key)
         for one in several if isinstance(several, list) else [several]:
             if isinstance(one, dict):
-                found.append(str(one.get("id", one.get("name", "?"))))
+                found += [str(one[word]) for word in ("id", "name") if word in one] or ["?"]
+            elif isinstance(one, str):
+                found.append(one)
     return found
 
 

@@ -130,8 +130,12 @@ def embed(
         >>> len(embeddings.image_embeds) == len(study.subset(["toy_D1"]))
         True
     """
-    batches = [each for _, *each in embed_share(model, spots, collator, batch_size, num_workers, progress)]
-    local = map(torch.cat, zip(*batches, strict=True)) if batches else [torch.empty(0, 0)] * 3
+    share, local = _shares(len(spots))[process_rank()], [torch.empty(0, 0)] * 3
+    for start, *parts in embed_share(model, spots, collator, batch_size, num_workers, progress):
+        if start == share.start:  # all rows at once: batches that are kept and joined at the end would be there twice
+            local = [part.new_empty(len(share), part.shape[1]) for part in parts]
+        for rows, part in zip(local, parts, strict=True):
+            rows[start - share.start :][: len(part)] = part
     return Embeddings(*(_on_the_first_process(rows, len(spots), model.device) for rows in local))
 
 

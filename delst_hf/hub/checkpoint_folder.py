@@ -123,7 +123,7 @@ def check_finite_weights(folder: Path) -> None:
                     )
 
 
-def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
+def copy_checkpoint_folder(folder: str | os.PathLike, target: Path, link_weights: bool = False) -> None:
     """Copy what a repository of the Hub holds of a checkpoint, made complete and rid of what only this machine knows.
 
     Checkpoints of earlier versions get their code and ``auto_map``. Of absolute paths only the last part stays, and results
@@ -132,10 +132,15 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     Args:
         folder: Written by `save_checkpoint_folder` or by ``save_pretrained``.
         target: An empty folder.
+        link_weights: Put symbolic links to the weights there, for a folder that does not outlive a push: whatever ends that,
+            weights lie in no second place.
     """
     folder = Path(folder)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
-        link_or_copy(path.resolve(), target / path.name)
+        if link_weights and path.suffix == ".safetensors":
+            (target / path.name).symlink_to(path.resolve())
+        else:
+            link_or_copy(path.resolve(), target / path.name)
     DelstProcessor.from_pretrained(folder).save_pretrained(target)
     config = DelstConfig.from_pretrained(folder)
     vision_config: Any = config.vision_config

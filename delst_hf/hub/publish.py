@@ -63,7 +63,7 @@ def push_model(
     check_checksums(folder)
     check_finite_weights(folder)
     with _staging(folder) as staging:
-        copy_checkpoint_folder(folder, staging)
+        copy_checkpoint_folder(folder, staging, link_weights=True)
         if results is not None:
             write_results(staging / RESULTS, public_record(results))
         if not (staging / CARD).is_file():
@@ -86,7 +86,10 @@ def push_model(
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Return a hidden folder beside a checkpoint in which a push is put together; what a killed push left there is removed."""
+    """Return a hidden folder beside a checkpoint in which a push is put together; what a killed push left there is removed.
+
+    Where nothing can be written there it is a temporary one. Neither holds weights, only links to them.
+    """
     folder = folder.resolve()
     if not os.access(folder.parent, os.W_OK):
         with tempfile.TemporaryDirectory(prefix="delst-push-") as name:

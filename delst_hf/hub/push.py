@@ -92,7 +92,10 @@ def push_files(
     ]
     head = target.head()
     with errors_explained(repo_id, repo_type, user, outcome=lambda: target.outcome(head, listed)):
-        return str(target.commit(operations, message))
+        try:
+            return str(target.commit(operations, message))
+        except KeyboardInterrupt:  # SIGTERM too: the commit may have been made all the same
+            raise KeyboardInterrupt(target.outcome(head, listed)) from None
 
 
 def push_list(files: Mapping[str, Path]) -> dict[str, Any]:
