@@ -166,7 +166,8 @@ class CheckedTrainer(Trainer):
             inputs: As given to `watch_loss`.
         """
         with self.compute_loss_context_manager():
-            return super().compute_loss(model, dict(inputs))
+            loss: Any = super().compute_loss(model, dict(inputs))
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in the base class.
