@@ -216,6 +216,10 @@ def run_script(
     except KeyboardInterrupt as stop:
         said_so = str(stop) or f"what was finished is whole. To go on: {going_on}."
         print(f"\n{name}: interrupted; {said_so}", file=sys.stderr)
+        if _launch_words():
+            print(
+                "The traceback that accelerate may add below is of its own launch, and tells no more.", file=sys.stderr
+            )
         return 130
     except BrokenPipeError:
         return reader_left()
@@ -224,7 +228,8 @@ def run_script(
             sys.excepthook = show_traceback
             raise
         print(f"{name}: error: {explain(error)}", file=sys.stderr)
-        if _accelerate_will_speak():
+        launched = _launch_words()
+        if launched and not {"-q", "--quiet"}.intersection(launched):
             print(
                 "What accelerate adds below is about its own launch; accelerate launch -q leaves it out.",
                 file=sys.stderr,
@@ -244,16 +249,15 @@ def reader_left() -> int:
     return 141
 
 
-def _accelerate_will_speak() -> bool:
-    """Tell whether `accelerate launch` started this process and prints a traceback of its own when it fails."""
+def _launch_words() -> list[str]:
+    """Return the command of the `accelerate launch` that started this process; empty if none did."""
     import psutil
 
     try:
-        words = psutil.Process().parent().cmdline()
+        words: list[str] = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):  # no parent, or one that may not be looked at
-        return False
-    by_accelerate = any("accelerate" in word for word in words[:3]) and "launch" in words
-    return by_accelerate and not {"-q", "--quiet"}.intersection(words)
+        return []
+    return words if any("accelerate" in word for word in words[:3]) and "launch" in words else []
 
 
 @contextmanager

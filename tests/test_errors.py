@@ -185,3 +185,18 @@ def test_whoever_reads_the_output_may_leave(lines):
         program.stdout.close()
         assert program.stderr.read() == b""
     assert program.returncode == 141
+
+
+def test_an_interrupted_launch_says_whose_the_traceback_below_is(monkeypatch, capsys):
+    """accelerate prints its own when Ctrl-C reaches it too, with -q as well."""
+
+    def interrupted():
+        raise KeyboardInterrupt("go on so.")
+
+    monkeypatch.setattr(errors, "_launch_words", lambda: ["python", "/bin/accelerate", "launch", "-q", "pretrain.py"])
+    assert errors.run_script(interrupted, "pretrain.py") == 130
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[0] == "pretrain.py: interrupted; go on so." and "of its own launch" in lines[1] and len(lines) == 2
+    monkeypatch.setattr(errors, "_launch_words", list)
+    assert errors.run_script(interrupted, "pretrain.py") == 130
+    assert capsys.readouterr().err.strip() == "pretrain.py: interrupted; go on so."
