@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -96,3 +97,13 @@ def test_numbers_that_no_run_could_have_are_refused(arguments, value, tmp_path):
     if not math.isfinite(value):
         with pytest.raises(ValueError, match="num_train_epochs=(nan|inf) is not possible"):
             arguments(str(tmp_path), num_train_epochs=value)
+
+
+@pytest.mark.parametrize("arguments", [DelstTrainingArguments, HeadTrainingArguments])
+def test_what_trackers_are_told_has_no_secrets_and_no_paths(tmp_path, arguments):
+    """TensorBoard writes ``to_json_string`` into its event file, wandb and others send ``to_dict`` away."""
+    home = tmp_path / "alice"
+    options = {"use_cpu": True, "seed": 7, "hub_token": "hf_plantedplanted"}
+    told = arguments(str(home / "run"), **options).to_json_string()
+    assert "alice" not in told and "hf_planted" not in told
+    assert json.loads(told)["output_dir"] == "run" and json.loads(told)["seed"] == 7

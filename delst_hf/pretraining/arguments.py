@@ -19,6 +19,7 @@ from ..data.study import LEVEL_KEYS
 from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 from ..model.processing_delst import STAIN_NORMALIZATIONS
+from ..record import public_record
 
 logger = logging.getLogger(__name__)
 
@@ -259,8 +260,16 @@ def check_numbers(args: TrainingArguments) -> None:
         raise ValueError(f"num_train_epochs={args.num_train_epochs} is not possible: it must be a finite number.")
 
 
+class PublicArguments(TrainingArguments):
+    """Training arguments whose record may leave the machine."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the base class, without secrets and paths: trackers write it down, and some of them send it away."""
+        return public_record(super().to_dict())
+
+
 @dataclass
-class DelstTrainingArguments(TrainingArguments):
+class DelstTrainingArguments(PublicArguments):
     """Training arguments. `learning_rate` is that of the heads (gene encoder and projections).
 
     Examples:

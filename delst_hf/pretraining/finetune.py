@@ -4,12 +4,9 @@
     torchrun --nproc_per_node 2 -m delst_hf.pretraining.finetune config.yaml --learning_rate 1e-4
 
 Options are those of transformers' TrainingArguments and the ones below; those of the command line win over a YAML file.
-Validation
-is on patients who are not trained on: slides that are named, the split of the dataset, else the last patient by name. A run
-that
-was killed goes on from its last whole checkpoint with --resume_from_checkpoint true. The result is OUTPUT_DIR/model, with
-the score
-on the validation slides in its card: predict with it (delst predict).
+Validation is on patients who are not trained on: slides that are named, the split of the dataset, else the last patient by
+name. A run that was killed goes on from its last whole checkpoint with --resume_from_checkpoint true. The result is
+OUTPUT_DIR/model, with the score on the validation slides in its card: predict with it (delst predict).
 """
 
 import logging
@@ -25,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from ..atomic.files import write_text
 from ..atomic.processes import end_like_interrupted
@@ -50,7 +47,7 @@ from ..record import (
     public_record,
     training_record,
 )
-from .arguments import check_numbers, split_names
+from .arguments import PublicArguments, check_numbers, split_names
 from .checked_trainer import CheckedTrainer
 from .checkpoints import own_output, resume_point
 from .lora import add_lora, merge_lora
@@ -102,7 +99,7 @@ class HeadArguments:
 
 
 @dataclass
-class HeadTrainingArguments(TrainingArguments):
+class HeadTrainingArguments(PublicArguments):
     """Training arguments of transformers, with defaults for fine-tuning."""
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
