@@ -10,6 +10,8 @@ options and on several GPUs: `delst prepare visium`, `accelerate launch -m delst
 import sys
 from functools import partial
 
+import torch
+
 from delst_hf import (
     DataArguments,
     DelstTrainingArguments,
@@ -30,8 +32,12 @@ study = Study.load(f"{run}/data")
 *train_slides, test_slide = study.slide_ids
 
 data = DataArguments(f"{run}/data", test_slides=test_slide, num_genes=1000)
+# Without a GPU the backbone stays as it is and sees each patch once: minutes in place of hours.
+frozen = not torch.cuda.is_available()
 training = DelstTrainingArguments(
     run,
+    freeze_vision=frozen,
+    cache_features=frozen,
     num_train_epochs=10,
     per_device_train_batch_size=min(
         128, len(study.subset(train_slides))
