@@ -36,8 +36,7 @@ def check_words(words: Sequence[str], groups: Mapping[str, Mapping[str, Any]], t
         if not foreign:
             return
         names |= foreign
-    spelt = [f"--{name}" for name in sorted(names)]
-    spelt += [f"--no_{name}" for name in sorted(names)]
+    spelt = [f"--{prefix}{name}" for prefix in ("", "no_") for name in sorted(names)]
     spelt += [name.replace("_", "-").replace("---", "--") for name in spelt]
     refuse_unknown(words, [*spelt, *_ANSWERED_BY_SCRIPTS, "-h"])
 
