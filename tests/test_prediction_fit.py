@@ -1,13 +1,17 @@
 """Ridge from sums, held-out scores, logistic regression, and the checkpoints that hold them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 
+import delst_hf.prediction.fit as fit_module
 from delst_hf import DelstCollator, DelstForGeneExpressionPrediction, DelstForSpotClassification
+from delst_hf.data.dataset import write_dataset
+from delst_hf.data.toy import make_toy_slides
 from delst_hf.evaluation.expression import ridge_prediction
 from delst_hf.prediction.fit import fit_head
 from delst_hf.prediction.held_out import PearsonSums, class_scores, strips
@@ -178,3 +182,13 @@ def test_bad_requests_are_refused_before_the_work(toy_heads, toy_checkpoint, toy
     with pytest.raises(ValueError, match="two slides or more"):
         fit_head(**fit, output=tmp_path / "x", train_slides=["toy_B1"], progress=False)
     assert not (tmp_path / "x").exists()
+
+
+def test_genes_of_another_species_are_refused_before_patches_are_embedded(toy_checkpoint, tmp_path, monkeypatch):
+    slides = make_toy_slides(2, spots_per_side=4, image_px=300)
+    mouse = [replace(slide, genes=slide.genes.assign(gene_id="", symbol=[f"Gm{i}" for i in range(len(slide.genes))]),
+                     species="mouse") for slide in slides]  # fmt: skip
+    write_dataset(mouse, tmp_path / "mouse", patch_px=32)
+    monkeypatch.setattr(fit_module, "run", lambda *args, **kwargs: pytest.fail("patches were embedded"))
+    with pytest.raises(ValueError, match="Only 0 of the vocabulary's .* species and case"):
+        fit_head(str(toy_checkpoint), str(tmp_path / "mouse"), tmp_path / "x", progress=False)

@@ -98,14 +98,19 @@ def fit_head(
     check_features(predictor.model.config.vision_config, source.width, source.encoder)
     pixels = study.patch_px(slides) if table is None else ()
     check_patch_size(predictor.record, [source.patch_um or 0], model, pixels, table is not None)
+    collator = None
+    if target == "expression":  # before patches are embedded: genes that are not the model's are refused
+        collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
     facts = feature_facts(data_facts(dataset, study, slides), table)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
     with full_disk_explained(Path(output)), workspace(output, told) as folder:
         shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress)
         head = {"target": target, "slides": slides, "date": date.today().isoformat()}
         fitted: Any
-        if target == "expression":
-            fitted, found = _expression(predictor, study, source.rows, slides, shards)
+        if collator is not None:
+            fitted, found = _expression(
+                predictor, study.subset(slides, spot_split="train"), source.rows, collator, shards
+            )
         else:
             fitted, found = _labels(predictor, source.rows, ignore_labels, shards)
         if table is None:
@@ -149,11 +154,10 @@ def _standardised(features: np.ndarray) -> np.ndarray:
 
 
 def _expression(
-    predictor: Predictor, study: Study, rows: pd.DataFrame, slides: Sequence[str], shards: Shards
+    predictor: Predictor, spots: Dataset, rows: pd.DataFrame, collator: DelstCollator, shards: Shards
 ) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
     """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
-    collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
-    spots = study.subset(slides, spot_split="train").remove_columns("image")
+    spots = spots.remove_columns("image")
     folds, genes = _folds(rows), len(predictor.processor.feature_extractor.vocabulary)
     moments: dict[tuple[str, bytes], Moments] = {}
     for places, features, targets, mask in _pairs(shards, spots, collator):
