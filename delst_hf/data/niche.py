@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from .collator import Columns, DelstCollator, open_patch
+from .patches import centre_of
 from .study import Study
 
 # Fewer pixels than this show no tissue.
@@ -151,18 +152,16 @@ class NicheCollator(DelstCollator):
         wide = [open_patch(image) for image in columns.values("image")]
         counts, totals = self.counts.summed(*columns.lists("niche"))
         return {
-            "pixel_values": self.pixel_values([self._centre_of(patch) for patch in wide]),
+            "pixel_values": self.pixel_values([self._of_spot(patch) for patch in wide]),
             **self.all_but_pixels(rows),
             "niche_pixel_values": self.pixel_values(wide),
             "niche_gene_values": torch.from_numpy(self.processor.feature_extractor.normalize(counts, totals)),
         }
 
-    def _centre_of(self, patch: Image.Image) -> Image.Image:
-        """Cut out the centre, at sub-pixel precision where its border lies between two pixels."""
-        exact = patch.width * self.centre
-        side, start = round(exact), (patch.width - exact) / 2
-        box = (start, start, start + exact, start + exact)
-        return patch.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    def _of_spot(self, patch: Image.Image) -> Image.Image:
+        """Cut the patch of the spot out of the wide one."""
+        side = patch.width * self.centre
+        return centre_of(patch, side, round(side))
 
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         """As in the base class, for the patches of both levels."""

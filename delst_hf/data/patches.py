@@ -48,16 +48,24 @@ class StoredPatches:
             )
         stored_px = self.pixels.shape[1]
         side = stored_px * min(1.0, patch_um / self.patch_um)
-        box = ((stored_px - side) / 2, (stored_px - side) / 2, (stored_px + side) / 2, (stored_px + side) / 2)
 
         def cut(position: int) -> np.ndarray:
             pixels = np.asarray(self.pixels[int(self.rows[position])])
             if side == stored_px == patch_px:
                 return pixels
-            image = Image.fromarray(pixels)
-            return np.asarray(image.resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box))
+            return np.asarray(centre_of(Image.fromarray(pixels), side, patch_px))
 
         return cut
+
+
+def centre_of(patch: Image.Image, side: float, patch_px: int) -> Image.Image:
+    """Return the central square of `side` pixels of a square patch, resampled to `patch_px` at sub-pixel precision.
+
+    >>> centre_of(Image.new("RGB", (96, 96)), 32.0, 32).size
+    (32, 32)
+    """
+    start, stop = (patch.width - side) / 2, (patch.width + side) / 2
+    return patch.resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=(start, start, stop, stop))
 
 
 def image_cutter(image: Any, centres: np.ndarray, side: float, patch_px: int) -> Cutter:
