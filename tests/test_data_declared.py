@@ -177,6 +177,72 @@ def test_what_attributes_say_is_not_a_codec_and_a_pipe_is_not_waited_for(tmp_pat
         check_zarr(store)
 
 
+HUGE = {"zarr_format": 3, "node_type": "array", "shape": [10**12], "data_type": "int8", "codecs": [{"name": "bytes"}],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1000]}}}  # fmt: skip
+OLD = {"zarr_format": 2, "shape": [10**12], "chunks": [1000], "dtype": "|i1", "filters": None, "compressor": None}
+
+
+@pytest.mark.parametrize(
+    ("file", "told", "match"),
+    [
+        ("X/zarr.json", HUGE, r"X/zarr.json declares X of 1000000000000, 931 GiB, but holds 0.00"),
+        ("X/.zarray", OLD, r"X/.zarray declares X of 1000000000000, 931 GiB, but holds 0.00"),
+        ("X/.zarray", {**OLD, "shape": [10**6, 10**6], "dtype": "<f8"}, r"X of 1000000 x 1000000, 7.45e\+03 GiB"),
+        (".zmetadata", {"metadata": {"obsm/spatial/.zarray": OLD}}, r"obsm/spatial of 1000000000000"),
+        ("zarr.json", {**GROUP, "consolidated_metadata": {"metadata": {"layers/counts": HUGE}}}, "layers/counts of 1000"),
+        ("images/he/0/zarr.json", {**HUGE, "chunk_grid": {"configuration": {"chunk_shape": [10**13]}}}, "pieces of images/he"),
+        ("X/zarr.json", {**HUGE, "shape": [2], "data_type": {"configuration": {"length_bytes": 10**13}}}, "pieces of X"),
+        ("X/zarr.json", {**HUGE, "shape": ["many"]}, "cannot read .*X/zarr.json: could not convert"),
+        ("X/zarr.json", {**HUGE, "shape": [None]}, "cannot read .*X/zarr.json"),
+        ("X/zarr.json", {**HUGE, "shape": [10**400]}, "cannot read .*X/zarr.json: int too large"),
+    ],
+)  # fmt: skip
+def test_arrays_of_a_store_that_nothing_stores_are_refused(tmp_path, file, told, match):
+    store = tmp_path / "bomb.zarr"
+    (store / file).parent.mkdir(parents=True)
+    (store / "zarr.json").write_text(json.dumps(GROUP))
+    (store / file).write_text(json.dumps(told))
+    (store / file).parent.joinpath("c0").write_bytes(b"x" * 1000)
+    for read in (check_zarr, open_anndata):
+        with pytest.raises(ValueError, match=match):
+            read(store)
+
+
+def test_large_arrays_that_are_stored_or_read_in_pieces_pass(tmp_path):
+    store = tmp_path / "large.zarr"
+    for name, told in {
+        "images/he/0": HUGE,  # only what is under a spot is read
+        "labels/cells/0": {**HUGE, "codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": [1000]}}]},
+        "X": {**HUGE, "shape": [10**8]},  # 0.1 GB, mostly zeros
+    }.items():
+        (store / name / "c").mkdir(parents=True)
+        (store / name / "zarr.json").write_text(json.dumps(told))
+        (store / name / "c" / "0").write_bytes(b"x" * 1000)
+    check_zarr(store)
+
+
+@pytest.mark.parametrize("how", ["link", "raw", "virtual"])
+def test_hdf5_files_that_keep_numbers_in_other_files_are_refused(tmp_path, how):
+    """Counts of 32-bit numbers could be read from any file of the machine, and pushed with the dataset."""
+    (tmp_path / "secret").write_bytes(b"password" * 100)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["data"] = np.arange(10)
+    write_10x_h5(tmp_path / "x.h5", make_source())
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        del file["matrix/data"]
+        if how == "link":
+            file["matrix/data"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "data")
+        elif how == "raw":
+            outside = [(str(tmp_path / "secret"), 0, 800)]
+            file["matrix"].create_dataset("data", shape=(200,), dtype="i4", external=outside)
+        else:
+            layout = h5py.VirtualLayout(shape=(10,), dtype="i8")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "data", shape=(10,))
+            file["matrix"].create_virtual_dataset("data", layout)
+    with pytest.raises(ValueError, match=r"x.h5 keeps matrix/data.* in another file.*h5repack"):
+        read_10x_h5(tmp_path / "x.h5")
+
+
 def test_stores_as_anndata_writes_them_pass(tmp_path):
     import anndata
 

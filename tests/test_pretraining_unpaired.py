@@ -21,6 +21,7 @@ from delst_hf.data.toy import make_toy_slide
 from delst_hf.hub.card import model_card
 from delst_hf.model.losses import unpaired_objective
 from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
+from delst_hf.pretraining.checked_trainer import NotFiniteError
 from delst_hf.pretraining.run import assemble, open_study, save_run
 from delst_hf.pretraining.trainer import DelstTrainer
 from delst_hf.pretraining.unpaired import UnpairedSpots, choose_unpaired
@@ -217,6 +218,20 @@ def Halt():
             control.should_training_stop = state.global_step == 4
 
     return AtFour()
+
+
+def test_the_last_look_at_the_loss_counts_the_unpaired_spots_too(folder, tmp_path, monkeypatch):
+    """Weights whose loss of pairs is finite and whose loss of unpaired spots is not are not kept."""
+    trainer = trainer_of(folder, tmp_path / "run", max_steps=1)
+
+    def objective(*args, **options):
+        terms = unpaired_objective(*args, **options)
+        return {**terms, "loss": terms["loss"] * float("nan")} if trainer.state.global_step else terms
+
+    monkeypatch.setattr("delst_hf.pretraining.unpaired.unpaired_objective", objective)
+    with pytest.raises(NotFiniteError, match="The weights after step 1 are finite, but the loss or its gradient"):
+        trainer.train()
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ with the size of the file and with the memory there is, and refused in words whe
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 # What deflate, the densest common compression of tables, makes of nothing but zeros.
 _DENSEST = 1100
+# What a zarr store makes of it: pieces that are all fill value are not stored, and zstd is denser than deflate.
+_DENSEST_ZARR = 100_000
+# Elements of SpatialData that are read piece by piece; all others are read at once.
+_IN_PIECES = ("images", "labels")
 _SLACK = 1 << 26
 GIB = 1 << 30
 # A filter or compressor of a zarr store is code that is chosen by the store; these only move bytes.
@@ -64,43 +68,53 @@ def check_declared(
 
 
 def check_hdf5(path: Path) -> None:
-    """Look at the declared size of everything in an HDF5 file.
+    """Look at the declared size of everything in an HDF5 file, and whether all of it is in this file.
 
     Raises:
-        ValueError: see `check_declared`.
+        ValueError: see `check_declared`; or an array or group that is kept in another file, which may be any of the machine.
     """
     import h5py
 
-    total, stored = 0.0, 0.0
+    total = 0.0
 
     def look(name: str, node: Any) -> None:
-        nonlocal total, stored
+        nonlocal total
+        if isinstance(node, h5py.Group):
+            elsewhere = [one for one in node if isinstance(node.get(one, getlink=True), h5py.ExternalLink)]
+        else:
+            elsewhere = [""] if isinstance(node, h5py.Dataset) and (node.external or node.is_virtual) else []
+        if elsewhere:
+            raise ValueError(
+                f"{path} keeps {name.strip('/')}{'/' if name.strip('/') else ''}{elsewhere[0]} in another file, which could be "
+                "any of this machine. Allowed: arrays in the file itself. Write it as one file, e.g. by h5repack."
+            )
         if isinstance(node, h5py.Dataset) and node.shape is not None:
-            size = float(node.dtype.itemsize)
-            for side in node.shape:
-                size *= float(side)
-            total, stored = total + size, stored + float(node.id.get_storage_size())
+            size = _product(node.dtype.itemsize, node.shape)
+            total += size
             check_declared(size, path, f"{name} of shape {node.shape}", float(node.id.get_storage_size()))
 
     with h5py.File(path, "r") as file:
+        look("", file)
         file.visititems(look)
     check_declared(total, path, "all of its arrays")
 
 
 def check_zarr(path: Path) -> None:
-    """Look at the codecs that a zarr store names, in any of its groups, before a library obeys them.
+    """Look at the codecs and sizes that a zarr store names, in any of its groups, before a library obeys them.
 
     Raises:
-        ValueError: a codec that is not in the list of those that only move bytes (pickle, for one, runs code), or metadata that
-            cannot be read.
+        ValueError: a codec that is not in the list of those that only move bytes (pickle, for one, runs code), metadata that
+            cannot be read, or a size that cannot be (see `check_declared`).
     """
     import json
 
+    whole: dict[Path, float] = {}
     for file in _metadata_files(path):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
             odd = sorted({name for name in _codecs(told) if name.removeprefix("numcodecs.").lower() not in _CODECS})
-        except (ValueError, RecursionError) as error:
+            arrays = list(_arrays(told, file.parent))
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"cannot read {file}: {error}. The store is damaged: write or download it again."
             ) from error
@@ -109,6 +123,14 @@ def check_zarr(path: Path) -> None:
                 f"{file} names the codec {odd[0]!r}, which is not one of those that are safe to run. Allowed: "
                 f"{sorted(_CODECS)}. Write the store with one of these."
             )
+        for folder, itemsize, shape, piece in arrays:
+            size, name = _product(itemsize, shape), os.path.relpath(folder, path)
+            check_declared(_product(itemsize, piece), file, f"pieces of {name} of {_sides(piece)}")
+            if name.split(os.sep)[0] not in _IN_PIECES:
+                stored = _stored(folder) if size > _SLACK else None
+                check_declared(size, file, f"{name} of {_sides(shape)}", stored, _DENSEST_ZARR)
+                whole[folder] = size
+    check_declared(sum(whole.values()), path, "all of its arrays")
 
 
 def _metadata_files(path: Path) -> Iterator[Path]:
@@ -122,6 +144,58 @@ def _metadata_files(path: Path) -> Iterator[Path]:
             if not file.is_file():  # a pipe would be waited for, a link to nothing is no metadata
                 raise ValueError(f"{file} is not a file. The store is damaged: write or download it again.")
             yield file
+
+
+def _arrays(told: Any, folder: Path) -> Iterator[tuple[Path, float, list[float], list[float]]]:
+    """Yield the arrays of which metadata of a store tell: where they are, bytes per item, shape, and shape of a piece."""
+    if not isinstance(told, dict):
+        return
+    below = told.get("consolidated_metadata") or told
+    inner = below.get("metadata") if isinstance(below, dict) else None
+    for name, one in (inner if isinstance(inner, dict) else {}).items():
+        yield from _arrays(one, folder / str(name).removesuffix(".zarray"))
+    if isinstance(told.get("shape"), list):
+        # Of a shard its pieces are read one by one.
+        shards = [one for one in told.get("codecs") or [] if "sharding_indexed" in (_under(one, "name"), one)]
+        about = _under(shards[0] if shards else told.get("chunk_grid"), "configuration")
+        piece = _under(about, "chunk_shape") or told.get("chunks")
+        shape = [float(side) for side in told["shape"]]
+        sides = [float(side) for side in piece] if isinstance(piece, list) else shape
+        yield folder, _itemsize(told.get("data_type", told.get("dtype"))), shape, sides
+
+
+def _itemsize(kind: Any) -> float:
+    """Return the bytes of an item of a zarr array, by the name of its type; 8, a pointer, for text of any length."""
+    import numpy as np
+
+    length = _under(_under(kind, "configuration"), "length_bytes")
+    if isinstance(length, int):
+        return float(length)
+    try:
+        return float(np.dtype([tuple(one) for one in kind] if isinstance(kind, list) else kind).itemsize)
+    except (TypeError, ValueError):
+        return 8.0
+
+
+def _under(told: Any, name: str) -> Any:
+    return told.get(name) if isinstance(told, dict) else None
+
+
+def _sides(shape: list[float]) -> str:
+    return " x ".join(f"{side:.15g}" for side in shape) or "one number"
+
+
+def _stored(folder: Path) -> float:
+    """Return the bytes of all files below a folder."""
+    return float(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+
+
+def _product(itemsize: float, shape: Iterable[float]) -> float:
+    """Return the bytes of an array, as a float: what a file declares may be larger than any integer of a machine."""
+    size = float(itemsize)
+    for side in shape:
+        size *= float(side)
+    return size
 
 
 def _codecs(told: Any) -> list[str]:

@@ -238,9 +238,14 @@ class DelstTrainer(CheckedTrainer):
         return self.args.unpaired_weight * loss
 
     def loss_again(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """As in the base class; the losses of this process alone."""
+        """As in the base class; the losses of this process alone, of unpaired spots too."""
         with self.compute_loss_context_manager():
-            return model(**inputs, return_loss=True).loss
+            loss = model(**inputs, return_loss=True).loss
+        if self.unpaired is None:
+            return loss
+        from .unpaired import last_unpaired_loss
+
+        return loss + self.args.unpaired_weight * last_unpaired_loss(self, len(inputs["gene_values"]))
 
     def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Dye the patches of a training batch, and add its parts and the groups of its negatives."""

@@ -129,7 +129,11 @@ class UnpairedSpots:
     def next_batch(self, global_step: int) -> dict[str, Tensor]:
         """Return this process's share of the batch that comes next in this optimiser step."""
         self.step, self.micro = global_step, self.micro + 1 if global_step == self.step else 0
-        return self.batch(global_step * self.accumulated + self.micro)
+        return self.last_batch()
+
+    def last_batch(self) -> dict[str, Tensor]:
+        """Return what `next_batch` returned last."""
+        return self.batch(self.step * self.accumulated + self.micro)
 
     def batch(self, position: int) -> dict[str, Tensor]:
         """Return this process's share of the joined batch at a position of the run: a step, or a part of an accumulated one.
@@ -163,10 +167,20 @@ def unpaired_terms(trainer: Any) -> dict[str, Tensor]:
     Args:
         trainer: A `DelstTrainer` with `UnpairedSpots`.
     """
-    model, batch = (
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.unpaired.next_batch(trainer.state.global_step),
-    )
+    return _terms(trainer, trainer.unpaired.next_batch(trainer.state.global_step), world_size() > 1)
+
+
+def last_unpaired_loss(trainer: Any, few: int) -> Tensor:
+    """Return the loss of the first `few` spots of this process's last unpaired batch with the weights as they are now, 0-d."""
+    batch = {
+        name: value[:, :few] if name == "half_masks" else value[:few]
+        for name, value in trainer.unpaired.last_batch().items()
+    }
+    return _terms(trainer, batch, across_ranks=False)["loss"]
+
+
+def _terms(trainer: Any, batch: dict[str, Tensor], across_ranks: bool) -> dict[str, Tensor]:
+    model = trainer.accelerator.unwrap_model(trainer.model)
     batch = {name: trainer._prepare_input(value) for name, value in batch.items()}
     ordered = model.config.intra_entailment_weight > 0
     masks = [*batch["half_masks"], *([batch["gene_mask"]] if ordered else [])]
@@ -184,5 +198,5 @@ def unpaired_terms(trainer: Any) -> dict[str, Tensor]:
             level=batch["level"],
             slide_ids=batch["slide_ids"],
             negative_groups=trainer.negative_groups(batch["slide_ids"]),
-            across_ranks=world_size() > 1,
+            across_ranks=across_ranks,
         )
