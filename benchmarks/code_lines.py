@@ -1,0 +1,62 @@
+"""How many lines of code the package has, docstrings, comments and blank lines left out, at any revision.
+
+    python benchmarks/code_lines.py                  # the files as they lie here, one row per folder
+    python benchmarks/code_lines.py 2309afe HEAD     # the same of revisions, side by side
+
+A line counts if a token of code stands on it: of a string over four lines all four count, unless it is a docstring.
+"""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "delst_hf"
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def code_lines(source: str) -> int:
+    """Return the number of lines of a module on which there is code."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in LAYOUT:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            text = node.body[0]
+            lines.difference_update(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return len(lines)
+
+
+def sources(revision: str | None) -> dict[str, str]:
+    """Return the text of each module of the package, by path, at a revision; of the files as they lie here for None."""
+    if revision is None:
+        return {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in (ROOT / PACKAGE).rglob("*.py")}
+    names = _git("ls-tree", "-r", "--name-only", revision, PACKAGE).splitlines()
+    return {name: _git("show", f"{revision}:{name}") for name in names if name.endswith(".py")}
+
+
+def by_folder(revision: str | None) -> Counter[str]:
+    """Return the lines of code of each folder of the package, and of the files at its root together."""
+    lines: Counter[str] = Counter()
+    for name, source in sources(revision).items():
+        parts = Path(name).parts
+        lines[parts[1] if len(parts) > 2 else "(root)"] += code_lines(source)
+    return lines
+
+
+def _git(*command: str) -> str:
+    return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    columns = {revision or "here": by_folder(revision) for revision in (sys.argv[1:] or [None])}
+    print(f"{'':14}" + "".join(f"{name[:12]:>14}" for name in columns))
+    for folder in sorted(set().union(*columns.values())):
+        print(f"{folder:14}" + "".join(f"{lines[folder]:14,}" for lines in columns.values()))
+    print(f"{'together':14}" + "".join(f"{lines.total():14,}" for lines in columns.values()))
