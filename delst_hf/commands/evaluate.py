@@ -7,9 +7,9 @@ import argparse
 import json
 import logging
 import shlex
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..atomic.files import check_file_output
 from ..atomic.locks import locked
@@ -26,81 +26,61 @@ if TYPE_CHECKING:
 
 @dataclass
 class EvaluationArguments:
-    """What to evaluate, and on which tissue."""
+    """What to evaluate, and on which tissue.
 
-    model: str = field(
-        metadata={
-            "help": "What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from "
-            "elsewhere (.npy, .npz or .parquet, the folder of `delst embed`, or one of patch features, one file per slide)."
-        }
-    )
-    dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
-    test_slides: str = field(
-        default="",
-        metadata={"help": "Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing "
-                  "out, all slides of patients on whom neither the checkpoint nor --train-slides was trained."},
-    )  # fmt: skip
-    train_slides: str = field(
-        default="",
-        metadata={"help": "Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split "
-                  "'train'; where there are none, each group of test slides is predicted from the others."},
-    )  # fmt: skip
-    split: str = field(
-        default="auto",
-        metadata={"help": "What is left out at a time: patient, slide, block (strips of a slide), or auto, the strictest "
-                  "that leaves something to fit on."},
-    )  # fmt: skip
-    frozen_backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": "Backbone before pretraining, for the frozen arm. Default: the one the training record names."
-        },
-    )
-    num_genes: int = field(default=100, metadata={"help": "Predict this many of the most variable genes."})
-    num_seeds: int = field(default=3, metadata={"help": "Random-init backbones and shuffled controls to average over."})
-    ignore_labels: str = field(
-        default="undetermined", metadata={"help": "Comma-separated labels that are not a tissue class."}
-    )
-    baselines: bool = field(
-        default=True,
-        metadata={"help": "Score the baselines too: colour, random-init and frozen backbone, shuffled pairs."},
-    )
-    protocols: str = field(
-        default="all",
-        metadata={"help": "Comma-separated protocols: arms, probes, stimage1k4m, hest, retrieval, imputation, signatures, "
-                  "domains, hierarchy, reliability, robustness; or 'all'."},
-    )  # fmt: skip
-    signatures: str | None = field(
-        default=None,
-        metadata={"help": 'JSON of gene signatures, {"name": {"genes": ["ERBB2"], "region": "invasive cancer"}}.'},
-    )
-    domain_method: str = field(default="kmeans", metadata={"help": "Clustering of domains: kmeans or leiden."})
-    geometry: str = field(
-        default="cosine",
-        metadata={"help": "Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz."},
-    )
-    curvature: float | None = field(default=None, metadata={"help": "The positive c of --geometry lorentz."})
-    image_size: int | None = field(
-        default=None, metadata={"help": "Resize patches to this for a plain backbone. Default: its own size."}
-    )
-    resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples per interval."})
-    batch_size: int = field(default=64, metadata={"help": "Spots per batch when embedding."})
-    allow_seen_slides: bool = field(
-        default=False, metadata={"help": "Score slides although the checkpoint was trained on them. Never report that."}
-    )
-    features: str | None = field(
-        default=None,
-        metadata={"help": "Folder of patch features for a checkpoint that was trained on features made elsewhere."},
-    )
-    features_patch_px: float | None = field(
-        default=None,
-        metadata={"help": "Side of their patches in pixels of the full resolution, where the files do not say it."},
-    )
-    output: str | None = field(
-        default=None,
-        metadata={"help": "Write the results to this JSON file. Default: results.json in the folder of the checkpoint, else "
-                  "NAME-results.json in the current folder."},
-    )  # fmt: skip
+    Args:
+        model: What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from elsewhere
+            (.npy, .npz or .parquet, the folder of `delst embed`, or one of patch features, one file per slide).
+        dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub.
+        test_slides: Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing out, all
+            slides of patients on whom neither the checkpoint nor --train-slides was trained.
+        train_slides: Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split 'train';
+            where there are none, each group of test slides is predicted from the others.
+        split: What is left out at a time: patient, slide, block (strips of a slide), or auto, the strictest that leaves
+            something to fit on.
+        frozen_backbone: Backbone before pretraining, for the frozen arm. Default: the one the training record names.
+        num_genes: Predict this many of the most variable genes.
+        num_seeds: Random-init backbones and shuffled controls to average over.
+        ignore_labels: Comma-separated labels that are not a tissue class.
+        baselines: Score the baselines too: colour, random-init and frozen backbone, shuffled pairs.
+        protocols: Comma-separated protocols: arms, probes, stimage1k4m, hest, retrieval, imputation, signatures, domains,
+            hierarchy, reliability, robustness; or 'all'.
+        signatures: JSON of gene signatures, {"name": {"genes": ["ERBB2"], "region": "invasive cancer"}}.
+        domain_method: Clustering of domains: kmeans or leiden.
+        geometry: Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz.
+        curvature: The positive c of --geometry lorentz.
+        image_size: Resize patches to this for a plain backbone. Default: its own size.
+        resamples: Bootstrap resamples per interval.
+        batch_size: Spots per batch when embedding.
+        allow_seen_slides: Score slides although the checkpoint was trained on them. Never report that.
+        features: Folder of patch features for a checkpoint that was trained on features made elsewhere.
+        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it.
+        output: Write the results to this JSON file. Default: results.json in the folder of the checkpoint, else
+            NAME-results.json in the current folder.
+    """
+
+    model: str
+    dataset: str
+    test_slides: str = ""
+    train_slides: str = ""
+    split: str = "auto"
+    frozen_backbone: str | None = None
+    num_genes: int = 100
+    num_seeds: int = 3
+    ignore_labels: str = "undetermined"
+    baselines: bool = True
+    protocols: str = "all"
+    signatures: str | None = None
+    domain_method: str = "kmeans"
+    geometry: str = "cosine"
+    curvature: float | None = None
+    image_size: int | None = None
+    resamples: int = 1000
+    batch_size: int = 64
+    allow_seen_slides: bool = False
+    features: str | None = None
+    features_patch_px: float | None = None
+    output: str | None = None
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
@@ -392,10 +372,6 @@ EVALUATION: dict[str, dict[str, str]] = {
         "features_patch_px": "For features of CLAM, whose files do not say it.",
     },
 }
-_NUMBERS = {
-    "num_genes": int, "num_seeds": int, "resamples": int, "batch_size": int, "image_size": int, "curvature": float,
-    "features_patch_px": float,
-}  # fmt: skip
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -420,16 +396,17 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_option(section: Any, option: Any, when: str) -> None:
-    from ..pretraining.help_layout import explained
+    from ..pretraining.help_layout import documented, explained
 
-    text = explained(option.metadata["help"], option.default, when).replace("%", "%%")
+    about = documented(EvaluationArguments)[option.name]
+    text = explained(about, option.default, when).replace("%", "%%")
     name = f"--{option.name.replace('_', '-')}"
     if option.default is MISSING:
-        section.add_argument(option.name, metavar=option.name.upper(), help=option.metadata["help"])
+        section.add_argument(option.name, metavar=option.name.upper(), help=about)
     elif isinstance(option.default, bool):
         section.add_argument(name, action=argparse.BooleanOptionalAction, default=option.default, help=text)
     else:
-        kind = _NUMBERS.get(option.name, str)
+        kind = next(one for one in (*get_args(option.type), option.type) if one is not None)
         value = {int: "N", float: "F"}.get(kind, "TEXT")
         section.add_argument(name, type=kind, default=option.default, metavar=value, help=text)
 

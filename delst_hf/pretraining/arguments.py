@@ -1,10 +1,12 @@
-"""What a run is told: which tissue, which model and losses, how to train. Each field is an option of the command line."""
+"""What a run is told: which tissue, which model and losses, how to train.
+
+Each field is an option of the command line; its help is what the docstring of its class says (`options`).
+"""
 
 import dataclasses
 import inspect
 import logging
 import math
-import re
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
@@ -33,104 +35,56 @@ LEVELS = ("spot", "niche")
 class DataArguments:
     """Which tissue to learn from.
 
+    Args:
+        dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub.
+        train_slides: Comma-separated slides to train on. Default: the split 'train' of the dataset, less what is held out.
+        validation_slides: Comma-separated slides to evaluate on during training. Default: the split 'validation' of the
+            dataset.
+        test_slides: Comma-separated slides that this run must never read. Default: the split 'test' of the dataset.
+        same_patient_slides: Comma-separated validation or test slides that may be of a patient who is trained on: such
+            sections are nearly copies, and all others are refused.
+        unpaired_slides: Comma-separated slides without an image whose spots train the gene side, or 'all'. Vocabulary and
+            means stay those of the pairs.
+        num_genes: Size of the vocabulary: the most variable genes of the training slides.
+        min_spots: A gene of the vocabulary is detected in this share of the training spots.
+        ranking: What makes a gene variable: the variance beyond what its mean explains, or that of log counts.
+        include_genes: Genes to read however they rank: comma-separated, or a file, one per line.
+        vocabulary: File of genes to read, one per line, as `delst vocabulary` writes it, instead of choosing them here. One
+            that was chosen on held-out slides is refused.
+        features: Folder of patch features made elsewhere, one file per slide (TRIDENT, CLAM, HEST, .npy, .parquet): gene
+            encoder and heads are trained on them, and no backbone.
+        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it.
+        level_key: Hierarchy key of the intra-modal loss: the number of expressed genes, or one of two controls.
+        levels: 'niche': also embed each spot's niche, its whole stored patch and its neighbours' genes; the spot is the
+            patch's centre.
+        niche_spots: With levels: neighbours of a spot in its niche, at most.
+        spot_um: With levels: side of that centre, um. Default: a third of the patch.
+        streaming: Read training spots where they lie, in the folder or on the Hub.
+        shuffle_buffer: With streaming: spots that each loading process shuffles at a time.
+
     >>> DataArguments("runs/toy/data", test_slides="toy_D1").level_key
     'n_genes'
     """
 
-    dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
-    train_slides: str = field(
-        default="",
-        metadata={
-            "help": "Comma-separated slides to train on. Default: the split 'train' of the dataset, less what is held out."
-        },
-    )
-    validation_slides: str = field(
-        default="",
-        metadata={
-            "help": "Comma-separated slides to evaluate on during training. Default: the split 'validation' of the dataset."
-        },
-    )
-    test_slides: str = field(
-        default="",
-        metadata={
-            "help": "Comma-separated slides that this run must never read. Default: the split 'test' of the dataset."
-        },
-    )
-    same_patient_slides: str = field(
-        default="",
-        metadata={
-            "help": "Comma-separated validation or test slides that may be of a patient who is trained on: such sections are "
-            "nearly copies, and all others are refused."
-        },
-    )
-    unpaired_slides: str = field(
-        default="",
-        metadata={
-            "help": "Comma-separated slides without an image whose spots train the gene side, or 'all'. Vocabulary and means "
-            "stay those of the pairs."
-        },
-    )
-    num_genes: int | None = field(
-        default=1000, metadata={"help": "Size of the vocabulary: the most variable genes of the training slides."}
-    )
-    min_spots: float = field(
-        default=0.02, metadata={"help": "A gene of the vocabulary is detected in this share of the training spots."}
-    )
-    ranking: str = field(
-        default="pearson_residuals",
-        metadata={
-            "help": "What makes a gene variable: the variance beyond what its mean explains, or that of log counts.",
-            "choices": RANKINGS,
-        },
-    )
-    include_genes: str = field(
-        default="",
-        metadata={"help": "Genes to read however they rank: comma-separated, or a file, one per line."},
-    )
-    vocabulary: str | None = field(
-        default=None,
-        metadata={
-            "help": "File of genes to read, one per line, as `delst vocabulary` writes it, instead of choosing them here. One "
-            "that was chosen on held-out slides is refused."
-        },
-    )
-    features: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of patch features made elsewhere, one file per slide (TRIDENT, CLAM, HEST, .npy, .parquet): gene "
-            "encoder and heads are trained on them, and no backbone."
-        },
-    )
-    features_patch_px: float | None = field(
-        default=None,
-        metadata={"help": "Side of their patches in pixels of the full resolution, where the files do not say it."},
-    )
-    level_key: str = field(
-        default="n_genes",
-        metadata={
-            "help": "Hierarchy key of the intra-modal loss: the number of expressed genes, or one of two controls.",
-            "choices": LEVEL_KEYS,
-        },
-    )
-    levels: str = field(
-        default="spot",
-        metadata={
-            "help": "'niche': also embed each spot's niche, its whole stored patch and its neighbours' genes; the spot is "
-            "the patch's centre.",
-            "choices": LEVELS,
-        },
-    )
-    niche_spots: int = field(default=6, metadata={"help": "With levels: neighbours of a spot in its niche, at most."})
-    spot_um: float | None = field(
-        default=None, metadata={"help": "With levels: side of that centre, um. Default: a third of the patch."}
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read training spots where they lie, in the folder or on the Hub."},
-    )
-    shuffle_buffer: int = field(
-        default=4096, metadata={"help": "With streaming: spots that each loading process shuffles at a time."}
-    )
+    dataset: str
+    train_slides: str = ""
+    validation_slides: str = ""
+    test_slides: str = ""
+    same_patient_slides: str = ""
+    unpaired_slides: str = ""
+    num_genes: int | None = 1000
+    min_spots: float = 0.02
+    ranking: str = field(default="pearson_residuals", metadata={"choices": RANKINGS})
+    include_genes: str = ""
+    vocabulary: str | None = None
+    features: str | None = None
+    features_patch_px: float | None = None
+    level_key: str = field(default="n_genes", metadata={"choices": LEVEL_KEYS})
+    levels: str = field(default="spot", metadata={"choices": LEVELS})
+    niche_spots: int = 6
+    spot_um: float | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 4096
 
 
 def split_names(names: str) -> list[str]:
@@ -142,21 +96,16 @@ def split_names(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _documented_fields(config_class: type, prefix: str, skip: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
-    """Return the own fields of a configuration as dataclass fields, their help taken from its docstring."""
-    documented = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", config_class.__doc__ or "", flags=re.MULTILINE))
+def _fields_of(config_class: type, prefix: str, skip: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """Return the own fields of a configuration as dataclass fields."""
     fields = []
     for name, hint in inspect.get_annotations(config_class).items():
-        if name in skip or name not in documented:
+        if name in skip:
             continue
         default = getattr(config_class, name)
         options = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
         kind = next(t for t in (bool, float, int, str) if t in options)
-        help_text = re.sub(r"\s+", " ", documented[name]).replace("``", "").replace("%", "%%")
-        metadata = {"help": help_text}
-        fields.append(
-            (prefix + name, kind | None if default is None else kind, field(default=default, metadata=metadata))
-        )
+        fields.append((prefix + name, kind | None if default is None else kind, default))
     return fields
 
 
@@ -172,65 +121,37 @@ def _config_arguments(self: Any) -> dict[str, Any]:
 
 _MODEL_ARGUMENTS = """Model and losses: the fields of `DelstConfig`, and of `DelstGeneConfig` with the prefix ``gene_``.
 
+Args:
+    vision: Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config.
+    init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by name, those that
+        it does not know are added. Of the options below only those of the losses apply.
+    vision_config: Configuration of a backbone trained from scratch, as JSON, with its model_type.
+    image_size: Side of the model's input, px. Default: that of the backbone.
+    stain_normalization: Colours of all patches, kept in the processor: as they are, or a reference's.
+
 Examples:
     >>> model = ModelArguments(vision="facebook/dinov2-small", gene_encoder="set", intra_entailment_weight=0.0)
     >>> model.config_arguments()["gene_config"]["encoder"]
     'set'
 """
+_NOT_OF_A_RUN = ("vision_config", "gene_config", "vision_feature_size", "vision_source", "head_inputs", "head_dropout")
 ModelArguments = make_dataclass(
     "ModelArguments",
     [
-        (
-            "vision",
-            str | None,
-            field(
-                default=None,
-                metadata={"help": "Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config."},
-            ),
-        ),
-        (
-            "init_from",
-            str | None,
-            field(
-                default=None,
-                metadata={
-                    "help": "Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by "
-                    "name, those that it does not know are added. Of the options below only those of the losses apply."
-                },
-            ),
-        ),
-        (
-            "vision_config",
-            str | None,
-            field(
-                default=None,
-                metadata={"help": "Configuration of a backbone trained from scratch, as JSON, with its model_type."},
-            ),
-        ),
-        (
-            "image_size",
-            int | None,
-            field(default=None, metadata={"help": "Side of the model's input, px. Default: that of the backbone."}),
-        ),
-        (
-            "stain_normalization",
-            str,
-            field(
-                default="none",
-                metadata={
-                    "help": "Colours of all patches, kept in the processor: as they are, or a reference's.",
-                    "choices": STAIN_NORMALIZATIONS,
-                },
-            ),
-        ),
-        *_documented_fields(
-            DelstConfig,
-            "",
-            ("vision_config", "gene_config", "vision_feature_size", "vision_source", "head_inputs", "head_dropout"),
-        ),
-        *_documented_fields(DelstGeneConfig, "gene_", ("num_genes", "vocabulary_hash")),
+        ("vision", str | None, None),
+        ("init_from", str | None, None),
+        ("vision_config", str | None, None),
+        ("image_size", int | None, None),
+        ("stain_normalization", str, field(default="none", metadata={"choices": STAIN_NORMALIZATIONS})),
+        *_fields_of(DelstConfig, "", _NOT_OF_A_RUN),
+        *_fields_of(DelstGeneConfig, "gene_", ("num_genes", "vocabulary_hash")),
     ],
-    namespace={"__doc__": _MODEL_ARGUMENTS, "__module__": __name__, "config_arguments": _config_arguments},
+    namespace={
+        "__doc__": _MODEL_ARGUMENTS,
+        "__module__": __name__,
+        "described_by": {"": DelstConfig, "gene_": DelstGeneConfig},
+        "config_arguments": _config_arguments,
+    },
 )
 
 
@@ -272,113 +193,66 @@ class PublicArguments(TrainingArguments):
 class DelstTrainingArguments(PublicArguments):
     """Training arguments. `learning_rate` is that of the heads (gene encoder and projections).
 
+    Args:
+        contrastive_micro_batch_size: Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching):
+            memory of the micro-batch, negatives and gradients of the whole batch, one more forward pass.
+        vision_learning_rate: Learning rate of the vision backbone. Defaults to learning_rate.
+        scalar_learning_rate: Learning rate of the curvature, the logit scale and the scale of each modality.
+        augment: Turn each training patch to one of its eight orientations at random: tissue has no preferred orientation.
+        stain_jitter: Dye training patches at random, H and E by 0.05 ('light') or 0.2 ('strong').
+        views: 'nested': a crop and half of the genes are parts that entail their spot.
+        mask_negatives: Spots of one 'slide', or 'patient', are not contrasted.
+        unpaired_weight: Weight of the loss of unpaired spots.
+        cache_features: With freeze_vision: embed all spots once, keep the features in OUTPUT_DIR, and train the heads on them.
+            Patches are then not turned (augment has no effect).
+        lora: Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved merged
+            into the backbone, or by itself with --save_backbone false.
+        lora_rank: Rank of LoRA.
+        freeze_vision: Train the heads only; the backbone stays as it is.
+        batch_sampling: Which spots meet in a batch: any ('random'), slides in proportion ('balanced'), or those of one slide,
+            whose negatives are hard ('within_slide').
+        min_spot_distance_um: Spots of one slide closer than this (um) are never in one batch: they are near-duplicates.
+        learning_rate: Learning rate of the heads: the gene encoder and both projections.
+        weight_decay: Weight decay of matrices; norms, biases and the scalars are spared.
+        adam_beta2: Second beta of AdamW.
+        remove_unused_columns: Must stay False: the collator reads all columns.
+        dataloader_drop_last: Drop the last, smaller training batch, whose contrastive loss is easier.
+        per_device_eval_batch_size: Spots per batch of a process when evaluating. Default: per_device_train_batch_size, to
+            compare.
+        logging_nan_inf_filter: Has no use here: a loss that is not finite ends the run.
+        resume_anyway: With resume_from_checkpoint: go on although the checkpoint is of a run with other settings or data.
+        label_names: The collator's spot index, passed on to the metrics.
+
     Examples:
         >>> training = DelstTrainingArguments("runs/mine", freeze_vision=True, max_steps=100)
         >>> training.freeze_vision, training.slide_aware
         (True, False)
     """
 
-    contrastive_micro_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching): memory of the "
-            "micro-batch, negatives and gradients of the whole batch, one more forward pass."
-        },
-    )
+    contrastive_micro_batch_size: int | None = None
 
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the vision backbone. Defaults to learning_rate."}
-    )
-    scalar_learning_rate: float = field(
-        default=1e-2,
-        metadata={"help": "Learning rate of the curvature, the logit scale and the scale of each modality."},
-    )
-    augment: bool = field(
-        default=True,
-        metadata={
-            "help": "Turn each training patch to one of its eight orientations at random: tissue has no preferred orientation."
-        },
-    )
-    stain_jitter: str = field(
-        default="off",
-        metadata={
-            "help": "Dye training patches at random, H and E by 0.05 ('light') or 0.2 ('strong').",
-            "choices": STAIN_JITTER,
-        },
-    )
-    views: str = field(
-        default="single",
-        metadata={
-            "help": "'nested': a crop and half of the genes are parts that entail their spot.",
-            "choices": VIEWS,
-        },
-    )
-    mask_negatives: str = field(
-        default="off",
-        metadata={
-            "help": "Spots of one 'slide', or 'patient', are not contrasted.",
-            "choices": MASK_NEGATIVES,
-        },
-    )
-    unpaired_weight: float = field(default=0.3, metadata={"help": "Weight of the loss of unpaired spots."})
-    cache_features: bool = field(
-        default=False,
-        metadata={
-            "help": "With freeze_vision: embed all spots once, keep the features in OUTPUT_DIR, and train the heads on them. "
-            "Patches are then not turned (augment has no effect)."
-        },
-    )
-    lora: bool = field(
-        default=False,
-        metadata={
-            "help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved "
-            "merged into the backbone, or by itself with --save_backbone false."
-        },
-    )
-    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
-    freeze_vision: bool = field(default=False, metadata={"help": "Train the heads only; the backbone stays as it is."})
-    batch_sampling: str = field(
-        default="random",
-        metadata={
-            "help": "Which spots meet in a batch: any ('random'), slides in proportion ('balanced'), or those of one slide, "
-            "whose negatives are hard ('within_slide')."
-        },
-    )
-    min_spot_distance_um: float = field(
-        default=0.0,
-        metadata={"help": "Spots of one slide closer than this (um) are never in one batch: they are near-duplicates."},
-    )
-    learning_rate: float = field(
-        default=5e-4, metadata={"help": "Learning rate of the heads: the gene encoder and both projections."}
-    )
-    weight_decay: float = field(
-        default=0.2, metadata={"help": "Weight decay of matrices; norms, biases and the scalars are spared."}
-    )
-    adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of AdamW."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator reads all columns."}
-    )
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Drop the last, smaller training batch, whose contrastive loss is easier."}
-    )
-    per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Spots per batch of a process when evaluating. Default: per_device_train_batch_size, to compare."
-        },
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Has no use here: a loss that is not finite ends the run."}
-    )
-    resume_anyway: bool = field(
-        default=False,
-        metadata={
-            "help": "With resume_from_checkpoint: go on although the checkpoint is of a run with other settings or data."
-        },
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "The collator's spot index, passed on to the metrics."}
-    )
+    vision_learning_rate: float | None = None
+    scalar_learning_rate: float = 1e-2
+    augment: bool = True
+    stain_jitter: str = field(default="off", metadata={"choices": STAIN_JITTER})
+    views: str = field(default="single", metadata={"choices": VIEWS})
+    mask_negatives: str = field(default="off", metadata={"choices": MASK_NEGATIVES})
+    unpaired_weight: float = 0.3
+    cache_features: bool = False
+    lora: bool = False
+    lora_rank: int = 8
+    freeze_vision: bool = False
+    batch_sampling: str = "random"
+    min_spot_distance_um: float = 0.0
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.2
+    adam_beta2: float = 0.98
+    remove_unused_columns: bool = False
+    dataloader_drop_last: bool = True
+    per_device_eval_batch_size: int | None = None  # type: ignore[assignment]
+    logging_nan_inf_filter: bool = False
+    resume_anyway: bool = False
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size is None:

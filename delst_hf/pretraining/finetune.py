@@ -60,58 +60,61 @@ logger = logging.getLogger(__name__)
 class HeadArguments:
     """What to fine-tune, and on which tissue.
 
+    Args:
+        model: DELST checkpoint (folder or Hub id); a head of `delst fit` is trained further.
+        dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub.
+        target: What to predict.
+        train_slides: Comma-separated slides to train on. Default: all that are not held out.
+        validation_slides: Comma-separated slides to score on. Default: the split 'validation' of the dataset, else the last
+            patient by name.
+        test_slides: Comma-separated slides that this run must never read.
+        same_patient_slides: Comma-separated validation slides that may be of a patient who is trained on. All others of that
+            kind are refused.
+        ignore_labels: Comma-separated labels that are not a tissue class.
+        balanced: Weigh classes by how rare they are.
+        lora: Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora').
+        lora_rank: Rank of LoRA.
+        freeze_vision: Train the head only.
+        augment: Turn each training patch to one of its eight orientations at random.
+
     >>> HeadArguments("model", "data").target
     'expression'
     """
 
-    model: str = field(
-        metadata={"help": "DELST checkpoint (folder or Hub id); a head of `delst fit` is trained further."}
-    )
-    dataset: str = field(metadata={"help": "Dataset folder written by `delst prepare`, or a dataset id of the Hub."})
-    target: str = field(default="expression", metadata={"help": "What to predict.", "choices": TARGETS})
-    train_slides: str = field(
-        default="", metadata={"help": "Comma-separated slides to train on. Default: all that are not held out."}
-    )
-    validation_slides: str = field(
-        default="",
-        metadata={"help": "Comma-separated slides to score on. Default: the split 'validation' of the dataset, else the last "
-                  "patient by name."},
-    )  # fmt: skip
-    test_slides: str = field(default="", metadata={"help": "Comma-separated slides that this run must never read."})
-    same_patient_slides: str = field(
-        default="",
-        metadata={"help": "Comma-separated validation slides that may be of a patient who is trained on. All others of that "
-                  "kind are refused."},
-    )  # fmt: skip
-    ignore_labels: str = field(
-        default="undetermined", metadata={"help": "Comma-separated labels that are not a tissue class."}
-    )
-    balanced: bool = field(default=True, metadata={"help": "Weigh classes by how rare they are."})
-    lora: bool = field(
-        default=False,
-        metadata={"help": "Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora')."},
-    )
-    lora_rank: int = field(default=8, metadata={"help": "Rank of LoRA."})
-    freeze_vision: bool = field(default=False, metadata={"help": "Train the head only."})
-    augment: bool = field(
-        default=True, metadata={"help": "Turn each training patch to one of its eight orientations at random."}
-    )
+    model: str
+    dataset: str
+    target: str = field(default="expression", metadata={"choices": TARGETS})
+    train_slides: str = ""
+    validation_slides: str = ""
+    test_slides: str = ""
+    same_patient_slides: str = ""
+    ignore_labels: str = "undetermined"
+    balanced: bool = True
+    lora: bool = False
+    lora_rank: int = 8
+    freeze_vision: bool = False
+    augment: bool = True
 
 
 @dataclass
 class HeadTrainingArguments(PublicArguments):
-    """Training arguments of transformers, with defaults for fine-tuning."""
+    """Training arguments of transformers, with defaults for fine-tuning.
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of matrices."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Patches per step of a process."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator reads them."})
-    resume_anyway: bool = field(
-        default=False, metadata={"help": "Go on although the checkpoint is of a run with other settings or data."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Has no use here: a loss that is not finite ends the run."}
-    )
+    Args:
+        learning_rate: Initial learning rate of AdamW.
+        weight_decay: Weight decay of matrices.
+        per_device_train_batch_size: Patches per step of a process.
+        remove_unused_columns: Must stay False: the collator reads them.
+        resume_anyway: Go on although the checkpoint is of a run with other settings or data.
+        logging_nan_inf_filter: Has no use here: a loss that is not finite ends the run.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    per_device_train_batch_size: int = 32
+    remove_unused_columns: bool = False
+    resume_anyway: bool = False
+    logging_nan_inf_filter: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self)

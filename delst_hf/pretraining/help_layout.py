@@ -5,6 +5,7 @@ Beside it the answer to an option that no help shows.
 
 import argparse
 import difflib
+import inspect
 import re
 import textwrap
 from collections.abc import Iterable
@@ -83,6 +84,23 @@ def explained(text: str, default: object, when: str = "") -> str:
         shown = str(default).lower() if isinstance(default, bool) else getattr(default, "value", default)
         text += f" Default: {shown:.4g}." if isinstance(shown, float) else f" Default: {shown}."
     return f"{text} Touch it: {when[0].lower()}{when[1:]}" if when else text
+
+
+def documented(described: type) -> dict[str, str]:
+    """Return what the docstring of a class says of each of its arguments, by name.
+
+    >>> class Patch:
+    ...     \"\"\"A patch.
+    ...
+    ...     Args:
+    ...         side: Of the patch,
+    ...             px.
+    ...     \"\"\"
+    >>> documented(Patch)
+    {'side': 'Of the patch, px.'}
+    """
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(described) or "", re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in found}
 
 
 def wrapped(text: str) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from ..errors import reading
 from ..hub.facts import FACTS, FILES
 from .help_groups import IN_OUR_WORDS
-from .help_layout import HelpLayout, explained, refuse_unknown, wrapped
+from .help_layout import HelpLayout, documented, explained, refuse_unknown, wrapped
 
 Groups = Mapping[str, Mapping[str, str]]
 
@@ -62,6 +62,9 @@ def parse_arguments(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(classes, add_help=False)
+    texts = _texts(classes)
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
     asked = {"-h", "--help", "--help-all", "--help_all"}.intersection(argv)
     if asked:
         print(format_help(parser, description, groups or {}, everything=bool(asked - {"-h", "--help"})))
@@ -81,6 +84,16 @@ def parse_arguments(
             "configuration stands first. --help explains every option."
         )
     return tuple(parsed)
+
+
+def _texts(classes: Iterable[Any]) -> dict[str, str]:
+    """Return what docstrings say of the fields of dataclasses, and of those that stand for a configuration's."""
+    texts: dict[str, str] = {}
+    for described in classes:
+        for prefix, config in getattr(described, "described_by", {}).items():
+            texts |= {prefix + name: text.replace("%", "%%") for name, text in documented(config).items()}
+        texts |= {name: text.replace("%", "%%") for name, text in documented(described).items()}
+    return texts
 
 
 class _Parser(HfArgumentParser):

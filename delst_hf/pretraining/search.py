@@ -6,7 +6,7 @@ trials. Test slides are never read: a search needs validation slides, and refuse
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,18 @@ GOALS = ("eval_image_to_gene_recall@10", "eval_gene_to_image_recall@10")
 class SearchArguments:
     """What is searched.
 
+    Args:
+        geometries: Comma-separated geometries to search, each with the same number of trials.
+        trials: Runs per geometry.
+        search_seed: Seed of the draws, the same for every geometry.
+
     >>> SearchArguments().trials
     20
     """
 
-    geometries: str = field(
-        default="lorentz,euclidean,cosine",
-        metadata={"help": "Comma-separated geometries to search, each with the same number of trials."},
-    )
-    trials: int = field(default=20, metadata={"help": "Runs per geometry."})
-    search_seed: int = field(default=0, metadata={"help": "Seed of the draws, the same for every geometry."})
+    geometries: str = "lorentz,euclidean,cosine"
+    trials: int = 20
+    search_seed: int = 0
 
 
 def search(data: DataArguments, model: Any, training: DelstTrainingArguments, options: SearchArguments) -> Path:
