@@ -13,8 +13,9 @@ from transformers import TrainingArguments
 from delst_hf.cli import build_parser, parse_arguments
 from delst_hf.commands.evaluate import EVALUATION, EvaluationArguments
 from delst_hf.pretraining import __main__ as module_door
-from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
-from delst_hf.pretraining.help_groups import IN_OUR_WORDS, PRETRAINING
+from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments, PublicArguments
+from delst_hf.pretraining.help_groups import PRETRAINING
+from delst_hf.pretraining.help_layout import documented
 from delst_hf.pretraining.known_options import check_words
 from delst_hf.pretraining.options import CardArguments, _Parser
 from delst_hf.pretraining.options import parse_arguments as parse_options
@@ -46,7 +47,7 @@ def test_our_options_come_in_groups_each_once(capsys):
     ours = {one.name for part in (DataArguments, ModelArguments, CardArguments) for one in dataclasses.fields(part)}
     ours |= set(DelstTrainingArguments.__annotations__)
     assert ours - NEVER <= set(names)
-    assert set(names[:-2]) - ours == set(IN_OUR_WORDS) - ours
+    assert set(names[:-2]) - ours == set(documented(PublicArguments)) - ours
 
 
 def test_each_option_says_its_default_and_when_to_touch_it(capsys):

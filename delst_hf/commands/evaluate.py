@@ -15,6 +15,7 @@ from ..atomic.files import check_file_output
 from ..atomic.locks import locked
 from ..atomic.processes import keep_freed_memory
 from ..errors import reading, reading_model
+from ..pretraining.help_layout import documented, explained
 
 logger = logging.getLogger(__name__)
 
@@ -33,30 +34,44 @@ class EvaluationArguments:
             (.npy, .npz or .parquet, the folder of `delst embed`, or one of patch features, one file per slide).
         dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub.
         test_slides: Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing out, all
-            slides of patients on whom neither the checkpoint nor --train-slides was trained.
+            slides of patients on whom neither the checkpoint nor --train-slides was trained. Touch it: to score some slides
+            only.
         train_slides: Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split 'train';
-            where there are none, each group of test slides is predicted from the others.
+            where there are none, each group of test slides is predicted from the others. Touch it: for a backbone, to name
+            what the probes may see.
         split: What is left out at a time: patient, slide, block (strips of a slide), or auto, the strictest that leaves
-            something to fit on.
-        frozen_backbone: Backbone before pretraining, for the frozen arm. Default: the one the training record names.
-        num_genes: Predict this many of the most variable genes.
-        num_seeds: Random-init backbones and shuffled controls to average over.
-        ignore_labels: Comma-separated labels that are not a tissue class.
-        baselines: Score the baselines too: colour, random-init and frozen backbone, shuffled pairs.
+            something to fit on. Touch it: 'slide' or 'block' when there are too few patients; say so beside the numbers.
+        frozen_backbone: Backbone before pretraining, for the frozen arm. Default: the one the training record names. Touch it:
+            when the backbone has moved since the pretraining.
+        num_genes: Predict this many of the most variable genes. Touch it: never, to compare with earlier results.
+        num_seeds: Random-init backbones and shuffled controls to average over. Touch it: 5 or more for numbers that are
+            published.
+        ignore_labels: Comma-separated labels that are not a tissue class. Touch it: when other labels are not a class of
+            tissue, such as 'artefact'.
+        baselines: Score the baselines too: colour, random-init and frozen backbone, shuffled pairs. Touch it: --no-baselines
+            for a quick look.
         protocols: Comma-separated protocols: arms, probes, stimage1k4m, hest, retrieval, imputation, signatures, domains,
-            hierarchy, reliability, robustness; or 'all'.
-        signatures: JSON of gene signatures, {"name": {"genes": ["ERBB2"], "region": "invasive cancer"}}.
-        domain_method: Clustering of domains: kmeans or leiden.
-        geometry: Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz.
-        curvature: The positive c of --geometry lorentz.
-        image_size: Resize patches to this for a plain backbone. Default: its own size.
-        resamples: Bootstrap resamples per interval.
-        batch_size: Spots per batch when embedding.
-        allow_seen_slides: Score slides although the checkpoint was trained on them. Never report that.
-        features: Folder of patch features for a checkpoint that was trained on features made elsewhere.
-        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it.
+            hierarchy, reliability, robustness; or 'all'. Touch it: to save time: hest,retrieval,hierarchy answers most
+            questions.
+        signatures: JSON of gene signatures, {"name": {"genes": ["ERBB2"], "region": "invasive cancer"}}. Touch it: for maps of
+            your own signatures.
+        domain_method: Clustering of domains: kmeans or leiden. Touch it: 'leiden' where it is installed (pip install
+            'delst-hf[leiden]').
+        geometry: Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz. Touch it: for
+            embeddings of a hyperbolic or Euclidean model.
+        curvature: The positive c of --geometry lorentz. Touch it: with --geometry lorentz.
+        image_size: Resize patches to this for a plain backbone. Default: its own size. Touch it: for a backbone that takes
+            other sizes than its own.
+        resamples: Bootstrap resamples per interval. Touch it: lower it (100) for a quick look.
+        batch_size: Spots per batch when embedding. Touch it: lower it when memory runs out.
+        allow_seen_slides: Score slides although the checkpoint was trained on them. Never report that. Touch it: to look for
+            mistakes only.
+        features: Folder of patch features for a checkpoint that was trained on features made elsewhere. Touch it: for a
+            checkpoint that was trained on features, which it reads in place of patches.
+        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it. Touch it: for
+            features of CLAM, whose files do not say it.
         output: Write the results to this JSON file. Default: results.json in the folder of the checkpoint, else
-            NAME-results.json in the current folder.
+            NAME-results.json in the current folder. Touch it: when several evaluations of one checkpoint are to be kept.
     """
 
     model: str
@@ -337,41 +352,14 @@ def read_signatures(path: str | None) -> dict[str, Any]:
     return signatures
 
 
-# What the help shows, in the order of reading: heading -> option -> when to touch it.
-EVALUATION: dict[str, dict[str, str]] = {
-    "what is evaluated": {
-        "model": "",
-        "dataset": "",
-        "output": "When several evaluations of one checkpoint are to be kept.",
-    },
-    "slides": {
-        "test_slides": "To score some slides only.",
-        "train_slides": "For a backbone, to name what the probes may see.",
-        "split": "'slide' or 'block' when there are too few patients; say so beside the numbers.",
-        "allow_seen_slides": "To look for mistakes only.",
-        "ignore_labels": "When other labels are not a class of tissue, such as 'artefact'.",
-    },
-    "what is scored": {
-        "protocols": "To save time: hest,retrieval,hierarchy answers most questions.",
-        "num_genes": "Never, to compare with earlier results.",
-        "signatures": "For maps of your own signatures.",
-        "domain_method": "'leiden' where it is installed (pip install 'delst-hf[leiden]').",
-    },
-    "baselines and intervals": {
-        "baselines": "--no-baselines for a quick look.",
-        "frozen_backbone": "When the backbone has moved since the pretraining.",
-        "num_seeds": "5 or more for numbers that are published.",
-        "resamples": "Lower it (100) for a quick look.",
-    },
-    "the model": {
-        "batch_size": "Lower it when memory runs out.",
-        "image_size": "For a backbone that takes other sizes than its own.",
-        "geometry": "For embeddings of a hyperbolic or Euclidean model.",
-        "curvature": "With --geometry lorentz.",
-        "features": "For a checkpoint that was trained on features, which it reads in place of patches.",
-        "features_patch_px": "For features of CLAM, whose files do not say it.",
-    },
-}
+# What the help shows, in the order of reading: heading -> options.
+EVALUATION: dict[str, tuple[str, ...]] = {
+    "what is evaluated": ("model", "dataset", "output"),
+    "slides": ("test_slides", "train_slides", "split", "allow_seen_slides", "ignore_labels"),
+    "what is scored": ("protocols", "num_genes", "signatures", "domain_method"),
+    "baselines and intervals": ("baselines", "frozen_backbone", "num_seeds", "resamples"),
+    "the model": ("batch_size", "image_size", "geometry", "curvature", "features", "features_patch_px"),
+}  # fmt: skip
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -387,23 +375,21 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    about, known = documented(EvaluationArguments), {one.name: one for one in fields(EvaluationArguments)}
     for heading, options in EVALUATION.items():
         section = parser.add_argument_group(heading)
-        for option in fields(EvaluationArguments):
-            if option.name in options:
-                _add_option(section, option, options[option.name])
+        for name in options:
+            _add_option(section, known[name], *about[name])
     parser.set_defaults(run=_run_evaluate)
 
 
-def _add_option(section: Any, option: Any, when: str) -> None:
-    from ..pretraining.help_layout import documented, explained
-
-    about = documented(EvaluationArguments)[option.name]
-    text = explained(about, option.default, when).replace("%", "%%")
+def _add_option(section: Any, option: Any, text: str, when: str) -> None:
     name = f"--{option.name.replace('_', '-')}"
     if option.default is MISSING:
-        section.add_argument(option.name, metavar=option.name.upper(), help=about)
-    elif isinstance(option.default, bool):
+        section.add_argument(option.name, metavar=option.name.upper(), help=text)
+        return
+    text = explained(text, option.default, when).replace("%", "%%")
+    if isinstance(option.default, bool):
         section.add_argument(name, action=argparse.BooleanOptionalAction, default=option.default, help=text)
     else:
         kind = next(one for one in (*get_args(option.type), option.type) if one is not None)

@@ -36,31 +36,40 @@ class DataArguments:
     """Which tissue to learn from.
 
     Args:
-        dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub.
+        dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub. Touch it: always.
         train_slides: Comma-separated slides to train on. Default: the split 'train' of the dataset, less what is held out.
+            Touch it: to train on some slides only, or against the dataset's split.
         validation_slides: Comma-separated slides to evaluate on during training. Default: the split 'validation' of the
-            dataset.
-        test_slides: Comma-separated slides that this run must never read. Default: the split 'test' of the dataset.
+            dataset. Touch it: to see eval_loss and recall while training; choose another patient.
+        test_slides: Comma-separated slides that this run must never read. Default: the split 'test' of the dataset. Touch it:
+            before anything else, unless delst prepare has split the dataset.
         same_patient_slides: Comma-separated validation or test slides that may be of a patient who is trained on: such
-            sections are nearly copies, and all others are refused.
+            sections are nearly copies, and all others are refused. Touch it: only to show how much easier they are.
         unpaired_slides: Comma-separated slides without an image whose spots train the gene side, or 'all'. Vocabulary and
-            means stay those of the pairs.
-        num_genes: Size of the vocabulary: the most variable genes of the training slides.
-        min_spots: A gene of the vocabulary is detected in this share of the training spots.
-        ranking: What makes a gene variable: the variance beyond what its mean explains, or that of log counts.
-        include_genes: Genes to read however they rank: comma-separated, or a file, one per line.
+            means stay those of the pairs. Touch it: with sections that have counts alone (delst prepare --without-image).
+        num_genes: Size of the vocabulary: the most variable genes of the training slides. Touch it: 300 to 500 for panels of
+            Xenium; 1000 to 3000 for whole transcriptomes.
+        min_spots: A gene of the vocabulary is detected in this share of the training spots. Touch it: lower it for rare cell
+            types.
+        ranking: What makes a gene variable: the variance beyond what its mean explains, or that of log counts. Touch it:
+            'variance' repeats runs of earlier versions.
+        include_genes: Genes to read however they rank: comma-separated, or a file, one per line. Touch it: when markers that
+            you care for are told to be absent.
         vocabulary: File of genes to read, one per line, as `delst vocabulary` writes it, instead of choosing them here. One
-            that was chosen on held-out slides is refused.
+            that was chosen on held-out slides is refused. Touch it: when several runs must read the same genes.
         features: Folder of patch features made elsewhere, one file per slide (TRIDENT, CLAM, HEST, .npy, .parquet): gene
-            encoder and heads are trained on them, and no backbone.
-        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it.
-        level_key: Hierarchy key of the intra-modal loss: the number of expressed genes, or one of two controls.
+            encoder and heads are trained on them, and no backbone. Touch it: when patches were encoded elsewhere, or the
+            encoder itself cannot be had.
+        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it. Touch it:
+            when they lack it.
+        level_key: Hierarchy key of the intra-modal loss: the number of expressed genes, or one of two controls. Touch it: for
+            controls only: 'shuffled' shows what the order itself adds.
         levels: 'niche': also embed each spot's niche, its whole stored patch and its neighbours' genes; the spot is the
-            patch's centre.
-        niche_spots: With levels: neighbours of a spot in its niche, at most.
-        spot_um: With levels: side of that centre, um. Default: a third of the patch.
-        streaming: Read training spots where they lie, in the folder or on the Hub.
-        shuffle_buffer: With streaming: spots that each loading process shuffles at a time.
+            patch's centre. Touch it: for patches prepared wide.
+        niche_spots: With levels: neighbours of a spot in its niche, at most. Touch it: 18 for two rings.
+        spot_um: With levels: side of that centre, um. Default: a third of the patch. Touch it: when it is not a third.
+        streaming: Read training spots where they lie, in the folder or on the Hub. Touch it: for studies larger than the disk.
+        shuffle_buffer: With streaming: spots that each loading process shuffles at a time. Touch it: larger mixes more slides.
 
     >>> DataArguments("runs/toy/data", test_slides="toy_D1").level_key
     'n_genes'
@@ -122,12 +131,46 @@ def _config_arguments(self: Any) -> dict[str, Any]:
 _MODEL_ARGUMENTS = """Model and losses: the fields of `DelstConfig`, and of `DelstGeneConfig` with the prefix ``gene_``.
 
 Args:
-    vision: Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config.
+    vision: Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config. Touch it: always, but to train
+        from scratch: a pathology model you have access to is best.
     init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by name, those that
-        it does not know are added. Of the options below only those of the losses apply.
-    vision_config: Configuration of a backbone trained from scratch, as JSON, with its model_type.
-    image_size: Side of the model's input, px. Default: that of the backbone.
-    stain_normalization: Colours of all patches, kept in the processor: as they are, or a reference's.
+        it does not know are added. Of the options below only those of the losses apply. Touch it: when you have a DELST
+        checkpoint of a like tissue.
+    vision_config: Configuration of a backbone trained from scratch, as JSON, with its model_type. Touch it: for trials without
+        any weights, as in toy.yaml.
+    image_size: Side of the model's input, px. Default: that of the backbone. Touch it: smaller is faster: 112 px costs a
+        quarter of 224 px.
+    stain_normalization: Colours of all patches, kept in the processor: as they are, or a reference's. Touch it: for many
+        laboratories.
+    vision_pooling: Touch it: when docs/models.md names another for your backbone.
+    save_backbone: Touch it: set to false for a gated backbone.
+    freeze_batch_norm: Touch it: leave it, but for large batches of a network trained from scratch.
+    gene_encoder: Touch it: 'set' when panels differ between slides.
+    gene_hidden_size: Touch it: lower it (128) for fewer than 1,000 spots.
+    gene_num_hidden_layers: Touch it: 1 for few spots.
+    gene_dropout: Touch it: raise it when eval_loss rises while loss falls.
+    gene_norm: Touch it: hardly ever.
+    gene_embedding_size: Touch it: with 'set', to save memory for many genes.
+    gene_num_attention_heads: Touch it: with 'set', if it does not divide gene_hidden_size.
+    gene_layer_norm_eps: Touch it: hardly ever.
+    gene_initializer_range: Touch it: hardly ever.
+    geometry: Touch it: 'cosine' and 'euclidean' to see what the hyperboloid adds.
+    projection_dim: Touch it: lower it (64 to 256) for little data.
+    cross_entailment_weight: Touch it: raise it to 1 when the log says that cones are empty; 0 leaves the term out.
+    intra_entailment_weight: Touch it: the same; 0 leaves the term out.
+    cross_parent: Touch it: 'image' to test the other order.
+    intra_parent: Touch it: 'more' to test the other order.
+    intra_min_level_ratio: Touch it: raise it to order only spots that differ much.
+    entailment: Touch it: to compare published forms.
+    min_radius: Touch it: raise it (0.3) when the log says that cones are empty.
+    regression_weight: Touch it: 1 to try.
+    radius_floor: Touch it: set it (0.3) when the log says that cones have collapsed.
+    cross_aperture_scale: Touch it: above 1 for wider cones.
+    intra_aperture_scale: Touch it: likewise.
+    curvature_init: Touch it: when the log says that the curvature lies at its clamp.
+    learn_curvature: Touch it: false holds it.
+    logit_scale_init: Touch it: hardly ever.
+    logit_scale_max: Touch it: lower it (50) when the contrastive loss of few spots falls to 0.
 
 Examples:
     >>> model = ModelArguments(vision="facebook/dinov2-small", gene_encoder="set", intra_entailment_weight=0.0)
@@ -182,7 +225,31 @@ def check_numbers(args: TrainingArguments) -> None:
 
 
 class PublicArguments(TrainingArguments):
-    """Training arguments whose record may leave the machine."""
+    """Training arguments whose record may leave the machine.
+
+    Args:
+        output_dir: Folder of this run: checkpoints, log, learning curves, and the result, model/.
+        resume_from_checkpoint: Go on from a checkpoint: true for the last whole one of output_dir, or the folder of one.
+        seed: Seed of weights, batches and orientations.
+        num_train_epochs: How often each training spot is seen.
+        max_steps: Optimiser steps.
+        per_device_train_batch_size: Spots per batch of each process.
+        dataloader_num_workers: Processes that read images ahead, for each training process.
+        bf16: Compute the encoders in bfloat16.
+        use_cpu: Train on the CPU although there is a GPU.
+        lr_scheduler_type: How the learning rates fall: linear, cosine, constant, ...
+        warmup_steps: Steps in which the learning rates rise from 0: a number, or below 1 a share of all.
+        save_strategy: When checkpoints are written: no, epoch or steps.
+        save_steps: Steps from one checkpoint to the next.
+        save_total_limit: So many checkpoints are kept, the newest.
+        eval_strategy: When the validation slides are scored: no, epoch or steps.
+        logging_steps: Steps from one line of the log to the next.
+        report_to: Where else the log goes, comma-separated.
+        disable_tqdm: No progress bar.
+        push_to_hub: Push the checkpoint folder with its card to the Hub at each save.
+        hub_model_id: Repository on the Hub.
+        hub_private_repo: Make a new repository private.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """As in the base class, without secrets and paths: trackers write it down, and some of them send it away."""
@@ -195,33 +262,66 @@ class DelstTrainingArguments(PublicArguments):
 
     Args:
         contrastive_micro_batch_size: Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching):
-            memory of the micro-batch, negatives and gradients of the whole batch, one more forward pass.
-        vision_learning_rate: Learning rate of the vision backbone. Defaults to learning_rate.
-        scalar_learning_rate: Learning rate of the curvature, the logit scale and the scale of each modality.
+            memory of the micro-batch, negatives and gradients of the whole batch, one more forward pass. Touch it: when memory
+            runs out: it keeps the batch and its negatives.
+        vision_learning_rate: Learning rate of the vision backbone. Defaults to learning_rate. Touch it: a tenth of
+            learning_rate for a pretrained backbone.
+        scalar_learning_rate: Learning rate of the curvature, the logit scale and the scale of each modality. Touch it: lower
+            it when the curvature runs to its clamp.
         augment: Turn each training patch to one of its eight orientations at random: tissue has no preferred orientation.
-        stain_jitter: Dye training patches at random, H and E by 0.05 ('light') or 0.2 ('strong').
-        views: 'nested': a crop and half of the genes are parts that entail their spot.
-        mask_negatives: Spots of one 'slide', or 'patient', are not contrasted.
-        unpaired_weight: Weight of the loss of unpaired spots.
+            Touch it: set to false for images whose orientation means something.
+        stain_jitter: Dye training patches at random, H and E by 0.05 ('light') or 0.2 ('strong'). Touch it: for slides stained
+            elsewhere.
+        views: 'nested': a crop and half of the genes are parts that entail their spot. Touch it: to compare orders.
+        mask_negatives: Spots of one 'slide', or 'patient', are not contrasted. Touch it: for many slides.
+        unpaired_weight: Weight of the loss of unpaired spots. Touch it: lower it when recall falls.
         cache_features: With freeze_vision: embed all spots once, keep the features in OUTPUT_DIR, and train the heads on them.
-            Patches are then not turned (augment has no effect).
+            Patches are then not turned (augment has no effect). Touch it: with freeze_vision, whenever the features fit the
+            disk: an epoch takes seconds.
         lora: Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved merged
-            into the backbone, or by itself with --save_backbone false.
-        lora_rank: Rank of LoRA.
-        freeze_vision: Train the heads only; the backbone stays as it is.
+            into the backbone, or by itself with --save_backbone false. Touch it: when the backbone is large and the GPU small.
+        lora_rank: Rank of LoRA. Touch it: higher (16, 32) for many slides.
+        freeze_vision: Train the heads only; the backbone stays as it is. Touch it: when spots are fewer than some 2,000, or
+            there is no GPU.
         batch_sampling: Which spots meet in a batch: any ('random'), slides in proportion ('balanced'), or those of one slide,
-            whose negatives are hard ('within_slide').
-        min_spot_distance_um: Spots of one slide closer than this (um) are never in one batch: they are near-duplicates.
-        learning_rate: Learning rate of the heads: the gene encoder and both projections.
-        weight_decay: Weight decay of matrices; norms, biases and the scalars are spared.
-        adam_beta2: Second beta of AdamW.
+            whose negatives are hard ('within_slide'). Touch it: 'within_slide' when slides differ in stain, which makes
+            negatives too easy.
+        min_spot_distance_um: Spots of one slide closer than this (um) are never in one batch: they are near-duplicates. Touch
+            it: 200 for spots that overlap or lie close, as bins and cells do.
+        learning_rate: Learning rate of the heads: the gene encoder and both projections. Touch it: lower it when the loss
+            jumps.
+        weight_decay: Weight decay of matrices; norms, biases and the scalars are spared. Touch it: hardly ever.
+        adam_beta2: Second beta of AdamW. Touch it: hardly ever.
         remove_unused_columns: Must stay False: the collator reads all columns.
-        dataloader_drop_last: Drop the last, smaller training batch, whose contrastive loss is easier.
+        dataloader_drop_last: Drop the last, smaller training batch, whose contrastive loss is easier. Touch it: set to false
+            when the study is smaller than a batch.
         per_device_eval_batch_size: Spots per batch of a process when evaluating. Default: per_device_train_batch_size, to
-            compare.
+            compare. Touch it: hardly ever.
         logging_nan_inf_filter: Has no use here: a loss that is not finite ends the run.
         resume_anyway: With resume_from_checkpoint: go on although the checkpoint is of a run with other settings or data.
+            Touch it: only if you know why settings or data differ.
         label_names: The collator's spot index, passed on to the metrics.
+        output_dir: Touch it: always: each run needs a folder of its own.
+        resume_from_checkpoint: Touch it: set to true to go on with a run that ended early.
+        seed: Touch it: to repeat a run and learn its spread: three seeds show it.
+        num_train_epochs: Touch it: 10 to 30; fewer for many slides.
+        max_steps: Touch it: for a short trial, such as 20; wins over num_train_epochs.
+        per_device_train_batch_size: Touch it: as large as fits: each spot is contrasted with all others of its batch.
+        dataloader_num_workers: Touch it: 2 to 8 when the GPU waits for images.
+        bf16: Touch it: set to true on a GPU of 2020 or later: half the memory; the head stays in float32.
+        use_cpu: Touch it: set to true to leave a GPU alone.
+        lr_scheduler_type: Touch it: 'cosine' is a good choice.
+        warmup_steps: Touch it: 0.05 to 0.1 (a share of all steps) for a pretrained backbone.
+        save_strategy: Touch it: 'epoch' for long runs, 'no' for short ones; without a checkpoint a killed run starts anew.
+        save_steps: Touch it: with save_strategy 'steps'.
+        save_total_limit: Touch it: 2 saves disk.
+        eval_strategy: Touch it: 'epoch', when there are validation slides.
+        logging_steps: Touch it: 10 to 50 for long runs.
+        report_to: Touch it: tensorboard, trackio or wandb, installed beside (docs/training.md).
+        disable_tqdm: Touch it: set to true in a log file: no progress bar.
+        push_to_hub: Touch it: to publish at each save; delst push does it once, afterwards.
+        hub_model_id: Touch it: with push_to_hub: USER/NAME.
+        hub_private_repo: Touch it: with push_to_hub, for a repository that others do not see.
 
     Examples:
         >>> training = DelstTrainingArguments("runs/mine", freeze_vision=True, max_steps=100)

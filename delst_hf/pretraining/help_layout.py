@@ -86,21 +86,27 @@ def explained(text: str, default: object, when: str = "") -> str:
     return f"{text} Touch it: {when[0].lower()}{when[1:]}" if when else text
 
 
-def documented(described: type) -> dict[str, str]:
-    """Return what the docstring of a class says of each of its arguments, by name.
+def documented(described: type) -> dict[str, tuple[str, str]]:
+    """Return what the docstrings of a class and its bases say of each argument: what it is, and when to touch it.
 
     >>> class Patch:
     ...     \"\"\"A patch.
     ...
     ...     Args:
     ...         side: Of the patch,
-    ...             px.
+    ...             px. Touch it: hardly ever.
     ...     \"\"\"
     >>> documented(Patch)
-    {'side': 'Of the patch, px.'}
+    {'side': ('Of the patch, px.', 'hardly ever.')}
     """
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(described) or "", re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in found}
+    found: dict[str, tuple[str, str]] = {}
+    for one in reversed(described.__mro__):
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(one.__doc__ or ""), re.MULTILINE)
+        for name, entry in entries:
+            text, _, when = re.sub(r"\s+", " ", entry).replace("``", "").partition("Touch it: ")
+            known = found.get(name, ("", ""))
+            found[name] = (text.strip() or known[0], when or known[1])
+    return found
 
 
 def wrapped(text: str) -> str:

@@ -5,9 +5,8 @@ The names are those of the groups of `--help`, and the fields of transformers' T
 
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from .help_layout import refuse_unknown
 
@@ -15,18 +14,18 @@ _FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
 _ANSWERED_BY_SCRIPTS = ("--debug", "--help", "--help-all", "--help_all")
 
 
-def check_words(words: Sequence[str], groups: Mapping[str, Mapping[str, Any]], training_arguments: bool = True) -> None:
+def check_words(words: Sequence[str], groups: Mapping[str, Iterable[str]], training_arguments: bool = True) -> None:
     """Refuse options that a script does not have; what cannot be told without its libraries passes.
 
     Args:
         words: The command line without the program's name.
-        groups: Heading of the help -> option -> anything.
+        groups: Heading of the help -> options.
         training_arguments: The script also has the options of transformers' TrainingArguments.
 
     Raises:
         ValueError: Naming the option and the nearest that there is.
 
-    >>> check_words(["toy", "--lerning_rate", "1e-4"], {"learning rates": {"learning_rate": ""}})
+    >>> check_words(["toy", "--lerning_rate", "1e-4"], {"learning rates": ["learning_rate"]})
     Traceback (most recent call last):
     ValueError: --lerning_rate is not an option. Did you mean --learning_rate? --help explains every option.
     """

@@ -13,11 +13,25 @@ from transformers import HfArgumentParser
 
 from ..errors import reading
 from ..hub.facts import FACTS, FILES
-from .help_groups import IN_OUR_WORDS
 from .help_layout import HelpLayout, documented, explained, refuse_unknown, wrapped
 
-Groups = Mapping[str, Mapping[str, str]]
+Groups = Mapping[str, Iterable[str]]
 
+_CARD_ARGUMENTS = """Facts of the model card, for push_to_hub.
+
+Args:
+    license: Touch it: with push_to_hub.
+    base_model: Touch it: with push_to_hub.
+    base_model_license: Touch it: with push_to_hub.
+    dataset_name: Touch it: with push_to_hub.
+    dataset_license: Touch it: with push_to_hub.
+    species: Touch it: when it is missing.
+    patch_um: Touch it: when it is missing.
+    patch_px: Touch it: when it is missing.
+    train_data: Touch it: to say more.
+    hardware: Touch it: when the machine is not found out.
+    training_time: Touch it: when it is not in the log.
+"""
 # An option of `delst card`.
 _NOT_HERE = re.compile(r" \(or --data DIR.*?\)")
 CardArguments = make_dataclass(
@@ -32,7 +46,7 @@ CardArguments = make_dataclass(
         if name not in FILES
     ],
     namespace={
-        "__doc__": "Facts of the model card, for push_to_hub.",
+        "__doc__": _CARD_ARGUMENTS,
         "facts": lambda self: {
             name: value
             for name, (option, _) in FACTS.items()
@@ -51,7 +65,7 @@ def parse_arguments(
         classes: Dataclasses to fill.
         description: What `--help` begins with: paragraphs, and examples as indented blocks.
         argv: Command line without the program's name; that of the process by default.
-        groups: What `--help` shows: heading -> option -> when to touch it. Others are behind `--help-all`.
+        groups: What `--help` shows: heading -> options. Others are behind `--help-all`.
 
     Returns:
         One instance of each class.
@@ -62,12 +76,9 @@ def parse_arguments(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(classes, add_help=False)
-    texts = _texts(classes)
-    for action in parser._actions:
-        action.help = texts.get(action.dest, action.help)
     asked = {"-h", "--help", "--help-all", "--help_all"}.intersection(argv)
     if asked:
-        print(format_help(parser, description, groups or {}, everything=bool(asked - {"-h", "--help"})))
+        print(format_help(parser, _documented(classes), description, groups or {}, bool(asked - {"-h", "--help"})))
         parser.exit()
     defaults: list[str] = []
     if argv and not argv[0].startswith("-"):
@@ -86,14 +97,15 @@ def parse_arguments(
     return tuple(parsed)
 
 
-def _texts(classes: Iterable[Any]) -> dict[str, str]:
+def _documented(classes: Iterable[Any]) -> dict[str, tuple[str, str]]:
     """Return what docstrings say of the fields of dataclasses, and of those that stand for a configuration's."""
-    texts: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for described in classes:
         for prefix, config in getattr(described, "described_by", {}).items():
-            texts |= {prefix + name: text.replace("%", "%%") for name, text in documented(config).items()}
-        texts |= {name: text.replace("%", "%%") for name, text in documented(described).items()}
-    return texts
+            found |= {prefix + name: about for name, about in documented(config).items()}
+        for name, (text, when) in documented(described).items():
+            found[name] = (text or found.get(name, ("", ""))[0], when)
+    return found
 
 
 class _Parser(HfArgumentParser):
@@ -111,13 +123,20 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message.rstrip('.')}. --help explains every option.")
 
 
-def format_help(parser: argparse.ArgumentParser, description: str, groups: Groups, everything: bool = False) -> str:
+def format_help(
+    parser: argparse.ArgumentParser,
+    about: Mapping[str, tuple[str, str]],
+    description: str,
+    groups: Groups,
+    everything: bool = False,
+) -> str:
     """Lay out the help: each option once, in groups, with its default and when to touch it.
 
     Args:
         parser: Knows the options.
+        about: Option -> what it is, and when to touch it; for others their own help stands.
         description: What the help begins with.
-        groups: Heading -> option -> when to touch it.
+        groups: Heading -> options.
         everything: Also the options that no group names.
     """
     page = argparse.ArgumentParser(
@@ -127,8 +146,8 @@ def format_help(parser: argparse.ArgumentParser, description: str, groups: Group
     actions = {action.dest: action for action in reversed(parser._actions)}
     for heading, options in groups.items():
         section = page.add_argument_group(heading)
-        for name, when in options.items():
-            _add(section, actions.pop(name), when)
+        for name in options:
+            _add(section, actions.pop(name), about)
     section = page.add_argument_group("help")
     section.add_argument("-h, --help", action="store_true", help="This page.")
     if groups:
@@ -140,12 +159,12 @@ def format_help(parser: argparse.ArgumentParser, description: str, groups: Group
     if everything or not groups:
         section = page.add_argument_group("other options, most of them of transformers' TrainingArguments")
         for action in reversed(actions.values()):
-            _add(section, action, "")
+            _add(section, action, about)
     return page.format_help()
 
 
-def _add(section: Any, action: argparse.Action, when: str) -> None:
-    text = IN_OUR_WORDS.get(action.dest) if when else None
+def _add(section: Any, action: argparse.Action, about: Mapping[str, tuple[str, str]]) -> None:
+    text, when = about.get(action.dest, ("", ""))
     text = text or " ".join((action.help or "").replace("%%", "%").split())
     text = explained(f"{text} Required." if action.required else text, action.default, when)
     choices = [str(choice) for choice in action.choices or ()]

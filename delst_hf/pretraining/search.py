@@ -27,13 +27,6 @@ RANGES = {
 }
 """Ranges of the rates that are tried, drawn on a logarithmic scale."""
 
-WHEN = {
-    "geometries": "To leave some out.",
-    "trials": "10 to 30; all geometries get as many.",
-    "search_seed": "To see how much the choice hangs on the draws.",
-}
-"""When to touch each option of the search."""
-
 GOALS = ("eval_image_to_gene_recall@10", "eval_gene_to_image_recall@10")
 """Metrics of the validation slides whose mean is maximised: they mean the same in every geometry, as a loss does not."""
 
@@ -43,9 +36,9 @@ class SearchArguments:
     """What is searched.
 
     Args:
-        geometries: Comma-separated geometries to search, each with the same number of trials.
-        trials: Runs per geometry.
-        search_seed: Seed of the draws, the same for every geometry.
+        geometries: Comma-separated geometries to search, each with the same number of trials. Touch it: to leave some out.
+        trials: Runs per geometry. Touch it: 10 to 30; all geometries get as many.
+        search_seed: Seed of the draws, the same for every geometry. Touch it: to see how much the choice hangs on the draws.
 
     >>> SearchArguments().trials
     20
@@ -109,7 +102,9 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     end_like_interrupted()
     classes = (DataArguments, ModelArguments, DelstTrainingArguments, SearchArguments)
     kept = {heading: options for heading, options in PRETRAINING.items() if not heading.startswith("the Hub")}
-    path = search(*parse_arguments(classes, description, argv, {"the search": WHEN, **kept}))
+    path = search(
+        *parse_arguments(classes, description, argv, {"the search": tuple(SearchArguments.__annotations__), **kept})
+    )
     for name, found in json.loads(path.read_text(encoding="utf-8")).items():
         best = dict(found["best"])
         value = best.pop("value")
