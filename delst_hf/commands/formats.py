@@ -27,6 +27,7 @@ from .options import (
     check_image,
     check_named,
     each,
+    given,
     one_image,
     split_names,
 )
@@ -45,14 +46,13 @@ class Format:
 
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="folder that holds data/ST-cnts, data/ST-spotfiles, data/ST-imgs")
-    parser.add_argument(
-        "--sections", metavar="C2,C3", help="comma-separated (default: all with counts, spots and image)"
-    )
-    parser.add_argument("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
-    parser.add_argument("--without-image", action="store_true", help="also sections without an image, in the split unpaired: "
-                        "their spots train the gene side")  # fmt: skip
+    add = parser.add_argument
+    add("source", metavar="SRC", help="folder that holds data/ST-cnts, data/ST-spotfiles, data/ST-imgs")
+    add("--sections", metavar="C2,C3", help="comma-separated (default: all with counts, spots and image)")
+    add("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
+    add("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
+    add("--without-image", action="store_true", help="also sections without an image, in the split unpaired: "
+        "their spots train the gene side")  # fmt: skip
 
 
 def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -66,21 +66,22 @@ def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
         )
     for section in sections:
         locate_her2st(arguments.source, section, arguments.labels, blind)
-    options = {"mpp": arguments.mpp, "labels": arguments.labels, "without_image": blind}
+    options = given(arguments, "mpp", "labels", "without_image")
     return [partial(read_her2st, arguments.source, section=name, **options) for name in sections]
 
 
 def _st_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--counts", required=True, metavar="FILE", help="counts, spots 'XxY' as rows or columns")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--counts", required=True, metavar="FILE", help="counts, spots 'XxY' as rows or columns")
+    add(
         "--spots",
         required=True,
         metavar="FILE",
         help="alignment table: x, y, pixel_x, pixel_y; or nine numbers, a 3 x 3 matrix",
     )
     add_image(parser, "image of the section")
-    parser.add_argument("--labels", metavar="FILE", help="columns id ('XxY') or x and y, and label")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
+    add("--labels", metavar="FILE", help="columns id ('XxY') or x and y, and label")
+    add("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
     add_about(parser, "technology")
 
 
@@ -89,38 +90,29 @@ def _st_jobs(arguments: argparse.Namespace) -> Jobs:
 
     check_image(arguments)
     check_files(arguments.counts, arguments.spots, arguments.image, arguments.labels)
-    options = {"labels": arguments.labels, "mpp": arguments.mpp, **about_slide(arguments, 0, 1)}
+    options = given(arguments, "labels", "mpp") | about_slide(arguments, 0, 1)
     return [partial(read_legacy_st, arguments.counts, arguments.spots, arguments.image, **options)]
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
     add_image(parser, "image of the slide")
-    parser.add_argument("--counts", required=True, metavar="FILE", help="csv, tsv (.gz), parquet, 10x h5, h5ad, mtx")
-    parser.add_argument(
-        "--coordinates", required=True, metavar="FILE", help="csv, tsv (.gz) or parquet, one row per spot"
-    )
+    add = parser.add_argument
+    add("--counts", required=True, metavar="FILE", help="csv, tsv (.gz), parquet, 10x h5, h5ad, mtx")
+    add("--coordinates", required=True, metavar="FILE", help="csv, tsv (.gz) or parquet, one row per spot")
     for name, default in (("barcode", "barcode"), ("x", "x"), ("y", "y"), ("label", None)):
         told = f"default {default}" if default else "default: no labels"
-        parser.add_argument(
-            f"--{name}-column", default=default, metavar="NAME", help=f"column of the coordinates ({told})"
-        )
-    parser.add_argument(
-        "--slide-column", metavar="NAME", help="column of the coordinates that names the sample of a spot"
-    )
-    parser.add_argument("--slide-value", metavar="ID", help="with --slide-column: which sample to read")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)"
-    )
-    parser.add_argument("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
-                        "the image; several comma-separated, in their order")  # fmt: skip
-    parser.add_argument("--area-column", metavar="NAME", help="column with the area of each cell in um2")
+        add(f"--{name}-column", default=default, metavar="NAME", help=f"column of the coordinates ({told})")
+    add("--slide-column", metavar="NAME", help="column of the coordinates that names the sample of a spot")
+    add("--slide-value", metavar="ID", help="with --slide-column: which sample to read")
+    add("--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)")
+    add("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
+        "the image; several comma-separated, in their order")  # fmt: skip
+    add("--area-column", metavar="NAME", help="column with the area of each cell in um2")
     add_pooling(parser)
-    parser.add_argument(
-        "--orientation", choices=("auto", "spots", "genes"), default="auto", help="the rows of the counts"
-    )
-    parser.add_argument("--layer", help="layer of an h5ad with raw counts")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the image (default: what a TIFF states)")
-    parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of a spot")
+    add("--orientation", choices=("auto", "spots", "genes"), default="auto", help="the rows of the counts")
+    add("--layer", help="layer of an h5ad with raw counts")
+    add("--mpp", type=float, help="micrometres per pixel of the image (default: what a TIFF states)")
+    add("--spot-um", type=float, metavar="UM", help="diameter of a spot")
     add_about(parser)
 
 
@@ -129,44 +121,26 @@ def _table_jobs(arguments: argparse.Namespace) -> Jobs:
 
     check_image(arguments)
     check_files(arguments.image, arguments.counts, arguments.coordinates)
-    names = (
-        "barcode_column",
-        "x_column",
-        "y_column",
-        "label_column",
-        "area_column",
-        "transform",
-        "grid_um",
-        "slide_column",
-        "slide_value",
-        "scale",
-        "orientation",
-        "layer",
-        "mpp",
-        "spot_um",
-    )
-    options = {name: getattr(arguments, name) for name in names} | about_slide(arguments, 0, 1)
+    options = given(
+        arguments, "barcode_column", "x_column", "y_column", "label_column", "area_column", "transform", "grid_um",
+        "slide_column", "slide_value", "scale", "orientation", "layer", "mpp", "spot_um",
+    ) | about_slide(arguments, 0, 1)  # fmt: skip
     return [partial(read_generic, arguments.image, arguments.counts, arguments.coordinates, **options)]
 
 
 def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".h5ad files or .zarr folders")
-    parser.add_argument(
-        "--slide-key", metavar="COLUMN", help="column of obs that names the slide, if a file holds several"
-    )
-    parser.add_argument("--slide-value", metavar="ID,ID", help="with --slide-key: only these (default: all)")
-    parser.add_argument("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
-    parser.add_argument("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
-    parser.add_argument("--without-image", action="store_true", help=WITHOUT_IMAGE)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help=".h5ad files or .zarr folders")
+    add("--slide-key", metavar="COLUMN", help="column of obs that names the slide, if a file holds several")
+    add("--slide-value", metavar="ID,ID", help="with --slide-key: only these (default: all)")
+    add("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
+    add("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
+    add("--without-image", action="store_true", help=WITHOUT_IMAGE)
     add_image_scale(parser)
-    parser.add_argument("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
-    parser.add_argument(
-        "--spot-um", type=float, metavar="UM", help="diameter that spot_diameter_fullres means (default: of the array)"
-    )
-    parser.add_argument("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
-    parser.add_argument(
-        "--label-key", default="label", metavar="COLUMN", help="column of obs with labels (default label)"
-    )
+    add("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
+    add("--spot-um", type=float, metavar="UM", help="diameter that spot_diameter_fullres means (default: of the array)")
+    add("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
+    add("--label-key", default="label", metavar="COLUMN", help="column of obs with labels (default label)")
     add_about(parser, technology="", technology_default="that of the array")
 
 
@@ -177,11 +151,8 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
     check_files(*arguments.files, arguments.image)
     one_image(arguments.image, arguments.files)
     check_image(arguments, needed=False)
-    options = {
-        "library_id": arguments.library_id, "mpp": arguments.mpp, "spot_diameter_um": arguments.spot_um,
-        "image": arguments.image, "image_scale": arguments.image_scale, "without_image": arguments.without_image,
-        "layer": arguments.layer, "label_key": arguments.label_key,
-    }  # fmt: skip
+    names = ("library_id", "mpp", "image", "image_scale", "without_image", "layer", "label_key")
+    options = given(arguments, *names) | {"spot_diameter_um": arguments.spot_um}
     if arguments.slide_key is None:
         if arguments.slide_value:
             raise ValueError("--slide-value needs --slide-key, the column of obs that it is a value of.")
@@ -204,16 +175,15 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
 
 
 def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="ZARR", help=".zarr folder")
+    add = parser.add_argument
+    add("source", metavar="ZARR", help=".zarr folder")
     for name, text in (("table", "table"), ("region", "shapes that are the spots"), ("image", "image")):
-        parser.add_argument(f"--{name}", metavar="NAME", help=f"{text}, where there are several")
-    parser.add_argument("--coordinate-system", metavar="NAME", help="shared by both (default: the one there is)")
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the image (default: from the spots)")
-    parser.add_argument(
-        "--spot-um", type=float, metavar="UM", help="diameter of the circles, where they are on no known array"
-    )
-    parser.add_argument("--layer", help="layer of the table with raw counts (default: X)")
-    parser.add_argument("--label-key", metavar="COLUMN", help="column of obs with labels")
+        add(f"--{name}", metavar="NAME", help=f"{text}, where there are several")
+    add("--coordinate-system", metavar="NAME", help="shared by both (default: the one there is)")
+    add("--mpp", type=float, help="micrometres per pixel of the image (default: from the spots)")
+    add("--spot-um", type=float, metavar="UM", help="diameter of the circles, where they are on no known array")
+    add("--layer", help="layer of the table with raw counts (default: X)")
+    add("--label-key", metavar="COLUMN", help="column of obs with labels")
     add_pooling(parser)
     add_about(parser)
 
@@ -223,7 +193,7 @@ def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
 
     check_files(arguments.source)
     names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key", "grid_um")
-    options = {name: getattr(arguments, name) for name in names} | about_slide(arguments, 0, 1)
+    options = given(arguments, *names) | about_slide(arguments, 0, 1)
     return [partial(read_spatialdata, arguments.source, **options)]
 
 
@@ -243,12 +213,11 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
 
 
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="ROOT", help="folder with ST/, Visium/, VisiumHD/, annotation/, meta/")
-    parser.add_argument(
-        "--slides", metavar="ID,ID", help="comma-separated (default: all with coordinates, counts and image)"
-    )
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: from the lattice of the spots)")
-    parser.add_argument("--spot-um", type=float, metavar="UM", help="diameter of a spot (default 100, 55, 8 by folder)")
+    add = parser.add_argument
+    add("source", metavar="ROOT", help="folder with ST/, Visium/, VisiumHD/, annotation/, meta/")
+    add("--slides", metavar="ID,ID", help="comma-separated (default: all with coordinates, counts and image)")
+    add("--mpp", type=float, help="micrometres per pixel (default: from the lattice of the spots)")
+    add("--spot-um", type=float, metavar="UM", help="diameter of a spot (default 100, 55, 8 by folder)")
 
 
 def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -276,7 +245,7 @@ def _image_jobs(arguments: argparse.Namespace) -> Jobs:
         raise ValueError(
             f"--mask is of one slide, but {len(arguments.sources)} were given. Prepare them one at a time."
         )
-    options = {name: getattr(arguments, name) for name in ("mpp", "patch_um", "stride_um", "min_tissue", "mask")}
+    options = given(arguments, "mpp", "patch_um", "stride_um", "min_tissue", "mask")
     arguments.min_tissue = (
         0.0  # applied to the grid, where holes are filled; pixels of single patches are not asked again
     )

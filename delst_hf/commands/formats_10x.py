@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from .options import Jobs, about_slide, add_about, add_image_scale, check_files, each, one_image
+from .options import Jobs, about_slide, add_about, add_image_scale, check_files, each, given, one_image
 
 
 def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
@@ -30,23 +30,20 @@ def visium_jobs(arguments: argparse.Namespace) -> Jobs:
 
     one_image(arguments.image, arguments.sources)
     check_files(arguments.image, *arguments.sources)
-    options = {
-        "image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp, "prefix": arguments.prefix,
-    }  # fmt: skip
+    options = given(arguments, "image", "image_scale", "mpp", "prefix")
     return each(read_visium, arguments.sources, arguments, partial(outs_name, prefix=arguments.prefix), **options)
 
 
 def visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
-    parser.add_argument(
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each")
+    add(
         "--unit",
         choices=("bin", "cell"),
         default="bin",
         help="a row per bin (default) or per cell of segmented_outputs",
     )
-    parser.add_argument(
-        "--bin-um", type=int, metavar="UM", help="which square_...um to read with --unit bin (default 8)"
-    )
+    add("--bin-um", type=int, metavar="UM", help="which square_...um to read with --unit bin (default 8)")
     _add_space_ranger(parser, "as stated", "Visium HD")
 
 
@@ -56,7 +53,7 @@ def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
 
     one_image(arguments.image, arguments.sources)
     check_files(arguments.image, *arguments.sources)
-    options = {"image": arguments.image, "image_scale": arguments.image_scale, "mpp": arguments.mpp}
+    options = given(arguments, "image", "image_scale", "mpp")
     if arguments.unit == "bin":
         bin_um = 8 if arguments.bin_um is None else arguments.bin_um
         return each(read_visium_hd, arguments.sources, arguments, hd_name, bin_um=bin_um, **options)
@@ -66,17 +63,14 @@ def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
 
 
 def xenium_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="OUT", help="output folder with transcripts.parquet or cells.parquet")
-    parser.add_argument("--image", required=True, metavar="FILE", help="the H&E image")
-    parser.add_argument("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: images coincide)")
-    parser.add_argument(
-        "--unit", choices=("grid", "cell"), default="grid", help="a row per square of a grid (default) or per cell"
-    )
-    parser.add_argument("--grid-um", type=float, metavar="UM", help="side of a square with --unit grid (default 100)")
-    parser.add_argument(
-        "--min-qv", type=float, metavar="Q", help="least quality of a transcript with --unit grid (default 20)"
-    )
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel of the H&E (default: from the alignment)")
+    add = parser.add_argument
+    add("source", metavar="OUT", help="output folder with transcripts.parquet or cells.parquet")
+    add("--image", required=True, metavar="FILE", help="the H&E image")
+    add("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: images coincide)")
+    add("--unit", choices=("grid", "cell"), default="grid", help="a row per square of a grid (default) or per cell")
+    add("--grid-um", type=float, metavar="UM", help="side of a square with --unit grid (default 100)")
+    add("--min-qv", type=float, metavar="Q", help="least quality of a transcript with --unit grid (default 20)")
+    add("--mpp", type=float, help="micrometres per pixel of the H&E (default: from the alignment)")
     add_about(parser, "technology")
 
 
@@ -85,7 +79,7 @@ def xenium_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.xenium_cells import read_xenium_cells
 
     check_files(arguments.source, arguments.image, arguments.alignment)
-    options = {"alignment": arguments.alignment, "mpp": arguments.mpp} | about_slide(arguments, 0, 1)
+    options = given(arguments, "alignment", "mpp") | about_slide(arguments, 0, 1)
     if arguments.unit == "grid":
         options |= {
             "grid_um": 100.0 if arguments.grid_um is None else arguments.grid_um,

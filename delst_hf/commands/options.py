@@ -34,8 +34,13 @@ def split_names(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
 
 
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return some of the arguments by name, to be handed on to a function that calls them the same."""
+    return {name: getattr(arguments, name) for name in names}
+
+
 def add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "", technology_default: str = "") -> None:
-    """Return what a format cannot know by itself."""
+    """Add options for what a format cannot know by itself."""
     for name, text in (
         ("slide-id", "name of the slide; comma-separated for several (default: from the source)"),
         ("patient-id", "patient; comma-separated for several, or one for all (default: the slide id)"),
@@ -132,7 +137,8 @@ def check_named(names: list[str], known: list[str], option: str, source: str) ->
 
 def add_grid(parser: Any) -> None:
     """Add options for how a grid of patches is laid over a slide without counts."""
-    parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
-    parser.add_argument("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")
-    parser.add_argument("--mask", metavar="FILE", help="where tissue is: an image, tissue not black, or GeoJSON of QuPath "
-                        "(default: found by its colour)")  # fmt: skip
+    add = parser.add_argument
+    add("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
+    add("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")
+    add("--mask", metavar="FILE", help="where tissue is: an image, tissue not black, or GeoJSON of QuPath "
+        "(default: found by its colour)")  # fmt: skip

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .options import add_command, add_grid, split_names
+from .options import add_command, add_grid, given, split_names
 
 _Subparsers = Any
 
@@ -36,13 +36,14 @@ def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _add_patches(where: argparse._ArgumentGroup) -> None:
     add_grid(where)
-    where.add_argument("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
-    where.add_argument("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
-    where.add_argument("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
-                       "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
-    where.add_argument("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
-    where.add_argument("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
-    where.add_argument("--species", default="", help="of the slide, to compare with the model's")
+    add = where.add_argument
+    add("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
+    add("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
+    add("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
+        "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
+    add("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
+    add("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
+    add("--species", default="", help="of the slide, to compare with the model's")
     _add_features(where)
 
 
@@ -57,14 +58,14 @@ def add_fit(commands: _Subparsers) -> None:
         "delst fit runs/toy/pretrain/model runs/toy/data --target expression --output runs/toy/expression",
         "delst fit MODEL DATASET --target labels --train-slides C2,C3,C4 --output DIR",
     )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id")
-    parser.add_argument("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
-    parser.add_argument("--output", required=True, metavar="DIR", help="checkpoint folder to make")
-    parser.add_argument("--target", choices=("expression", "labels"), default="expression",
-                        help="what to predict (default expression)")  # fmt: skip
-    parser.add_argument("--train-slides", metavar="ID,ID", help="slides to fit on (default: those of the pretraining)")
-    parser.add_argument("--ignore-labels", default="undetermined", metavar="NAME,NAME",
-                        help="labels that are not a class of tissue (default undetermined)")  # fmt: skip
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
+    add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
+    add("--output", required=True, metavar="DIR", help="checkpoint folder to make")
+    add("--target", choices=("expression", "labels"), default="expression", help="what to predict (default expression)")
+    add("--train-slides", metavar="ID,ID", help="slides to fit on (default: those of the pretraining)")
+    add("--ignore-labels", default="undetermined", metavar="NAME,NAME",
+        help="labels that are not a class of tissue (default undetermined)")  # fmt: skip
     _add_features(parser)
     _add_speed(parser)
     parser.set_defaults(run=_run_fit)
@@ -80,12 +81,12 @@ def add_reference(commands: _Subparsers) -> None:
         "from all that the model has seen.",
         "delst reference runs/toy/expression runs/toy/data --size 5000",
     )
-    parser.add_argument("model", metavar="MODEL_DIR", help="checkpoint folder")
-    parser.add_argument("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
-    parser.add_argument("--size", type=int, default=10_000, metavar="N", help="spots at most, evenly from the slides "
-                        "(default 10000)")  # fmt: skip
-    parser.add_argument("--slides", metavar="ID,ID", help="their slides (default: those that the model was trained on)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
+    add = parser.add_argument
+    add("model", metavar="MODEL_DIR", help="checkpoint folder")
+    add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
+    add("--size", type=int, default=10_000, metavar="N", help="spots at most, evenly from the slides (default 10000)")
+    add("--slides", metavar="ID,ID", help="their slides (default: those that the model was trained on)")
+    add("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
     _add_features(parser)
     _add_speed(parser)
     parser.set_defaults(run=_run_reference)
@@ -137,19 +138,18 @@ def add_retrieve(commands: _Subparsers) -> None:
         "delst retrieve runs/toy/expression slide.svs --output slide.h5ad",
         "delst retrieve MODEL he.jpg --mpp 0.5 --at 1200,3400 --neighbours 5",
     )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint with a reference")
-    parser.add_argument("source", metavar="SLIDE", help="as in delst predict")
-    parser.add_argument("--output", metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
-    parser.add_argument(
-        "--at", metavar="X,Y", action="append", help="a place in pixels of the full resolution; may be repeated"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
-    parser.add_argument("--neighbours", type=int, default=10, metavar="N", help="spots per patch (default 10)")
-    parser.add_argument("--by", choices=("image", "gene"), default="image",
-                        help="compare patches with the image or the gene embeddings of the spots (default image)")  # fmt: skip
-    parser.add_argument("--search", choices=("exact", "faiss"), default="exact",
-                        help="compare with every spot, or search a graph (extra faiss; default exact)")  # fmt: skip
-    parser.add_argument("--reference", metavar="DIR", help="checkpoint with the reference (default: MODEL)")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint with a reference")
+    add("source", metavar="SLIDE", help="as in delst predict")
+    add("--output", metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
+    add("--at", metavar="X,Y", action="append", help="a place in pixels of the full resolution; may be repeated")
+    add("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    add("--neighbours", type=int, default=10, metavar="N", help="spots per patch (default 10)")
+    add("--by", choices=("image", "gene"), default="image",
+        help="compare patches with the image or the gene embeddings of the spots (default image)")  # fmt: skip
+    add("--search", choices=("exact", "faiss"), default="exact",
+        help="compare with every spot, or search a graph (extra faiss; default exact)")  # fmt: skip
+    add("--reference", metavar="DIR", help="checkpoint with the reference (default: MODEL)")
     _add_patches(parser.add_argument_group("patches"))
     _add_speed(parser)
     parser.set_defaults(run=_run_retrieve)
@@ -195,11 +195,9 @@ def _run_fit(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.dataset,
         arguments.output,
-        target=arguments.target,
         train_slides=split_names(arguments.train_slides),
         ignore_labels=split_names(arguments.ignore_labels),
-        features=arguments.features,
-        features_patch_px=arguments.features_patch_px,
+        **given(arguments, "target", "features", "features_patch_px"),
         **_speed(arguments),
     )
     score = (
@@ -219,11 +217,8 @@ def _run_reference(arguments: argparse.Namespace) -> None:
     folder = build_reference(
         arguments.model,
         arguments.dataset,
-        size=arguments.size,
         slides=split_names(arguments.slides),
-        seed=arguments.seed,
-        features=arguments.features,
-        features_patch_px=arguments.features_patch_px,
+        **given(arguments, "size", "seed", "features", "features_patch_px"),
         batch_size=speed["batch_size"],
         progress=speed["progress"],
     )
@@ -241,10 +236,8 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         heads=arguments.head,
         genes=_genes(arguments.genes),
         signatures=read_signatures(arguments.signatures),
-        min_pearson=arguments.min_pearson,
-        reference=arguments.reference,
         choice=_choice(arguments),
-        overwrite=arguments.overwrite,
+        **given(arguments, "min_pearson", "reference", "overwrite"),
         **_speed(arguments),
     )
     print(f"output   {arguments.output}")
@@ -257,7 +250,7 @@ def _choice(arguments: argparse.Namespace) -> Any:
 
     names = ("mpp", "patch_um", "stride_um", "min_tissue", "mask", "positions", "image", "species", "features",
              "features_patch_px")  # fmt: skip
-    return PatchChoice(**{name: getattr(arguments, name) for name in names}, slides=split_names(arguments.slides))
+    return PatchChoice(**given(arguments, *names), slides=split_names(arguments.slides))
 
 
 def _run_retrieve(arguments: argparse.Namespace) -> None:
@@ -302,14 +295,7 @@ def _run_embed(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.file,
         arguments.file if arguments.in_place else arguments.output,
-        key=arguments.key,
-        modality=arguments.modality,
-        overwrite=arguments.overwrite,
-        image=arguments.image,
-        mpp=arguments.mpp,
-        layer=arguments.layer,
-        batch_size=speed["batch_size"],
-        num_workers=speed["num_workers"],
+        **given(arguments, "key", "modality", "overwrite", "image", "mpp", "layer", "batch_size", "num_workers"),
     )
     print(f"output  {written}: obsm[{arguments.key!r}]")
 

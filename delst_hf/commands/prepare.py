@@ -13,7 +13,7 @@ from typing import Any
 from ..atomic.files import check_file_output
 from . import formats as formats
 from . import sheet
-from .options import add_command, split_names
+from .options import add_command, given, split_names
 
 _Subparsers = Any
 
@@ -61,12 +61,11 @@ def add_merge(commands: _Subparsers) -> None:
         "Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.",
         "delst merge st-dataset visium-dataset --output both-dataset --split patient",
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="dataset folders made by delst prepare")
-    parser.add_argument("--output", required=True, metavar="DIR", help="dataset folder to make")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a dataset at --output once the new one is complete"
-    )
-    parser.add_argument("--license", help="license of the data (default: that of the folders, if they agree)")
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="DIR", help="dataset folders made by delst prepare")
+    add("--output", required=True, metavar="DIR", help="dataset folder to make")
+    add("--overwrite", action="store_true", help="replace a dataset at --output once the new one is complete")
+    add("--license", help="license of the data (default: that of the folders, if they agree)")
     _add_split(parser)
     parser.set_defaults(run=_run_merge)
 
@@ -80,19 +79,20 @@ def add_vocabulary(commands: _Subparsers) -> None:
         "Chooses genes of a dataset folder, reading a row group at a time; writes one name per line.",
         "delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt",
     )
-    parser.add_argument("folder", metavar="DIR", help="dataset folder")
-    parser.add_argument("--output", required=True, metavar="FILE", help="text file to write")
-    parser.add_argument("--method", default="hvg", choices=("hvg", "spatial", "detected", "list", "all"),
-                        help="highly variable (default), spatially variable, most often detected, a list, or all")  # fmt: skip
-    parser.add_argument("--num-genes", type=int, default=1000, metavar="N", help="how many (default 1000)")
-    parser.add_argument("--ranking", default="pearson_residuals", choices=("pearson_residuals", "variance"),
-                        help="of hvg: variance beyond what the mean explains (default), or of log counts")  # fmt: skip
-    parser.add_argument("--include", metavar="GENES|FILE",
-                        help="genes that come first, however they rank: comma-separated, or a file, one per line")  # fmt: skip
-    parser.add_argument("--min-spots", type=float, default=0.02, metavar="SHARE",
-                        help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
-    parser.add_argument("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one per line")
-    parser.add_argument("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="dataset folder")
+    add("--output", required=True, metavar="FILE", help="text file to write")
+    add("--method", default="hvg", choices=("hvg", "spatial", "detected", "list", "all"),
+        help="highly variable (default), spatially variable, most often detected, a list, or all")  # fmt: skip
+    add("--num-genes", type=int, default=1000, metavar="N", help="how many (default 1000)")
+    add("--ranking", default="pearson_residuals", choices=("pearson_residuals", "variance"),
+        help="of hvg: variance beyond what the mean explains (default), or of log counts")  # fmt: skip
+    add("--include", metavar="GENES|FILE",
+        help="genes that come first, however they rank: comma-separated, or a file, one per line")  # fmt: skip
+    add("--min-spots", type=float, default=0.02, metavar="SHARE",
+        help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
+    add("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one per line")
+    add("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
     parser.set_defaults(run=_run_vocabulary)
 
 
@@ -106,88 +106,62 @@ def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: floa
 
 
 def _add_output(parser: argparse.ArgumentParser, writes: bool) -> None:
-    out = parser.add_argument_group("output")
-    out.add_argument("--output", required=writes, metavar="DIR", help="dataset folder to make")
-    out.add_argument("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
-    out.add_argument("--license", default="unknown", help="license of the data, for the dataset card (default unknown)")
-    out.add_argument(
-        "--preview", action="store_true", help="DIR/previews/SLIDE.png: spots, labels and patches on the slide"
-    )
-    out.add_argument("--quiet", action="store_true", help="no progress bars")
+    add = parser.add_argument_group("output").add_argument
+    add("--output", required=writes, metavar="DIR", help="dataset folder to make")
+    add("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
+    add("--license", default="unknown", help="license of the data, for the dataset card (default unknown)")
+    add("--preview", action="store_true", help="DIR/previews/SLIDE.png: spots, labels and patches on the slide")
+    add("--quiet", action="store_true", help="no progress bars")
 
 
 def _add_patches(parser: argparse.ArgumentParser, patch_px: int) -> None:
-    patch = parser.add_argument_group("patches")
-    patch.add_argument("--patch-um", type=float, default=112.0, metavar="UM", help="side in micrometres (default 112)")
-    patch.add_argument(
-        "--patch-px", type=int, default=patch_px, metavar="PX", help=f"side as stored (default {patch_px})"
-    )
-    patch.add_argument(
-        "--image-format", choices=("jpeg", "png"), default="jpeg", help="how they are stored (default jpeg)"
-    )
-    patch.add_argument("--quality", type=int, default=95, metavar="Q", help="JPEG quality, 1 to 100 (default 95)")
-    patch.add_argument(
-        "--shard-mb", type=int, default=256, metavar="MB", help="begin a further file beyond this (default 256)"
-    )
+    add = parser.add_argument_group("patches").add_argument
+    add("--patch-um", type=float, default=112.0, metavar="UM", help="side in micrometres (default 112)")
+    add("--patch-px", type=int, default=patch_px, metavar="PX", help=f"side as stored (default {patch_px})")
+    add("--image-format", choices=("jpeg", "png"), default="jpeg", help="how they are stored (default jpeg)")
+    add("--quality", type=int, default=95, metavar="Q", help="JPEG quality, 1 to 100 (default 95)")
+    add("--shard-mb", type=int, default=256, metavar="MB", help="begin a further file beyond this (default 256)")
 
 
 def _add_checks(parser: argparse.ArgumentParser, min_tissue: float) -> None:
-    check = parser.add_argument_group("checks and filters")
-    check.add_argument(
-        "--drop-outside", action="store_true", help="leave out spots outside the image instead of refusing"
-    )
-    check.add_argument(
-        "--allow-off-tissue", action="store_true", help="accept a slide whose spots mostly lie off tissue"
-    )
-    check.add_argument(
+    add = parser.add_argument_group("checks and filters").add_argument
+    add("--drop-outside", action="store_true", help="leave out spots outside the image instead of refusing")
+    add("--allow-off-tissue", action="store_true", help="accept a slide whose spots mostly lie off tissue")
+    add(
         "--allow-scale",
         action="store_true",
         help="only report it where sources of the scale disagree by more than 5 %%",
     )
-    check.add_argument("--swap-xy", action="store_true", help="take x for y and y for x")
-    check.add_argument(
-        "--one-slide", action="store_true", help="accept a table that looks like several samples as one slide"
-    )
-    check.add_argument("--min-counts", type=int, default=0, metavar="N", help="leave out spots with fewer counts")
-    check.add_argument(
-        "--min-genes", type=int, default=0, metavar="N", help="leave out spots with fewer expressed genes"
-    )
-    check.add_argument(
+    add("--swap-xy", action="store_true", help="take x for y and y for x")
+    add("--one-slide", action="store_true", help="accept a table that looks like several samples as one slide")
+    add("--min-counts", type=int, default=0, metavar="N", help="leave out spots with fewer counts")
+    add("--min-genes", type=int, default=0, metavar="N", help="leave out spots with fewer expressed genes")
+    add(
         "--min-tissue",
         type=float,
         default=min_tissue,
         metavar="SHARE",
         help=f"leave out patches of less tissue (default {min_tissue:g})",
     )
-    check.add_argument(
-        "--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and maybe gene_id"
-    )
+    add("--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and maybe gene_id")
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
-    scale = parser.add_argument_group("speed and scale")
-    scale.add_argument(
-        "--num-proc", type=int, default=1, metavar="N", help="slides at a time, a process each (default 1)"
-    )
-    scale.add_argument("--shard-index", type=int, metavar="I", help="with --num-shards: make the I-th part of the slides, as "
-                       "DIR-0000I-of-0000N; put them together with delst merge")  # fmt: skip
-    scale.add_argument("--num-shards", type=int, metavar="N", help="number of runs the slides are spread over")
+    add = parser.add_argument_group("speed and scale").add_argument
+    add("--num-proc", type=int, default=1, metavar="N", help="slides at a time, a process each (default 1)")
+    add("--shard-index", type=int, metavar="I", help="with --num-shards: make the I-th part of the slides, as "
+        "DIR-0000I-of-0000N; put them together with delst merge")  # fmt: skip
+    add("--num-shards", type=int, metavar="N", help="number of runs the slides are spread over")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
-    split = parser.add_argument_group("splits")
-    split.add_argument(
-        "--split", choices=("patient", "slide", "spot"), help="split by this unit (default: all is train)"
-    )
-    split.add_argument("--test-fraction", type=float, default=0.2, metavar="F", help="share for testing (default 0.2)")
-    split.add_argument(
-        "--validation-fraction", type=float, default=0.0, metavar="F", help="share for validation (default 0)"
-    )
-    split.add_argument(
-        "--split-seed", type=int, default=0, metavar="S", help="equal seeds give equal splits (default 0)"
-    )
-    split.add_argument("--test-slides", metavar="ID,ID", help="slides to test on, instead of drawing them")
-    split.add_argument("--validation-slides", metavar="ID,ID", help="slides to validate on, instead of drawing them")
+    add = parser.add_argument_group("splits").add_argument
+    add("--split", choices=("patient", "slide", "spot"), help="split by this unit (default: all is train)")
+    add("--test-fraction", type=float, default=0.2, metavar="F", help="share for testing (default 0.2)")
+    add("--validation-fraction", type=float, default=0.0, metavar="F", help="share for validation (default 0)")
+    add("--split-seed", type=int, default=0, metavar="S", help="equal seeds give equal splits (default 0)")
+    add("--test-slides", metavar="ID,ID", help="slides to test on, instead of drawing them")
+    add("--validation-slides", metavar="ID,ID", help="slides to validate on, instead of drawing them")
 
 
 def _split_request(arguments: argparse.Namespace) -> Any:
@@ -204,6 +178,10 @@ def _split_request(arguments: argparse.Namespace) -> Any:
         test_slides=tuple(named[0]),
         validation_slides=tuple(named[1]),
     )
+
+
+_AS_THEY_ARE = ("patch_um", "patch_px", "image_format", "quality", "swap_xy", "one_slide", "preview", "num_proc", "overwrite",
+                "license")  # fmt: skip
 
 
 def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespace], list[Any]]) -> None:
@@ -233,26 +211,17 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
     summary = write_dataset(
         todo,
         output,
-        patch_um=arguments.patch_um,
-        patch_px=arguments.patch_px,
-        image_format=arguments.image_format,
-        quality=arguments.quality,
         outside="drop" if arguments.drop_outside else "error",
         off_tissue="allow" if arguments.allow_off_tissue else "error",
         scale="allow" if arguments.allow_scale else "error",
-        swap_xy=arguments.swap_xy,
-        one_slide=arguments.one_slide,
         quality_filter=QualityFilter(arguments.min_counts, arguments.min_genes, arguments.min_tissue),
         aliases=aliases,
         split=split,
-        preview=arguments.preview,
         max_shard_bytes=arguments.shard_mb * 2**20,
-        num_proc=arguments.num_proc,
         resume=True,
-        overwrite=arguments.overwrite,
-        license=arguments.license,
         progress=not arguments.quiet,
         shard_of=shard_of,
+        **given(arguments, *_AS_THEY_ARE),
     )
     _print(summary, output)
     print(f"\n{summary_table(summary.path, summary.slides)}")
@@ -265,8 +234,7 @@ def _run_merge(arguments: argparse.Namespace) -> None:
         arguments.folders,
         arguments.output,
         split=_split_request(arguments),
-        overwrite=arguments.overwrite,
-        license=arguments.license,
+        **given(arguments, "overwrite", "license"),
     )
     _print(summary, arguments.output)
 
@@ -286,12 +254,9 @@ def _run_vocabulary(arguments: argparse.Namespace) -> None:
     names = choose_genes(
         study,
         chosen_on,
-        method=arguments.method,
-        ranking=arguments.ranking,
-        num_genes=arguments.num_genes,
-        min_spots=arguments.min_spots,
         wanted=wanted,
         include=include,
+        **given(arguments, "method", "ranking", "num_genes", "min_spots"),
     )
     method = f"hvg by {arguments.ranking}" if arguments.method == "hvg" else arguments.method
     write_vocabulary(arguments.output, names, method, chosen_on)
