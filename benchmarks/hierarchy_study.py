@@ -56,6 +56,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "cosine, stain light": {"geometry": "cosine", "stain_jitter": "light"},
     "cone, regression": {"regression_weight": 1.0},
     "cosine, regression": {"geometry": "cosine", "regression_weight": 1.0},
+    "cone, reinhard": {"stain_normalization": "reinhard"},
+    "cone, macenko": {"stain_normalization": "macenko"},
     "cone, slides masked": {"mask_negatives": "slide"},
     "cone, unpaired": {"unpaired_slides": "all"},
     "niche, none": {**NONE, "levels": "niche"},
@@ -127,7 +129,7 @@ class Unit:
 class Setting:
     """What all units share: where the data are, and how long a run is."""
 
-    folders: dict[str, str]
+    folders: dict[str, str | None]
     vision: str
     scratch: str
     max_steps: int
@@ -180,12 +182,10 @@ def work(unit: Unit) -> dict[str, Any]:
         return {"key": unit.key, "error": traceback.format_exc()[-1500:]}
 
 
-def is_wide(options: dict[str, Any]) -> bool:
-    return options.get("levels") == "niche"
-
-
-def wide_folder(split: Split) -> str:
-    return _SETTING.folders[f"{split.dataset} wide"]
+def training_data(split: Split, options: dict[str, Any]) -> str:
+    """Return which dataset an arm trains on; all are scored on that of the split."""
+    kind = "wide" if options.get("levels") == "niche" else "unpaired" if "unpaired_slides" in options else ""
+    return f"{split.dataset} {kind}".strip()
 
 
 def save_predictions(unit: Unit, predictions: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def trained_subject(unit: Unit) -> Any:
     split = split_of(unit)
     study = study_of(_SETTING.folders[split.dataset])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(unit, study if not is_wide(unit.options) else study_of(wide_folder(split)), folder)
+        trainer = make_trainer(unit, folder)
         trainer.train()
     dataset = study.subset([*split.train, *split.test])
     evaluation = _evaluation(unit)
@@ -222,16 +222,19 @@ def trained_subject(unit: Unit) -> Any:
     return subject, spots_of(study, split.train, split.test, evaluation)
 
 
-def make_trainer(unit: Unit, study: Any, folder: str) -> Any:
+def make_trainer(unit: Unit, folder: str) -> Any:
     from delst_hf.pretraining.arguments import DataArguments, DelstTrainingArguments, ModelArguments
     from delst_hf.pretraining.run import assemble
 
     split, options = split_of(unit), dict(unit.options)
+    source = _SETTING.folders[training_data(split, options)]
+    study = study_of(source)
     data = DataArguments(
-        _SETTING.folders[split.dataset],
+        source,
         train_slides=",".join(split.train),
-        test_slides=",".join(split.test),
-        same_patient_slides=",".join(split.same_patient),
+        # A dataset that is only trained on need not have them.
+        test_slides=",".join(slide for slide in split.test if slide in study.slide_ids),
+        same_patient_slides=",".join(slide for slide in split.same_patient if slide in study.slide_ids),
         num_genes=800,
         level_key=options.pop("level_key", "n_genes"),
         levels=options.pop("levels", "spot"),
@@ -266,7 +269,7 @@ def baseline_subject(unit: Unit) -> Any:
     split, evaluation = split_of(unit), _evaluation(unit)
     study = study_of(_SETTING.folders[split.dataset])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(unit, study, folder)
+        trainer = make_trainer(unit, folder)
     dataset = study.subset([*split.train, *split.test])
     model = trainer.trained_model()
     subject = checkpoint_subject(model, trainer.processor, study, dataset, evaluation, frozen_backbone=_SETTING.vision)
@@ -286,8 +289,6 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
                         units.append(Unit(split, f"{name} {head:g} {vision:g}", seed, {**chosen, **rates}, True))
     else:
         arms = {name: ARMS[name] for name in options.arms or ARMS}
-        if not (options.her2st_wide and options.mob_wide):
-            arms = {name: chosen for name, chosen in arms.items() if not is_wide(chosen)}
         if options.tuned:
             arms |= tuned_arms(options.tuned)
         chosen_splits = options.splits or SPLITS
@@ -295,17 +296,14 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
             for seed in options.seeds:
                 for split in (name for name in group if name in chosen_splits):
                     units += split_units(split, seed, arms)
-    return [unit for unit in units if unit.key not in done and has_its_slides(unit, options)]
+    folders = folders_of(options)
+    return [unit for unit in units if unit.key not in done and folders.get(training_data(split_of(unit), unit.options))]
 
 
-def has_its_slides(unit: Unit, options: argparse.Namespace) -> bool:
-    """Whether the dataset holds slides without an image, where an arm trains on them (delst prepare --without-image)."""
-    if "unpaired_slides" not in unit.options:
-        return True
-    import pyarrow.parquet as pq
-
-    folder = Path(getattr(options, split_of(unit).dataset))
-    return "unpaired" in pq.read_table(folder / "slides" / "slides.parquet", columns=["split"])["split"].to_pylist()
+def folders_of(options: argparse.Namespace) -> dict[str, str | None]:
+    """Return the folder of each dataset, None of those not given: arms that need them are not run."""
+    folders = {"her2st": options.her2st, "mob": options.mob, "her2st unpaired": options.her2st_unpaired}
+    return folders | {"her2st wide": options.her2st_wide, "mob wide": options.mob_wide}
 
 
 def split_units(split: str, seed: int, arms: dict[str, dict[str, Any]]) -> list[Unit]:
@@ -331,10 +329,10 @@ def run(options: argparse.Namespace) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(options.scratch or tempfile.mkdtemp(prefix="study-"))
     scratch.mkdir(parents=True, exist_ok=True)
-    folders = {"her2st": options.her2st, "mob": options.mob}
-    folders |= {"her2st wide": options.her2st_wide, "mob wide": options.mob_wide}
     deadline = time.time() + 60 * options.minutes
-    setting = Setting(folders, options.vision, str(scratch), options.max_steps, options.batch_size, deadline)
+    setting = Setting(
+        folders_of(options), options.vision, str(scratch), options.max_steps, options.batch_size, deadline
+    )
     print(f"{len(units)} units, {options.processes} processes", flush=True)
     context, begun = multiprocessing.get_context("spawn"), time.time()
     with context.Pool(options.processes, _start, (setting,)) as pool:
@@ -397,8 +395,10 @@ def main() -> None:
         action.add_argument("--her2st", default="runs/her2st/data", help="dataset folder of HER2ST (docs/results.md)")
         action.add_argument("--mob", default="runs/mob/data", help="dataset folder of MOB1 and MOB2")
         for name, tissue in (("--her2st-wide", "HER2ST"), ("--mob-wide", "the mouse")):
-            text = f"{tissue} prepared with --patch-um 336 --patch-px 336: with both, the arms of niches are run"
+            text = f"{tissue} prepared with --patch-um 336 --patch-px 336, for the arms of niches"
             action.add_argument(name, help=text)
+        text = "HER2ST merged with sections prepared with --without-image, for the arm of unpaired sections"
+        action.add_argument("--her2st-unpaired", help=text)
         action.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
         action.add_argument("--output", default=f"runs/hierarchy_{name}.json", help="results, to which units are added")
         action.add_argument("--scratch", help="folder of predictions per spot, for the ensembles of seeds")

@@ -6,9 +6,10 @@
 *Share* is the time of the bare backbone (forward, backward, the same optimizer, the same autocast, the batch on the device
 already) over that of a step of `DelstTrainer.train` with default options: the batch comes from pinned memory as uint8, is
 copied, turned and normalised; two towers, all three losses, clipping, optimizer, log. Batches are synthetic and all different,
-so reading files is left out (benchmarks/data_path.py). Then every part outside the backbone by itself, each waited for, which
-on a GPU is longer than what it adds to a step; the number of operations; and the times at which the host waited for the
-device within one step, by torch's own watch.
+so reading files is left out (benchmarks/data_path.py). Then, of both, the time of all kernels and copies added up: what a step
+takes beside it is the device waiting for the host. Then every part outside the backbone by itself, each waited for, which on a
+GPU is longer than what it adds to a step; the number of operations; and the times at which the host waited for the device
+within one step, by torch's own watch.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback, ViTConfig, ViTImageProcessorPil
 
@@ -157,6 +160,44 @@ def time_bare_backbone(trainer: DelstTrainer, batch: dict[str, Any], warm: int, 
     return (time.perf_counter() - start) / steps
 
 
+class Kernels(TrainerCallback):
+    """Profiles the device from the begin of step `first` on, until the end of training."""
+
+    def __init__(self, first: int):
+        self.first, self.profile = first, profile(activities=[ProfilerActivity.CUDA])
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.first:
+            torch.cuda.synchronize()
+            self.profile.start()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        torch.cuda.synchronize()
+        self.profile.stop()
+
+
+def device_seconds(measured: profile) -> float:
+    """Seconds of all kernels and copies of a profile, added up."""
+    return sum(event.device_time for event in measured.events() if event.device_type == DeviceType.CUDA) / 1e6
+
+
+def print_kernels(trainer: DelstTrainer, batch: dict[str, Any]) -> None:
+    """Say how long the device computes and copies in a step and in one of the bare backbone.
+
+    Args:
+        trainer: A trainer of eight steps, not yet run.
+        batch: A batch of its size.
+    """
+    watch = Kernels(4)
+    trainer.add_callback(watch)
+    trainer.train()
+    time_bare_backbone(trainer, batch, 2, 1)
+    with profile(activities=[ProfilerActivity.CUDA]) as bare:
+        time_bare_backbone(trainer, batch, 0, 4)
+    times = [1e3 * device_seconds(measured) / 4 for measured in (watch.profile, bare)]
+    print(f"  kernels and copies: {times[0]:.1f} ms of a step, {times[1]:.1f} ms of the bare backbone")
+
+
 def median_seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
     times = []
     for _ in range(repeats + 2):
@@ -282,6 +323,7 @@ def report(backbone: str, batch_size: int, image_size: int, warm: int, steps: in
         found = [warning for warning in watcher.waits if "called a synchronizing" in str(warning.message)]
         print(f"  operations: {watcher.operations.count} in a step, {bare_operations.count} of the bare backbone")
         if torch.cuda.is_available():
+            print_kernels(make_trainer(folder, backbone, image_size, batches, 8), batches[0])
             print(f"  {'pass' if not found else 'MISS'}  waits of the host in a step: {len(found)} (at most 0)")
             for warning in found:
                 print(f"        {warning.filename}:{warning.lineno}")

@@ -5,7 +5,7 @@ What only some runs need (slide-aware batches, gradient caching, FSDP, cached fe
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -101,6 +101,8 @@ class DelstTrainer(CheckedTrainer):
         if self.compute_metrics is None:
             self.compute_metrics = self.retrieval_metrics
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
+        self._copies: torch.cuda.Stream | None = None
+        self._operations_of_size: dict[int, int] = {}
         self._group_of_slide = None
         if self.args.mask_negatives == "patient":
             if patient_of_slide is None:
@@ -137,6 +139,31 @@ class DelstTrainer(CheckedTrainer):
         if isinstance(dataset, Dataset) and isinstance(self.data_collator, DelstCollator):
             dataset = SpotRows(dataset)
         return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """As in the base class; a CUDA device copies a batch while it still computes the step before."""
+        if device.type != "cuda":
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._copies = self._copies or torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copies):
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self._copies)
+        for value in (value for batch in batches for value in batch.values()):
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(
+                    computing
+                )  # its memory is given to no later copy before this stream is done with it
+        return batches, num_items
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in the base class, which counts all parameters anew in each step: once per size of a batch does."""
+        size = inputs["pixel_values"].numel()
+        if size not in self._operations_of_size:
+            self._operations_of_size[size] = super().floating_point_ops(inputs)
+        return self._operations_of_size[size]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As in the base class; on the device patches are turned, in training, and normalised where the loader left uint8."""
