@@ -1,10 +1,10 @@
-"""Why a head of `delst fit` and `delst evaluate` print different Pearson correlations for one model: step by step.
+"""What each choice of `delst fit` and `delst predict` is worth in the Pearson correlation of slides that are held out.
 
     python benchmarks/head_and_evaluation.py MODEL DATASET --train-slides C2,C3,C4 --image C5=C5.jpg --image B4=B4.jpg
 
-Both fit a ridge on frozen features. The evaluation reads the features as they are and chooses the penalty by the 100 genes that
-it scores; a head reads features standardised patch by patch, and chooses it by all genes of its vocabulary. A prediction cuts
-its patches from the image, the evaluation reads those that the dataset stored as JPEG. One step is changed at a time.
+The choices are those of `delst evaluate`: features as they are, the penalty by the 100 genes of highest variance, patches that
+were stored as JPEG. One is changed at a time: patches just as they are cut from the image, the penalty by all genes of the
+vocabulary, features standardised patch by patch.
 """
 
 import argparse
@@ -16,14 +16,13 @@ import torch
 from delst_hf.data.readers.image import read_slide_image
 from delst_hf.data.study import Study
 from delst_hf.evaluation import gene_pearson, log_normalize, most_variable_genes
-from delst_hf.evaluation.expression import RidgeReadout
-from delst_hf.model.modeling_delst_heads import standardise
+from delst_hf.evaluation.expression import ridge_prediction
 from delst_hf.prediction import load_predictor
 from delst_hf.prediction.source import PatchSource, dataset_source, slide_source
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
-    return standardise(torch.from_numpy(features)).numpy()
+    return torch.nn.functional.layer_norm(torch.from_numpy(features), features.shape[-1:]).numpy()
 
 
 def main() -> None:
@@ -57,17 +56,17 @@ def main() -> None:
     every = [place[name] for name in predictor.processor.feature_extractor.vocabulary if name in place]
     groups = np.concatenate([[name] * len(stored[name]) for name in train])
     steps = (
-        ("as the evaluation: features as they are, penalty by the genes scored", stored, lambda x: x, scored),
+        ("as delst fit and delst predict do it", stored, lambda x: x, scored),
+        ("patches of the image that are not stored as JPEG once more", cut, lambda x: x, scored),
         ("penalty by all genes of the vocabulary", stored, lambda x: x, every),
-        ("features standardised patch by patch", stored, standardised, every),
-        ("as a prediction: patches cut from the image", cut, standardised, every),
+        ("features standardised patch by patch", stored, standardised, scored),
     )
     for title, test, prepared, genes in steps:
         inputs = np.concatenate([prepared(stored[name]) for name in train])
         values = {}
         for name in images:
-            readout = RidgeReadout(inputs, prepared(test[name]), groups)
-            predicted = dict(zip(genes, readout.predict(known[:, genes].toarray()).predicted.T, strict=True))
+            fitted = ridge_prediction(inputs, known[:, genes].toarray(), prepared(test[name]), groups)
+            predicted = dict(zip(genes, fitted.predicted.T, strict=True))
             columns = [gene for gene in scored if gene in predicted]
             found = np.stack([predicted[gene] for gene in columns], axis=1)
             values[name] = float(np.nanmean(gene_pearson(found, counts[name][:, columns].toarray())))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "delst_hf"
 TRAINING_RUN = "pretraining/run"
-IN_EVERY_RUN = ("data/colour", "pretraining/log")
+IN_EVERY_RUN = ("data/appearance", "pretraining/log")
 
 
 def closure(*modules: str) -> set[str]:

@@ -73,7 +73,7 @@ def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> 
         path = Path(folder) / "slide.tif"
         make_slide(path, tiles)
         slide = read_slide_image(path, positions=positions(path, tiles))
-        source = slide_source(slide, PATCH_UM, predictor.patch_px)
+        source = slide_source(slide, PATCH_UM, predictor.cut_px, predictor.encoding)
         some = predictor.pixel_values(source.read(list(range(batch_size))))
         batches = -(-tiles // batch_size)
 

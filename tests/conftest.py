@@ -96,6 +96,18 @@ def make_tiny_processor(study):
     return DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=study.gene_names[::2]))
 
 
+def as_stored(patch):
+    """Return a patch as it comes out of a dataset folder: a JPEG of quality 95 with colour at full resolution, by Pillow."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(patch)).save(buffer, "JPEG", quality=95, subsampling=0)
+    return np.asarray(Image.open(buffer))
+
+
 def make_tiny_model(num_genes: int):
     """A ViT of two thin layers with a gene encoder, the same weights every time."""
     from transformers import ViTConfig

@@ -226,6 +226,16 @@ def test_expression_is_the_mean_and_what_the_patch_adds(body, spots):
     )
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_does_not_standardise_reads_features_as_they_are(head, body, spots):
+    batch, _, _ = spots
+    model = head.from_pretrained(body, head_standardise=False, head_inputs="image").eval()
+    x = DelstModel.from_pretrained(body).vision_model(batch["pixel_values"]).pooler_output
+    layer = model.classifier if head is DelstForSpotClassification else model.regressor
+    shift = 0 if head is DelstForSpotClassification else model.delst.gene_model.missing_values
+    torch.testing.assert_close(model(batch["pixel_values"]).logits, x @ layer.weight.T + layer.bias + shift)
+
+
 def test_the_loss_reads_what_was_measured(body, spots):
     batch, _, _ = spots
     model = DelstForGeneExpressionPrediction.from_pretrained(body).eval()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import as_stored
 from scipy import sparse
 
 from delst_hf import DelstModel, DelstProcessor
@@ -47,7 +48,7 @@ def test_patches_of_the_spots_are_embedded_into_a_copy(file, toy_heads, tmp_path
     assert "mine_delst.h5ad" in capsys.readouterr().out and digest(path) == before
     old, new = anndata.read_h5ad(path), anndata.read_h5ad(path.with_name("mine_delst.h5ad"))
     predictor = load_predictor(str(toy_heads / "expression"))
-    expected = predictor([np.asarray(patch) for patch in slide.patches(112, 32)])
+    expected = predictor([as_stored(patch) for patch in slide.patches(112, 32)])
     np.testing.assert_allclose(new.obsm["X_delst"], expected["tangent"], atol=1e-4)
     np.testing.assert_allclose(new.obs["delst_radius"], expected["radius"], atol=1e-4)
     table = new.obsm["delst_expression"]

@@ -3,21 +3,37 @@
 import json
 from dataclasses import replace
 
+import anndata
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_model
+from PIL import Image
 from scipy.special import softmax
+from transformers import ViTImageProcessorPil
 
 import delst_hf.prediction.fit as fit_module
-from delst_hf import DelstCollator, DelstForGeneExpressionPrediction, DelstForSpotClassification
+from delst_hf import (
+    DelstCollator,
+    DelstForGeneExpressionPrediction,
+    DelstForSpotClassification,
+    DelstGeneFeatureExtractor,
+    DelstProcessor,
+)
 from delst_hf.data.dataset import write_dataset
-from delst_hf.data.toy import make_toy_slides
+from delst_hf.data.study import Study
+from delst_hf.data.toy import make_toy_slide, make_toy_slides
+from delst_hf.evaluation import gene_pearson, log_normalize, most_variable_genes
+from delst_hf.evaluation.evidence import Evaluation
 from delst_hf.evaluation.expression import ridge_prediction
+from delst_hf.evaluation.run import evaluate_checkpoint
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.prediction.fit import fit_head
 from delst_hf.prediction.held_out import PearsonSums, class_scores, strips
 from delst_hf.prediction.logistic import fit_logistic
+from delst_hf.prediction.predict import PatchChoice, predict_slide
 from delst_hf.prediction.predictor import load_predictor
-from delst_hf.prediction.ridge import Moments, fit_ridge
+from delst_hf.prediction.ridge import Moments, choose_ridge, fit_ridge
 
 ALPHAS = (0.1, 1.0, 10.0, 100.0)
 
@@ -43,10 +59,30 @@ def test_ridge_from_sums_is_ridge():
     features, targets = rows(0, 90)
     folds, unseen = np.repeat(["a", "b", "c"], 30), rows(1, 10)[0]
     expected = ridge_prediction(features, targets, unseen, folds, ALPHAS)
-    found = fit_ridge(moments_of(features, targets, folds), ALPHAS)
-    assert found.alpha == expected.alpha
-    np.testing.assert_allclose(found.validation_pearson, expected.validation_pearson, atol=1e-8)
+    choice = choose_ridge(moments_of(features, targets, folds), ALPHAS)
+    assert (choice.alpha, choice.floor) == (expected.alpha, expected.floor)
+    np.testing.assert_allclose(choice.validation_pearson, expected.validation_pearson, atol=1e-8)
+    found = fit_ridge(moments_of(features, targets, folds), choice.alpha, choice.floor)
     np.testing.assert_allclose(unseen @ found.weight + found.bias, expected.predicted, atol=1e-6)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_nearly_dead_and_constant_features_are_scaled_as_the_evaluation_scales_them(floor):
+    features, targets = rows(0, 90)
+    features[:, 5] = np.where(np.arange(90) == 40, 1e-3, 0.0)  # alive in one spot of one slide
+    features[:, 4] = 1e4  # constant and large, where squares lose the most digits
+    folds, unseen = np.repeat(["a", "b", "c"], 30), rows(1, 10)[0]
+    expected = ridge_prediction(features, targets, unseen, folds, ALPHAS, [floor])
+    choice = choose_ridge(moments_of(features - features[0], targets, folds), ALPHAS, [floor])
+    np.testing.assert_allclose(choice.validation_pearson, expected.validation_pearson, atol=1e-8)
+    found = fit_ridge(moments_of(features - features[0], targets, folds), choice.alpha, floor)
+    np.testing.assert_allclose((unseen - features[0]) @ found.weight + found.bias, expected.predicted, atol=1e-6)
+
+
+def test_where_no_gene_varies_no_penalty_can_be_chosen():
+    features, targets = rows(0, 60)
+    with pytest.raises(ValueError, match="no alpha can be chosen. Give more training spots"):
+        choose_ridge(moments_of(features, np.ones_like(targets), np.repeat(["a", "b"], 30)))
 
 
 def test_a_gene_is_learned_from_the_slides_that_measure_it():
@@ -57,9 +93,10 @@ def test_a_gene_is_learned_from_the_slides_that_measure_it():
     moments = moments_of(features[some], wrong[some], folds[some], panel) | moments_of(
         features[~some], targets[~some], folds[~some]
     )
-    found = fit_ridge(moments, (1.0,))
-    whole = fit_ridge(moments_of(features, targets, folds), (1.0,))
-    part = fit_ridge(moments_of(features[~some], targets[~some], folds[~some]), (1.0,))
+    assert choose_ridge(moments, (1.0,)).alpha == 1.0
+    found = fit_ridge(moments, 1.0, 0.1)
+    whole = fit_ridge(moments_of(features, targets, folds), 1.0, 0.1)
+    part = fit_ridge(moments_of(features[~some], targets[~some], folds[~some]), 1.0, 0.1)
     np.testing.assert_allclose(found.weight[:, panel], whole.weight[:, panel], atol=1e-9)
     np.testing.assert_allclose(found.weight[:, 1], part.weight[:, 1], atol=1e-9)
 
@@ -67,7 +104,14 @@ def test_a_gene_is_learned_from_the_slides_that_measure_it():
 def test_one_slide_is_too_few():
     features, targets = rows(0, 30)
     with pytest.raises(ValueError, match="only a. Train on two slides"):
-        fit_ridge(moments_of(features, targets, np.repeat("a", 30)))
+        choose_ridge(moments_of(features, targets, np.repeat("a", 30)))
+    moments = moments_of(features, targets, np.repeat(["a", "b", "c"], 10))
+    lonely = Moments(features.shape[1], 4)
+    lonely.add(features, targets)
+    only = np.array([True, True, True, False])
+    moments = {(fold, only.tobytes()): one for (fold, _), one in moments.items()} | {("d", b"\1" * 4): lonely}
+    with pytest.raises(ValueError, match="1 genes are measured in d only"):
+        fit_ridge(moments, 1.0, 0.1)
 
 
 def test_held_out_scores_are_means_over_slides_of_pearson():
@@ -145,8 +189,7 @@ def test_the_expression_head_is_the_ridge(toy_heads, toy_checkpoint, toy_study):
     collator = DelstCollator(predictor.processor, toy_study.gene_names, toy_study.slide_ids, toy_study.measured_genes)
 
     def features_of(spots):
-        values = predictor([np.asarray(image) for image in spots["image"]])["features"]
-        return torch.nn.functional.layer_norm(torch.from_numpy(values), values.shape[1:]).double().numpy()
+        return predictor([np.asarray(image) for image in spots["image"]])["features"]
 
     expected = ridge_prediction(
         features_of(train), collator.gene_values(list(train)), features_of(unseen), train["slide_id"]
@@ -154,13 +197,59 @@ def test_the_expression_head_is_the_ridge(toy_heads, toy_checkpoint, toy_study):
     with torch.no_grad():
         found = model(collator(list(unseen))["pixel_values"]).logits.numpy()
     np.testing.assert_allclose(found, expected.predicted, atol=1e-3)
+    assert not model.config.head_standardise
     record = json.loads((toy_heads / "expression" / "training.json").read_text())
     head = record["head"]
-    assert head["alpha"] == pytest.approx(expected.alpha) and head["slides"] == ["toy_A1", "toy_A2"]
+    assert head["alpha"] == pytest.approx(expected.alpha) and head["floor"] == expected.floor
+    assert head["slides"] == ["toy_A1", "toy_A2"] and record["data"]["patch_encoding"] == "jpeg 95"
     assert head["scores"]["gene"] == predictor.processor.feature_extractor.vocabulary
     assert record["data"]["colours"]["mean"][0] > 0 and record["train_slides"] == ["toy_A1", "toy_A2"]
     assert "| gene | Pearson | 95 % |" in (toy_heads / "expression" / "README.md").read_text()
     assert {path.name for path in toy_heads.iterdir() if "shards" in path.name} == set()
+
+
+def test_the_penalty_is_chosen_by_the_most_variable_genes(toy_checkpoint, toy_folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Evaluation, "num_genes", 3)
+    monkeypatch.setattr(fit_module, "choose_ridge", lambda moments: asked.append(moments) or choose_ridge(moments))
+    fit_head(str(toy_checkpoint), str(toy_folder), tmp_path / "head", progress=False, num_workers=0)
+    study = Study.load(str(toy_folder))
+    spots = study.subset(["toy_A1", "toy_A2"])
+    names = load_predictor(str(toy_checkpoint)).processor.feature_extractor.vocabulary
+    values = log_normalize(study.counts(spots))[:, [list(study.gene_names).index(name) for name in names]]
+    expected = values[:, most_variable_genes(values, 3)].toarray().astype(np.float64).sum(axis=0)
+    np.testing.assert_allclose(sum(one.y for one in asked[0].values()), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("patch_px", "image_format"), [(32, "jpeg"), (48, "jpeg"), (32, "png")])
+def test_a_slide_is_predicted_as_well_as_the_evaluation_says(patch_px, image_format, tmp_path):
+    """Patches cut from the image give at the spots what `delst evaluate` prints for the stored ones."""
+    names = ("toy_A1", "toy_A2", "toy_B1")
+    slides = [make_toy_slide(name, spots_per_side=6, image_px=400) for name in names]
+    write_dataset(slides, tmp_path / "data", patch_px=patch_px, image_format=image_format)
+    folder, study = tmp_path / "data", Study.load(str(tmp_path / "data"))
+    image_processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    processor = DelstProcessor(image_processor, DelstGeneFeatureExtractor(vocabulary=study.gene_names))
+    model = make_tiny_model(len(study.gene_names)).eval()
+    train = ["toy_A1", "toy_A2"]
+    save_checkpoint_folder(tmp_path / "model", model, processor, {"train_slides": train})
+    fit_head(str(tmp_path / "model"), str(folder), tmp_path / "head", progress=False, num_workers=0)
+
+    slide = slides[2]
+    Image.fromarray(np.asarray(slide.image)).save(tmp_path / "he.png")
+    spots = study.subset(["toy_B1"])
+    table = spots.select_columns(["barcode", "x", "y"]).to_pandas().set_index("barcode")
+    choice = PatchChoice(mpp=slide.mpp, positions=table)
+    predict_slide(str(tmp_path / "head"), tmp_path / "he.png", tmp_path / "he.h5ad", choice=choice, progress=False)
+    found = anndata.read_h5ad(tmp_path / "he.h5ad")[list(spots["barcode"])]
+
+    how = Evaluation(protocols=["arms"], baselines=False, resamples=2, seeds=[0], progress=False)
+    results = evaluate_checkpoint(model, processor, study, train, ["toy_B1"], how)
+    (row,) = [row for row in results["protocols"] if row["arm"] == "DELST backbone"]
+    genes = results["facts"]["arms"]["genes"]
+    measured = log_normalize(study.counts(spots))[:, [list(study.gene_names).index(gene) for gene in genes]]
+    pearson = gene_pearson(np.asarray(found[:, genes].X), measured.toarray())
+    assert np.nanmean(pearson) == pytest.approx(row["metrics"]["pearson_mean"], abs=1e-5)
 
 
 def test_the_classifier_knows_its_classes(toy_heads, toy_study):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import as_stored
 
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.prediction import load_predictor
@@ -14,7 +15,7 @@ def test_columns_are_what_the_predictor_says(toy_heads):
     predictor = load_predictor(str(toy_heads / "expression"), [str(toy_heads / "labels")])
     generator = np.random.default_rng(0)
     patches = [generator.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(3)]
-    expected = predictor(patches)
+    expected = predictor([as_stored(patch) for patch in patches])
     model = LazySlideTiles(predictor)
     batch = torch.stack([model.get_transform()(patch) for patch in patches])
     found = model.predict(batch)

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import as_stored
 from faults import run_in_child
 from PIL import Image
 
 import delst_hf.prediction.shards as shards_module
 from delst_hf import DelstForGeneExpressionPrediction, DelstModel
 from delst_hf.cli import main
-from delst_hf.data.colour import colour_record, describe_foreign_colour, patch_colours
+from delst_hf.data.appearance import colour_record, describe_foreign_colour, patch_colours
 from delst_hf.data.readers.image import read_slide_image
 from delst_hf.prediction import PatchChoice, build_reference, load_predictor, load_reference, predict_slide
 from delst_hf.prediction.source import slide_source
@@ -47,7 +48,7 @@ def test_a_slide_is_predicted_as_its_patches_are(predicted, toy_heads, slide_fil
     slide = read_slide_image(path, mpp=mpp, patch_um=112)
     model = DelstForGeneExpressionPrediction.from_pretrained(toy_heads / "expression").eval()
     predictor = load_predictor(str(toy_heads / "expression"))
-    images = list(slide.patches(112, 32))
+    images = [as_stored(patch) for patch in slide.patches(112, 32)]
     inputs = predictor.processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         np.testing.assert_allclose(adata.X, model(inputs).logits, atol=1e-4)

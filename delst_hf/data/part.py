@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .appearance import encode
 from .genes import clean_genes
-from .patches import check_patch_size, encode
+from .patches import check_patch_size
 from .preview import draw_preview
 from .quality import QualityFilter, describe_wrong_frame, tissue_fractions, tissue_sample
 from .samples import check_one_slide

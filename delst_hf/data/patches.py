@@ -1,11 +1,9 @@
-"""Square patches of physical size: cut from an image or stored before, and encoded."""
+"""Square patches of physical size: cut from an image or stored before."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -107,18 +105,6 @@ def cut_patch(image: Any, left: float, top: float, side: float, patch_px: int) -
     box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
     resized = Image.fromarray(region).resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized)
-
-
-def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
-    """Encode uint8 (height, width, 3); JPEG keeps colour at full resolution, since stain carries much of the signal.
-
-    JPEG goes straight from the array to libjpeg; Pillow gives the same pixels, but copies them twice before.
-    """
-    if image_format == "jpeg":
-        return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=quality, subsampling="444"))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def check_patch_size(patch_um: float, patch_px: int) -> None:

@@ -166,16 +166,37 @@ class RidgeReadout:
                 "need the same training rows."
             )
         scores = np.array([_fold_scores(targets, fit, held, fold, penalties) for fit, held, fold in self._folds])
-        usable = ~np.isnan(scores).any(axis=1)
-        if not usable.any():
-            raise ValueError(
-                f"no gene of train_targets {targets.shape} varies within a left-out training group, so no alpha can be "
-                "chosen. Pass more training spots, or choose genes with most_variable_genes."
-            )
-        validation = scores[usable].mean(axis=0)
-        best = int(np.flatnonzero(validation >= validation.max() - 1e-12)[-1])
+        best, validation, usable = choose_penalty(scores)
         predicted = self._whole.predict(targets, penalties[best : best + 1])[0]
-        return RidgePrediction(predicted, float(penalties[best]), self.floor, penalties, validation, int(usable.sum()))
+        return RidgePrediction(predicted, float(penalties[best]), self.floor, penalties, validation, usable)
+
+
+def choose_penalty(scores: np.ndarray) -> tuple[int, np.ndarray, int]:
+    """Choose the penalty of the highest mean score over left-out training groups; on a tie the larger.
+
+    The evaluation and the heads of `delst fit` choose by this rule.
+
+    Args:
+        scores: (groups, penalties) mean gene-wise Pearson on each group, penalties ascending; NaN where no gene varies.
+
+    Returns:
+        The place of the chosen penalty, the means (penalties,), and the number of groups behind them.
+
+    Raises:
+        ValueError: If no group could be scored.
+
+    Examples:
+        >>> choose_penalty(np.array([[0.1, 0.3, 0.3], [0.1, 0.5, 0.5], [np.nan] * 3]))
+        (2, array([0.1, 0.4, 0.4]), 2)
+    """
+    usable = ~np.isnan(scores).any(axis=1)
+    if not usable.any():
+        raise ValueError(
+            "no gene varies within a left-out training group, so no alpha can be chosen. Give more training spots, or "
+            "genes that vary."
+        )
+    means = scores[usable].mean(axis=0)
+    return int(np.flatnonzero(means >= means.max() - 1e-12)[-1]), means, int(usable.sum())
 
 
 def best_floor(predictions: Sequence[RidgePrediction]) -> RidgePrediction:

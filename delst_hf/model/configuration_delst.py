@@ -130,6 +130,7 @@ class DelstConfig(PreTrainedConfig):
             token), ``"mean"`` (of the patch tokens) or ``"cls+mean"`` (both, one after the other).
         vision_feature_size: Width of the pooled backbone output; measured once and stored when None.
         head_inputs: What a task head reads: the features of the ``"image"``, of the ``"gene"`` tower, or of ``"both"``.
+        head_standardise: Whether a task head reads the features of a patch standardised over their channels, or as they are.
         head_dropout: Dropout probability before the last layer of a task head.
         freeze_batch_norm: Keep BatchNorm statistics of the backbone fixed in training. Small batches ruin them, and
             batch statistics leak information between the pairs of a contrastive batch.
@@ -170,6 +171,7 @@ class DelstConfig(PreTrainedConfig):
     vision_pooling: str = "auto"
     vision_feature_size: int | None = None
     head_inputs: str = "image"
+    head_standardise: bool = True
     head_dropout: float | int = 0.0
     freeze_batch_norm: bool = True
     save_backbone: bool = True

@@ -1,7 +1,8 @@
 """Task heads on a pretrained `DelstModel`: the class of a spot, and the expression of its genes.
 
 Any trainer that reads ``loss`` and ``logits`` trains them, transformers' own first of all. A head reads the pooled features of
-the towers, standardised, and not the embedding: expression is predicted better from them (docs/results.md).
+the towers, standardised (``config.head_standardise``), and not the embedding: expression is predicted better from them
+(docs/results.md).
 """
 
 from typing import Any
@@ -82,10 +83,11 @@ class DelstForSpotClassification(DelstPreTrainedModel):
         features, hidden_states, attentions = [], None, None
         if "pixel_values" in wanted:
             image = encode_images(self.delst.vision_model, given["pixel_values"], self.config.vision_pooling, **kwargs)
-            features.append(standardise(image.pooler_output))
+            features.append(head_features(image.pooler_output, self.config))
             hidden_states, attentions = image.hidden_states, image.attentions
         if "gene_values" in wanted:
-            features.append(standardise(self.delst.gene_model(gene_values, gene_mask, return_dict=True).pooler_output))
+            genes = self.delst.gene_model(gene_values, gene_mask, return_dict=True).pooler_output
+            features.append(head_features(genes, self.config))
         logits = self.classifier(self.dropout(torch.cat(features, dim=-1)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
@@ -141,7 +143,7 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
             ValueError: If the labels are not of this model's genes.
         """
         image = encode_images(self.delst.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
-        deviation = self.regressor(self.dropout(standardise(image.pooler_output)))
+        deviation = self.regressor(self.dropout(head_features(image.pooler_output, self.config)))
         logits = deviation + self.delst.gene_model.missing_values.to(deviation)
         loss = None
         if labels is not None:
@@ -168,9 +170,9 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
         self.regressor.bias.copy_(F.pad(old.bias, (0, added)))
 
 
-def standardise(features: Tensor) -> Tensor:
-    """Return features (batch, width) in float32 with mean 0 and variance 1, as the head of `DelstModel` reads them."""
-    return F.layer_norm(features.float(), features.shape[-1:])
+def head_features(features: Tensor, config: DelstConfig) -> Tensor:
+    """Return features (batch, width) as a head reads them: in float32, of mean 0 and variance 1 if it standardises."""
+    return F.layer_norm(features.float(), features.shape[-1:]) if config.head_standardise else features.float()
 
 
 __all__ = ["DelstForGeneExpressionPrediction", "DelstForSpotClassification"]

@@ -197,7 +197,7 @@ def _annotations(
         facts = provenance(predictor, None)
     else:
         slide, _ = places_of_anndata(adata, name, image=image, mpp=mpp)
-        source = slide_source(slide, predictor.patch_um(), predictor.patch_px)
+        source = slide_source(slide, predictor.patch_um(), predictor.cut_px, predictor.encoding)
         facts = provenance(predictor, source)
         parts = [
             {one: value for one, value in predictor(patches).items() if one != "features"}

@@ -13,11 +13,12 @@ import torch
 from datasets import Dataset
 
 from ..atomic.files import check_folder_output, write_text
+from ..data.appearance import PatchEncoding, colour_record, some_images
 from ..data.collator import DelstCollator
-from ..data.colour import colour_record
 from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study
 from ..evaluation.embed import check_features
+from ..evaluation.evidence import Evaluation
 from ..evaluation.preparation import MAX_INNER_FOLDS, joined_groups, missing_rows
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
@@ -27,13 +28,16 @@ from .held_out import PearsonSums, class_scores, strips
 from .logistic import fit_logistic
 from .outputs import full_disk_explained
 from .predictor import Predictor, load_predictor
-from .ridge import Moments, Ridge, fit_ridge
+from .ridge import Moments, Ridge, choose_ridge, fit_ridge
 from .shards import Shards, run, workspace
 from .source import dataset_source
 
 logger = logging.getLogger(__name__)
 
 TARGETS = ("expression", "labels")
+# So many patches tell how the dataset stores them.
+_IMAGES = 32
+_ROWS = 512
 
 
 def fit_head(
@@ -115,6 +119,7 @@ def fit_head(
             fitted, found = _labels(predictor, source.rows, ignore_labels, shards)
         if table is None:
             facts["colours"] = colour_record(shards.column("colours"))
+            facts["patch_encoding"] = str(PatchEncoding.of(some_images(study.subset(slides), _IMAGES)) or "unknown")
         record = {**predictor.record, **training_record(head=head | found)}
         # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
         record["data"] = {**facts, "patch_um": (predictor.record.get("data") or {}).get("patch_um", facts["patch_um"])}
@@ -147,61 +152,86 @@ def _folds(rows: pd.DataFrame) -> np.ndarray:
     return joined_groups(groups.to_numpy(dtype=str), MAX_INNER_FOLDS)
 
 
-def _standardised(features: np.ndarray) -> np.ndarray:
-    """Return features as a head reads them: mean 0 and variance 1 in each row."""
-    values = torch.from_numpy(features)
-    return torch.nn.functional.layer_norm(values, values.shape[-1:]).numpy()
-
-
 def _expression(
     predictor: Predictor, spots: Dataset, rows: pd.DataFrame, collator: DelstCollator, shards: Shards
 ) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
     """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
     spots = spots.remove_columns("image")
-    folds, genes = _folds(rows), len(predictor.processor.feature_extractor.vocabulary)
-    moments: dict[tuple[str, bytes], Moments] = {}
-    for places, features, targets, mask in _pairs(shards, spots, collator):
-        for key in dict.fromkeys(zip(folds[places], (row.tobytes() for row in mask))):
-            here = np.array([(fold, row.tobytes()) == key for fold, row in zip(folds[places], mask)])
-            one = moments.setdefault(key, Moments(features.shape[1], genes))
-            one.add(features[here], targets[here])
-    ridge = fit_ridge(moments)
-    scores = _scores(ridge, rows, folds, shards, spots, collator)
-    model = DelstForGeneExpressionPrediction.from_pretrained(predictor.name)
+    folds, slides = _folds(rows), joined_groups(rows["slide_id"].to_numpy(dtype=str), MAX_INNER_FOLDS)
+    deciding = _most_variable(spots, collator)
+    origin = next(iter(shards))["features"][0].astype(np.float64)
+    by_fold: dict[tuple[str, bytes], Moments] = {}
+    by_slide: dict[tuple[str, bytes], Moments] = {}
+    for places, features, targets, mask in _pairs(shards, spots, collator, origin):
+        _add(by_fold, folds[places], features, targets, mask)
+        _add(by_slide, slides[places], features, targets[:, deciding], mask[:, deciding])
+    choice = choose_ridge(by_slide)
+    ridge = fit_ridge(by_fold, choice.alpha, choice.floor)
+    scores = _scores(ridge, rows, folds, _pairs(shards, spots, collator, origin))
+    model = DelstForGeneExpressionPrediction.from_pretrained(predictor.name, head_standardise=False)
     with torch.no_grad():
         means = model.delst.gene_model.missing_values.float()
         model.regressor.weight.copy_(torch.from_numpy(ridge.weight.T.copy()))
-        model.regressor.bias.copy_(torch.from_numpy(ridge.bias) - means)
+        model.regressor.bias.copy_(torch.from_numpy(ridge.bias - origin @ ridge.weight) - means)
     # JSON knows no NaN: a gene that could not be scored has none.
     known = {name: [None if np.isnan(value) else round(value, 4) for value in scores[name]] for name in scores}
-    if ridge.alpha in (ridge.alphas[0], ridge.alphas[-1]):
-        logger.warning("the penalty %g is the smallest or largest that was tried", ridge.alpha)
+    if choice.alpha in (choice.alphas[0], choice.alphas[-1]):
+        logger.warning("the penalty %g is the smallest or largest that was tried", choice.alpha)
     return model, {
         "method": "ridge",
-        "alpha": ridge.alpha,
+        "alpha": choice.alpha,
+        "floor": choice.floor,
         "folds": sorted(set(folds.tolist())),
         "pearson_mean": round(float(np.nanmean(scores["pearson"])), 4),
         "scores": {"gene": list(predictor.processor.feature_extractor.vocabulary), **known},
     }
 
 
-def _pairs(shards: Shards, spots: Dataset, collator: DelstCollator) -> Any:
-    """Yield positions, features (rows, width), targets and mask (rows, genes) of the spots of each shard."""
+def _most_variable(spots: Dataset, collator: DelstCollator) -> np.ndarray:
+    """Return the places of the genes by which the evaluation chooses a penalty, those of highest variance."""
+    table, number = SpotRows(spots), len(collator.processor.feature_extractor.vocabulary)
+    count, total, square = np.zeros(number), np.zeros(number), np.zeros(number)
+    for start in range(0, len(spots), _ROWS):
+        batch = collator.all_but_pixels(table.__getitems__(list(range(start, min(start + _ROWS, len(spots))))))
+        mask = batch["gene_mask"].numpy()
+        values = np.where(mask, batch["gene_values"].numpy().astype(np.float64), 0.0)
+        count, total, square = count + mask.sum(axis=0), total + values.sum(axis=0), square + (values**2).sum(axis=0)
+    seen = np.maximum(count, 1)
+    variance = square / seen - (total / seen) ** 2
+    return np.argsort(-variance, kind="stable")[: Evaluation.num_genes]
+
+
+def _add(
+    moments: dict[tuple[str, bytes], Moments],
+    groups: np.ndarray,
+    features: np.ndarray,
+    targets: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    """Add rows to the sums of their groups (rows,) and panels."""
+    panels = [row.tobytes() for row in mask]
+    for key in dict.fromkeys(zip(groups, panels)):
+        here = np.array([each == key for each in zip(groups, panels)])
+        one = moments.setdefault(key, Moments(features.shape[1], targets.shape[1]))
+        one.add(features[here], targets[here])
+
+
+def _pairs(shards: Shards, spots: Dataset, collator: DelstCollator, origin: np.ndarray) -> Any:
+    """Yield positions, features less `origin` (rows, width), targets and mask (rows, genes) of the spots of each shard."""
     table, start = SpotRows(spots), 0
     for shard in shards:
         places = np.arange(start, start + len(shard["features"]))
         start += len(places)
         batch = collator.all_but_pixels(table.__getitems__(places.tolist()))
-        yield places, _standardised(shard["features"]), batch["gene_values"].numpy(), batch["gene_mask"].numpy()
+        yield places, shard["features"] - origin, batch["gene_values"].numpy(), batch["gene_mask"].numpy()
 
 
-def _scores(
-    ridge: Ridge, rows: pd.DataFrame, folds: np.ndarray, shards: Shards, spots: Dataset, collator: DelstCollator
-) -> pd.DataFrame:
+def _scores(ridge: Ridge, rows: pd.DataFrame, folds: np.ndarray, pairs: Any) -> pd.DataFrame:
+    """Return the held-out Pearson of every gene with its interval, each spot predicted by the fit that left its fold out."""
     slides = rows["slide_id"].to_numpy(dtype=str)
     units = strips(slides, rows["y"].to_numpy(float))
     sums = PearsonSums([slides[units == unit][0] for unit in range(units.max() + 1)], ridge.weight.shape[1])
-    for places, features, targets, mask in _pairs(shards, spots, collator):
+    for places, features, targets, mask in pairs:
         for fold in np.unique(folds[places]):
             here = folds[places] == fold
             weight, bias = ridge.folds[fold]
@@ -219,12 +249,17 @@ def _labels(
             f"none of the {len(rows)} spots of these slides has a label. Train on annotated slides (--train-slides), or fit "
             "--target expression."
         )
-    features = _standardised(shards.column("features")[labelled])
+    values = torch.from_numpy(shards.column("features")[labelled])
+    features = torch.nn.functional.layer_norm(values, values.shape[-1:]).numpy()
     truth, groups = labels[labelled].astype(str), _folds(rows[labelled])
     fitted = fit_logistic(features, truth, groups)
     names = dict(enumerate(fitted.classes))
     model = DelstForSpotClassification.from_pretrained(
-        predictor.name, id2label=names, label2id={name: i for i, name in names.items()}, head_inputs="image"
+        predictor.name,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+        head_inputs="image",
+        head_standardise=True,
     )
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(fitted.weight.T.copy()))

@@ -82,11 +82,14 @@ class LazySlideTiles(LazySlideModel):
 
     def get_transform(self) -> Callable[[Any], Tensor]:
         """Return the preparation of the model's own processor: a tile (height, width, 3) uint8 -> (3, side, side)."""
-        processor = self.predictor.processor
+        processor, encoding, side = self.predictor.processor, self.predictor.encoding, self.predictor.cut_px
 
         def prepared(tile: Any) -> Tensor:
             picture = tile if isinstance(tile, Image.Image) else Image.fromarray(np.asarray(tile, dtype=np.uint8))
-            return processor.prepare_images(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            picture = picture.convert("RGB")
+            if encoding is not None and picture.size == (side, side):
+                picture = Image.fromarray(encoding.restored(np.asarray(picture)))
+            return processor.prepare_images(picture, return_tensors="pt")["pixel_values"][0]
 
         return prepared
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..atomic.files import check_file_output, check_folder_output
-from ..data.colour import describe_foreign_colour
+from ..data.appearance import describe_foreign_colour
 from ..data.genes import canonical_species
 from ..data.images import check_readable
 from ..data.patch_features import SUFFIXES as SUFFIXES_OF_FEATURES
@@ -140,7 +140,7 @@ def predict_slide(
         "source": [state_of(one) for one in (source, choice.features) if one is not None],
         "genes": needed,
     }
-    with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "version": 1}) as folder:
+    with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "version": 2}) as folder:
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
         if found := describe_foreign_colour(shards.column("colours"), _trained_colours(predictor)):
@@ -189,7 +189,7 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
     if path.suffix in _ANNDATA:
         patch_um = predictor.patch_um(choice.patch_um)
         slide, scale = places_of_anndata(open_anndata(path), path.name, image=choice.image, mpp=choice.mpp)
-        return in_full_resolution(slide_source(slide, patch_um, predictor.patch_px), scale)
+        return in_full_resolution(slide_source(slide, patch_um, predictor.cut_px, predictor.encoding), scale)
     if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
         study = Study.load(str(source))
         slides, features = list(choice.slides) or study.paired_slides, None
@@ -204,7 +204,7 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
     places = choice.positions if isinstance(choice.positions, pd.DataFrame | None) else read_positions(choice.positions)
     options = {name: getattr(choice, name) for name in ("mpp", "stride_um", "min_tissue", "mask", "species")}
     slide = read_slide_image(path, patch_um=patch_um, positions=places, **options)
-    return slide_source(slide, patch_um, predictor.patch_px)
+    return slide_source(slide, patch_um, predictor.cut_px, predictor.encoding)
 
 
 def read_positions(path: str) -> pd.DataFrame:

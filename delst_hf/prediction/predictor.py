@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.appearance import PatchEncoding
 from ..data.collator import PixelTransform
 from ..errors import did_you_mean, reading_model
 from ..evaluation.embed import CPU_SPOTS
@@ -19,7 +20,7 @@ from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
 from ..model.lorentz import log_map0, radius
 from ..model.modeling_delst import DelstModel
-from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification, standardise
+from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification, head_features
 from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import encode_images
 from ..record import find_training_record
@@ -39,9 +40,10 @@ class Predictor:
         processor: Its processor.
         record: The record of its training, with that of its head under ``head``.
         genes: One row per gene that the expression head predicts, in its order, with `SCORES` where they are known.
-        expression: The head as a layer from standardised features to all of `genes`; None without one.
+        expression: The head as a layer from features to all of `genes`; None without one.
         classes: Names of the classes, in the order of the logits.
         classifier: The head as a layer; None without one.
+        configs: Configuration of each head, by "expression" and "classifier": it says how the head reads features.
 
     Examples:
         >>> predictor = load_predictor("runs/toy/expression")
@@ -57,17 +59,29 @@ class Predictor:
     expression: torch.nn.Linear | None = None
     classes: list[str] = field(default_factory=list)
     classifier: torch.nn.Linear | None = None
+    configs: dict[str, DelstConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.transform = PixelTransform.from_processor(self.processor)
 
     @property
     def patch_px(self) -> int:
-        """Side at which patches are cut: that of the model's input."""
+        """Side of the model's input."""
         if self.transform is not None:
             return max(self.transform.size)
         size = self.processor.image_processor.size
         return int(size.get("shortest_edge") or size.get("height") or 224)
+
+    @property
+    def cut_px(self) -> int:
+        """Side at which patches of a slide are cut: that at which those of the training were stored, else the model's own."""
+        stored = str((self.record.get("data") or {}).get("patch_px") or "")
+        return int(stored) if stored.isdecimal() and self.encoding is not None else self.patch_px
+
+    @property
+    def encoding(self) -> PatchEncoding | None:
+        """How the patches of the training were stored: those of a slide are to look alike. None where nobody knows."""
+        return PatchEncoding.named(str((self.record.get("data") or {}).get("patch_encoding") or ""))
 
     def patch_um(self, given: float | None = None) -> float:
         """Return the side of a patch in micrometres: that of the training, unless another is insisted on.
@@ -150,11 +164,11 @@ class Predictor:
     def from_features(self, features: Tensor) -> dict[str, Tensor]:
         """Return the same from pooled features (patches, width) of the backbone."""
         found = {"features": features, **self.in_space(self.model.embed_features(features, "image"))}
-        standardised = standardise(features)
         if self.expression is not None:
-            found["expression"] = self.expression(standardised)
+            found["expression"] = self.expression(head_features(features, self.configs["expression"]))
         if self.classifier is not None:
-            found["probabilities"] = self.classifier(standardised).softmax(-1)
+            logits = self.classifier(head_features(features, self.configs["classifier"]))
+            found["probabilities"] = logits.softmax(-1)
         return found
 
     def in_space(self, embeds: Tensor) -> dict[str, Tensor]:
@@ -242,6 +256,7 @@ def _same_backbone(first: DelstModel, second: DelstModel) -> bool:
 def _add_head(predictor: Predictor, model: Any, record: Mapping[str, Any]) -> None:
     if isinstance(model, DelstForGeneExpressionPrediction):
         means = model.delst.gene_model.missing_values.float().to(model.regressor.weight.device)
+        predictor.configs["expression"] = model.config
         predictor.expression = _layer(model.regressor.weight, model.regressor.bias + means)
         predictor.genes = _scored_genes(predictor.processor.feature_extractor.vocabulary, record)
     elif isinstance(model, DelstForSpotClassification):
@@ -250,6 +265,7 @@ def _add_head(predictor: Predictor, model: Any, record: Mapping[str, Any]) -> No
                 f"the head of {predictor.name} reads {model.config.head_inputs!r}. Allowed: 'image', since a slide without "
                 "counts has patches only. Fit one: delst fit MODEL DATASET --target labels --output DIR."
             )
+        predictor.configs["classifier"] = model.config
         predictor.classifier = _layer(model.classifier.weight, model.classifier.bias)
         predictor.classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
 

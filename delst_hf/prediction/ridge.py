@@ -1,4 +1,6 @@
-"""Ridge regression from sums alone: rows are read once, and memory does not depend on how many there are.
+"""Ridge regression from sums alone: memory does not depend on how many rows there are.
+
+It is the ridge of `evaluation.expression.ridge_prediction`, and its penalty and floor are chosen as there.
 
 With the sums of x, y, x x' and x y' of the fitting rows, everything a ridge needs is there, and with those of held-out rows
 everything its Pearson correlation needs: the covariance of prediction and target is W' Cxy, the variance W' Cxx W.
@@ -9,13 +11,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..evaluation.expression import RIDGE_ALPHAS
-from ..evaluation.preparation import SCALE_FLOOR, nanmean
+from ..evaluation.expression import RIDGE_ALPHAS, choose_penalty
+from ..evaluation.preparation import SCALE_FLOORS, nanmean
+
+# A spread of a feature below this share of its size is what rounding leaves of a constant one.
+_ROUNDING = 1e-6
+# (group, panel) -> sums of its rows. A panel is the measured genes, ``bool (genes,).tobytes()``, so that a gene is learned
+# from the slides alone that measure it.
+Sums = Mapping[tuple[str, bytes], "Moments"]
 
 
 @dataclass
 class Moments:
-    """Sums over rows of features x (width,) and targets y (genes,), in float64."""
+    """Sums over rows of features x (width,) and targets y (genes,), in float64.
+
+    Give features less those of one row: the smaller they are, the fewer digits squares lose, and a constant one is exactly 0.
+    """
 
     width: int
     genes: int
@@ -68,13 +79,13 @@ class RidgePath:
     target_mean: np.ndarray
 
     @classmethod
-    def of(cls, moments: Moments) -> "RidgePath":
+    def of(cls, moments: Moments, floor: float) -> "RidgePath":
         """Decompose the moments of the fitting rows."""
         xx, xy, _ = moments.centred()
         deviation = np.sqrt(np.maximum(np.diag(xx), 0) / moments.count)
-        varies = deviation > 1e-9 * np.sqrt(np.diag(moments.xx) / moments.count)
+        varies = deviation > _ROUNDING * np.sqrt(np.diag(moments.xx) / moments.count)
         typical = float(np.median(deviation[varies])) if varies.any() else 1.0
-        scale = np.maximum(deviation, SCALE_FLOOR * typical)
+        scale = np.where(varies, np.maximum(deviation, floor * typical), (floor or 1.0) * typical)
         values, vectors = np.linalg.eigh(xx / np.outer(scale, scale))
         right = vectors.T @ (xy / scale[:, None])
         mean = moments.x / moments.count, moments.y / moments.count
@@ -103,76 +114,107 @@ def correlation(covariance: np.ndarray, predicted: np.ndarray, measured: np.ndar
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The penalty and the floor of the feature scales that are best on groups that are left out.
+
+    Attributes:
+        alpha: The penalty.
+        floor: See `FlooredScaler`; 0 is plain standardisation.
+        alphas: The penalties tried, ascending.
+        validation_pearson: (penalties,) mean over groups of the mean Pearson of the genes, with this floor.
+    """
+
+    alpha: float
+    floor: float
+    alphas: np.ndarray
+    validation_pearson: np.ndarray
+
+
+@dataclass(frozen=True)
 class Ridge:
     """A fitted ridge, and those of its folds.
 
     Attributes:
         weight: (width, genes).
         bias: (genes,).
-        alpha: The penalty.
-        alphas: The penalties tried, ascending.
-        validation_pearson: (penalties,) mean over genes of the Pearson on held-out folds.
         folds: Fold -> weight and bias fitted on all the others.
     """
 
     weight: np.ndarray
     bias: np.ndarray
-    alpha: float
-    alphas: np.ndarray
-    validation_pearson: np.ndarray
     folds: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def fit_ridge(moments: Mapping[tuple[str, bytes], Moments], alphas: Sequence[float] = RIDGE_ALPHAS) -> Ridge:
-    """Fit a ridge, the penalty chosen by the mean Pearson on folds that are left out; on a tie the larger.
+def choose_ridge(
+    moments: Sums, alphas: Sequence[float] = RIDGE_ALPHAS, floors: Sequence[float] = SCALE_FLOORS
+) -> Choice:
+    """Choose penalty and floor by the mean Pearson on groups that are left out, as `ridge_prediction` does.
 
     Args:
-        moments: (fold, panel) -> sums of its rows; a panel is the measured genes, ``bool (genes,).tobytes()``, so that a gene
-            is learned from the slides alone that measure it.
+        moments: Sums of the rows by group, such as slides, and panel.
         alphas: Penalties to choose from.
+        floors: Floors of the feature scales to choose from.
 
     Raises:
-        ValueError: If there are fewer than two folds, or a gene is measured in fewer than two.
+        ValueError: If there are fewer than two groups, a gene is measured in one only, or none varies.
     """
+    penalties, best = np.sort(np.asarray(alphas, dtype=float)), None
+    for floor in floors:
+        scores = _left_out_scores(moments, penalties, floor)
+        place, validation, _ = choose_penalty(scores)
+        if best is None or validation.max() > best.validation_pearson.max():
+            best = Choice(float(penalties[place]), floor, penalties, validation)
+    assert best is not None
+    return best
+
+
+def fit_ridge(moments: Sums, alpha: float, floor: float) -> Ridge:
+    """Fit a ridge on all rows, and one on all but those of each fold.
+
+    Args:
+        moments: Sums of the rows by fold and panel.
+        alpha: The penalty.
+        floor: Of the feature scales.
+
+    Raises:
+        ValueError: If there are fewer than two folds, or a gene is measured in one only.
+    """
+    genes = next(iter(moments.values())).genes
+    folds, parts = _folds(moments), list(_patterns(moments))
+    every = [(RidgePath.of(_sum(moments, folds, panels, some), floor), some) for panels, some in parts]
+    left_out = {}
+    for fold in folds:
+        fitting = [(RidgePath.of(_others(moments, fold, panels, some), floor), some) for panels, some in parts]
+        left_out[fold] = _joined(fitting, alpha, genes)
+    return Ridge(*_joined(every, alpha, genes), left_out)
+
+
+def _left_out_scores(moments: Sums, penalties: np.ndarray, floor: float) -> np.ndarray:
+    """Return the mean Pearson over genes (groups, penalties) on each group after fitting on the others; NaN if none varies."""
+    folds, genes = _folds(moments), next(iter(moments.values())).genes
+    scores = np.full((len(folds), len(penalties), genes), np.nan)
+    for panels, some in _patterns(moments):
+        for place, fold in enumerate(folds):
+            path, held = RidgePath.of(_others(moments, fold, panels, some), floor), _sum(moments, [fold], panels, some)
+            if held.count > 1:
+                scores[place][:, some] = [path.pearson(alpha, held) for alpha in penalties]
+    return nanmean(scores.transpose(2, 0, 1))
+
+
+def _folds(moments: Sums) -> list[str]:
     folds = sorted({fold for fold, _ in moments})
     if len(folds) < 2:
         raise ValueError(
             f"the penalty is chosen on slides that are left out, and there is only {', '.join(folds) or 'none'}. Train on two "
             "slides or more (--train-slides)."
         )
-    masks = {panel: np.frombuffer(panel, dtype=bool) for _, panel in moments}
-    first = next(iter(moments.values()))
-    penalties = np.sort(np.asarray(alphas, dtype=float))
-    scores = {fold: np.full((len(penalties), first.genes), np.nan) for fold in folds}
-    paths: dict[tuple[str, int], RidgePath] = {}
-    patterns = list(_patterns(masks, first.genes))
-    for number, (panels, genes) in enumerate(patterns):
-        for fold in folds:
-            held = _sum(moments, [fold], panels, genes)
-            fitting = _sum(moments, [one for one in folds if one != fold], panels, genes)
-            if not fitting.count:
-                raise ValueError(
-                    f"{len(genes)} genes are measured in {fold} only, so that they cannot be scored. Train on further slides "
-                    "that measure them, or leave that one out (--train-slides)."
-                )
-            path = paths[fold, number] = RidgePath.of(fitting)
-            if held.count > 1:
-                scores[fold][:, genes] = [path.pearson(alpha, held) for alpha in penalties]
-    validation = np.nanmean(nanmean(np.stack(list(scores.values()))), axis=1)
-    alpha = float(penalties[len(penalties) - 1 - int(np.nanargmax(validation[::-1]))])
-    whole = [(RidgePath.of(_sum(moments, folds, panels, genes)), genes) for panels, genes in patterns]
-    every = _joined(whole, alpha, first.genes)
-    left_out = {
-        fold: _joined([(paths[fold, number], genes) for number, (_, genes) in enumerate(patterns)], alpha, first.genes)
-        for fold in folds
-    }
-    return Ridge(*every, alpha, penalties, validation, left_out)
+    return folds
 
 
-def _patterns(masks: Mapping[bytes, np.ndarray], genes: int) -> Iterable[tuple[list[bytes], np.ndarray]]:
+def _patterns(moments: Sums) -> Iterable[tuple[list[bytes], np.ndarray]]:
     """Yield panels, and the genes that just these panels measure, which are solved together."""
-    panels = list(masks)
-    measured = np.stack([masks[panel] for panel in panels])
+    panels = list(dict.fromkeys(panel for _, panel in moments))
+    measured = np.stack([np.frombuffer(panel, dtype=bool) for panel in panels])
     patterns, which = np.unique(measured, axis=1, return_inverse=True)
     for number in range(patterns.shape[1]):
         if patterns[:, number].any():
@@ -182,9 +224,18 @@ def _patterns(masks: Mapping[bytes, np.ndarray], genes: int) -> Iterable[tuple[l
             )
 
 
-def _sum(
-    moments: Mapping[tuple[str, bytes], Moments], folds: Sequence[str], panels: Sequence[bytes], genes: np.ndarray
-) -> Moments:
+def _others(moments: Sums, fold: str, panels: Sequence[bytes], genes: np.ndarray) -> Moments:
+    """Return the sums of all rows but those of one fold."""
+    found = _sum(moments, [one for one in _folds(moments) if one != fold], panels, genes)
+    if not found.count:
+        raise ValueError(
+            f"{len(genes)} genes are measured in {fold} only, so that they cannot be scored. Train on further slides "
+            "that measure them, or leave that one out (--train-slides)."
+        )
+    return found
+
+
+def _sum(moments: Sums, folds: Sequence[str], panels: Sequence[bytes], genes: np.ndarray) -> Moments:
     first = next(iter(moments.values()))
     total = Moments(first.width, len(genes))
     for (fold, panel), one in moments.items():

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..atomic.files import fsync
 from ..atomic.locks import locked
-from ..data.colour import patch_colours
+from ..data.appearance import patch_colours
 from .predictor import Predictor
 from .source import PatchSource
 from .stream import check_reading, in_batches, read_ahead

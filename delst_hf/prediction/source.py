@@ -14,6 +14,7 @@ import pandas as pd
 from datasets import Dataset, load_dataset
 from PIL import Image
 
+from ..data.appearance import PatchEncoding
 from ..data.collator import open_patch
 from ..data.patch_features import FeatureTable, read_patch_features
 from ..data.patches import Cutter
@@ -68,7 +69,7 @@ class PatchSource:
         return start + np.lexsort((rows["x"].to_numpy(), rows["y"].to_numpy() // side))
 
 
-def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
+def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEncoding | None = None) -> PatchSource:
     """Return patches of a slide at its spots, cut when they are asked for.
 
     Of a pyramid the coarsest level is read that still has more pixels than the patch.
@@ -77,6 +78,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
         slide: The slide; its spots may have any further columns.
         patch_um: Side of a patch in micrometres.
         patch_px: Side of a patch in pixels.
+        encoding: How the patches of the training were stored; those of the slide then look as if they came out of that dataset.
 
     Raises:
         ValueError: If patches are larger than the slide.
@@ -98,7 +100,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int) -> PatchSource:
     spot_um = slide.spot_um or patch_um
     return PatchSource(
         rows=slide.spots.assign(slide_id=slide.slide_id).astype({"array_row": int, "array_col": int}),
-        read=_Reader(reduced, patch_um, patch_px),
+        read=_Reader(reduced, patch_um, patch_px, encoding),
         patch_um=patch_um,
         mpp={slide.slide_id: slide.mpp},
         spot_px={slide.slide_id: spot_um / slide.mpp},
@@ -143,16 +145,18 @@ def _placed(slide: Slide, side: float) -> pd.DataFrame:
 class _Reader:
     """Cuts patches for several threads: an array in memory is shared, a file is opened once per thread."""
 
-    def __init__(self, slide: Slide, patch_um: float, patch_px: int):
+    def __init__(self, slide: Slide, patch_um: float, patch_px: int, encoding: PatchEncoding | None):
         self.slide, self.patch_um, self.patch_px = slide, patch_um, patch_px
+        self.restored = encoding.restored if encoding is not None else np.asarray
         self.own, self.lock = threading.local(), threading.Lock()
 
     def __call__(self, positions: Sequence[int]) -> list[np.ndarray]:
+        cut = self._cutter()
         if self.slide.stored_patches is not None:  # of one HDF5 file, which is read by one thread at a time
             with self.lock:
-                return [self._cutter()(position) for position in positions]
-        cut = self._cutter()
-        return [cut(position) for position in positions]
+                patches = [cut(position) for position in positions]
+            return [self.restored(patch) for patch in patches]
+        return [self.restored(cut(position)) for position in positions]
 
     def _cutter(self) -> Cutter:
         if not hasattr(self.own, "cut"):

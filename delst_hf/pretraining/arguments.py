@@ -177,7 +177,15 @@ Examples:
     >>> model.config_arguments()["gene_config"]["encoder"]
     'set'
 """
-_NOT_OF_A_RUN = ("vision_config", "gene_config", "vision_feature_size", "vision_source", "head_inputs", "head_dropout")
+_NOT_OF_A_RUN = (
+    "vision_config",
+    "gene_config",
+    "vision_feature_size",
+    "vision_source",
+    "head_inputs",
+    "head_standardise",
+    "head_dropout",
+)
 ModelArguments = make_dataclass(
     "ModelArguments",
     [

@@ -26,8 +26,8 @@ from transformers import set_seed
 
 from ..atomic.files import write_text
 from ..atomic.processes import end_like_interrupted
+from ..data.appearance import picture_facts
 from ..data.collator import DelstCollator, random_orientation
-from ..data.colour import colour_record, colours_of_spots
 from ..data.study import SpotRows, Study
 from ..errors import run_script
 from ..evaluation.embed import check_features
@@ -278,7 +278,7 @@ def assemble_head(study: Study, head: HeadArguments, training: HeadTrainingArgum
         names = dict(enumerate(classes))
         model: Any = DelstForSpotClassification.from_pretrained(
             head.model, id2label=names, label2id={name: i for i, name in names.items()}, head_inputs="image",
-            ignore_mismatched_sizes=True,
+            head_standardise=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
         made = HeadCollator(collator, classes)
     else:
@@ -288,7 +288,7 @@ def assemble_head(study: Study, head: HeadArguments, training: HeadTrainingArgum
     facts = {
         "train_slides": train_slides,
         "validation_slides": validation_slides,
-        "data": {**data_facts(head.dataset, study, train_slides), "colours": colour_record(colours_of_spots(spots[0]))},
+        "data": {**data_facts(head.dataset, study, train_slides), **picture_facts(spots[0])},
         "hyperparameters": hyperparameters(head, training),
         "seed": training.seed,
     }

@@ -304,11 +304,11 @@ def facts_of_data(
     features: "FeatureTable | None" = None,
 ) -> dict[str, Any]:
     """Return `data_facts` of the training slides with the colours of their patches, by which a foreign stain is told."""
-    from ..data.colour import colour_record, colours_of_spots
+    from ..data.appearance import picture_facts
 
     path = data.dataset if study.folder is None else study.folder.path
     facts = feature_facts(data_facts(path, study, train_slides), features)
-    return facts if features is not None else {**facts, "colours": colour_record(colours_of_spots(spots))}
+    return facts if features is not None else {**facts, **picture_facts(spots)}
 
 
 def check_features_replace_a_backbone(model: Any, training: DelstTrainingArguments) -> None:
