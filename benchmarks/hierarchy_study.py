@@ -292,10 +292,9 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
         if options.tuned:
             arms |= tuned_arms(options.tuned)
         chosen_splits = options.splits or SPLITS
-        for group in (MAIN, LEFT_OUT):
-            for seed in options.seeds:
-                for split in (name for name in group if name in chosen_splits):
-                    units += split_units(split, seed, arms)
+        for seed in options.seeds:
+            for split in (name for name in (*MAIN, *LEFT_OUT) if name in chosen_splits):
+                units += split_units(split, seed, arms)
     folders = folders_of(options)
     return [unit for unit in units if unit.key not in done and folders.get(training_data(split_of(unit), unit.options))]
 
