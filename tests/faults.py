@@ -33,6 +33,7 @@ def run_in_child(
     kill_before: Callable[[str, tuple], bool] | None = None,
     full_at: int | None = None,
     file_limit: int | None = None,
+    within: str | None = None,
 ) -> int:
     """Run `work` in a fork and return its wait status; the fork never returns into the test.
 
@@ -43,6 +44,7 @@ def run_in_child(
             which this is true: where libraries write files of their own, the number of an event is not the same everywhere.
         full_at: From its file-system event of this number on, whatever takes room on the disk fails (OSError ENOSPC).
         file_limit: No file of the child may grow beyond this many bytes, as on a disk that is full (OSError EFBIG).
+        within: Count only the events in this folder: those of the output, and none of what libraries keep elsewhere.
     """
     child = os.fork()
     if child == 0:
@@ -53,11 +55,11 @@ def run_in_child(
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
             if kill_at is not None:
-                _at_event(kill_at, lambda event: os.kill(os.getpid(), signal.SIGKILL))
+                _at_event(kill_at, lambda event: os.kill(os.getpid(), signal.SIGKILL), within=within)
             if kill_before is not None:
                 sys.addaudithook(lambda *event: kill_before(*event) and os.kill(os.getpid(), signal.SIGKILL))
             if full_at is not None:
-                _at_event(full_at, _no_room, onwards=True)
+                _at_event(full_at, _no_room, onwards=True, within=within)
             work()
             code = 0
         except FileExistsError:
@@ -87,13 +89,13 @@ def _no_room(event: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _at_event(number: int, act: Callable[[str], None], onwards: bool = False) -> None:
+def _at_event(number: int, act: Callable[[str], None], onwards: bool = False, within: str | None = None) -> None:
     seen = 0
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal seen
         is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if event in _EVENTS or is_write:
+        if (event in _EVENTS or is_write) and (within is None or _is_in(within, arguments)):
             seen += 1
             if seen - 1 == number or (onwards and seen - 1 > number):
                 act(event)
@@ -106,6 +108,19 @@ def _at_event(number: int, act: Callable[[str], None], onwards: bool = False) ->
         fsync(descriptor)
 
     os.fsync = audited
+
+
+def _is_in(folder: str, arguments: tuple) -> bool:
+    """Tell whether an event is one of a folder, by its paths or its open file."""
+    for one in arguments:
+        if isinstance(one, int) and not isinstance(one, bool) and one > 2:
+            try:
+                one = os.readlink(f"/proc/self/fd/{one}")
+            except OSError:
+                continue
+        if isinstance(one, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(one)).startswith(folder):
+            return True
+    return False
 
 
 class FaultServer:
@@ -131,14 +146,13 @@ class FaultServer:
         self.process.wait()
         self.process.stdout.close()
 
-    def run(self, function: str, *arguments: str, kill_at=None, full_at=None, **options) -> int:
+    def run(self, function: str, *arguments: str, kill_at=None, full_at=None, within=None, **options) -> int:
         """Exit status of a run: 0; 3 for a FileExistsError; 70 for another exception; negative for a signal."""
         asked = {
             "function": function,
             "arguments": arguments,
             "options": options,
-            "kill_at": kill_at,
-            "full_at": full_at,
+            "faults": {"kill_at": kill_at, "full_at": full_at, "within": within},
         }
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
@@ -152,7 +166,7 @@ def serve(module) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         work = partial(getattr(module, asked["function"]), *asked["arguments"], **asked["options"])
-        status = os.waitstatus_to_exitcode(run_in_child(work, kill_at=asked["kill_at"], full_at=asked["full_at"]))
+        status = os.waitstatus_to_exitcode(run_in_child(work, **asked["faults"]))
         print("status", status, flush=True)
 
 

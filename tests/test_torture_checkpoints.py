@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from faults import FaultServer, tally
@@ -14,10 +15,12 @@ STEP = 1 if os.environ.get("DELST_TORTURE") else 7
 
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
 def test_a_checkpoint_that_is_replaced_is_there_and_whole(tmp_path, fault):
-    folder, number, ended = tmp_path / "run" / "model", 0, False
+    old, folder, number, ended = tmp_path / "old", tmp_path / "run" / "model", 0, False
     with FaultServer("torture_work") as server:
+        assert server.run("save_over", str(old), "1") == 0
         while not ended:
-            assert server.run("save_over", str(folder), "1") == 0
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(old, folder)
             at = {"kill_at" if fault == "kill" else "full_at": number}
             ended = server.run("save_over", str(folder), "2", **at) == 0
             check_checksums(folder)

@@ -53,21 +53,23 @@ def left_over(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-@pytest.mark.parametrize("fault", ["kill", "full disk"])
-def test_prepare_is_finished_by_the_same_command(server, expected, tmp_path, fault):
+@pytest.mark.parametrize(("fault", "several_files"), [("kill", False), ("full disk", False), ("kill", True)])
+def test_prepare_is_finished_by_the_same_command(server, expected, tmp_path, fault, several_files):
     """Killed, or out of room, at any event, the same command then makes the right dataset, or finds it finished."""
-    number, ended = 0, False
+    number, ended, options = 0, False, {"several_files": several_files}
     while not ended:
         folder = tmp_path / f"{fault}-{number}"
         folder.mkdir()
         output = folder / "data"
-        ended = server.run("prepare", str(output), **{"kill_at" if fault == "kill" else "full_at": number}) == 0
+        at = {"kill_at" if fault == "kill" else "full_at": number}
+        ended = server.run("prepare", str(output), **at, **options) == 0
         if output.exists():
             assert rows(output) == expected, f"half a dataset after event {number}"
-        status = server.run("prepare", str(output))
+        status = server.run("prepare", str(output), **options)
         assert status in (0, 3), f"the rerun ended with {status} after event {number}"  # 3: it is there already
         held = rows(output) == expected and left_over(folder) == []
         tally(f"prepare, {fault}", held, f"event {number}: {left_over(folder)}")
+        assert len(list((output / "spots").glob("*.parquet"))) == (6 if several_files else 2)
         shutil.rmtree(folder)
         number += STEP
     assert number > 3 * STEP

@@ -11,9 +11,13 @@ SIZE = {"patch_um": 40, "patch_px": 20}
 _JOBS = [partial(make_toy_slide, name, spots_per_side=3, num_genes=20, image_px=90) for name in ("toy_A1", "toy_B1")]
 
 
-def prepare(output, pause=0.0, stop_before_join=False, **options):
-    """`delst prepare` of two slides, which keeps finished ones."""
-    from delst_hf.data import dataset
+def prepare(output, pause=0.0, stop_before_join=False, several_files=False, **options):
+    """`delst prepare` of two slides, which keeps finished ones; of several files each, as --shard-mb makes of large ones."""
+    from delst_hf.data import dataset, part
+
+    if several_files:
+        shards, part._ROWS_PER_GROUP = part._Shards, 4
+        part._Shards = lambda folder, slide_id, limit: shards(folder, slide_id, 1)
 
     joined = dataset.join_parts
 

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 # Locks of one process do not exclude each other: its own are kept here.
 _HELD: set[str] = set()
 _GUARD = threading.Lock()
+_TRIES = 10  # to read who holds a lock
 
 
 class BusyError(FileExistsError):
@@ -42,7 +44,8 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
     """Hold the lock of an output: the file ``.NAME.lock`` beside it, with process id, host and start.
 
     The lock ends with the process, however that ends; what a dead one left is taken over. Where the disk knows no locks, the
-    process id decides, and a lock of another host stands until its file is deleted.
+    process id decides, and a lock of another host stands until its file is deleted. A pipe or device, such as /dev/stdout, is
+    not locked: nothing is left there half-written.
 
     Args:
         output: File or folder that the run writes; it need not exist.
@@ -61,7 +64,11 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
         ...     (output.parent / ".dataset.lock").exists()
         True
     """
-    output = Path(os.path.realpath(Path(output).expanduser()))
+    output = Path(output).expanduser()
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        yield output
+        return
+    output = Path(os.path.realpath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     path = output.parent / f".{output.name}.lock"
     key = os.fspath(path)
@@ -80,6 +87,23 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
     finally:
         with _GUARD:
             _HELD.discard(key)
+
+
+@contextmanager
+def writing(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
+    """Do as `locked`, and clear up first what runs into the output left that were killed (see `files.recover`).
+
+    Examples:
+        >>> Path(".results.json.incomplete-1").touch()
+        >>> with writing("results.json"):
+        ...     Path(".results.json.incomplete-1").exists()
+        False
+    """
+    from .files import recover
+
+    with locked(output, what) as goal:
+        recover(goal)
+        yield goal
 
 
 def is_held(output: str | os.PathLike) -> bool:
@@ -123,13 +147,22 @@ def _holder(descriptor: int) -> dict[str, Any] | None:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            return _parsed(_read(descriptor)) or {"pid": "unknown"}
+            return _says_who(descriptor) or {"pid": "unknown"}
         except OSError:
             logger.debug("this disk knows no locks; the process id decides")
         else:
             return None
     left = _parsed(_read(descriptor))
     return left if left and (left.get("host") != socket.gethostname() or _alive(left["pid"])) else None
+
+
+def _says_who(descriptor: int) -> dict[str, Any]:
+    """Return what the holder of a lock says of itself, which it writes right after it has it."""
+    for _ in range(_TRIES):
+        if found := _parsed(_read(descriptor)):
+            return found
+        time.sleep(0.05)
+    return {}
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..atomic.files import check_file_output
-from ..atomic.locks import locked
+from ..atomic.locks import writing
 from ..atomic.processes import keep_freed_memory
 from ..errors import reading, reading_model
 from ..pretraining.help_layout import documented, explained
@@ -115,7 +115,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     if process_rank() > 0:
         return _evaluate(arguments, evaluation, output)
     check_file_output(output)
-    with locked(output, "file of results"):
+    with writing(output, "file of results"):
         return _evaluate(arguments, evaluation, output)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic.files import check_file_output
+from ..atomic.locks import writing
 from . import formats as formats
 from . import sheet
 from .options import add_command, given, split_names
@@ -245,21 +246,22 @@ def _run_vocabulary(arguments: argparse.Namespace) -> None:
     from ..data.vocabulary_file import gene_names_of, read_gene_list, write_vocabulary
 
     check_file_output(arguments.output)
-    slides = split_names(arguments.slides) or None
-    wanted = read_gene_list(arguments.genes) if arguments.genes else None
-    include = gene_names_of(arguments.include) if arguments.include else ()
-    study = Study.load(arguments.folder)
-    # A list and all genes are chosen without looking at a spot.
-    chosen_on = [] if arguments.method in ("list", "all") else training_slides(study, slides)
-    names = choose_genes(
-        study,
-        chosen_on,
-        wanted=wanted,
-        include=include,
-        **given(arguments, "method", "ranking", "num_genes", "min_spots"),
-    )
-    method = f"hvg by {arguments.ranking}" if arguments.method == "hvg" else arguments.method
-    write_vocabulary(arguments.output, names, method, chosen_on)
+    with writing(arguments.output, "vocabulary"):
+        slides = split_names(arguments.slides) or None
+        wanted = read_gene_list(arguments.genes) if arguments.genes else None
+        include = gene_names_of(arguments.include) if arguments.include else ()
+        study = Study.load(arguments.folder)
+        # A list and all genes are chosen without looking at a spot.
+        chosen_on = [] if arguments.method in ("list", "all") else training_slides(study, slides)
+        names = choose_genes(
+            study,
+            chosen_on,
+            wanted=wanted,
+            include=include,
+            **given(arguments, "method", "ranking", "num_genes", "min_spots"),
+        )
+        method = f"hvg by {arguments.ranking}" if arguments.method == "hvg" else arguments.method
+        write_vocabulary(arguments.output, names, method, chosen_on)
     print(f"genes    {len(names)}: {', '.join(names[:5])}, ...")
     _print_absent_markers(study, names)
 

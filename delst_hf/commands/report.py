@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..atomic.files import check_file_output, write_text
-from ..atomic.locks import locked
+from ..atomic.locks import writing
 from ..errors import reading
 from .options import add_command
 
@@ -71,7 +71,7 @@ def _run_report(arguments: argparse.Namespace) -> None:
             f"--names gives {len(names)} names for {len(records)} results. Give one per file, comma-separated."
         )
     advice = "They were not written by `delst evaluate`, or were changed since: evaluate again."
-    with locked(arguments.output, "report"), reading(", ".join(arguments.results), "results", advice):
+    with writing(arguments.output, "report"), reading(", ".join(arguments.results), "results", advice):
         if arguments.model_index:
             name = names[0] if names else Path(str(records[0].get("model", "model"))).name
             write_text(arguments.model_index, model_index_yaml(records[0], name))

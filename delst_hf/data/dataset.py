@@ -32,8 +32,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic.files import check_folder_output, complete_or_nothing, fsync, recover
-from ..atomic.locks import locked
+from ..atomic.files import check_folder_output, complete_or_nothing, fsync
+from ..atomic.locks import writing
 from ..atomic.processes import end_with_parent
 from ..errors import mark_told, reading
 from .folder import open_folder
@@ -140,9 +140,8 @@ def write_dataset(
     options.check()
     if not os.path.isfile(output):  # which is refused below, in other words
         check_folder_output(output)
-    with locked(output, "dataset") as goal, _full_disk_explained(goal):
-        # Before anything is refused: a run that was killed after its dataset was in place has left its parts.
-        recover(goal)
+    # Cleared up before anything is refused: a run that was killed after its dataset was in place has left its parts.
+    with writing(output, "dataset") as goal, _full_disk_explained(goal):
         _drop_joined_parts(goal)
         check_output(goal, overwrite)
         with (

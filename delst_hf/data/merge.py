@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from ..atomic.files import complete_or_nothing, link_or_copy, recover
-from ..atomic.locks import locked
+from ..atomic.files import complete_or_nothing, link_or_copy
+from ..atomic.locks import writing
 from ..record import license_of, read_header
 from .card import dataset_card
 from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
@@ -98,8 +98,7 @@ def merge_datasets(
     if not folders:
         raise ValueError("there are no datasets to merge. Name at least one folder.")
     check_output(output, overwrite)
-    with locked(output, "dataset") as goal:
-        recover(goal)
+    with writing(output, "dataset") as goal:
         check_output(goal, overwrite)
         opened = [open_folder(Path(folder).expanduser().resolve(), verify) for folder in folders]
         check_shards(opened)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..atomic.files import check_folder_output, write_file, write_text
-from ..model.distributed import process_rank, world_size
+from ..atomic.locks import writing
+from ..model.distributed import process_rank, wait_for_all, world_size
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, find_training_record
@@ -46,7 +48,8 @@ def embed_dataset(
     Args:
         model: Folder or Hub id of a checkpoint.
         dataset: Dataset folder, or a Hub id.
-        output: Folder to write, which must not exist or be empty; several machines need one that all of them see.
+        output: Folder to write, which must not exist or be empty but for what a run that was killed left; several machines
+            need one that all of them see.
         slides: Which slides; all of them by default.
         batch_size: Spots per batch of a process.
         num_workers: Worker processes of the loader.
@@ -56,7 +59,7 @@ def embed_dataset(
         The folder.
 
     Raises:
-        FileExistsError: If something is in it.
+        FileExistsError: If something is in it, or another run is writing to it.
         ValueError: If a slide is unknown, or the model does not read patches.
 
     Examples:
@@ -69,23 +72,40 @@ def embed_dataset(
 
     from ..data.study import Study
 
-    state, output = PartialState(), Path(output)
+    PartialState()  # which begins what joins the processes
+    output = Path(output)
     check_folder_output(output)
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and not all(_left_by_a_kill(path) for path in output.iterdir()):
         raise FileExistsError(f"{output} holds something already. Choose another --output.")
-    state.wait_for_everyone()  # or the first one to write would be in the way of the last one to look
-    loaded, processor = DelstModel.from_pretrained(model), DelstProcessor.from_pretrained(model)
-    loaded.to(device="cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[call-arg]
-    study = Study.load(dataset)
-    study.check_images(slides)
-    spots = study.subset(slides or study.paired_slides)
-    collator = model_collator(loaded, processor, study)
-    write_embeddings(loaded, spots, collator, output, batch_size, num_workers, progress)
-    record = find_training_record(model)
-    if record and process_rank() == 0:
-        write_text(output / TRAINING_RECORD, json.dumps(record, indent=1) + "\n")
-    state.wait_for_everyone()
+    with writing(output, "folder of embeddings") if process_rank() == 0 else nullcontext():
+        wait_for_all()  # or the first one to write would be in the way of the last one to look
+        loaded, processor = DelstModel.from_pretrained(model), DelstProcessor.from_pretrained(model)
+        loaded.to(device="cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[call-arg]
+        study = Study.load(dataset)
+        study.check_images(slides)
+        spots = study.subset(slides or study.paired_slides)
+        collator = model_collator(loaded, processor, study)
+        if process_rank() == 0:
+            _begin(output, find_training_record(model))
+        wait_for_all()
+        write_embeddings(loaded, spots, collator, output, batch_size, num_workers, progress)
+        wait_for_all()
     return output
+
+
+def _left_by_a_kill(path: Path) -> bool:
+    """Tell whether a file of the folder is one that a run leaves that is killed before any of its files is whole."""
+    return path.name.startswith((".embeddings-", f".{TRAINING_RECORD}.incomplete-")) or (
+        path.name == TRAINING_RECORD and not any(path.parent.glob("embeddings-*"))
+    )
+
+
+def _begin(output: Path, record: dict[str, Any] | None) -> None:
+    """Write the record, before there are embeddings, which are never there without it."""
+    for stale in list(output.glob("*")):
+        stale.unlink()
+    if record:
+        write_text(output / TRAINING_RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def write_embeddings(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def save_checkpoint_folder(
     training: dict[str, Any] | None = None,
     *,
     replace: bool = True,
+    card: Callable[[Path], str] | None = None,
 ) -> Path:
     """Write everything that ``from_pretrained`` needs into one folder, which appears only when it is whole.
 
@@ -39,6 +41,7 @@ def save_checkpoint_folder(
         processor: Its processor.
         training: What the model was trained on and how (see `training_record`).
         replace: Whether a checkpoint that is there may be replaced.
+        card: Makes the text of README.md from the folder that holds all else.
 
     Returns:
         The folder.
@@ -64,6 +67,8 @@ def save_checkpoint_folder(
         if training is not None:
             (new / TRAINING_RECORD).write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
         write_checksums(new)
+        if card is not None:
+            (new / "README.md").write_text(card(new), encoding="utf-8")
     return folder
 
 

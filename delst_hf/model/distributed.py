@@ -22,6 +22,12 @@ def process_rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def wait_for_all() -> None:
+    """Wait until every process is here. ``PartialState.wait_for_everyone`` waits for nobody under torchrun on a CPU."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
     """Join the rows of all ranks in rank order, with exact gradients (summed over the ranks that used them).
 

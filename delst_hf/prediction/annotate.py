@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..atomic.files import check_file_output, write_file
-from ..atomic.locks import locked
+from ..atomic.locks import writing
 from ..data.readers.anndata_file import open_anndata, raw_counts
 from ..data.readers.anndata_visium import places_of_anndata
 from .outputs import full_disk_explained
@@ -136,7 +136,7 @@ def embed_file(
             f"{path.name} has {' and '.join(taken)} already, of an earlier embedding. Replace it (--overwrite; with another "
             "--key the earlier coordinates stay), or give the file without it."
         )
-    with locked(output), full_disk_explained(output):
+    with writing(output), full_disk_explained(output):
         found = _annotations(model, adata, path.name, key, modality, **options)
         with path.open("rb") as source, write_file(output, replace=in_place or overwrite) as file:
             shutil.copyfileobj(source, file, 2**24)

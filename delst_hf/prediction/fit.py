@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from ..atomic.files import check_folder_output, write_text
+from ..atomic.files import check_folder_output
 from ..data.appearance import PatchEncoding, colour_record, some_images
 from ..data.collator import DelstCollator
 from ..data.patch_features import join_features
@@ -123,8 +124,8 @@ def fit_head(
         record = {**predictor.record, **training_record(head=head | found)}
         # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
         record["data"] = {**facts, "patch_um": (predictor.record.get("data") or {}).get("patch_um", facts["patch_um"])}
-        save_checkpoint_folder(output, fitted, predictor.processor, record, replace=False)
-    write_text(Path(output) / "README.md", model_card(output, Path(output).name))
+        card = partial(model_card, repo_id=Path(output).name)
+        save_checkpoint_folder(output, fitted, predictor.processor, record, replace=False, card=card)
     return record["head"]
 
 

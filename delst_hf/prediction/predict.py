@@ -141,6 +141,7 @@ def predict_slide(
         "genes": needed,
     }
     with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "version": 2}) as folder:
+        check_output(output, overwrite)  # a run that had the lock until now may have made it
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
         if found := describe_foreign_colour(shards.column("colours"), _trained_colours(predictor)):

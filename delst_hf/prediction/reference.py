@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from ..atomic.files import check_folder_output, complete_or_nothing, write_text
-from ..atomic.locks import locked
+from ..atomic.locks import writing
 from ..data.patch_features import join_features
 from ..data.schema import regular_size, sha256
 from ..data.study import SpotRows, Study
@@ -249,7 +249,7 @@ def build_reference(
         raise ValueError(f"size is {size}. Allowed: 1 or more (--size).")
     folder = Path(model) / FOLDER
     check_folder_output(folder)
-    with locked(folder, "reference"):
+    with writing(folder, "reference"):
         made_elsewhere = (features, features_patch_px)
         return _build_reference(model, dataset, folder, size, slides, seed, made_elsewhere, batch_size, progress)
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..atomic.files import fsync
-from ..atomic.locks import locked
+from ..atomic.locks import writing
 from ..data.appearance import patch_colours
 from .predictor import Predictor
 from .source import PatchSource
@@ -61,7 +61,7 @@ def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
     """
     # Shards of another size, as another version of this program has them, are something else too.
     key = hashlib.sha256(json.dumps([told, _ROWS], sort_keys=True, default=str).encode()).hexdigest()[:16]
-    with locked(output) as path:
+    with writing(output) as path:
         for stale in path.parent.glob(f".{path.name[:100]}.shards-*"):
             if stale.name[-16:] != key:
                 shutil.rmtree(stale, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""What tests/test_torture_commands.py runs in forks, kills and runs twice at once: commands of a user."""
+
+import os
+import sys
+from pathlib import Path
+
+import anndata  # noqa: F401
+import datasets  # noqa: F401
+import sklearn.linear_model  # noqa: F401
+import torch
+import transformers  # noqa: F401
+
+import delst_hf.commands.evaluate
+import delst_hf.commands.hub
+import delst_hf.commands.predict
+import delst_hf.commands.report
+import delst_hf.data.vocabulary
+import delst_hf.evaluation.embedding_files
+import delst_hf.evaluation.run
+import delst_hf.hub.card
+import delst_hf.prediction.annotate
+import delst_hf.prediction.fit
+import delst_hf.prediction.predict
+import delst_hf.report.page  # noqa: F401
+from delst_hf.cli import main
+
+torch.set_num_threads(1)
+
+
+def command(said, *words):
+    """Run a command; what it says goes to the file `said`."""
+    status = _run(said, words)
+    if status == 2:
+        raise FileExistsError
+    if status:
+        raise SystemExit(status)
+
+
+def twice(folder, *words):
+    """Run a command in two processes at once; what they say goes to FOLDER/0 and FOLDER/1, their status to the last line."""
+    children = []
+    for number in "01":
+        child = os.fork()
+        if child == 0:
+            status = 70
+            try:
+                status = _run(f"{folder}/{number}", words)
+            finally:
+                os._exit(status)
+        children.append(child)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    Path(folder, "statuses").write_text(" ".join(map(str, statuses)))
+
+
+def _run(said, words):
+    with open(said, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    status = main(list(words))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
