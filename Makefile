@@ -51,14 +51,14 @@ test: lint docs $(VENV)/suites
 EXTRAS := .venv-extras
 EXTRA_TESTS := tests/test_prediction_predict.py tests/test_demo.py tests/test_readers_spatialdata_cells.py \
 	tests/test_readers_collections.py tests/test_data_scale.py tests/test_prediction_retrieve.py \
-	tests/test_evaluation_robustness.py tests/test_tiff.py
+	tests/test_evaluation_robustness.py tests/test_tiff.py tests/test_prediction_lazyslide.py
 
 $(EXTRAS)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(EXTRAS)
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
 		"$$($(EXTRAS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_first.pth"
 	$(EXTRAS)/bin/pip install --quiet --constraint constraints.txt scanpy squidpy spatialdata spatialdata-io gradio faiss-cpu croma \
-		openslide-python openslide-bin
+		openslide-python openslide-bin lazyslide
 	touch $@
 
 extras: $(EXTRAS)/installed

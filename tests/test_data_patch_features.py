@@ -165,6 +165,27 @@ def test_files_are_read_as_the_two_programs_write_them(tmp_path):
         np.testing.assert_array_equal(found.centres, corners + 256)
 
 
+@pytest.mark.parametrize(("custom", "patch_px"), [(1, None), (2, None), (1, 1024)])
+def test_coords_of_a_bag_of_patches_of_clam_are_in_pixels_of_their_level(custom, patch_px, tmp_path):
+    """As CLAM's WholeSlideImage._getPatchGenerator and initialize_hdf5_bag write them: x // (downsample * custom)."""
+    values, full = GENERATOR.normal(size=(5, 3)).astype(np.float32), 8 * GENERATOR.integers(0, 999, (5, 2))
+    coords, side = full // (4 * custom), 256 // custom
+    (tmp_path / "patches").mkdir()
+    with h5py.File(tmp_path / "patches/S.h5", "w") as file:
+        bag = file.create_dataset("imgs", data=np.zeros((5, side, side, 3), np.uint8))
+        bag.attrs.update({"patch_level": 1, "wsi_name": "S", "downsample": (4.0, 4.0), "level_dim": (9000, 7000)})
+        bag.attrs["downsampled_level_dim"] = (9000 // custom, 7000 // custom)
+        file.create_dataset("coords", data=coords.astype(np.int32))
+    path = write_h5(tmp_path / "h5_files/S.h5", {"features": values, "coords": coords})
+    found = read_patch_features(path, patch_px)
+    assert found.side_px == 1024
+    np.testing.assert_array_equal(found.centres, full + 512)
+    with h5py.File(tmp_path / "patches/S.h5", "a") as file:
+        del file["imgs"].attrs["downsample"]
+    with pytest.raises(ValueError, match="pixels of level 1 .* Make coordinates and features again"):
+        read_patch_features(path, patch_px)
+
+
 def test_spots_are_joined_by_the_patch_they_lie_in(toy_study, tmp_path, caplog):
     """Beside a comparison of every spot with every patch; spots outside of all patches are left out."""
     table = spots_of(toy_study, "toy_A1")

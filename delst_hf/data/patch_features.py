@@ -2,7 +2,8 @@
 
 TRIDENT    NAME.h5: features (patches, width); coords (patches, 2), the top left corner of each patch in pixels of the full
            resolution, with patch_size_level0, level0_magnification, target_magnification as attributes
-CLAM       NAME.h5: features and coords; patch_size, patch_level, downsample are attributes of the coords in patches/NAME.h5
+CLAM       NAME.h5: features and coords; patch_size, patch_level, downsample are attributes of the coords in patches/NAME.h5.
+           Where that file is a bag of patches (imgs, which have the attributes), coords are in pixels of the patches' level
 HEST       NAME.h5: embeddings, coords and barcodes, as its benchmark keeps them
 arrays     NAME.npy (patches, width), in the order of the slide's spots; NAME.npz and NAME.parquet with features, and barcode or
            x and y (the centre of each patch)
@@ -21,6 +22,7 @@ import pandas as pd
 
 from ..errors import reading
 from .files import visible
+from .patch_h5 import downsample_of_bag, positive, read_h5, side_px, with_companion
 from .study import Study
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".parquet")
 FEATURES = ("features", "embeddings", "image", "image_embeds", "embedding", "feats")
 _BARCODES = ("barcode", "barcodes")
+_IN_H5 = (*FEATURES, "coords", *_BARCODES, "x", "y")
 # What tools add to the name of a slide.
 _ENDINGS = ("_patches", "_features", "_feats", "_embeddings")
 # A magnification is a name for a range of scales: 20x is said of 0.4 to 0.6 um per pixel, here of 0.34 to 0.74.
@@ -206,24 +209,26 @@ def read_patch_features(path: str | os.PathLike, patch_px: float | None = None) 
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path.name} is not a file of features. Allowed are {', '.join(SUFFIXES)}.")
     with reading(path):
-        columns, stated = _h5(path) if path.suffix in (".h5", ".hdf5") else (_ARRAYS[path.suffix](path), {})
+        of_h5 = path.suffix in (".h5", ".hdf5")
+        columns, stated = read_h5(path, _IN_H5) if of_h5 else (_ARRAYS[path.suffix](path), {})
     name = next((name for name in FEATURES if name in columns), None)
     if name is None:
         raise ValueError(_no_features(path, columns))
     values = _rows(columns[name])
     if values.ndim != 2 or not len(values):
         raise ValueError(f"{path.name}: {name} has the shape {values.shape}. Needed: (patches, width).")
-    side = _side_px(stated, path) if patch_px is None else patch_px
+    stated = with_companion(stated, path)
+    side, level = side_px(stated) if patch_px is None else patch_px, downsample_of_bag(stated, path.name)
     found = PatchFeatures(
         slide_id=slide_of_file(path),
         values=values,
         barcodes=_barcodes(columns),
         side_px=side,
-        mpp=_positive(stated, "level0_mpp", "mpp_level0", "mpp"),
-        magnification=_positive(stated, "level0_magnification"),
+        mpp=positive(stated, "level0_mpp", "mpp_level0", "mpp"),
+        magnification=positive(stated, "level0_magnification"),
         encoder=path.absolute().parent.name,
     )
-    found = replace(found, centres=_centres(columns, side, path))
+    found = replace(found, centres=_centres(columns, side, path, level))
     for what, rows in (("coords", found.centres), ("barcodes", found.barcodes)):
         if rows is not None and len(rows) != len(values):
             raise ValueError(
@@ -254,8 +259,8 @@ def _barcodes(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return np.array([one.decode() if isinstance(one, bytes) else str(one) for one in np.ravel(columns[name]).tolist()])
 
 
-def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path) -> np.ndarray | None:
-    """Return the centres of the patches; corners are moved by half a side."""
+def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path, level: float) -> np.ndarray | None:
+    """Return the centres of the patches from corners, whose pixels are `level` times as wide as the full resolution's."""
     if "x" in columns and "y" in columns:
         return np.column_stack([columns["x"], columns["y"]]).astype(float)
     if "coords" not in columns:
@@ -271,50 +276,7 @@ def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path) 
             f"patch_size and downsample), and there is no patches/{path.name} that does. Give the side of a patch in "
             "pixels of the full resolution (--features-patch-px)."
         )
-    return corners + side / 2
-
-
-def _side_px(stated: Mapping[str, Any], path: Path) -> float | None:
-    """Side of a patch in pixels of the full resolution, by the attributes of its coords; CLAM keeps them in another file."""
-    if found := _positive(stated, "patch_size_level0"):
-        return found
-    size, level = _positive(stated, "patch_size"), stated.get("patch_level")
-    if size is not None:
-        target, full = _positive(stated, "target_magnification"), _positive(stated, "level0_magnification")
-        if target and full:
-            return size * full / target
-        factor = _positive(stated, "downsample") or (1.0 if level is not None and int(level) == 0 else None)
-        if factor is not None:
-            return size * factor * (_positive(stated, "custom_downsample") or 1.0)
-    for folder in (path.parent, path.parent.parent):
-        other = folder / "patches" / path.name
-        if other.is_file() and other != path and path.suffix == ".h5":
-            return _side_px(_h5(other)[1], other)
-    return None
-
-
-def _positive(stated: Mapping[str, Any], *names: str) -> float | None:
-    for name in names:
-        value = stated.get(name)
-        try:
-            number = float(np.ravel(value)[0]) if value is not None else float("nan")
-        except (TypeError, ValueError, IndexError):
-            continue
-        if np.isfinite(number) and number > 0:
-            return number
-    return None
-
-
-def _h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays of an HDF5 file, and the attributes of its coords (or of the file)."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        wanted = (*FEATURES, "coords", *_BARCODES, "x", "y")
-        columns = {name: file[name][:] for name in wanted if isinstance(file.get(name), h5py.Dataset)}
-        others = {name: np.empty(0) for name in file if name not in columns}
-        coords = file.get("coords")
-        return columns | others, dict(file.attrs) | (dict(coords.attrs) if coords is not None else {})
+    return corners * level + side / 2
 
 
 def _npy(path: Path) -> dict[str, np.ndarray]:
