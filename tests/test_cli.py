@@ -51,8 +51,8 @@ def test_help_teaches_with_an_example(command, capsys):
     assert "delst prepare" in text[text.rindex("\n\n") :]
     if command == ["prepare"]:
         for name, one in delst_hf.commands.formats.FORMATS.items():
-            assert f"delst prepare {name} " in one.examples[0]
-            assert one.examples[0] in text
+            assert f"delst prepare {name} " in one.told.examples[0]
+            assert one.told.examples[0] in text
 
 
 @pytest.mark.parametrize("module", ["cli", "commands/prepare", "commands/formats", "commands/hub"])

@@ -11,25 +11,27 @@ from typing import Any
 from ..atomic.files import check_file_output, write_file
 from ..errors import explain
 from . import formats, sheet
+from .options import Told, add_command
 from .prepare import add_format, add_sheet
 
 
 def add_check(commands: Any) -> None:
-    """Add `delst check`."""
-    parser = commands.add_parser(
-        "check",
-        usage="delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]",
-        help="what is understood of a slide or a dataset folder; nothing is written",
-        description="Says on one page per slide what was understood: format, image, scale and its witnesses, spots and\n"
-        "genes with what was left out, labels, tissue under the spots. Give a slide, its folder, a folder of several, a\n"
-        "sample sheet, a table of counts or a dataset folder; the format is told by what lies there. Every option of\n"
-        "delst prepare FORMAT may be given too.",
-        epilog="Examples:\n  delst check S1/outs --preview S1.png\n  delst check output-XETG --image he.ome.tif --unit cell\n"
-        "  delst check --format table --image he.tif --counts counts.csv --coordinates spots.csv --mpp 0.5\n"
-        "  delst check SHEET.csv\n  delst check counts.tsv.gz\n  delst check visium-dataset",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Add `delst check`: what is understood of a slide or a dataset folder; nothing is written.
+
+    Says on one page per slide what was understood: format, image, scale and its witnesses, spots and genes with what was left
+    out, labels, tissue under the spots. Give a slide, its folder, a folder of several, a sample sheet, a table of counts or a
+    dataset folder; the format is told by what lies there. Every option of delst prepare FORMAT may be given too.
+
+    Examples:
+        delst check S1/outs --preview S1.png
+        delst check output-XETG --image he.ome.tif --unit cell
+        delst check --format table --image he.tif --counts counts.csv --coordinates spots.csv --mpp 0.5
+        delst check SHEET.csv
+        delst check counts.tsv.gz
+        delst check visium-dataset
+    """
+    usage = "delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]"
+    parser = add_command(commands, "check", add_check, usage=usage, allow_abbrev=False)
     parser.add_argument("--format", choices=tuple(formats.FORMATS), metavar="FORMAT",
                         help=f"instead of telling it: {', '.join(formats.FORMATS)}")  # fmt: skip
     parser.add_argument(
@@ -67,9 +69,8 @@ def _run_check(arguments: argparse.Namespace) -> int:
         options = [*own, *(one for one in given if Path(one).expanduser() != place)]
     else:
         name, options = _recognised(place, given)
-    summary, find_jobs = (
-        (sheet.SUMMARY, sheet.jobs) if name == "sheet" else (formats.FORMATS[name].summary, formats.FORMATS[name].jobs)
-    )
+    find_jobs = sheet.jobs if name == "sheet" else formats.FORMATS[name].jobs
+    summary = Told.by(find_jobs).summary
     parser = argparse.ArgumentParser(prog=f"delst check --format {name}", description=summary)
     if name == "sheet":
         add_sheet(parser, writes=False)

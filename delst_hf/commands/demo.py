@@ -17,17 +17,18 @@ from .options import add_command
 
 
 def add_demo(commands: Any) -> None:
-    """Add `delst demo MODEL [SLIDE]`."""
-    parser = add_command(
-        commands,
-        "demo",
-        "a page in the browser: a slide, its map, its reliability, the spots that a place looks like",
-        "Serve a page (extra demo: gradio) on which one opens a slide, types genes or a signature, sees the map "
-        "and its reliability over the tissue, and clicks a place to see its patch, the nearest spots of the reference and its "
-        "place in the Poincare disk. --space writes the files of a Space of the Hub that shows the same.",
-        "delst demo runs/toy/expression slide.svs",
-        "delst demo USER/MODEL --space my-space",
-    )
+    """Add `delst demo MODEL [SLIDE]`: a page in the browser: a slide, its map, its reliability, the spots that a place looks
+    like.
+
+    Serve a page (extra demo: gradio) on which one opens a slide, types genes or a signature, sees the map and its reliability
+    over the tissue, and clicks a place to see its patch, the nearest spots of the reference and its place in the Poincare
+    disk. --space writes the files of a Space of the Hub that shows the same.
+
+    Examples:
+        delst demo runs/toy/expression slide.svs
+        delst demo USER/MODEL --space my-space
+    """
+    parser = add_command(commands, "demo", add_demo)
     parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id, best with a head and a reference")
     parser.add_argument("slide", metavar="SLIDE", nargs="?", help="slide to open at the start")
     parser.add_argument("--mpp", type=float, help="its micrometres per pixel (default: what its file states)")

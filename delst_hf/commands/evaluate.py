@@ -16,6 +16,7 @@ from ..atomic.locks import writing
 from ..atomic.processes import keep_freed_memory
 from ..errors import reading, reading_model
 from ..pretraining.help_layout import documented, explained
+from .options import add_command
 
 logger = logging.getLogger(__name__)
 
@@ -363,18 +364,18 @@ EVALUATION: dict[str, tuple[str, ...]] = {
 
 
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `delst evaluate MODEL DATASET`."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="a model and a dataset folder -> tables and one JSON of results",
-        description="Score a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained "
-        "on, by every protocol, beside baselines.",
-        epilog="Examples:\n  delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json\n"
-        "  delst evaluate facebook/dinov2-small runs/toy/data --output dinov2.json\n"
-        "  delst evaluate embeddings.npz runs/toy/data --output embeddings.json\n"
-        "  delst prepare toy --output toy-dataset   makes a dataset to try it on",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Add `delst evaluate MODEL DATASET`: a model and a dataset folder -> tables and one JSON of results.
+
+    Score a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained on, by every protocol,
+    beside baselines.
+
+    Examples:
+        delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json
+        delst evaluate facebook/dinov2-small runs/toy/data --output dinov2.json
+        delst evaluate embeddings.npz runs/toy/data --output embeddings.json
+        delst prepare toy --output toy-dataset   makes a dataset to try it on
+    """
+    parser = add_command(commands, "evaluate", add_evaluate)
     about, known = documented(EvaluationArguments), {one.name: one for one in fields(EvaluationArguments)}
     for heading, options in EVALUATION.items():
         section = parser.add_argument_group(heading)

@@ -17,6 +17,7 @@ from .formats_10x import (
 from .options import (
     WITHOUT_IMAGE,
     Jobs,
+    Told,
     about_slide,
     add_about,
     add_grid,
@@ -37,12 +38,15 @@ from .options import (
 class Format:
     """One format of `delst prepare`."""
 
-    summary: str
-    examples: tuple[str, ...]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     jobs: Callable[[argparse.Namespace], Jobs]
     patch_px: int = 224
     min_tissue: float = 0.0
+
+    @property
+    def told(self) -> Told:
+        """What the docstring of its jobs tells of it."""
+        return Told.by(self.jobs)
 
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +60,12 @@ def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare her2st`: legacy Spatial Transcriptomics in the layout of almaan/her2st.
+
+    Examples:
+        delst prepare her2st her2st --sections C2,C3 --output her2st-dataset
+        delst prepare her2st her2st --sections C2 --labels transferred_labels.csv --output c2-dataset
+    """
     from ..data.readers.her2st import find_her2st_sections, locate_her2st, read_her2st
 
     blind = arguments.without_image
@@ -86,6 +96,12 @@ def _st_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _st_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare st`: legacy Spatial Transcriptomics in the style of STUtility: counts, alignment
+    table, image.
+
+    Examples:
+        delst prepare st --counts MOB1.tsv --spots MOB1_spots.tsv --image MOB1.jpg --output mob-dataset
+    """
     from ..data.readers.legacy_st import read_legacy_st
 
     check_image(arguments)
@@ -117,6 +133,11 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _table_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare table`: any image with counts and a table of coordinates.
+
+    Examples:
+        delst prepare table --image he.tif --counts counts.csv.gz --coordinates spots.csv --mpp 0.5 --output my-dataset
+    """
     from ..data.readers.generic import read_generic
 
     check_image(arguments)
@@ -145,6 +166,13 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare anndata`: AnnData .h5ad or .zarr in the Visium convention of scanpy and squidpy.
+
+    Examples:
+        delst prepare anndata V1_breast.h5ad --species human --output visium-dataset
+        delst prepare anndata cohort.h5ad --slide-key sample --output cohort-dataset
+        delst prepare anndata A1.h5ad --technology 'Spatial Transcriptomics' --output a1-dataset
+    """
     from ..data.readers.anndata_visium import anndata_slide_id, find_anndata_slides, read_anndata
     from ..data.slide import make_slide_id
 
@@ -189,6 +217,11 @@ def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare spatialdata`: SpatialData .zarr (needs the extra delst-hf[spatialdata]).
+
+    Examples:
+        delst prepare spatialdata visium.zarr --image S_full_image --output visium-dataset
+    """
     from ..data.readers.spatialdata_zarr import read_spatialdata
 
     check_files(arguments.source)
@@ -204,6 +237,11 @@ def _hest_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare hest`: HEST-1k as downloaded from the Hub.
+
+    Examples:
+        delst prepare hest hest_data --samples TENX95,NCBI785 --num-proc 2 --output hest-dataset
+    """
     from ..data.readers.hest import find_hest_samples, read_hest
 
     known = find_hest_samples(arguments.source)
@@ -221,6 +259,11 @@ def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare stimage`: STimage-1K4M as downloaded from the Hub.
+
+    Examples:
+        delst prepare stimage STimage-1K4M --slides Human_Breast_Andersson_10142021_ST_A1 --output stimage-dataset
+    """
     from ..data.readers.stimage import find_stimage_slides, read_stimage
 
     known = find_stimage_slides(arguments.source)
@@ -237,6 +280,12 @@ def _image_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _image_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare image`: slides without counts: a grid of patches over the tissue.
+
+    Examples:
+        delst prepare image slide.svs --output slide-dataset
+        delst prepare image he.jpg --mpp 0.5 --stride-um 56 --mask tissue.geojson --output he-dataset
+    """
     from ..data.readers.image import read_slide_image
     from ..data.slide import make_slide_id
 
@@ -264,76 +313,27 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _toy_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare toy`: small synthetic slides: more tissue structure, more expressed genes.
+
+    Examples:
+        delst prepare toy --output toy-dataset
+    """
     from ..data import toy
 
     return [partial(toy.make_toy_slide, name, seed=arguments.seed) for name in toy.toy_slide_names(arguments.slides)]
 
 
 FORMATS = {
-    "visium": Format(
-        "10x Visium: the folder outs of Space Ranger",
-        ("delst prepare visium S1/outs --image S1_he.tif --tissue breast --output visium-dataset",
-         "delst prepare visium S1/outs S2/outs --patient-id P1,P2 --num-proc 2 --output visium-dataset"),
-        visium_arguments, visium_jobs,
-    ),
-    "visium-hd": Format(
-        "10x Visium HD: one bin size of binned_outputs, or the cells of segmented_outputs",
-        ("delst prepare visium-hd HD1/outs --bin-um 16 --image HD1_he.btf --output hd-dataset",
-         "delst prepare visium-hd HD1/outs --unit cell --image HD1_he.btf --output cells-dataset"),
-        visium_hd_arguments, visium_hd_jobs,
-    ),
-    "her2st": Format(
-        "legacy Spatial Transcriptomics in the layout of almaan/her2st",
-        ("delst prepare her2st her2st --sections C2,C3 --output her2st-dataset",
-         "delst prepare her2st her2st --sections C2 --labels transferred_labels.csv --output c2-dataset"),
-        _her2st_arguments, _her2st_jobs,
-    ),
-    "st": Format(
-        "legacy Spatial Transcriptomics in the style of STUtility: counts, alignment table, image",
-        ("delst prepare st --counts MOB1.tsv --spots MOB1_spots.tsv --image MOB1.jpg --output mob-dataset",),
-        _st_arguments, _st_jobs,
-    ),
-    "table": Format(
-        "any image with counts and a table of coordinates",
-        ("delst prepare table --image he.tif --counts counts.csv.gz --coordinates spots.csv --mpp 0.5 --output my-dataset",),
-        _table_arguments, _table_jobs,
-    ),
-    "anndata": Format(
-        "AnnData .h5ad or .zarr in the Visium convention of scanpy and squidpy",
-        ("delst prepare anndata V1_breast.h5ad --species human --output visium-dataset",
-         "delst prepare anndata cohort.h5ad --slide-key sample --output cohort-dataset",
-         "delst prepare anndata A1.h5ad --technology 'Spatial Transcriptomics' --output a1-dataset"),
-        _anndata_arguments, _anndata_jobs,
-    ),
-    "spatialdata": Format(
-        "SpatialData .zarr (needs the extra delst-hf[spatialdata])",
-        ("delst prepare spatialdata visium.zarr --image S_full_image --output visium-dataset",),
-        _spatialdata_arguments, _spatialdata_jobs,
-    ),
-    "hest": Format(
-        "HEST-1k as downloaded from the Hub",
-        ("delst prepare hest hest_data --samples TENX95,NCBI785 --num-proc 2 --output hest-dataset",),
-        _hest_arguments, _hest_jobs,
-    ),
-    "stimage": Format(
-        "STimage-1K4M as downloaded from the Hub",
-        ("delst prepare stimage STimage-1K4M --slides Human_Breast_Andersson_10142021_ST_A1 --output stimage-dataset",),
-        _stimage_arguments, _stimage_jobs,
-    ),
-    "xenium": Format(
-        "10x Xenium: transcripts added up on a grid of pseudo-spots, or cells",
-        ("delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --grid-um 55 --output xenium-dataset",
-         "delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --unit cell --output cells-dataset"),
-        xenium_arguments, xenium_jobs,
-    ),
-    "image": Format(
-        "slides without counts: a grid of patches over the tissue",
-        ("delst prepare image slide.svs --output slide-dataset",
-         "delst prepare image he.jpg --mpp 0.5 --stride-um 56 --mask tissue.geojson --output he-dataset"),
-        _image_arguments, _image_jobs, min_tissue=0.25,
-    ),
-    "toy": Format(
-        "small synthetic slides: more tissue structure, more expressed genes",
-        ("delst prepare toy --output toy-dataset",), _toy_arguments, _toy_jobs, patch_px=64,
-    ),
-}  # fmt: skip
+    "visium": Format(visium_arguments, visium_jobs),
+    "visium-hd": Format(visium_hd_arguments, visium_hd_jobs),
+    "her2st": Format(_her2st_arguments, _her2st_jobs),
+    "st": Format(_st_arguments, _st_jobs),
+    "table": Format(_table_arguments, _table_jobs),
+    "anndata": Format(_anndata_arguments, _anndata_jobs),
+    "spatialdata": Format(_spatialdata_arguments, _spatialdata_jobs),
+    "hest": Format(_hest_arguments, _hest_jobs),
+    "stimage": Format(_stimage_arguments, _stimage_jobs),
+    "xenium": Format(xenium_arguments, xenium_jobs),
+    "image": Format(_image_arguments, _image_jobs, min_tissue=0.25),
+    "toy": Format(_toy_arguments, _toy_jobs, patch_px=64),
+}

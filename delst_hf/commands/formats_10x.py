@@ -26,6 +26,12 @@ def visium_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def visium_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare visium`: 10x Visium: the folder outs of Space Ranger.
+
+    Examples:
+        delst prepare visium S1/outs --image S1_he.tif --tissue breast --output visium-dataset
+        delst prepare visium S1/outs S2/outs --patient-id P1,P2 --num-proc 2 --output visium-dataset
+    """
     from ..data.readers.visium import outs_name, read_visium
 
     one_image(arguments.image, arguments.sources)
@@ -48,6 +54,13 @@ def visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare visium-hd`: 10x Visium HD: one bin size of binned_outputs, or the cells of
+    segmented_outputs.
+
+    Examples:
+        delst prepare visium-hd HD1/outs --bin-um 16 --image HD1_he.btf --output hd-dataset
+        delst prepare visium-hd HD1/outs --unit cell --image HD1_he.btf --output cells-dataset
+    """
     from ..data.readers.visium import hd_name, read_visium_hd
     from ..data.readers.visium_cells import read_visium_cells
 
@@ -75,6 +88,12 @@ def xenium_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def xenium_jobs(arguments: argparse.Namespace) -> Jobs:
+    """Return the jobs of `delst prepare xenium`: 10x Xenium: transcripts added up on a grid of pseudo-spots, or cells.
+
+    Examples:
+        delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --grid-um 55 --output xenium-dataset
+        delst prepare xenium output-XETG --image he.ome.tif --alignment alignment.csv --unit cell --output cells-dataset
+    """
     from ..data.readers.xenium import MIN_QV, read_xenium
     from ..data.readers.xenium_cells import read_xenium_cells
 

@@ -17,16 +17,16 @@ _Subparsers = Any
 
 
 def add_card(commands: _Subparsers) -> None:
-    """Add `delst card`."""
-    parser = add_command(
-        commands,
-        "card",
-        "the model card of a checkpoint, from the records of its run",
-        "Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds "
-        "stay placeholders, and are named at the end with the option that gives each.",
-        "delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md",
-        "delst prepare toy --output toy-dataset   makes a dataset to try it on",
-    )
+    """Add `delst card`: the model card of a checkpoint, from the records of its run.
+
+    Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds stay
+    placeholders, and are named at the end with the option that gives each.
+
+    Examples:
+        delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md
+        delst prepare toy --output toy-dataset   makes a dataset to try it on
+    """
+    parser = add_command(commands, "card", add_card)
     parser.add_argument("folder", metavar="MODEL_DIR", help="checkpoint folder")
     parser.add_argument("repo_id", metavar="USER/NAME", help="the repository it is for")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: print it)")
@@ -35,18 +35,18 @@ def add_card(commands: _Subparsers) -> None:
 
 
 def add_push(commands: _Subparsers) -> None:
-    """Add `delst push`."""
-    parser = add_command(
-        commands,
-        "push",
-        "a checkpoint, a dataset folder or a metric -> the Hugging Face Hub",
-        "Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its "
-        "configs. One commit, so that the repository is never half-written. Needs a token with the role write (hf auth login).",
-        "delst push runs/toy/pretrain/model me/toy --results runs/toy/results.json --license apache-2.0",
-        "delst push --dataset toy-dataset me/toy-dataset --private",
-        "delst push --metric gene_pearson me/gene_pearson",
-        "delst prepare toy --output toy-dataset   makes a dataset to try it on",
-    )
+    """Add `delst push`: a checkpoint, a dataset folder or a metric -> the Hugging Face Hub.
+
+    Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its configs. One commit,
+    so that the repository is never half-written. Needs a token with the role write (hf auth login).
+
+    Examples:
+        delst push runs/toy/pretrain/model me/toy --results runs/toy/results.json --license apache-2.0
+        delst push --dataset toy-dataset me/toy-dataset --private
+        delst push --metric gene_pearson me/gene_pearson
+        delst prepare toy --output toy-dataset   makes a dataset to try it on
+    """
+    parser = add_command(commands, "push", add_push)
     parser.add_argument(
         "folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)"
     )
@@ -68,17 +68,17 @@ def add_push(commands: _Subparsers) -> None:
 
 
 def add_doctor(commands: _Subparsers) -> None:
-    """Add `delst doctor`."""
-    parser = add_command(
-        commands,
-        "doctor",
-        "what is installed, what is reachable, and what to fix",
-        "Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk "
-        "space. Exit status 1 when something is to be fixed.",
-        "delst doctor --backbone MahmoodLab/UNI",
-        "delst doctor --model runs/toy/pretrain/model",
-        "delst prepare toy --output toy-dataset   makes a dataset to try things on",
-    )
+    """Add `delst doctor`: what is installed, what is reachable, and what to fix.
+
+    Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk space. Exit status 1
+    when something is to be fixed.
+
+    Examples:
+        delst doctor --backbone MahmoodLab/UNI
+        delst doctor --model runs/toy/pretrain/model
+        delst prepare toy --output toy-dataset   makes a dataset to try things on
+    """
+    parser = add_command(commands, "doctor", add_doctor)
     parser.add_argument("--backbone", metavar="ID", help="check access to this backbone, gated or not")
     parser.add_argument(
         "--model", metavar="DIR", help="check this checkpoint folder: checksums, weights, whether it loads"

@@ -1,7 +1,9 @@
 """What commands share: a parser with its examples, options of several source formats, the jobs of one of several files."""
 
 import argparse
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,23 +11,53 @@ from typing import Any
 Jobs = list[Callable[[], Any]]
 
 
-def add_command(commands: Any, name: str, summary: str, description: str, *examples: str) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Told:
+    """What the docstring of a function tells of a command: the end of its first sentence, its paragraphs, its examples."""
+
+    summary: str
+    description: str
+    examples: tuple[str, ...]
+
+    @classmethod
+    def by(cls, function: Callable[..., Any]) -> "Told":
+        """Read the docstring of a function.
+
+        >>> def add_fit():
+        ...     \"\"\"Add `delst fit MODEL`: a head on frozen features.
+        ...
+        ...     Fits a head.
+        ...
+        ...     Examples:
+        ...         delst fit MODEL
+        ...     \"\"\"
+        >>> Told.by(add_fit)
+        Told(summary='a head on frozen features', description='Fits a head.', examples=('delst fit MODEL',))
+        """
+        text, _, examples = (inspect.getdoc(function) or "").partition("Examples:\n")
+        first, _, description = text.partition("\n\n")
+        summary = " ".join(first.split()).partition("`: ")[2].removesuffix(".")
+        return cls(summary, description.strip() or summary, tuple(line.strip() for line in examples.splitlines()))
+
+
+def add_command(commands: Any, name: str, function: Callable[..., Any], **options: Any) -> argparse.ArgumentParser:
     """Add a command.
 
     Args:
         commands: What ``add_subparsers`` returned.
         name: Of the command.
-        summary: Its line in the list of commands.
-        description: What its own help begins with.
-        *examples: Command lines at the end of its help.
+        function: Its docstring is the help of the command (see `Told`).
+        **options: Passed to ``add_parser``.
     """
-    shown = "\n".join(f"  {example}" for example in examples)
+    told = Told.by(function)
+    shown = "\n".join(f"  {example}" for example in told.examples)
     return commands.add_parser(
         name,
-        help=summary,
-        description=description,
-        epilog=f"Example{'s' if len(examples) > 1 else ''}:\n{shown}",
+        help=told.summary,
+        description=told.description,
+        epilog=f"Example{'s' if len(told.examples) > 1 else ''}:\n{shown}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
     )
 
 

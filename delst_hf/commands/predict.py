@@ -48,16 +48,16 @@ def _add_patches(where: argparse._ArgumentGroup) -> None:
 
 
 def add_fit(commands: _Subparsers) -> None:
-    """Add `delst fit MODEL DATASET`."""
-    parser = add_command(
-        commands,
-        "fit",
-        "a head for expression or classes on the frozen features of a checkpoint",
-        "Fits a head on slides with counts or labels: expression by ridge regression, classes by logistic regression, the "
-        "penalty chosen on slides that are left out. The result is a checkpoint with its held-out scores in its card.",
-        "delst fit runs/toy/pretrain/model runs/toy/data --target expression --output runs/toy/expression",
-        "delst fit MODEL DATASET --target labels --train-slides C2,C3,C4 --output DIR",
-    )
+    """Add `delst fit MODEL DATASET`: a head for expression or classes on the frozen features of a checkpoint.
+
+    Fits a head on slides with counts or labels: expression by ridge regression, classes by logistic regression, the penalty
+    chosen on slides that are left out. The result is a checkpoint with its held-out scores in its card.
+
+    Examples:
+        delst fit runs/toy/pretrain/model runs/toy/data --target expression --output runs/toy/expression
+        delst fit MODEL DATASET --target labels --train-slides C2,C3,C4 --output DIR
+    """
+    parser = add_command(commands, "fit", add_fit)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
     add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
@@ -72,15 +72,15 @@ def add_fit(commands: _Subparsers) -> None:
 
 
 def add_reference(commands: _Subparsers) -> None:
-    """Add `delst reference MODEL DATASET`."""
-    parser = add_command(
-        commands,
-        "reference",
-        "embeddings and profiles of training spots, kept beside a checkpoint",
-        "Embeds spots whose counts are known and saves them in MODEL/reference: delst predict then says how far each patch is "
-        "from all that the model has seen.",
-        "delst reference runs/toy/expression runs/toy/data --size 5000",
-    )
+    """Add `delst reference MODEL DATASET`: embeddings and profiles of training spots, kept beside a checkpoint.
+
+    Embeds spots whose counts are known and saves them in MODEL/reference: delst predict then says how far each patch is from
+    all that the model has seen.
+
+    Examples:
+        delst reference runs/toy/expression runs/toy/data --size 5000
+    """
+    parser = add_command(commands, "reference", add_reference)
     add = parser.add_argument
     add("model", metavar="MODEL_DIR", help="checkpoint folder")
     add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
@@ -93,17 +93,17 @@ def add_reference(commands: _Subparsers) -> None:
 
 
 def add_predict(commands: _Subparsers) -> None:
-    """Add `delst predict MODEL SLIDE`."""
-    parser = add_command(
-        commands,
-        "predict",
-        "a slide without counts -> expression, classes, embedding in .h5ad, .zarr or .parquet",
-        "Predicts what a checkpoint and its heads know of every patch of tissue of a slide, or of given places. A run that was "
-        "killed goes on when the same command is given again.",
-        "delst predict runs/toy/expression slide.svs --output slide.h5ad",
-        "delst predict EXPRESSION he.jpg --mpp 0.5 --head LABELS --genes ERBB2,EPCAM --output he.h5ad",
-        "delst predict EXPRESSION DATASET --slides C5 --min-pearson 0.2 --output c5.parquet",
-    )
+    """Add `delst predict MODEL SLIDE`: a slide without counts -> expression, classes, embedding in .h5ad, .zarr or .parquet.
+
+    Predicts what a checkpoint and its heads know of every patch of tissue of a slide, or of given places. A run that was
+    killed goes on when the same command is given again.
+
+    Examples:
+        delst predict runs/toy/expression slide.svs --output slide.h5ad
+        delst predict EXPRESSION he.jpg --mpp 0.5 --head LABELS --genes ERBB2,EPCAM --output he.h5ad
+        delst predict EXPRESSION DATASET --slides C5 --min-pearson 0.2 --output c5.parquet
+    """
+    parser = add_command(commands, "predict", add_predict)
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint with a head (delst fit), or without one: embeddings only"
     )
@@ -127,17 +127,16 @@ def add_predict(commands: _Subparsers) -> None:
 
 
 def add_retrieve(commands: _Subparsers) -> None:
-    """Add `delst retrieve MODEL SLIDE`."""
-    parser = add_command(
-        commands,
-        "retrieve",
-        "the training spots that a slide looks like: their genes, labels and names",
-        "Find the spots of the reference (delst reference) that are nearest to every patch of a slide: their mean "
-        "profile, their "
-        "commonest label and their names. --at asks for single places and prints the spots.",
-        "delst retrieve runs/toy/expression slide.svs --output slide.h5ad",
-        "delst retrieve MODEL he.jpg --mpp 0.5 --at 1200,3400 --neighbours 5",
-    )
+    """Add `delst retrieve MODEL SLIDE`: the training spots that a slide looks like: their genes, labels and names.
+
+    Find the spots of the reference (delst reference) that are nearest to every patch of a slide: their mean profile, their
+    commonest label and their names. --at asks for single places and prints the spots.
+
+    Examples:
+        delst retrieve runs/toy/expression slide.svs --output slide.h5ad
+        delst retrieve MODEL he.jpg --mpp 0.5 --at 1200,3400 --neighbours 5
+    """
+    parser = add_command(commands, "retrieve", add_retrieve)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint with a reference")
     add("source", metavar="SLIDE", help="as in delst predict")
@@ -156,19 +155,20 @@ def add_retrieve(commands: _Subparsers) -> None:
 
 
 def add_embed(commands: _Subparsers) -> None:
-    """Add `delst embed MODEL FILE.h5ad` and `delst embed MODEL DATASET`."""
-    parser = add_command(
-        commands,
-        "embed",
-        "embeddings and predictions into an AnnData that exists; embeddings of a dataset folder",
-        "Of an AnnData writes obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and what the "
-        "model's head predicts; X and all else stay as they are. Of a dataset folder writes features and embeddings of every "
-        "spot into the folder --output, one file per process, for delst evaluate; several processes: torchrun --nproc_per_node "
-        "4 -m delst_hf.cli embed MODEL DATASET --output DIR.",
-        "delst embed runs/toy/pretrain/model mine.h5ad --output mine_delst.h5ad",
-        "delst embed runs/toy/pretrain/model runs/toy/data --output runs/toy/embedded",
-        "delst embed MODEL mine.h5ad --image he.tif --key X_delst --in-place",
-    )
+    """Add `delst embed MODEL FILE.h5ad` and `delst embed MODEL DATASET`: embeddings and predictions into an AnnData that
+    exists; embeddings of a dataset folder.
+
+    Of an AnnData writes obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and what the model's
+    head predicts; X and all else stay as they are. Of a dataset folder writes features and embeddings of every spot into the
+    folder --output, one file per process, for delst evaluate; several processes: torchrun --nproc_per_node 4 -m delst_hf.cli
+    embed MODEL DATASET --output DIR.
+
+    Examples:
+        delst embed runs/toy/pretrain/model mine.h5ad --output mine_delst.h5ad
+        delst embed runs/toy/pretrain/model runs/toy/data --output runs/toy/embedded
+        delst embed MODEL mine.h5ad --image he.tif --key X_delst --in-place
+    """
+    parser = add_command(commands, "embed", add_embed)
     parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id")
     parser.add_argument("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
     where = parser.add_mutually_exclusive_group()

@@ -14,16 +14,15 @@ from ..atomic.files import check_file_output
 from ..atomic.locks import writing
 from . import formats as formats
 from . import sheet
-from .options import add_command, given, split_names
+from .options import Told, add_command, given, split_names
 
 _Subparsers = Any
 
 
 def add_prepare(commands: _Subparsers) -> None:
     """Add `delst prepare FORMAT`."""
-    listed = [(name, one.summary, one.examples[0]) for name, one in formats.FORMATS.items()]
-    listed.append(("SHEET.csv", sheet.SUMMARY, sheet.EXAMPLE))
-    lines = "\n".join(f"  {name:<12} {summary}\n      {example}" for name, summary, example in listed)
+    listed = {name: one.told for name, one in formats.FORMATS.items()} | {"SHEET.csv": Told.by(sheet.jobs)}
+    lines = "\n".join(f"  {name:<12} {told.summary}\n      {told.examples[0]}" for name, told in listed.items())
     prepare = commands.add_parser(
         "prepare",
         help="slides -> a dataset folder for load_dataset",
@@ -33,10 +32,10 @@ def add_prepare(commands: _Subparsers) -> None:
     )
     parsers = prepare.add_subparsers(required=True, metavar="FORMAT")
     for name, one in formats.FORMATS.items():
-        parser = add_command(parsers, name, one.summary, one.summary, *one.examples)
+        parser = add_command(parsers, name, one.jobs)
         add_format(parser, one)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
-    parser = add_command(parsers, "sheet", sheet.SUMMARY, sheet.DESCRIPTION, sheet.EXAMPLE)
+    parser = add_command(parsers, "sheet", sheet.jobs)
     add_sheet(parser)
     parser.set_defaults(run=partial(_run_prepare, jobs=sheet.jobs))
 
@@ -54,14 +53,14 @@ def add_sheet(parser: argparse.ArgumentParser, writes: bool = True) -> None:
 
 
 def add_merge(commands: _Subparsers) -> None:
-    """Add `delst merge`."""
-    parser = add_command(
-        commands,
-        "merge",
-        "several dataset folders -> one, with the union of their genes",
-        "Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.",
-        "delst merge st-dataset visium-dataset --output both-dataset --split patient",
-    )
+    """Add `delst merge`: several dataset folders -> one, with the union of their genes.
+
+    Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.
+
+    Examples:
+        delst merge st-dataset visium-dataset --output both-dataset --split patient
+    """
+    parser = add_command(commands, "merge", add_merge)
     add = parser.add_argument
     add("folders", nargs="+", metavar="DIR", help="dataset folders made by delst prepare")
     add("--output", required=True, metavar="DIR", help="dataset folder to make")
@@ -72,14 +71,14 @@ def add_merge(commands: _Subparsers) -> None:
 
 
 def add_vocabulary(commands: _Subparsers) -> None:
-    """Add `delst vocabulary`."""
-    parser = add_command(
-        commands,
-        "vocabulary",
-        "choose the genes that a model reads, on training slides only",
-        "Chooses genes of a dataset folder, reading a row group at a time; writes one name per line.",
-        "delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt",
-    )
+    """Add `delst vocabulary`: choose the genes that a model reads, on training slides only.
+
+    Chooses genes of a dataset folder, reading a row group at a time; writes one name per line.
+
+    Examples:
+        delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt
+    """
+    parser = add_command(commands, "vocabulary", add_vocabulary)
     add = parser.add_argument
     add("folder", metavar="DIR", help="dataset folder")
     add("--output", required=True, metavar="FILE", help="text file to write")

@@ -11,18 +11,18 @@ from .options import add_command
 
 
 def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `delst report RESULTS`."""
-    parser = add_command(
-        commands,
-        "report",
-        "results -> one HTML file with every figure",
-        "Draw results into one HTML file that opens without a network. Several results of the same data are "
-        "compared over runs, and the first runs of the first two models spot by spot.",
-        "delst report results.json --output report.html",
-        "delst report results.json --genes ERBB2,COL1A1 --opacity 0.6 --output report.html",
-        "delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html",
-        "delst prepare toy --output toy-dataset   makes a dataset to try it on",
-    )
+    """Add `delst report RESULTS`: results -> one HTML file with every figure.
+
+    Draw results into one HTML file that opens without a network. Several results of the same data are compared over runs, and
+    the first runs of the first two models spot by spot.
+
+    Examples:
+        delst report results.json --output report.html
+        delst report results.json --genes ERBB2,COL1A1 --opacity 0.6 --output report.html
+        delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html
+        delst prepare toy --output toy-dataset   makes a dataset to try it on
+    """
+    parser = add_command(commands, "report", add_report)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
     parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
     parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are runs of one model")

@@ -18,12 +18,6 @@ _OPTIONS = {
 }
 _YES, _NO = ("1", "true", "yes", "x"), ("", "0", "false", "no")
 
-SUMMARY = "a sample sheet: a row per slide, in any of the formats"
-EXAMPLE = "delst prepare SHEET.csv --split patient --num-proc 2 --output cohort-dataset"
-DESCRIPTION = """Reads a table with the columns path and format, and, where they are needed, image, patient, slide, labels
-and any option of that format (mpp, species, slide-key, ...). Paths are taken from the folder of the sheet. Empty cells are
-not given."""
-
 
 def named_sheet(argv: Sequence[str]) -> list[str]:
     """Return the arguments with the word `sheet` before a table that stands where `delst prepare` expects a format."""
@@ -44,10 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def jobs(arguments: argparse.Namespace) -> Jobs:
-    """Return the jobs of all rows.
+    """Return the jobs of all rows of `delst prepare SHEET.csv`: a sample sheet: a row per slide, in any of the formats.
 
-    Raises:
-        ValueError: a row that its format would refuse on the command line; the message names the row.
+    Reads a table with the columns path and format, and, where they are needed, image, patient, slide, labels and any option of
+    that format (mpp, species, slide-key, ...). Paths are taken from the folder of the sheet. Empty cells are not given. A row
+    that its format would refuse on the command line is refused by its line.
+
+    Examples:
+        delst prepare SHEET.csv --split patient --num-proc 2 --output cohort-dataset
     """
     from ..data.readers.tables import read_table
 
