@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..markup import Markdown, fenced, fill, lines, row, yaml_header
@@ -17,43 +18,7 @@ _DATA_LICENSE = re.compile(
 # Slides whose page stands on the card.
 _PAGES = 20
 
-_TEXT = """
-# Spatial transcriptomics: {num_slides} slides, {num_spots} spots, {num_genes} genes
-
-One row per spot: {patch}with the raw counts of the expressed
-genes. Written by `delst prepare`. License of the data: {license}.
-
-{examples}
-
-```python
-from datasets import load_dataset
-
-path = "PATH OF THIS FOLDER"
-spots = load_dataset(path)["{split}"]             # image, gene_indices, gene_counts, slide_id, x, y, label, ...
-genes = load_dataset(path, "genes")["train"]    # row i is the gene that gene_indices calls i
-slides = load_dataset(path, "slides")["train"]  # mpp, measured_genes, thumbnail, ...
-```
-
-{split_text} A gene outside a slide's `measured_genes` is missing there, not zero.
-
-- Technology: {technologies}
-- Tissue: {tissues}
-- Species: {species}
-- Patients: {num_patients}
-- Patch: {size}
-
-| slide | patient | split | spots | genes measured | technology | tissue | species | um per px | labels from | made from |
-|---|---|---|---|---|---|---|---|---|---|---|
-{slide_rows}
-
-| label | spots |
-|---|---|
-{label_rows}
-
-## What was understood of each slide
-
-{pages}
-"""
+_TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 def dataset_card(
@@ -123,7 +88,7 @@ def dataset_card(
         "label_rows": lines([row(label, number) for label, number in labels.most_common()]),
         "pages": _pages(slides, spots_per_slide),
     }
-    return yaml_header(header) + fill(_TEXT, facts)
+    return f"{yaml_header(header)}\n{fill(_TEMPLATE.read_text(encoding='utf-8'), facts)}"
 
 
 def stored_suffix(stored: str) -> str:

@@ -1,6 +1,7 @@
 """The page: a slide is opened, genes are typed, a place is clicked."""
 
 import html
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,7 @@ from .pictures import class_map, disk, marked, number_map, patch_facts, spots_ta
 from .slide import OpenSlide, open_slide
 
 _NEIGHBOURS = 5
-_STYLE = """
-.delst-legend {display:flex; gap:.6em; align-items:center; flex-wrap:wrap; font-size:.85em}
-.delst-legend i {height:.8em; width:12em; border-radius:.4em; display:inline-block}
-.delst-legend b {display:inline-block; width:.8em; height:.8em; margin-right:.3em; border-radius:.2em}
-.delst-spots {width:100%; font-size:.85em} .delst-spots th {text-align:left}
-.delst-disk svg {max-width:100%; height:auto} .delst-disk figcaption {font-size:.85em}
-.delst-told {font-size:.9em}
-"""
+_STYLE = Path(__file__).with_name("page.css")
 _WAYS = ["genes", "class", "radius"]
 
 
@@ -54,7 +48,9 @@ def build_page(model: str, slide: str | None = None, mpp: float | None = None) -
 
     with gr.Blocks(title="DELST") as blocks:
         opened = gr.State(None)
-        gr.HTML(f"<style>{_STYLE}</style><h2>What a slide says, by {html.escape(page.name)}</h2>")
+        gr.HTML(
+            f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style><h2>What a slide says, by {html.escape(page.name)}</h2>"
+        )
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 file = gr.File(label="Slide (JPEG, PNG, TIFF, SVS, ...)", value=slide, elem_id="slide", height=110)

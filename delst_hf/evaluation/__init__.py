@@ -8,37 +8,31 @@ does not import scikit-learn for all.
 import importlib
 from typing import Any
 
-_LAZY = {
-    "Bootstrap": "uncertainty",
-    "COLOUR_STATISTICS": "baselines",
-    "FlooredScaler": "preparation",
-    "RidgePrediction": "expression",
-    "bidirectional_retrieval": "retrieval",
-    "colour_statistics": "baselines",
-    "expression_prediction": "expression",
-    "expression_protocol": "protocols.hest",
-    "gene_pearson": "expression",
-    "group_folds": "preparation",
-    "hest_genes": "protocols.hest",
-    "hierarchy_report": "protocols.hierarchy",
-    "impute_by_retrieval": "protocols.imputation",
-    "label_probe": "protocols.probes",
-    "linear_probe": "linear_probe",
-    "log_normalize": ".model.feature_extraction_delst",
-    "macro_f1": "linear_probe",
-    "most_variable_genes": "expression",
-    "permutation_within": "baselines",
-    "region_auroc": "resampled",
-    "retrieval": "retrieval",
-    "retrieval_within": "retrieval",
-    "ridge_prediction": "expression",
-    "robustness_index": "protocols.robustness",
-    "shuffled": "baselines",
-    "signature_map": "protocols.signatures",
-    "signature_profile": "protocols.signatures",
-    "spatial_domains": "protocols.domains",
-    "stimage1k4m_probe": "protocols.stimage1k4m",
+_NAMES = {
+    ".model.feature_extraction_delst": ("log_normalize",),
+    "baselines": ("COLOUR_STATISTICS", "colour_statistics", "permutation_within", "shuffled"),
+    "expression": (
+        "RidgePrediction",
+        "expression_prediction",
+        "gene_pearson",
+        "most_variable_genes",
+        "ridge_prediction",
+    ),
+    "linear_probe": ("linear_probe", "macro_f1"),
+    "preparation": ("FlooredScaler", "group_folds"),
+    "protocols.domains": ("spatial_domains",),
+    "protocols.hest": ("expression_protocol", "hest_genes"),
+    "protocols.hierarchy": ("hierarchy_report",),
+    "protocols.imputation": ("impute_by_retrieval",),
+    "protocols.probes": ("label_probe",),
+    "protocols.robustness": ("robustness_index",),
+    "protocols.signatures": ("signature_map", "signature_profile"),
+    "protocols.stimage1k4m": ("stimage1k4m_probe",),
+    "resampled": ("region_auroc",),
+    "retrieval": ("bidirectional_retrieval", "retrieval", "retrieval_within"),
+    "uncertainty": ("Bootstrap",),
 }
+_LAZY = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_LAZY)
 

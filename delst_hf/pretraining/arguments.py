@@ -118,74 +118,73 @@ def _fields_of(config_class: type, prefix: str, skip: tuple[str, ...]) -> list[t
     return fields
 
 
-def _config_arguments(self: Any) -> dict[str, Any]:
-    values = {
-        name: value
-        for name, value in dataclasses.asdict(self).items()
-        if name not in ("vision", "init_from", "image_size", "stain_normalization")
-    }
-    gene = {name.removeprefix("gene_"): values.pop(name) for name in list(values) if name.startswith("gene_")}
-    return {**values, "gene_config": gene}
+class _ModelArguments:
+    """Model and losses: the fields of `DelstConfig`, and of `DelstGeneConfig` with the prefix ``gene_``.
+
+    Args:
+        vision: Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config. Touch it: always, but to
+            train from scratch: a pathology model you have access to is best.
+        init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by name, those
+            that it does not know are added. Of the options below only those of the losses apply. Touch it: when you have a
+            DELST checkpoint of a like tissue.
+        vision_config: Configuration of a backbone trained from scratch, as JSON, with its model_type. Touch it: for trials
+            without any weights, as in toy.yaml.
+        image_size: Side of the model's input, px. Default: that of the backbone. Touch it: smaller is faster: 112 px costs a
+            quarter of 224 px.
+        stain_normalization: Colours of all patches, kept in the processor: as they are, or a reference's. Touch it: for many
+            laboratories.
+        vision_pooling: Touch it: when docs/models.md names another for your backbone.
+        save_backbone: Touch it: set to false for a gated backbone.
+        freeze_batch_norm: Touch it: leave it, but for large batches of a network trained from scratch.
+        gene_encoder: Touch it: 'set' when panels differ between slides.
+        gene_hidden_size: Touch it: lower it (128) for fewer than 1,000 spots.
+        gene_num_hidden_layers: Touch it: 1 for few spots.
+        gene_dropout: Touch it: raise it when eval_loss rises while loss falls.
+        gene_norm: Touch it: hardly ever.
+        gene_embedding_size: Touch it: with 'set', to save memory for many genes.
+        gene_num_attention_heads: Touch it: with 'set', if it does not divide gene_hidden_size.
+        gene_layer_norm_eps: Touch it: hardly ever.
+        gene_initializer_range: Touch it: hardly ever.
+        geometry: Touch it: 'cosine' and 'euclidean' to see what the hyperboloid adds.
+        projection_dim: Touch it: lower it (64 to 256) for little data.
+        cross_entailment_weight: Touch it: raise it to 1 when the log says that cones are empty; 0 leaves the term out.
+        intra_entailment_weight: Touch it: the same; 0 leaves the term out.
+        cross_parent: Touch it: 'image' to test the other order.
+        intra_parent: Touch it: 'more' to test the other order.
+        intra_min_level_ratio: Touch it: raise it to order only spots that differ much.
+        entailment: Touch it: to compare published forms.
+        min_radius: Touch it: raise it (0.3) when the log says that cones are empty.
+        regression_weight: Touch it: 1 to try.
+        radius_floor: Touch it: set it (0.3) when the log says that cones have collapsed.
+        cross_aperture_scale: Touch it: above 1 for wider cones.
+        intra_aperture_scale: Touch it: likewise.
+        curvature_init: Touch it: when the log says that the curvature lies at its clamp.
+        learn_curvature: Touch it: false holds it.
+        logit_scale_init: Touch it: hardly ever.
+        logit_scale_max: Touch it: lower it (50) when the contrastive loss of few spots falls to 0.
+
+    Examples:
+        >>> model = ModelArguments(vision="facebook/dinov2-small", gene_encoder="set", intra_entailment_weight=0.0)
+        >>> model.config_arguments()["gene_config"]["encoder"]
+        'set'
+    """
+
+    described_by: typing.ClassVar = {"": DelstConfig, "gene_": DelstGeneConfig}
+
+    def config_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `DelstConfig`, those of the gene encoder apart."""
+        values = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
+            if name not in ("vision", "init_from", "image_size", "stain_normalization")
+        }
+        gene = {name.removeprefix("gene_"): values.pop(name) for name in list(values) if name.startswith("gene_")}
+        return {**values, "gene_config": gene}
 
 
-_MODEL_ARGUMENTS = """Model and losses: the fields of `DelstConfig`, and of `DelstGeneConfig` with the prefix ``gene_``.
-
-Args:
-    vision: Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config. Touch it: always, but to train
-        from scratch: a pathology model you have access to is best.
-    init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by name, those that
-        it does not know are added. Of the options below only those of the losses apply. Touch it: when you have a DELST
-        checkpoint of a like tissue.
-    vision_config: Configuration of a backbone trained from scratch, as JSON, with its model_type. Touch it: for trials without
-        any weights, as in toy.yaml.
-    image_size: Side of the model's input, px. Default: that of the backbone. Touch it: smaller is faster: 112 px costs a
-        quarter of 224 px.
-    stain_normalization: Colours of all patches, kept in the processor: as they are, or a reference's. Touch it: for many
-        laboratories.
-    vision_pooling: Touch it: when docs/models.md names another for your backbone.
-    save_backbone: Touch it: set to false for a gated backbone.
-    freeze_batch_norm: Touch it: leave it, but for large batches of a network trained from scratch.
-    gene_encoder: Touch it: 'set' when panels differ between slides.
-    gene_hidden_size: Touch it: lower it (128) for fewer than 1,000 spots.
-    gene_num_hidden_layers: Touch it: 1 for few spots.
-    gene_dropout: Touch it: raise it when eval_loss rises while loss falls.
-    gene_norm: Touch it: hardly ever.
-    gene_embedding_size: Touch it: with 'set', to save memory for many genes.
-    gene_num_attention_heads: Touch it: with 'set', if it does not divide gene_hidden_size.
-    gene_layer_norm_eps: Touch it: hardly ever.
-    gene_initializer_range: Touch it: hardly ever.
-    geometry: Touch it: 'cosine' and 'euclidean' to see what the hyperboloid adds.
-    projection_dim: Touch it: lower it (64 to 256) for little data.
-    cross_entailment_weight: Touch it: raise it to 1 when the log says that cones are empty; 0 leaves the term out.
-    intra_entailment_weight: Touch it: the same; 0 leaves the term out.
-    cross_parent: Touch it: 'image' to test the other order.
-    intra_parent: Touch it: 'more' to test the other order.
-    intra_min_level_ratio: Touch it: raise it to order only spots that differ much.
-    entailment: Touch it: to compare published forms.
-    min_radius: Touch it: raise it (0.3) when the log says that cones are empty.
-    regression_weight: Touch it: 1 to try.
-    radius_floor: Touch it: set it (0.3) when the log says that cones have collapsed.
-    cross_aperture_scale: Touch it: above 1 for wider cones.
-    intra_aperture_scale: Touch it: likewise.
-    curvature_init: Touch it: when the log says that the curvature lies at its clamp.
-    learn_curvature: Touch it: false holds it.
-    logit_scale_init: Touch it: hardly ever.
-    logit_scale_max: Touch it: lower it (50) when the contrastive loss of few spots falls to 0.
-
-Examples:
-    >>> model = ModelArguments(vision="facebook/dinov2-small", gene_encoder="set", intra_entailment_weight=0.0)
-    >>> model.config_arguments()["gene_config"]["encoder"]
-    'set'
-"""
 _NOT_OF_A_RUN = (
-    "vision_config",
-    "gene_config",
-    "vision_feature_size",
-    "vision_source",
-    "head_inputs",
-    "head_standardise",
-    "head_dropout",
-)
+    "vision_config", "gene_config", "vision_feature_size", "vision_source", "head_inputs", "head_standardise", "head_dropout",
+)  # fmt: skip
 ModelArguments = make_dataclass(
     "ModelArguments",
     [
@@ -197,12 +196,8 @@ ModelArguments = make_dataclass(
         *_fields_of(DelstConfig, "", _NOT_OF_A_RUN),
         *_fields_of(DelstGeneConfig, "gene_", ("num_genes", "vocabulary_hash")),
     ],
-    namespace={
-        "__doc__": _MODEL_ARGUMENTS,
-        "__module__": __name__,
-        "described_by": {"": DelstConfig, "gene_": DelstGeneConfig},
-        "config_arguments": _config_arguments,
-    },
+    bases=(_ModelArguments,),
+    namespace={"__doc__": _ModelArguments.__doc__, "__module__": __name__},
 )
 
 

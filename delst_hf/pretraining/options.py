@@ -17,21 +17,30 @@ from .help_layout import HelpLayout, documented, explained, refuse_unknown, wrap
 
 Groups = Mapping[str, Iterable[str]]
 
-_CARD_ARGUMENTS = """Facts of the model card, for push_to_hub.
 
-Args:
-    license: Touch it: with push_to_hub.
-    base_model: Touch it: with push_to_hub.
-    base_model_license: Touch it: with push_to_hub.
-    dataset_name: Touch it: with push_to_hub.
-    dataset_license: Touch it: with push_to_hub.
-    species: Touch it: when it is missing.
-    patch_um: Touch it: when it is missing.
-    patch_px: Touch it: when it is missing.
-    train_data: Touch it: to say more.
-    hardware: Touch it: when the machine is not found out.
-    training_time: Touch it: when it is not in the log.
-"""
+class _CardArguments:
+    """Facts of the model card, for push_to_hub.
+
+    Args:
+        license: Touch it: with push_to_hub.
+        base_model: Touch it: with push_to_hub.
+        base_model_license: Touch it: with push_to_hub.
+        dataset_name: Touch it: with push_to_hub.
+        dataset_license: Touch it: with push_to_hub.
+        species: Touch it: when it is missing.
+        patch_um: Touch it: when it is missing.
+        patch_px: Touch it: when it is missing.
+        train_data: Touch it: to say more.
+        hardware: Touch it: when the machine is not found out.
+        training_time: Touch it: when it is not in the log.
+    """
+
+    def facts(self) -> dict[str, str]:
+        """Return those that were given, by their names in `hub.facts`."""
+        given = {name: getattr(self, option[2:].replace("-", "_"), None) for name, (option, _) in FACTS.items()}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 # An option of `delst card`.
 _NOT_HERE = re.compile(r" \(or --data DIR.*?\)")
 CardArguments = make_dataclass(
@@ -45,14 +54,8 @@ CardArguments = make_dataclass(
         for name, (option, text) in FACTS.items()
         if name not in FILES
     ],
-    namespace={
-        "__doc__": _CARD_ARGUMENTS,
-        "facts": lambda self: {
-            name: value
-            for name, (option, _) in FACTS.items()
-            if (value := getattr(self, option[2:].replace("-", "_"), None)) is not None
-        },
-    },
+    bases=(_CardArguments,),
+    namespace={"__doc__": _CardArguments.__doc__},
 )
 
 

@@ -26,22 +26,7 @@ from .maps import MapChoice, shown_slides
 
 # Were a text of strangers to become markup after all, the page still could not run it, fetch anything or send anything away.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-src 'none'"
-_STYLE = """
-:root{color-scheme:light dark;--page:#fff;--ink:#1b1b1f;--soft:#5c5c66;--line:#d9d9e0;--card:#f6f6f8}
-@media (prefers-color-scheme:dark){:root{--page:#16161a;--ink:#ececf1;--soft:#a8a8b3;--line:#3a3a44;--card:#1f1f25}}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1060px;margin:0 auto;padding:2rem 1.2rem 4rem}h1{font-size:1.6rem;margin:0}h2{margin:2.6rem 0 .6rem;
-font-size:1.2rem;border-bottom:1px solid var(--line);padding-bottom:.3rem}h3{font-size:1rem;margin:1.6rem 0 .2rem}
-p,.soft{max-width:75ch}.soft,figcaption,small{color:var(--soft)}figure{margin:1.2rem 0;overflow-x:auto}
-.side{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:0 1.6rem}
-figure svg{max-width:100%;height:auto;color:var(--ink);display:block}figcaption{font-size:.87rem;max-width:80ch}
-.table{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem;margin:.6rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th:first-child,td:first-child{text-align:left}td.text,th.text{text-align:left;max-width:52ch}th{font-weight:600}
-nav{margin:1rem 0;display:flex;gap:.3rem 1rem;flex-wrap:wrap}a{color:inherit}pre{background:var(--card);padding:.8rem;
-overflow-x:auto;font-size:.8rem;border-radius:6px;white-space:pre-wrap;overflow-wrap:anywhere}
-summary{cursor:pointer;font-weight:600;margin:1.2rem 0}
-"""
+_STYLE = Path(__file__).with_name("page.css")
 _WHERE_TO_LOOK = (
     "What to look at: the maps show tissue, labels and genes of each slide side by side, the confusion matrix which classes "
     "are taken for which; every number with its interval stands under Protocols."
@@ -131,7 +116,7 @@ def _page(records: Sequence[Record], names: Sequence[str], choice: MapChoice) ->
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{as_html(_POLICY)}">{element("title", title)}'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head><body>{element('main', *parts)}</body></html>\n"
+        f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style></head><body>{element('main', *parts)}</body></html>\n"
     )
 
 

@@ -5,21 +5,18 @@ import datasets
 import evaluate
 import numpy as np
 
-_DESCRIPTION = "How well cones tell matched pairs from mismatched ones, with the control beside the fraction inside."
-_CITATION = ""
-_INPUTS = """
-Args:
-    predictions: (pairs,) exterior angle minus half-aperture of each pair, in radians; 0 or less is inside the cone.
-    references: (pairs,) 1 for a matched pair, 0 for a mismatched one, the control.
-Returns:
-    in_cone_matched, in_cone_mismatched: shares inside; in_cone_excess: their difference, 0 for cones that are only wide;
-    entailment_auc: chance that a matched pair lies deeper than a mismatched one, 0.5 is chance; entailment_loss: mean of
-    max(0, .) over matched pairs.
-"""
-
 
 class Entailment(evaluate.Metric):
     """Cone statistics of pairs with their control; batches may be added with `add_batch` and are scored as one.
+
+    Args:
+        predictions: (pairs,) exterior angle minus half-aperture of each pair, in radians; 0 or less is inside the cone.
+        references: (pairs,) 1 for a matched pair, 0 for a mismatched one, the control.
+
+    Returns:
+        in_cone_matched, in_cone_mismatched: shares inside; in_cone_excess: their difference, 0 for cones that are only wide;
+        entailment_auc: chance that a matched pair lies deeper than a mismatched one, 0.5 is chance; entailment_loss: mean of
+        max(0, .) over matched pairs.
 
     Examples:
         >>> scores = Entailment().compute(predictions=[-0.2, 0.1, 0.5], references=[1, 1, 0])
@@ -29,9 +26,9 @@ class Entailment(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
+            description="How well cones tell matched pairs from mismatched ones, with the control beside the fraction inside.",
+            citation="",
+            inputs_description=self.__doc__ or "",
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
             ),

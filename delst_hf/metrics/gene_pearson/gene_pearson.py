@@ -7,19 +7,16 @@ import numpy as np
 
 from delst_hf.evaluation.expression import gene_pearson
 
-_DESCRIPTION = "Pearson correlation over spots, gene by gene, and its mean. 1 is perfect, 0 is chance."
-_CITATION = ""
-_INPUTS = """
-Args:
-    predictions: (spots, genes) predicted expression.
-    references: (spots, genes) measured expression, same unit and genes.
-Returns:
-    gene_pearson: mean over the genes whose measurement varies; gene_pearson_median; num_genes of them.
-"""
-
 
 class GenePearson(evaluate.Metric):
     """Mean Pearson over genes; batches may be added with `add_batch` and are scored as one.
+
+    Args:
+        predictions: (spots, genes) predicted expression.
+        references: (spots, genes) measured expression, same unit and genes.
+
+    Returns:
+        gene_pearson: mean over the genes whose measurement varies; gene_pearson_median; num_genes of them.
 
     Examples:
         >>> scores = GenePearson().compute(predictions=[[1.0], [2.0], [4.0]], references=[[1.0], [2.0], [3.0]])
@@ -30,9 +27,9 @@ class GenePearson(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         row = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
+            description="Pearson correlation over spots, gene by gene, and its mean. 1 is perfect, 0 is chance.",
+            citation="",
+            inputs_description=self.__doc__ or "",
             features=datasets.Features({"predictions": row, "references": row}),
         )
 

@@ -8,25 +8,23 @@ import evaluate
 import numpy as np
 from scipy.special import digamma
 
-_DESCRIPTION = "Share of queries whose true target is among the first k. High is good; chance is k / pool size."
-_CITATION = ""
-_INPUTS = """
-Args:
-    predictions: (queries,) rank of the true target of each query, 1 for the best. Ranks, not embeddings: these would cost
-        seconds to pass. `delst_hf.evaluation.retrieval.retrieval_scores` makes them ("rank"); of a matrix of scores,
-        `ranks_of_scores`.
-    references: (queries,) size of the pool that each query was ranked against.
-    ties: (queries,) how many targets score the same as the true one, itself included; `ties_of_scores` counts them. Every order
-        of tied targets counts as equally likely, as in `delst_hf.evaluation.retrieval`, so that a model that scores all targets
-        alike comes out at chance. Without it no target is tied. After `add_batch` pass those of all batches to `compute`.
-    ks: depths, (1, 5, 10) by default.
-Returns:
-    recall@k and chance_recall@k for each k, median_rank, mean_rank, mrr.
-"""
-
 
 class RetrievalRecall(evaluate.Metric):
     """Recall@k of ranks; batches may be added with `add_batch` and are scored as one.
+
+    Args:
+        predictions: (queries,) rank of the true target of each query, 1 for the best. Ranks, not embeddings: these would cost
+            seconds to pass. `delst_hf.evaluation.retrieval.retrieval_scores` makes them ("rank"); of a matrix of scores,
+            `ranks_of_scores`.
+        references: (queries,) size of the pool that each query was ranked against.
+        ties: (queries,) how many targets score the same as the true one, itself included; `ties_of_scores` counts them. Every
+            order of tied targets counts as equally likely, as in `delst_hf.evaluation.retrieval`, so that a model that scores
+            all targets alike comes out at chance. Without it no target is tied. After `add_batch` pass those of all batches to
+            `compute`.
+        ks: depths, (1, 5, 10) by default.
+
+    Returns:
+        recall@k and chance_recall@k for each k, median_rank, mean_rank, mrr.
 
     Examples:
         >>> RetrievalRecall().compute(predictions=[1, 3, 12], references=[100, 100, 100])["recall@10"]
@@ -35,9 +33,9 @@ class RetrievalRecall(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
+            description="Share of queries whose true target is among the first k. High is good; chance is k / pool size.",
+            citation="",
+            inputs_description=self.__doc__ or "",
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
             ),
