@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs.
 """
 
 import argparse
-import json
 import logging
 import shlex
 from dataclasses import MISSING, dataclass, fields
@@ -16,7 +15,7 @@ from ..atomic.locks import writing
 from ..atomic.processes import keep_freed_memory
 from ..errors import reading, reading_model
 from ..pretraining.help_layout import documented, explained
-from .options import add_command
+from .options import add_command, given
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +195,7 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
     """
     from ..evaluation.evidence import SPLITS
     from ..evaluation.protocols.domains import METHODS
+    from ..evaluation.protocols.signatures import read_signatures
     from ..evaluation.retrieval import GEOMETRIES
     from ..evaluation.run import Evaluation
     from ..evaluation.suite import SUITE, chosen_protocols
@@ -230,7 +230,7 @@ def kind_of(model: str) -> str:
     """
     from transformers import AutoConfig
 
-    from ..data.patch_features import is_features
+    from ..data.feature_files import is_features
     from ..data.places import EMBEDDING_SUFFIXES, check_model, is_model, near
     from ..evaluation.embedding_files import embedding_files
     from ..model.configuration_delst import DelstConfig
@@ -291,7 +291,8 @@ def _joined_features(
     arguments: EvaluationArguments, kind: str, study: "Study", slides: list[str], record: dict[str, Any]
 ) -> tuple["Study", Any]:
     """Return the study, less spots without features, and the features, where these were made elsewhere; else None for them."""
-    from ..data.patch_features import is_features, join_features
+    from ..data.feature_files import is_features
+    from ..data.patch_features import join_features
     from ..evaluation.embedding_files import embedding_files
     from ..record import check_patch_size
 
@@ -329,28 +330,6 @@ def choose_slides(
             f"{trained}, or insist with --allow-seen-slides."
         )
     return slides.choose_slides(study, trained, *named)
-
-
-def read_signatures(path: str | None) -> dict[str, Any]:
-    """Read the gene signatures of a JSON file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a mapping of name to {"genes": ...} or {"profile": ...}.
-    """
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no signatures at {path}. Give the path of a JSON file.")
-    signatures = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(signatures, dict) or not all(
-        isinstance(value, dict) and (value.get("genes") or value.get("profile")) for value in signatures.values()
-    ):
-        raise ValueError(
-            f'{path} must be JSON such as {{"HER2": {{"genes": ["ERBB2", "GRB7"], "region": "invasive cancer"}}}}: a name, '
-            "its genes (a list, or a mapping to weights) or a profile (a mapping to counts), and a label to find, if any."
-        )
-    return signatures
 
 
 # What the help shows, in the order of reading: heading -> options.
@@ -399,6 +378,4 @@ def _add_option(section: Any, option: Any, text: str, when: str) -> None:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
-    run_evaluation(
-        EvaluationArguments(**{option.name: getattr(arguments, option.name) for option in fields(EvaluationArguments)})
-    )
+    run_evaluation(EvaluationArguments(**given(arguments, *EvaluationArguments.__annotations__)))

@@ -226,8 +226,8 @@ def _run_reference(arguments: argparse.Namespace) -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
+    from ..evaluation.protocols.signatures import read_signatures
     from ..prediction.predict import predict_slide
-    from .evaluate import read_signatures
 
     found = predict_slide(
         arguments.model,

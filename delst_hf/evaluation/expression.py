@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import sparse
 
 from .preparation import (
     MAX_INNER_FOLDS,
@@ -46,39 +45,6 @@ class RidgePrediction:
     alphas: np.ndarray
     validation_pearson: np.ndarray
     num_folds: int
-
-
-def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
-    """Choose the genes of highest variance. Pass training spots only, or the choice leaks.
-
-    Args:
-        values: (spots, genes) log-normalised expression of the training spots, dense or sparse.
-        num_genes: how many genes to choose.
-
-    Returns:
-        (num_genes,) column indices, most variable first; equal variances in the order of the columns.
-
-    Raises:
-        ValueError: If fewer than `num_genes` genes are there, or `values` are empty or not finite.
-
-    Examples:
-        >>> most_variable_genes(np.array([[0.0, 1.0, 5.0], [1.0, 1.0, 0.0]]), num_genes=2).tolist()
-        [2, 0]
-    """
-    num_columns = values.shape[1] if len(values.shape) == 2 else 0
-    if not 1 <= num_genes <= num_columns:
-        raise ValueError(
-            f"num_genes is {num_genes}; allowed is 1 to {num_columns}, the genes of these values. "
-            "Ask for fewer genes, as with --num-genes, when the panel is small."
-        )
-    if sparse.issparse(values):
-        matrix = sparse.csr_matrix(values, dtype=np.float64)
-        finite_matrix(matrix.data.reshape(-1, 1) if matrix.nnz else np.zeros((1, 1)), "values")
-        mean = np.asarray(matrix.mean(axis=0)).reshape(-1)
-        variance = np.asarray(matrix.multiply(matrix).mean(axis=0)).reshape(-1) - mean**2
-    else:
-        variance = finite_matrix(values, "values").var(axis=0)
-    return np.argsort(-variance, kind="stable")[:num_genes]
 
 
 def gene_pearson(predicted: ArrayLike, measured: ArrayLike) -> np.ndarray:

@@ -14,9 +14,9 @@ import pandas as pd
 
 from ..atomic.files import check_file_output, check_folder_output
 from ..data.appearance import describe_foreign_colour
+from ..data.feature_files import SUFFIXES as SUFFIXES_OF_FEATURES
 from ..data.genes import canonical_species
 from ..data.images import check_readable
-from ..data.patch_features import SUFFIXES as SUFFIXES_OF_FEATURES
 from ..data.patch_features import join_features
 from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ..data.appearance import PatchEncoding
 from ..data.collator import open_patch
-from ..data.patch_features import FeatureTable, read_patch_features
+from ..data.feature_files import read_patch_features
+from ..data.patch_features import FeatureTable
 from ..data.patches import Cutter
 from ..data.readers.image import read_slide_image
 from ..data.slide import Slide

@@ -6,9 +6,10 @@ import numpy as np
 
 from ..baselines import permutation_within
 from ..evidence import Arm, Spots
-from ..expression import RidgePrediction, RidgeReadout, best_floor, gene_pearson, most_variable_genes
+from ..expression import RidgePrediction, RidgeReadout, best_floor, gene_pearson
 from ..findings import Findings
 from ..linear_probe import fit_probe
+from ..predicted_genes import most_variable_genes
 from ..preparation import SCALE_FLOOR, SCALE_FLOORS, missing_rows
 from . import Protocol
 

@@ -16,15 +16,15 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from ..evidence import Spots
-from ..expression import gene_pearson, most_variable_genes
+from ..expression import gene_pearson
 from ..findings import Findings
 from ..lsqr import lsqr_ridge
+from ..predicted_genes import HEST_GENES, hest_genes, most_variable_genes
 from ..preparation import MAX_INNER_FOLDS, finite_matrix, group_folds, group_names, nanmean
 from ..resampled import fold_pearson, gene_statistic, pearson_statistic
 from . import Protocol
 
 HEST_COMPONENTS = 256
-HEST_GENES = 50
 HEST_SEED = 1
 MAX_PAIRED_SPOTS = 20_000  # beyond, predictions by gene would make the results too large
 # alpha="cv" chooses among these multiples of the benchmark's alpha.
@@ -204,59 +204,6 @@ def hest_alpha(num_columns: int, num_genes: int) -> float:
         0.0078125
     """
     return 100.0 / (num_columns * num_genes)
-
-
-def hest_genes(
-    counts: Any, slides: Sequence[Any] | np.ndarray, genes: Sequence[str], num_genes: int = HEST_GENES
-) -> list[str]:
-    """Return the benchmark's gene list: expressed in a tenth of the spots of every slide, then the highest scaled dispersion.
-
-    The dispersion is scanpy's default ("seurat"): log of variance / mean of counts, as a z-score among genes of a like mean
-    (20 bins). The benchmark chooses from all slides, test slides included; pass the training slides' counts for a choice
-    that does not look. (What scanpy 1.10 computes from log1p data, whose expm1 are the counts.)
-
-    Args:
-        counts: (spots, genes) raw counts, dense or sparse.
-        slides: (spots,) the slide of each spot.
-        genes: (genes,) names; those with "BLANK" or "Control" in them are left out.
-        num_genes: how many.
-
-    Returns:
-        Names, in alphabetical order as in the benchmark.
-
-    Raises:
-        ValueError: If fewer genes than asked for are expressed in a tenth of every slide.
-
-    Examples:
-        >>> counts = np.random.default_rng(0).poisson([1, 5, 20], size=(40, 3))
-        >>> hest_genes(counts, ["a"] * 20 + ["b"] * 20, ["ACTB", "CD3E", "ERBB2"], num_genes=2)
-        ['ACTB', 'CD3E']
-    """
-    dense = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts, dtype=np.float64)
-    names, order = group_names(slides, len(dense), "slides"), np.argsort(np.asarray(genes, dtype=str), kind="stable")
-    common = np.array(["BLANK" not in gene and "Control" not in gene for gene in genes])
-    for slide in np.unique(names):
-        part = dense[names == slide]
-        common &= (part > 0).sum(axis=0) >= np.ceil(0.10 * len(part))
-    kept = [index for index in order if common[index]]
-    if len(kept) < num_genes:
-        raise ValueError(
-            f"{len(kept)} genes are expressed in 10 % of the spots of every slide; {num_genes} were asked for. Ask for fewer "
-            "genes, or leave a shallow slide out."
-        )
-    mean, variance = dense[:, kept].mean(axis=0), dense[:, kept].var(axis=0, ddof=1)
-    dispersion = np.log(np.maximum(variance, 1e-12) / mean)
-    location = np.log1p(mean)
-    edges = np.linspace(location.min(), location.max(), 21)
-    bins = np.clip(np.searchsorted(edges, location, side="left"), 1, 20)
-    scaled = np.empty(len(kept))
-    for number in np.unique(bins):
-        members = bins == number
-        centre, spread = dispersion[members].mean(), dispersion[members].std(ddof=1) if members.sum() > 1 else np.nan
-        # A gene alone in its bin is scored 1, as scanpy does.
-        scaled[members] = 1.0 if members.sum() == 1 else (dispersion[members] - centre) / spread
-    chosen = sorted(np.argsort(-scaled, kind="stable")[:num_genes])
-    return [str(genes[kept[index]]) for index in chosen]
 
 
 def _reduced(fit: np.ndarray, held: np.ndarray, pca: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..expression import gene_pearson, most_variable_genes
+from ..expression import gene_pearson
 from ..findings import Findings
+from ..predicted_genes import most_variable_genes
 from ..preparation import finite_matrix, group_names
 from ..resampled import pearson_statistic
 from ..retrieval import as_inner_product

@@ -4,8 +4,9 @@ import numpy as np
 
 from ..baselines import COLOUR_STATISTICS, shuffled
 from ..evidence import Space
-from ..expression import gene_pearson, most_variable_genes, ridge_prediction
+from ..expression import gene_pearson, ridge_prediction
 from ..findings import Findings
+from ..predicted_genes import most_variable_genes
 from ..preparation import FlooredScaler, missing_rows
 from ..reliability import selective_prediction
 from ..resampled import spearman_statistic, within_slides

@@ -4,7 +4,9 @@ A gene signature becomes an expression profile, the model embeds the profile, an
 to it. No label is used; labels only score the map.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,28 @@ from ..preparation import finite_matrix, missing_rows
 from ..resampled import auroc_statistic, region_auroc
 from ..retrieval import as_inner_product
 from . import Protocol
+
+
+def read_signatures(path: str | None) -> dict[str, Any]:
+    """Read the gene signatures of a JSON file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a mapping of name to {"genes": ...} or {"profile": ...}.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no signatures at {path}. Give the path of a JSON file.")
+    signatures = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(signatures, dict) or not all(
+        isinstance(value, dict) and (value.get("genes") or value.get("profile")) for value in signatures.values()
+    ):
+        raise ValueError(
+            f'{path} must be JSON such as {{"HER2": {{"genes": ["ERBB2", "GRB7"], "region": "invasive cancer"}}}}: a name, '
+            "its genes (a list, or a mapping to weights) or a profile (a mapping to counts), and a label to find, if any."
+        )
+    return signatures
 
 
 def signature_profile(

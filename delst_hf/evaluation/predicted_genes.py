@@ -1,0 +1,97 @@
+"""Which genes are predicted: the most variable ones, or those of HEST-Benchmark."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from .preparation import finite_matrix, group_names
+
+HEST_GENES = 50
+
+
+def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
+    """Choose the genes of highest variance. Pass training spots only, or the choice leaks.
+
+    Args:
+        values: (spots, genes) log-normalised expression of the training spots, dense or sparse.
+        num_genes: how many genes to choose.
+
+    Returns:
+        (num_genes,) column indices, most variable first; equal variances in the order of the columns.
+
+    Raises:
+        ValueError: If fewer than `num_genes` genes are there, or `values` are empty or not finite.
+
+    Examples:
+        >>> most_variable_genes(np.array([[0.0, 1.0, 5.0], [1.0, 1.0, 0.0]]), num_genes=2).tolist()
+        [2, 0]
+    """
+    num_columns = values.shape[1] if len(values.shape) == 2 else 0
+    if not 1 <= num_genes <= num_columns:
+        raise ValueError(
+            f"num_genes is {num_genes}; allowed is 1 to {num_columns}, the genes of these values. "
+            "Ask for fewer genes, as with --num-genes, when the panel is small."
+        )
+    if sparse.issparse(values):
+        matrix = sparse.csr_matrix(values, dtype=np.float64)
+        finite_matrix(matrix.data.reshape(-1, 1) if matrix.nnz else np.zeros((1, 1)), "values")
+        mean = np.asarray(matrix.mean(axis=0)).reshape(-1)
+        variance = np.asarray(matrix.multiply(matrix).mean(axis=0)).reshape(-1) - mean**2
+    else:
+        variance = finite_matrix(values, "values").var(axis=0)
+    return np.argsort(-variance, kind="stable")[:num_genes]
+
+
+def hest_genes(
+    counts: Any, slides: Sequence[Any] | np.ndarray, genes: Sequence[str], num_genes: int = HEST_GENES
+) -> list[str]:
+    """Return the benchmark's gene list: expressed in a tenth of the spots of every slide, then the highest scaled dispersion.
+
+    The dispersion is scanpy's default ("seurat"): log of variance / mean of counts, as a z-score among genes of a like mean
+    (20 bins). The benchmark chooses from all slides, test slides included; pass the training slides' counts for a choice
+    that does not look. (What scanpy 1.10 computes from log1p data, whose expm1 are the counts.)
+
+    Args:
+        counts: (spots, genes) raw counts, dense or sparse.
+        slides: (spots,) the slide of each spot.
+        genes: (genes,) names; those with "BLANK" or "Control" in them are left out.
+        num_genes: how many.
+
+    Returns:
+        Names, in alphabetical order as in the benchmark.
+
+    Raises:
+        ValueError: If fewer genes than asked for are expressed in a tenth of every slide.
+
+    Examples:
+        >>> counts = np.random.default_rng(0).poisson([1, 5, 20], size=(40, 3))
+        >>> hest_genes(counts, ["a"] * 20 + ["b"] * 20, ["ACTB", "CD3E", "ERBB2"], num_genes=2)
+        ['ACTB', 'CD3E']
+    """
+    dense = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts, dtype=np.float64)
+    names, order = group_names(slides, len(dense), "slides"), np.argsort(np.asarray(genes, dtype=str), kind="stable")
+    common = np.array(["BLANK" not in gene and "Control" not in gene for gene in genes])
+    for slide in np.unique(names):
+        part = dense[names == slide]
+        common &= (part > 0).sum(axis=0) >= np.ceil(0.10 * len(part))
+    kept = [index for index in order if common[index]]
+    if len(kept) < num_genes:
+        raise ValueError(
+            f"{len(kept)} genes are expressed in 10 % of the spots of every slide; {num_genes} were asked for. Ask for fewer "
+            "genes, or leave a shallow slide out."
+        )
+    mean, variance = dense[:, kept].mean(axis=0), dense[:, kept].var(axis=0, ddof=1)
+    dispersion = np.log(np.maximum(variance, 1e-12) / mean)
+    location = np.log1p(mean)
+    edges = np.linspace(location.min(), location.max(), 21)
+    bins = np.clip(np.searchsorted(edges, location, side="left"), 1, 20)
+    scaled = np.empty(len(kept))
+    for number in np.unique(bins):
+        members = bins == number
+        centre, spread = dispersion[members].mean(), dispersion[members].std(ddof=1) if members.sum() > 1 else np.nan
+        # A gene alone in its bin is scored 1, as scanpy does.
+        scaled[members] = 1.0 if members.sum() == 1 else (dispersion[members] - centre) / spread
+    chosen = sorted(np.argsort(-scaled, kind="stable")[:num_genes])
+    return [str(genes[kept[index]]) for index in chosen]
