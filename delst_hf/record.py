@@ -290,7 +290,7 @@ def feature_facts(facts: Mapping[str, Any], features: Any) -> dict[str, Any]:
         **facts,
         "patch_um": sides or facts["patch_um"],
         "features": features.encoder,
-        "features_fingerprint": features.fingerprint,
+        "features_fingerprint": features.features_fingerprint,
     }
 
 

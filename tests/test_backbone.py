@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from delst_hf import DelstConfig, DelstModel
-from delst_hf.model.backbone_delst import fingerprint
+from delst_hf.model.backbone_delst import tensor_fingerprint
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
 HEADS = {"gene_config": {"num_genes": 5, "hidden_size": 16}, "projection_dim": 8}
@@ -79,12 +79,14 @@ def test_an_unused_random_pooler_does_not_count(inputs, tmp_path):
 
 def test_fingerprint():
     weights = {"a.weight": torch.arange(6.0).reshape(2, 3), "pooler.weight": torch.ones(2)}
-    found = fingerprint(weights, "auto")
-    assert found == fingerprint({"pooler.weight": torch.ones(2), "b.weight": weights["a.weight"].clone()}, "auto")
-    assert found != fingerprint({**weights, "a.weight": weights["a.weight"].reshape(3, 2)}, "auto")
-    assert found != fingerprint({**weights, "a.weight": weights["a.weight"] + 1e-6}, "auto")
-    assert found != fingerprint({**weights, "pooler.weight": torch.zeros(2)}, "auto")
-    assert fingerprint(weights, "cls") == fingerprint({**weights, "pooler.weight": torch.zeros(2)}, "cls")
+    found = tensor_fingerprint(weights, "auto")
+    assert found == tensor_fingerprint(
+        {"pooler.weight": torch.ones(2), "b.weight": weights["a.weight"].clone()}, "auto"
+    )
+    assert found != tensor_fingerprint({**weights, "a.weight": weights["a.weight"].reshape(3, 2)}, "auto")
+    assert found != tensor_fingerprint({**weights, "a.weight": weights["a.weight"] + 1e-6}, "auto")
+    assert found != tensor_fingerprint({**weights, "pooler.weight": torch.zeros(2)}, "auto")
+    assert tensor_fingerprint(weights, "cls") == tensor_fingerprint({**weights, "pooler.weight": torch.zeros(2)}, "cls")
 
 
 def test_refusals(model, backbone, tmp_path):

@@ -35,7 +35,7 @@ def server():
 def rows(folder):
     """All spots, by slide and barcode, without where they lie."""
     opened = open_folder(folder, verify=True)
-    tables = [pq.read_table(file, partitioning=None) for files in opened.spots.values() for file in files]
+    tables = [pq.read_table(file, partitioning=None) for files in opened.spot_files.values() for file in files]
     found = [row for table in tables for row in table.to_pylist()]
     return sorted(found, key=lambda row: (row["slide_id"], row["barcode"]))
 

@@ -293,7 +293,7 @@ def _refuse_twice(slide_id: str, seen: set[str]) -> None:
 
 
 def _slide_id(part: Path) -> str:
-    return next(iter(open_folder(part).spots))
+    return next(iter(open_folder(part).spot_files))
 
 
 def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:

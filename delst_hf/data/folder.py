@@ -58,14 +58,14 @@ class DatasetFolder:
 
     Attributes:
         path: The folder.
-        spots: Files of spots by slide, in the order of the slides table; those of one slide in the order of its spots.
+        spot_files: Files of spots by slide, in the order of the slides table; those of one slide in the order of its spots.
         rows: Number of spots by slide.
         num_genes: Rows of the genes table.
         manifest: None for a folder of a version that wrote none.
     """
 
     path: Path
-    spots: dict[str, list[Path]]
+    spot_files: dict[str, list[Path]]
     rows: dict[str, int]
     num_genes: int
     manifest: Mapping[str, Any] | None
@@ -132,7 +132,7 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
     folder = _tables(path, sorted(named), manifest)
     refuse(path, list(problems_of_slides(folder)))
     if manifest is None or verify:
-        refuse(path, [problem for files in folder.spots.values() for problem in _problems_of_spots(folder, files)])
+        refuse(path, [problem for files in folder.spot_files.values() for problem in _problems_of_spots(folder, files)])
     if manifest is None:
         refuse(path, list(_problems_of_readme(folder, verify)))
     return folder
@@ -184,7 +184,7 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
         own[slide_of(name)].append(name)
     return DatasetFolder(
         path,
-        spots={slide_id: [path / name for name in files] for slide_id, files in own.items()},
+        spot_files={slide_id: [path / name for name in files] for slide_id, files in own.items()},
         rows={slide_id: sum(footers[name].num_rows for name in files) for slide_id, files in own.items()},
         num_genes=num_genes,
         manifest=manifest,

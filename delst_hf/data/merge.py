@@ -232,7 +232,7 @@ def _place_spots(
     entries = part.manifest["files"] if part.manifest is not None else {}
     same = bool((place == np.arange(len(place))).all())
     # Files of one slide in order: a split by spot goes by the position of a spot within its slide.
-    for slide_id, files in part.spots.items():
+    for slide_id, files in part.spot_files.items():
         lengths = [pq.ParquetFile(path).metadata.num_rows for path in files]
         splits = plan.of_spots(slide_id, sum(lengths))
         start = 0

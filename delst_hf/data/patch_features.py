@@ -39,7 +39,7 @@ class FeatureTable:
         return self.values.shape[1]
 
     @property
-    def fingerprint(self) -> str:
+    def features_fingerprint(self) -> str:
         """Hash (16 hex digits) of the features of every spot."""
         digest = hashlib.sha256(str(self.values.shape).encode())
         for array in (self.values, self.row_of_spot):

@@ -163,7 +163,7 @@ def _frame(path: Path, without: str | None = None) -> pd.DataFrame:
 
 def files_in_order(folder: DatasetFolder) -> list[Path]:
     """Return the files of spots in the order of the splits, by name within each."""
-    files = [file for own in folder.spots.values() for file in own]
+    files = [file for own in folder.spot_files.values() for file in own]
     rank = {split: number for number, split in enumerate(SPLITS)}
     return sorted(files, key=lambda file: (rank.get(file.parent.name, -1), file.name))
 

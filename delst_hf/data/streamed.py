@@ -78,8 +78,8 @@ class StreamedStudy(Study):
             return Dataset.from_dict({})
         if chosen.files[0].address.startswith(HUB):
             _fetch(chosen.files, self.folder)
-        spots = {slide: [path for path in paths if path in set(own)] for slide, paths in self.folder.spots.items()}
-        part = load_spots(replace(self.folder, spots=spots))
+        files = {slide: [path for path in paths if path in set(own)] for slide, paths in self.folder.spot_files.items()}
+        part = load_spots(replace(self.folder, spot_files=files))
         index = np.concatenate([np.arange(file.first, file.first + file.rows) for file in chosen.files])
         split = [_split_of(file) for file in chosen.files for _ in range(file.rows)]
         return part.add_column("split", split).add_column("spot_index", index)

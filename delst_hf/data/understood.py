@@ -210,7 +210,7 @@ def dataset_pages(path: Path) -> list[str]:
     folder = open_folder(path, verify=True)
     pages = []
     for row in pq.read_table(folder.slides_file).to_pylist():
-        files = folder.spots[row["slide_id"]]
+        files = folder.spot_files[row["slide_id"]]
         tables = [pq.read_table(file, columns=["label", "n_genes", "total_counts"]).to_pandas() for file in files]
         spots = pd.concat(tables)
         pages.append(slide_page(_recounted(row, spots), len(spots)))

@@ -161,10 +161,10 @@ def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, poolin
     path = os.fspath(vision)
     revision = None if os.path.isdir(path) else getattr(backbone.config, "_commit_hash", None)
     name = os.path.basename(os.path.abspath(path)) if os.path.isdir(path) else path
-    return {"id": name, "revision": revision, "fingerprint": fingerprint(backbone_weights(backbone), pooling)}
+    return {"id": name, "revision": revision, "fingerprint": tensor_fingerprint(backbone_weights(backbone), pooling)}
 
 
-def fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
+def tensor_fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
     """Return SHA-256 (16 hex digits) over shape and float32 bytes of every weight that is used.
 
     Names are left out: transformers renames the parameters of backbones from one version to the next. So is an
@@ -216,7 +216,7 @@ def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
             "save_backbone=False, but this backbone was not loaded from anywhere, so it could not be fetched again. Build the "
             "model by DelstModel.from_vision_gene_pretrained(ID_OR_FOLDER, ...), or save it whole (save_backbone=True)."
         )
-    found = fingerprint(backbone_weights(backbone), config.vision_pooling)
+    found = tensor_fingerprint(backbone_weights(backbone), config.vision_pooling)
     if found != source["fingerprint"]:
         raise ValueError(
             f"save_backbone=False, but the backbone's weights (fingerprint {found}) are no longer those of {source['id']!r} "
@@ -285,7 +285,7 @@ def fetch_backbone(
             "\nIf it is gated, ask for access on its page of the Hub and log in by `hf auth login`. If you have no network, or "
             f"hold a copy already, give its folder: from_pretrained({os.fspath(folder)!r}, vision_path=FOLDER)."
         ) from error
-    found = fingerprint(weights, config.vision_pooling)
+    found = tensor_fingerprint(weights, config.vision_pooling)
     if found != source["fingerprint"]:
         raise ValueError(
             f"The backbone at {place!r} (fingerprint {found}) is not the one that this checkpoint was trained on: "

@@ -21,7 +21,7 @@ from ..data.schema import regular_size, sha256
 from ..data.study import SpotRows, Study
 from ..errors import reading
 from ..evaluation.embed import embed, model_collator
-from ..model.backbone_delst import fingerprint
+from ..model.backbone_delst import tensor_fingerprint
 from ..model.lorentz import exp_map0, pairwise_distance
 from ..record import check_patch_size
 from .predictor import Predictor, load_predictor
@@ -309,7 +309,7 @@ def _build_reference(
 
 def weights_of(predictor: Predictor) -> str:
     """Return a hash of the weights that embed, which a model and the heads fitted on it share."""
-    return fingerprint(predictor.model.state_dict(), predictor.model.config.vision_pooling)
+    return tensor_fingerprint(predictor.model.state_dict(), predictor.model.config.vision_pooling)
 
 
 def _drawn(slides: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -43,7 +43,7 @@ def write_report(
 
     Args:
         records: Results (see `results.read_results`). The first is shown in full; with several, their headline numbers are
-            compared, runs of one name as seeds of one arm.
+            compared, those of one name as runs of one model.
         path: The file.
         names: One per record; by default that of its model.
         choice: Which genes are drawn on the maps, and how opaque the spots are.
@@ -211,7 +211,7 @@ def _lighter_image(match: re.Match[str]) -> str:
 
 
 def _paired_models(records: Sequence[Record], names: Sequence[str]) -> Html:
-    # The first result of another name: those of one name are seeds of one arm.
+    # The first result of another name: those of one name are runs of one model.
     other = next((i for i, name in enumerate(names) if name != names[0]), 1)
     try:
         comparisons = compare_results(records[0], records[other])
