@@ -166,12 +166,7 @@ def _unreachable(endpoint: str, reason: str) -> Finding:
 def _backbone(name: str) -> Finding:
     """Tell whether the configuration of a backbone can be read, which of a gated one only those may who were let in."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
     label = "backbone"

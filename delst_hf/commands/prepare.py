@@ -231,10 +231,7 @@ def _run_merge(arguments: argparse.Namespace) -> None:
     from ..data.merge import merge_datasets
 
     summary = merge_datasets(
-        arguments.folders,
-        arguments.output,
-        split=_split_request(arguments),
-        **given(arguments, "overwrite", "license"),
+        arguments.folders, arguments.output, split=_split_request(arguments), **given(arguments, "overwrite", "license")
     )
     _print(summary, arguments.output)
 

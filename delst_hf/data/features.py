@@ -108,11 +108,7 @@ def identify(genes: pd.DataFrame) -> pd.DataFrame:
 
 
 def genes_only(
-    counts: sp.csr_matrix,
-    features: pd.DataFrame,
-    slide_id: str,
-    notes: Notes,
-    aliases: Collection[str] | None = None,
+    counts: sp.csr_matrix, features: pd.DataFrame, slide_id: str, notes: Notes, aliases: Collection[str] | None = None
 ) -> tuple[sp.csr_matrix, pd.DataFrame]:
     """Return the genes among the features of a slide; what is left out is logged, and counted in the notes, by kind.
 

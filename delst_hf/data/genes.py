@@ -249,10 +249,7 @@ def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[st
         return names
     lettered = [name for name in names if (name.isalpha() and len(name) >= 3) or sum(map(str.isalpha, name)) >= 3]
     if species == "human":
-        wrong, change = (
-            [name for name in lettered if (plain := name.replace("orf", "")).upper() != plain],
-            _human,
-        )
+        wrong, change = ([name for name in lettered if (plain := name.replace("orf", "")).upper() != plain], _human)
     else:
         wrong, change = [name for name in lettered if name == name.upper()], _mouse
     if 2 * len(wrong) <= len(lettered):

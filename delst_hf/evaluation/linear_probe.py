@@ -13,15 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.linear_model import SGDClassifier
 
-from .preparation import (
-    MAX_INNER_FOLDS,
-    FlooredScaler,
-    finite_matrix,
-    group_folds,
-    group_names,
-    missing_rows,
-    rotated,
-)
+from .preparation import MAX_INNER_FOLDS, FlooredScaler, finite_matrix, group_folds, group_names, missing_rows, rotated
 
 PROBE_ALPHAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 # Choosing alpha repeats every fit for every fold; two seeds steady that choice at 2/5 of the cost.

@@ -127,13 +127,7 @@ def checkpoint_subject(
 
 
 def backbone_subject(
-    vision: str,
-    study: Study,
-    dataset: Dataset,
-    evaluation: Evaluation,
-    *,
-    name: str,
-    image_size: int | None = None,
+    vision: str, study: Study, dataset: Dataset, evaluation: Evaluation, *, name: str, image_size: int | None = None
 ) -> Subject:
     """Make a subject of a plain vision backbone as it is, without a gene encoder.
 
@@ -271,11 +265,7 @@ class _Embedder:
 
 
 def _baselines(
-    model: DelstModel,
-    frozen_backbone: str | None,
-    seeds: Sequence[int],
-    run: _Embedder,
-    dataset: Dataset,
+    model: DelstModel, frozen_backbone: str | None, seeds: Sequence[int], run: _Embedder, dataset: Dataset
 ) -> list[Arm]:
     """Colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
     random = [run.random_features(model.config, seed) for seed in seeds]

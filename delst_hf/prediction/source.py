@@ -244,11 +244,7 @@ def features_source(
 
 
 def dataset_source(
-    path: str,
-    study: Study,
-    slides: Sequence[str],
-    features: FeatureTable | None = None,
-    spot_split: str | None = None,
+    path: str, study: Study, slides: Sequence[str], features: FeatureTable | None = None, spot_split: str | None = None
 ) -> PatchSource:
     """Return the patches that a dataset folder holds of these slides, or features of its spots that were made elsewhere.
 

@@ -424,11 +424,7 @@ class DelstTrainingArguments(PublicArguments):
                 f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
                 "batches only. Leave dataloader_drop_last at True."
             )
-        for name, choices in (
-            ("stain_jitter", STAIN_JITTER),
-            ("views", VIEWS),
-            ("mask_negatives", MASK_NEGATIVES),
-        ):
+        for name, choices in (("stain_jitter", STAIN_JITTER), ("views", VIEWS), ("mask_negatives", MASK_NEGATIVES)):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not known. Choose one of {', '.join(map(repr, choices))}."

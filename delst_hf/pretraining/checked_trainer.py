@@ -135,13 +135,7 @@ class CheckedTrainer(Trainer):
         **kwargs: As in the base class.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        processor: Any = None,
-        run_facts: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, processor: Any = None, run_facts: dict[str, Any] | None = None, **kwargs: Any):
         self.processor, self.run_facts = processor, run_facts or {}
         super().__init__(*args, **kwargs)
         self._begin_to_watch()

@@ -20,11 +20,7 @@ from .checked_trainer import NotFiniteError
 from .checkpoints import own_output
 from .run import assemble, open_study
 
-RANGES = {
-    "learning_rate": (1e-4, 1e-2),
-    "vision_learning_rate": (1e-5, 1e-3),
-    "scalar_learning_rate": (1e-3, 5e-2),
-}
+RANGES = {"learning_rate": (1e-4, 1e-2), "vision_learning_rate": (1e-5, 1e-3), "scalar_learning_rate": (1e-3, 5e-2)}
 """Ranges of the rates that are tried, drawn on a logarithmic scale."""
 
 GOALS = ("eval_image_to_gene_recall@10", "eval_gene_to_image_recall@10")

@@ -40,11 +40,7 @@ def plain_axes(axes: Axes) -> None:
 
 
 def tissue(
-    axes: Axes,
-    places: np.ndarray,
-    image: np.ndarray | None,
-    extent: tuple[float, float] | None,
-    pale: bool = True,
+    axes: Axes, places: np.ndarray, image: np.ndarray | None, extent: tuple[float, float] | None, pale: bool = True
 ) -> None:
     margin = 0.8 * pitch(places)
     (left, top), (right, bottom) = places.min(axis=0) - margin, places.max(axis=0) + margin

@@ -123,10 +123,7 @@ def _gene_panels(name: str, gene: str, measured: np.ndarray, predicted: np.ndarr
     score = "" if pearson is None else f" Pearson {pearson:.2f} over all test spots."
     top = max(float(np.quantile(measured, 0.98)), 1.0)
     low, high = (float(end) for end in np.quantile(predicted, [0.02, 0.98]))
-    panels: dict[str, Sequence[Any]] = {
-        f"{gene} measured": measured.tolist(),
-        f"{gene} predicted": predicted.tolist(),
-    }
+    panels: dict[str, Sequence[Any]] = {f"{gene} measured": measured.tolist(), f"{gene} predicted": predicted.tolist()}
     limits = dict.fromkeys(panels, (0.0, top))
     caption = (
         f"{gene} in counts per spot, measured and predicted from the image on one scale, 0 to {top:.3g}. A prediction is a "

@@ -218,12 +218,7 @@ def _paired_models(records: Sequence[Record], names: Sequence[str]) -> Html:
     except ValueError as error:
         return element("p", f"The first two models are not compared spot by spot: {error}", class_="soft")
     rows = [
-        (
-            each["quantity"].removeprefix("predicted:"),
-            each["metric"],
-            f"{each['difference']:+.3f}",
-            between(each, "+"),
-        )
+        (each["quantity"].removeprefix("predicted:"), each["metric"], f"{each['difference']:+.3f}", between(each, "+"))
         for each in comparisons
     ]
     title = f"{names[0]} minus {names[other]}, the same spots"

@@ -21,16 +21,7 @@ from ..images import open_image, to_rgb
 from ..lattice import SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
 from ..patches import StoredPatches
-from ..scale import (
-    Scale,
-    find_array,
-    given,
-    image_states,
-    lattice_states,
-    settle_scale,
-    stated,
-    stated_length,
-)
+from ..scale import Scale, find_array, given, image_states, lattice_states, settle_scale, stated, stated_length
 from ..slide import Slide
 from ..values import identifier, identifiers, is_missing, plain, positive, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts

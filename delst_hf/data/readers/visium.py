@@ -21,16 +21,7 @@ from ..files import only_one, visible, without
 from ..full_size import check_image_size, full_size
 from ..images import image_size, open_image
 from ..lattice import VISIUM, SpotArray, arrays_named, bins, matching_array, measure_lattice
-from ..scale import (
-    Scale,
-    given,
-    image_states,
-    lattice_states,
-    settle_scale,
-    spots_state,
-    stated,
-    stated_length,
-)
+from ..scale import Scale, given, image_states, lattice_states, settle_scale, spots_state, stated, stated_length
 from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, number, plain_values

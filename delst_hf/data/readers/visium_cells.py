@@ -75,11 +75,7 @@ def read_visium_cells(
     pixels, factor, image_name = _image(image, [folder / "spatial", outs / "spatial"], factors, slide_id, image_scale)
     scale = settle_scale(
         slide_id,
-        [
-            *given(mpp),
-            *_by_frame(factors.get("microns_per_pixel")),
-            *image_states(pixels, image_name, factor),
-        ],
+        [*given(mpp), *_by_frame(factors.get("microns_per_pixel")), *image_states(pixels, image_name, factor)],
         frame="full-resolution pixel",
         unknown=f"no microns_per_pixel to believe in scalefactors_json.json of {spatial}, which has {factors}",
     )

@@ -154,10 +154,7 @@ def domain_statistics(
 
 
 def centred_intervals(
-    features: np.ndarray,
-    labels: Sequence[str | None] | np.ndarray | None,
-    domains: np.ndarray,
-    bootstrap: Bootstrap,
+    features: np.ndarray, labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, dict[str, Any]]:
     """Return intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
 

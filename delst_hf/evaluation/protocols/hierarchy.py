@@ -277,11 +277,7 @@ def relative_delta(distances: np.ndarray) -> float:
 
 
 def traversal(
-    point: ArrayLike,
-    candidates: ArrayLike,
-    names: Sequence[str],
-    curvature: float,
-    steps: int = 10,
+    point: ArrayLike, candidates: ArrayLike, names: Sequence[str], curvature: float, steps: int = 10
 ) -> list[dict[str, Any]]:
     """Walk from a point straight to the origin, from specific to general, and name what lies nearest at each step.
 
