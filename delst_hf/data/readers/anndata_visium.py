@@ -123,31 +123,24 @@ def read_anndata(
         _check_own_image(spots, of_slide, path.name, library_id, slide_key, slide_value)
     notes = Notes()
     keep = _on_tissue(of_slide, adata.obs, path.name, slide_id, notes)
-    if spot_diameter_um is not None and not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
-        raise ValueError(
-            f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."
-        )
+    _check_diameter(spot_diameter_um)
     tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
     scale, array = _scale(spots[keep], factor, library, spot_diameter_um, technology, slide_id, [*given(mpp), *tagged])
     labelled = bool(spots["label"].notna().any())
     return Slide(
-        slide_id=slide_id,
-        image=pixels,
-        spots=spots[keep],
-        counts=matrix[keep],
-        genes=genes,
-        mpp=scale.mpp / factor,
-        scale=scale,
-        patient_id=patient_id or slide_id,
+        slide_id=slide_id, image=pixels, spots=spots[keep], counts=matrix[keep], genes=genes, mpp=scale.mpp / factor,
+        scale=scale, patient_id=patient_id or slide_id, tissue=tissue, species=species, notes=notes,
         technology=technology or (VISIUM if array is None else array).name,
-        tissue=tissue,
-        species=species,
         label_source=f"obs[{label_key!r}]" if labelled else "",
         spot_um=array.spot_um if array is not None else spot_diameter_um,
         spot_px=stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"), factor),
         source=f"anndata: {path.name}",
-        notes=notes,
-    )
+    )  # fmt: skip
+
+
+def _check_diameter(spot_um: float | None) -> None:
+    if spot_um is not None and not (np.isfinite(spot_um) and spot_um > 0):
+        raise ValueError(f"spot_diameter_um is {spot_um}. Allowed: a positive number, 55 for Visium (--spot-um).")
 
 
 def places_of_anndata(

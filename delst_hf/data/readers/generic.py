@@ -1,5 +1,6 @@
 """Anything else: an image, counts and a table of coordinates with named columns."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ from ..cells import pool_cells
 from ..images import open_image
 from ..lattice import measure_lattice
 from ..samples import SAMPLE_COLUMNS, rows_of, sample_columns
-from ..scale import array_places, find_array, given, image_states, lattice_states, settle_scale
+from ..scale import Scale, Witness, array_places, find_array, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
 from .matrices import join_spots, read_counts
-from .tables import join_key, read_table
+from .tables import join_key, need_columns, read_table
 from .xenium import to_pixels
 
 
@@ -84,21 +85,8 @@ def read_generic(
         ('S1', (12, 6))
     """
     name = Path(coordinates).name
-    key = [column.strip() for column in barcode_column.split(",")]
-    table = read_table(
-        coordinates, "coordinates", text=[0, *key, *filter(None, (label_column, slide_column)), *SAMPLE_COLUMNS]
-    )
-    if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
-        key = [str(table.columns[0])]
-    missing = [column for column in (*key, x_column, y_column, label_column, area_column)
-               if column is not None and column not in table and column != table.index.name]  # fmt: skip
-    if missing:
-        raise KeyError(
-            f"{name}: columns {missing} are missing; found {list(table.columns)}. Name those that hold them (--barcode-column, "
-            "--x-column, --y-column, --label-column, --area-column)."
-        )
-    if set(key) <= set(table):
-        table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
+    needed = [x_column, y_column, *filter(None, (label_column, area_column))]
+    table, key = _coordinates(coordinates, barcode_column, needed, filter(None, (label_column, slide_column)))
     if slide_column is not None:
         table = table[rows_of(table, slide_column, slide_value, name, "--slide-column")]
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
@@ -112,15 +100,9 @@ def read_generic(
     for column in ("array_row", "array_col"):
         if column in spots:
             result[column] = whole_or(spots[column], -1)
-    places, named = array_places(result)
-    lattice = measure_lattice(result[["y", "x"]].to_numpy(float), places)
-    array = find_array(lattice, technology, bin_um=spot_um, places=places, named_by_place=named)
     stated = [] if image is None else image_states(pixels, Path(image).name)
-    witnesses = [*given(mpp), *lattice_states(lattice, array), *stated]
     unknown = "there is no image to state it" if image is None else f"{Path(image).name} does not state it"
-    if lattice is not None:
-        unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
-    scale_found = settle_scale(slide_id, witnesses, unknown=unknown)
+    scale_found = _scale(result, mpp, stated, unknown, spot_um, technology, slide_id)
     if slide_column is None:
         result = result.join(sample_columns(spots), rsuffix=" of the table")
     if label_column is not None:
@@ -133,6 +115,39 @@ def read_generic(
         source=f"table: {', '.join(Path(each).name for each in (counts, coordinates, image) if each is not None)}",
     )  # fmt: skip
     return slide if grid_um is None else pool_cells(slide, grid_um)
+
+
+def _coordinates(
+    path: str | Path, barcode_column: str, needed: Sequence[str], text: Iterable[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table of coordinates, its rows named as the counts name spots, and the columns that name them."""
+    key = [column.strip() for column in barcode_column.split(",")]
+    table = read_table(path, "coordinates", text=[0, *key, *text, *SAMPLE_COLUMNS])
+    if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
+        key = [str(table.columns[0])]
+    advice = "Name those that hold them (--barcode-column, --x-column, --y-column, --label-column, --area-column)."
+    need_columns(table, [*key, *needed], Path(path).name, advice)
+    if set(key) <= set(table):
+        table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
+    return table, key
+
+
+def _scale(
+    spots: pd.DataFrame,
+    mpp: float | None,
+    stated: list[Witness],
+    unknown: str,
+    spot_um: float | None,
+    technology: str,
+    slide_id: str,
+) -> Scale:
+    """Return the scale by the user, the lattice of the spots, or what a file states."""
+    places, named = array_places(spots)
+    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), places)
+    array = find_array(lattice, technology, bin_um=spot_um, places=places, named_by_place=named)
+    if lattice is not None:
+        unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
+    return settle_scale(slide_id, [*given(mpp), *lattice_states(lattice, array), *stated], unknown=unknown)
 
 
 def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:

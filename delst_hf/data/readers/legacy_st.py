@@ -21,7 +21,7 @@ from ..scale import given, image_states, legacy_states, settle_scale
 from ..schema import SYMBOL
 from ..slide import Slide, make_slide_id
 from .matrices import Counts, join_spots, read_counts
-from .tables import read_table
+from .tables import need_columns, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +187,7 @@ def _name(x: object, y: object) -> str:
 
 def _positions(path: Path) -> pd.DataFrame:
     table = read_table(path, "spots")
-    missing = sorted({"x", "y", "pixel_x", "pixel_y"} - set(table.columns))
-    if missing:
-        raise KeyError(f"{path.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")
+    need_columns(table, ["pixel_x", "pixel_y", "x", "y"], path.name, "Add or rename them.")
     table = table.dropna(subset=["x", "y"])
     table[["x", "y"]] = np.rint(table[["x", "y"]].to_numpy(float)).astype(int)
     return table.set_index(pd.Index([_name(x, y) for x, y in zip(table["x"], table["y"], strict=True)]))

@@ -77,16 +77,8 @@ def read_spatialdata(
     Examples:
         >>> slide = read_spatialdata("sample.zarr", table="table")  # doctest: +SKIP
     """
-    try:
-        import spatialdata
-    except ImportError as error:
-        raise ImportError("reading SpatialData needs the extra: pip install 'delst-hf[spatialdata]'.") from error
     path = Path(path).expanduser()
-    if not path.is_dir():
-        raise FileNotFoundError(f"no folder at {path}. Give the .zarr folder of a SpatialData object.")
-    with reading(path, "SpatialData", "It is incomplete or no SpatialData: write it again."):
-        check_zarr(path)
-        data = spatialdata.read_zarr(path)
+    data = _opened(path)
     adata = data.tables[_one(data.tables, table, "table", path.name)]
     keys, notes = adata.uns["spatialdata_attrs"], Notes()
     adata, region = _rows_of(data, adata, keys, region, path.name)
@@ -116,6 +108,19 @@ def read_spatialdata(
         label_source="" if label_key is None else f"obs[{label_key!r}]", source=f"spatialdata: {path.name}, {region}, {image}",
     )  # fmt: skip
     return slide if grid_um is None else pool_cells(slide, grid_um)
+
+
+def _opened(path: Path) -> Any:
+    """Return the store, read after a look at what it declares."""
+    try:
+        import spatialdata
+    except ImportError as error:
+        raise ImportError("reading SpatialData needs the extra: pip install 'delst-hf[spatialdata]'.") from error
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder at {path}. Give the .zarr folder of a SpatialData object.")
+    with reading(path, "SpatialData", "It is incomplete or no SpatialData: write it again."):
+        check_zarr(path)
+        return spatialdata.read_zarr(path)
 
 
 def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) -> tuple[Any, str]:

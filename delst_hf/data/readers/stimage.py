@@ -32,7 +32,7 @@ from ..scale import (
 from ..slide import Slide
 from ..values import is_missing
 from .matrices import join_spots, read_counts
-from .tables import read_named_table, read_table
+from .tables import need_columns, read_named_table, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,7 @@ def read_stimage(
     if folder is None:
         raise FileNotFoundError(f"no slide {slide!r} in {root}. Available: {find_stimage_slides(root)[:20]}.")
     coordinates = read_named_table(folder / "coord" / f"{slide}_coord.csv", "coordinates", sep=",")
-    missing = sorted({"xaxis", "yaxis"} - set(coordinates.columns))
-    if missing:
-        raise KeyError(
-            f"{slide}_coord.csv: columns {missing} are missing; found {list(coordinates.columns)}. Download the file again."
-        )
+    need_columns(coordinates, ["xaxis", "yaxis"], f"{slide}_coord.csv", "Download the file again.")
     counts = read_counts(folder / "gene_exp" / f"{slide}_count.csv", orientation="spots")
     spots, matrix = join_spots(coordinates, counts, slide)
     technology = TECHNOLOGIES.get(folder.name, folder.name)

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,22 @@ def _check_first_line(path: Path) -> None:
                 )
             if found:
                 return
+
+
+def need_columns(table: pd.DataFrame, wanted: Iterable[str], name: str, advice: str) -> None:
+    """Refuse a table that lacks columns.
+
+    Args:
+        table: the table; its index counts by its name.
+        wanted: the columns that it must have.
+        name: of its file, for the message.
+        advice: the next step, a sentence.
+
+    Raises:
+        KeyError: naming those that are missing and those there are.
+    """
+    if missing := [column for column in wanted if column not in table and column != table.index.name]:
+        raise KeyError(f"{name}: columns {missing} are missing; found {list(table.columns)}. {advice}")
 
 
 def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[int]:

@@ -28,7 +28,7 @@ from ..values import identifiers, number, plain_values
 from .anndata_file import tissue_flags
 from .deposit import standard_layout
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
-from .tables import read_table
+from .tables import need_columns, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -315,9 +315,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
     if "in_tissue" not in table and path.name == "tissue_positions_list.csv":
         table = read_table(path, "positions", text=[0], header=None)
         table.columns = pd.Index(_COLUMNS if table.shape[1] == len(_COLUMNS) else table.columns)
-    missing = sorted(set(_COLUMNS) - {*table.columns, table.index.name})
-    if missing:
-        raise KeyError(f"{path.name}: columns {missing} are missing; found {list(table.columns)}. Add or rename them.")
+    need_columns(table, sorted(_COLUMNS), path.name, "Add or rename them.")
     table = table if table.index.name == "barcode" else table.set_index("barcode")
     table["in_tissue"] = tissue_flags(table["in_tissue"], f"{path.name}: in_tissue")
     with reading(path, "positions", "Numbers are needed but for barcode: correct the table."):

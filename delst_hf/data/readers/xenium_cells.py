@@ -19,7 +19,7 @@ from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
-from .tables import read_table
+from .tables import need_columns, read_table
 from .xenium import MIN_QV, as_text
 from .xenium_image import image_transform, to_pixels
 
@@ -96,11 +96,7 @@ def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str
     table = (
         read_table(found, "cells") if found.suffix == ".parquet" else read_table(found, "cells", dtype={"cell_id": str})
     )
-    missing = sorted(set(_COLUMNS) - set(table.columns))
-    if missing:
-        raise KeyError(
-            f"{found.name}: columns {missing} are missing; found {list(table.columns)}. Give the table that Xenium wrote."
-        )
+    need_columns(table, _COLUMNS, found.name, "Give the table that Xenium wrote.")
     table = table.set_index(pd.Index([as_text(name) for name in table["cell_id"]]))
     position = table[["x_centroid", "y_centroid"]].apply(pd.to_numeric, errors="coerce")
     placed = np.isfinite(position.to_numpy(float)).all(1)
