@@ -19,6 +19,8 @@ from ..record import hyperparameters
 logger = logging.getLogger(__name__)
 
 COMPLETE, BEGUN = "complete", "begun"
+# What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
+GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What an identity says in full elsewhere; what may be changed (the length of a run); and what changes no result, or only how
 # the same sum is computed, and so its rounding.
@@ -43,6 +45,21 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     steps = {int(found[1]): path.parent for path in Path(output_dir).glob(f"checkpoint-*/{COMPLETE}")
              if (found := _NAME.fullmatch(path.parent.name))}  # fmt: skip
     return str(steps[max(steps)]) if steps else None
+
+
+def how_to_go_on(output: str) -> str:
+    """Say how a run that was ended early goes on.
+
+    >>> how_to_go_on("runs/none").split(". ")[-1]
+    'No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.'
+    """
+    last = last_complete_checkpoint(output)
+    where = (
+        f"It begins at {last}."
+        if last
+        else ("No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.")
+    )
+    return f"what was finished is whole. To go on: {GOING_ON}. {where}"
 
 
 @contextmanager

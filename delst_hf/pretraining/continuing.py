@@ -2,14 +2,17 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..errors import reading
 from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, check_patch_size, find_training_record
+from .arguments import DataArguments, split_names
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,14 @@ def continue_checkpoint(
         ValueError: If an option would need other weights, no gene is known, the patches are of another size, or the checkpoint
             is not as it was written.
     """
+    advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
+    with reading(model.init_from, "checkpoint", advice):
+        return _continued(model, vocabulary, patch_um, patch_px)
+
+
+def _continued(
+    model: Any, vocabulary: Sequence[str], patch_um: Iterable[float], patch_px: Iterable[int]
+) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
     folder = str(model.init_from)
     check_checksums(folder)
     config = DelstConfig.from_pretrained(folder)
@@ -66,6 +77,18 @@ def continue_checkpoint(
         folder, known, added, len(extractor.vocabulary),
     )  # fmt: skip
     return network, processor, record
+
+
+def check_held_out(data: DataArguments, before: Mapping[str, Any], validation_slides: Sequence[str]) -> None:
+    """Refuse to hold out what a checkpoint that is continued was trained on, of a dataset of the same name."""
+    if before.get("dataset") != os.path.basename(os.path.normpath(data.dataset)):
+        return
+    seen = [slide for slide in [*validation_slides, *split_names(data.test_slides)] if slide in before["train_slides"]]
+    if seen:
+        raise ValueError(
+            f"The held-out slides {seen}: the checkpoint of --init_from was trained on them, so scores there would be "
+            "worthless. Hold out others."
+        )
 
 
 def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:

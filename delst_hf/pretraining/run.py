@@ -32,7 +32,8 @@ from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import check_image_size, load_image_processor
 from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
-from .checkpoints import last_complete_checkpoint, own_output, resume_point
+from .checkpoints import GOING_ON as GOING_ON
+from .checkpoints import how_to_go_on, own_output, resume_point
 from .trainer import DelstTrainer
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
-GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NO_BACKBONE = (
     "Give a folder with config.json and weights, or the id USER/NAME of a backbone on the Hub, of timm timm/NAME "
     "(docs/models.md names some). Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a "
@@ -104,21 +103,6 @@ def open_study(data: DataArguments, training: DelstTrainingArguments) -> Study:
     return open_streamed(data)
 
 
-def how_to_go_on(output: str) -> str:
-    """Say how a run that was ended early goes on.
-
-    >>> how_to_go_on("runs/none").split(". ")[-1]
-    'No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.'
-    """
-    last = last_complete_checkpoint(output)
-    where = (
-        f"It begins at {last}."
-        if last
-        else ("No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.")
-    )
-    return f"what was finished is whole. To go on: {GOING_ON}. {where}"
-
-
 def assemble(
     study: Study, data: DataArguments, model: Any, training: DelstTrainingArguments, card: Any = None
 ) -> DelstTrainer:
@@ -158,15 +142,25 @@ def assemble(
         from .niche import Niches
 
         niches = Niches(study, slides, data, training)
-    study, features = _with_features(study, data, model, training, slides)
+    features = None
+    if data.features is not None:
+        from .given_features import with_features
+
+        study, features = with_features(study, data, model, training, slides)
     spots = {"train_dataset": training_spots(study, train_slides)}
     moments = gene_moments(study.own_count_batches(spots["train_dataset"]), summed=study.summed)
     vocabulary = choose_vocabulary(study, data, moments, train_slides)
     sides = (study.patch_um(train_slides), study.patch_px(train_slides))
     if niches is not None:
         sides = ([niches.spot_um], [niches.spot_px])
-    network, processor, before = _network(model, vocabulary, features, *sides)
-    _check_held_out(data, before, validation_slides)
+    before: dict[str, Any] = {}
+    if model.init_from is None:
+        network, processor = build(model, vocabulary, features)
+    else:
+        from .continuing import check_held_out, continue_checkpoint
+
+        network, processor, before = continue_checkpoint(model, vocabulary, *sides)
+        check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
 
     spots["train_dataset"] = study.with_level(spots["train_dataset"], data.level_key, training.seed)
@@ -179,18 +173,9 @@ def assemble(
         from .lora import add_lora
 
         add_lora(network, training.lora_rank)
-    about_data = facts_of_data(data, study, train_slides, spots["train_dataset"], features)
-    facts = {
-        "dataset": os.path.basename(os.path.normpath(data.dataset)),
-        "data": about_data if niches is None else about_data | niches.size_of_spots,
-        # What the weights have seen: of a checkpoint that is continued, its slides too.
-        "train_slides": list(dict.fromkeys([*train_slides, *before.get("train_slides", [])])),
-        "validation_slides": validation_slides,
-        "unpaired_slides": list(dict.fromkeys([*unpaired, *before.get("unpaired_slides", [])])),
-        "vision": before.get("vision") if model.vision is None else model.vision,
-        "level_key": data.level_key,
-        "hyperparameters": hyperparameters(data, model, training),
-    }
+    facts = facts_of_data(data, study, train_slides, spots["train_dataset"], features)
+    facts |= {} if niches is None else niches.size_of_spots
+    seen = {"train": train_slides, "validation": validation_slides, "unpaired": unpaired}
     collator = niches.collator(processor, spots) if niches else collator_of(study, processor, features)
     if unpaired:
         from .unpaired import UnpairedSpots
@@ -202,50 +187,32 @@ def assemble(
         args=training,
         data_collator=collator,
         processing_class=processor,
-        run_facts=facts,
+        run_facts=_run_facts(data, model, training, facts, seen, before),
         patient_of_slide=patient_of_slide(study),
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
 
 
-def _with_features(
-    study: Study, data: DataArguments, model: Any, training: DelstTrainingArguments, slides: Sequence[str]
-) -> tuple[Study, "FeatureTable | None"]:
-    """Return the spots of the slides for which ``--features`` has features, and these; without that option all, and None."""
-    if data.features is None:
-        return study, None
-    from ..data.patch_features import join_features
-
-    check_features_replace_a_backbone(model, training)
-    # Slides that are split spot by spot hold validation spots too.
-    return join_features(data.features, study, slides, data.features_patch_px)
-
-
-def _network(
+def _run_facts(
+    data: DataArguments,
     model: Any,
-    vocabulary: Sequence[str],
-    features: "FeatureTable | None",
-    patch_um: Sequence[float],
-    patch_px: Sequence[int],
-) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
-    """Build a model and its processor, or continue those of ``--init_from``; third comes their record, empty for new ones.
-
-    Args:
-        model: `ModelArguments`.
-        vocabulary: Genes to read.
-        features: What stands in place of a backbone.
-        patch_um: Sides of the patches in micrometres, and `patch_px` in pixels: a checkpoint goes on with those it knows.
-        patch_px: See `patch_um`.
-    """
-    if model.init_from is None:
-        return *build(model, vocabulary, features), {}
-    from ..errors import reading
-    from .continuing import continue_checkpoint
-
-    advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
-    with reading(model.init_from, "checkpoint", advice):
-        return continue_checkpoint(model, vocabulary, patch_um, patch_px)
+    training: DelstTrainingArguments,
+    facts: Mapping[str, Any],
+    slides: Mapping[str, Sequence[str]],
+    before: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the record of a run says: what the weights have seen is of a checkpoint that is continued its slides too."""
+    return {
+        "dataset": os.path.basename(os.path.normpath(data.dataset)),
+        "data": facts,
+        "train_slides": list(dict.fromkeys([*slides["train"], *before.get("train_slides", [])])),
+        "validation_slides": slides["validation"],
+        "unpaired_slides": list(dict.fromkeys([*slides["unpaired"], *before.get("unpaired_slides", [])])),
+        "vision": before.get("vision") if model.vision is None else model.vision,
+        "level_key": data.level_key,
+        "hyperparameters": hyperparameters(data, model, training),
+    }
 
 
 def _unpaired_slides(
@@ -275,18 +242,6 @@ def trainer_class(data: DataArguments) -> Callable[..., DelstTrainer]:
     return partial(StreamTrainer, shuffle_buffer=data.shuffle_buffer)
 
 
-def _check_held_out(data: DataArguments, before: Mapping[str, Any], validation_slides: Sequence[str]) -> None:
-    """Refuse to hold out what a checkpoint that is continued was trained on, of a dataset of the same name."""
-    if before.get("dataset") != os.path.basename(os.path.normpath(data.dataset)):
-        return
-    seen = [slide for slide in [*validation_slides, *split_names(data.test_slides)] if slide in before["train_slides"]]
-    if seen:
-        raise ValueError(
-            f"The held-out slides {seen}: the checkpoint of --init_from was trained on them, so scores there would be "
-            "worthless. Hold out others."
-        )
-
-
 def check_backbone_can_be_left_out(model: Any, training: DelstTrainingArguments) -> None:
     """Refuse ``save_backbone=False`` where loading could not put the backbone back."""
     if not model.save_backbone and (model.vision is None or not (training.freeze_vision or training.lora)):
@@ -309,23 +264,6 @@ def facts_of_data(
     path = data.dataset if study.folder is None else study.folder.path
     facts = feature_facts(data_facts(path, study, train_slides), features)
     return facts if features is not None else {**facts, **picture_facts(spots)}
-
-
-def check_features_replace_a_backbone(model: Any, training: DelstTrainingArguments) -> None:
-    """Refuse options of a backbone beside ``--features``: there is none.
-
-    Raises:
-        ValueError: Naming the options.
-    """
-    given = [
-        name for name in ("vision", "vision_config", "init_from", "image_size") if getattr(model, name) is not None
-    ]
-    given += [name for name in ("lora", "cache_features") if getattr(training, name)]
-    if given:
-        raise ValueError(
-            "--features trains on features that were made elsewhere, without a backbone, so "
-            f"{', '.join('--' + n for n in given)} would have no effect. Leave that out, or leave --features out."
-        )
 
 
 def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[str]]:
