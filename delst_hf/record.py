@@ -262,7 +262,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def license_of(header: Mapping[str, Any]) -> str | None:
-    """License that the header of a README states: its name where the identifier is "other"; None where it states none.
+    """Return the license that a README's header states: its name where the identifier is "other"; None where it states none.
 
     Examples:
         >>> license_of({"license": "other", "license_name": "ours"})

@@ -205,7 +205,7 @@ def _backbone(name: str) -> Finding:
 
 
 def _disks() -> list[Finding]:
-    """Free space where models, datasets and temporary files go."""
+    """Look for free space where models, datasets and temporary files go."""
     import tempfile
 
     from huggingface_hub import constants

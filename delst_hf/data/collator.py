@@ -60,7 +60,7 @@ class DelstCollator:
         self.defer_pixels = defer_pixels
 
     def _panel_masks(self, measured_genes: Mapping[str, np.ndarray] | None) -> np.ndarray:
-        """(slides, vocabulary) bool: which genes of the vocabulary each slide measures."""
+        """Return (slides, vocabulary) bool: which genes of the vocabulary each slide measures."""
         masks = np.zeros((len(self.slide_index), len(self.processor.feature_extractor.vocabulary)), dtype=bool)
         for slide_id, row in self.slide_index.items():
             columns = self.columns if measured_genes is None else self.columns[measured_genes[slide_id]]
@@ -178,7 +178,7 @@ class Columns:
         return [row[name] for row in self.rows] if self.table is None else self.table[name].to_pylist()
 
     def numbers(self, name: str) -> np.ndarray:
-        """(rows,)."""
+        """Return a column of numbers (rows,)."""
         return np.asarray(self.values(name)) if self.table is None else self.table[name].to_numpy()
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +200,7 @@ class PixelTransform:
 
     @classmethod
     def from_processor(cls, processor: DelstProcessor) -> "PixelTransform | None":
-        """None where the image processor does more than resize, rescale and normalise."""
+        """Return None where the image processor does more than resize, rescale and normalise."""
         image_processor: Any = processor.image_processor
         size = image_processor.size
         crop: Any = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else size
@@ -215,7 +215,7 @@ class PixelTransform:
         return cls((size["width"], size["height"]), scale, shift, processor)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (batch, 3, height, width) -> float32, in the memory order that it comes in.
+        """Turn uint8 (batch, 3, height, width) into float32, in the memory order that it comes in.
 
         From the collator that is channels-last, in which convolutions run faster (by a third on a CPU), and no copy is made.
         """

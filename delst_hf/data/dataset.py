@@ -155,8 +155,10 @@ def write_dataset(
 
 @contextmanager
 def _workspace(output: Path, resume: bool) -> Iterator[Path]:
-    """Where parts are written, beside the output; they go once the output is in its place, or after an error that is not to
-    be resumed from."""
+    """Give a folder beside the output for its parts.
+
+    It goes once the output is in its place, or after an error that is not to be resumed from.
+    """
     work = parts_folder(output) if resume else output.parent / f".{output.name}.incomplete-parts-{uuid.uuid4().hex[:8]}"
     clear_unfinished(work)
     work.mkdir(exist_ok=True)

@@ -208,7 +208,7 @@ def _no_features(path: Path, columns: Mapping[str, Any]) -> str:
 
 
 def _rows(values: np.ndarray) -> np.ndarray:
-    """(1, patches, width), as some tools write it, is (patches, width)."""
+    """Return (patches, width), which some tools write as (1, patches, width)."""
     return values[0] if values.ndim == 3 and len(values) == 1 else values
 
 

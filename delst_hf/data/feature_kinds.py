@@ -81,7 +81,7 @@ def kind_of_name(name: str) -> str:
 
 
 def kinds_by_type(types: list[str]) -> np.ndarray:
-    """(features,) kinds, "" for genes and for types that say nothing about it."""
+    """Return (features,) kinds, "" for genes and for types that say nothing about it."""
     meaning = {}
     for name in set(types):
         kind = next((kind for kind, pattern in _NOT_GENE_TYPES.items() if pattern.search(name)), "")

@@ -186,13 +186,13 @@ def _report_dates(symbols: pd.Series, aliases: Mapping[str, tuple[str, str]], sl
 
 
 def _species_by_prefix(genes: pd.DataFrame) -> np.ndarray:
-    """(genes,) "human" and "mouse" by the prefix of a genome, "" without one."""
+    """Return (genes,) "human" and "mouse" by the prefix of a genome, "" without one."""
     prefixes = [GENOME_PREFIX.match(symbol) for symbol in genes[SYMBOL]]
     return np.array(["" if found is None else "human" if found[1] else "mouse" for found in prefixes], dtype=object)
 
 
 def _species_told(table: pd.DataFrame, prefixes: np.ndarray, species: str) -> np.ndarray:
-    """Species of each gene (genes,), "" where unknown: by Ensembl id, else by a prefix of the genome, else by the symbols."""
+    """Tell the species of each gene (genes,), "" where unknown: by Ensembl id, a prefix of the genome, or the symbols."""
     matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in table[GENE_ID]]
     told = np.array([_SPECIES_OF_PREFIX.get(m[2], "ENS" + m[2]) if m else "" for m in matches], dtype=object)
     if told.any():
@@ -201,7 +201,7 @@ def _species_told(table: pd.DataFrame, prefixes: np.ndarray, species: str) -> np
 
 
 def _species_by_case(symbols: pd.Series, species: str) -> np.ndarray:
-    """ "human" and "mouse" (or the rodent that was asked for) where symbols are of both; else "" for every gene."""
+    """Return "human" and "mouse" (or the rodent that was asked for) where symbols are of both; else "" for every gene."""
     human = np.array([_HUMAN_SYMBOL.fullmatch(name) is not None for name in symbols])
     rodent = np.array([_RODENT_SYMBOL.fullmatch(name) is not None for name in symbols])
     twins = len(set(symbols[human]) & set(symbols[rodent].str.upper()))

@@ -293,7 +293,7 @@ def _fitted(steps: np.ndarray, basis: np.ndarray) -> np.ndarray | None:
 
 
 def _shortest(basis: np.ndarray) -> np.ndarray:
-    """Lagrange's reduction: the same lattice by its two shortest steps, at 60 to 90 degrees."""
+    """Return Lagrange's reduction: the same lattice by its two shortest steps, at 60 to 90 degrees."""
     first, second = basis
     for _ in range(100):
         if second @ second < first @ first:

@@ -63,7 +63,7 @@ def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
 
 
 def _may_lack_an_image(slide: Any) -> bool:
-    """Whether only reading tells if a slide has an image."""
+    """Tell whether only reading tells if a slide has an image."""
     return isinstance(slide, partial) and (bool(slide.keywords.get("without_image")) or None in slide.args)
 
 

@@ -164,7 +164,7 @@ class NicheCollator(DelstCollator):
         return centre_of(patch, side, round(side))
 
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As in the base class, for the patches of both levels."""
+        """Do as in the base class, for the patches of both levels."""
         batch = super().finish(batch)
         if "niche_pixel_values" not in batch:
             return batch

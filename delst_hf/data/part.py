@@ -197,7 +197,7 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarra
 
 
 def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int, bytes | None, float]]:
-    """Position, encoded patch and tissue fraction, in the order of the spots; None and NaN of a slide without an image.
+    """Yield position, encoded patch and tissue fraction, in the order of the spots; None and NaN of a slide without an image.
 
     Within a block patches are cut along the rows of the image, so that each tile of a TIFF is decoded about once.
     """

@@ -34,7 +34,7 @@ class StoredPatches:
         return replace(self, rows=self.rows[keep])
 
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
-        """Like `Slide.cutter`: the centre of the stored patch, resampled if its pixels are of another size.
+        """Do as `Slide.cutter`: the centre of the stored patch, resampled if its pixels are of another size.
 
         Raises:
             ValueError: a larger patch than the stored one was asked for.

@@ -98,7 +98,7 @@ def tissue_fractions(samples: list[np.ndarray]) -> np.ndarray:
 
 
 def slide_mask(thumbnail: np.ndarray) -> np.ndarray:
-    """Like `tissue_mask`, for a whole slide: what has the colour of its glass, which may be tinted, is background too."""
+    """Do as `tissue_mask`, for a whole slide: what has the colour of its glass, which may be tinted, is background too."""
     mask = tissue_mask(thumbnail)
     coarse = (thumbnail.reshape(-1, 3) // 8).astype(int)
     numbers = np.bincount(coarse[:, 0] * 1024 + coarse[:, 1] * 32 + coarse[:, 2])

@@ -73,7 +73,7 @@ def hub_name(path: str | os.PathLike) -> str:
 
 @contextmanager
 def hub_explained(name: str) -> Iterator[None]:
-    """Within this context an error of the Hub's client says which dataset it is about, and what to do.
+    """Let an error of the Hub's client say within this context which dataset it is about, and what to do.
 
     Args:
         name: Id of the dataset.

@@ -168,7 +168,7 @@ class SlideSampler(Sampler[int]):
 def _neighbours(
     slide: np.ndarray, positions_um: np.ndarray | None, distance: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """For each spot those of its slide that are closer than `distance`, as (spots + 1,) starts into a flat array."""
+    """Return for each spot those of its slide that are closer than `distance`, as (spots + 1,) starts into a flat array."""
     if positions_um is None or distance == 0:
         return None
     pairs = [np.empty((0, 2), dtype=np.int64)]

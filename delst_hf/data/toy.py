@@ -208,7 +208,7 @@ def _scattered(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _structures(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[float, float, float]]]:
-    """Glands (a ring of nuclei around a lumen) and filled ducts: nuclei (n, 2) as x, y; lumina as (x, y, radius)."""
+    """Return glands (a ring of nuclei around a lumen) and filled ducts: nuclei (n, 2) as x, y; lumina as (x, y, radius)."""
     size = field.shape[0]
     nuclei, lumina, taken = [np.empty((0, 2))], [], np.empty((0, 2))
     for x, y in rng.uniform(0, size, (int(size**2 / 250), 2)):

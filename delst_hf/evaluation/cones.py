@@ -14,7 +14,7 @@ from ..model.lorentz import radius
 def hierarchy(
     image_embeds: ArrayLike, gene_embeds: ArrayLike, level: ArrayLike, curvature: float, **cone: Any
 ) -> dict[str, float]:
-    """`cone_statistics`, and how well the radius follows the level of a spot.
+    """Return `cone_statistics`, and how well the radius follows the level of a spot.
 
     Args:
         image_embeds: Space parts (spots, dim).

@@ -95,7 +95,7 @@ def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[
 
 
 def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
-    """From the image of median radius of each label to the origin: which reference spots' and mean profiles lie nearest."""
+    """Walk from the image of median radius of each label to the origin: which reference spots and mean profiles lie nearest."""
     spots, rows = findings.spots, findings.test_rows
     if space.geometry != "lorentz":
         return []
@@ -119,7 +119,7 @@ def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
 
 
 def leading_plane(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length.
+    """Return tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length.
 
     Examples:
         >>> rng = np.random.default_rng(0)

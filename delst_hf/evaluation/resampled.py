@@ -55,7 +55,7 @@ def within_slides(statistic: Weighted, slides: np.ndarray) -> Weighted:
 
 
 def f1_statistic(truth: np.ndarray, answer: np.ndarray, everywhere: bool = False) -> Weighted:
-    """Macro-F1 from a table of confusion.
+    """Return macro-F1 from a table of confusion.
 
     The mean is over the classes of `truth`, as in `macro_f1`, or with `everywhere` over those of `answer` too, as in sklearn.
     """
@@ -69,7 +69,7 @@ def f1_statistic(truth: np.ndarray, answer: np.ndarray, everywhere: bool = False
 
 
 def recall_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
-    """Balanced accuracy."""
+    """Return balanced accuracy."""
 
     def of(table: np.ndarray) -> np.ndarray:
         rows = table.sum(axis=2)
@@ -120,7 +120,7 @@ def pearson_statistic(
 
 
 def _pearson(predicted: np.ndarray, measured: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Weights (resamples, rows) -> Pearson per gene, as `expression.gene_pearson`: 0 for a constant prediction, else NaN."""
+    """Map weights (resamples, rows) to Pearson per gene as `expression.gene_pearson`: 0 for a constant prediction, else NaN."""
     absent = np.isnan(predicted).any(axis=0)
     first, second = (_scaled(np.where(absent, 0.0, values)) for values in (predicted, measured))
     columns = np.concatenate([first, second, first**2, second**2, first * second], axis=1)
@@ -139,7 +139,7 @@ def _pearson(predicted: np.ndarray, measured: np.ndarray) -> Callable[[np.ndarra
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Columns centred and brought to one scale, so that sums of squares cancel as little as they can."""
+    """Return columns centred and brought to one scale, so that sums of squares cancel as little as they can."""
     values = values - values.mean(axis=0)
     largest = np.abs(values).max(axis=0)
     return values / np.where(largest > 0, largest, 1.0)
@@ -180,7 +180,7 @@ def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -
 
 
 def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Weighted:
-    """`region_auroc` of one region."""
+    """Return `region_auroc` of one region."""
     known = ~missing_rows(labels)
     inside = known & (np.asarray(labels, dtype=object) == region)
     sums = _by_value(scores)
@@ -229,7 +229,7 @@ def _ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _by_value(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Weights (resamples, rows) -> their sums over rows of one value (resamples, different values), in ascending order."""
+    """Map weights (resamples, rows) to sums over rows of one value (resamples, different values), in ascending order."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) != 0]))
     return lambda weights: np.add.reduceat(weights[:, order], starts, axis=1)
@@ -278,7 +278,7 @@ def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
 
 
 def dispersion_draws(rows: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
-    """Calinski-Harabasz and Davies-Bouldin of every resample, from sums over groups instead of a pass over all points each."""
+    """Return Calinski-Harabasz and Davies-Bouldin of every resample, from sums over groups and not a pass over all points."""
     names, numbers = np.unique(groups, return_inverse=True)
     (points,) = rotated(rows - rows.mean(axis=0))
     members = [np.flatnonzero(numbers == number) for number in range(len(names))]
@@ -321,7 +321,7 @@ def _cells(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _indicators(numbers: np.ndarray, size: int | None = None) -> np.ndarray:
-    """One column per number (rows, numbers): 1 where a row has it. Numbers that no row has get none, unless `size` is given."""
+    """Make one column per number (rows, numbers), 1 where a row has it; without `size` none for numbers that no row has."""
     if size is None:
         _, numbers = np.unique(numbers, return_inverse=True)
         size = int(numbers.max()) + 1

@@ -118,7 +118,7 @@ def model_index(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def model_index_yaml(record: Mapping[str, Any], name: str) -> str:
-    """`model_index` as YAML, to be pasted between the `---` of a model card."""
+    """Return `model_index` as YAML, to be pasted between the `---` of a model card."""
     return yaml.safe_dump({"model-index": model_index(record, name)}, sort_keys=False, allow_unicode=True)
 
 

@@ -137,7 +137,7 @@ def retrieval_within(
     curvature: float | None = None,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """`bidirectional_retrieval` with the pool of each query limited to its own slide, averaged over spots.
+    """Return `bidirectional_retrieval` with the pool of each query limited to its own slide, averaged over spots.
 
     A model that only knows staining and depth finds the slide, and with it much of a whole pool's recall; within a slide that
     does not help.

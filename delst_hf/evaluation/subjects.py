@@ -267,7 +267,7 @@ class _Embedder:
 def _baselines(
     model: DelstModel, frozen_backbone: str | None, seeds: Sequence[int], run: _Embedder, dataset: Dataset
 ) -> list[Arm]:
-    """Colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
+    """Make colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
     random = [run.random_features(model.config, seed) for seed in seeds]
     baselines = [Arm("colour statistics", [_colours(dataset)]), Arm("random-init backbone", random)]
     if frozen_backbone is not None:

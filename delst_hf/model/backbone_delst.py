@@ -34,7 +34,7 @@ class BackboneOptionalModel(PreTrainedModel):
         vision_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; a checkpoint that was saved without its backbone fetches it.
+        """Do as in transformers; a checkpoint that was saved without its backbone fetches it.
 
         Args:
             pretrained_model_name_or_path: Local folder or Hub id.
@@ -73,7 +73,7 @@ class BackboneOptionalModel(PreTrainedModel):
         return _checked(loaded, folder, saved, kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any) -> Any:
-        """As in transformers; ``save_backbone=False`` leaves the backbone out.
+        """Do as in transformers; ``save_backbone=False`` leaves the backbone out.
 
         Args:
             save_directory: Where to write.

@@ -138,7 +138,7 @@ def entailment_loss(
 def _half_slide_pairs(
     level: Tensor, slide_ids: Tensor | None, parent: str, min_level_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ordered_pairs` before the choice: one candidate for each spot, parents, children and which count, all (batch,).
+    """Return `ordered_pairs` before the choice: one candidate for each spot, parents, children and which count, all (batch,).
 
     Of fixed shape, so that a device need not be waited for.
     """
@@ -313,7 +313,7 @@ def _joint_losses(
     curvature: float | Tensor,
     slide_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`joint_entailment_losses` of inputs that were checked."""
+    """Return `joint_entailment_losses` of inputs that were checked."""
     cross_parent, intra_parent, min_level_ratio, apertures, form, radius_floor = constants
     cross_aperture_scale, intra_aperture_scale, min_radius = apertures
     parents, children, counts = _half_slide_pairs(level, slide_ids, intra_parent, min_level_ratio)

@@ -112,7 +112,7 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         return columns
 
     def normalize(self, counts: np.ndarray, total_counts: np.ndarray) -> np.ndarray:
-        """``log1p(counts * target_sum / total_counts)``; a spot without counts stays zero.
+        """Return ``log1p(counts * target_sum / total_counts)``; a spot without counts stays zero.
 
         Args:
             counts: Counts of the vocabulary's genes (batch, vocabulary).

@@ -54,7 +54,7 @@ def time_component(x: Tensor, curvature: float | Tensor) -> Tensor:
 
 
 def rapidity(x: Tensor, curvature: float | Tensor) -> Tensor:
-    """``sqrt(c)`` times the distance of points (..., dim) to the origin, shape (...).
+    """Return ``sqrt(c)`` times the distance of points (..., dim) to the origin, shape (...).
 
     >>> rapidity(exp_map0(torch.tensor([[3.0, 4.0]]), 1.0), 1.0)
     tensor([5.])
@@ -111,13 +111,13 @@ def _direction(x: Tensor) -> Tensor:
 
 
 def _distance_from_haversine(h: Tensor, curvature: float | Tensor, eps: float) -> Tensor:
-    """``2 asinh(sqrt(h)) / sqrt(c)`` with a zero gradient where ``h <= eps``, where the true one is undefined."""
+    """Return ``2 asinh(sqrt(h)) / sqrt(c)`` with a zero gradient where ``h <= eps``, where the true one is undefined."""
     resolved = h > eps
     return torch.where(resolved, scaled_distance(torch.where(resolved, h, torch.ones_like(h))), 0.0) / _sqrt(curvature)
 
 
 def scaled_distance(h: Tensor) -> Tensor:
-    """``sqrt(c) d = 2 asinh(sqrt(h))`` from ``h = sinh^2(sqrt(c) d / 2) > 0``, any shape.
+    """Return ``sqrt(c) d = 2 asinh(sqrt(h))`` from ``h = sinh^2(sqrt(c) d / 2) > 0``, any shape.
 
     Written as ``log1p(2 (h + sqrt(h + h^2)))``, which on a CPU is twenty times as fast as torch's asinh and acosh.
     """

@@ -199,7 +199,7 @@ class DelstModel(DelstPreTrainedModel):
         return cls(model_config, vision_model=vision).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DelstModel":
-        """As in torch, except that no cast reaches the head: its scalars stay in float32, and so do the projections."""
+        """Do as in torch, except that no cast reaches the head: its scalars stay in float32, and so do the projections."""
         if recurse:
             for module in self.children():
                 module._apply(fn)
@@ -211,7 +211,7 @@ class DelstModel(DelstPreTrainedModel):
         return self.gene_model.dtype
 
     def train(self, mode: bool = True) -> "DelstModel":
-        """As in torch, except that the backbone's BatchNorm layers stay in eval mode (``config.freeze_batch_norm``)."""
+        """Do as in torch, except that the backbone's BatchNorm layers stay in eval mode (``config.freeze_batch_norm``)."""
         super().train(mode)
         if mode and self.config.freeze_batch_norm:
             for module in self.vision_model.modules():

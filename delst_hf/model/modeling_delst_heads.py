@@ -162,7 +162,7 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
 
     @torch.no_grad()
     def resize_gene_embeddings(self, num_genes: int) -> None:
-        """As in `DelstModel`; genes that are new are predicted at 0 until they are learned."""
+        """Do as in `DelstModel`; genes that are new are predicted at 0 until they are learned."""
         self.delst.resize_gene_embeddings(num_genes)
         old, added = self.regressor, num_genes - self.regressor.out_features
         self.regressor = Float32Linear(old.in_features, num_genes, device=old.weight.device)

@@ -65,7 +65,7 @@ class DelstProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the vocabulary must be that of the weights beside which the processor was saved.
+        """Do as in transformers; the vocabulary must be that of the weights beside which the processor was saved.
 
         Args:
             pretrained_model_name_or_path: Local folder or Hub id.

@@ -141,7 +141,7 @@ def dense_contrastive(
 
 
 def _euclidean_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """``|x_i - y_j|^2`` as ``left @ right.T``, around the mean of all points for the sake of rounding."""
+    """Return ``|x_i - y_j|^2`` as ``left @ right.T``, around the mean of all points for the sake of rounding."""
     with torch.no_grad():
         centre = (x.sum(0) + y.sum(0)) / max(len(x) + len(y), 1)
     x, y = x - centre, y - centre

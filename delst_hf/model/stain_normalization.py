@@ -112,7 +112,7 @@ def _moments(values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _percentile(values: Tensor, chosen: Tensor, share: float) -> Tensor:
-    """Percentile over the chosen pixels of each patch (batch,), linear between neighbours; 0 where none is chosen."""
+    """Return the percentile over the chosen pixels of each patch (batch,), linear between neighbours; 0 where there is none."""
     ordered = torch.where(chosen, values, torch.inf).sort(dim=1).values
     last = (chosen.sum(dim=1) - 1).clamp(min=0)
     place = last * share

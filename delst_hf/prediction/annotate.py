@@ -227,7 +227,7 @@ def _parts(
 
 @torch.no_grad()
 def _from_genes(predictor: Predictor, adata: "AnnData", name: str, layer: str | None) -> dict[str, np.ndarray]:
-    """Gene embeddings of the spots, a few hundred at a time."""
+    """Embed the genes of the spots, a few hundred at a time."""
     counts, genes = raw_counts(adata, layer, name)
     names = [symbol or gene_id for symbol, gene_id in zip(genes["symbol"], genes["gene_id"], strict=True)]
     parts: list[dict[str, np.ndarray]] = []

@@ -161,7 +161,7 @@ def skeleton(prediction: Prediction) -> "AnnData":
 
 
 def _spatial(source: PatchSource) -> dict[str, Any]:
-    """uns["spatial"] as Space Ranger's readers make it."""
+    """Return uns["spatial"] as Space Ranger's readers make it."""
     found: dict[str, Any] = {}
     for name, picture in source.pictures.items():
         height = source.shapes[name][0]

@@ -181,7 +181,7 @@ class Predictor:
         return {"tangent": embeds, "radius": norm if geometry == "euclidean" else torch.full_like(norm, torch.nan)}
 
     def pixel_values(self, patches: Sequence[np.ndarray]) -> Tensor:
-        """Patches (patches, 3, height, width) on the model's device, normalised by the processor; features as they are."""
+        """Put patches (patches, 3, height, width) the model's device, normalised by the processor; features stay."""
         device = self.model.device
         if patches[0].ndim == 1:
             return torch.from_numpy(np.stack(patches).astype(np.float32, copy=False)).to(device)

@@ -64,7 +64,7 @@ class PatchSource:
         return len(self.rows)
 
     def order(self, start: int, stop: int) -> np.ndarray:
-        """Positions from `start` to `stop` along the rows of the image, so that each tile of a TIFF is decoded about once."""
+        """Order positions from `start` to `stop` along rows of the image, so that each tile of a TIFF is decoded about once."""
         rows = self.rows.iloc[start:stop]
         side = 512.0 if not self.mpp else max((self.patch_um or 0) / next(iter(self.mpp.values())), 512.0)
         return start + np.lexsort((rows["x"].to_numpy(), rows["y"].to_numpy() // side))

@@ -97,7 +97,7 @@ class DataArguments:
 
 
 def split_names(names: str) -> list[str]:
-    """``"C2, C3"`` -> ``["C2", "C3"]``.
+    """Return comma-separated names: ``"C2, C3"`` -> ``["C2", "C3"]``.
 
     >>> split_names("C2, C3")
     ['C2', 'C3']
@@ -255,7 +255,7 @@ class PublicArguments(TrainingArguments):
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, without secrets and paths: trackers write it down, and some of them send it away."""
+        """Do as in the base class, without secrets and paths: trackers write it down, and some of them send it away."""
         return public_record(super().to_dict())
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def without_backbone(model: DelstModel) -> Iterator[None]:
-    """Within this context the model takes features for patches; checkpoints then hold the heads only."""
+    """Let the model take features within this context for patches; checkpoints then hold the heads only."""
     backbone = model.vision_model
     model.vision_model = GivenFeatures(backbone.config)
     try:
@@ -68,7 +68,7 @@ def as_it_is(batch: Any) -> Any:
 
 @contextmanager
 def features_in_place_of_patches(trainer: Any) -> Iterator[None]:
-    """Within this context a `DelstTrainer` trains on the features of its spots, made first where they are not yet there."""
+    """Let a `DelstTrainer` train within this context on the features of its spots, made first where they are not yet there."""
     args, collator, spots = trainer.args, trainer.data_collator, (trainer.train_dataset, trainer.eval_dataset)
     options = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
 
@@ -97,7 +97,7 @@ def cached_features(
     num_workers: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """Features of the backbone, embedded by all processes together unless `folder` holds those of this backbone and data.
+    """Return features of the backbone, embedded by all processes unless `folder` holds those of this backbone and data.
 
     Args:
         model: The model, on the device that embeds.

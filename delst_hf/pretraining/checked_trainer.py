@@ -65,7 +65,7 @@ class FiniteWatch:
         return _first_failure(before)
 
     def settle(self) -> tuple[int, Any] | None:
-        """As `failed`, of what is not read yet: before a checkpoint is written, and at the end."""
+        """Do as `failed`, of what is not read yet: before a checkpoint is written, and at the end."""
         before, self._late = self._late, []
         return _first_failure(before)
 
@@ -164,7 +164,7 @@ class CheckedTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in the base class.
+        """Do as in the base class.
 
         Raises:
             ValueError: If a loss of the evaluation is not finite, while training.
@@ -183,7 +183,7 @@ class CheckedTrainer(Trainer):
         return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in the base class, but only a checkpoint of this run that was written to its end is gone on from.
+        """Do as in the base class, but only a checkpoint of this run that was written to its end is gone on from.
 
         Args:
             resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
@@ -211,7 +211,7 @@ class CheckedTrainer(Trainer):
         return nullcontext()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As in the base class; ends the run on a loss or gradient that is not finite.
+        """Do as in the base class; end the run on a loss or gradient that is not finite.
 
         On a CPU at once. On an accelerator a step later, so that no step waits for its numbers: the fused optimizer leaves the
         weights alone meanwhile, and a checkpoint is not written before its step is known to be finite.

@@ -94,7 +94,7 @@ class HeadTrainer(CheckedTrainer):
         self.augment = augment
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in the base class, on patches that are turned while training."""
+        """Do as in the base class, on patches that are turned while training."""
         if model.training and self.augment:
             inputs = {**inputs, "pixel_values": random_orientation(inputs["pixel_values"])}
         given = dict(inputs)  # the base class takes the labels out

@@ -50,7 +50,7 @@ class HelpLayout(argparse.RawDescriptionHelpFormatter):
         return f"{prefix or 'usage: '}{' '.join(words)}\n\n"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """`-h, --help` and `--a, --no-a` as they are; an option with a value names the value once."""
+        """Leave `-h, --help` and `--a, --no-a` as they are; an option with a value names the value once."""
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
         value = self._format_args(action, self._get_default_metavar_for_optional(action))

@@ -122,7 +122,7 @@ class StreamTrainer(DelstTrainer):
         return super().num_examples(dataloader)
 
     def identity(self) -> dict[str, Any]:
-        """As in the base class, with the number of workers, which is part of the order of a stream."""
+        """Do as in the base class, with the number of workers, which is part of the order of a stream."""
         return {**super().identity(), "dataloader_num_workers": self.args.dataloader_num_workers}
 
 
@@ -130,7 +130,7 @@ class BeginWhereItWas(TrainerCallback):
     """Before the first step, lets the stream of a resumed run begin behind what was seen of its epoch."""
 
     def on_train_begin(self, args, state, control, train_dataloader: Any = None, **kwargs):
-        """As Trainer does, count epochs and batches from steps."""
+        """Count epochs and batches from steps."""
         stream, accumulated = train_dataloader.dataset, args.gradient_accumulation_steps
         epoch, update = divmod(state.global_step, -(-len(stream) // accumulated))
         stream.load_state_dict({"epoch": epoch, "batches": 0 if args.ignore_data_skip else update * accumulated})

@@ -134,7 +134,7 @@ def colour_bar(figure: Figure, points: Any, unit: str, axes: list[Axes]) -> None
 
 
 def category_style(number: int) -> tuple[str, str]:
-    """Colour and marker of a category; beyond the palette colours return with another marker, so that 64 pairs differ."""
+    """Return colour and marker of a category; beyond the palette colours come again with another marker: 64 pairs differ."""
     turn = number // len(PALETTE)
     return PALETTE[number % len(PALETTE)], MARKERS[(number + turn) % len(MARKERS)]
 

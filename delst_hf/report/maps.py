@@ -164,7 +164,7 @@ def chosen_genes(
 
 
 def _predictions(record: Record) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Gene -> log(1 + counts) of all test spots, measured and predicted; of old or large results the one gene that was kept."""
+    """Return log(1 + counts) of all test spots by gene, measured and predicted; of old or large results of the one gene kept."""
     expression, spots = record.get("expression") or {}, record["spots"]
     if expression.get("genes"):
         both = (np.asarray(expression[key], dtype=float).T for key in ("measured", "predicted"))

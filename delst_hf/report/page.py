@@ -202,7 +202,7 @@ def figure_svg(picture: Picture) -> Html:
 
 
 def _lighter_image(match: re.Match[str]) -> str:
-    """Tissue and patches as JPEG, a tenth of the bytes; what is transparent or small stays PNG."""
+    """Return tissue and patches as JPEG, a tenth of the bytes; what is transparent or small stays PNG."""
     image = Image.open(io.BytesIO(base64.b64decode(match[1])))
     see_through = image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255
     if image.width * image.height < 100 * 100 or see_through:

@@ -171,7 +171,7 @@ def poincare_disk(
     parent: str = "gene",
     shaded: bool = True,
 ) -> Figure:
-    """Both modalities in the Poincare disk: the distance to the centre is the true one, the angle that of a 2-D projection.
+    """Draw both modalities in the Poincare disk: distances to the centre are true, angles are those of a 2-D projection.
 
     Args:
         image_plane: (spots, 2) tangent coordinates at the origin, projected to a plane, at their full length.
@@ -226,7 +226,7 @@ def poincare_disk(
 
 
 def radius_histograms(radii: Mapping[str, ArrayLike]) -> Figure:
-    """Distance to the origin per modality: low is general, high is specific. Hatched and outlined, so grey tells them apart.
+    """Draw distances to the origin per modality: low is general, high specific. Hatched and outlined: grey tells them apart.
 
     Examples:
         >>> radii = np.random.default_rng(0).normal(2, 0.1, size=50)
@@ -367,7 +367,7 @@ def risk_coverage_plot(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel
 
 
 def arms_plot(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
-    """Arms in one column with their spread, the baselines set apart by open markers.
+    """Draw arms in one column with their spread, the baselines set apart by open markers.
 
     Args:
         rows: One an arm: name, value, low and high (or None), baseline (bool).

@@ -295,7 +295,7 @@ def _rows_are_genes(rows: pd.Index, columns: pd.Index, barcodes: Collection[str]
 
 
 def _looks_like_genes(names: pd.Index) -> bool:
-    """Ensembl ids, or housekeeping genes of man or mouse among the names."""
+    """Tell whether there are Ensembl ids, or housekeeping genes of man or mouse among the names."""
     sample = set(names[:50000].str.upper())
     common = {"ACTB", "GAPDH", "B2M", "RPLP0", "RPS27", "RPL13", "EEF1A1", "TMSB4X", "MT-CO1"}
     return len(sample & common) >= 2 or float(names.str.match(r"ENS[A-Z]*G\d{6,}").mean()) > 0.5

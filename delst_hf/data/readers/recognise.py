@@ -178,7 +178,7 @@ def _her2st(place: Path) -> Candidate | None:
 
 
 def _st(place: Path) -> list[Candidate]:
-    """For each table of the spot detector the one other table and the one image of its name, or of the folder."""
+    """Give each table of the spot detector the one other table and the one image of its name, or of the folder."""
     headers = {path: _header(path) for path in _named(place, _TABLES)}
     tables = [path for path, header in headers.items() if {"x", "y", "pixel_x", "pixel_y"} <= header]
     counts = [path for path, header in headers.items() if path not in tables and len(header) > 20]

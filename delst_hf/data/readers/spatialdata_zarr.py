@@ -268,7 +268,7 @@ def _shared_system(data: Any, region: str, image: str, system: str | None, name:
 
 
 def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -> np.ndarray:
-    """From the frame of the shapes to pixels of the image (3, 3)."""
+    """Return the matrix (3, 3) from the frame of the shapes to pixels of the image."""
     _, matrix = _shared_system(data, region, image, system, name)
     longest, shortest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if longest / shortest > 1.05:
@@ -280,7 +280,7 @@ def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -
 
 
 def _centres(shapes: Any, matrix: np.ndarray) -> tuple[pd.DataFrame, float | None]:
-    """x, y in pixels of the image by instance, with area_px2 where shapes are cells; else the diameter or side in pixels."""
+    """Return x, y in pixels of the image by instance, with area_px2 of cells; and of others the diameter or side in pixels."""
     centre = shapes.geometry.centroid
     xy = np.column_stack([centre.x, centre.y, np.ones(len(shapes))]) @ matrix.T
     spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=shapes.index)

@@ -114,7 +114,7 @@ def _field(
 
 
 def _tiff_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) of a morphology image, a stack of fluorescence."""
+    """Return (height, width) of a morphology image, a stack of fluorescence."""
     import tifffile
 
     try:

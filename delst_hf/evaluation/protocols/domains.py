@@ -179,7 +179,7 @@ def centred_intervals(
 def _partitions(
     labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(prefix of the metrics, spots, their group): the clusters, and the labels where there are some."""
+    """Return (prefix of the metrics, spots, their group): the clusters, and the labels where there are some."""
     partitions = [("", np.ones(len(domains), dtype=bool), domains)]
     if labels is not None:
         kept = ~missing_rows(labels)
@@ -223,7 +223,7 @@ def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
 
 
 def _shape_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
-    """Silhouette, Calinski-Harabasz and Davies-Bouldin; empty where they are undefined (one group, or one spot each)."""
+    """Return silhouette, Calinski-Harabasz and Davies-Bouldin; empty where they are undefined (one group, or one spot each)."""
     if not 2 <= len(np.unique(groups)) < len(rows):
         return {}
     sample = MAX_SILHOUETTE if len(rows) > MAX_SILHOUETTE else None

@@ -278,7 +278,7 @@ def _variants(
 
 
 def _target_genes(findings: Findings) -> list[str]:
-    """HEST's choice on spots that are not scored; the most variable genes where a panel or a slide is too shallow for it."""
+    """Choose genes as HEST on spots that are not scored, or by variance where a panel or a slide is too shallow for that."""
     spots = findings.spots
     counts, slides = spots.counts[spots.reference], spots.slides[spots.reference]
     try:
@@ -302,7 +302,7 @@ def _by_slide(result: ExpressionResult, measured: np.ndarray, slides: np.ndarray
 def _keep_genes(
     findings: Findings, arm: str, result: ExpressionResult, measured: np.ndarray, groups: np.ndarray
 ) -> None:
-    """Pearson of each gene with its interval; of the first own arm also the predictions, and the best gene for the map."""
+    """Keep Pearson and interval of each gene; of the first own arm also the predictions, and the best gene for the map."""
     predicted = result.predicted[findings.test_rows]
     bootstrap, by_gene = findings.bootstrap(findings.test_rows), gene_statistic(predicted, measured, groups)
     scores, draws = by_gene(np.arange(len(measured))), bootstrap.resampled(by_gene)

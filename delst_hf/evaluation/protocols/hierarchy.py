@@ -240,7 +240,7 @@ def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarr
 
 
 def delta_hyperbolicity(points: ArrayLike, curvature: float | None, max_points: int = 300, seed: int = 0) -> float:
-    """Relative Gromov delta, 2 delta / diameter, of a sample of points by the four-point condition from one base point.
+    """Return the relative Gromov delta, 2 delta / diameter, of some points by the four-point condition from one base point.
 
     Source: Khrulkov et al., arXiv 1904.02239. The base point is the first of the sample, so delta is exact within a factor 2.
 
@@ -265,7 +265,7 @@ def delta_hyperbolicity(points: ArrayLike, curvature: float | None, max_points: 
 
 
 def relative_delta(distances: np.ndarray) -> float:
-    """2 delta / diameter of a matrix of distances (points, points), Gromov products taken from the first point."""
+    """Return 2 delta / diameter of a matrix of distances (points, points), Gromov products taken from the first point."""
     diameter = distances.max()
     if diameter == 0:
         return 0.0

@@ -149,7 +149,7 @@ def knn_predictions(
     geometry: str = "euclidean",
     curvature: float | None = None,
 ) -> np.ndarray:
-    """Majority label (unseen rows,) among the k nearest training rows; the first by name on a tie.
+    """Return the majority label (unseen rows,) among the k nearest training rows; the first by name on a tie.
 
     Raises:
         ValueError: If k is not positive or the geometry not known.
@@ -252,7 +252,7 @@ def run(findings: Findings) -> None:
 
 
 def _runs(findings: Findings) -> list[tuple[str, str, np.ndarray, dict[str, Any]]]:
-    """(arm, probe, values, options) of everything that is fitted: a space's own embeddings by its own distances."""
+    """Return (arm, probe, values, options) of everything that is fitted: a space's own embeddings by its own distances."""
     space, arms = findings.space, findings.arms.values()
     runs: list[tuple[str, str, np.ndarray, dict[str, Any]]] = [(arm.name, "linear", arm.features, {}) for arm in arms]
     runs += [(arm.name, "knn", arm.features, {"geometry": "cosine"}) for arm in arms]

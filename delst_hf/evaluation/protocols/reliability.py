@@ -154,7 +154,7 @@ def distance_to_reference(reference: np.ndarray, features: np.ndarray) -> np.nda
 
 
 def retrieval_certainty(space: Space, fit: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy of the softmax over the fitting spots' genes, and the similarity of the nearest, of each image (spots,).
+    """Return of each image (spots,) the entropy of the softmax over the fitting spots' genes, and the nearest's similarity.
 
     The similarities are standardised over the reference before the softmax, so that no temperature has to be chosen.
     """

@@ -45,7 +45,7 @@ def run(findings: Findings) -> None:
 def _both_ways(
     ways: Mapping[str, Mapping[str, np.ndarray]], pools: np.ndarray | None
 ) -> tuple[dict[str, float], dict[str, Statistic]]:
-    """Metrics of both directions, and each as a function of resampled queries."""
+    """Return metrics of both directions, and each as a function of resampled queries."""
     metrics: dict[str, float] = {}
     statistics: dict[str, Statistic] = {}
     for name, scores in ways.items():
@@ -58,7 +58,7 @@ def _both_ways(
 def _scores(
     left: np.ndarray, right: np.ndarray, pools: np.ndarray | None, queries: np.ndarray, findings: Findings
 ) -> dict[str, np.ndarray]:
-    """`retrieval_scores` of the queries, each within its pool, in the order of the queries."""
+    """Return `retrieval_scores` of the queries, each within its pool, in the order of the queries."""
     space = findings.need_space()
     options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature, "seed": findings.seed}
     if pools is None:
@@ -76,7 +76,7 @@ def _scores(
 def _by_query(
     scores: Mapping[str, np.ndarray], pools: np.ndarray | None
 ) -> tuple[dict[str, float], dict[str, Statistic]]:
-    """Metrics, and each as a function of resampled queries; the median within slides is the mean of the slides' medians."""
+    """Return metrics, and each as a function of resampled queries; the median within slides is the mean of their medians."""
     statistics: dict[str, Statistic] = {key: mean_statistic(scores[key]) for key in (*SCORED_BY_RANK, "mrr")}
     statistics["mean_rank"] = mean_statistic(scores["rank"])
     median = median_statistic(scores["rank"])

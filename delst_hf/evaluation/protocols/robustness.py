@@ -136,7 +136,7 @@ def run(findings: Findings) -> None:
 
 
 def _centres(spots: Spots) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Variant -> centre of each spot, and its group: a strip of its slide, or its slide."""
+    """Return variant -> centre of each spot, and its group: a strip of its slide, or its slide."""
     strips = replace(spots, split="block").groups[0]
     within = np.array([f"{slide} {strip}" for slide, strip in zip(spots.slides, strips)])
     return {"": (spots.slides, within), "patient": (spots.patients, spots.slides)}

@@ -164,7 +164,7 @@ def reference_profiles(
 def _measured_profile(
     counts: Mapping[str, float], vocabulary: Sequence[str], mean: np.ndarray, target_sum: float
 ) -> np.ndarray:
-    """Normalised expression of a profile of counts, such as a cell type of an atlas; genes not named stay at the mean."""
+    """Normalise a profile of counts, such as that of a cell type of an atlas; genes that are not named stay at the mean."""
     total = float(sum(counts.values()))
     known = [index for index, name in enumerate(vocabulary) if name in counts]
     if not known or total <= 0:
@@ -213,7 +213,7 @@ def signature_map(
 
 
 def _similarity(queries: np.ndarray, targets: np.ndarray, geometry: str, curvature: float | None) -> np.ndarray:
-    """Cosine, or negative distance, (queries, targets)."""
+    """Return cosine, or negative distance, (queries, targets)."""
     left, right = as_inner_product(queries, targets, geometry, curvature)
     if geometry == "cosine":
         return left @ right.T
