@@ -164,7 +164,7 @@ def chosen_genes(
 
 
 def _predictions(record: Record) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return log(1 + counts) of the test spots by gene, measured and predicted; of old or large results of the one gene kept."""
+    """Return log(1 + counts) of test spots by gene, measured and predicted; of old or large results of the one gene kept."""
     expression, spots = record.get("expression") or {}, record["spots"]
     if expression.get("genes"):
         both = (np.asarray(expression[key], dtype=float).T for key in ("measured", "predicted"))
