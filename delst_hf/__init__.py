@@ -29,32 +29,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "DataArguments": "pretraining.arguments",
-    "DelstCollator": "data.collator",
-    "DelstConfig": "model.configuration_delst",
-    "DelstForGeneExpressionPrediction": "model.modeling_delst_heads",
-    "DelstForSpotClassification": "model.modeling_delst_heads",
-    "DelstGeneConfig": "model.configuration_delst",
-    "DelstGeneFeatureExtractor": "model.feature_extraction_delst",
-    "DelstGeneModel": "model.modeling_delst",
-    "DelstModel": "model.modeling_delst",
-    "DelstOutput": "model.modeling_delst",
-    "DelstProcessor": "model.processing_delst",
-    "DelstTrainer": "pretraining.trainer",
-    "DelstTrainingArguments": "pretraining.arguments",
-    "GeneExpressionPipeline": "pipelines",
-    "ModelArguments": "pretraining.arguments",
-    "Slide": "data.slide",
-    "SpotEmbeddingPipeline": "pipelines",
-    "Study": "data.study",
-    "assemble": "pretraining.run",
-    "embed": "evaluation.embed",
-    "evaluate_checkpoint": "evaluation.run",
-    "pretrain": "pretraining.run",
-    "save_run": "pretraining.run",
-    "write_dataset": "data.dataset",
+_NAMES = {
+    "data.collator": ("DelstCollator",),
+    "data.dataset": ("write_dataset",),
+    "data.slide": ("Slide",),
+    "data.study": ("Study",),
+    "evaluation.embed": ("embed",),
+    "evaluation.run": ("evaluate_checkpoint",),
+    "model.configuration_delst": ("DelstConfig", "DelstGeneConfig"),
+    "model.feature_extraction_delst": ("DelstGeneFeatureExtractor",),
+    "model.modeling_delst": ("DelstGeneModel", "DelstModel", "DelstOutput"),
+    "model.modeling_delst_heads": ("DelstForGeneExpressionPrediction", "DelstForSpotClassification"),
+    "model.processing_delst": ("DelstProcessor",),
+    "pipelines": ("GeneExpressionPipeline", "SpotEmbeddingPipeline"),
+    "pretraining.arguments": ("DataArguments", "DelstTrainingArguments", "ModelArguments"),
+    "pretraining.run": ("assemble", "pretrain", "save_run"),
+    "pretraining.trainer": ("DelstTrainer",),
 }
+_LAZY = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "DataArguments",

@@ -155,11 +155,7 @@ def _genes(number: int, notes: Notes) -> str:
 
 
 def _left_out(counted: Mapping[str, int]) -> str:
-    if not counted:
-        return "; none left out"
-    return f"; {sum(counted.values())} left out: " + ", ".join(
-        f"{number} {reason}" for reason, number in counted.items()
-    )
+    return f"; {sum(counted.values())} left out: {_reasons(counted)}" if counted else "; none left out"
 
 
 def _labels(row: Mapping[str, Any], notes: Notes) -> str:

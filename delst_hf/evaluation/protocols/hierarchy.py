@@ -1,8 +1,10 @@
 """What a learned hierarchy is made of: biology or sequencing depth, cones or width, hyperbolic or flat.
 
-Each number of `hierarchy_report` has a sentence in `MEANINGS` that tells a reader what a high and a low value say.
+The docstring of `hierarchy_report` tells of each number what a high and a low value say, and so does its table.
 """
 
+import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,43 +24,6 @@ from ..resampled import mean_statistic, spearman_statistic, within_slides
 from ..uncertainty import Statistic
 from . import Protocol
 
-MEANINGS = {
-    "image_radius": "Mean distance of images to the origin. Low: general; high: specific.",
-    "gene_radius": "Mean distance of gene profiles to the origin. The parent modality should be the lower one.",
-    "image_half_aperture": "Mean half-angle of the images' cones in degrees. Near 90 a cone is a half-space and holds nearly "
-    "anything.",
-    "gene_half_aperture": "Mean half-angle of the genes' cones in degrees. Near 90: cone collapse, parents at the origin.",
-    "in_cone_matched": "Share of spots whose child lies in its parent's cone. Means something only above its control.",
-    "in_cone_mismatched": "The control: the same with the child of another spot. As high as the matched share: the cones are "
-    "wide, not right.",
-    "entailment_auc": "Chance that a parent's own child leaves its cone by less than another spot's child does. 1: perfect, "
-    "0.5: chance. Does not depend on the aperture.",
-    "entailment_ap": "Average precision of that ranking: one over the rank of the own child. 1: always first; chance: about 0.",
-    "entailment_asymmetry": "The chance above less that of parent and child exchanged. High: the cones point one way; 0 or "
-    "below: they say no more than nearness.",
-    "entailment_auc_decile": "Chance that a child's own parent holds it better than another parent of the same tenth by "
-    "radius, whose cone is as wide. 0.5: chance.",
-    "image_radius_level_rho": "Spearman of image radius with expressed genes, over all spots. Mixes slides.",
-    "gene_radius_level_rho": "Spearman of gene radius with expressed genes, over all spots. Mixes slides.",
-    "image_radius_genes_within": "The same within slides (mean): what is left when slide effects are out.",
-    "gene_radius_genes_within": "The same within slides (mean): what is left when slide effects are out.",
-    "image_radius_counts_within": "Spearman of image radius with total counts within slides. As high as with genes: depth.",
-    "gene_radius_counts_within": "Spearman of gene radius with total counts within slides. As high as with genes: depth.",
-    "image_radius_genes_given_counts": "Partial Spearman within slides of radius and genes, total counts held fixed. High: "
-    "more than depth; 0: nothing beyond depth.",
-    "gene_radius_genes_given_counts": "Partial Spearman within slides of radius and genes, total counts held fixed. High: more "
-    "than depth; 0: nothing beyond depth.",
-    "image_radius_genes_shuffled": "The control: levels shuffled within slides. Must be near 0.",
-    "gene_radius_genes_shuffled": "The control: levels shuffled within slides. Must be near 0.",
-    "image_radius_label_eta": "Share of the variance of image radius ranks within slides that labels explain. High: radius "
-    "differs between tissues.",
-    "gene_radius_label_eta": "Share of the variance of gene radius ranks within slides that labels explain.",
-    "delta_hyperbolic": "Gromov delta of the embedding's distances, 2 delta / diameter. 0: a tree; near 1: no tree at all.",
-    "delta_euclidean": "The same of the tangent coordinates by straight distance. As low: the hyperbolic geometry is not used.",
-    "curvature": "c, where the space has curvature -c. Toward 0: the space has become flat.",
-    "curvature_at_clamp": "1 when c sits at the end of its allowed range: training would have moved it further.",
-}
-
 
 def hierarchy_report(
     image_embeds: ArrayLike,
@@ -75,7 +40,7 @@ def hierarchy_report(
     aperture_scale: float = 1.0,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return everything of the learned hierarchy that is a number; `MEANINGS` explains each.
+    """Return everything of the learned hierarchy that is a number.
 
     Args:
         image_embeds: Space parts (spots, dim).
@@ -92,8 +57,43 @@ def hierarchy_report(
         seed: Of the shuffled control and of the sample behind delta.
 
     Returns:
-        The keys of `MEANINGS` (those of labels only with labels), and means: ``{modality}_radius_of_{label}``, and
+        The following, those of labels only with labels, and means: ``{modality}_radius_of_{label}``, and
         ``{modality}_radius_of_quarter_1`` to 4, by quarters of expressed genes within each slide, few to many.
+
+        image_radius: Mean distance of images to the origin. Low: general; high: specific.
+        gene_radius: Mean distance of gene profiles to the origin. The parent modality should be the lower one.
+        image_half_aperture: Mean half-angle of the images' cones in degrees. Near 90 a cone is a half-space and holds nearly
+            anything.
+        gene_half_aperture: Mean half-angle of the genes' cones in degrees. Near 90: cone collapse, parents at the origin.
+        in_cone_matched: Share of spots whose child lies in its parent's cone. Means something only above its control.
+        in_cone_mismatched: The control: the same with the child of another spot. As high as the matched share: the cones are
+            wide, not right.
+        entailment_auc: Chance that a parent's own child leaves its cone by less than another spot's child does. 1: perfect,
+            0.5: chance. Does not depend on the aperture.
+        entailment_ap: Average precision of that ranking: one over the rank of the own child. 1: always first; chance: about 0.
+        entailment_asymmetry: The chance above less that of parent and child exchanged. High: the cones point one way; 0 or
+            below: they say no more than nearness.
+        entailment_auc_decile: Chance that a child's own parent holds it better than another parent of the same tenth by
+            radius, whose cone is as wide. 0.5: chance.
+        image_radius_level_rho: Spearman of image radius with expressed genes, over all spots. Mixes slides.
+        gene_radius_level_rho: Spearman of gene radius with expressed genes, over all spots. Mixes slides.
+        image_radius_genes_within: The same within slides (mean): what is left when slide effects are out.
+        gene_radius_genes_within: The same within slides (mean): what is left when slide effects are out.
+        image_radius_counts_within: Spearman of image radius with total counts within slides. As high as with genes: depth.
+        gene_radius_counts_within: Spearman of gene radius with total counts within slides. As high as with genes: depth.
+        image_radius_genes_given_counts: Partial Spearman within slides of radius and genes, total counts held fixed. High:
+            more than depth; 0: nothing beyond depth.
+        gene_radius_genes_given_counts: Partial Spearman within slides of radius and genes, total counts held fixed. High: more
+            than depth; 0: nothing beyond depth.
+        image_radius_genes_shuffled: The control: levels shuffled within slides. Must be near 0.
+        gene_radius_genes_shuffled: The control: levels shuffled within slides. Must be near 0.
+        image_radius_label_eta: Share of the variance of image radius ranks within slides that labels explain. High: radius
+            differs between tissues.
+        gene_radius_label_eta: Share of the variance of gene radius ranks within slides that labels explain.
+        delta_hyperbolic: Gromov delta of the embedding's distances, 2 delta / diameter. 0: a tree; near 1: no tree at all.
+        delta_euclidean: The same of the tangent coordinates by straight distance. As low: the hyperbolic geometry is not used.
+        curvature: c, where the space has curvature -c. Toward 0: the space has become flat.
+        curvature_at_clamp: 1 when c sits at the end of its allowed range: training would have moved it further.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -135,6 +135,17 @@ def hierarchy_report(
         low, high = np.log(curvature_bounds)
         result["curvature_at_clamp"] = float(min(np.log(curvature) - low, high - np.log(curvature)) < 1e-3)
     return result
+
+
+# What a high and a low value of each number say, as the docstring above tells it.
+MEANINGS = {
+    name: " ".join(text.split())
+    for name, text in re.findall(
+        r"^ {4}(\w+): (.*(?:\n {8}.*)*)",
+        (inspect.getdoc(hierarchy_report) or "").partition("Returns:\n")[2],
+        re.MULTILINE,
+    )
+}
 
 
 def hierarchy_statistics(
