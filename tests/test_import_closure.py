@@ -56,5 +56,8 @@ def test_the_count_follows_imports_and_nothing_else(module, reads):
 
 def test_a_line_of_code_is_no_docstring_no_comment_and_not_blank():
     code_lines = runpy.run_path(str(ROOT / "benchmarks" / "code_lines.py"))["code_lines"]
-    source = '"""Of the module."""\n\n# Why.\nTEXT = """two\nlines"""\n\n\ndef f():\n    """Of f.\n\n    More.\n    """\n    return 1  # 1\n'
+    source = (
+        '"""Of the module."""\n\n# Why.\nTEXT = """two\nlines"""\n\n\n'
+        'def f():\n    """Of f.\n\n    More.\n    """\n    return 1  # 1\n'
+    )
     assert code_lines(source) == 4  # TEXT of two lines, def, return
