@@ -356,6 +356,7 @@ def run(options: argparse.Namespace) -> None:
         from hierarchy_scores import score_ensembles
 
         score_ensembles(results["units"], scratch)
+    results["units"] = in_order(results["units"])
     results["about"] = about(options, time.time() - begun)
     write(output, results)
     print(f"{output}: {len(results['units'])} units, {time.time() - begun:.0f} s", flush=True)
@@ -377,6 +378,18 @@ def about(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
             for name, split in (TUNING if options.action == "tune" else SPLITS).items()
         },
     }
+
+
+def in_order(units: dict[str, Any]) -> dict[str, Any]:
+    """Return units by split, arm and seed: the tables show sections and arms in this order."""
+    names = [BASELINES, *ARMS, *(f"{name}, tuned" for name in TUNED_GEOMETRIES)]
+    places = {name: place for place, name in enumerate([*SPLITS, *names])}
+
+    def place(key: str) -> tuple[int, int, str, int]:
+        split, arm, seed = key.split("|")
+        return places[split], places.get(arm, len(places)), arm, int(seed)
+
+    return {key: units[key] for key in sorted(units, key=place)}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

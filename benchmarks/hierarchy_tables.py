@@ -30,6 +30,8 @@ NAMES = {
     "cosine": "cosine",
     "euclidean": "Euclidean",
     "cone": "cone (the default)",
+    "none, tuned": "Lorentz, no entailment, tuned",
+    "euclidean, tuned": "Euclidean, tuned",
 }
 
 
