@@ -32,9 +32,9 @@ import zarr
 from PIL import Image
 
 from delst_hf.data import part
+from delst_hf.data.appearance import encode
 from delst_hf.data.counts import make_genes
 from delst_hf.data.images import open_image
-from delst_hf.data.patches import encode
 from delst_hf.data.slide import Slide
 from delst_hf.data.toy import make_toy_slide
 
