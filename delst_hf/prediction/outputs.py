@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,6 @@ def write_prediction(output: Path, prediction: Prediction, overwrite: bool = Fal
     Raises:
         FileExistsError: If it may not.
         OSError: If the disk is full.
-        ImportError: If .zarr is asked for and spatialdata is not installed.
     """
     with full_disk_explained(output):
         if output.suffix == ".parquet":
@@ -245,15 +245,19 @@ def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Predict
     return pd.concat(parts, axis=1)
 
 
-def _write_spatialdata(output: Path, prediction: Prediction, overwrite: bool) -> None:
-    try:
-        import spatialdata
-        from spatialdata.models import Image2DModel, ShapesModel, TableModel
-        from spatialdata.transformations import Identity, Scale
-    except ImportError as error:
+def check_spatialdata(output: Path) -> None:
+    """Raise an ImportError if .zarr is asked for and spatialdata is not installed."""
+    if output.suffix == ".zarr" and find_spec("spatialdata") is None:
         raise ImportError(
             f"{output.name} is SpatialData, which is not installed: pip install 'delst-hf[spatialdata]', or write .h5ad."
-        ) from error
+        )
+
+
+def _write_spatialdata(output: Path, prediction: Prediction, overwrite: bool) -> None:
+    import spatialdata
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity, Scale
+
     adata, source = skeleton(prediction), prediction.source
     if len(prediction.genes):
         adata.X = np.concatenate([prediction.expression(shard) for shard in prediction.shards])

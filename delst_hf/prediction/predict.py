@@ -25,7 +25,7 @@ from ..data.study import Study
 from ..errors import did_you_mean
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
-from .outputs import SUFFIXES, Prediction, full_disk_explained, write_prediction
+from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
 from .shards import Shards, run, workspace
@@ -166,9 +166,11 @@ def check_output(output: Path, overwrite: bool) -> None:
     Raises:
         ValueError: If its suffix is not one of those allowed.
         FileExistsError: If it exists and may not be replaced.
+        ImportError: If it is .zarr and spatialdata is not installed.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"--output is {output.name}. Allowed are names that end in {', '.join(SUFFIXES)}.")
+    check_spatialdata(output)
     (check_folder_output if output.suffix == ".zarr" else check_file_output)(output)
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")

@@ -243,8 +243,8 @@ def _scale(
         array = next(iter(arrays_named(technology or VISIUM.name)), None)
     elif array is None:
         unknown = (
-            f"the spots lie on {lattice}, and it is not known of which array. --technology Visium is hexagons of 100 um, "
-            "--technology 'Spatial Transcriptomics' squares of 200 um or a checkerboard of 150 um"
+            f"the spots lie on {lattice}, and it is not known of which array: Visium is hexagons of 100 um, Spatial "
+            "Transcriptomics squares of 200 um or a checkerboard of 150 um (delst prepare anndata --technology)"
         )
     witnesses = [
         *witnesses,
