@@ -236,6 +236,18 @@ def test_links_are_not_merged(folder, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_flipped_bit_is_not_merged(folder, tmp_path):
+    """Wherever it is in a file that is copied as it is: the copy would pass for whole."""
+    original = (folder / FILE).read_bytes()
+    for position in range(200, len(original) - 8, len(original) // 6):
+        data = bytearray(original)
+        data[position] ^= 2
+        (folder / FILE).write_bytes(data)
+        with pytest.raises(ValueError, match=r"toy_A1.parquet.*(another content|not a whole parquet|CRC)"):
+            merge_datasets([folder], tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
 def test_strangers_are_left_behind_by_a_merge(folder, tmp_path):
     (folder / "previews" / "notes.txt").write_text("mine")
     (folder / "spots" / ".env").write_text("TOKEN=1")

@@ -4,7 +4,7 @@ from scipy import sparse, stats
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from delst_hf.evaluation import expression
+from delst_hf.evaluation import expression, predicted_genes
 from delst_hf.evaluation.preparation import SCALE_FLOOR, FlooredScaler, group_folds, group_names
 
 
@@ -22,21 +22,35 @@ class TestMostVariableGenes:
         base = np.random.default_rng(0).normal(size=50)
         values = np.stack([base, 3 * base, base, 2 * base, 0 * base], axis=1)
         for kind in (np.asarray, sparse.csr_matrix):
-            assert expression.most_variable_genes(kind(values), 4).tolist() == [1, 3, 0, 2]
+            assert predicted_genes.most_variable_genes(kind(values), 4).tolist() == [1, 3, 0, 2]
 
     def test_many_ties_keep_the_order_of_the_columns(self):
         values = np.arange(5.0)[:, None] * np.tile([1.0, 3.0, 2.0], 100)
-        assert expression.most_variable_genes(values, 200).tolist() == [*range(1, 300, 3), *range(2, 300, 3)]
+        assert predicted_genes.most_variable_genes(values, 200).tolist() == [*range(1, 300, 3), *range(2, 300, 3)]
+
+    def test_blocks_of_rows_give_the_sums_of_the_whole(self):
+        """Bit by bit, so that the choice among nearly equal genes is that of the whole."""
+        generator = np.random.default_rng(3)
+        matrix = sparse.random(900, 40, 0.3, format="csr", dtype=np.float32, random_state=generator)
+        rows = generator.random(900) < 0.7
+        for chosen in (None, rows):
+            whole = sparse.csr_matrix(matrix if chosen is None else matrix[chosen], dtype=np.float64)
+            mean, square = predicted_genes._column_moments(matrix, chosen)
+            np.testing.assert_array_equal(mean, np.asarray(whole.mean(axis=0)).reshape(-1))
+            np.testing.assert_array_equal(square, np.asarray(whole.multiply(whole).mean(axis=0)).reshape(-1))
+            genes = predicted_genes.most_variable_genes(matrix, 40, chosen)
+            variance = whole.toarray().var(axis=0)
+            assert (np.diff(variance[genes]) <= 1e-12).all()
 
     @pytest.mark.parametrize("num_genes", [0, 4])
     def test_num_genes_must_fit_the_panel(self, num_genes):
         with pytest.raises(ValueError, match=f"num_genes is {num_genes}; allowed is 1 to 3"):
-            expression.most_variable_genes(np.ones((5, 3)), num_genes)
+            predicted_genes.most_variable_genes(np.ones((5, 3)), num_genes)
 
     def test_nan_is_refused(self):
         for kind in (np.asarray, sparse.csr_matrix):
             with pytest.raises(ValueError, match="NaN or infinity"):
-                expression.most_variable_genes(kind([[1.0, np.nan], [0.0, 2.0]]), 1)
+                predicted_genes.most_variable_genes(kind([[1.0, np.nan], [0.0, 2.0]]), 1)
 
 
 class TestGenePearson:

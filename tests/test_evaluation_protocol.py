@@ -5,7 +5,8 @@ from conftest import make_tiny_model, make_tiny_processor
 
 from delst_hf import DelstCollator
 from delst_hf.evaluation.embed import embed
-from delst_hf.evaluation.expression import expression_prediction, most_variable_genes
+from delst_hf.evaluation.expression import expression_prediction
+from delst_hf.evaluation.predicted_genes import most_variable_genes
 from delst_hf.evaluation.result_tables import format_results
 from delst_hf.evaluation.run import Evaluation, evaluate_checkpoint
 from delst_hf.model.feature_extraction_delst import log_normalize

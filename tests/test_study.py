@@ -30,6 +30,19 @@ def test_counts_equal_the_rows(toy_study):
         expected[i, row["gene_indices"]] = row["gene_counts"]
     np.testing.assert_array_equal(counts.toarray(), expected)
     np.testing.assert_array_equal(expected.sum(1), spots["total_counts"][:])
+    assert counts.indices.dtype == np.int32 and counts.data.dtype == np.float32
+    empty = toy_study.counts(spots.select([]))
+    assert empty.shape == (0, len(toy_study.genes))
+
+
+def test_counts_of_uneven_batches_are_the_counts(toy_study, monkeypatch):
+    """Room for all is guessed by the first batches: here it is too little, and then too much."""
+    whole = toy_study.counts(toy_study.spots)
+    order = np.argsort(np.diff(whole.indptr), kind="stable")
+    for rows in (order, order[::-1]):
+        batches = [whole[rows[start : start + 7]] for start in range(0, len(rows), 7)]
+        monkeypatch.setattr(type(toy_study), "count_batches", lambda self, spots, batches=batches: iter(batches))
+        np.testing.assert_array_equal(toy_study.counts(toy_study.spots).toarray(), whole[rows].toarray())
 
 
 def test_gene_without_symbol_goes_by_its_id(toy_study):

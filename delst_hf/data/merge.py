@@ -4,7 +4,7 @@ import glob
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import scipy.sparse as sp
 
 from ..atomic.files import complete_or_nothing, link_or_copy
 from ..atomic.locks import writing
+from ..errors import reading
 from ..record import license_of, read_header
 from .card import dataset_card
 from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
@@ -34,6 +35,7 @@ from .schema import (
     Entry,
     content_fingerprint,
     describe_files,
+    sha256,
     write_manifest,
 )
 from .shards import check_shards
@@ -107,7 +109,7 @@ def merge_datasets(
         licenses = sorted({license_of(read_header(folder.path / "README.md")) or "unknown" for folder in opened})
         chosen = license or (licenses[0] if len(licenses) == 1 else "other")
         with complete_or_nothing(goal, replace=overwrite, check=partial(check_output, goal, overwrite)) as unfinished:
-            return join_parts(opened, unfinished, goal, split, chosen, place_file=shutil.copyfile)
+            return join_parts(opened, unfinished, goal, split, chosen, copied=True)
 
 
 def join_parts(
@@ -116,7 +118,7 @@ def join_parts(
     output: Path,
     request: SplitRequest | None,
     license: str,
-    place_file: Callable[[Path, Path], object] = link_or_copy,
+    copied: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> DatasetSummary:
     """Write a dataset folder from parts, which stay as they are.
@@ -127,7 +129,8 @@ def join_parts(
         output: what the folder will be called.
         request: how to split; None keeps what the parts say.
         license: for the card.
-        place_file: brings a file that does not change into the folder.
+        copied: copy files that do not change, and compare each with the manifest of its part; otherwise they are linked, as
+            parts are that were compared already.
         facts: further facts for the manifest.
     """
     genes = [_table(part.genes_file, GENES.arrow_schema) for part in parts]
@@ -142,7 +145,7 @@ def join_parts(
         (folder / config).mkdir()
     known: dict[str, Entry] = {}
     for part, table, place in zip(parts, slides, places, strict=True):
-        counted = _place_spots(part, folder, place, plan, summary, place_file, known)
+        counted = _place_spots(part, folder, place, plan, summary, copied, known)
         for slide_id in table["slide_id"].to_pylist():
             summary.slides[slide_id] = counted[slide_id]
         _copy_previews(part, folder)
@@ -221,7 +224,7 @@ def _place_spots(
     place: np.ndarray,
     plan: SplitPlan,
     summary: DatasetSummary,
-    place_file: Callable[[Path, Path], object],
+    copied: bool,
     known: dict[str, Entry],
 ) -> Counter[str]:
     """Bring the spots of one part into the folder; return the number of spots per slide.
@@ -241,7 +244,9 @@ def _place_spots(
             if plan.request is None and path.parent.name in SPLITS:
                 own = np.full(length, path.parent.name, dtype=object)
             start += length
-            stored = pq.read_table(path, columns=["label"], partitioning=None)["label"].to_pylist()
+            with reading(path, "spots"):
+                table = pq.read_table(path, columns=["label"], partitioning=None, page_checksum_verification=True)
+            stored = table["label"].to_pylist()
             classes = clean_labels(stored)  # of folders that an older version wrote, 1.0 beside 1
             summary.labels.update("(none)" if label is None else label for label in classes)
             summary.splits.update(own.tolist())
@@ -250,14 +255,27 @@ def _place_spots(
                 for name in set(own)
             }
             if same and len(goals) == 1 and classes == stored and pq.read_schema(path).equals(SPOTS_SCHEMA):
-                place_file(path, goals[own[0]])
                 name = path.relative_to(part.path).as_posix()
+                if copied:
+                    _copy_as_written(path, goals[own[0]], entries.get(name, {}))
+                else:
+                    link_or_copy(path, goals[own[0]])
                 if name in entries:
                     known[goals[own[0]].relative_to(folder).as_posix()] = entries[name]
             else:
                 _rewrite(path, place, own, goals)
         counted[slide_id] = sum(lengths)
     return counted
+
+
+def _copy_as_written(source: Path, target: Path, entry: Entry) -> None:
+    """Copy a file, and refuse it where it is not what its manifest says: a copy of damage would pass for whole."""
+    shutil.copyfile(source, target)
+    if "sha256" in entry and sha256(target) != entry["sha256"]:
+        raise ValueError(
+            f"{source} has another content than its folder was written with: it is damaged. Make the folder again with delst "
+            "prepare, or download it again."
+        )
 
 
 def _free_path(folder: Path, slide_id: str, several: bool) -> Path:
@@ -342,7 +360,7 @@ def _write_examples(folder: Path) -> None:
         return
     (folder / "examples").mkdir()
     for number, fraction in enumerate((0.2, 0.5, 0.8)):
-        file = pq.ParquetFile(files[int(fraction * len(files))])
+        file = pq.ParquetFile(files[int(fraction * len(files))], page_checksum_verification=True)
         group = file.read_row_group(int(fraction * file.num_row_groups), columns=["image"])
         data = group["image"][int(fraction * len(group))].as_py()["bytes"]
         suffix = "jpg" if data[:2] == b"\xff\xd8" else "png"

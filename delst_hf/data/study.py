@@ -194,8 +194,20 @@ class Study:
         return spots
 
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
-        """Return the counts of these spots as a sparse matrix (spots, genes)."""
-        return scipy.sparse.vstack(list(self.count_batches(spots)), format="csr")
+        """Return the counts of these spots as a sparse matrix (spots, genes) float32; none is in memory twice meanwhile."""
+        values, indices = np.empty(0, np.float32), np.empty(0, np.int32)
+        ends, used = [np.zeros(1, np.int64)], 0
+        for batch in self.count_batches(spots):
+            start, used = used, used + batch.nnz
+            ends.append(start + batch.indptr[1:].astype(np.int64))
+            if used > len(values):  # room for all, by what the spots so far have
+                room = max(used, int(1.05 * used * len(spots) / sum(map(len, ends[1:]))))
+                values.resize(room, refcheck=False)
+                indices.resize(room, refcheck=False)
+            values[start:used], indices[start:used] = batch.data, batch.indices
+        values.resize(used, refcheck=False)
+        indices.resize(used, refcheck=False)
+        return scipy.sparse.csr_matrix((values, indices, np.concatenate(ends)), (len(spots), len(self.genes)))
 
     def count_batches(self, spots: Dataset, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:
         """Return the same, `batch_size` spots at a time, for what a whole study is too large for."""

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from ..model.feature_extraction_delst import log_normalize
 from .evidence import Arm, Evaluation, Space, Spots
+from .preparation import row_blocks
 from .uncertainty import Bootstrap, Statistic
 
 # From so many slides on, intervals are over slides: fewer say too little of how slides vary.
@@ -51,8 +52,17 @@ class Findings:
 
     @cached_property
     def log_expression(self) -> sparse.csr_matrix:
-        """Log-normalised expression of all spots (spots, genes), at the library size of the model's processor."""
-        return log_normalize(self.spots.counts, self.spots.target_sum)
+        """Log-normalised expression of all spots (spots, genes), at the library size of the model's processor.
+
+        Its indices are those of the counts, and not a second time in memory.
+        """
+        counts, target_sum = self.spots.counts, self.spots.target_sum
+        if not counts.has_canonical_format:
+            return log_normalize(counts, target_sum)
+        values = np.empty(counts.nnz, np.float32)
+        for rows in row_blocks(counts):
+            values[counts.indptr[rows.start] : counts.indptr[rows.stop]] = log_normalize(counts[rows], target_sum).data
+        return sparse.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
 
     def need_space(self) -> Space:
         """Return the space of images and genes.

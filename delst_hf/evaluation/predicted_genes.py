@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from .preparation import finite_matrix, group_names
+from .preparation import finite_matrix, group_names, row_blocks
 
 HEST_GENES = 50
 
 
-def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
+def most_variable_genes(values: Any, num_genes: int = 100, rows: np.ndarray | None = None) -> np.ndarray:
     """Choose the genes of highest variance. Pass training spots only, or the choice leaks.
 
     Args:
-        values: (spots, genes) log-normalised expression of the training spots, dense or sparse.
+        values: (spots, genes) log-normalised expression, dense or sparse.
         num_genes: how many genes to choose.
+        rows: (spots,) bool, the training spots; by default all are. Of a sparse matrix they are not copied.
 
     Returns:
         (num_genes,) column indices, most variable first; equal variances in the order of the columns.
@@ -35,13 +36,27 @@ def most_variable_genes(values: Any, num_genes: int = 100) -> np.ndarray:
             "Ask for fewer genes, as with --num-genes, when the panel is small."
         )
     if sparse.issparse(values):
-        matrix = sparse.csr_matrix(values, dtype=np.float64)
-        finite_matrix(matrix.data.reshape(-1, 1) if matrix.nnz else np.zeros((1, 1)), "values")
-        mean = np.asarray(matrix.mean(axis=0)).reshape(-1)
-        variance = np.asarray(matrix.multiply(matrix).mean(axis=0)).reshape(-1) - mean**2
+        mean, square = _column_moments(sparse.csr_matrix(values), rows)
+        variance = square - mean**2
     else:
-        variance = finite_matrix(values, "values").var(axis=0)
+        variance = finite_matrix(values if rows is None else np.asarray(values)[rows], "values").var(axis=0)
     return np.argsort(-variance, kind="stable")[:num_genes]
+
+
+def _column_moments(matrix: sparse.csr_matrix, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of columns and of their squares (columns,) float64 over some rows, a block of rows at a time.
+
+    Sums go from row to row, as those of scipy do, so that blocks make no difference.
+    """
+    share = 1.0 / (matrix.shape[0] if rows is None else int(rows.sum()))
+    mean, square = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1])
+    for block in row_blocks(matrix):
+        part = matrix[block] if rows is None else matrix[block][rows[block]]
+        if part.nnz:
+            data = finite_matrix(part.data.reshape(-1, 1), "values").reshape(-1)
+            np.add.at(mean, part.indices, data * share)
+            np.add.at(square, part.indices, data * data * share)
+    return mean, square
 
 
 def hest_genes(

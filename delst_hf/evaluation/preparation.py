@@ -3,13 +3,14 @@
 Everything here that is fitted is fitted on training rows only.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 SCALE_FLOOR = 0.1
 SCALE_FLOORS = (0.0, SCALE_FLOOR)  # what a ridge chooses among, on left-out training groups
@@ -44,6 +45,21 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
             "an unmeasured gene) or drop these rows from every array."
         )
     return matrix
+
+
+def row_blocks(matrix: sparse.csr_matrix, entries: int = 2**20) -> Iterator[slice]:
+    """Yield the rows of a matrix in order, as many at a time as hold so many entries, one at least.
+
+    Examples:
+        >>> [(rows.start, rows.stop) for rows in row_blocks(sparse.csr_matrix(np.ones((5, 2))), entries=4)]
+        [(0, 2), (2, 4), (4, 5)]
+    """
+    start = 0
+    while start < matrix.shape[0]:
+        last = int(np.searchsorted(matrix.indptr, matrix.indptr[start] + entries, side="right")) - 1
+        stop = min(max(last, start + 1), matrix.shape[0])
+        yield slice(start, stop)
+        start = stop
 
 
 def missing_rows(values: Iterable[Any]) -> np.ndarray:

@@ -25,7 +25,7 @@ def run(findings: Findings) -> None:
     """
     spots = findings.spots
     number = min(findings.evaluation.num_genes, len(spots.genes))
-    genes = most_variable_genes(findings.log_expression[spots.reference], number)
+    genes = most_variable_genes(findings.log_expression, number, spots.reference)
     targets = findings.log_expression[:, genes].toarray()
     findings.facts["arms"] = {"genes": [spots.genes[i] for i in genes]}
     scores: dict[tuple[str, str], list[dict[str, float]]] = {}

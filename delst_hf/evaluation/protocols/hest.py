@@ -285,7 +285,7 @@ def _target_genes(findings: Findings) -> list[str]:
         return hest_genes(counts, slides, spots.genes, HEST_GENES)
     except ValueError:
         number = min(HEST_GENES, counts.shape[1])
-        chosen = most_variable_genes(findings.log_expression[spots.reference], number)
+        chosen = most_variable_genes(findings.log_expression, number, spots.reference)
         return sorted(spots.genes[i] for i in chosen)
 
 

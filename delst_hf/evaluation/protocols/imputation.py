@@ -85,7 +85,7 @@ def run(findings: Findings) -> None:
     """Score the expression of test images as that of the nearest spots' genes, beside shuffled pairs."""
     space, spots, rows = findings.need_space(), findings.spots, findings.test_rows
     log_expression = findings.log_expression
-    columns = most_variable_genes(log_expression[spots.reference], min(IMPUTED_GENES, log_expression.shape[1]))
+    columns = most_variable_genes(log_expression, min(IMPUTED_GENES, log_expression.shape[1]), spots.reference)
     expression = log_expression[:, columns].toarray()
     findings.facts["imputation"] = {"genes": [spots.genes[i] for i in columns]}
     for arm, shuffle in ((space.name, False), (f"{space.name}, shuffled pairs", True)):

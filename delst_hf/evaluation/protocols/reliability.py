@@ -70,9 +70,8 @@ def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray
 def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Predict each test spot from spots of other groups: errors by variant (spots,), and the expression predicted."""
     spots, space = findings.spots, findings.space
-    genes = most_variable_genes(
-        findings.log_expression[spots.reference], min(IMPUTED_GENES, findings.log_expression.shape[1])
-    )
+    number = min(IMPUTED_GENES, findings.log_expression.shape[1])
+    genes = most_variable_genes(findings.log_expression, number, spots.reference)
     measured = findings.log_expression[:, genes].toarray()
     features = findings.arms[findings.own[0]].features
     predictions = {name: np.full(measured.shape, np.nan) for name in ("ridge", "retrieval")}
