@@ -11,12 +11,18 @@ import pytest
 import tifffile
 from layouts import make_source, write_10x_h5, write_mtx
 from PIL import Image
+from scipy import sparse
 
+from delst_hf.commands.predict import _genes
+from delst_hf.data.counts import describe_bad_counts
 from delst_hf.data.declared import check_declared, check_hdf5, check_zarr, free_memory
 from delst_hf.data.images import open_image, read_image
 from delst_hf.data.readers.anndata_file import open_anndata
 from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx
 from delst_hf.data.readers.tables import read_table
+from delst_hf.evaluation.arrays import read_embeddings
+from delst_hf.evaluation.protocols.signatures import read_signatures
+from delst_hf.prediction.predict import read_positions
 
 pytestmark = pytest.mark.fault("declared sizes and codecs")
 
@@ -175,6 +181,72 @@ def test_what_attributes_say_is_not_a_codec_and_a_pipe_is_not_waited_for(tmp_pat
     os.mkfifo(store / "X" / "zarr.json")
     with pytest.raises(ValueError, match=r"X/zarr.json is not a file"):
         check_zarr(store)
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "match"),
+    [
+        ((0, 2, 3), (0, 2, 1_000_000), "places go from 0 to 1000000 in 3 columns"),
+        ((0, 2, 3), (-5, 2, 1), "places go from -5 to 2 in 3 columns"),
+        ((0, 2, 10**12), (0, 2, 1), "does not say where its 2 lines of 3 entries begin|index pointer"),
+        ((0, -2, -3), (0, 2, 1), "does not say where its 2 lines of 3 entries begin|index pointer"),
+        ((3, 2, 0), (0, 2, 1), "does not say where its 2 lines of 3 entries begin|index pointer"),
+    ],
+)
+def test_places_outside_of_a_matrix_are_refused(tmp_path, indptr, indices, match):
+    """They end the process, or read what is elsewhere in its memory."""
+    import anndata
+
+    for name in ("X", "layers/counts", "raw/X"):
+        adata = anndata.AnnData(sparse.csr_matrix(([1.0, 2.0, 3.0], [0, 2, 1], [0, 2, 3]), shape=(2, 3)))
+        adata.layers["counts"], adata.raw = adata.X.copy(), adata.copy()
+        adata.write_h5ad(tmp_path / "x.h5ad")
+        with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+            for part, values in (("indptr", indptr), ("indices", indices)):
+                del file[f"{name}/{part}"]
+                file[f"{name}/{part}"] = np.array(values)
+        with pytest.raises(ValueError, match=match) as error:
+            open_anndata(tmp_path / "x.h5ad")
+        assert "x.h5ad" in str(error.value)
+    source = make_source()
+    write_10x_h5(tmp_path / "x.h5", source)
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file["matrix/indices"][0] = 10**6
+    with pytest.raises(ValueError, match="x.h5: the matrix is damaged: its places go from 0 to 1000000"):
+        read_10x_h5(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("value", ["1.7", "1e400", "-3", "99999999999"])
+def test_an_mtx_that_says_integer_and_holds_something_else_is_not_read_as_counts(tmp_path, value):
+    write_mtx(tmp_path / "mtx", make_source())
+    path = tmp_path / "mtx" / "matrix.mtx.gz"
+    lines = gzip.decompress(path.read_bytes()).split(b"\n")
+    first = next(number for number, line in enumerate(lines) if number and not line.startswith(b"%")) + 1
+    lines[first] = b" ".join([*lines[first].split()[:2], value.encode()])
+    path.write_bytes(gzip.compress(b"\n".join(lines)))
+    assert describe_bad_counts(read_mtx(tmp_path / "mtx").matrix)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", b"\xff\xfe\x00\x01"), ("a.csv", b""), ("a.parquet", b"PAR1x PAR1"), ("a.h5ad", b"\x89HDF\r\n\x1a\nx")],
+)
+def test_positions_that_cannot_be_read_are_named(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=rf"cannot read the positions .*{name}.*Give a CSV, parquet or .h5ad"):
+        read_positions(str(tmp_path / name))
+
+
+def test_other_files_of_users_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="cannot read the signatures .*deep.json.*Give a JSON file"):
+        read_signatures(str(tmp_path / "deep.json"))
+    (tmp_path / "genes.txt").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(ValueError, match="cannot read the list of genes .*genes.txt.*one gene per line"):
+        _genes(str(tmp_path / "genes.txt"))
+    (tmp_path / "e.parquet").write_bytes(b"PAR1x PAR1")
+    with pytest.raises(ValueError, match="cannot read the embeddings .*e.parquet"):
+        read_embeddings(tmp_path / "e.parquet", None, 0)
 
 
 HUGE = {"zarr_format": 3, "node_type": "array", "shape": [10**12], "data_type": "int8", "codecs": [{"name": "bytes"}],

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..errors import reading
 from .options import add_command, add_grid, given, split_names
 
 _Subparsers = Any
@@ -318,5 +319,6 @@ def _genes(given: str | None) -> list[str] | None:
     if given is None:
         return None
     if Path(given).is_file():
-        return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+        with reading(given, "list of genes", "Give a text file in UTF-8 with one gene per line."):
+            return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
     return split_names(given)

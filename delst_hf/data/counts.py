@@ -72,6 +72,36 @@ def with_whole_indices(matrix: Any, what: str) -> Any:
     return matrix
 
 
+def check_places(matrix: Any, what: str) -> Any:
+    """Return a sparse matrix whose places are within it, and any other as it is: a place outside ends the process.
+
+    Raises:
+        ValueError: places that are negative, beyond the matrix or out of order, with `what` they are of.
+
+    Examples:
+        >>> check_places(sp.csr_matrix(([1], [7], [0, 1]), (1, 3)), "X")
+        Traceback (most recent call last):
+        ValueError: X is damaged: its places go from 0 to 7 in 3 columns. Write or download the file again.
+    """
+    if not sp.issparse(matrix) or matrix.format not in ("csr", "csc"):
+        return matrix
+    matrix = with_whole_indices(matrix, what)
+    starts, places, lines = matrix.indptr, matrix.indices, matrix.shape[0 if matrix.format == "csr" else 1]
+    wide, problem = matrix.shape[1 if matrix.format == "csr" else 0], ""
+    if len(starts) != lines + 1 or starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] > len(places):
+        problem = f"it does not say where its {lines} lines of {len(places)} entries begin"
+    elif len(places) != len(matrix.data):
+        problem = f"it has {len(places)} places for {len(matrix.data)} values"
+    elif len(places) and (places.min() < 0 or places.max() >= wide):
+        problem = (
+            f"its places go from {min(0, places.min())} to {places.max()} in {wide} "
+            f"{'columns' if matrix.format == 'csr' else 'rows'}"
+        )
+    if problem:
+        raise ValueError(f"{what} is damaged: {problem}. Write or download the file again.")
+    return matrix
+
+
 def as_counts(matrix: Any) -> sp.csr_matrix:
     """Return a checked matrix (spots, features), dense or sparse, as int32: no stored zeros, each place stored once.
 

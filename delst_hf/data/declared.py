@@ -99,6 +99,21 @@ def check_hdf5(path: Path) -> None:
     check_declared(total, path, "all of its arrays")
 
 
+def check_parquet(path: Path) -> None:
+    """Look at the declared size of a parquet file: numbers of a column, and what its pages come to.
+
+    Raises:
+        ValueError: see `check_declared`.
+    """
+    import pyarrow.parquet as pq
+
+    told = pq.read_metadata(path)
+    check_declared(8.0 * told.num_rows * told.num_columns, path, f"{told.num_rows} rows of {told.num_columns} columns")
+    groups = [told.row_group(number) for number in range(told.num_row_groups)]
+    values = sum(float(group.column(i).num_values) for group in groups for i in range(group.num_columns))
+    check_declared(8.0 * values, path, f"{values:g} values in {told.num_row_groups} groups of rows")
+
+
 def check_zarr(path: Path) -> None:
     """Look at the codecs and sizes that a zarr store names, in any of its groups, before a library obeys them.
 

@@ -111,7 +111,13 @@ class TiffImage:
         size = os.path.getsize(self.path)
         for page in self._pages:
             needed = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
-            if needed > size or len(page.dataoffsets) < self._grid[0] * self._grid[1] * self._separate:
+            tiles = self._grid[0] * self._grid[1] * self._separate
+            if len(page.dataoffsets) < tiles:
+                raise ValueError(
+                    f"the TIFF {self.path} declares {self.shape[1]} x {self.shape[0]} px, {tiles} pieces, and lists "
+                    f"{len(page.dataoffsets)}: it is damaged. Download or export it again."
+                )
+            if needed > size:
                 raise ValueError(
                     f"the TIFF {self.path} is truncated: its pixels reach to byte {needed}, but it has {size}. Download or "
                     "export it again."

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data.declared import check_declared
+from ..data.declared import check_declared, check_parquet
 from ..data.places import EMBEDDING_SUFFIXES
 from ..errors import reading
 from .embedding_files import embedding_files, read_embedding_files
@@ -91,7 +91,9 @@ def _check_npz(path: Path) -> None:
 
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:
-    table = pd.read_parquet(path)
+    with reading(path, "embeddings"):
+        check_parquet(path)
+        table = pd.read_parquet(path)
     columns: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in KEYS if name in table}
     for name in (*IMAGE_NAMES, *GENE_NAMES):
         if name in table and len(table) and isinstance(table[name].iloc[0], np.ndarray | list):

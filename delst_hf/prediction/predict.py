@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..atomic.files import check_file_output, check_folder_output
 from ..data.appearance import describe_foreign_colour
+from ..data.declared import check_hdf5, check_parquet
 from ..data.feature_files import SUFFIXES as SUFFIXES_OF_FEATURES
 from ..data.genes import canonical_species
 from ..data.images import check_readable
@@ -22,7 +23,7 @@ from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
 from ..data.study import Study
-from ..errors import did_you_mean
+from ..errors import did_you_mean, reading
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
@@ -224,9 +225,15 @@ def read_positions(path: str) -> pd.DataFrame:
             raise ValueError(f"{path} holds several slides: {sorted(set(table['slide_id']))}. Give positions of one.")
         return table.drop(columns="slide_id")
     file = check_readable(path, "positions", "Give a CSV or parquet with columns x and y (--positions).")
+    with reading(file, "positions", "Give a CSV, parquet or .h5ad with x and y, in pixels of the full resolution."):
+        return _positions_of_file(file)
+
+
+def _positions_of_file(file: Path) -> pd.DataFrame:
     if file.suffix == ".h5ad":
         import anndata
 
+        check_hdf5(file)
         adata = anndata.read_h5ad(file, backed="r")
         if "spatial" not in adata.obsm:
             raise ValueError(
@@ -235,7 +242,11 @@ def read_positions(path: str) -> pd.DataFrame:
             )
         places = np.asarray(adata.obsm["spatial"], dtype=float)
         return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
-    table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, sep=None, engine="python")
+    if file.suffix == ".parquet":
+        check_parquet(file)
+        table = pd.read_parquet(file)
+    else:
+        table = pd.read_csv(file, sep=None, engine="python")
     if not {"x", "y"} <= set(table):
         raise ValueError(
             f"{file.name}: columns {list(table)} found. Needed: x and y, in pixels of the full resolution."

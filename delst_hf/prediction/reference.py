@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..atomic.files import check_folder_output, complete_or_nothing, write_text
 from ..atomic.locks import writing
+from ..data.counts import check_places
 from ..data.patch_features import join_features
 from ..data.schema import regular_size, sha256
 from ..data.study import SpotRows, Study
@@ -348,7 +349,7 @@ def load_reference(
                 spots, genes = pd.read_parquet(folder / "spots.parquet"), pd.read_parquet(folder / "genes.parquet")
                 names = genes["gene"].tolist()
                 parts = arrays["data"], arrays["indices"], arrays["indptr"]
-                profiles = sp.csr_matrix(parts, (len(spots), len(names)))
+                profiles = check_places(sp.csr_matrix(parts, (len(spots), len(names))), f"{folder}: the profiles")
                 return Reference(arrays["image"], arrays["gene"], spots, profiles, names)
     if required:
         raise FileNotFoundError(f"no reference in {model}. {_AGAIN}.")

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ...errors import reading
-from ..counts import as_counts, check_counts, describe_bad_counts, make_genes, with_whole_indices
+from ..counts import as_counts, check_counts, check_places, describe_bad_counts, make_genes, with_whole_indices
 from ..declared import check_hdf5, check_zarr
 from ..features import holds_ids, holds_ids_of_genes, holds_symbols
 from ..images import check_readable
@@ -61,7 +61,11 @@ def open_anndata(path: str | Path) -> "AnnData":
         check_readable(path, "AnnData")
     with reading(path, "AnnData", "The file is truncated or no AnnData: write or download it again."):
         check_zarr(path) if path.is_dir() else _check_h5ad(path)
-        return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+        adata = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+        check_places(adata.X, f"{path}: X")
+        for name in _layers(adata):
+            check_places(adata.raw.X if name == "raw" else adata.layers[name], f"{path}: {name}")
+        return adata
 
 
 def _check_h5ad(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Count matrices as they lie on disk, and what joins them to spots."""
 
 import logging
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import scipy.io
 import scipy.sparse as sp
 
 from ...errors import reading
-from ..counts import as_counts, check_counts, make_genes
+from ..counts import as_counts, check_counts, check_places, make_genes
 from ..declared import check_declared, check_hdf5
 from ..files import is_packed, only_one, open_packed, visible, without
 from ..images import check_readable
@@ -121,6 +122,7 @@ def read_10x_h5(path: str | Path) -> Counts:
         shape = whole_numbers(group["shape"][:], f"{path.name}: shape").ravel()
         indices, indptr = (whole_numbers(group[name][:], f"{path.name}: {name}") for name in ("indices", "indptr"))
         matrix = sp.csr_matrix((group["data"][:], indices, indptr), shape=tuple(shape[::-1].tolist()))
+        check_places(matrix, f"{path}: the matrix")
         genes = _features_of(group, old_form=bool(genomes))
         barcodes = pd.Index(texts(group["barcodes"][:]))
     return Counts(matrix, barcodes, genes, path.name)
@@ -165,7 +167,7 @@ def read_mtx(path: str | Path) -> Counts:
     check_readable(path, "counts")
     with reading(path, "counts", "It is truncated or not a matrix: download it again."), open_packed(path) as file:
         _check_mtx(path)
-        matrix = sp.csr_matrix(scipy.io.mmread(file)).T.tocsr()
+        matrix = sp.csr_matrix(scipy.io.mmread(_WithFractions(file))).T.tocsr()
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
     barcodes = read_table(_neighbour(path, "barcodes"), "barcodes", **plain)[0]
     features = read_table(_neighbour(path, "features", "genes"), "features", **plain)
@@ -181,6 +183,21 @@ def read_mtx(path: str | Path) -> Counts:
     else:
         genes = make_genes(features[0])
     return Counts(matrix, pd.Index(barcodes), genes, path.name)
+
+
+class _WithFractions:
+    """An open mtx file that says its values are real: of one that says integer, scipy reads 1.7 and 1e400 as 1."""
+
+    def __init__(self, file: Any):
+        self._file, self._waiting = file, re.sub(rb"(?i)\b(unsigned-)?integer\b", b"real", file.readline(1 << 16))
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, as a file does."""
+        if not self._waiting:
+            return self._file.read(size)
+        size = len(self._waiting) if size < 0 else size
+        found, self._waiting = self._waiting[:size], self._waiting[size:]
+        return found
 
 
 def _check_mtx(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ...errors import reading
-from ..declared import check_declared
+from ..declared import check_parquet
 from ..files import open_packed
 from ..images import check_readable
 from ..values import identifiers, texts
@@ -39,7 +39,7 @@ def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] 
     path = check_readable(path, what)
     with reading(path, what, "It is truncated or no table: download it again."):
         if path.suffix == ".parquet":
-            _check_parquet(path)
+            check_parquet(path)
             table = pd.read_parquet(path)
             named = [table.columns[name] if isinstance(name, int) else name for name in text]
             return table.assign(**{name: texts(table[name]) for name in named if name in table})
@@ -62,13 +62,6 @@ def as_written(columns: Sequence[str | int]) -> dict[str | int, Callable[[str], 
 def unmarked(column: pd.Series) -> pd.Series:
     """Return a column that was read by `as_written` as it is written."""
     return pd.Series([value[1:] for value in column], index=column.index, dtype=object)
-
-
-def _check_parquet(path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    told = pq.read_metadata(path)
-    check_declared(8.0 * told.num_rows * told.num_columns, path, f"{told.num_rows} rows of {told.num_columns} columns")
 
 
 def read_named_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:

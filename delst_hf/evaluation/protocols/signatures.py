@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...errors import did_you_mean
+from ...errors import did_you_mean, reading
 from ...model.feature_extraction_delst import log_normalize
 from ..evidence import Spots
 from ..findings import Findings
@@ -33,7 +33,8 @@ def read_signatures(path: str | None) -> dict[str, Any]:
         return {}
     if not Path(path).is_file():
         raise FileNotFoundError(f"no signatures at {path}. Give the path of a JSON file.")
-    signatures = json.loads(Path(path).read_text(encoding="utf-8"))
+    with reading(path, "signatures", "Give a JSON file in UTF-8."):
+        signatures = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(signatures, dict) or not all(
         isinstance(value, dict) and (value.get("genes") or value.get("profile")) for value in signatures.values()
     ):
