@@ -53,9 +53,10 @@ def make_slide(path: Path, tiles: int, side: int = 112) -> None:
     )  # fmt: skip
 
 
-def positions(path: Path, tiles: int, side: int = 112) -> pd.DataFrame:
+def positions(path: Path, tiles: int, side: int = 112, room: int | None = None) -> pd.DataFrame:
+    """Centres of this many tiles, spread evenly over the places of `room` tiles that lie beside each other."""
     across = open_image(path).shape[1] // side
-    places = np.arange(tiles)
+    places = np.linspace(0, (room or tiles) - 1, tiles).astype(int)
     return pd.DataFrame(
         {"x": (places % across + 0.5) * side, "y": (places // across + 0.5) * side}, index=places.astype(str)
     )
@@ -117,8 +118,8 @@ def summary(taken: dict[str, list[tuple[float, float]]], tiles: int) -> dict[str
     return found
 
 
-def memory(model: str, tiles: int) -> float:
-    """Peak memory in MiB of `predict_slide` in a process of its own."""
+def memory(model: str, tiles: int, room: int) -> float:
+    """Peak memory in MiB of `predict_slide` in a process of its own, on a slide that has room for `room` tiles."""
     code = (
         "import sys, resource; from delst_hf.prediction import predict_slide, PatchChoice\n"
         "predict_slide(*sys.argv[1:4], choice=PatchChoice(positions=sys.argv[4], patch_um=8.0), progress=False)\n"
@@ -126,8 +127,9 @@ def memory(model: str, tiles: int) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         path, table = Path(folder) / "slide.tif", Path(folder) / "places.csv"
-        make_slide(path, tiles, side=16)
-        positions(path, tiles, side=16).to_csv(table, index=False)
+        # One slide for all numbers of tiles, and all of it read: decoded tiles are kept up to 64 MiB per thread.
+        make_slide(path, room, side=16)
+        positions(path, tiles, side=16, room=room).to_csv(table, index=False)
         command = [sys.executable, "-c", code, model, str(path), f"{folder}/out.h5ad", str(table)]
         return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
@@ -212,7 +214,7 @@ if __name__ == "__main__":
     elif given.whole:
         print(json.dumps(whole(given.model, given.whole)))
     elif given.memory:
-        print(json.dumps({tiles: round(memory(given.model, tiles)) for tiles in given.memory}))
+        print(json.dumps({tiles: round(memory(given.model, tiles, max(given.memory))) for tiles in given.memory}))
     else:
         found = rates(given.model, given.tiles, given.turns, given.batch_size, given.num_workers)
         print(json.dumps(summary(found, given.tiles)))
