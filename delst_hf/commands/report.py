@@ -7,7 +7,7 @@ from pathlib import Path
 from ..atomic.files import check_file_output, write_text
 from ..atomic.locks import writing
 from ..errors import reading
-from .options import add_command
+from .options import add_command, split_names
 
 
 def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,8 +57,7 @@ def _run_report(arguments: argparse.Namespace) -> None:
     from ..report.maps import MapChoice
     from ..report.page import write_report
 
-    genes = [name.strip() for name in (arguments.genes or "").split(",") if name.strip()]
-    choice = MapChoice(genes, arguments.opacity)
+    choice = MapChoice(split_names(arguments.genes), arguments.opacity)
     for output in (arguments.output, arguments.model_index):
         if output:
             check_file_output(output)

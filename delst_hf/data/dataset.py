@@ -13,7 +13,6 @@ there, they are joined (`merge`): their files get a second name in the new folde
 A run that is to be resumed keeps its finished parts.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -39,7 +38,7 @@ from ..errors import mark_told, reading
 from .folder import open_folder
 from .merge import DatasetSummary, join_parts, merge_datasets
 from .names import check_slide_names, check_split_of_named
-from .output import check_output, clear_unfinished, parts_folder
+from .output import check_output, clear_unfinished, disk_explained, parts_folder
 from .part import PatchOptions, write_part
 from .quality import QualityFilter
 from .schema import MANIFEST
@@ -53,6 +52,7 @@ __all__ = ["DatasetSummary", "check_output", "merge_datasets", "shard", "write_d
 logger = logging.getLogger(__name__)
 
 Job = Callable[[], Slide]
+_FULL_DISK = "Nothing was left half-written. Free some space, or choose an --output on another disk, and run the same command again"
 _FORMAT_VERSION = 3
 
 
@@ -141,7 +141,7 @@ def write_dataset(
     if not os.path.isfile(output):  # which is refused below, in other words
         check_folder_output(output)
     # Cleared up before anything is refused: a run that was killed after its dataset was in place has left its parts.
-    with writing(output, "dataset") as goal, _full_disk_explained(goal):
+    with writing(output, "dataset") as goal, disk_explained(goal, _FULL_DISK):
         _drop_joined_parts(goal)
         check_output(goal, overwrite)
         with (
@@ -182,21 +182,6 @@ def _drop_joined_parts(output: Path) -> None:
         if Path(name).name == name:
             shutil.rmtree(parts_folder(output) / name, ignore_errors=True)
     clear_unfinished(parts_folder(output))
-
-
-@contextmanager
-def _full_disk_explained(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        free = shutil.disk_usage(output.parent if output.parent.exists() else ".").free / 2**30
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full ({free:.1f} GiB free where {output} is written). Nothing was left half-written. Free some "
-            "space, or choose an --output on another disk, and run the same command again",
-        ) from error
 
 
 def _write_parts(

@@ -1,7 +1,10 @@
-"""Where a dataset may be written, and what is kept of a run that was killed."""
+"""Where a dataset may be written, what is kept of a run that was killed, and what to do where the disk is full."""
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..atomic.files import check_folder_output
@@ -53,3 +56,25 @@ def clear_unfinished(parts: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     if not any(parts.iterdir()):
         parts.rmdir()
+
+
+@contextmanager
+def disk_explained(output: Path, then: str) -> Iterator[None]:
+    """Say what to do where the disk runs full.
+
+    Args:
+        output: What is written.
+        then: What became of it and what to do, without a full stop.
+
+    Raises:
+        OSError: In place of any error that says that there is no space left.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors and h5py have classes of their own for it
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full or "the disk is full" in str(error):
+            raise
+        free = shutil.disk_usage(output.parent if output.parent.exists() else ".").free / 2**30
+        told = f"the disk is full ({free:.1f} GiB free where {output} is written). {then}"
+        raise OSError(errno.ENOSPC, told) from error

@@ -3,11 +3,8 @@
 Shards are read one at a time, so an .h5ad or a table of a million patches needs no more memory than one of a thousand.
 """
 
-import errno
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..atomic.files import complete_or_nothing, write_file
+from ..data.output import disk_explained
 from .reliability import reliability
 from .shards import Shards
 from .source import PatchSource
@@ -119,21 +117,10 @@ def write_prediction(output: Path, prediction: Prediction, overwrite: bool = Fal
             _write_spatialdata(output, prediction, overwrite)
 
 
-@contextmanager
-def full_disk_explained(output: Path) -> Iterator[None]:
+def full_disk_explained(output: Path) -> AbstractContextManager[None]:
     """Say what to do where the disk runs full."""
-    try:
-        yield
-    except Exception as error:  # safetensors and h5py have classes of their own for it
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full or "the disk is full" in str(error):
-            raise
-        free = shutil.disk_usage(output.parent if output.parent.exists() else ".").free / 2**30
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full ({free:.1f} GiB free where {output} is written). {output.name} was not touched. Free some "
-            "space and run the same command again: it goes on from what is predicted",
-        ) from error
+    then = "Free some space and run the same command again: it goes on from what is predicted"
+    return disk_explained(output, f"{output.name} was not touched. {then}")
 
 
 def skeleton(prediction: Prediction) -> "AnnData":

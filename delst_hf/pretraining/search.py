@@ -15,7 +15,7 @@ from ..atomic.processes import end_like_interrupted
 from ..data.study import Study
 from ..errors import reading
 from ..model.modeling_delst import DelstModel
-from .arguments import DataArguments, DelstTrainingArguments, ModelArguments
+from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
 from .checked_trainer import NotFiniteError
 from .checkpoints import own_output
 from .run import assemble, open_study
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
 
 
 def _checked(data: DataArguments, model: Any, training: DelstTrainingArguments, options: SearchArguments) -> list[str]:
-    names = [name.strip() for name in options.geometries.split(",") if name.strip()]
+    names = split_names(options.geometries)
     unknown = [name for name in names if name not in ("lorentz", "euclidean", "cosine")]
     if unknown or not names:
         raise ValueError(
