@@ -52,7 +52,10 @@ __all__ = ["DatasetSummary", "check_output", "merge_datasets", "shard", "write_d
 logger = logging.getLogger(__name__)
 
 Job = Callable[[], Slide]
-_FULL_DISK = "Nothing was left half-written. Free some space, or choose an --output on another disk, and run the same command again"
+_FULL_DISK = (
+    "Nothing was left half-written. Free some space, or choose an --output on another disk, and run the same command "
+    "again"
+)
 _FORMAT_VERSION = 3
 
 
