@@ -70,7 +70,7 @@ def fit_head(
             slides whose spots are split, the training spots.
         ignore_labels: Labels that are not a class of tissue.
         features: For a model that was trained on features made elsewhere, their folder.
-        features_patch_px: As in `data.patch_features.read_patch_features`.
+        features_patch_px: As in `data.feature_files.read_patch_features`.
         batch_size: As in `shards.run`.
         num_workers: As in `shards.run`.
         progress: As in `shards.run`.

@@ -226,7 +226,7 @@ def build_reference(
         slides: Their slides; by default those the model was trained on.
         seed: Equal seeds draw equal spots.
         features: For a model that was trained on features made elsewhere, their folder.
-        features_patch_px: As in `data.patch_features.read_patch_features`.
+        features_patch_px: As in `data.feature_files.read_patch_features`.
         batch_size: Spots per batch.
         progress: Show a bar.
 

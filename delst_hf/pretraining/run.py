@@ -507,15 +507,3 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     for name in filter(None, (model.vision, model.init_from)):
         check_model(name)
     pretrain(data, model, *others)
-
-
-__all__ = [
-    "assemble",
-    "build",
-    "choose_slides",
-    "choose_vocabulary",
-    "collator_of",
-    "pretrain",
-    "save_run",
-    "set_missing_values",
-]
