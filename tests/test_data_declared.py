@@ -22,6 +22,7 @@ from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx
 from delst_hf.data.readers.tables import read_table
 from delst_hf.evaluation.arrays import read_embeddings
 from delst_hf.evaluation.protocols.signatures import read_signatures
+from delst_hf.evaluation.results import FORMAT, read_results
 from delst_hf.prediction.predict import read_positions
 
 pytestmark = pytest.mark.fault("declared sizes and codecs")
@@ -247,6 +248,18 @@ def test_other_files_of_users_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "e.parquet").write_bytes(b"PAR1x PAR1")
     with pytest.raises(ValueError, match="cannot read the embeddings .*e.parquet"):
         read_embeddings(tmp_path / "e.parquet", None, 0)
+    pd.DataFrame({"image": [[1.0], None]}).to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match="cannot read the embeddings .*e.parquet"):
+        read_embeddings(tmp_path / "e.parquet", None, 0)
+    results = tmp_path / "results.json"
+    for text, match in {
+        "[" * 100_000: "results.json is not JSON",
+        json.dumps({"format": FORMAT, "test_slides": ["a"], "protocols": 5}): "protocols is not a list of results",
+        json.dumps({"format": FORMAT, "test_slides": ["a"], "protocols": [5]}): "protocols is not a list of results",
+    }.items():
+        results.write_text(text)
+        with pytest.raises(ValueError, match=match):
+            read_results(results)
 
 
 HUGE = {"zarr_format": 3, "node_type": "array", "shape": [10**12], "data_type": "int8", "codecs": [{"name": "bytes"}],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic.files import check_file_output, write_text
+from ..errors import reading
 from ..hub.facts import FACTS, FILES
 from ..markup import fenced
 from .options import add_command
@@ -101,7 +102,8 @@ def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in FACTS if (value := getattr(arguments, f"fact_{name}")) is not None}
     results = given.pop("results", None)
     if "hyperparameters" in given:
-        given["hyperparameters"] = fenced(Path(given["hyperparameters"]).read_text(encoding="utf-8"), "yaml")
+        with reading(given["hyperparameters"], "hyper-parameters", "Give a text file in UTF-8."):
+            given["hyperparameters"] = fenced(Path(given["hyperparameters"]).read_text(encoding="utf-8"), "yaml")
     data = None
     if arguments.data is not None:
         from ..data.study import Study

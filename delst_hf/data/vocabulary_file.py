@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..atomic.files import write_text
+from ..errors import reading
 from .images import check_readable
 from .vocabulary import find_genes
 
@@ -96,8 +97,10 @@ def gene_names_of(text: str) -> list[str]:
 
 
 def _lines(path: str | Path) -> list[str]:
+    with reading(path, "gene list", "Give a text file in UTF-8 with one gene per line."):
+        text = check_readable(path, "gene list").read_text(encoding="utf-8-sig")
     # Not splitlines, which also breaks at signs that a name may hold.
-    return check_readable(path, "gene list").read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def _escape(name: str) -> str:

@@ -94,17 +94,19 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
     with reading(path, "embeddings"):
         check_parquet(path)
         table = pd.read_parquet(path)
-    columns: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in KEYS if name in table}
-    for name in (*IMAGE_NAMES, *GENE_NAMES):
-        if name in table and len(table) and isinstance(table[name].iloc[0], np.ndarray | list):
-            lengths = {len(row) for row in table[name]}
-            if len(lengths) > 1:
-                raise ValueError(f"{path}: lists of {name} have the lengths {sorted(lengths)[:5]}; they must be equal.")
-            columns[name] = np.stack([np.asarray(row, dtype=float) for row in table[name]])
-    numbers = [name for name in table.columns if name not in KEYS and pd.api.types.is_numeric_dtype(table[name])]
-    if not any(name in columns for name in IMAGE_NAMES) and numbers:
-        columns["image"] = table[numbers].to_numpy(dtype=float)
-    return columns
+        columns: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in KEYS if name in table}
+        for name in (*IMAGE_NAMES, *GENE_NAMES):
+            if name in table and len(table) and isinstance(table[name].iloc[0], np.ndarray | list):
+                lengths = {len(row) for row in table[name]}
+                if len(lengths) > 1:
+                    raise ValueError(
+                        f"{path}: lists of {name} have the lengths {sorted(lengths)[:5]}; they must be equal."
+                    )
+                columns[name] = np.stack([np.asarray(row, dtype=float) for row in table[name]])
+        numbers = [name for name in table.columns if name not in KEYS and pd.api.types.is_numeric_dtype(table[name])]
+        if not any(name in columns for name in IMAGE_NAMES) and numbers:
+            columns["image"] = table[numbers].to_numpy(dtype=float)
+        return columns
 
 
 _READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}

@@ -71,7 +71,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"no results at {path}. Make them with `delst evaluate MODEL DATASET --output {path}`.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Give the file that `delst evaluate --output` wrote.") from None
     if not isinstance(record, dict) or "test_slides" not in record:
         raise ValueError(
@@ -81,6 +81,13 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(
             f"{path} is of the form {record.get('format')!r}; this version reads {FORMAT!r}. Evaluate anew: "
             f"`{_command(record, path)}`."
+        )
+    kinds = {"protocols": list, "own_arms": list, "test_slides": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name, kind()), kind)]
+    if wrong or not all(isinstance(row, dict) for row in record.get("protocols", [])):
+        raise ValueError(
+            f"{path} was changed after `delst evaluate --output` wrote it: {(wrong or ['protocols'])[0]} is not a list of "
+            "results. Evaluate anew."
         )
     return record
 
