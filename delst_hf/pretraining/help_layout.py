@@ -121,6 +121,9 @@ def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "")
     >>> refuse_unknown(["--sede", "1"], ["--seed", "--data_seed"])
     Traceback (most recent call last):
     ValueError: --sede is not an option. Did you mean --seed? --help explains every option.
+    >>> refuse_unknown(["--overwrite_output_dir"], ["--output_dir", "--no_output_dir"])
+    Traceback (most recent call last):
+    ValueError: --overwrite_output_dir is not an option. Did you mean --output_dir? --help explains every option.
     """
     known = list(known)
     for word in words:
@@ -128,6 +131,7 @@ def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "")
         # A negative number is a value.
         if not re.match(r"--?[A-Za-z]", option) or any(name.startswith(option) for name in known):
             continue
-        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, 1)
+        likely = known if option.startswith("--no") else [name for name in known if not re.match("--no[-_]", name)]
+        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), likely, 1)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")
