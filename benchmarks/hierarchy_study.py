@@ -53,6 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "nested uncha": {**NESTED, "entailment": "uncha"},
     "cone, stain light": {"stain_jitter": "light"},
     "cone, stain strong": {"stain_jitter": "strong"},
+    "cone, crops": {"min_crop": 0.7},
     "cosine, stain light": {"geometry": "cosine", "stain_jitter": "light"},
     "cone, regression": {"regression_weight": 1.0},
     "cosine, regression": {"geometry": "cosine", "regression_weight": 1.0},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from delst_hf.pretraining.augmentation import CROP_SHARE, STAIN_JITTER, STAINS, part_views, stain_jitter
+from delst_hf.pretraining.augmentation import CROP_SHARE, STAIN_JITTER, STAINS, part_views, random_crops, stain_jitter
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.6]), torch.tensor([0.5, 0.3, 0.2])
 
@@ -87,3 +87,23 @@ def test_the_genes_of_a_part_were_measured():
     _, kept = part_views(torch.rand(50, 3, 8, 8), measured)
     assert not (kept & ~measured).any()
     assert 0.45 < kept.sum() / measured.sum() < 0.55
+
+
+def test_a_crop_is_a_square_of_the_patch():
+    """On a patch whose value is its place, a crop spans its share of the range and stays inside."""
+    torch.manual_seed(0)
+    side = 64
+    ramp = (torch.arange(side) + 0.5) / side
+    patch = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side)])
+    crops = random_crops(patch.repeat(200, 1, 1, 1), 0.5)
+    spans = []
+    for crop in crops:
+        across, down = crop[0, side // 2], crop[1, :, side // 2]
+        assert across.min() >= 0 and across.max() <= 1
+        # One pixel of the crop is `share` of a pixel of the patch, in both directions.
+        steps = torch.cat([across.diff()[8:-8], down.diff()[8:-8]]) * side
+        assert steps.std() < 1e-3
+        spans.append(float(steps.mean()))
+    assert 0.5 <= min(spans) < 0.55 and 0.95 < max(spans) <= 1.001  # uniform between the two shares
+    whole = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(random_crops(whole, 1.0), whole, rtol=0, atol=1e-5)

@@ -184,6 +184,7 @@ def test_regression_trains_and_is_logged(make_trainer, tiny_model):
     ("options", "message"),
     [
         ({"stain_jitter": "wild"}, "stain_jitter='wild' is not known. Choose one of 'off', 'light', 'strong'"),
+        ({"min_crop": 1.2}, "min_crop=1.2 is not a share of a patch's side"),
         ({"views": "double"}, "views='double' is not known. Choose one of 'single', 'nested'"),
         ({"mask_negatives": "tumour"}, "mask_negatives='tumour' is not known. Choose one of 'off', 'slide', 'patient'"),
         ({"views": "nested", "contrastive_micro_batch_size": 4}, "views='nested' embeds a crop of each patch anew"),
@@ -211,7 +212,7 @@ def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
         (4, {}),
         (4, {"batch_sampling": "balanced", "contrastive_micro_batch_size": 10}),
         (5, {"batch_sampling": "within_slide", "per_device_train_batch_size": 16, "freeze_vision": True}),
-        (4, {"stain_jitter": "strong", "views": "nested", "mask_negatives": "slide"}),
+        (4, {"stain_jitter": "strong", "min_crop": 0.7, "views": "nested", "mask_negatives": "slide"}),
     ],
     ids=[
         "at the end of an epoch",

@@ -58,6 +58,34 @@ KEPT_GENES = 0.5
 """Share of the genes that are the part of a profile in `part_views`."""
 
 
+def random_crops(pixel_values: Tensor, smallest: float, largest: float = 1.0) -> Tensor:
+    """Cut a square out of each patch, at a random place, and enlarge it to the patch's size (bilinear).
+
+    Sides are uniform between two shares of the patch's side; they and the places come from the generator of its device.
+
+    Args:
+        pixel_values: Square patches (batch, channels, side, side).
+        smallest: Smallest side, as a share of the patch's; 1 (with `largest`) cuts nothing off.
+        largest: Largest side.
+
+    Returns:
+        The squares, of the shape and type of the patches.
+
+    >>> random_crops(torch.rand(2, 3, 8, 8), 0.5).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    size, device = len(pixel_values), pixel_values.device
+    share = smallest + (largest - smallest) * torch.rand(size, device=device)
+    # A centre in [-1, 1] coordinates of the patch, such that the square stays inside.
+    centre = (1 - share)[:, None] * (2 * torch.rand(size, 2, device=device) - 1)
+    theta = torch.zeros(size, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = share
+    theta[:, :, 2] = centre
+    grid = F.affine_grid(theta, list(pixel_values.shape), align_corners=False)
+    crops = F.grid_sample(pixel_values.float(), grid, padding_mode="border", align_corners=False)
+    return crops.to(pixel_values.dtype)
+
+
 def part_views(pixel_values: Tensor, gene_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Draw a part of each spot: a square crop of its patch, and half of its genes.
 
@@ -72,15 +100,6 @@ def part_views(pixel_values: Tensor, gene_mask: Tensor) -> tuple[Tensor, Tensor]
     >>> crops.shape, 20 < int(genes[0].sum()) < 80
     (torch.Size([2, 3, 8, 8]), True)
     """
-    size, device = len(pixel_values), pixel_values.device
-    low, high = CROP_SHARE
-    share = low + (high - low) * torch.rand(size, device=device)
-    # A centre in [-1, 1] coordinates of the patch, such that the crop stays inside.
-    centre = (1 - share)[:, None] * (2 * torch.rand(size, 2, device=device) - 1)
-    theta = torch.zeros(size, 2, 3, device=device)
-    theta[:, 0, 0] = theta[:, 1, 1] = share
-    theta[:, :, 2] = centre
-    grid = F.affine_grid(theta, list(pixel_values.shape), align_corners=False)
-    crops = F.grid_sample(pixel_values.float(), grid, padding_mode="border", align_corners=False)
-    kept = torch.rand(gene_mask.shape, device=device) < KEPT_GENES
-    return crops.to(pixel_values.dtype), gene_mask & kept
+    crops = random_crops(pixel_values, *CROP_SHARE)
+    kept = torch.rand(gene_mask.shape, device=pixel_values.device) < KEPT_GENES
+    return crops, gene_mask & kept

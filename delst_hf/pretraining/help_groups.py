@@ -17,7 +17,7 @@ PRETRAINING: dict[str, tuple[str, ...]] = {
     "the image encoder": (
         "vision", "init_from", "vision_config", "image_size", "vision_pooling", "freeze_vision",
         "cache_features", "lora", "lora_rank", "save_backbone", "freeze_batch_norm", "augment",
-        "stain_normalization", "stain_jitter",
+        "stain_normalization", "stain_jitter", "min_crop",
     ),
     "the gene encoder": (
         "gene_encoder", "gene_hidden_size", "gene_num_hidden_layers", "gene_dropout", "gene_norm",

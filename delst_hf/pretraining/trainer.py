@@ -275,10 +275,10 @@ class DelstTrainer(CheckedTrainer):
         return loss + self.args.unpaired_weight * last_unpaired_loss(self, len(inputs["gene_values"]))
 
     def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Dye the patches of a training batch, and add its parts and the groups of its negatives."""
+        """Dye and crop the patches of a training batch, and add its parts and the groups of its negatives."""
         args, pixels = self.args, inputs["pixel_values"]
-        if args.stain_jitter != "off" or args.views != "single":
-            from .augmentation import STAIN_JITTER, part_views, stain_jitter
+        if args.stain_jitter != "off" or args.views != "single" or args.min_crop < 1:
+            from .augmentation import STAIN_JITTER, part_views, random_crops, stain_jitter
         if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains
             strength = STAIN_JITTER[args.stain_jitter]
             light = (torch.zeros(3), torch.ones(3)) if self.processor is None else self.processor.light_of_pixels()
@@ -286,6 +286,8 @@ class DelstTrainer(CheckedTrainer):
                 if name in inputs:
                     inputs[name] = stain_jitter(inputs[name], strength, *light)
             pixels = inputs["pixel_values"]
+        if pixels.dim() == 4 and args.min_crop < 1:
+            pixels = inputs["pixel_values"] = random_crops(pixels, args.min_crop)
         if args.views == "nested":
             inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
         if args.mask_negatives != "off":
