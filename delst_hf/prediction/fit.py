@@ -30,7 +30,7 @@ from .logistic import fit_logistic
 from .outputs import full_disk_explained
 from .predictor import Predictor, load_predictor
 from .ridge import Moments, Ridge, choose_ridge, fit_ridge
-from .shards import Shards, run, workspace
+from .shards import Shards, clear_finished, run, workspace
 from .source import dataset_source
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def fit_head(
     if not os.path.isfile(output):
         check_folder_output(output)
     if Path(output).exists():
+        clear_finished(output)
         raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
     predictor, study = load_predictor(model), Study.load(dataset)
     slides = _slides(predictor, study, train_slides)

@@ -29,7 +29,7 @@ from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
-from .shards import Shards, run, workspace
+from .shards import Shards, clear_finished, run, workspace
 from .source import PatchSource, dataset_source, features_source, in_full_resolution, slide_source
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,8 @@ def predict_slide(
         True
     """
     output, choice = Path(output), choice or PatchChoice()
+    if output.is_file() and not overwrite:
+        clear_finished(output)
     check_output(output, overwrite)
     predictor = load_predictor(model, heads)
     weights = signature_weights(signatures or {}, predictor)

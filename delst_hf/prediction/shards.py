@@ -76,6 +76,14 @@ def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def clear_finished(output: str | os.PathLike) -> None:
+    """Remove the shards of a run that was killed after its output was in its place: those that are older than the output."""
+    with writing(output) as path:
+        for stale in path.parent.glob(f".{path.name[:100]}.shards-*"):
+            if all(file.stat().st_mtime <= path.stat().st_mtime for file in stale.iterdir()):
+                shutil.rmtree(stale, ignore_errors=True)
+
+
 def run(
     source: PatchSource,
     predictor: Predictor,
