@@ -126,6 +126,8 @@ def embed_file(
     check_file_output(output)
     in_place = output.exists() and path.exists() and os.path.samefile(output, path)
     if output.exists() and not (in_place or overwrite):
+        with writing(output):  # clears up after a run that was killed when its output was in its place
+            pass
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
     before = path.stat() if path.exists() else None
     adata = open_anndata(path)
