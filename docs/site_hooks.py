@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 SOURCES: dict[str, str] = {}  # page -> the file of the repository that it shows
+PICTURES = (".png", ".svg")  # in docs/, where mkdocs finds them itself
 IN_NAVIGATION = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
 
 
@@ -36,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, _page_of(path), content=_as_markdown(path, text)))
         if path.endswith(".md"):
             targets = (_target(path, link) for link, _ in LINK.findall(text))
-            waiting += [target for target in targets if (root / target).is_file()]
+            waiting += [target for target in targets if (root / target).is_file() and not target.endswith(PICTURES)]
     return files
 
 

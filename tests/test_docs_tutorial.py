@@ -43,6 +43,9 @@ def run_command(line: str) -> None:
 def test_the_tutorial_runs_as_it_stands(tiny_backbone, tmp_path, monkeypatch, capsys):
     for seed, name in enumerate(("S1", "S2", "S3")):
         write_outs(tmp_path / name / "outs", make_source(seed, rows=8, columns=9, num_genes=120))
+    Image.fromarray(np.asarray(make_toy_slide("S4", spots_per_side=5, image_px=600, seed=4).image)).save(
+        tmp_path / "S4.tif"
+    )
     # A folder of that name stands for the backbone of the Hub, and the CPU for a GPU.
     shutil.copytree(tiny_backbone, tmp_path / "facebook" / "dinov2-small")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -58,9 +61,10 @@ def test_the_tutorial_runs_as_it_stands(tiny_backbone, tmp_path, monkeypatch, ca
                 ran.append(line.split()[1])
         elif "import scanpy" not in code or importlib.util.find_spec("scanpy") is not None:
             exec(compile(code, "docs/tutorial.md", "exec"), shared)
-    assert ran == ["check", "prepare", "vocabulary", "-m", "evaluate", "report", "fit", "predict"]
+    assert ran == ["check", "prepare", "vocabulary", "-m", "evaluate", "report", "fit", "predict", "predict"]
     printed = capsys.readouterr().out
     assert "What to open: " in printed and "Checkpoint: runs/mine/model" in printed
+    assert len(anndata.read_h5ad("s4.h5ad").var["pearson"])
     assert "<h1>" in Path("report.html").read_text() and Path("runs/mine/curves.png").is_file()
     assert len(np.unique(np.asarray(Image.open("gene.png").convert("RGB")).reshape(-1, 3), axis=0)) > 20
 

@@ -128,3 +128,4 @@ def test_virtual_spatial_transcriptomics(run, toy_checkpoint, toy_folder, tmp_pa
     text = run("virtual_spatial_transcriptomics.py", *arguments)
     assert "fitted on toy_A1, toy_A2" in text and "held-back counts of 36 spots" in text
     assert (tmp_path / "virtual" / "toy_B1.h5ad").is_file()
+    assert (tmp_path / "virtual" / "toy_B1.png").read_bytes().startswith(b"\x89PNG")
