@@ -76,6 +76,9 @@ def embed_dataset(
     output = Path(output)
     check_folder_output(output)
     if output.exists() and not all(_left_by_a_kill(path) for path in output.iterdir()):
+        if process_rank() == 0:
+            with writing(output, "folder of embeddings"):  # takes over the lock of a run that was killed as it ended
+                pass
         raise FileExistsError(f"{output} holds something already. Choose another --output.")
     with writing(output, "folder of embeddings") if process_rank() == 0 else nullcontext():
         wait_for_all()  # or the first one to write would be in the way of the last one to look
