@@ -123,9 +123,7 @@ def predict_slide(
         True
     """
     output, choice = Path(output), choice or PatchChoice()
-    if output.is_file() and not overwrite:
-        clear_finished(output)
-    check_output(output, overwrite)
+    check_output(output, overwrite, clear=True)
     predictor = load_predictor(model, heads)
     weights = signature_weights(signatures or {}, predictor)
     # Genes of signatures are predicted too, and left out of the output unless they are asked for.
@@ -163,8 +161,13 @@ def predict_slide(
     return prediction
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool, clear: bool = False) -> None:
     """Refuse an output that could not be written, before any work.
+
+    Args:
+        output: Where the prediction will be.
+        overwrite: It may be replaced.
+        clear: Remove what a run left that was killed after this output was in its place.
 
     Raises:
         ValueError: If its suffix is not one of those allowed.
@@ -173,9 +176,11 @@ def check_output(output: Path, overwrite: bool) -> None:
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"--output is {output.name}. Allowed are names that end in {', '.join(SUFFIXES)}.")
-    check_spatialdata(output)
     (check_folder_output if output.suffix == ".zarr" else check_file_output)(output)
+    check_spatialdata(output)
     if output.exists() and not overwrite:
+        if clear and output.is_file():
+            clear_finished(output)
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
 
 

@@ -115,6 +115,9 @@ def wrapped(text: str) -> str:
     return "\n\n".join(block if block.startswith(" ") else textwrap.fill(block, WIDTH) for block in blocks)
 
 
+_NEGATION = re.compile(r"-{2}no[-_]")
+
+
 def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "") -> None:
     """Refuse options that there are not, with the nearest that there is; an option may be cut short, as argparse allows.
 
@@ -131,7 +134,7 @@ def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "")
         # A negative number is a value.
         if not re.match(r"--?[A-Za-z]", option) or any(name.startswith(option) for name in known):
             continue
-        likely = known if option.startswith("--no") else [name for name in known if not re.match("--no[-_]", name)]
+        likely = known if _NEGATION.match(option) else [name for name in known if not _NEGATION.match(name)]
         near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), likely, 1)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")
