@@ -153,9 +153,8 @@ class DelstTrainer(CheckedTrainer):
         computing.wait_stream(self._copies)
         for value in (value for batch in batches for value in batch.values()):
             if isinstance(value, Tensor) and value.is_cuda:
-                value.record_stream(
-                    computing
-                )  # its memory is given to no later copy before this stream is done with it
+                # Its memory is given to no later copy before this stream is done with it.
+                value.record_stream(computing)
         return batches, num_items
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
