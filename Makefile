@@ -113,4 +113,4 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py --output $(or $(OUT),runs/gpu)
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) $(LOWEST) $(NEWEST) runs site
+	rm -rf $(VENV) $(EXTRAS) $(LAZYSLIDE) $(LOWEST) $(NEWEST) runs site

@@ -8,6 +8,7 @@ Needs torch with CUDA, the package's dependencies and pytest; the package itself
 
     loss       benchmarks/contrastive.py: the contrastive loss against the forms that it replaces, N = 256 to 16,384
     step       benchmarks/step.py: the training step against its bare backbone
+    predict    benchmarks/predict.py: `delst predict` of a ViT-S against its backbone alone, and reading alone
     tests      tests that touch the device, and those whose results once depended on what such a machine has
     training   pretraining on toy slides in bf16, and an evaluation
 """
@@ -24,7 +25,7 @@ TESTS = [
     "tests/test_gpu.py", "tests/test_contrastive.py", "tests/test_contrastive_fused.py", "tests/test_docs_models.py",
     "tests/test_precision.py", "tests/test_processing.py", "tests/test_remote_code.py", "tests/test_pipelines.py",
 ]  # fmt: skip
-LIMITS = {"loss": 150, "step": 200, "tests": 400, "training": 200}
+LIMITS = {"loss": 150, "step": 200, "predict": 100, "tests": 400, "training": 200}
 
 
 def commands(piece: str, output: Path, small: bool) -> list[list[str]]:
@@ -34,6 +35,11 @@ def commands(piece: str, output: Path, small: bool) -> list[list[str]]:
         return [[*python, "benchmarks/contrastive.py", *sizes]]
     if piece == "step":
         return [[*python, "benchmarks/step.py", *(["--small"] if small else [])]]
+    if piece == "predict":
+        sizes = ["tiny", "--tiles", "32", "--turns", "1"] if small else [
+            "small", "--tiles", "4096", "--turns", "5", "--batch-size", "256", "--num-workers", str(os.cpu_count() or 2)
+        ]  # fmt: skip
+        return [[*python, "benchmarks/predict.py", *sizes]]
     if piece == "tests":
         files = TESTS[:1] if small else TESTS
         spread = [] if small else ["--numprocesses", "6", "--dist", "loadfile"]

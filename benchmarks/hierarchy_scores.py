@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from delst_hf.evaluation.baselines import COLOUR_STATISTICS, shuffled
+from delst_hf.evaluation.baselines import shuffled
 from delst_hf.evaluation.entailment import entailment_rankings
 from delst_hf.evaluation.evidence import Space, Spots
 from delst_hf.evaluation.expression import RidgeReadout, best_floor, gene_pearson, most_variable_genes
@@ -30,8 +30,14 @@ SELECTIVE = {"spearman": "rho", "excess_aurc": "aurc"}
 ENSEMBLE = 3
 
 
-def score(subject: Subject, spots: Spots, seed: int) -> tuple[Scores, dict[str, np.ndarray]]:
+def score(subject: Subject, spots: Spots, tissue: np.ndarray, seed: int) -> tuple[Scores, dict[str, np.ndarray]]:
     """Score a subject on its test slides; nothing of them is read but to be scored.
+
+    Args:
+        subject: features by arm, and the space.
+        spots: of all slides of the split.
+        tissue: share of tissue of each patch (spots,), a confidence that needs no model.
+        seed: of the shuffled control.
 
     Returns:
         Metrics by test slide, and what the ensembles of seeds need: the predictions and errors of the test spots.
@@ -63,7 +69,7 @@ def score(subject: Subject, spots: Spots, seed: int) -> tuple[Scores, dict[str, 
                 scores[slide][f"f1:{name}"] = macro_f1(spots.labels[test][known].astype(str), answer[known])
         if space is not None:
             scores[slide] |= _space_scores(space, spots, test[rows])
-    confidences = _confidences(subject, spots, fit, test, seed)
+    confidences = _confidences(subject, spots, fit, test, seed) | {"tissue fraction": tissue[test]}
     first = main.name.removeprefix("DELST ")
     confidences["predicted number of genes"] = num_genes[first][:, 0]
     if space is not None:
@@ -147,10 +153,6 @@ def _confidences(subject: Subject, spots: Spots, fit: np.ndarray, test: np.ndarr
             radius = np.linalg.norm(space.tangent(space.image[test]), axis=1)
             result["image radius"] = radius
             result["image radius, shuffled"] = shuffled(radius, spots.slides[test], seed)
-    for arm in subject.arms:
-        if arm.features.shape[1] == len(COLOUR_STATISTICS):
-            column = arm.features[test, COLOUR_STATISTICS.index("tissue_fraction")]
-            result["tissue fraction"] = np.asarray(column, dtype=float)
     return result
 
 

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hierarchy_tables import LEFT_OUT, MAIN, TABLES, best_rates, fill, load, pack, print_table  # beside this file
 
 STRONG = {"min_radius": 0.3, "cross_entailment_weight": 1.0, "intra_entailment_weight": 0.3}
@@ -167,11 +168,11 @@ def work(unit: Unit) -> dict[str, Any]:
         return {"key": unit.key, "skipped": "out of time"}
     start = time.time()
     try:
-        subject, spots = (baseline_subject if unit.arm == BASELINES else trained_subject)(unit)
+        subject, spots, tissue = (baseline_subject if unit.arm == BASELINES else trained_subject)(unit)
         trained = time.time()
         from hierarchy_scores import score
 
-        scores, predictions = score(subject, spots, unit.seed)
+        scores, predictions = score(subject, spots, tissue, unit.seed)
         if predictions and not unit.tuning:
             save_predictions(unit, predictions)
         return {
@@ -190,8 +191,6 @@ def training_data(split: Split, options: dict[str, Any]) -> str:
 
 
 def save_predictions(unit: Unit, predictions: dict[str, Any]) -> None:
-    import numpy as np
-
     np.savez(Path(_SETTING.scratch) / f"{unit.key.replace('|', '-')}.npz", **predictions)
 
 
@@ -220,7 +219,7 @@ def trained_subject(unit: Unit) -> Any:
     dataset = study.subset([*split.train, *split.test])
     evaluation = _evaluation(unit)
     subject = checkpoint_subject(trainer.trained_model(), trainer.processor, study, dataset, evaluation)
-    return subject, spots_of(study, split.train, split.test, evaluation)
+    return subject, spots_of(study, split.train, split.test, evaluation), np.asarray(dataset["tissue_fraction"])
 
 
 def make_trainer(unit: Unit, folder: str) -> Any:
@@ -275,7 +274,8 @@ def baseline_subject(unit: Unit) -> Any:
     model = trainer.trained_model()
     subject = checkpoint_subject(model, trainer.processor, study, dataset, evaluation, frozen_backbone=_SETTING.vision)
     arms = [arm for arm in subject.arms if not arm.own]
-    return replace(subject, arms=tuple(arms), space=None), spots_of(study, split.train, split.test, evaluation)
+    spots = spots_of(study, split.train, split.test, evaluation)
+    return replace(subject, arms=tuple(arms), space=None), spots, np.asarray(dataset["tissue_fraction"])
 
 
 def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:

@@ -24,7 +24,7 @@ Values = dict[tuple[str, str], dict[tuple[str, str], dict[int, float]]]
 MAIN = ("HER2ST", "MOB1", "MOB2")
 LEFT_OUT = ("without A", "without B", "without C")
 REFERENCE = "none"
-RADIUS = "image radius"
+RADIUS, GENES, TISSUE = "image radius", "predicted number of genes", "tissue fraction"
 NAMES = {
     "none": "Lorentz, no entailment",
     "cosine": "cosine",
@@ -335,6 +335,18 @@ def gain(values: Values) -> None:
     reliability(values, metric="gain", digits=3)
 
 
+def tissue(values: Values, arm: str = "cone") -> None:
+    """What a share of tissue tells, beside the radius and the predicted number of genes of the same runs."""
+    kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{RADIUS}") in values]
+    sections_line(values, f"rho:{kinds[0]}|{RADIUS}")
+    own = {name: [values[arm, f"rho:{kind}|{name}"] for kind in kinds] for name in (RADIUS, GENES, TISSUE)}
+    rows = [[name, *(interval(paired(one), 2) for one in found)] for name, found in own.items()]
+    for rival in (RADIUS, GENES):
+        less = zip(own[rival], own[TISSUE], strict=True)
+        rows.append([f"{rival} less {TISSUE}", *(interval(paired(*pair), 2) for pair in less)])
+    print_rows(["confidence", *(KINDS[kind] for kind in kinds)], rows)
+
+
 def radius_by_arm(values: Values) -> None:
     """Whether some form of entailment makes the image radius a better confidence."""
     compare(values, {f"rho:{kind}|{RADIUS}": f"{KINDS[kind]}" for kind in ("ridge", "retrieval")}, digits=2)
@@ -364,6 +376,7 @@ TABLES: dict[str, tuple[Callable[[Values], None], tuple[str, ...]]] = {
     "excess": (excess, MAIN),
     "gain": (gain, MAIN),
     "radius": (radius_by_arm, MAIN),
+    "tissue": (tissue, MAIN),
     "prediction-left-out": (prediction, LEFT_OUT),
     "labels-left-out": (labels, LEFT_OUT),
     "reliability-left-out": (reliability, LEFT_OUT),

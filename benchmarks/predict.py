@@ -4,6 +4,7 @@
     python benchmarks/predict.py MODEL --memory 10000 40000         # peak memory at each number of tiles, a process each
     python benchmarks/predict.py MODEL --whole 60000                # a slide of that side, its grid, seconds and peak memory
     python benchmarks/predict.py --readers                          # patches of a tiled TIFF, beside zarr and openslide
+    python benchmarks/predict.py small --tiles 4096 --batch-size 256 --num-workers 16 # a ViT-S/16 of random weights, on a GPU
 
 The slide is made here: coloured noise of the sizes of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
 model's own size. Rates are medians of many short turns in a row, so that a busy machine slows all of them. The share
@@ -30,6 +31,10 @@ from delst_hf.data.images import open_image
 from delst_hf.data.readers.image import read_slide_image
 
 MPP, PATCH_UM = 0.5, 56.0
+VITS = {
+    "tiny": {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96},
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+}
 
 
 def make_slide(path: Path, tiles: int, side: int = 112) -> None:
@@ -62,6 +67,29 @@ def positions(path: Path, tiles: int, side: int = 112, room: int | None = None) 
     )
 
 
+def scratch_model(folder: Path, preset: str) -> str:
+    """Save a ViT of random weights at 224 px with a head of 1,000 genes, as `delst fit` would, and return where it lies."""
+    from transformers import ViTConfig, ViTImageProcessorPil
+
+    from delst_hf import (
+        DelstConfig,
+        DelstForGeneExpressionPrediction,
+        DelstGeneFeatureExtractor,
+        DelstProcessor,
+    )
+    from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
+
+    genes = [f"gene{number}" for number in range(1000)]
+    vision = ViTConfig(**VITS[preset])
+    config = DelstConfig(vision_config=vision, gene_config={"num_genes": len(genes)}, projection_dim=256)
+    processor = DelstProcessor(
+        ViTImageProcessorPil(size={"height": 224, "width": 224}), DelstGeneFeatureExtractor(vocabulary=genes)
+    )
+    torch.manual_seed(0)
+    record = {"data": {"patch_um": "56", "patch_px": "224", "patch_encoding": "jpeg 95"}}
+    return str(save_checkpoint_folder(folder / "model", DelstForGeneExpressionPrediction(config), processor, record))
+
+
 def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> dict[str, list[tuple[float, float]]]:
     """Clock and CPU seconds of each turn: of the whole, of the bare backbone on patches in memory, and of reading alone."""
     from delst_hf.prediction import load_predictor
@@ -75,6 +103,7 @@ def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> 
         make_slide(path, tiles)
         slide = read_slide_image(path, positions=positions(path, tiles))
         source = slide_source(slide, PATCH_UM, predictor.cut_px, predictor.encoding)
+        batch_size = min(batch_size, tiles)
         some = predictor.pixel_values(source.read(list(range(batch_size))))
         batches = -(-tiles // batch_size)
 
@@ -200,7 +229,7 @@ def readers(patches: int = 2000) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="checkpoint")
+    parser.add_argument("model", nargs="?", help=f"checkpoint, or a ViT of random weights: {', '.join(VITS)}")
     parser.add_argument("--tiles", type=int, default=128)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -216,5 +245,8 @@ if __name__ == "__main__":
     elif given.memory:
         print(json.dumps({tiles: round(memory(given.model, tiles, max(given.memory))) for tiles in given.memory}))
     else:
-        found = rates(given.model, given.tiles, given.turns, given.batch_size, given.num_workers)
-        print(json.dumps(summary(found, given.tiles)))
+        with tempfile.TemporaryDirectory() as scratch:
+            model = scratch_model(Path(scratch), given.model) if given.model in VITS else given.model
+            found = rates(model, given.tiles, given.turns, given.batch_size, given.num_workers)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        print(json.dumps({"device": device, **summary(found, given.tiles)}))

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from delst_hf.model import replay
 from delst_hf.model.contrastive_fused import is_fused
 from delst_hf.model.entailment import joint_entailment_losses
 from delst_hf.model.losses import contrastive_loss
+from delst_hf.prediction import PatchChoice, predict_slide
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -141,3 +144,17 @@ def test_compiled_whole(tiny_model):
         expected, output = model(**inputs), torch.compile(model, fullgraph=True)(**inputs)
     torch.testing.assert_close(output.image_embeds, expected.image_embeds, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(output.logits_per_image, expected.logits_per_image, rtol=1e-2, atol=1e-2)
+
+
+def test_a_slide_is_predicted_as_on_a_cpu(toy_heads, slide_file, tmp_path, monkeypatch):
+    """Batches overlap on a GPU: none may be taken before it is there, or land in the place of another."""
+    path, mpp = slide_file
+    found = {}
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda device=device: device == "cuda")
+        output = tmp_path / f"{device}.h5ad"
+        model, choice = str(toy_heads / "expression"), PatchChoice(mpp=mpp)
+        predict_slide(model, path, output, choice=choice, batch_size=4, num_workers=2, progress=False)
+        found[device] = anndata.read_h5ad(output)
+    np.testing.assert_allclose(found["cuda"].X, found["cpu"].X, atol=1e-3)
+    np.testing.assert_allclose(found["cuda"].obsm["X_delst"], found["cpu"].obsm["X_delst"], atol=1e-3)

@@ -167,12 +167,12 @@ def test_a_killed_run_goes_on(toy_heads, slide_file, tmp_path, monkeypatch):
     calls = []
     original = shards_module._one_shard
 
-    def counting(source, predictor, order, *rest):
+    def counting(predicted, order, *rest):
         if len(calls) == 2 and order.min() == 20:
             calls.append("killed")
             raise KeyboardInterrupt
         calls.append(int(order.min()))
-        return original(source, predictor, order, *rest)
+        return original(predicted, order, *rest)
 
     monkeypatch.setattr(shards_module, "_one_shard", counting)
     arguments = (str(toy_heads / "expression"), path, tmp_path / "out.h5ad")

@@ -1,7 +1,7 @@
 """A checkpoint as a function of patches: embedding, radius and, where it has heads, expression and classes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +135,6 @@ class Predictor:
         self.genes = self.genes.iloc[places]
         self.expression = _layer(self.expression.weight[places], self.expression.bias[places])
 
-    @torch.no_grad()
     def __call__(self, patches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Predict.
 
@@ -147,8 +146,22 @@ class Predictor:
             space at the origin; ``radius`` (patches,), NaN where the geometry has none; ``expression`` (patches,
             genes) and ``probabilities`` (patches, classes) where there are heads. All float32.
         """
+        return self.begin(patches)()
+
+    @torch.no_grad()
+    def begin(self, patches: Sequence[np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
+        """Return what waits for the same: a GPU is still at work when this returns, and may be given the next patches."""
         found = self.from_features(self.features(self.pixel_values(patches)))
-        return {name: value.float().cpu().numpy() for name, value in found.items()}
+        on_gpu = self.model.device.type == "cuda"
+        copies = {name: value.float().to("cpu", non_blocking=on_gpu) for name, value in found.items()}
+        copied = torch.cuda.current_stream().record_event() if on_gpu else None
+
+        def wait() -> dict[str, np.ndarray]:
+            if copied is not None:
+                copied.synchronize()
+            return {name: value.numpy() for name, value in copies.items()}
+
+        return wait
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Return the pooled features (patches, width) of the backbone.
@@ -186,8 +199,10 @@ class Predictor:
         if patches[0].ndim == 1:
             return torch.from_numpy(np.stack(patches).astype(np.float32, copy=False)).to(device)
         if self.transform is not None and all(patch.shape[1::-1] == self.transform.size for patch in patches):
-            batch = torch.from_numpy(np.stack(patches)).to(device, non_blocking=True)
-            return self.transform(batch.permute(0, 3, 1, 2))
+            # Out of page-locked memory the copy does not wait for what the GPU still has to do.
+            batch = torch.empty((len(patches), *patches[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+            np.stack(patches, out=batch.numpy())
+            return self.transform(batch.to(device, non_blocking=True).permute(0, 3, 1, 2))
         images = [Image.fromarray(patch) for patch in patches]
         return self.processor.prepare_images(images, return_tensors="pt")["pixel_values"].to(device)
 

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -121,8 +122,9 @@ def run(
         tqdm(total=len(source), initial=taken, desc="predict", unit="tile", disable=not progress) as bar,
         closing(batches),
     ):
+        predicted = _predicted((patches for _, patches in batches), predictor)
         for start, order in todo.items():
-            arrays = _one_shard(batches, predictor, order, keep, batch_size, bar)
+            arrays = _one_shard(predicted, order, keep, batch_size, bar)
             path = paths[start]
             save_file(arrays, path.with_suffix(".incomplete"))
             fsync(path.with_suffix(".incomplete"))
@@ -130,24 +132,37 @@ def run(
     return Shards(list(paths.values()))
 
 
+def _predicted(
+    batches: Iterable[list[np.ndarray]], predictor: Predictor
+) -> Iterator[tuple[list[np.ndarray], dict[str, np.ndarray]]]:
+    """Yield batches with their predictions, one batch late: a GPU works at the next one while this one is kept."""
+    waiting: deque[tuple[list[np.ndarray], Callable[[], dict[str, np.ndarray]]]] = deque()
+    for patches in batches:
+        waiting.append((patches, predictor.begin(patches)))
+        if len(waiting) > 1:
+            first, found = waiting.popleft()
+            yield first, found()
+    for last, found in waiting:
+        yield last, found()
+
+
 def _one_shard(
-    batches: Iterator[tuple[np.ndarray, list[np.ndarray]]],
-    predictor: Predictor,
+    predicted: Iterator[tuple[list[np.ndarray], dict[str, np.ndarray]]],
     order: np.ndarray,
     keep: Sequence[str],
     batch_size: int,
     bar: Any,
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of one shard, in the order of the source; its batches are the next ones of the stream."""
+    """Return the arrays of one shard, in the order of the source; its batches are the next ones."""
     places = order - order.min()
     arrays: dict[str, np.ndarray] = {}
     colours: list[np.ndarray] = []
     done, step = 0, max(len(order) // _COLOURS, 1)
-    for _, patches in islice(batches, -(-len(order) // batch_size)):
+    for patches, found in islice(predicted, -(-len(order) // batch_size)):
         looked_at = patches[-done % step :: step]
         here = places[done : done + len(patches)]
         done += len(patches)
-        for name, value in predictor(patches).items():
+        for name, value in found.items():
             if name in keep:
                 arrays.setdefault(name, np.empty((len(order), *value.shape[1:]), np.float32))[here] = value
         if looked_at and patches[0].ndim == 3:  # features made elsewhere have no colours
