@@ -38,7 +38,7 @@ from delst_hf import (
     DelstTrainer,
     DelstTrainingArguments,
 )
-from delst_hf.data.collator import random_orientation
+from delst_hf.data.collator import orientation_choices, random_orientation
 from delst_hf.model.entailment import joint_entailment_losses
 from delst_hf.model.losses import contrastive_loss
 
@@ -210,8 +210,12 @@ def median_seconds(run: Callable[[], Any], device: torch.device, repeats: int) -
 
 
 def parts(trainer: DelstTrainer, batch: dict[str, Any], repeats: int) -> dict[str, float]:
-    """Seconds of each part of a step outside the backbone, forward and backward."""
+    """Seconds of each part of a step outside the backbone, forward and backward.
+
+    Of turning and normalising also what torch takes for each by itself: a step does so where Triton's kernel does not run.
+    """
     model, device, config = trainer.model.train(), trainer.args.device, trainer.model.config
+    collator = trainer.data_collator
     batch = to_device(batch, device)
     size = len(batch["level"])
     autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # noqa: E731
@@ -248,8 +252,9 @@ def parts(trainer: DelstTrainer, batch: dict[str, Any], repeats: int) -> dict[st
         "entailment losses": entailment,
         "heads": heads,
         "gene encoder": gene_encoder,
-        "orientation": lambda: random_orientation(batch["pixel_values"]),
-        "normalisation": lambda: trainer.data_collator.finish(batch),
+        "turned, normalised": lambda: collator.finish(batch, orientation_choices(batch["pixel_values"])),
+        "turned by torch": lambda: random_orientation(batch["pixel_values"]),
+        "normalised by torch": lambda: collator.finish(batch),
         "clipping": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
         "optimizer": optimizer.step,
         "clamping scalars": model.clamp_scalars,

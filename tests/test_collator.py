@@ -158,6 +158,12 @@ def test_deferred_patches_are_bytes_until_finished(tiny_processor, toy_study):
         torch.testing.assert_close(finished[name], value, rtol=0, atol=0)
     # What needs no finishing passes through: a finished batch, and patches that had to be resized.
     assert torch.equal(deferred.finish(finished)["pixel_values"], finished["pixel_values"])
+    # Patches that are turned as well, and those that stay upright.
+    choices = torch.tensor([[1, 0], [1, 0], [0, 0]]).bool().view(3, 2, 1, 1, 1)
+    for given in (batch, finished):
+        turned = deferred.finish(given, choices)["pixel_values"]
+        assert torch.equal(turned[0], expected["pixel_values"][0].transpose(-2, -1).flip(-1))
+        assert torch.equal(turned[1], expected["pixel_values"][1])
     tiny_processor.image_processor.size = {"height": 16, "width": 16}
     resized = DelstCollator(tiny_processor, names, slides, defer_pixels=True)(rows)["pixel_values"]
     assert resized.dtype == torch.float32 and resized.shape[-1] == 16

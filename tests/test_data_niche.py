@@ -108,6 +108,10 @@ def test_patches_of_both_levels_may_wait_to_be_normalised(wide_study, collator):
     for name in ("pixel_values", "niche_pixel_values"):
         torch.testing.assert_close(finished[name], direct[name], rtol=0, atol=1e-6)
     assert later.finish({"gene_values": direct["gene_values"]}).keys() == {"gene_values"}
+    # A wide patch is turned as its centre.
+    turned = later.finish(deferred, torch.tensor([1, 0, 1]).bool().view(3, 1, 1, 1, 1))
+    for name in ("pixel_values", "niche_pixel_values"):
+        assert torch.equal(turned[name], finished[name].transpose(-2, -1).flip(-2))
 
 
 @pytest.mark.parametrize(

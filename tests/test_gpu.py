@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from delst_hf import DelstCollator, DelstModel, DelstTrainer, DelstTrainingArguments
+from delst_hf.data import turned_kernel
 from delst_hf.model import replay
 from delst_hf.model.contrastive_fused import is_fused
 from delst_hf.model.entailment import joint_entailment_losses
@@ -48,6 +49,26 @@ def test_kernels_agree_with_float64():
     errors = json.loads(done.stdout.splitlines()[-1])
     print(done.stderr[-1000:], json.dumps(errors, indent=1))
     assert {case: error for case, error in errors.items() if not error < 1e-4} == {}
+
+
+def test_patches_are_turned_and_normalised_as_by_torch_to_the_last_bit():
+    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device="cuda")
+    assert turned_kernel.kernel_serves(pixels), "the kernel of Triton does not serve this device"
+    script = Path(__file__).with_name("turned_pixels.py")
+    done = subprocess.run([sys.executable, str(script), "cuda"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(results, indent=1))
+    assert results.pop("no patch")["different"] == 0
+    expected = {"served": 1, "different": 0, "same order": True}
+    assert {case: found for case, found in results.items() if found != expected} == {}
+
+
+def test_a_step_turns_its_patches_by_the_kernel(make_trainer, monkeypatch):
+    calls, launch = [], turned_kernel.turned_and_normalised
+    monkeypatch.setattr(turned_kernel, "turned_and_normalised", lambda *given: calls.append(1) or launch(*given))
+    make_trainer(max_steps=2).train()
+    assert len(calls) == 2
 
 
 def test_the_loss_of_a_gpu_is_that_of_a_cpu():

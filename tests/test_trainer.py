@@ -396,6 +396,24 @@ def test_orientations_are_the_eight_of_a_square():
     assert seen == by_hand
 
 
+@pytest.mark.parametrize(("side", "dtype"), [(5, torch.uint8), (8, torch.float32), (1, torch.uint8)], ids=str)
+def test_each_orientation_is_its_mirrorings(side, dtype):
+    patches = torch.arange(8 * 3 * side**2).remainder(251).to(dtype).view(8, 3, side, side)
+    choices = torch.tensor([[(number >> axis) & 1 for number in range(8)] for axis in range(3)]).bool()
+    turned = random_orientation(patches, choices.view(3, 8, 1, 1, 1))
+    assert turned.dtype == dtype and turned.is_contiguous(memory_format=torch.channels_last)
+    for number, (patch, found) in enumerate(zip(patches.numpy(), turned.numpy(), strict=True)):
+        by_hand = patch.transpose(0, 2, 1) if number & 1 else patch
+        by_hand = by_hand[:, :, ::-1] if number & 2 else by_hand
+        by_hand = by_hand[:, ::-1] if number & 4 else by_hand
+        assert np.array_equal(found, by_hand), number
+
+
+def test_a_patch_that_is_not_square_cannot_be_turned():
+    with pytest.raises(ValueError, match=r"Patches of 3 x 4 pixels cannot be turned.*--augment false"):
+        random_orientation(torch.zeros(2, 3, 3, 4))
+
+
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook

@@ -1,6 +1,7 @@
 """Rows of a dataset folder -> a batch: patches decoded and normalised in one pass, sparse counts made dense."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,12 +138,19 @@ class DelstCollator:
         opened = [open_patch(image) for image in images]
         return self.processor.prepare_images(opened, return_tensors="pt")["pixel_values"]
 
-    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Normalise patches that were left as uint8, on the device where they are; anything else passes through."""
+    def finish(self, batch: dict[str, Any], choices: Tensor | None = None) -> dict[str, Any]:
+        """Normalise patches that were left as uint8, on the device where they are; anything else passes through.
+
+        Args:
+            batch: What the collator made.
+            choices: What `orientation_choices` drew for its patches, which are turned first; None leaves them upright.
+        """
         pixels = batch.get("pixel_values")
-        if pixels is None or pixels.dtype != torch.uint8 or self.pixel_transform is None:
+        if pixels is not None and pixels.dtype == torch.uint8 and self.pixel_transform is not None:
+            return {**batch, "pixel_values": self.pixel_transform(pixels, choices)}
+        if pixels is None or choices is None:
             return batch
-        return {**batch, "pixel_values": self.pixel_transform(pixels)}
+        return {**batch, "pixel_values": random_orientation(pixels, choices)}
 
 
 class FeatureCollator(DelstCollator):
@@ -197,6 +205,7 @@ class PixelTransform:
     def __init__(self, size: tuple[int, int], scale: Tensor, shift: Tensor, processor: DelstProcessor):
         self.size, self.scale, self.shift, self.processor = size, scale, shift, processor
         self._lines: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, Tensor] = {}
 
     @classmethod
     def from_processor(cls, processor: DelstProcessor) -> "PixelTransform | None":
@@ -214,11 +223,34 @@ class PixelTransform:
         scale, shift = (factor / std).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1)
         return cls((size["width"], size["height"]), scale, shift, processor)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 (batch, 3, height, width) into float32, in the memory order that it comes in.
+    def __call__(self, pixels: Tensor, choices: Tensor | None = None) -> Tensor:
+        """Make float32 patches of uint8 ones (batch, 3, height, width), in the memory order that they come in.
 
         From the collator that is channels-last, in which convolutions run faster (by a third on a CPU), and no copy is made.
+
+        Args:
+            pixels: The patches.
+            choices: What `orientation_choices` drew for them, which are turned first. A CUDA device does both in one pass.
         """
+        if choices is None:
+            return self.processor.normalize_stains(self._normalized(pixels))
+        if pixels.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+            # What only a CUDA device runs is read there only.
+            from .turned_kernel import kernel_serves, turned_and_normalised
+
+            if kernel_serves(pixels):
+                turned = turned_and_normalised(pixels, choices, self._table(pixels.device))
+                return self.processor.normalize_stains(turned)
+        return self.processor.normalize_stains(self._normalized(random_orientation(pixels, choices)))
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Return what each byte becomes, by channel (256, 3) float32."""
+        if device not in self._tables:
+            every = torch.arange(256, device=device).to(torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+            self._tables[device] = self._normalized(every).permute(0, 2, 3, 1).reshape(256, 3)
+        return self._tables[device]
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
         rows = pixels.permute(0, 2, 3, 1).float().contiguous()
         # A whole line of pixels at a time: channels alone, three in number, would leave vector units idle.
         lines = rows.flatten(2)
@@ -228,7 +260,7 @@ class PixelTransform:
             self._lines[key] = scale, shift
         scale, shift = self._lines[key]
         torch.addcmul(shift, lines, scale, out=lines)
-        return self.processor.normalize_stains(rows.permute(0, 3, 1, 2))
+        return rows.permute(0, 3, 1, 2)
 
 
 def _decode_into(patch: np.ndarray, image: Any) -> bool:
@@ -275,17 +307,34 @@ def random_orientation(pixel_values: Tensor, choices: Tensor | None = None) -> T
         choices: What `orientation_choices` drew, to turn other patches alike; drawn here by default.
 
     Returns:
-        The turned patches, of the same shape.
+        The turned patches, of the same shape, in channels-last order.
+
+    Raises:
+        ValueError: If the patches are not square.
 
     >>> patch = torch.arange(4.0).view(1, 1, 2, 2)
     >>> sorted(random_orientation(patch).flatten().tolist())
     [0.0, 1.0, 2.0, 3.0]
     """
-    diagonal, vertical, horizontal = orientation_choices(pixel_values) if choices is None else choices
-    turned = torch.where(diagonal, pixel_values.transpose(-2, -1), pixel_values)
-    turned = torch.where(vertical, turned.flip(-1), turned)
+    choices = orientation_choices(pixel_values) if choices is None else choices
+    diagonal, vertical, horizontal = choices.view(3, -1, 1)
+    size, channels, side, width = pixel_values.shape
+    if side != width:
+        raise ValueError(
+            f"Patches of {side} x {width} pixels cannot be turned: a quarter turn would change their shape. Prepare square "
+            "patches, or train with --augment false."
+        )
+    # Where the pixels of each line and column come from: one gather, whatever the orientation. These numbers take more memory
+    # than the bytes, so they are short where they can be.
+    kind = torch.int32 if size * side * side < 2**31 else torch.int64
+    line = torch.arange(side, dtype=kind, device=pixel_values.device)
+    first = side * side * torch.arange(size, dtype=kind, device=pixel_values.device)[:, None]
+    down, right = torch.where(horizontal, side - 1 - line, line), torch.where(vertical, side - 1 - line, line)
+    down, right = torch.where(diagonal, down, side * down), torch.where(diagonal, side * right, right)
+    source = ((first + down)[:, :, None] + right[:, None, :]).flatten()
     # In the order of memory of all patches here, channels last: convolutions round differently in another.
-    return torch.where(horizontal, turned.flip(-2), turned).contiguous(memory_format=torch.channels_last)
+    rows = pixel_values.permute(0, 2, 3, 1).reshape(-1, channels)
+    return rows.index_select(0, source).view(size, side, side, channels).permute(0, 3, 1, 2)
 
 
 def orientation_choices(pixel_values: Tensor) -> Tensor:

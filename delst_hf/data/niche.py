@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from .collator import Columns, DelstCollator, open_patch
 from .patches import centre_of
@@ -163,10 +164,10 @@ class NicheCollator(DelstCollator):
         side = patch.width * self.centre
         return centre_of(patch, side, round(side))
 
-    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do as in the base class, for the patches of both levels."""
-        batch = super().finish(batch)
+    def finish(self, batch: dict[str, Any], choices: Tensor | None = None) -> dict[str, Any]:
+        """Do as in the base class, for the patches of both levels: a wide one is turned as that of its spot, its centre."""
+        batch = super().finish(batch, choices)
         if "niche_pixel_values" not in batch:
             return batch
-        wide = super().finish({"pixel_values": batch["niche_pixel_values"]})["pixel_values"]
+        wide = super().finish({"pixel_values": batch["niche_pixel_values"]}, choices)["pixel_values"]
         return {**batch, "niche_pixel_values": wide}

@@ -167,19 +167,13 @@ class DelstTrainer(CheckedTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As in the base class; on the device patches are turned, in training, and normalised where the loader left uint8."""
         inputs = super()._prepare_inputs(inputs)
-        pixels = inputs.get("pixel_values")
-        # Before they are normalised: a byte a value is moved instead of four. Cached features have no upright.
-        if self.model.training and self.args.augment and pixels is not None and pixels.dim() == 4:
-            inputs |= self._turned(inputs)
-        return self.data_collator.finish(inputs) if isinstance(self.data_collator, DelstCollator) else inputs
-
-    def _turned(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """Turn the patches of a training batch at random; a wide patch as that of its spot, which is its centre."""
-        if "niche_pixel_values" not in inputs:
-            return {"pixel_values": random_orientation(inputs["pixel_values"])}
-        choices = orientation_choices(inputs["pixel_values"])
-        names = ("pixel_values", "niche_pixel_values")
-        return {name: random_orientation(inputs[name], choices) for name in names}
+        pixels: Any = inputs.get("pixel_values")
+        # Cached features have no upright.
+        turning = self.model.training and self.args.augment and pixels is not None and pixels.dim() == 4
+        choices = orientation_choices(pixels) if turning else None
+        if isinstance(self.data_collator, DelstCollator):
+            return self.data_collator.finish(inputs, choices)
+        return inputs | ({"pixel_values": random_orientation(pixels, choices)} if turning else {})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not self.args.slide_aware:
