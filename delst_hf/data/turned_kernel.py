@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..model.contrastive_kernels import jit, tl, triton
-from .collator import random_orientation
 
 TILE = 32
 """Side of a block, in pixels: 96 bytes of a line in, 384 out."""
@@ -75,7 +74,10 @@ def _kernel_runs(device: torch.device) -> bool:
     choices = (torch.arange(16, device=device) >> torch.arange(3, device=device)[:, None]).bitwise_and(1).bool()
     choices = choices.view(3, 16, 1, 1, 1)
     table = torch.arange(256.0 * 3, device=device).view(256, 3)
-    plain = table[random_orientation(pixels, choices).permute(0, 2, 3, 1).long(), torch.arange(3, device=device)]
+    mirrored = torch.where(choices[0], pixels.transpose(-2, -1), pixels)
+    mirrored = torch.where(choices[1], mirrored.flip(-1), mirrored)
+    mirrored = torch.where(choices[2], mirrored.flip(-2), mirrored)
+    plain = table[mirrored.permute(0, 2, 3, 1).long(), torch.arange(3, device=device)]
     try:
         why = "its pixels are not those of torch"
         if torch.equal(turned_and_normalised(pixels, choices, table).permute(0, 2, 3, 1), plain):
