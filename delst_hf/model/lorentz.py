@@ -68,7 +68,8 @@ def radius(x: Tensor, curvature: float | Tensor) -> Tensor:
     >>> radius(exp_map0(torch.tensor([[3.0, 4.0]]), 1.0), 1.0)
     tensor([5.])
     """
-    return rapidity(x, curvature) / _sqrt(curvature)
+    root = _sqrt(curvature)
+    return torch.asinh(root * torch.linalg.vector_norm(x, dim=-1)) / root
 
 
 def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
@@ -84,9 +85,8 @@ def exp_map0(v: Tensor, curvature: float | Tensor) -> Tensor:
     >>> exp_map0(torch.tensor([[1.0, 0.0]]), 1.0)
     tensor([[1.1752, 0.0000]])
     """
-    length = _norm(v)
-    r = _sqrt(curvature) * length
-    return v / length * (torch.sinh(r.clamp_max(MAX_RAPIDITY)) / _sqrt(curvature))
+    r = _sqrt(curvature) * _norm(v)
+    return v * (torch.sinh(r.clamp_max(MAX_RAPIDITY)) / r)
 
 
 def log_map0(x: Tensor, curvature: float | Tensor) -> Tensor:
@@ -102,18 +102,20 @@ def log_map0(x: Tensor, curvature: float | Tensor) -> Tensor:
     >>> log_map0(exp_map0(torch.tensor([[1.0, 0.0]]), 1.0), 1.0)
     tensor([[1., 0.]])
     """
-    length = _norm(x)
-    return x / length * (torch.asinh(_sqrt(curvature) * length) / _sqrt(curvature))
+    scaled = _sqrt(curvature) * _norm(x)
+    return x * (torch.asinh(scaled) / scaled)
 
 
-def _direction(x: Tensor) -> Tensor:
-    return x / _norm(x)
+def _polar(x: Tensor, root: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hyperbolic sine of the rapidity (...) and the direction (..., dim) of points; `root` is ``sqrt(c)``."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (root * norm).squeeze(-1), x / norm.clamp_min(_tiny(x))
 
 
-def _distance_from_haversine(h: Tensor, curvature: float | Tensor, eps: float) -> Tensor:
-    """Return ``2 asinh(sqrt(h)) / sqrt(c)`` with a zero gradient where ``h <= eps``, where the true one is undefined."""
+def _distance_from_haversine(h: Tensor, root: float | Tensor, eps: float) -> Tensor:
+    """Return ``2 asinh(sqrt(h)) / root`` with a zero gradient where ``h <= eps``, where the true one is undefined."""
     resolved = h > eps
-    return torch.where(resolved, scaled_distance(torch.where(resolved, h, torch.ones_like(h))), 0.0) / _sqrt(curvature)
+    return torch.where(resolved, scaled_distance(torch.where(resolved, h, torch.ones_like(h))), 0.0) / root
 
 
 def scaled_distance(h: Tensor) -> Tensor:
@@ -143,12 +145,12 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
     >>> distance(x, y, 1.0)
     tensor(2.4444)
     """
-    x_norm, y_norm = _norm(x), _norm(y)
-    r_x, r_y = torch.asinh(_sqrt(curvature) * x_norm), torch.asinh(_sqrt(curvature) * y_norm)
+    x_norm, y_norm, root = _norm(x), _norm(y), _sqrt(curvature)
+    r_x, r_y = torch.asinh(root * x_norm), torch.asinh(root * y_norm)
     chord = torch.linalg.vector_norm(x / x_norm - y / y_norm, dim=-1)
     radial = torch.sinh((r_x - r_y) / 2).square().squeeze(-1)
     angular = chord.square() * (x_norm * y_norm).squeeze(-1)
-    return _distance_from_haversine(radial + curvature / 4 * angular, curvature, eps=torch.finfo(x.dtype).tiny)
+    return _distance_from_haversine(radial + curvature / 4 * angular, root, eps=torch.finfo(x.dtype).tiny)
 
 
 def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -173,21 +175,22 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
         ``left`` (n, dim + 5) and ``right`` (m, dim + 5) with ``h = left @ right.T``, and the first `dim` columns those of
         the offsets, ``e / sqrt(2)`` and ``-e / sqrt(2)``.
     """
+    root = _sqrt(curvature)
     norms = [_norm(points) for points in (x, y)]
-    rapidities = [torch.asinh(_sqrt(curvature) * norm) for norm in norms]
+    lengths = [root * norm for norm in norms]
+    rapidities = [torch.asinh(length) for length in lengths]
     with torch.no_grad():  # the product does not depend on the centre, so neither do the gradients
         count = max(len(x) + len(y), 1)
         centre = (rapidities[0].sum() + rapidities[1].sum()) / count
         pole = ((1 / norms[0]).T @ x + (1 / norms[1]).T @ y) / count
     parts: list[tuple[Tensor, ...]] = []
-    for points, norm, r in zip((x, y), norms, rapidities, strict=True):
-        scale = (curvature / 2) ** 0.5 * (-1 if parts else 1)
+    for points, norm, length, r in zip((x, y), norms, lengths, rapidities, strict=True):
+        scale = root * (-(0.5**0.5) if parts else 0.5**0.5)
         # addmm is one pass less over (n, dim), there and back.
         offset = torch.addmm(points * scale, norm * scale, pole, alpha=-1)
         spread = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).square()
-        scaled = _sqrt(curvature) * norm
-        spread = 2 * spread / scaled
-        parts.append((offset, scaled, spread, torch.sinh((r - centre) / 2), torch.cosh((r - centre) / 2)))
+        half = (r - centre) / 2
+        parts.append((offset, length, 2 * spread / length, torch.sinh(half), torch.cosh(half)))
     (e_x, n_x, spread_x, s_x, k_x), (e_y, n_y, spread_y, s_y, k_y) = parts
     left = torch.cat([e_x, n_x / 4, spread_x / 4, s_x.square(), k_x.square(), -2 * s_x * k_x], dim=-1)
     right = torch.cat([e_y, spread_y, n_y, k_y.square(), s_y.square(), s_y * k_y], dim=-1)
@@ -213,7 +216,7 @@ def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor
             [2., 0.]])
     """
     left, right = haversine_factors(x, y, curvature)
-    return _distance_from_haversine(left @ right.T, curvature, eps=torch.finfo(x.dtype).eps)
+    return _distance_from_haversine(left @ right.T, _sqrt(curvature), eps=torch.finfo(x.dtype).eps)
 
 
 def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1) -> Tensor:
@@ -262,13 +265,13 @@ def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> 
     >>> exterior_angle(parent, child, 1.0).rad2deg(), exterior_angle(parent, other, 1.0).rad2deg()
     (tensor(0.), tensor(180.))
     """
-    r_parent, r_child = rapidity(parent, curvature), rapidity(child, curvature)
-    u_parent, u_child = _direction(parent), _direction(child)
-    chord_squared = (u_parent - u_child).square().sum(-1)
+    root = _sqrt(curvature)
+    (sinh_parent, u_parent), (sinh_child, u_child) = _polar(parent, root), _polar(child, root)
+    r_parent, r_child = torch.asinh(sinh_parent), torch.asinh(sinh_child)
     chord = torch.linalg.vector_norm(u_parent - u_child, dim=-1)
     sine = chord * torch.linalg.vector_norm(u_parent + u_child, dim=-1) / 2
-    y = sine * torch.sinh(r_child)
-    x = torch.sinh(r_child - r_parent) - chord_squared / 2 * torch.cosh(r_parent) * torch.sinh(r_child)
+    y = sine * sinh_child
+    x = torch.sinh(r_child - r_parent) - chord.square() / 2 * torch.cosh(r_parent) * sinh_child
     # atan2(0, 0) has no gradient, and next to it one of 1/length: both points are then the same to the dtype. Near the
     # origin both lengths shrink with the radii. Nor has the direction of a parent at the origin any gradient.
     eps = torch.finfo(parent.dtype).eps
