@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.stats import norm, t
@@ -104,10 +105,17 @@ class Bootstrap:
         return self.interval_of(float(statistic(np.arange(self.num_rows))), self.resampled(statistic))
 
     def resampled(self, statistic: Statistic) -> np.ndarray:
-        """Return the value of every resample (resamples, ...)."""
-        if isinstance(statistic, Weighted):
-            return np.concatenate([statistic.of(weights) for weights in self.weights()])
-        return np.array([statistic(rows) for rows in self.draws()])
+        """Return the value of every resample (resamples, ...).
+
+        A `Weighted` statistic is computed once: its interval and its comparisons share the values for as long as it lives.
+        """
+        if not isinstance(statistic, Weighted):
+            return np.array([statistic(rows) for rows in self.draws()])
+        if statistic not in self._values:
+            values = np.concatenate([statistic.of(weights) for weights in self.weights()])
+            values.flags.writeable = False
+            self._values[statistic] = values
+        return self._values[statistic]
 
     def interval_of(self, value: float, resampled: np.ndarray) -> dict[str, Any]:
         """Return the same from the values (resamples,) of `resampled`."""
@@ -146,6 +154,10 @@ class Bootstrap:
         A single block is kept for the next statistic.
         """
         yield from self._only_block if self.resamples * self.num_rows <= BLOCK else self._blocks()
+
+    @cached_property
+    def _values(self) -> "WeakKeyDictionary[Weighted, np.ndarray]":
+        return WeakKeyDictionary()
 
     @cached_property
     def _only_block(self) -> list[np.ndarray]:
