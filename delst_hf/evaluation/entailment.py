@@ -3,6 +3,8 @@
 The score of a pair is its excess, the exterior angle minus the half-aperture, as in the loss: low fits.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -11,6 +13,7 @@ from ..model.lorentz import exterior_angle, half_aperture, radius
 from .preparation import finite_matrix
 
 DECILES = 10
+BLOCK = 2**18  # numbers of an array that are worked on at once
 _EQUAL = 1e-12  # equal points may differ in their last bits, as rounding depends on the place in the array
 
 
@@ -79,34 +82,42 @@ def entailment_rankings(
     decile = _deciles(radius(parents, curvature).numpy())
     names = ("entailment_auc", "entailment_ap", "entailment_asymmetry", "entailment_auc_decile")
     result = {name: np.full(pairs, np.nan) for name in names}
-    for row in scored:
-        worse, better = _compared(_excess(parents[row], children, curvature, min_radius), row)
-        back, _ = _compared(_excess(children[row], parents, curvature, min_radius), row)
-        result["entailment_auc"][row] = worse / (pairs - 1)
-        result["entailment_ap"][row] = 1 / (1 + better)
-        result["entailment_asymmetry"][row] = (worse - back) / (pairs - 1)
-        peers = np.flatnonzero(decile == decile[row])
-        if len(peers) > 1:
-            child = children[row].expand(len(peers), -1)
-            excess = exterior_angle(parents[peers], child, curvature) - half_aperture(
-                parents[peers], curvature, min_radius
-            )
-            place = int(np.flatnonzero(peers == row)[0])
-            result["entailment_auc_decile"][row] = _compared(excess.numpy(), place)[0] / (len(peers) - 1)
+    others = pairs - 1
+    for rows in _blocks(scored, children.numel()):
+        worse, better = _compared(_excess(parents[rows, None], children, curvature, min_radius), rows)
+        back, _ = _compared(_excess(children[rows, None], parents, curvature, min_radius), rows)
+        result["entailment_auc"][rows] = worse / others
+        result["entailment_ap"][rows] = 1 / (1 + better)
+        result["entailment_asymmetry"][rows] = (worse - back) / others
+    for number in np.unique(decile):
+        peers = np.flatnonzero(decile == number)
+        if len(peers) < 2:
+            continue
+        for rows in _blocks(np.intersect1d(peers, scored), parents[peers].numel()):
+            excess = _excess(parents[peers], children[rows, None], curvature, min_radius)
+            worse, _ = _compared(excess, np.searchsorted(peers, rows))
+            result["entailment_auc_decile"][rows] = worse / (len(peers) - 1)
     return result
 
 
-def _excess(apex: torch.Tensor, candidates: torch.Tensor, curvature: float, min_radius: float) -> np.ndarray:
-    """Tell how far, in radians, each candidate lies outside the cone of one apex: (candidates,)."""
-    apex = apex.expand_as(candidates)
-    return (exterior_angle(apex, candidates, curvature) - half_aperture(apex, curvature, min_radius)).numpy()
+def _blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Yield some rows at a time, as many as keep the arrays of a block, of so many numbers for each row, in cache."""
+    at_once = max(1, BLOCK // size)
+    return (rows[start : start + at_once] for start in range(0, len(rows), at_once))
 
 
-def _compared(excess: np.ndarray, own: int) -> tuple[float, float]:
-    """Tell how many others fit worse and how many better than the one at `own`; ties count half to both."""
-    others = np.delete(excess, own)
-    ties = 0.5 * (np.abs(others - excess[own]) <= _EQUAL).sum()
-    return float((others > excess[own] + _EQUAL).sum() + ties), float((others < excess[own] - _EQUAL).sum() + ties)
+def _excess(apices: torch.Tensor, candidates: torch.Tensor, curvature: float, min_radius: float) -> np.ndarray:
+    """Tell how far, in radians, candidates (..., dim) lie outside the cones of apices (..., dim)."""
+    excess = exterior_angle(apices, candidates, curvature) - half_aperture(apices, curvature, min_radius)
+    return excess.numpy()
+
+
+def _compared(excess: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count in each row (rows, candidates) those that fit worse and better than the one at `own`; ties count half to both."""
+    score = np.take_along_axis(excess, own[:, None], axis=1)
+    worse, better = (excess > score + _EQUAL).sum(axis=1), (excess < score - _EQUAL).sum(axis=1)
+    ties = 0.5 * (excess.shape[1] - 1 - worse - better)
+    return worse + ties, better + ties
 
 
 def _deciles(values: np.ndarray) -> np.ndarray:

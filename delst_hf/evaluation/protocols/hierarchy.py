@@ -5,7 +5,7 @@ The docstring of `hierarchy_report` tells of each number what a high and a low v
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ def hierarchy_report(
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
     seed: int = 0,
+    rankings: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Return everything of the learned hierarchy that is a number.
 
@@ -55,6 +56,7 @@ def hierarchy_report(
         min_radius: ``K`` of the half-aperture.
         aperture_scale: ``eta`` that widens the cones.
         seed: Of the shuffled control and of the sample behind delta.
+        rankings: What `entailment_rankings` returns for these pairs, where it is known.
 
     Returns:
         The following, those of labels only with labels, and means: ``{modality}_radius_of_{label}``, and
@@ -109,7 +111,7 @@ def hierarchy_report(
     cone: dict[str, Any] = {"parent": parent, "min_radius": min_radius, "aperture_scale": aperture_scale}
     result = hierarchy(image, gene, genes, curvature, **cone)
     apex, child = (gene, image) if parent == "gene" else (image, gene)
-    rankings = entailment_rankings(apex, child, curvature, min_radius)
+    rankings = rankings or entailment_rankings(apex, child, curvature, min_radius)
     result |= {name: float(nanmean(values)) for name, values in rankings.items()}
     shuffled = genes[permutation_within(names, seed)]
     for modality, embeds in (("image", image), ("gene", gene)):
@@ -160,6 +162,7 @@ def hierarchy_statistics(
     parent: str = "gene",
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
+    rankings: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Statistic]:
     """Return the numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
 
@@ -176,7 +179,7 @@ def hierarchy_statistics(
         "in_cone_matched": mean_statistic(matched),
         "in_cone_mismatched": mean_statistic(mismatched),
     }
-    rankings = entailment_rankings(apex.numpy(), child.numpy(), curvature, min_radius)
+    rankings = rankings or entailment_rankings(apex.numpy(), child.numpy(), curvature, min_radius)
     result |= {name: mean_statistic(values) for name, values in rankings.items()}
     kept = np.ones(len(slides), dtype=bool) if labels is None else ~missing_rows(labels)
     for modality, embeds in (("image", image), ("gene", gene)):
@@ -344,6 +347,8 @@ def run(findings: Findings) -> None:
         options: dict[str, Any] = {"labels": spots.labels[rows], "parent": space.parent, "min_radius": space.min_radius}
         options["aperture_scale"] = space.aperture_scale
         image, gene, curvature = space.image[rows], space.gene[rows], float(space.curvature)  # type: ignore[arg-type]
+        apex, child = (gene, image) if space.parent == "gene" else (image, gene)
+        options["rankings"] = entailment_rankings(apex, child, curvature, space.min_radius)
         scores = hierarchy_report(
             image, gene, curvature, **arrays, **options, curvature_bounds=space.curvature_bounds, seed=findings.seed
         )
