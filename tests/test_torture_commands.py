@@ -70,13 +70,14 @@ def words_of(name: str, given: Path, folder: Path) -> list[str]:
         "evaluate": ["evaluate", model, data, *output, *SCORED],
         "report": ["report", str(given / "results.json"), *output],
         "vocabulary": ["vocabulary", data, *output, "--num-genes", "10"],
+        "card": ["card", model, "me/toy", *output],
     }[name]
 
 
 OUTPUTS = {
     "fit": "head", "predict": "slide.parquet", "predict h5ad": "slide.h5ad", "embed": "mine.h5ad",
     "embed a dataset": "embedded", "reference": "model/reference", "evaluate": "results.json", "report": "report.html",
-    "vocabulary": "genes.txt",
+    "vocabulary": "genes.txt", "card": "card.md",
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def content(path: Path) -> object:
         return json.loads(path.read_text())["protocols"]
     if path.suffix == ".html":
         return path.read_text().rstrip()[-7:]
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".md"):
         return path.read_text()
     if path.name == "head":
         check_checksums(path)
@@ -136,7 +137,7 @@ def is_there(output: Path) -> bool:
     return bool(list(output.glob("embeddings-*"))) if output.name == "embedded" else output.exists()
 
 
-KILLED = ["fit", "predict", "predict h5ad", "embed", "embed a dataset", "reference", "evaluate", "vocabulary"]
+KILLED = ["fit", "predict", "predict h5ad", "embed", "embed a dataset", "reference", "evaluate", "vocabulary", "card"]
 FAULTS = [(name, fault) for name in KILLED for fault in ("kill", "full disk")]
 FEW = [("fit", "kill"), ("embed a dataset", "full disk")]
 

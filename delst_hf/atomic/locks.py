@@ -1,8 +1,10 @@
 """One run at a time per output: a file beside it that says who writes there, held for as long as the run takes."""
 
+import glob
 import json
 import logging
 import os
+import shutil
 import socket
 import threading
 import time
@@ -104,6 +106,28 @@ def writing(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
     with locked(output, what) as goal:
         recover(goal)
         yield goal
+
+
+def clear_finished(output: str | os.PathLike, what: str = "output") -> None:
+    """Remove what a run left that was killed after its output was in its place: its lock, and what it had kept to go on from.
+
+    For a command that refuses an output that exists, and so never comes to `writing` it. Folders ``.NAME.shards-*`` that hold
+    anything newer than the output stay.
+
+    Raises:
+        BusyError: If another run is writing it.
+
+    Examples:
+        >>> _ = Path("done.parquet").write_bytes(b"whole")
+        >>> Path(".done.parquet.lock").touch()
+        >>> clear_finished("done.parquet")
+        >>> Path(".done.parquet.lock").exists()
+        False
+    """
+    with writing(output, what) as path:
+        for stale in path.parent.glob(f".{glob.escape(path.name[:100])}.shards-*"):
+            if all(file.stat().st_mtime <= path.stat().st_mtime for file in stale.iterdir()):
+                shutil.rmtree(stale, ignore_errors=True)
 
 
 def is_held(output: str | os.PathLike) -> bool:

@@ -5,10 +5,12 @@ Nothing heavy is imported before a command runs.
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..atomic.files import check_file_output, write_text
+from ..atomic.locks import writing
 from ..errors import reading
 from ..hub.facts import FACTS, FILES
 from ..markup import fenced
@@ -126,14 +128,13 @@ def _run_card(arguments: argparse.Namespace) -> None:
 
     if arguments.output:
         check_file_output(arguments.output)
-    folder = check_checkpoint(arguments.folder)
-    check_checksums(folder)
-    text = model_card(folder, arguments.repo_id, **_card_arguments(arguments))
-    if arguments.output:
-        write_text(arguments.output, text)
-        print(f"card     {arguments.output}")
-    else:
-        print(text)
+    with writing(arguments.output, "card") if arguments.output else nullcontext():
+        folder = check_checkpoint(arguments.folder)
+        check_checksums(folder)
+        text = model_card(folder, arguments.repo_id, **_card_arguments(arguments))
+        if arguments.output:
+            write_text(arguments.output, text)
+    print(f"card     {arguments.output}" if arguments.output else text)
     for name in unfilled(text):
         print(f"missing  {how_to_give(name)}", file=sys.stderr)
 

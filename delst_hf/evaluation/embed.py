@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
+from ..atomic.processes import give_back_freed_memory
 from ..data.collator import DelstCollator, FeatureCollator
 from ..data.study import SpotRows, Study
 from ..model.configuration_delst import DelstFeaturesConfig
@@ -136,6 +137,7 @@ def embed(
             local = [part.new_empty(len(share), part.shape[1]) for part in parts]
         for rows, part in zip(local, parts, strict=True):
             rows[start - share.start :][: len(part)] = part
+    give_back_freed_memory()  # that of the batches
     return Embeddings(*(_on_the_first_process(rows, len(spots), model.device) for rows in local))
 
 

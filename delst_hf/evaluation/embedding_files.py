@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..atomic.files import check_folder_output, write_file, write_text
-from ..atomic.locks import writing
+from ..atomic.locks import clear_finished, writing
 from ..model.distributed import process_rank, wait_for_all, world_size
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
@@ -77,8 +77,7 @@ def embed_dataset(
     check_folder_output(output)
     if output.exists() and not all(_left_by_a_kill(path) for path in output.iterdir()):
         if process_rank() == 0:
-            with writing(output, "folder of embeddings"):  # takes over the lock of a run that was killed as it ended
-                pass
+            clear_finished(output, "folder of embeddings")
         raise FileExistsError(f"{output} holds something already. Choose another --output.")
     with writing(output, "folder of embeddings") if process_rank() == 0 else nullcontext():
         wait_for_all()  # or the first one to write would be in the way of the last one to look

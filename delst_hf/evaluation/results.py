@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from ..atomic.files import write_text
+from ..atomic.files import write_file
 from ..record import training_record
 from .suite import protocol
 
@@ -50,7 +50,9 @@ def data_fingerprint(dataset: Dataset) -> str:
 
 def write_results(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
     """Write the record as JSON, NaN as null, whole or not at all."""
-    write_text(path, json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
+    with write_file(path, "w") as file:  # straight into it: the pieces of the text are many times as large as the text
+        json.dump(_finite(record), file, indent=1, allow_nan=False)
+        file.write("\n")
     return Path(path)
 
 

@@ -14,6 +14,7 @@ from scipy.special import digamma
 from .preparation import finite_matrix, group_names
 
 GEOMETRIES = ("cosine", "euclidean", "lorentz")
+_ROWS_AT_ONCE = 64  # of a tile: 0.5 MB of differences, which stay in a processor's cache
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -287,21 +288,32 @@ def _count(
     vector different last bits. When it is None, rounding is judged by the precision and size of the scores.
     """
     above, equal = np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries), dtype=np.int64)
+    everyone = len(own) == len(targets)
     for rows in _chunks(len(queries), chunk_size):
-        true_tile = _scores(score, queries[rows], targets[own[rows]])
-        true = np.diagonal(true_tile)[:, None].astype(np.float64)
+        tile = _scores(score, queries[rows], targets[own[rows]])
+        true = np.diagonal(tile)[:, None].astype(np.float64)
         if rounding is None:
-            largest = np.abs(true_tile).max(axis=1, keepdims=True)
-            margin = 16 * float(np.finfo(true_tile.dtype).eps) * largest.astype(np.float64)
+            largest = np.abs(tile).max(axis=1, keepdims=True)
+            margin = 16 * float(np.finfo(tile.dtype).eps) * largest.astype(np.float64)
         else:
             margin = rounding[rows][:, None]
+        if everyone:  # then it is the tile on the diagonal
+            _add(tile, true, margin, above[rows], equal[rows])
         for columns in _chunks(len(targets), chunk_size):
-            # With all queries, the tile on the diagonal is there already.
-            reuse = len(own) == len(targets) and columns == rows
-            tile = true_tile if reuse else _scores(score, queries[rows], targets[columns])
-            above[rows] += (tile > true + margin).sum(axis=1)
-            equal[rows] += (np.abs(tile - true) <= margin).sum(axis=1)
+            if everyone and columns == rows:
+                continue
+            del tile  # or the next one would be made beside it
+            tile = _scores(score, queries[rows], targets[columns])
+            _add(tile, true, margin, above[rows], equal[rows])
+        del tile
     return _Ties(above, np.maximum(equal, 1))
+
+
+def _add(tile: np.ndarray, true: np.ndarray, margin: np.ndarray, above: np.ndarray, equal: np.ndarray) -> None:
+    """Add to `above` and `equal` (queries,) what a tile holds, some rows at a time: a difference is as large as its scores."""
+    for rows in _chunks(len(tile), _ROWS_AT_ONCE):
+        above[rows] += (tile[rows] > true[rows] + margin[rows]).sum(axis=1)
+        equal[rows] += (np.abs(tile[rows] - true[rows]) <= margin[rows]).sum(axis=1)
 
 
 def _scores(score: Similarity, queries: np.ndarray, targets: np.ndarray) -> np.ndarray:

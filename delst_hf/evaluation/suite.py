@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..atomic.processes import give_back_freed_memory
 from ..errors import did_you_mean
 from .findings import Findings
 from .preparation import finite_matrix
@@ -96,5 +97,6 @@ def run_protocols(findings: Findings, names: Sequence[str] = SUITE, progress: bo
                 each.run(findings)
             except ValueError as error:
                 findings.skip(each.name, str(error))
+            give_back_freed_memory()
             bar.update(each.cost)
     return findings

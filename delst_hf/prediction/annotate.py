@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..atomic.files import check_file_output, write_file
-from ..atomic.locks import writing
+from ..atomic.locks import clear_finished, writing
 from ..data.readers.anndata_file import open_anndata, raw_counts
 from ..data.readers.anndata_visium import places_of_anndata
 from .outputs import full_disk_explained
@@ -126,8 +126,7 @@ def embed_file(
     check_file_output(output)
     in_place = output.exists() and path.exists() and os.path.samefile(output, path)
     if output.exists() and not (in_place or overwrite):
-        with writing(output):  # clears up after a run that was killed when its output was in its place
-            pass
+        clear_finished(output)
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
     before = path.stat() if path.exists() else None
     adata = open_anndata(path)

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from ..atomic.files import check_folder_output
+from ..atomic.locks import clear_finished
 from ..data.appearance import PatchEncoding, colour_record, some_images
 from ..data.collator import DelstCollator
 from ..data.patch_features import join_features
@@ -30,7 +31,7 @@ from .logistic import fit_logistic
 from .outputs import full_disk_explained
 from .predictor import Predictor, load_predictor
 from .ridge import Moments, Ridge, choose_ridge, fit_ridge
-from .shards import Shards, clear_finished, run, workspace
+from .shards import Shards, run, workspace
 from .source import dataset_source
 
 logger = logging.getLogger(__name__)

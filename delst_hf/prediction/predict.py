@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,23 @@ import numpy as np
 import pandas as pd
 
 from ..atomic.files import check_file_output, check_folder_output
+from ..atomic.locks import clear_finished, is_held
 from ..data.appearance import describe_foreign_colour
-from ..data.declared import check_hdf5, check_parquet
 from ..data.feature_files import SUFFIXES as SUFFIXES_OF_FEATURES
 from ..data.genes import canonical_species
-from ..data.images import check_readable
 from ..data.patch_features import join_features
 from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
 from ..data.study import Study
-from ..errors import did_you_mean, reading
+from ..errors import did_you_mean
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
+from .positions import check_positions, read_positions
 from .predictor import Predictor, load_predictor
 from .reference import Reference, load_reference
-from .shards import Shards, clear_finished, run, workspace
+from .shards import Shards, run, workspace
 from .source import PatchSource, dataset_source, features_source, in_full_resolution, slide_source
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def predict_slide(
         True
     """
     output, choice = Path(output), choice or PatchChoice()
-    check_output(output, overwrite, clear=True)
+    check_output(output, overwrite)
     predictor = load_predictor(model, heads)
     weights = signature_weights(signatures or {}, predictor)
     # Genes of signatures are predicted too, and left out of the output unless they are asked for.
@@ -161,13 +162,12 @@ def predict_slide(
     return prediction
 
 
-def check_output(output: Path, overwrite: bool, clear: bool = False) -> None:
-    """Refuse an output that could not be written, before any work.
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that could not be written, before any work; beside one that is there clear up what a killed run left.
 
     Args:
         output: Where the prediction will be.
         overwrite: It may be replaced.
-        clear: Remove what a run left that was killed after this output was in its place.
 
     Raises:
         ValueError: If its suffix is not one of those allowed.
@@ -179,7 +179,7 @@ def check_output(output: Path, overwrite: bool, clear: bool = False) -> None:
     (check_folder_output if output.suffix == ".zarr" else check_file_output)(output)
     check_spatialdata(output)
     if output.exists() and not overwrite:
-        if clear and output.is_file():
+        if not is_held(output):
             clear_finished(output)
         raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
 
@@ -212,61 +212,13 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
         check_patch_size(predictor.record, [found.patch_um or 0], predictor.name, pixels, features is not None)
         return found
     patch_um = predictor.patch_um(choice.patch_um)
-    places = choice.positions if isinstance(choice.positions, pd.DataFrame | None) else read_positions(choice.positions)
+    places: Any = choice.positions
+    if not isinstance(places, pd.DataFrame | None):
+        check_positions(places)
+        places = partial(read_positions, places)
     options = {name: getattr(choice, name) for name in ("mpp", "stride_um", "min_tissue", "mask", "species")}
     slide = read_slide_image(path, patch_um=patch_um, positions=places, **options)
     return slide_source(slide, patch_um, predictor.cut_px, predictor.encoding)
-
-
-def read_positions(path: str) -> pd.DataFrame:
-    """Read x and y in pixels of the full-resolution image: of a CSV or parquet, of an .h5ad, or of a dataset folder.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no positions.
-    """
-    if Path(path).is_dir():
-        spots = Study.load(path).spots.select_columns(["x", "y", "barcode", "slide_id", "array_row", "array_col"])
-        table = spots.to_pandas().set_index("barcode")
-        if table["slide_id"].nunique() > 1:
-            raise ValueError(f"{path} holds several slides: {sorted(set(table['slide_id']))}. Give positions of one.")
-        return table.drop(columns="slide_id")
-    file = check_readable(path, "positions", "Give a CSV or parquet with columns x and y (--positions).")
-    with reading(file, "positions", "Give a CSV, parquet or .h5ad with x and y, in pixels of the full resolution."):
-        return _positions_of_file(file)
-
-
-def _positions_of_file(file: Path) -> pd.DataFrame:
-    if file.suffix == ".h5ad":
-        import anndata
-
-        check_hdf5(file)
-        adata = anndata.read_h5ad(file, backed="r")
-        if "spatial" not in adata.obsm:
-            raise ValueError(
-                f"{file.name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}. Store x, y in pixels of the full "
-                "resolution there."
-            )
-        places = np.asarray(adata.obsm["spatial"], dtype=float)
-        return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
-    if file.suffix == ".parquet":
-        check_parquet(file)
-        table = pd.read_parquet(file)
-    else:
-        table = pd.read_csv(file, sep=None, engine="python")
-    if not {"x", "y"} <= set(table):
-        raise ValueError(
-            f"{file.name}: columns {list(table)} found. Needed: x and y, in pixels of the full resolution."
-        )
-    if "barcode" in table:
-        table = table.set_index("barcode")
-    table.index = table.index.astype(str)
-    if table.index.has_duplicates:
-        twice = table.index[table.index.duplicated()][0]
-        raise ValueError(
-            f"{file.name}: the barcode {twice!r} stands in several rows. Give each position a name of its own."
-        )
-    return table
 
 
 def check_species(predictor: Predictor, species: str) -> None:

@@ -1,5 +1,6 @@
 """What a model makes of patches, kept on the disk a few hundred at a time: memory is flat, and a killed run goes on."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -63,7 +64,7 @@ def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
     # Shards of another size, as another version of this program has them, are something else too.
     key = hashlib.sha256(json.dumps([told, _ROWS], sort_keys=True, default=str).encode()).hexdigest()[:16]
     with writing(output) as path:
-        for stale in path.parent.glob(f".{path.name[:100]}.shards-*"):
+        for stale in path.parent.glob(f".{glob.escape(path.name[:100])}.shards-*"):
             if stale.name[-16:] != key:
                 shutil.rmtree(stale, ignore_errors=True)
         folder = path.parent / f".{path.name[:100]}.shards-{key}"
@@ -75,14 +76,6 @@ def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def clear_finished(output: str | os.PathLike) -> None:
-    """Remove the shards of a run that was killed after its output was in its place: those that are older than the output."""
-    with writing(output) as path:
-        for stale in path.parent.glob(f".{path.name[:100]}.shards-*"):
-            if all(file.stat().st_mtime <= path.stat().st_mtime for file in stale.iterdir()):
-                shutil.rmtree(stale, ignore_errors=True)
 
 
 def run(

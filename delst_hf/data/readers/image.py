@@ -1,6 +1,7 @@
 """A slide that is nothing but its image: a grid of patches over its tissue, no counts."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_slide_image(
     stride_um: float | None = None,
     min_tissue: float = 0.25,
     mask: str | Path | None = None,
-    positions: pd.DataFrame | None = None,
+    positions: pd.DataFrame | Callable[[tuple[int, ...]], pd.DataFrame] | None = None,
     slide_id: str | None = None,
     patient_id: str | None = None,
     tissue: str = "",
@@ -47,7 +48,8 @@ def read_slide_image(
         stride_um: from one patch to the next; by default the side of a patch.
         min_tissue: share of a patch that must be tissue, 0 to 1.
         mask: where tissue is (see `tissue.read_tissue`); by default it is found by its colour.
-        positions: patches here instead of on a grid: x, y in pixels, the index their names.
+        positions: patches here instead of on a grid: x, y in pixels, the index their names; or what reads them, once it is told
+            the (height, width) of the image.
         slide_id: by default the name of the file.
         patient_id: by default the slide id.
         tissue: for the slides table, such as "breast".
@@ -84,7 +86,7 @@ def read_slide_image(
     if positions is None:
         spots = _grid(slide, patch_um, stride_um, min_tissue, mask)
     else:
-        spots = positions
+        spots = positions(image.shape[:2]) if callable(positions) else positions
         slide.spot_um = None
     return slide.at(spots)
 
