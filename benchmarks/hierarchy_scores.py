@@ -10,8 +10,8 @@ from delst_hf.evaluation.baselines import shuffled
 from delst_hf.evaluation.entailment import entailment_rankings
 from delst_hf.evaluation.evidence import Space, Spots
 from delst_hf.evaluation.expression import RidgeReadout, best_floor, gene_pearson, most_variable_genes
-from delst_hf.evaluation.linear_probe import macro_f1
-from delst_hf.evaluation.preparation import SCALE_FLOORS, missing_rows, rotated
+from delst_hf.evaluation.linear_probe import answers, macro_f1
+from delst_hf.evaluation.preparation import SCALE_FLOORS, NarrowRows, missing_rows
 from delst_hf.evaluation.protocols.hierarchy import rank_correlation
 from delst_hf.evaluation.protocols.imputation import IMPUTED_GENES, NEIGHBOURS, impute_by_retrieval
 from delst_hf.evaluation.protocols.reliability import (
@@ -109,10 +109,10 @@ def _labels(features: np.ndarray, spots: Spots, fit: np.ndarray, test: np.ndarra
     if len(set(spots.labels[known])) < 2:
         return None
     scaler = FlooredScaler.fit(np.asarray(features[known], dtype=np.float64))
-    train, unseen = rotated(scaler.transform(features[known]), scaler.transform(features[test]))
+    train = NarrowRows.of(scaler.transform(features[known]))
     # As strong as `delst fit` mostly chooses; one strength for all arms.
     model = LogisticRegression(C=1.0 / len(known), class_weight="balanced", max_iter=500, tol=1e-3)
-    return model.fit(train, spots.labels[known].astype(str)).predict(unseen)
+    return answers(model.fit(train.rows, spots.labels[known].astype(str)), train, scaler.transform(features[test]))
 
 
 def _space_scores(space: Space, spots: Spots, rows: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,8 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
-from delst_hf.evaluation.linear_probe import PROBE_ALPHAS, linear_probe, macro_f1, macro_recall
+from delst_hf.evaluation.linear_probe import PROBE_ALPHAS, answers, fit_classifier, linear_probe, macro_f1, macro_recall
+from delst_hf.evaluation.preparation import NarrowRows
 
 CLASSES = np.array(["adipose tissue", "connective tissue", "invasive cancer"])
 
@@ -168,3 +169,21 @@ def test_errors_name_the_next_step():
         run(features, labels, np.full_like(features, np.inf), labels, groups)
     with pytest.raises(ValueError, match="leaves a single class"):
         run(features, np.where(groups == "C2", "a", "b"), features, labels, np.where(groups == "C2", "C2", "C3"))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_narrow_rows_answer_as_sklearn_does_on_the_rotated_rows(num_classes):
+    """The oracle turns the unseen rows too, by the Q of numpy's QR."""
+    generator = np.random.default_rng(7)
+    fit, unseen = generator.normal(size=(30, 50)), generator.normal(size=(200, 50))
+    labels = CLASSES[np.arange(30) % num_classes]
+    basis, triangle = np.linalg.qr(fit.T)
+    narrow = NarrowRows.of(fit)
+    np.testing.assert_array_equal(narrow.rows, triangle.T)
+    coefficients = generator.normal(size=(num_classes, 30))
+    np.testing.assert_allclose(narrow.widened(coefficients), coefficients @ basis.T, atol=1e-12)
+    oracle = SGDClassifier(loss="log_loss", alpha=0.01, class_weight="balanced", max_iter=10000, random_state=2)
+    expected = oracle.fit(triangle.T, labels).predict(unseen @ basis)
+    classifier = fit_classifier(narrow, labels, alpha=0.01, seed=2)
+    np.testing.assert_array_equal(classifier.coef_, oracle.coef_)
+    np.testing.assert_array_equal(answers(classifier, narrow, unseen), expected)

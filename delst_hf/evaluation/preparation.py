@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import sparse
+from scipy.linalg.lapack import dormqr
 
 SCALE_FLOOR = 0.1
 SCALE_FLOORS = (0.0, SCALE_FLOOR)  # what a ridge chooses among, on left-out training groups
@@ -90,27 +91,47 @@ def group_names(groups: Sequence[Any] | np.ndarray, num_rows: int, name: str) ->
     return np.array([str(group) for group in names])
 
 
-def rotated(*matrices: np.ndarray) -> list[np.ndarray]:
-    """Turn the rows of matrices (rows, columns) into fewer coordinates that keep all their inner products and distances.
+@dataclass(frozen=True)
+class NarrowRows:
+    """Rows of features turned into fewer coordinates that keep all their inner products and distances.
 
     Wide features of few spots lie in a space of as many dimensions as there are spots. There a fit that sees its rows through
-    inner products alone (SGD from zero, distances) gives the same for less. The first matrix spans the space; of the others
-    only their part in it is kept, which is all that such a fit sees of them.
+    inner products alone (SGD from zero, distances) gives the same for less. The rotation is kept as Householder reflections:
+    turning the few coefficients of a classifier back costs less than turning all rows that it is asked about.
 
-    Returns:
-        One matrix (rows, min(columns, rows of the first)) for each; the matrices themselves where they are not wide.
+    Attributes:
+        rows: (rows, min(columns, rows)), the features themselves where they are not wide.
+        reflections: What LAPACK's dgeqrf leaves, vectors (columns, rows) and factors (rows,); None where nothing was turned.
 
     Examples:
         >>> wide = np.arange(12.0).reshape(2, 6)
-        >>> (narrow,) = rotated(wide)
-        >>> narrow.shape, bool(np.allclose(narrow @ narrow.T, wide @ wide.T))
+        >>> narrow = NarrowRows.of(wide)
+        >>> narrow.rows.shape, bool(np.allclose(narrow.rows @ narrow.rows.T, wide @ wide.T))
         ((2, 2), True)
+        >>> bool(np.allclose(narrow.widened(narrow.rows), wide))
+        True
     """
-    first = matrices[0]
-    if first.shape[1] <= first.shape[0]:
-        return list(matrices)
-    basis, triangle = np.linalg.qr(first.T)
-    return [triangle.T, *(matrix @ basis for matrix in matrices[1:])]
+
+    rows: np.ndarray
+    reflections: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "NarrowRows":
+        """Turn features (rows, columns)."""
+        if features.shape[1] <= features.shape[0]:
+            return cls(features)
+        vectors, factors = np.linalg.qr(features.T, mode="raw")
+        return cls(np.tril(vectors[:, : len(features)]), (vectors.T, factors))
+
+    def widened(self, coefficients: np.ndarray) -> np.ndarray:
+        """Return coefficients (outputs, coordinates of `rows`) as ones of the features (outputs, columns)."""
+        if self.reflections is None:
+            return coefficients
+        vectors, factors = self.reflections
+        padded = np.zeros((vectors.shape[0], len(coefficients)), order="F")
+        padded[: coefficients.shape[1]] = coefficients.T
+        _, workspace, _ = dormqr("L", "N", vectors, factors, padded, lwork=-1)  # asks how much it wants
+        return dormqr("L", "N", vectors, factors, padded, lwork=int(workspace[0]))[0].T
 
 
 def nanmean(values: np.ndarray) -> np.ndarray:

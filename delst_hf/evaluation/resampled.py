@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from .preparation import finite_matrix, missing_rows, rotated
+from .preparation import NarrowRows, finite_matrix, missing_rows
 from .uncertainty import Bootstrap, Weighted
 
 # Below this share of the sum of squares a resample's variance is rounding: all of its drawn values are equal.
@@ -280,7 +280,7 @@ def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
 def dispersion_draws(rows: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
     """Return Calinski-Harabasz and Davies-Bouldin of every resample, from sums over groups and not a pass over all points."""
     names, numbers = np.unique(groups, return_inverse=True)
-    (points,) = rotated(rows - rows.mean(axis=0))
+    points = NarrowRows.of(rows - rows.mean(axis=0)).rows
     members = [np.flatnonzero(numbers == number) for number in range(len(names))]
     blocks = [_dispersion(points, members, weights) for weights in bootstrap.weights()]
     scores = np.concatenate(blocks, axis=1)

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.linear_model import SGDClassifier
 
 from ..findings import Findings
-from ..linear_probe import PROBE_ALPHAS, labelled_rows, macro_f1
-from ..preparation import missing_rows, rotated
+from ..linear_probe import PROBE_ALPHAS, answers, fit_classifier, labelled_rows, macro_f1
+from ..preparation import NarrowRows, missing_rows
 from ..resampled import f1_statistic, within_slides
 from ..uncertainty import Bootstrap
 from . import Protocol
@@ -68,19 +67,19 @@ def stimage1k4m_predictions(
     splits = [_split(len(truth), seed) for seed in SPLIT_SEEDS]
     # As the benchmark: F1 is averaged over the classes of truth and prediction together.
     validation, test = np.zeros((2, len(PROBE_ALPHAS), len(splits)))
-    answers = {}
+    answered = {}
     for j, (fit, held, chosen) in enumerate(splits):
         if len(np.unique(truth[fit])) < 2:
             raise ValueError(
                 f"the training spots of split {j} hold a single class of {np.unique(truth).tolist()}; a probe needs at "
                 "least 2. Label more spots of the rare class."
             )
-        inputs, queries, others = rotated(rows[fit], rows[held], rows[chosen])
+        inputs = NarrowRows.of(rows[fit])
         for i, alpha in enumerate(PROBE_ALPHAS):
-            classifier = _classifier(alpha).fit(inputs, truth[fit])
-            answers[i, j] = classifier.predict(queries)
-            test[i, j] = macro_f1(truth[held], answers[i, j], everywhere=True)
-            validation[i, j] = macro_f1(truth[chosen], classifier.predict(others), everywhere=True)
+            classifier = fit_classifier(inputs, truth[fit], alpha, CLASSIFIER_SEED)
+            answered[i, j] = answers(classifier, inputs, rows[held])
+            test[i, j] = macro_f1(truth[held], answered[i, j], everywhere=True)
+            validation[i, j] = macro_f1(truth[chosen], answers(classifier, inputs, rows[chosen]), everywhere=True)
     means = validation.mean(axis=1)
     best = int(np.flatnonzero(means == means.max())[-1])  # the alphas descend, so the last is the smallest
     scores = {
@@ -95,19 +94,8 @@ def stimage1k4m_predictions(
         "num_seeds": float(len(splits)),
     }
     tested = np.concatenate([truth[held] for _, held, _ in splits])
-    answered = np.concatenate([answers[best, j] for j in range(len(splits))])
-    return scores, tested, answered, np.repeat([f"split {seed}" for seed in SPLIT_SEEDS], len(splits[0][1]))
-
-
-def _classifier(alpha: float) -> SGDClassifier:
-    return SGDClassifier(
-        loss="log_loss",
-        penalty="l2",
-        alpha=alpha,
-        class_weight="balanced",
-        max_iter=10_000,
-        random_state=CLASSIFIER_SEED,
-    )
+    predicted = np.concatenate([answered[best, j] for j in range(len(splits))])
+    return scores, tested, predicted, np.repeat([f"split {seed}" for seed in SPLIT_SEEDS], len(splits[0][1]))
 
 
 def _split(num_spots: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
