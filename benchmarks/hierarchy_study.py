@@ -296,8 +296,11 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
         for seed in options.seeds:
             for split in (name for name in (*MAIN, *LEFT_OUT) if name in chosen_splits):
                 units += split_units(split, seed, arms)
-    folders = folders_of(options)
-    return [unit for unit in units if unit.key not in done and folders.get(training_data(split_of(unit), unit.options))]
+    folders, waiting = folders_of(options), [unit for unit in units if unit.key not in done]
+    possible = [unit for unit in waiting if folders.get(training_data(split_of(unit), unit.options))]
+    if missing := sorted({unit.arm for unit in waiting} - {unit.arm for unit in possible}):
+        print(f"left out, since the dataset that they train on is not given: {'; '.join(missing)}", flush=True)
+    return possible
 
 
 def folders_of(options: argparse.Namespace) -> dict[str, str | None]:
@@ -432,9 +435,10 @@ def main() -> None:
     page.add_argument("page", type=Path)
     page.add_argument("--results", required=True, help="results file of run")
     page.add_argument("--rates", help="results file of tune, for a page with the table of rates")
+    page.add_argument("--tissue", help="results file of run --arms cone, for a page with the table of tissue fractions")
     options = parser.parse_args()
     if options.action == "fill":
-        fill(options.page, {"run": options.results, "tune": options.rates})
+        fill(options.page, options.results, {"rates": options.rates, "tissue": options.tissue})
     elif options.action == "table":
         print_table(options.name, options.results)
     else:

@@ -392,18 +392,19 @@ def print_table(name: str, paths: Sequence[str]) -> None:
     function(read(paths, splits))
 
 
-def fill(page: Path, paths: dict[str, str]) -> None:
+def fill(page: Path, results: str, others: dict[str, str]) -> None:
     """Print every table of a page anew, between its marks ``<!-- table NAME -->`` and ``<!-- end -->``.
 
     Args:
         page: A Markdown file.
-        paths: Results of `run`, and of `tune` for the table of rates, under "run" and "tune".
+        results: Results of `run`.
+        others: Results files of tables that have one of their own, by the name of the table.
     """
 
     def table(mark: re.Match[str]) -> str:
         name, text = mark[1], io.StringIO()
         with contextlib.redirect_stdout(text):
-            print_table(name, [paths["tune" if name == "rates" else "run"]])
+            print_table(name, [others.get(name, results)])
         return f"<!-- table {name} -->\n{text.getvalue().strip()}\n<!-- end -->"
 
     marked = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -20,9 +20,10 @@ def options(**given):
     return argparse.Namespace(**{**plain, "her2st_wide": None, "mob_wide": None, "her2st_unpaired": None, **given})
 
 
-def test_arms_whose_dataset_is_not_given_are_left_out(study):
+def test_arms_whose_dataset_is_not_given_are_left_out_aloud(study, capsys):
     few = {unit.arm for unit in study.units_of(options(), set())}
     assert not few & {"niche cone", "niche, none", "niche, euclidean", "cone, unpaired"}
+    assert "not given: cone, unpaired; niche cone; niche, euclidean; niche, none" in capsys.readouterr().out
     every = study.units_of(options(her2st_wide="c", mob_wide="d", her2st_unpaired="e"), set())
     assert {unit.arm for unit in every} == {*study.ARMS, study.BASELINES}
     # One training slide leaves nothing to mask, and only HER2ST has sections without an image.
