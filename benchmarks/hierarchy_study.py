@@ -435,10 +435,9 @@ def main() -> None:
     page.add_argument("page", type=Path)
     page.add_argument("--results", required=True, help="results file of run")
     page.add_argument("--rates", help="results file of tune, for a page with the table of rates")
-    page.add_argument("--tissue", help="results file of run --arms cone, for a page with the table of tissue fractions")
     options = parser.parse_args()
     if options.action == "fill":
-        fill(options.page, options.results, {"rates": options.rates, "tissue": options.tissue})
+        fill(options.page, options.results, {"rates": options.rates})
     elif options.action == "table":
         print_table(options.name, options.results)
     else:

@@ -335,10 +335,13 @@ def gain(values: Values) -> None:
     reliability(values, metric="gain", digits=3)
 
 
-def tissue(values: Values, arm: str = "cone") -> None:
-    """What a share of tissue tells, beside the radius and the predicted number of genes of the same runs."""
+def tissue(values: Values, arm: str = "cone, crops") -> None:
+    """What a share of tissue tells, beside the radius and the predicted number of genes of the same runs.
+
+    It was scored later than the rest: of the arm that was run last.
+    """
     kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{RADIUS}") in values]
-    sections_line(values, f"rho:{kinds[0]}|{RADIUS}")
+    sections_line({key: found for key, found in values.items() if key[0] == arm}, f"rho:{kinds[0]}|{RADIUS}")
     own = {name: [values[arm, f"rho:{kind}|{name}"] for kind in kinds] for name in (RADIUS, GENES, TISSUE)}
     rows = [[name, *(interval(paired(one), 2) for one in found)] for name, found in own.items()]
     for rival in (RADIUS, GENES):

@@ -1,11 +1,12 @@
 """Rate of `delst predict` beside its two limits, its memory, and reading patches of a tiled TIFF beside other readers.
 
     python benchmarks/predict.py MODEL --tiles 128 --turns 9        # rates; bar: 0.9 of the slower limit
-    python benchmarks/predict.py MODEL --memory 10000 40000         # peak memory at each number of tiles, a process each
-    python benchmarks/predict.py MODEL --whole 60000                # a slide of that side, its grid, seconds and peak memory
+    python benchmarks/predict.py tiny --memory 10000 40000          # peak memory at each number of tiles, a process each
+    python benchmarks/predict.py tiny --whole 60000                 # a slide of that side, its grid, seconds and peak memory
     python benchmarks/predict.py --readers                          # patches of a tiled TIFF, beside zarr and openslide
-    python benchmarks/predict.py small --tiles 4096 --batch-size 256 --num-workers 16 # a ViT-S/16 of random weights, on a GPU
+    python benchmarks/predict.py small --tiles 4096 --batch-size 256 --num-workers 16    # on a GPU
 
+MODEL is a checkpoint with a head, or a ViT of random weights with 1,000 genes: tiny (one layer) or small (ViT-S/16, 224 px).
 The slide is made here: coloured noise of the sizes of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
 model's own size. Rates are medians of many short turns in a row, so that a busy machine slows all of them. The share
 of the slower limit is taken within each turn, and its median and quartiles are printed, by the clock and by CPU seconds: the
@@ -238,15 +239,16 @@ if __name__ == "__main__":
     parser.add_argument("--whole", type=int, metavar="PX")
     parser.add_argument("--readers", action="store_true")
     given = parser.parse_args()
-    if given.readers:
-        print(json.dumps({name: round(rate) for name, rate in readers().items()}))
-    elif given.whole:
-        print(json.dumps(whole(given.model, given.whole)))
-    elif given.memory:
-        print(json.dumps({tiles: round(memory(given.model, tiles, max(given.memory))) for tiles in given.memory}))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            model = scratch_model(Path(scratch), given.model) if given.model in VITS else given.model
-            found = rates(model, given.tiles, given.turns, given.batch_size, given.num_workers)
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        print(json.dumps({"device": device, **summary(found, given.tiles)}))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = scratch_model(Path(scratch), given.model) if given.model in VITS else given.model
+        if given.readers:
+            found = {name: round(rate) for name, rate in readers().items()}
+        elif given.whole:
+            found = whole(model, given.whole)
+        elif given.memory:
+            found = {str(tiles): round(memory(model, tiles, max(given.memory))) for tiles in given.memory}
+        else:
+            taken = rates(model, given.tiles, given.turns, given.batch_size, given.num_workers)
+            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+            found = {"device": device, **summary(taken, given.tiles)}
+        print(json.dumps(found))
