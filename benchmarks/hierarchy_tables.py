@@ -340,9 +340,15 @@ def tissue(values: Values, arm: str = "cone, crops") -> None:
 
     It was scored later than the rest: of the arm that was run last.
     """
-    kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{RADIUS}") in values]
-    sections_line({key: found for key, found in values.items() if key[0] == arm}, f"rho:{kinds[0]}|{RADIUS}")
-    own = {name: [values[arm, f"rho:{kind}|{name}"] for kind in kinds] for name in (RADIUS, GENES, TISSUE)}
+    kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{TISSUE}") in values]
+    scored = values[arm, f"rho:{kinds[0]}|{TISSUE}"]
+    sections_line({key: found for key, found in values.items() if key[0] == arm}, f"rho:{kinds[0]}|{TISSUE}")
+
+    def of_the_same_runs(metric: str) -> dict[tuple[str, str], dict[int, float]]:
+        found = values[arm, metric]
+        return {section: {seed: found[section][seed] for seed in scored[section]} for section in found}
+
+    own = {name: [of_the_same_runs(f"rho:{kind}|{name}") for kind in kinds] for name in (RADIUS, GENES, TISSUE)}
     rows = [[name, *(interval(paired(one), 2) for one in found)] for name, found in own.items()]
     for rival in (RADIUS, GENES):
         less = zip(own[rival], own[TISSUE], strict=True)
