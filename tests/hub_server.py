@@ -46,6 +46,7 @@ class Fault:
         status: Answer with this; None cuts the connection in the middle of the body.
         times: How many requests it befalls.
         answer_only: Do what is asked, and only then cut the connection, without an answer.
+        until: It ends when this file is there, however often a client has tried.
     """
 
     method: str
@@ -53,6 +54,12 @@ class Fault:
     status: int | None = None
     times: int = 1
     answer_only: bool = False
+    until: Path | None = None
+
+    def befalls(self, method: str, path: str) -> bool:
+        """Tell whether it befalls a request, the next of its kind."""
+        over = self.times < 1 or (self.until is not None and self.until.exists())
+        return not over and self.method == method and re.search(self.path, path) is not None
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
     def next_fault(self, path: str) -> Fault | None:
         with self.server.lock:
             for fault in self.server.faults:
-                if fault.times > 0 and fault.method == self.command and re.search(fault.path, path):
+                if fault.befalls(self.command, path):
                     fault.times -= 1
                     return fault
         return None

@@ -329,6 +329,7 @@ def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None
         saving = {"save_strategy": "steps", "save_steps": 7} if resume is None else {}
         trainer = run_of(folder, f"{output}/{name}", **settings, **saving)
         assert torch.distributed.get_world_size() == ranks
+        assert trainer.args.device == torch.device("cpu")  # not cpu:0, to which torch restores no optimizer
         genes = list(trainer.processor.feature_extractor.vocabulary), trainer.model.gene_model.missing_values.tolist()
         original, seen[name] = trainer.training_step, []
 

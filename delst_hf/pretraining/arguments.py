@@ -254,6 +254,12 @@ class PublicArguments(TrainingArguments):
         hub_private_repo: Make a new repository private.
     """
 
+    @property
+    def device(self) -> torch.device:
+        """As in the base class, a CPU without a number: torch restores no optimizer to "cpu:0", as transformers 5.17 asks."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
     def to_dict(self) -> dict[str, Any]:
         """Do as in the base class, without secrets and paths: trackers write it down, and some of them send it away."""
         return public_record(super().to_dict())
