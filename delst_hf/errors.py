@@ -32,6 +32,14 @@ _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How threads, torch, C++ and shared libraries say that the system gave no memory, where it is not by a MemoryError.
+_NO_MEMORY = (
+    "can't start new thread",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "failed to map segment",
+)
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -65,6 +73,19 @@ def is_told(error: BaseException) -> bool:
     code = trace.tb_frame.f_code
     ours = code.co_filename.startswith(_PACKAGE) or trace.tb_frame.f_globals.get("__name__") == "__main__"
     return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that the system gave this process no more memory, by whatever class a library says so.
+
+    >>> is_out_of_memory(RuntimeError("can't start new thread")), is_out_of_memory(RuntimeError("size mismatch"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower()
+    # The room for a library's thread-local variables is another matter: more memory does not help.
+    return any(words in text for words in _NO_MEMORY) and "static tls" not in text
 
 
 def mark_told(error: BaseException) -> None:
@@ -104,15 +125,16 @@ def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator
     """
     try:
         yield
-    except MemoryError as error:
+    except Exception as error:
         if is_told(error):
             raise
-        raise MemoryError(
-            f"the {what} {path} needs more memory than there is ({said(error)}). If the file is as large as that, use a "
-            "machine with more memory, or fewer processes (--num-proc); if not, it is damaged: download or write it again."
-        ) from error
-    except Exception as error:
-        if is_told(error) or (isinstance(error, OSError) and (error.errno in _OUT_OF_ROOM or error.filename)):
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"the {what} {path} needs more memory than there is ({said(error)}). If the file is as large as that, use a "
+                "machine with more memory, a higher limit (ulimit -v), or fewer processes (--num-proc); if not, it is damaged: "
+                "download or write it again."
+            ) from error
+        if isinstance(error, OSError) and (error.errno in _OUT_OF_ROOM or error.filename):
             raise
         raise ValueError(f"cannot read the {what} {path}: {said(error)}. {advice}") from error
 
@@ -149,6 +171,11 @@ def _explained(error: BaseException) -> str:
     if is_told(error):
         # str() of a KeyError is the repr of its message.
         return _one_line(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+    if is_out_of_memory(error):
+        return (
+            f"memory ran out{_place(error)} ({said(error)}). Use a machine with more memory, a higher limit (ulimit -v), "
+            "smaller batches or patches, or fewer processes (--num-proc)."
+        )
     if isinstance(error, OSError) and error.filename and error.errno:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         return _one_line(f"{files}: {error.strerror}. {_NEXT_STEP.get(error.errno, 'Check the disk and the path.')}")
@@ -162,11 +189,6 @@ def _explained(error: BaseException) -> str:
         return (
             "the GPU's memory ran out. Training: lower --contrastive_micro_batch_size (it keeps the negatives of the whole "
             "batch of --per_device_train_batch_size), or set it to 64 where it is not given; else: lower --batch-size."
-        )
-    if isinstance(error, MemoryError):
-        return (
-            f"memory ran out{_place(error)} ({said(error)}). Use a machine with more memory, smaller batches or patches, or "
-            "fewer processes (--num-proc)."
         )
     return (
         f"{said(error)}{_place(error)}. This was not expected: a file of a kind that this program does not know, or a fault of "

@@ -34,6 +34,7 @@ def run_in_child(
     full_at: int | None = None,
     file_limit: int | None = None,
     within: str | None = None,
+    memory: int | None = None,
 ) -> int:
     """Run `work` in a fork and return its wait status; the fork never returns into the test.
 
@@ -45,6 +46,7 @@ def run_in_child(
         full_at: From its file-system event of this number on, whatever takes room on the disk fails (OSError ENOSPC).
         file_limit: No file of the child may grow beyond this many bytes, as on a disk that is full (OSError EFBIG).
         within: Count only the events in this folder: those of the output, and none of what libraries keep elsewhere.
+        memory: The child may take so many bytes of address space beyond those it has (`ulimit -v`).
     """
     child = os.fork()
     if child == 0:
@@ -54,6 +56,9 @@ def run_in_child(
             if file_limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+            if memory is not None:
+                size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
             if kill_at is not None:
                 _at_event(kill_at, lambda event: os.kill(os.getpid(), signal.SIGKILL), within=within)
             if kill_before is not None:
@@ -146,13 +151,13 @@ class FaultServer:
         self.process.wait()
         self.process.stdout.close()
 
-    def run(self, function: str, *arguments: str, kill_at=None, full_at=None, within=None, **options) -> int:
+    def run(self, function: str, *arguments: str, kill_at=None, full_at=None, within=None, memory=None, **options) -> int:
         """Exit status of a run: 0; 3 for a FileExistsError; 70 for another exception; negative for a signal."""
         asked = {
             "function": function,
             "arguments": arguments,
             "options": options,
-            "faults": {"kill_at": kill_at, "full_at": full_at, "within": within},
+            "faults": {"kill_at": kill_at, "full_at": full_at, "within": within, "memory": memory},
         }
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()

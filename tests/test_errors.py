@@ -1,6 +1,7 @@
 """The border between libraries and users: one line, with the file and the next step, whatever was raised."""
 
 import argparse
+import errno
 import logging
 import pickle
 import subprocess
@@ -78,6 +79,29 @@ def test_memory_and_disk_keep_their_class():
     assert "image he.png needs more memory" in errors.explain(caught(no_memory))
     assert isinstance(caught(no_memory), MemoryError)
     assert errors.explain(caught(no_file)).startswith("/nowhere/spots.csv: No such file or directory. Give")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        OSError(errno.ENOMEM, "Cannot allocate memory", "data.arrow"),
+        ImportError("libx.so: failed to map segment from shared object"),
+        ValueError("std::bad_alloc"),
+    ],
+)
+def test_memory_that_is_refused_is_told_as_that_whatever_says_so(error):
+    """No file is damaged, and no disk is to be looked at."""
+
+    def read():
+        with errors.reading("model", "model"):
+            {}.update([]) or (_ for _ in ()).throw(error)
+
+    inside, outside = errors.explain(caught(read)), errors.explain(error)
+    assert inside.startswith("the model model needs more memory than there is") and "fewer processes" in inside
+    assert outside.startswith("memory ran out") and "a higher limit (ulimit -v)" in outside
+    assert not errors.is_out_of_memory(ImportError("x.so: cannot allocate memory in static TLS block"))
 
 
 def test_an_error_of_ours_is_known_again_from_another_process():
