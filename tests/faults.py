@@ -151,7 +151,9 @@ class FaultServer:
         self.process.wait()
         self.process.stdout.close()
 
-    def run(self, function: str, *arguments: str, kill_at=None, full_at=None, within=None, memory=None, **options) -> int:
+    def run(
+        self, function: str, *arguments: str, kill_at=None, full_at=None, within=None, memory=None, **options
+    ) -> int:
         """Exit status of a run: 0; 3 for a FileExistsError; 70 for another exception; negative for a signal."""
         asked = {
             "function": function,

@@ -122,6 +122,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
             f"the spots of {folder.path} cannot be read ({said}). `delst check {folder.path}` says which files are "
             "not as they were written; if all are, look whether the disk of the cache is full (HF_DATASETS_CACHE)."
         ) from error
+    pa.default_memory_pool().release_unused()  # buffers of the rows that were written
     spots = builder.as_dataset(split="train")
     _refuse_outside_images(folder, spots)
     return spots
