@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
     ViTImageProcessorPil,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,  # at its home: 5.17 asks for torchvision else
+)
 
 from .configuration_delst import DelstFeaturesConfig
 
