@@ -1,4 +1,4 @@
-"""Commands of a user killed at every file-system event of their output, out of disk there, and run twice at once.
+"""Commands of a user killed at every file-system event of their output, out of disk there, out of memory, and run twice at once.
 
 `make torture` takes every command and every event; the ordinary tests take some.
 """
@@ -167,6 +167,27 @@ def test_a_command_leaves_nothing_half_and_is_finished_by_the_same_command(
         shutil.rmtree(folder)
         number += step
     assert number > step
+
+
+@pytest.mark.skipif(not WHOLE, reason="what libraries do without memory differs by machine: make torture")
+@pytest.mark.parametrize("name", ["fit", "predict", "embed"])
+def test_a_command_that_is_refused_memory_says_so_and_leaves_nothing_half(server, given, expected, tmp_path, name):
+    """As under `ulimit -v`, with a few megabytes beyond what the libraries take."""
+    expected(name)
+    for number in (8, 48):
+        folder, said = tmp_path / str(number), tmp_path / "said"
+        words, output = begin(name, given, folder), folder / OUTPUTS[name]
+        status = server.run("command", str(said), *words, memory=number << 20)
+        lines, again = said.read_text().splitlines(), 0
+        told = status == 0 or ("memory" in lines[-1] and "se a machine with more memory" in lines[-1])
+        if is_there(output):
+            assert content(output) == expected(name), f"half an output at {number} MiB"
+        else:
+            again = server.run("command", str(said), *words)
+        held = told and again == 0 and content(output) == expected(name) and left_over(folder) == []
+        tally(
+            f"{name}, no memory", held, f"{number} MiB: {lines[-1:]}, the rerun ended with {again}, {left_over(folder)}"
+        )
 
 
 @pytest.mark.parametrize("name", OUTPUTS if WHOLE else ["predict", "embed a dataset", "vocabulary"])
