@@ -1,4 +1,4 @@
-"""Commands of a user killed at every file-system event of their output, out of disk there, out of memory, and run twice at once.
+"""Commands of a user killed at every file-system event of their output, out of disk or memory there, and run twice at once.
 
 `make torture` takes every command and every event; the ordinary tests take some.
 """
