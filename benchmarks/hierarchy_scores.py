@@ -9,8 +9,9 @@ import numpy as np
 from delst_hf.evaluation.baselines import shuffled
 from delst_hf.evaluation.entailment import entailment_rankings
 from delst_hf.evaluation.evidence import Space, Spots
-from delst_hf.evaluation.expression import RidgeReadout, best_floor, gene_pearson, most_variable_genes
+from delst_hf.evaluation.expression import RidgeReadout, best_floor, gene_pearson
 from delst_hf.evaluation.linear_probe import answers, macro_f1
+from delst_hf.evaluation.predicted_genes import most_variable_genes
 from delst_hf.evaluation.preparation import SCALE_FLOORS, NarrowRows, missing_rows
 from delst_hf.evaluation.protocols.hierarchy import rank_correlation
 from delst_hf.evaluation.protocols.imputation import IMPUTED_GENES, NEIGHBOURS, impute_by_retrieval

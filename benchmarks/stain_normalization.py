@@ -16,7 +16,8 @@ import torch
 from delst_hf import DelstGeneConfig, DelstGeneFeatureExtractor, DelstModel, DelstProcessor, Study
 from delst_hf.data.collator import DelstCollator
 from delst_hf.evaluation.embed import embed
-from delst_hf.evaluation.expression import gene_pearson, most_variable_genes, ridge_prediction
+from delst_hf.evaluation.expression import gene_pearson, ridge_prediction
+from delst_hf.evaluation.predicted_genes import most_variable_genes
 from delst_hf.model.feature_extraction_delst import log_normalize
 from delst_hf.model.processing_delst import STAIN_NORMALIZATIONS
 from delst_hf.model.vision_delst import load_image_processor

@@ -15,7 +15,6 @@ _NAMES = {
         "RidgePrediction",
         "expression_prediction",
         "gene_pearson",
-        "most_variable_genes",
         "ridge_prediction",
     ),
     "linear_probe": ("linear_probe", "macro_f1"),

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .predicted_genes import most_variable_genes as most_variable_genes
 from .preparation import (
     MAX_INNER_FOLDS,
     SCALE_FLOOR,
