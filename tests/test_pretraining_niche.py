@@ -80,7 +80,8 @@ def test_a_killed_run_goes_on_to_the_bit(make):
 def test_spot_and_niche_are_turned_alike(make, wide):
     trainer = make("turned")
     pixels = torch.rand(8, 3, 4, 4)
-    turned = trainer._turned({"pixel_values": pixels, "niche_pixel_values": pixels.clone()})
+    trainer.model.train()
+    turned = trainer._prepare_inputs({"pixel_values": pixels, "niche_pixel_values": pixels.clone()})
     assert torch.equal(turned["pixel_values"], turned["niche_pixel_values"])
     assert not torch.equal(turned["pixel_values"], pixels)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..atomic.files import check_file_output
 from ..atomic.locks import writing
-from ..atomic.processes import keep_freed_memory
+from ..atomic.processes import give_back_freed_memory, keep_freed_memory
 from ..errors import reading, reading_model
 from ..pretraining.help_layout import documented, explained
 from .options import add_command, given
@@ -110,7 +110,6 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     from ..model.distributed import process_rank
 
     PartialState()
-    keep_freed_memory()
     evaluation, output = evaluation_of(arguments), arguments.output or default_output(arguments.model)
     if process_rank() > 0:
         return _evaluate(arguments, evaluation, output)
@@ -151,6 +150,8 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     transformers.utils.logging.set_verbosity_error()
     kind = kind_of(arguments.model)
     study = Study.load(arguments.dataset)
+    give_back_freed_memory()  # what a dataset takes that is opened for the first time, 10 KiB per spot
+    keep_freed_memory()
     # From the Hub too, or its training slides would pass for unseen ones.
     if kind == "checkpoint":
         check_checksums(arguments.model)
