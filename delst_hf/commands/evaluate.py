@@ -150,7 +150,7 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     transformers.utils.logging.set_verbosity_error()
     kind = kind_of(arguments.model)
     study = Study.load(arguments.dataset)
-    give_back_freed_memory()  # what a dataset takes that is opened for the first time, 10 KiB per spot
+    give_back_freed_memory()  # what the first opening of a dataset leaves
     keep_freed_memory()
     # From the Hub too, or its training slides would pass for unseen ones.
     if kind == "checkpoint":

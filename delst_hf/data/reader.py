@@ -112,7 +112,10 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
         config_name=f"delst-{_state(files)}",
         data_files=[str(file) for file in files],
         features=Features({name: SPOTS.get(name, own[name]) for name in schema.names}),
-        fragment_scan_options=arrow_dataset.ParquetFragmentScanOptions(page_checksum_verification=True),
+        # Buffered ahead, a file's images would all be in memory at once.
+        fragment_scan_options=arrow_dataset.ParquetFragmentScanOptions(
+            page_checksum_verification=True, pre_buffer=False
+        ),
     )
     try:
         builder.download_and_prepare()
