@@ -198,10 +198,13 @@ def test_of_two_at_once_into_one_output_one_is_refused(server, given, expected, 
     server.run("twice", str(tmp_path), *words)
     statuses = (tmp_path / "statuses").read_text().split()
     texts = [(tmp_path / number).read_text() for number in "01"]
-    assert sorted(statuses) == ["0", "2"], texts
-    refused = texts[statuses.index("2")]
-    why = ("another run is writing to this", "exists", "holds something already", "made by somebody else")
-    assert any(words in refused for words in why) and "Traceback" not in refused
+    # A card is written so quickly, and replaces the last one, that the second run may come after the first: both are whole.
+    one_after_the_other = name == "card" and statuses == ["0", "0"]
+    if not one_after_the_other:
+        assert sorted(statuses) == ["0", "2"], texts
+        refused = texts[statuses.index("2")]
+        why = ("another run is writing to this", "exists", "holds something already", "made by somebody else")
+        assert any(words in refused for words in why) and "Traceback" not in refused
     held = content(tmp_path / "run" / OUTPUTS[name]) == expected(name) and left_over(tmp_path / "run") == []
     tally("two runs of a command", held, f"{name}: {left_over(tmp_path / 'run')}")
     open_folder(given / "data", verify=True)
