@@ -165,6 +165,20 @@ def test_an_empty_folder_is_free(tmp_path):
     assert content(tmp_path / "data") == ({"new"}, 2)
 
 
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_a_file_that_a_library_wrote_for_its_user_alone_is_for_whom_the_umask_allows(tmp_path, umask, expected):
+    before = os.umask(umask)
+    try:
+        with complete_or_nothing(tmp_path / "model") as folder:
+            os.close(os.open(folder / "model.safetensors", os.O_CREAT | os.O_WRONLY, 0o600))
+            (folder / "run.sh").touch()
+            (folder / "run.sh").chmod(0o700)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {"model.safetensors": expected, "run.sh": 0o700 | expected}
+
+
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 

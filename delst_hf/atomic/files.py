@@ -206,6 +206,28 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_folder(folder: Path) -> None:
+    """Bring a new folder and all in it to the disk, its files readable for whom the umask allows.
+
+    safetensors writes for its user alone, so that a colleague could not load a model from a shared disk.
+
+    Args:
+        folder: One that this run made, so that its permissions tell the umask.
+
+    Examples:
+        >>> write_text("model/config.json", "{}")
+        >>> os.chmod("model/config.json", 0o600)
+        >>> fsync_folder(Path("model"))
+        >>> oct((Path("model").stat().st_mode ^ Path("model/config.json").stat().st_mode) & 0o666)
+        '0o0'
+    """
+    allowed = folder.stat().st_mode & 0o666
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.is_file() and not path.is_symlink():
+            os.chmod(path, stat.S_IMODE(path.stat().st_mode) | allowed)
+        fsync(path)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name; where the disk does not allow that, copy it. The first name stays in either case.
 
@@ -260,9 +282,7 @@ def complete_or_nothing(
     folder.mkdir()
     try:
         yield folder
-        for path in sorted(folder.rglob("*"), reverse=True):
-            fsync(path)
-        fsync(folder)
+        fsync_folder(folder)
         if check is not None:
             check()
         _put_in_place(folder, output, replace, mark)

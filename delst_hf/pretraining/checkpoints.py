@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic.files import check_folder_output, fsync
+from ..atomic.files import check_folder_output, fsync, fsync_folder
 from ..atomic.locks import is_held, locked
 from ..model.distributed import process_rank
 from ..record import hyperparameters
@@ -184,8 +184,7 @@ def mark_complete(checkpoint: Path, identity: Mapping[str, Any] | None = None) -
         checkpoint: Its folder.
         identity: `run_identity` of the run that wrote it.
     """
-    for path in [*checkpoint.rglob("*"), checkpoint]:
-        fsync(path)
+    fsync_folder(checkpoint)
     names = sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
     files = {name: _describe(checkpoint / name) for name in names if name not in (COMPLETE, BEGUN)}
     partial = checkpoint / f".{COMPLETE}"
