@@ -7,8 +7,6 @@ import os
 import h5py
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tifffile
 from layouts import make_source, write_10x_h5, write_mtx
@@ -25,7 +23,6 @@ from delst_hf.data.readers.tables import read_table
 from delst_hf.evaluation.arrays import read_embeddings
 from delst_hf.evaluation.protocols.signatures import read_signatures
 from delst_hf.evaluation.results import FORMAT, read_results
-from delst_hf.prediction.predict import read_positions
 
 pytestmark = pytest.mark.fault("declared sizes and codecs")
 
@@ -228,50 +225,6 @@ def test_an_mtx_that_says_integer_and_holds_something_else_is_not_read_as_counts
     lines[first] = b" ".join([*lines[first].split()[:2], value.encode()])
     path.write_bytes(gzip.compress(b"\n".join(lines)))
     assert describe_bad_counts(read_mtx(tmp_path / "mtx").matrix)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("a.csv", b"\xff\xfe\x00\x01"), ("a.csv", b""), ("a.parquet", b"PAR1x PAR1"), ("a.h5ad", b"\x89HDF\r\n\x1a\nx")],
-)
-def test_positions_that_cannot_be_read_are_named(tmp_path, name, text):
-    (tmp_path / name).write_bytes(text)
-    with pytest.raises(ValueError, match=rf"cannot read the positions .*{name}.*Give a CSV, parquet or .h5ad"):
-        read_positions(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "csv.gz"])
-def test_positions_that_are_all_alike_are_refused_before_they_are_in_memory(tmp_path, suffix, monkeypatch):
-    """A table of some kilobytes that says the same place two million times."""
-    path = tmp_path / f"alike.{suffix}"
-    if suffix == "parquet":
-        columns = {name: pa.array(np.full(2_000_000, 5)) for name in ("x", "y")}
-        pq.write_table(pa.table(columns), path, use_dictionary=True, compression="zstd")
-        monkeypatch.setattr(pd, "read_parquet", lambda path: pytest.fail("it was read as a whole"))
-    else:
-        path.write_bytes(gzip.compress(b"x,y\n" + b"5,5\n" * 2_000_000))
-    assert path.stat().st_size < 50_000
-    with pytest.raises(
-        ValueError, match="its first 100000 rows are of 1 places only, x = 5 and y = 5 .*each position once"
-    ):
-        read_positions(str(path))
-
-
-def test_there_are_no_more_positions_than_pixels(tmp_path):
-    x, y = np.divmod(np.arange(5000), 70)
-    pd.DataFrame({"x": x, "y": y}).to_parquet(tmp_path / "many.parquet")
-    pd.DataFrame({"x": x, "y": y}).to_csv(tmp_path / "many.csv", index=False)
-    for name in ("many.parquet", "many.csv"):
-        assert len(read_positions(str(tmp_path / name), (100, 50))) == 5000
-        with pytest.raises(ValueError, match=f"{name} holds more positions than the image of 49 x 100 px has pixels"):
-            read_positions(str(tmp_path / name), (100, 49))
-
-
-def test_places_that_stand_twice_are_read(tmp_path):
-    """Two spots may lie in one pixel."""
-    places = np.repeat(np.arange(60_000), 2)
-    pd.DataFrame({"x": places, "y": places}).to_parquet(tmp_path / "twice.parquet")
-    assert len(read_positions(str(tmp_path / "twice.parquet"))) == 120_000
 
 
 def test_other_files_of_users_that_cannot_be_read_are_named(tmp_path):

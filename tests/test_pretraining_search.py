@@ -31,7 +31,7 @@ def test_each_geometry_has_as_many_trials_from_the_same_weights(data, tmp_path, 
         return again(model, weights)
 
     monkeypatch.setattr(module, "_again", noted)
-    training = small_training(tmp_path, max_steps=2)
+    training = small_training(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
     path = search(data, small_model(), training, SearchArguments("lorentz,cosine", trials=2))
     found = json.loads(path.read_text())
     assert list(found) == ["lorentz", "cosine"]
@@ -41,6 +41,7 @@ def test_each_geometry_has_as_many_trials_from_the_same_weights(data, tmp_path, 
         assert 0 <= one["best"]["value"] <= 1
         for rate, (low, high) in RANGES.items():
             assert low <= one["best"][rate] <= high
+    assert [path.name for path in tmp_path.iterdir()] == ["search.json"]  # no trial leaves its weights
     before = len(begun)
     search(data, small_model(), training, SearchArguments("lorentz,cosine", trials=2))
     assert len(begun) == before  # what is done is not searched again

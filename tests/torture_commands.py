@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import anndata  # noqa: F401
@@ -21,8 +22,19 @@ import delst_hf.hub.card
 import delst_hf.prediction.annotate
 import delst_hf.prediction.fit
 import delst_hf.prediction.predict
-import delst_hf.report.page  # noqa: F401
+import delst_hf.prediction.retrieve
+import delst_hf.pretraining.finetune
+import delst_hf.pretraining.search
+import delst_hf.pretraining.trainer
+import delst_hf.report.page
 from delst_hf.cli import main
+from delst_hf.errors import run_script
+
+SCRIPTS = {
+    "pretrain": delst_hf.pretraining.run.main,
+    "finetune": delst_hf.pretraining.finetune.main,
+    "search": delst_hf.pretraining.search.main,
+}
 
 torch.set_num_threads(1)
 
@@ -56,7 +68,10 @@ def _run(said, words):
     with open(said, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    status = main(list(words))
+    if words[0] in SCRIPTS:
+        status = run_script(partial(SCRIPTS[words[0]], list(words[1:])), f"{words[0]}.py")
+    else:
+        status = main(list(words))
     sys.stdout.flush()
     sys.stderr.flush()
     return status

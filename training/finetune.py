@@ -12,10 +12,16 @@ An installed package runs the same without this file: accelerate launch -q -m de
 """
 
 import sys
-from functools import partial
 
 from delst_hf.errors import run_script
-from delst_hf.pretraining.finetune import main
+
+
+def main() -> None:
+    # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    from delst_hf.pretraining.finetune import main as run
+
+    run(description=__doc__ or "")
+
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, description=__doc__ or ""), "finetune.py"))
+    sys.exit(run_script(main, "finetune.py"))

@@ -10,10 +10,16 @@ each geometry: give them to training/pretrain.py. Needs optuna: pip install 'del
 """
 
 import sys
-from functools import partial
 
 from delst_hf.errors import run_script
-from delst_hf.pretraining.search import main
+
+
+def main() -> None:
+    # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    from delst_hf.pretraining.search import main as run
+
+    run(description=__doc__ or "")
+
 
 if __name__ == "__main__":
-    sys.exit(run_script(partial(main, description=__doc__ or ""), "search.py"))
+    sys.exit(run_script(main, "search.py"))

@@ -46,7 +46,7 @@ _WATCHED = {
     "image.path": "path",
     "image.bytes": "bytes",
 }
-_CHECKED = ["slide_id", "barcode", "gene_indices", "gene_counts", "n_genes", "total_counts"]
+_CHECKED = ["slide_id", "barcode", "x", "y", "gene_indices", "gene_counts", "n_genes", "total_counts"]
 _AGAIN = "Make it again with delst prepare, or copy it again from where it came from."
 _README_SPOTS = re.compile(r"^# Spatial transcriptomics: \d+ slides, (\d+) spots", re.MULTILINE)
 _README_CONTENT = re.compile(r"content ([0-9a-f]{16})\b")
@@ -272,7 +272,8 @@ def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: s
     """Return what is wrong with rows of spots, in words; empty where nothing is.
 
     Args:
-        rows: At least the columns of genes and counts; ``n_genes``, ``total_counts`` and ``slide_id`` are checked if there.
+        rows: At least the columns of genes and counts; ``n_genes``, ``total_counts``, ``x``, ``y`` and ``slide_id`` are checked
+            if there.
         num_genes: Rows of the genes table.
         slide_id: The slide that they should be of.
     """
@@ -295,6 +296,10 @@ def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: s
         ]
         if not np.array_equal(_combined(rows, "total_counts").to_numpy(zero_copy_only=False), np.diff(ends)):
             return "total_counts is not the sum of gene_counts"
+    for name in [name for name in ("x", "y") if name in rows.schema.names]:
+        places = _combined(rows, name).to_numpy(zero_copy_only=False)
+        if not np.isfinite(places).all():
+            return f"{name} is {places[~np.isfinite(places)][0]} of a spot; allowed are numbers"
     if slide_id is not None and set(_combined(rows, "slide_id").to_pylist()) - {slide_id}:
         return f"holds spots of another slide than {slide_id!r}"
     return ""

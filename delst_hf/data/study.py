@@ -190,7 +190,13 @@ class Study:
             )
         scale = np.asarray([mpp[name] for name in slides])
         for axis in ("x", "y"):
-            spots = spots.add_column(f"{axis}_um", scale * np.asarray(columns[axis][:]))
+            places = np.asarray(columns[axis][:])
+            if not np.isfinite(places).all():
+                raise ValueError(
+                    f"{np.sum(~np.isfinite(places))} spots of {slides[~np.isfinite(places)][0]} have no {axis}. The dataset "
+                    "folder is not as delst prepare writes it: make it again."
+                )
+            spots = spots.add_column(f"{axis}_um", scale * places)
         return spots
 
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:

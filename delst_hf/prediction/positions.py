@@ -1,15 +1,24 @@
-"""Where patches are to lie on a slide: tables of x and y, looked at piece by piece before they are in memory as a whole."""
+"""Where patches are to lie on a slide: x and y of a table, an AnnData, a dataset folder or a file of features, by one rule.
+
+Files are looked at piece by piece before they are in memory as a whole; what comes of any source passes `check_places`.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from ..data.declared import check_hdf5, check_parquet
 from ..data.images import check_readable
+from ..data.readers.anndata_visium import positions_of
 from ..data.study import Study
 from ..errors import reading
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
 
 _ROWS_AT_ONCE = 100_000
 # Of so few rows many may be of one place: nothing is lost by predicting it again.
@@ -49,48 +58,123 @@ def read_positions(path: str, shape: tuple[int, ...] | None = None) -> pd.DataFr
         1
     """
     if Path(path).is_dir():
-        spots = Study.load(path).spots.select_columns(["x", "y", "barcode", "slide_id", "array_row", "array_col"])
-        table = spots.to_pandas().set_index("barcode")
-        if table["slide_id"].nunique() > 1:
-            raise ValueError(f"{path} holds several slides: {sorted(set(table['slide_id']))}. Give positions of one.")
-        return table.drop(columns="slide_id")
+        return _of_dataset(path, shape)
     check_positions(path)
     file = Path(path)
     with reading(file, "positions", "Give a CSV, parquet or .h5ad with x and y, in pixels of the full resolution."):
-        return _of_anndata(file) if file.suffix == ".h5ad" else _of_table(file, shape)
+        table = _of_anndata(file, shape) if file.suffix == ".h5ad" else _of_table(file, shape)
+        if table.index.has_duplicates:
+            twice = table.index[table.index.duplicated()][0]
+            raise ValueError(
+                f"{file.name}: the barcode {twice!r} stands in several rows. Give each position a name of its own."
+            )
+        return table
 
 
-def _of_anndata(file: Path) -> pd.DataFrame:
+def check_places(
+    table: pd.DataFrame, name: str, shape: tuple[int, ...] | None = None, side: float = np.inf
+) -> pd.DataFrame:
+    """Refuse positions that cannot be those of patches of a slide, whatever they were read from.
+
+    Args:
+        table: x and y in pixels of the image; the index names them.
+        name: What to call them in messages.
+        shape: (height, width) of the image; None where it is not known.
+        side: Of a patch in pixels: one that shows nothing of the image is refused.
+
+    Returns:
+        x and y alone, as float64.
+
+    Raises:
+        ValueError: If there is no position, one is not a pair of finite numbers or lies beyond the image, there are more
+            than the image has pixels, or most rows are of the same places.
+
+    Examples:
+        >>> check_places(pd.DataFrame({"x": [3, 1e12], "y": [4, 5]}, index=["a", "b"]), "places.csv", (60, 80), side=10)
+        Traceback (most recent call last):
+        ValueError: places.csv: 1 of 2 positions have a patch beyond the image of 80 x 60 px, the first 'b' with x = ...
+    """
+    if table.empty:
+        raise ValueError(f"{name} has no position. Give x and y of at least one patch.")
+    for _ in _looked_through(_in_pieces(table), name, shape):
+        pass
+    places = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    wrong, what = ~np.isfinite(places).all(axis=1).to_numpy(), "no numbers as x and y"
+    if shape is not None and not wrong.any():
+        height, width = shape[:2]
+        inside = (places > -side / 2) & (places < np.array([width, height]) + side / 2)
+        wrong, what = ~inside.all(axis=1).to_numpy(), f"a patch beyond the image of {width} x {height} px"
+    if wrong.any():
+        first = wrong.argmax()
+        raise ValueError(
+            f"{name}: {wrong.sum()} of {len(wrong)} positions have {what}, the first {table.index[first]!r} with x = "
+            f"{table['x'].iloc[first]}, y = {table['y'].iloc[first]}. Give pixels of the full resolution of this image, or "
+            "leave these rows out."
+        )
+    return places
+
+
+def _of_dataset(path: str, shape: tuple[int, ...] | None) -> pd.DataFrame:
+    study = Study.load(path)
+    if len(study.slides) > 1:
+        raise ValueError(f"{path} holds several slides: {sorted(study.slide_ids)}. Give positions of one.")
+    size = tuple(int(study.slides[name].iloc[0]) for name in ("image_height", "image_width"))
+    if shape is not None and all(size) and size != tuple(shape[:2]):
+        raise ValueError(
+            f"the positions in {path} are pixels of an image of {size[1]} x {size[0]} px, and this one has {shape[1]} x "
+            f"{shape[0]} px. Give the image that the dataset was made of, or positions in pixels of this one."
+        )
+    spots = study.spots.select_columns(["x", "y", "barcode", "array_row", "array_col"])
+    for _ in _looked_through((piece.to_pandas() for piece in _tables(spots)), path, shape):
+        pass
+    return spots.to_pandas().set_index("barcode")
+
+
+def _tables(spots: "Dataset") -> Iterator["pa.Table"]:
+    columns = spots.select_columns(["x", "y"]).with_format("arrow")
+    for start in range(0, len(spots), _ROWS_AT_ONCE):
+        yield columns[start : start + _ROWS_AT_ONCE]
+
+
+def _in_pieces(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        yield table.iloc[start : start + _ROWS_AT_ONCE]
+
+
+def _of_anndata(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
     import anndata
 
     check_hdf5(file)
+    for _ in _looked_through(_anndata_pieces(file), file.name, shape):
+        pass
     adata = anndata.read_h5ad(file, backed="r")
-    if "spatial" not in adata.obsm:
-        raise ValueError(
-            f"{file.name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}. Store x, y in pixels of the full "
-            "resolution there."
-        )
-    places = np.asarray(adata.obsm["spatial"], dtype=float)
+    places = positions_of(adata, file.name)
     return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
+
+
+def _anndata_pieces(file: Path) -> Iterator[pd.DataFrame]:
+    """Yield the positions of an .h5ad, where they are an array of two columns or more; what else they are is said later."""
+    import h5py
+
+    with h5py.File(file, "r") as opened:
+        places = opened.get("obsm/spatial")
+        if isinstance(places, h5py.Dataset) and len(places.shape) == 2 and places.shape[1] > 1:
+            for start in range(0, len(places), _ROWS_AT_ONCE):
+                yield pd.DataFrame(places[start : start + _ROWS_AT_ONCE, :2], columns=["x", "y"])
 
 
 def _of_table(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
     if file.suffix == ".parquet":
         check_parquet(file)
-        for _ in _checked(_parquet_pieces(file), file, shape):
+        for _ in _looked_through(_parquet_pieces(file), file.name, shape):
             pass
         table = pd.read_parquet(file)
     else:
         pieces = pd.read_csv(file, sep=None, engine="python", chunksize=_ROWS_AT_ONCE)
-        table = pd.concat(_checked(pieces, file, shape))
+        table = pd.concat(_looked_through(pieces, file.name, shape))
     if "barcode" in table:
         table = table.set_index("barcode")
     table.index = table.index.astype(str)
-    if table.index.has_duplicates:
-        twice = table.index[table.index.duplicated()][0]
-        raise ValueError(
-            f"{file.name}: the barcode {twice!r} stands in several rows. Give each position a name of its own."
-        )
     return table
 
 
@@ -98,12 +182,12 @@ def _parquet_pieces(file: Path) -> Iterator[pd.DataFrame]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as opened:
-        _check_columns(opened.schema_arrow.names, file)
+        _check_columns(opened.schema_arrow.names, file.name)
         for piece in opened.iter_batches(_ROWS_AT_ONCE, columns=["x", "y"]):
             yield piece.to_pandas(ignore_metadata=True)
 
 
-def _checked(pieces: Iterable[pd.DataFrame], file: Path, shape: tuple[int, ...] | None) -> Iterator[pd.DataFrame]:
+def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, ...] | None) -> Iterator[pd.DataFrame]:
     """Yield pieces of a table as long as it can be one of positions.
 
     A table of some kilobytes can hold millions of rows that are all alike, each of which would be a patch to predict.
@@ -113,11 +197,11 @@ def _checked(pieces: Iterable[pd.DataFrame], file: Path, shape: tuple[int, ...] 
     """
     rows, look_at, places = 0, _FEW, []
     for piece in pieces:
-        _check_columns(piece.columns.tolist(), file)
+        _check_columns(piece.columns.tolist(), name)
         rows += len(piece)
         if shape is not None and rows > shape[0] * shape[1]:
             raise ValueError(
-                f"{file.name} holds more positions than the image of {shape[1]} x {shape[0]} px has pixels. Give the "
+                f"{name} holds more positions than the image of {shape[1]} x {shape[0]} px has pixels. Give the "
                 "positions of this image, or the image at full resolution."
             )
         places.append(piece[["x", "y"]].drop_duplicates())
@@ -126,12 +210,12 @@ def _checked(pieces: Iterable[pd.DataFrame], file: Path, shape: tuple[int, ...] 
             if 2 * len(places[0]) < rows:
                 x, y = piece[["x", "y"]].iloc[-1]
                 raise ValueError(
-                    f"{file.name}: its first {rows} rows are of {len(places[0])} places only, x = {x} and y = {y} among them. "
+                    f"{name}: its first {rows} rows are of {len(places[0])} places only, x = {x} and y = {y} among them. "
                     "Give each position once."
                 )
         yield piece
 
 
-def _check_columns(names: list[str], file: Path) -> None:
+def _check_columns(names: list[str], name: str) -> None:
     if not {"x", "y"} <= set(names):
-        raise ValueError(f"{file.name}: columns {names} found. Needed: x and y, in pixels of the full resolution.")
+        raise ValueError(f"{name}: columns {names} found. Needed: x and y, in pixels of the full resolution.")

@@ -22,6 +22,7 @@ from ..data.patches import Cutter
 from ..data.readers.image import read_slide_image
 from ..data.slide import Slide
 from ..data.study import Study
+from .positions import check_places
 
 logger = logging.getLogger(__name__)
 
@@ -122,24 +123,8 @@ def _placed(slide: Slide, side: float) -> pd.DataFrame:
     Raises:
         ValueError: If there is no spot, one without a place, or one whose patch lies beyond the image.
     """
-    if slide.spots.empty:
-        raise ValueError(f"slide {slide.slide_id!r} has no position. Give x and y of at least one patch.")
-    places = slide.spots[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
-    if slide.stored_patches is not None:
-        return slide.spots
-    height, width = slide.image.shape[:2]
-    wrong = ~np.isfinite(places).all(axis=1).to_numpy()
-    what = "no numbers as x and y"
-    if not wrong.any():
-        inside = (places > -side / 2) & (places < np.array([width, height]) + side / 2)
-        wrong, what = ~inside.all(axis=1).to_numpy(), f"a patch beyond the image of {width} x {height} px"
-    if wrong.any():
-        first = slide.spots.index[wrong][0]
-        raise ValueError(
-            f"slide {slide.slide_id!r}: {wrong.sum()} of {len(wrong)} positions have {what}, the first {first!r} with x = "
-            f"{slide.spots['x'].iloc[wrong.argmax()]}, y = {slide.spots['y'].iloc[wrong.argmax()]}. Give pixels of the full "
-            "resolution of this image, or leave these rows out."
-        )
+    shape = None if slide.stored_patches is not None else slide.image.shape
+    places = check_places(slide.spots, f"slide {slide.slide_id!r}", shape, side)
     return slide.spots.assign(x=places["x"], y=places["y"])
 
 
@@ -228,6 +213,7 @@ def features_source(
             "is compared with that of the training. Give them (--mpp), or the slide that states them (--image)."
         )
     found.check_scale(scale)
+    check_places(places, Path(path).name, shapes.get(found.slide_id), found.side_px)
     values = found.values
     return PatchSource(
         rows=places.assign(slide_id=found.slide_id),
@@ -276,6 +262,8 @@ def dataset_source(
     if rows.index.has_duplicates:
         rows.index = pd.Index(rows["slide_id"] + "_" + rows.index, name="barcode")
     sides = table["spot_um"].fillna(table["patch_um"]) / table["mpp"]
+    for slide_id, here in rows.groupby("slide_id"):
+        check_places(here, f"slide {slide_id!r}")
     species = set(table["species"]) - {""}
     return PatchSource(
         rows=rows,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_utils import SaveStrategy
+
 from ..atomic.files import write_text
 from ..atomic.processes import end_like_interrupted
 from ..data.study import Study
@@ -51,7 +53,7 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
     Args:
         data: Slides to train on and to validate on.
         model: `ModelArguments`; its geometry is set by the search, and its entailment weights apply to the Lorentz geometry.
-        training: How long each run is. Every run begins from the same seed.
+        training: How long each run is. Every run begins from the same seed, and none saves its weights.
         options: Geometries and budget.
 
     Returns:
@@ -65,6 +67,8 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
         ImportError: If optuna is not installed.
     """
     names = _checked(data, model, training, options)
+    # Nobody goes on from a trial: its rates and its value are the result, and the weights of sixty runs would stay behind.
+    training.save_strategy = SaveStrategy.NO
     with own_output(training.output_dir):
         path = Path(training.output_dir or ".") / "search.json"
         found = _found_before(path)

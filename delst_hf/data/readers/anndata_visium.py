@@ -275,23 +275,34 @@ def _on_tissue(of_slide: np.ndarray, obs: pd.DataFrame, name: str, slide_id: str
     return keep
 
 
-def _positions(spatial: Any) -> np.ndarray:
-    """Return x and y (spots, 2) of obsm["spatial"], by the names of its columns where these tell which is which."""
-    table = spatial if isinstance(spatial, pd.DataFrame) else pd.DataFrame()
-    named = [[column for column in table if re.fullmatch(pattern, str(column), re.I)] for pattern in (_X, _Y)]
-    chosen = table[[named[0][0], named[1][0]]] if all(len(columns) == 1 for columns in named) else spatial
-    return np.asarray(chosen, dtype=float)
+def positions_of(adata: "AnnData", name: str) -> np.ndarray:
+    """Return x and y (spots, 2) of obsm["spatial"], by the names of its columns where these tell which is which.
 
+    Args:
+        adata: The AnnData.
+        name: What to call it in messages.
 
-def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> pd.DataFrame:
+    Raises:
+        KeyError: If obsm has no "spatial".
+        ValueError: If that does not hold two numbers per spot.
+    """
     if "spatial" not in adata.obsm:
         raise KeyError(
             f"{name}: obsm['spatial'] is missing; obsm has {sorted(adata.obsm)}. Store x, y in "
             "full-resolution pixels there."
         )
-    xy = _positions(adata.obsm["spatial"])
+    spatial = adata.obsm["spatial"]
+    table = spatial if isinstance(spatial, pd.DataFrame) else pd.DataFrame()
+    named = [[column for column in table if re.fullmatch(pattern, str(column), re.I)] for pattern in (_X, _Y)]
+    chosen = table[[named[0][0], named[1][0]]] if all(len(columns) == 1 for columns in named) else spatial
+    xy = np.asarray(chosen, dtype=float)
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ValueError(f"{name}: obsm['spatial'] has shape {xy.shape}. Allowed: (spots, 2), columns x and y.")
+    return xy
+
+
+def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> pd.DataFrame:
+    xy = positions_of(adata, name)
     obs = adata.obs
     if label_key is not None and label_key != "label" and label_key not in obs:
         raise KeyError(
