@@ -189,7 +189,7 @@ def test_files_that_are_no_anndata_are_refused(tmp_path):
         read_anndata(tmp_path / "a.csv")
     path = write(make_adata(), tmp_path / "a.h5ad")
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"cannot read .*a\.h5ad.*truncated"):
+    with pytest.raises(ValueError, match=r"cannot read .*a\.h5ad.*incomplete"):
         read_anndata(path)
 
 

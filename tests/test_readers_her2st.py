@@ -140,7 +140,7 @@ def test_transposed_counts_are_read_too(root):
 def test_truncated_counts_are_refused(root):
     path = root / "data/ST-cnts/Z1.tsv.gz"
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(ValueError, match=r"cannot read .*Z1\.tsv\.gz.*download it again"):
+    with pytest.raises(ValueError, match=r"cannot read .*Z1\.tsv\.gz.*download or write it again"):
         read_her2st(root, "Z1")
 
 

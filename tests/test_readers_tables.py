@@ -86,7 +86,7 @@ def test_legacy_mistakes(tmp_path, legacy):
     with pytest.raises(KeyError, match=r"columns \['pixel_x'\] are missing"):
         read_legacy_st(counts, tmp_path / "bad.tsv", image)
     counts.write_bytes(counts.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"cannot read the counts .*S1\.tsv\.gz.*truncated"):
+    with pytest.raises(ValueError, match=r"cannot read the counts .*S1\.tsv\.gz.*incomplete"):
         read_legacy_st(counts, spots, image)
 
 

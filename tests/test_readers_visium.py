@@ -146,11 +146,11 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, source):
         (outs / name).write_bytes(whole)
     whole = (outs / "filtered_feature_bc_matrix.h5").read_bytes()
     (outs / "filtered_feature_bc_matrix.h5").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cannot read .*matrix\.h5.*truncated.*download it again"):
+    with pytest.raises(ValueError, match=r"cannot read .*matrix\.h5.*incomplete.*download it again"):
         read_visium(outs)
     (outs / "filtered_feature_bc_matrix.h5").write_bytes(whole)
     (outs / "spatial/scalefactors_json.json").write_text('{"tissue_hires')
-    with pytest.raises(ValueError, match=r"cannot read .*scalefactors_json\.json.*truncated"):
+    with pytest.raises(ValueError, match=r"cannot read .*scalefactors_json\.json.*incomplete"):
         read_visium(outs)
     (outs / "spatial/scalefactors_json.json").write_text("{}")
     with pytest.raises(KeyError, match="tissue_hires_scalef is None"):

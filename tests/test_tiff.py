@@ -211,7 +211,7 @@ def test_a_truncated_file_is_refused(tmp_path, pixels, keep, kind):
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **STORED[kind])
     whole = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(ValueError, match=r"a\.tif.* truncated.*Download or|a\.tif.*truncated or damaged: download"):
+    with pytest.raises(ValueError, match=r"a\.tif.* truncated.*Download or|a\.tif.*damaged or incomplete: download"):
         open_image(tmp_path / "a.tif")
 
 

@@ -55,7 +55,7 @@ class TiffImage:
             ValueError: a truncated or damaged file, or an image that is neither grey nor RGB, or lies on its side.
         """
         self.path, self.level, self.cache_bytes, self.white = Path(path), level, cache_bytes, white
-        with reading(self.path, "TIFF", "It is truncated or damaged: download or export it again."):
+        with reading(self.path, "TIFF", "It is damaged or incomplete: download or export it again."):
             self._open()
 
     def _open(self) -> None:

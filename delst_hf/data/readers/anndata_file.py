@@ -59,7 +59,7 @@ def open_anndata(path: str | Path) -> "AnnData":
         raise ValueError(f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...).")
     if path.is_file():
         check_readable(path, "AnnData")
-    with reading(path, "AnnData", "The file is truncated or no AnnData: write or download it again."):
+    with reading(path, "AnnData"):
         check_zarr(path) if path.is_dir() else _check_h5ad(path)
         adata = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
         check_places(adata.X, f"{path}: X")

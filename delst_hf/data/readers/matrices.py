@@ -103,7 +103,7 @@ def read_10x_h5(path: str | Path) -> Counts:
     import h5py
 
     path = plain_file(check_readable(path, "counts"))
-    advice = "It is truncated, or no feature-barcode matrix of Space Ranger: download it again."
+    advice = "It is damaged, incomplete, or not a feature-barcode matrix of Space Ranger: download it again."
     with reading(path, "counts", advice):
         check_hdf5(path)
     with reading(path, "counts", advice), h5py.File(path, "r") as file:
@@ -165,7 +165,7 @@ def read_mtx(path: str | Path) -> Counts:
             )
         path = found
     check_readable(path, "counts")
-    with reading(path, "counts", "It is truncated or not a matrix: download it again."), open_packed(path) as file:
+    with reading(path, "counts"), open_packed(path) as file:
         _check_mtx(path)
         matrix = sp.csr_matrix(scipy.io.mmread(_WithFractions(file))).T.tocsr()
     plain: dict[str, Any] = {"header": None, "sep": "\t", "dtype": str, "keep_default_na": False}
@@ -208,7 +208,7 @@ def _check_mtx(path: Path) -> None:
             size = file.readline(1 << 16)
     numbers = [float(number) for number in size.split()]
     if len(numbers) not in (2, 3) or any(number < 0 for number in numbers):
-        raise ValueError(f"{path} has no line of sizes. It is truncated or not a matrix: download it again.")
+        raise ValueError(f"{path} has no line of sizes. It is damaged, incomplete or not a matrix: download it again.")
     entries = numbers[2] if len(numbers) == 3 else numbers[0] * numbers[1]
     what = f"{'a sparse' if b'coordinate' in banner else 'a dense'} matrix of {numbers[0]:g} x {numbers[1]:g}"
     # An entry is two bytes or more as text, and 24 in memory; an index of rows is as long as they are many.
@@ -275,7 +275,7 @@ def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index
     values = np.delete(np.arange(len(header)), places)
     options |= {"converters": as_written(places), "chunksize": _ROWS_AT_A_TIME}
     pieces, rows, text = [], list[str](), list[str]()
-    with reading(path, "counts", "It is truncated or no table: download it again."), open_packed(path) as file:
+    with reading(path, "counts"), open_packed(path) as file:
         for piece in pd.read_csv(file, **(dialect(path) | options)):
             rows += join_key([unmarked(piece.iloc[:, place]) for place in places])
             piece = piece.iloc[:, values] if len(places) > 1 or places[0] else piece.drop(columns=piece.columns[0])

@@ -118,7 +118,7 @@ def _opened(path: Path) -> Any:
         raise ImportError("reading SpatialData needs the extra: pip install 'delst-hf[spatialdata]'.") from error
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}. Give the .zarr folder of a SpatialData object.")
-    with reading(path, "SpatialData", "It is incomplete or no SpatialData: write it again."):
+    with reading(path, "SpatialData"):
         check_zarr(path)
         return spatialdata.read_zarr(path)
 

@@ -37,7 +37,7 @@ def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] 
         ValueError: a truncated or damaged file.
     """
     path = check_readable(path, what)
-    with reading(path, what, "It is truncated or no table: download it again."):
+    with reading(path, what):
         if path.suffix == ".parquet":
             check_parquet(path)
             table = pd.read_parquet(path)
@@ -89,7 +89,7 @@ def names_of_columns(path: str | Path, what: str, **options: Any) -> tuple[list[
     """Read the header as written (pandas renames the second of two equal names), and the options that it asks for."""
     path = check_readable(path, what)
     # Not by pandas, which takes seconds for one row of text of twenty thousand columns.
-    with reading(path, what, "It is truncated or no table: download it again."):
+    with reading(path, what):
         told = dialect(path) | options
         with io.TextIOWrapper(open_packed(path), encoding=told["encoding"], newline="") as file:
             rows = (row for row in csv.reader(file, delimiter=told["sep"]) if row)

@@ -327,10 +327,8 @@ def scale_factors(spatial: Path) -> dict[str, Any]:
     path = spatial / "scalefactors_json.json"
     if not path.is_file():
         raise FileNotFoundError(f"no scalefactors_json.json in {spatial}. Give the whole `outs` folder.")
-    try:
-        factors = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"cannot read {path}: {error}. It is truncated: download it again.") from error
+    with reading(path, "scale factors"):
+        factors = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(factors, dict):
         raise ValueError(f"{path} holds no scale factors by name but {type(factors).__name__}. Download it again.")
     return plain_values(factors)

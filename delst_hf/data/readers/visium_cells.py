@@ -139,7 +139,7 @@ def _outlines(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, 
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(
             f"cannot read {path}: {type(error).__name__}: {error}. Allowed: a FeatureCollection of polygons with "
-            "properties.cell_id, as Space Ranger 4 writes it. It is truncated or something else: download it again."
+            "properties.cell_id, as Space Ranger 4 writes it. It is damaged, incomplete or something else: download it again."
         ) from error
     table.index = pd.Index([str(number) for number in numbers])
     placed = table["x"].notna() & table["y"].notna()

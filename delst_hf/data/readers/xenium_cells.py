@@ -135,8 +135,8 @@ def _read_zarr(path: Path) -> Counts:
         genes = make_genes(names, ids, feature_type=kinds)
     except Exception as error:  # of zarr, numcodecs, zipfile and scipy, which share no class
         raise ValueError(
-            f"cannot read {path}: {type(error).__name__}: {error}. It is truncated or not a cell-feature matrix of Xenium: "
-            "download it again, or put cell_feature_matrix.h5 beside it."
+            f"cannot read {path}: {type(error).__name__}: {error}. It is damaged, incomplete or not a cell-feature matrix of "
+            "Xenium: download it again, or put cell_feature_matrix.h5 beside it."
         ) from error
     return Counts(matrix, pd.Index(_cell_names(cells)), genes, path.name)
 

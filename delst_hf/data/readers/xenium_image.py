@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import reading
 from ..scale import Scale, Witness, given, image_states, settle_scale, stated_length
 from .tables import read_table
 
@@ -79,10 +80,8 @@ def _pixel_um(folder: Path) -> float:
     path = folder / "experiment.xenium"
     if not path.is_file():
         return PIXEL_UM
-    try:
+    with reading(path, "facts of the run"):
         told = json.loads(path.read_text(encoding="utf-8")).get("pixel_size", PIXEL_UM)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"cannot read {path}: {error}. It is truncated: download it again.") from error
     pixel_um = stated_length(told)
     if pixel_um is None:
         raise ValueError(f"{path}: pixel_size is {told!r}. Allowed: micrometres, such as {PIXEL_UM}. Correct it.")
