@@ -1,11 +1,7 @@
 """Features made elsewhere: the files of TRIDENT, CLAM and HEST, joined to spots, trained on, evaluated and predicted from."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import anndata
 import h5py
@@ -13,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ranks import in_ranks
 from safetensors.torch import load_file
 
 from delst_hf import DelstConfig, DelstForGeneExpressionPrediction, DelstModel
@@ -110,6 +107,10 @@ def test_trident_clam_and_hest_are_read_alike(tmp_path):
         one.check_scale(1.0)
 
 
+def pretrain_in_one_rank(rank: int, options: list[str]) -> None:
+    pretrain_main(options)
+
+
 def test_two_processes_train_as_one_with_the_joined_batch(trident, toy_folder, tmp_path):
     """The same weights but for rounding: in every process features are found by spot, and negatives are those of both."""
     (tmp_path / "genes.txt").write_text("\n".join(f"TOY{number:03d}" for number in range(12)))
@@ -118,13 +119,8 @@ def test_two_processes_train_as_one_with_the_joined_batch(trident, toy_folder, t
     options += ["--vocabulary", str(tmp_path / "genes.txt"), "--gene_hidden_size", "16", "--report_to", "none"]
     options += ["--disable_tqdm", "true", "--use_cpu", "true"]
     pretrain_main([*options, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "training/pretrain.py", *options, "--per_device_train_batch_size", "8"]
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command += ["--output_dir", str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options += ["--output_dir", str(tmp_path / "two"), "--per_device_train_batch_size", "8"]
+    in_ranks(pretrain_in_one_rank, options)
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from conftest import make_tiny_model, make_tiny_processor
+from ranks import in_ranks
 
 from delst_hf import DelstCollator
 from delst_hf.data.study import Study
@@ -22,8 +22,7 @@ def prepared(data: str):
 
 
 def work_of_one_rank(rank: int, ranks: int, folder: str, data: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo")
     assert dist.get_world_size() == ranks
     model, study, collator = prepared(data)
     found = {}
@@ -40,7 +39,7 @@ def work_of_one_rank(rank: int, ranks: int, folder: str, data: str) -> None:
 
 
 def test_three_processes_embed_as_one(toy_folder, tmp_path: Path):
-    torch.multiprocessing.spawn(work_of_one_rank, args=(3, str(tmp_path), str(toy_folder)), nprocs=3)
+    in_ranks(work_of_one_rank, 3, str(tmp_path), str(toy_folder), ranks=3)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     model, study, collator = prepared(str(toy_folder))
     expected = embed(model, study.spots, collator, progress=False)

@@ -146,10 +146,16 @@ sys.exit(run_script(main, "pretrain.py"))
 """
 
 
-def test_a_script_ends_in_one_line_and_shows_the_traceback_when_asked():
+def program(folder: Path, code: str) -> str:
+    """A script of the name of our program, which is why the package loads the classes of transformers later, or not at all."""
+    (folder / "delst").write_text(code)
+    return str(folder / "delst")
+
+
+def test_a_script_ends_in_one_line_and_shows_the_traceback_when_asked(tmp_path):
+    script = program(tmp_path, SCRIPT)
     plain, debug = (
-        subprocess.run([sys.executable, "-c", SCRIPT, *more], capture_output=True, text=True)
-        for more in ([], ["--debug"])
+        subprocess.run([sys.executable, script, *more], capture_output=True, text=True) for more in ([], ["--debug"])
     )
     assert plain.returncode == 2 and len(plain.stderr.strip().splitlines()) == 1
     assert plain.stderr.startswith("pretrain.py: error: KeyError: 'spots'")
@@ -158,10 +164,13 @@ def test_a_script_ends_in_one_line_and_shows_the_traceback_when_asked():
 
 @pytest.mark.parametrize(("words", "is_said"), [([], True), (["-q"], False), (["--quiet"], False)])
 def test_a_script_says_whose_the_traceback_below_is(tmp_path, words, is_said):
-    """`accelerate launch` ends with a traceback of its own launch, unless it is told to be quiet."""
-    (tmp_path / "script.py").write_text(SCRIPT)
+    """`accelerate launch` ends with a traceback of its own launch, unless it is told to be quiet.
+
+    The error is one of what is checked before libraries are loaded.
+    """
+    script = program(tmp_path, SCRIPT.replace('main, "pretrain.py"', 'print, "pretrain.py", check=main'))
     (tmp_path / "accelerate").write_text("import subprocess, sys\nsubprocess.run([sys.executable, sys.argv[-1]])")
-    launch = [sys.executable, str(tmp_path / "accelerate"), "launch", *words, str(tmp_path / "script.py")]
+    launch = [sys.executable, str(tmp_path / "accelerate"), "launch", *words, script]
     said = subprocess.run(launch, capture_output=True, text=True).stderr.strip().splitlines()
     assert said[0].startswith("pretrain.py: error: KeyError: 'spots'")
     assert ["accelerate launch -q leaves it out" in line for line in said[1:]] == [True] * is_said
@@ -202,13 +211,13 @@ sys.exit(cli.main())
 
 
 @pytest.mark.parametrize("lines", [2, 100_000])
-def test_whoever_reads_the_output_may_leave(lines):
+def test_whoever_reads_the_output_may_leave(lines, tmp_path):
     """`delst check DIR | head -1`: no error of ours and none of Python's at its end, and the status of SIGPIPE."""
-    command = [sys.executable, "-c", PIPED, str(lines)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
-        program.stdout.close()
-        assert program.stderr.read() == b""
-    assert program.returncode == 141
+    command = [sys.executable, program(tmp_path, PIPED), str(lines)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+        writer.stdout.close()
+        assert writer.stderr.read() == b""
+    assert writer.returncode == 141
 
 
 def test_an_interrupted_launch_says_whose_the_traceback_below_is(monkeypatch, capsys):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
+from ranks import in_ranks
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
@@ -356,8 +356,7 @@ KINDS |= {"model": loss_of_model, "model, two levels": partial(loss_of_model, ni
 
 
 def work_of_one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SIZES))
+    dist.init_process_group("gloo")
     assert world_size() == dist.get_world_size() == 2
     rows = slice(sum(SIZES[:rank]), sum(SIZES[: rank + 1]))
     joined, start = gather_across_ranks(torch.arange(8, dtype=torch.long).reshape(8, 1)[rows])
@@ -380,7 +379,7 @@ def work_of_one_rank(rank: int, folder: str) -> None:
 def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path):
     pairs = list(zip(*(indices.tolist() for indices in ordered_pairs(LEVEL, SLIDES)), strict=True))
     assert any((i < SIZES[0]) != (j < SIZES[0]) for i, j in pairs), "no pair crosses the ranks: the test would be blind"
-    torch.multiprocessing.spawn(work_of_one_rank, args=(str(tmp_path),), nprocs=len(SIZES))
+    in_ranks(work_of_one_rank, str(tmp_path), ranks=len(SIZES))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for name, kind in KINDS.items():
         loss, leaves = kind(slice(0, sum(SIZES)), False)

@@ -2,84 +2,71 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from conftest import make_tiny_model, make_tiny_processor
+from ranks import in_ranks
+from torch.distributed.tensor import DTensor
 
-from delst_hf import DelstModel
+from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
+from delst_hf.data.study import Study
 from delst_hf.pretraining.checkpoints import last_complete_checkpoint
 from delst_hf.pretraining.sharding import prepare_for_sharding
 
-# accelerate shards on accelerators only and takes DDP on a CPU without a word; torch itself shards on a CPU as well. So the
-# script calls the processes of a CPU those of a GPU at the one moment when accelerate decides.
-SCRIPT = """
-import json, os, sys, torch, torch.distributed as dist
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
-from torch.distributed.tensor import DTensor
 
-way, folder, data, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-if way == "fsdp":
-    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
-                      FSDP_RESHARD_AFTER_FORWARD="true", FSDP_STATE_DICT_TYPE="FULL_STATE_DICT")
-from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
-from delst_hf.data.study import Study
+def work_of_one_rank(rank: int, way: str, folder: str, data: str, options: dict) -> None:
+    """Train in one of two processes.
 
-resume = options.pop("resume", None)
-arguments = DelstTrainingArguments(
-    use_cpu=True, report_to=[], disable_tqdm=True, augment=False, max_steps=3, per_device_train_batch_size=12,
-    logging_steps=1, save_strategy="steps", save_steps=2, seed=3, **options)
-assert arguments.world_size == 2 == dist.get_world_size()
-if way == "fsdp":
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-study = Study.load(data)
-model = DelstModel.from_pretrained(folder)
-for module in model.modules():  # micro-batches draw masks of their own
-    if isinstance(module, torch.nn.Dropout):
-        module.p = 0.0
-collator = DelstCollator(DelstProcessor.from_pretrained(folder), study.gene_names, study.slide_ids)
-trainer = DelstTrainer(model=model, args=arguments, train_dataset=study.spots, data_collator=collator)
-trainer.train(resume_from_checkpoint=resume)
-sharded = [name for name, p in model.named_parameters() if isinstance(p.data, DTensor) or isinstance(p, DTensor)]
-assert (len(sharded) > 40) == (way == "fsdp"), sharded
-trained = trainer.trained_model()
-assert way == "ddp" or (trained is None) == (dist.get_rank() == 1)
-if dist.get_rank() == 0:
-    trained.save_pretrained(arguments.output_dir + "/model")
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    json.dump(log, open(arguments.output_dir + "/log.json", "w"))
-dist.barrier()
-dist.destroy_process_group()
-"""
+    accelerate shards on accelerators only and takes DDP on a CPU without a word; torch itself shards on a CPU as well. So the
+    processes of a CPU are called those of a GPU at the one moment when accelerate decides.
+    """
+    if way == "fsdp":
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+        os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    resume = options.pop("resume", None)
+    arguments = DelstTrainingArguments(
+        use_cpu=True, report_to=[], disable_tqdm=True, augment=False, max_steps=3, per_device_train_batch_size=12,
+        logging_steps=1, save_strategy="steps", save_steps=2, seed=3, **options)  # fmt: skip
+    assert arguments.world_size == 2 == dist.get_world_size()
+    if way == "fsdp":
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    study = Study.load(data)
+    model = DelstModel.from_pretrained(folder)
+    for module in model.modules():  # micro-batches draw masks of their own
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    collator = DelstCollator(DelstProcessor.from_pretrained(folder), study.gene_names, study.slide_ids)
+    trainer = DelstTrainer(model=model, args=arguments, train_dataset=study.spots, data_collator=collator)
+    trainer.train(resume_from_checkpoint=resume)
+    sharded = [name for name, p in model.named_parameters() if isinstance(p.data, DTensor) or isinstance(p, DTensor)]
+    assert (len(sharded) > 40) == (way == "fsdp"), sharded
+    trained = trainer.trained_model()
+    assert way == "ddp" or (trained is None) == (rank == 1)
+    if rank == 0:
+        trained.save_pretrained(f"{arguments.output_dir}/model")
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        Path(f"{arguments.output_dir}/log.json").write_text(json.dumps(log))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def train(toy_folder, toy_study, tmp_path_factory):
     """Trains on two processes; returns the output folder, what was logged, and the trained weights."""
-    from conftest import make_tiny_model, make_tiny_processor
-
     folder = tmp_path_factory.mktemp("sharding")
     processor = make_tiny_processor(toy_study)
     processor.save_pretrained(folder)
     make_tiny_model(len(processor.feature_extractor.vocabulary)).save_pretrained(folder)
-    (folder / "script.py").write_text(SCRIPT)
 
     def run(way: str, name: str, **options) -> tuple[Path, list[dict], dict[str, torch.Tensor]]:
         output = folder / name
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        options = json.dumps({"output_dir": str(output), **options})
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(
-            [*launch, str(folder / "script.py"), way, str(folder), str(toy_folder), options],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        in_ranks(work_of_one_rank, way, str(folder), str(toy_folder), {"output_dir": str(output), **options})
         log = json.loads((output / "log.json").read_text())
         return output, log, DelstModel.from_pretrained(output / "model").state_dict()
 

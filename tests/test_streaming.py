@@ -2,17 +2,15 @@
 
 import itertools
 import json
-import os
-import socket
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from hub_client import answer_of
 from hub_server import HubServer
+from ranks import in_ranks
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -316,8 +314,6 @@ def test_a_dataset_of_the_hub_is_streamed_and_not_fetched(folder, tmp_path):
 
 def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None:
     """Train two epochs in one of several processes, and again from a checkpoint in the middle of the second."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "ACCELERATE_USE_CPU": "true"}
     settings = {
         "per_device_train_batch_size": 20,
         "max_steps": 10,
@@ -345,13 +341,9 @@ def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_see_each_spot_once_and_resume_to_the_bit(folder, tmp_path, monkeypatch):
+def test_two_processes_see_each_spot_once_and_resume_to_the_bit(folder, tmp_path):
     """205 spots in 4 stretches of two files: 5 steps of 2 x 20 in an epoch."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    torch.multiprocessing.spawn(work_of_one_process, args=(2, str(folder), str(tmp_path)), nprocs=2)
+    in_ranks(work_of_one_process, 2, str(folder), str(tmp_path))
     seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
     for epoch in range(2):
         both = [one["whole"][epoch * 100 : epoch * 100 + 100] for one in seen]

@@ -1,11 +1,15 @@
-"""The scripts as a user runs them, in processes of their own."""
+"""The scripts as a user runs them: by launchers in processes of their own, and by themselves in this one."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -15,6 +19,7 @@ from safetensors.torch import load_file
 from delst_hf import DelstModel, DelstProcessor
 
 ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "training/configs/toy.yaml")
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SMALL = [
     "--validation_slides", "toy_A2", "--same_patient_slides", "toy_A2", "--test_slides", "toy_B1",
@@ -24,11 +29,27 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(*command: str, succeed: bool = True) -> str:
+def launch(*command: str) -> str:
+    """What a script prints that torchrun starts twice."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode == 0) == succeed, done.stderr[-3000:]
+    words = [sys.executable, *LAUNCHER, *command]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def run(script: str, *words: str, status: int = 0) -> str:
+    """What a script prints that is started by itself; in this process, as another takes ten seconds to start."""
+    said = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [script, *words]),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        pytest.raises(SystemExit) as end,
+    ):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert end.value.code == status, said.getvalue()[-3000:]
+    return said.getvalue()
 
 
 def numbers(tree, path: str = "") -> dict[str, float]:
@@ -43,8 +64,8 @@ def numbers(tree, path: str = "") -> dict[str, float]:
 def pretrained(toy_folder, tmp_path_factory) -> Path:
     """OUTPUT_DIR of a run of two processes under torchrun."""
     output = tmp_path_factory.mktemp("run") / "out"
-    arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(output), *SMALL]
-    text = run(*LAUNCHER, "training/pretrain.py", *arguments)
+    arguments = [CONFIG, "--dataset", str(toy_folder), "--output_dir", str(output), *SMALL]
+    text = launch("training/pretrain.py", *arguments)
     assert f"Checkpoint: {output / 'model'}" in text
     return output
 
@@ -64,10 +85,12 @@ def test_two_processes_train_one_model(pretrained):
 
 def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_folder, tmp_path):
     output = tmp_path / "killed"
-    command = [*LAUNCHER, "training/pretrain.py", "training/configs/toy.yaml", "--dataset", str(toy_folder)]
+    command = ["training/pretrain.py", CONFIG, "--dataset", str(toy_folder)]
     command += ["--output_dir", str(output), *SMALL, "--save_steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *LAUNCHER, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + 300
     while not (output / "checkpoint-2").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
@@ -80,7 +103,7 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
     assert len(family) >= 3 and not psutil.wait_procs(family, timeout=60)[1]
     assert (output / "checkpoint-1" / "complete").exists() and not (output / "checkpoint-4").exists()
 
-    run(*command, "--resume_from_checkpoint", "true")
+    launch(*command, "--resume_from_checkpoint", "true")
     states = [
         json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text()) for folder in (pretrained, output)
     ]
@@ -95,23 +118,16 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
 
 def test_a_vocabulary_file_decides_which_genes_are_read(toy_folder, tmp_path):
     (tmp_path / "genes.txt").write_text("TOY005\nNONE\nTOY001\n")
-    options = [
-        *SMALL,
-        "--max_steps",
-        "1",
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--vocabulary",
-        str(tmp_path / "genes.txt"),
-    ]
-    run("training/pretrain.py", "training/configs/toy.yaml", "--dataset", str(toy_folder), *options)
+    options = [*SMALL, "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    options += ["--vocabulary", str(tmp_path / "genes.txt")]
+    run("training/pretrain.py", CONFIG, "--dataset", str(toy_folder), *options)
     processor = DelstProcessor.from_pretrained(tmp_path / "out" / "model")
     assert list(processor.feature_extractor.vocabulary) == ["TOY005", "TOY001"]
 
 
 def test_a_finished_run_is_not_written_over(pretrained, toy_folder):
-    arguments = ["training/configs/toy.yaml", "--dataset", str(toy_folder), "--output_dir", str(pretrained), *SMALL]
-    assert "holds a run already" in run("training/pretrain.py", *arguments, succeed=False)
+    arguments = [CONFIG, "--dataset", str(toy_folder), "--output_dir", str(pretrained), *SMALL]
+    assert "holds a run already" in run("training/pretrain.py", *arguments, status=2)
 
 
 def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder, tmp_path):
@@ -122,7 +138,7 @@ def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["train_slides"] == ["toy_A1"] and results["test_slides"] == ["toy_B1"]
     # Two processes embed a share each: the same spots in the same order, none twice, and one table.
-    shared = run(*LAUNCHER, *command, "--test-slides", "toy_B1", "--output", str(tmp_path / "two.json"), *options)
+    shared = launch(*command, "--test-slides", "toy_B1", "--output", str(tmp_path / "two.json"), *options)
     assert shared.count("DELST embedding") == text.count("DELST embedding")
     # Sums in another order move embeddings by a last digit, which may turn a vote of a probe but no mean.
     one, two = (
@@ -130,7 +146,7 @@ def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder
         for found in (results, json.loads((tmp_path / "two.json").read_text()))
     )
     assert len(one) > 10 and two == pytest.approx(one, rel=1e-3, abs=1e-4)
-    refused = run(*command, "--test-slides", "toy_A1", *options, succeed=False)
+    refused = run(*command, "--test-slides", "toy_A1", *options, status=2)
     assert "trained on ['toy_A1']" in refused
 
 
@@ -144,4 +160,7 @@ def test_the_quickstart_of_the_readme_runs_as_pasted(pretrained, toy_folder):
     ):
         assert written in code
         code = code.replace(written, str(here))
-    assert "torch.Size([36, 64])" in run("-c", code)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert "torch.Size([36, 64])" in said.getvalue()
