@@ -16,33 +16,17 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.stats import false_discovery_control, rankdata
+from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
 from delst_hf import Study
+from delst_hf.evaluation.protocols.hierarchy import rank_correlations
 from delst_hf.evaluation.reliability import risk_coverage
 from delst_hf.model.feature_extraction_delst import log_normalize
 from delst_hf.report.plots import risk_coverage_plot, spatial_maps
 
 RATE, LEAST_SHARE, SHUFFLES = 0.05, 0.1, 100
 CURVES = ("image radius", "predicted number of genes", "similarity of retrieval", "nearness to the reference")
-
-
-def partial_spearman(values: np.ndarray, radius: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Partial Spearman of each column of values (spots, genes) with the radius, `given` held fixed.
-
-    >>> partial_spearman(np.array([[1.0], [2.0], [4.0], [3.0]]), np.array([1.0, 2.0, 4.0, 3.0]), np.array([2.0, 1.0, 1.0, 2.0]))
-    array([1.])
-    """
-
-    def rest(ranks: np.ndarray) -> np.ndarray:
-        ranks = ranks - ranks.mean(axis=0)
-        ranks = ranks - fixed[:, None] * (fixed @ ranks)
-        return ranks / np.maximum(np.linalg.norm(ranks, axis=0), 1e-12)
-
-    fixed = rankdata(given) - (len(given) + 1) / 2
-    fixed = fixed / np.linalg.norm(fixed)
-    return (rest(rankdata(values, axis=0)).T @ rest(rankdata(radius)[:, None]))[:, 0]
 
 
 def discovered(correlations: np.ndarray, spots: int) -> np.ndarray:
@@ -67,10 +51,10 @@ def print_genes(record: dict, study: Study, slides: list[str], top: int) -> None
         values = log_normalize(study.counts(subset)).toarray()
         often = np.flatnonzero((values > 0).mean(axis=0) >= LEAST_SHARE)
         values, names = values[:, often], np.array(study.gene_names)[often]
-        found = partial_spearman(values, radius[own], totals[own])
+        found = rank_correlations(values, radius[own], totals[own])
         kept = discovered(found, len(values))
         shuffled = [
-            discovered(partial_spearman(values, generator.permutation(radius[own]), totals[own]), len(values)).sum()
+            discovered(rank_correlations(values, generator.permutation(radius[own]), totals[own]), len(values)).sum()
             for _ in range(SHUFFLES)
         ]
         order = np.argsort(found)

@@ -4,7 +4,6 @@ Imports of datasets, pandas and anndata stay inside the functions that need them
 """
 
 import argparse
-import difflib
 import importlib
 import re
 import sys
@@ -16,7 +15,7 @@ from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .commands.sheet import named_sheet
-from .errors import explain, messages_on_stderr, reader_left, show_traceback
+from .errors import did_you_mean, explain, messages_on_stderr, reader_left, show_traceback
 
 # Commands that load no model, and need not wait for transformers' auto classes.
 _LOADS_MODELS = ("evaluate", "fit", "reference", "predict", "retrieve", "embed", "demo")
@@ -40,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
         found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         if found is not None:
             choices = [choice.strip("' ") for choice in found[2].split(",")]
-            near = difflib.get_close_matches(found[1], choices, 1)
-            message += f". Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean([found[1]], choices)
+            message += f".{hint}" if hint else ""
         elif message.startswith(("the following arguments are required", "unrecognized arguments")):
             message = " ".join(filter(None, map(self._unknown_option, self._words))) or message
         super().error(message)
@@ -52,8 +51,7 @@ class _Parser(argparse.ArgumentParser):
         known = [name for name in self._option_string_actions if name.startswith("--")]
         if not option.startswith("--") or any(name.startswith(option) for name in known):
             return ""
-        near = difflib.get_close_matches(option.replace("_", "-"), known, 1)
-        return f"{option} is not an option.{f' Did you mean {near[0]}?' if near else ''}"
+        return f"{option} is not an option.{did_you_mean([option.replace('_', '-')], known)}"
 
 
 class _Version(argparse.Action):

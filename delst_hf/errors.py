@@ -199,15 +199,20 @@ def _explained(error: BaseException) -> str:
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     """Return the question after the nearest of the names that there are, in any case; "" where none is near.
 
+    Names are quoted, except for options, which their dashes tell from a sentence.
+
     >>> did_you_mean(["retreival"], ["hest", "retrieval"])
     " Did you mean 'retrieval'?"
     >>> did_you_mean(["erbb2"], ["EPCAM", "ERBB2"])
     " Did you mean 'ERBB2'?"
+    >>> did_you_mean(["--sede"], ["--seed"])
+    ' Did you mean --seed?'
     """
     names = {name.casefold(): name for name in known}
     found = (difflib.get_close_matches(word.casefold(), names, 1) for word in words)
     near = dict.fromkeys(names[name] for one in found for name in one)
-    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    told = [name if name.startswith("--") else repr(name) for name in near]
+    return f" Did you mean {', '.join(told)}?" if near else ""
 
 
 def run_script(

@@ -45,7 +45,7 @@ def test_a_score_is_the_weighted_mean_of_the_head(opened):
     own = predictor(slide.source.read(list(range(len(slide.source)))))["expression"]
     np.testing.assert_allclose(values, (own[:, 3] + 3 * own[:, 7]) / 4, atol=1e-5)
     assert lines[0].startswith(f"{names[3]}: held-out Pearson") and len(lines) == 2
-    with pytest.raises(ValueError, match=f"not predicted by this model.*Nearest: .*{names[3]}"):
+    with pytest.raises(ValueError, match=f"not predicted by this model.*Did you mean .*{names[3]}"):
         slide.score(names[3] + "X")
     for wrong, message in (("", "Type the name of a gene"), (f"{names[0]}:much", "must be a number")):
         with pytest.raises(ValueError, match=message):

@@ -42,6 +42,19 @@ class TestMostVariableGenes:
             variance = whole.toarray().var(axis=0)
             assert (np.diff(variance[genes]) <= 1e-12).all()
 
+    def test_each_gene_of_blocks_counts_where_it_was_measured(self):
+        generator = np.random.default_rng(5)
+        values = generator.normal(size=(90, 12)).astype(np.float32) * generator.uniform(0.5, 2, 12).astype(np.float32)
+        measured = generator.random((90, 12)) < 0.6
+        measured[:, 7] = False  # by no slide
+        blocks = [(values[rows], measured[rows]) for rows in (slice(0, 1), slice(1, 50), slice(50, 90))]
+        found = predicted_genes.most_variable_of_blocks(blocks, 12)
+        variance = [
+            values[measured[:, gene], gene].astype(np.float64).var() if gene != 7 else 0.0 for gene in range(12)
+        ]
+        assert found.tolist() == np.argsort(variance)[::-1].tolist() and found[-1] == 7
+        assert predicted_genes.most_variable_of_blocks(blocks, 3).tolist() == found[:3].tolist()
+
     @pytest.mark.parametrize("num_genes", [0, 4])
     def test_num_genes_must_fit_the_panel(self, num_genes):
         with pytest.raises(ValueError, match=f"num_genes is {num_genes}; allowed is 1 to 3"):

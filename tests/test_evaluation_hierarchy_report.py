@@ -10,6 +10,7 @@ from delst_hf.evaluation.protocols.hierarchy import (
     explained_by_labels,
     hierarchy_report,
     rank_correlation,
+    rank_correlations,
     relative_delta,
     traversal,
 )
@@ -136,6 +137,18 @@ def test_partial_correlation_equals_that_of_residual_ranks():
     assert rank_correlation(x, y, given=z) == pytest.approx(np.corrcoef(residuals)[0, 1])
     assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
     assert rank_correlation(x, z, given=z) == 0.0 and rank_correlation(x, np.ones(200)) == 0.0
+    assert rank_correlation(x, y, given=np.ones(200)) == pytest.approx(spearmanr(x, y).statistic)
+    assert rank_correlation(x[:2], y[:2]) == 0.0
+
+
+def test_columns_are_correlated_at_once_as_one_by_one():
+    generator = np.random.default_rng(1)
+    columns = np.column_stack([generator.poisson(2, (50, 3)), np.ones(50)])  # with ties; the last is constant
+    level, given = generator.normal(size=50), generator.poisson(3, 50)
+    for condition in (None, given):
+        found = rank_correlations(columns, level, condition)
+        assert found.tolist() == pytest.approx([rank_correlation(one, level, given=condition) for one in columns.T])
+    assert found[-1] == 0.0
 
 
 def test_within_slides_ignores_what_slides_differ_by():

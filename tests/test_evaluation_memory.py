@@ -1,14 +1,20 @@
-"""What an evaluation holds does not grow with the bytes of its images: they are read batch by batch."""
+"""What an evaluation holds does not grow with the bytes of its images: they are read batch by batch.
+
+`tracemalloc` counts what numpy and Python hold, and a file that Arrow reads by Python's `open` is bytes of Python.
+"""
 
 import dataclasses
 import gc
 import tracemalloc
 
 import numpy as np
-import pyarrow as pa
+import pytest
 from conftest import make_tiny_model, make_tiny_processor
 
+from delst_hf.data import part
 from delst_hf.data.dataset import write_dataset
+from delst_hf.data.folder import open_folder
+from delst_hf.data.reader import load_spots
 from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.evaluation import results
@@ -28,12 +34,20 @@ def write_study(folder, noise):
         image = np.random.default_rng(number).integers(0, 256, shape) if noise else np.full(shape, (200, 120, 180))
         slides.append(dataclasses.replace(slide, image=image.astype(np.uint8)))
     write_dataset(slides, folder, patch_px=PATCH, patch_um=192, off_tissue="allow")
-    return sum(path.stat().st_size for path in (folder / "spots").glob("*.parquet"))
+    return [path.stat().st_size for path in (folder / "spots").glob("*.parquet")]
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Folders of both kinds, in groups of five rows, and the bytes of their files."""
+    folder = tmp_path_factory.mktemp("memory")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(part, "_ROWS_PER_GROUP", 5)
+        return {name: (folder / name, write_study(folder / name, name == "noise")) for name in ("flat", "noise")}
 
 
 def held_by_an_evaluation(folder, monkeypatch):
-    """Return the most bytes that Python and numpy hold while a study is opened, evaluated and recorded, and what Arrow held at
-    most since the process began."""
+    """Return the most bytes held while a study is opened, evaluated and recorded."""
     monkeypatch.setattr(results, "_FINGERPRINT_BATCH", 8)
     gc.collect()
     tracemalloc.start()
@@ -43,14 +57,30 @@ def held_by_an_evaluation(folder, monkeypatch):
         model = make_tiny_model(len(processor.feature_extractor.vocabulary))
         found = evaluate_checkpoint(model, processor, study, [TRAIN], [TEST], HOW)
         results.results_record(found, study.subset([TRAIN, TEST]))
-        return np.array([tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory() or 0])
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def test_an_evaluation_holds_no_more_where_images_are_larger(tmp_path, monkeypatch):
-    small, large = (write_study(tmp_path / name, noise) for name, noise in (("flat", False), ("noise", True)))
-    held_by_an_evaluation(tmp_path / "flat", monkeypatch)  # modules, caches
-    flat, noise = (held_by_an_evaluation(tmp_path / name, monkeypatch) for name in ("flat", "noise"))
-    assert large - small > 2_000_000
-    assert (noise - flat < (large - small) / 4).all(), f"{large - small} bytes of images more, {noise - flat} held more"
+def test_an_evaluation_holds_no_more_where_images_are_larger(studies, monkeypatch):
+    (flat_folder, small), (noise_folder, large) = studies["flat"], studies["noise"]
+    held_by_an_evaluation(flat_folder, monkeypatch)  # modules, caches
+    flat, noise = (held_by_an_evaluation(folder, monkeypatch) for folder in (flat_folder, noise_folder))
+    more = sum(large) - sum(small)
+    assert more > 2_000_000
+    assert noise - flat < more / 4, f"{more} bytes of images more, {noise - flat} held more"
+
+
+def test_no_file_is_read_ahead_when_a_study_is_first_opened(studies, tmp_path):
+    folder, sizes = studies["noise"]
+    found = open_folder(folder)
+    load_spots(found, cache_dir=str(tmp_path / "modules"))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        load_spots(found, cache_dir=str(tmp_path / "cache"))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert min(sizes) > 1_000_000
+    assert held < min(sizes) / 4, f"files of {sizes} bytes, {held} held"

@@ -1,6 +1,5 @@
 """A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for."""
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,9 +142,9 @@ class Study:
         unknown = [slide_id for slide_id in slide_ids if slide_id not in known]
         if not unknown:
             return
-        near = dict.fromkeys(name for slide_id in unknown for name in difflib.get_close_matches(slide_id, known, 1))
-        meant = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"No slide {unknown} in this dataset.{meant} It holds {known}.")
+        from ..errors import did_you_mean
+
+        raise ValueError(f"No slide {unknown} in this dataset.{did_you_mean(unknown, known)} It holds {known}.")
 
     def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
         """Return the spots of these slides, in the order of the folder.

@@ -1,6 +1,5 @@
 """A slide that is open on the page: its patches predicted once, and what is asked of them."""
 
-import difflib
 import os
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ..errors import did_you_mean
 from ..prediction.predict import PatchChoice, open_source
 from ..prediction.predictor import Predictor
 from ..prediction.reference import Reference
@@ -78,8 +78,7 @@ class OpenSlide:
         weights = _weights(asked)
         known = {str(name).upper(): place for place, name in reversed(list(enumerate(self.genes.index)))}
         if unknown := [name for name in weights if name.upper() not in known]:
-            near = difflib.get_close_matches(unknown[0].upper(), known, 3)
-            hint = f" Nearest: {', '.join(str(self.genes.index[known[name]]) for name in near)}." if near else ""
+            hint = did_you_mean(unknown[:5], map(str, self.genes.index))
             names = ", ".join(unknown[:5])
             raise ValueError(f"{names}: not predicted by this model, which knows {len(self.genes)} genes.{hint}")
         columns = [known[name.upper()] for name in weights]

@@ -1,6 +1,6 @@
 """Which genes are predicted: the most variable ones, or those of HEST-Benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,33 @@ def most_variable_genes(values: Any, num_genes: int = 100, rows: np.ndarray | No
         variance = square - mean**2
     else:
         variance = finite_matrix(values if rows is None else np.asarray(values)[rows], "values").var(axis=0)
+    return _highest(variance, num_genes)
+
+
+def most_variable_of_blocks(blocks: Iterable[tuple[np.ndarray, np.ndarray]], num_genes: int = 100) -> np.ndarray:
+    """Choose as `most_variable_genes` does, in one pass over blocks of rows, each gene among the spots that measure it.
+
+    Args:
+        blocks: Pairs of log-normalised expression (rows, genes) and bool (rows, genes), where it was measured.
+        num_genes: How many genes to choose; all of them where there are fewer.
+
+    Returns:
+        (num_genes,) column indices, most variable first; equal variances in the order of the columns.
+
+    Examples:
+        >>> values, measured = np.array([[0.0, 1.0, 5.0], [1.0, 1.0, 0.0]]), np.array([[True] * 3, [True, True, False]])
+        >>> most_variable_of_blocks([(values[:1], measured[:1]), (values[1:], measured[1:])], num_genes=2).tolist()
+        [0, 1]
+    """
+    count, total, square = np.zeros((3, 1))
+    for values, measured in blocks:
+        known = np.where(measured, values, 0.0).astype(np.float64)
+        count, total, square = count + measured.sum(axis=0), total + known.sum(axis=0), square + (known**2).sum(axis=0)
+    seen = np.maximum(count, 1)
+    return _highest(square / seen - (total / seen) ** 2, num_genes)
+
+
+def _highest(variance: np.ndarray, num_genes: int) -> np.ndarray:
     return np.argsort(-variance, kind="stable")[:num_genes]
 
 

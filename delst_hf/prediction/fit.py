@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..data.patch_features import join_features
 from ..data.study import SpotRows, Study
 from ..evaluation.embed import check_features
 from ..evaluation.evidence import Evaluation
+from ..evaluation.predicted_genes import most_variable_of_blocks
 from ..evaluation.preparation import MAX_INNER_FOLDS, joined_groups, missing_rows
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
@@ -161,7 +162,8 @@ def _expression(
     """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
     spots = spots.remove_columns("image")
     folds, slides = _folds(rows), joined_groups(rows["slide_id"].to_numpy(dtype=str), MAX_INNER_FOLDS)
-    deciding = _most_variable(spots, collator)
+    # The genes by which the evaluation chooses a penalty too.
+    deciding = most_variable_of_blocks(_measured_values(spots, collator), Evaluation.num_genes)
     origin = next(iter(shards))["features"][0].astype(np.float64)
     by_fold: dict[tuple[str, bytes], Moments] = {}
     by_slide: dict[tuple[str, bytes], Moments] = {}
@@ -190,18 +192,12 @@ def _expression(
     }
 
 
-def _most_variable(spots: Dataset, collator: DelstCollator) -> np.ndarray:
-    """Return the places of the genes by which the evaluation chooses a penalty, those of highest variance."""
-    table, number = SpotRows(spots), len(collator.processor.feature_extractor.vocabulary)
-    count, total, square = np.zeros(number), np.zeros(number), np.zeros(number)
+def _measured_values(spots: Dataset, collator: DelstCollator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield blocks of log-normalised expression (rows, genes) and where it was measured."""
+    table = SpotRows(spots)
     for start in range(0, len(spots), _ROWS):
         batch = collator.all_but_pixels(table.__getitems__(list(range(start, min(start + _ROWS, len(spots))))))
-        mask = batch["gene_mask"].numpy()
-        values = np.where(mask, batch["gene_values"].numpy().astype(np.float64), 0.0)
-        count, total, square = count + mask.sum(axis=0), total + values.sum(axis=0), square + (values**2).sum(axis=0)
-    seen = np.maximum(count, 1)
-    variance = square / seen - (total / seen) ** 2
-    return np.argsort(-variance, kind="stable")[: Evaluation.num_genes]
+        yield batch["gene_values"].numpy(), batch["gene_mask"].numpy()
 
 
 def _add(

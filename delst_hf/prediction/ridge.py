@@ -184,7 +184,8 @@ def fit_ridge(moments: Sums, alpha: float, floor: float) -> Ridge:
     every = [(RidgePath.of(_sum(moments, folds, panels, some), floor), some) for panels, some in parts]
     left_out = {}
     for fold in folds:
-        fitting = [(RidgePath.of(_others(moments, fold, panels, some), floor), some) for panels, some in parts]
+        others = [(_others(moments, folds, fold, panels, some), some) for panels, some in parts]
+        fitting = [(RidgePath.of(sums, floor), some) for sums, some in others]
         left_out[fold] = _joined(fitting, alpha, genes)
     return Ridge(*_joined(every, alpha, genes), left_out)
 
@@ -195,7 +196,8 @@ def _left_out_scores(moments: Sums, penalties: np.ndarray, floor: float) -> np.n
     scores = np.full((len(folds), len(penalties), genes), np.nan)
     for panels, some in _patterns(moments):
         for place, fold in enumerate(folds):
-            path, held = RidgePath.of(_others(moments, fold, panels, some), floor), _sum(moments, [fold], panels, some)
+            path = RidgePath.of(_others(moments, folds, fold, panels, some), floor)
+            held = _sum(moments, [fold], panels, some)
             if held.count > 1:
                 scores[place][:, some] = [path.pearson(alpha, held) for alpha in penalties]
     return nanmean(scores.transpose(2, 0, 1))
@@ -224,9 +226,9 @@ def _patterns(moments: Sums) -> Iterable[tuple[list[bytes], np.ndarray]]:
             )
 
 
-def _others(moments: Sums, fold: str, panels: Sequence[bytes], genes: np.ndarray) -> Moments:
+def _others(moments: Sums, folds: Sequence[str], fold: str, panels: Sequence[bytes], genes: np.ndarray) -> Moments:
     """Return the sums of all rows but those of one fold."""
-    found = _sum(moments, [one for one in _folds(moments) if one != fold], panels, genes)
+    found = _sum(moments, [one for one in folds if one != fold], panels, genes)
     if not found.count:
         raise ValueError(
             f"{len(genes)} genes are measured in {fold} only, so that they cannot be scored. Train on further slides "

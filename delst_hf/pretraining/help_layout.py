@@ -4,11 +4,12 @@ Beside it the answer to an option that no help shows.
 """
 
 import argparse
-import difflib
 import inspect
 import re
 import textwrap
 from collections.abc import Iterable
+
+from ..errors import did_you_mean
 
 WIDTH = 100
 _OPTIONS_END = 30
@@ -135,6 +136,5 @@ def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "")
         if not re.match(r"--?[A-Za-z]", option) or any(name.startswith(option) for name in known):
             continue
         likely = known if _NEGATION.match(option) else [name for name in known if not _NEGATION.match(name)]
-        near = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), likely, 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
+        meant = did_you_mean([option.replace("-", "_").replace("__", "--", 1)], likely)
         raise ValueError(f"{source}{option} is not an option.{meant} --help explains every option.")

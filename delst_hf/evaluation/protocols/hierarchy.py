@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 from ...model.entailment import cone_membership
 from ...model.lorentz import exp_map0, half_aperture, log_map0, pairwise_distance, radius
@@ -224,14 +224,32 @@ def rank_correlation(
             rank_correlation(values[rows], level[rows], None, None if given is None else given[rows]) for rows in parts
         ]
         return float(np.average(by_slide, weights=[len(rows) for rows in parts]))
-    if len(values) < 3 or np.ptp(values) == 0 or np.ptp(level) == 0:
-        return 0.0
-    first = float(spearmanr(values, level).statistic)
-    if given is None or np.ptp(given) == 0:
-        return first
-    second, third = float(spearmanr(values, given).statistic), float(spearmanr(level, given).statistic)
+    return float(rank_correlations(values[:, None], level, given)[0])
+
+
+def rank_correlations(columns: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
+    """Return the `rank_correlation` (columns,) of each column (spots, columns) with a level (spots,), of one slide.
+
+    Examples:
+        >>> rank_correlations(np.array([[1, 9], [2, 8], [3, 7]]), np.array([10, 20, 40])).round(9).tolist()
+        [1.0, -1.0]
+    """
+    if len(level) < 3:
+        return np.zeros(columns.shape[1])
+    ranks, by_level = _unit_ranks(columns), _unit_ranks(level[:, None])
+    first = (by_level.T @ ranks)[0]
+    if given is None:
+        return np.clip(first, -1, 1)
+    fixed = _unit_ranks(given[:, None])
+    second, third = (fixed.T @ ranks)[0], (fixed.T @ by_level)[0]
     rest = (1 - second**2) * (1 - third**2)
-    return 0.0 if rest < 1e-9 else float(np.clip((first - second * third) / np.sqrt(rest), -1, 1))
+    return np.where(rest < 1e-9, 0.0, np.clip((first - second * third) / np.sqrt(np.maximum(rest, 1e-9)), -1, 1))
+
+
+def _unit_ranks(columns: np.ndarray) -> np.ndarray:
+    """Return the ranks of columns (rows, columns), centred and of length 1; 0 where a column is constant."""
+    ranks = rankdata(columns, axis=0) - (len(columns) + 1) / 2
+    return ranks / np.maximum(np.linalg.norm(ranks, axis=0), 1e-12)
 
 
 def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> float:
