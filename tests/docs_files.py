@@ -206,7 +206,7 @@ def write_runs(folder: Path, tiny_backbone: Path) -> None:
     _write_images(folder)
     small.resize((2000, 4000)).save(folder / "he.jpg")
     _write_trident(folder / "trident/20x_256px_0px_overlap/features_uni_v1", study)
-    small.resize((1600, 1600)).save(folder / "S9.svs", format="TIFF")
+    small.resize((3200, 3200)).save(folder / "S9.svs", format="TIFF")  # where S9.h5 has its patches
 
 
 def _write_trident(folder: Path, study: Study) -> None:

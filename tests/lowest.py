@@ -14,3 +14,5 @@ for requirement in [*project["dependencies"], *extras["lora"], *extras["leiden"]
     name, version = re.match(r"([\w-]+)>=([\w.]+)", requirement).groups()
     if name != "torch":
         print(f"{name}=={version}")
+# The program `hf` of such a Hub client imports click, which a later typer does not bring.
+print("typer<0.26")

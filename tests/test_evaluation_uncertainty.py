@@ -12,7 +12,7 @@ def mean_of(values):
 def test_interval_agrees_with_scipy():
     values = np.random.default_rng(0).normal(size=200)
     found = Bootstrap(200, resamples=2000).interval(mean_of(values))
-    oracle = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=1).confidence_interval
+    oracle = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", random_state=1).confidence_interval
     assert found["value"] == pytest.approx(values.mean()) and found["unit"] == "spots" and found["num_units"] == 200
     assert found["low"] == pytest.approx(oracle.low, abs=0.015) and found["high"] == pytest.approx(
         oracle.high, abs=0.015

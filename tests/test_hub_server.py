@@ -6,6 +6,7 @@ from hub_server import Fault, HubServer
 
 PREAMBLE = """
 import json, os, sys, time
+from urllib.request import Request, urlopen
 from huggingface_hub import HfApi, errors
 
 def error_of(call, *arguments, **options):
@@ -31,13 +32,15 @@ api.create_tag("me/x", tag="v1", revision=first.oid)
 api.create_branch("me/x", branch="dev")
 folder = api.snapshot_download("me/x")
 old = api.hf_hub_download("me/x", "a.txt", revision="v1")
-response = __import__("httpx2").get(f"{api.endpoint}/me/x/resolve/main/w.safetensors", headers={"Range": "bytes=10-19"})
+asked = Request(f"{api.endpoint}/me/x/resolve/main/w.safetensors", headers={"Range": "bytes=10-19"})
+with urlopen(asked) as response:
+    ranged = response.status, response.read()
 print(json.dumps({
     "user": api.whoami()["name"], "url": str(url), "same": open(folder + "/w.safetensors", "rb").read() == weights,
     "now": open(folder + "/a.txt").read(), "then": open(old).read(), "files": sorted(api.list_repo_files("me/x")),
     "first": sorted(api.list_repo_files("me/x", revision=first.oid)), "unchanged": again.oid == second.oid,
     "commits": len(api.list_repo_commits("me/x")), "branches": [b.name for b in api.list_repo_refs("me/x").branches],
-    "range": response.status_code == 206 and response.content == weights[10:20],
+    "range": ranged == (206, weights[10:20]),
     "tree": sorted(entry.path for entry in api.list_repo_tree("me/x", revision=first.oid, recursive=True)),
     "no_file": error_of(api.hf_hub_download, "me/x", "none"),
     "no_revision": error_of(api.hf_hub_download, "me/x", "a.txt", revision="none"),
@@ -66,7 +69,7 @@ CUT = """
 api = HfApi()
 open("w.safetensors", "wb").write(os.urandom(300_000))
 upload = {"path_or_fileobj": "w.safetensors", "path_in_repo": "w.safetensors", "repo_id": "me/x"}
-print(json.dumps([error_of(api.upload_file, **upload), error_of(api.upload_file, **upload)]))
+print(json.dumps([error_of(api.upload_file, **upload) for _ in range(3)]))
 """
 
 
@@ -105,8 +108,8 @@ def test_refusals(hub, tmp_path):
 def test_faults(hub, tmp_path):
     hub.create("me/x")
     hub.faults = [Fault("PUT", "^/lfs/", times=1), Fault("POST", "/commit/", times=1)]
-    first, second = answer_of(hub, tmp_path, PREAMBLE + CUT)
-    assert first and second is None  # the client tries a cut upload again by itself, a cut commit not
+    first, _, last = answer_of(hub, tmp_path, PREAMBLE + CUT)
+    assert first and last is None  # a newer client tries a cut upload again by itself; a cut commit none does
     assert sum(request == "PUT" for request, _ in hub.requests) == 2
     assert len(hub.repositories["model", "me/x"].branches["main"]) == 2
     assert len(hub.files("me/x")["w.safetensors"]) == 300_000
