@@ -1,7 +1,7 @@
 """Peak memory of `delst evaluate` at N and at 4 N spots with images: it should not grow with the images.
 
     python benchmarks/evaluation_memory.py
-    python benchmarks/evaluation_memory.py --spots 2000
+    python benchmarks/evaluation_memory.py --spots 4800 --protocols all
 
 Slides are noise, whose patches do not compress: 128 px, about 20 kB each. A child of its own evaluates each set. Anonymous
 memory is what the process holds. Pages of the mapped Arrow file count into the peak (VmHWM) too, although the system takes
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 KIB = 1024
-PROTOCOLS = "arms,retrieval"
 
 
 def make(folder: Path, spots: int) -> tuple[Path, Path]:
@@ -51,10 +50,11 @@ def make(folder: Path, spots: int) -> tuple[Path, Path]:
     return data, save_checkpoint_folder(folder / "model", model, processor)
 
 
-def peaks(data: Path, model: Path) -> dict[str, int]:
+def peaks(data: Path, model: Path, protocols: str) -> dict[str, int]:
     """Return the peaks in KiB of an evaluation in a child: anonymous memory (sampled), and all of it."""
-    command = [sys.executable, "-m", "delst_hf.cli", "evaluate", str(model), str(data), "--protocols", PROTOCOLS,
-               "--resamples", "20", "--num-seeds", "1", "--output", str(data.parent / "results.json")]  # fmt: skip
+    command = [sys.executable, "-m", "delst_hf.cli", "evaluate", str(model), str(data), "--resamples", "20", "--num-seeds", "1",
+               "--output", str(data.parent / "results.json")]  # fmt: skip
+    command += [] if protocols == "all" else ["--protocols", protocols]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     status, found = Path(f"/proc/{child.pid}/status"), {"RssAnon": 0, "VmHWM": 0}
     while child.poll() is None:
@@ -73,13 +73,17 @@ def main() -> None:
     """Print the peaks of both sets, and what a further spot costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, default=1200, help="N (default 1200)")
-    spots = parser.parse_args().spots
+    parser.add_argument(
+        "--protocols", default="arms,retrieval", help="comma-separated, or all (default arms,retrieval)"
+    )
+    arguments = parser.parse_args()
+    spots = arguments.spots
     rows = []
     for number in (spots, 4 * spots):
         with tempfile.TemporaryDirectory() as folder:
             data, model = make(Path(folder), number)
             size = sum(path.stat().st_size for path in (data / "spots").glob("*")) / number / KIB
-            found, number = peaks(data, model), 2 * round((number / 2) ** 0.5) ** 2
+            found, number = peaks(data, model, arguments.protocols), 2 * round((number / 2) ** 0.5) ** 2
             rows.append((number, found))
             anonymous, whole = found["RssAnon"] / KIB, found["VmHWM"] / KIB
             print(

@@ -18,6 +18,9 @@ from delst_hf.data.reader import load_spots
 from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.evaluation import results
+from delst_hf.evaluation.evidence import Space
+from delst_hf.evaluation.protocols.domains import spatial_domains
+from delst_hf.evaluation.protocols.reliability import distance_to_reference, retrieval_certainty
 from delst_hf.evaluation.run import Evaluation, evaluate_checkpoint
 
 SIDE, PATCH = 10, 96
@@ -84,3 +87,31 @@ def test_no_file_is_read_ahead_when_a_study_is_first_opened(studies, tmp_path):
         tracemalloc.stop()
     assert min(sizes) > 1_000_000
     assert held < min(sizes) / 4, f"files of {sizes} bytes, {held} held"
+
+
+SPOTS = 3500
+SQUARE = 8 * SPOTS**2  # bytes of one matrix of all pairs
+
+
+def _labels():
+    return np.array(["a", "b"])[np.arange(SPOTS) % 2]
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda points: distance_to_reference(points, points),
+        lambda points: retrieval_certainty(Space(points, points, "lorentz", 1.0), np.arange(SPOTS), np.arange(SPOTS)),
+        lambda points: spatial_domains(points, points[:, :2], _labels(), _labels(), num_domains=2),
+    ],
+    ids=["distance to the reference", "certainty of retrieval", "domains"],
+)
+def test_scores_of_all_pairs_of_spots_are_never_held_at_once(score):
+    points = np.random.default_rng(0).normal(size=(SPOTS, 4))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        score(points)
+        assert tracemalloc.get_traced_memory()[1] < 0.85 * SQUARE
+    finally:
+        tracemalloc.stop()

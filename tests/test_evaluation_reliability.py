@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from scipy.stats import spearmanr
+from scipy.special import softmax
+from scipy.stats import entropy, spearmanr
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 
 from delst_hf.evaluation.evidence import Arm, Evaluation, Space, Spots
 from delst_hf.evaluation.findings import Findings
-from delst_hf.evaluation.protocols.reliability import PROTOCOL
+from delst_hf.evaluation.preparation import query_blocks
+from delst_hf.evaluation.protocols import reliability
+from delst_hf.evaluation.protocols.reliability import PROTOCOL, distance_to_reference, retrieval_certainty
 from delst_hf.evaluation.reliability import risk_coverage, selective_prediction
 
 
@@ -129,3 +134,28 @@ def test_slides_are_scored_by_themselves(planted):
     ]
     assert scores["spearman"] == pytest.approx(np.mean(expected))
     assert abs(scores["spearman"]) < 0.3
+
+
+@pytest.mark.parametrize("pairs", [1, 50, 2**20])
+def test_confidences_block_by_block_are_those_of_all_pairs(pairs, monkeypatch):
+    monkeypatch.setattr(reliability, "query_blocks", lambda *sizes: query_blocks(*sizes, pairs=pairs))
+    generator = np.random.default_rng(0)
+    bank, queries = generator.normal(size=(30, 4)), generator.normal(size=(7, 4))
+
+    scaled = StandardScaler().fit(bank)
+    distances, _ = NearestNeighbors(n_neighbors=10).fit(scaled.transform(bank)).kneighbors(scaled.transform(queries))
+    np.testing.assert_allclose(distance_to_reference(bank, queries), distances.mean(axis=1), rtol=1e-9)
+
+    image, gene = generator.normal(size=(37, 4)), np.concatenate([queries, bank])
+    entropies, nearest = retrieval_certainty(Space(image, gene, "lorentz", 0.7), np.arange(7, 37), np.arange(7))
+    for row in range(7):
+        own = [-_geodesic(image[row], other, 0.7) for other in gene[7:]]
+        shares = softmax((np.array(own) - max(own)) / np.std(own))
+        assert entropies[row] == pytest.approx(entropy(shares))
+        assert nearest[row] == pytest.approx(max(own) * 0.7**0.5)
+
+
+def _geodesic(first, second, curvature):
+    """Return the distance of two points of a hyperboloid by its definition."""
+    times = [(1 / curvature + (point**2).sum()) ** 0.5 for point in (first, second)]
+    return np.arccosh(curvature * (times[0] * times[1] - first @ second)) / curvature**0.5

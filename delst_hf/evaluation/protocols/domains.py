@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
@@ -30,6 +31,7 @@ METHODS = ("kmeans", "leiden")
 NEIGHBOURS = 6
 # The silhouette needs all distances: beyond so many spots it is that of a random sample of so many, without an interval.
 MAX_SILHOUETTE = 10_000
+_DISTANCES_MIB = 64  # of distances at a time; scikit-learn's own is 1,024
 
 
 def spatial_domains(
@@ -146,7 +148,8 @@ def domain_statistics(
     for prefix, kept, groups in _partitions(labels, domains):
         if 2 <= len(np.unique(groups)) < len(groups) <= MAX_SILHOUETTE:
             values = np.full(len(features), np.nan)
-            values[kept] = silhouette_samples(features[kept], groups)
+            with sklearn.config_context(working_memory=_DISTANCES_MIB):
+                values[kept] = silhouette_samples(features[kept], groups)
             result[f"{prefix}silhouette"] = mean_statistic(values)
         if prefix and len(np.unique(groups)) > 1:
             result["ari"] = on_known(rand_statistic(groups, domains[kept]), kept)
@@ -163,7 +166,7 @@ def centred_intervals(
     result, features = {}, _standardised(features)
     for prefix, kept, groups in _partitions(labels, domains):
         here = _restricted(bootstrap, kept)
-        values = _shape_scores(features[kept], groups, prefix)
+        values = _dispersion_scores(features[kept], groups, prefix)
         resampled = {}
         if values:
             draws = dispersion_draws(features[kept], groups, here)
@@ -224,11 +227,20 @@ def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
 
 def _shape_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
     """Return silhouette, Calinski-Harabasz and Davies-Bouldin; empty where they are undefined (one group, or one spot each)."""
-    if not 2 <= len(np.unique(groups)) < len(rows):
+    scores = _dispersion_scores(rows, groups, prefix)
+    if not scores:
         return {}
     sample = MAX_SILHOUETTE if len(rows) > MAX_SILHOUETTE else None
+    with sklearn.config_context(working_memory=_DISTANCES_MIB):
+        silhouette = float(silhouette_score(rows, groups, sample_size=sample, random_state=0))
+    return {f"{prefix}silhouette": silhouette, **scores}
+
+
+def _dispersion_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
+    """Return Calinski-Harabasz and Davies-Bouldin, which need no distances between spots; empty where they are undefined."""
+    if not 2 <= len(np.unique(groups)) < len(rows):
+        return {}
     return {
-        f"{prefix}silhouette": float(silhouette_score(rows, groups, sample_size=sample, random_state=0)),
         f"{prefix}calinski_harabasz": float(calinski_harabasz_score(rows, groups)),
         f"{prefix}davies_bouldin": float(davies_bouldin_score(rows, groups)),
     }

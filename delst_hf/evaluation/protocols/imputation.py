@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from ..expression import gene_pearson
 from ..findings import Findings
 from ..predicted_genes import most_variable_genes
-from ..preparation import finite_matrix, group_names
+from ..preparation import finite_matrix, group_names, query_blocks
 from ..resampled import pearson_statistic
 from ..retrieval import as_inner_product
 from . import Protocol
@@ -57,8 +57,7 @@ def impute_by_retrieval(
     left, right = as_inner_product(queries, targets, geometry, curvature)
     k = min(k, len(targets))
     predicted = np.empty((len(queries), known.shape[1]))
-    for start in range(0, len(queries), 1024):
-        rows = slice(start, start + 1024)
+    for rows in query_blocks(len(queries), len(targets)):
         nearest = np.argsort(-(left[rows] @ right.T), axis=1, kind="stable")[:, :k]
         predicted[rows] = known[nearest].mean(axis=1)
     return predicted

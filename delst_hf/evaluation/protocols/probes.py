@@ -24,7 +24,7 @@ from ..linear_probe import (
     majority,
     probe_predictions,
 )
-from ..preparation import group_names, missing_rows
+from ..preparation import group_names, missing_rows, query_blocks
 from ..resampled import f1_statistic, recall_statistic
 from ..retrieval import GEOMETRIES, as_inner_product
 from ..uncertainty import Statistic
@@ -162,8 +162,8 @@ def knn_predictions(
     classes, numbers = np.unique(labels, return_inverse=True)
     k = min(k, len(labels))
     answers = []
-    for start in range(0, len(queries), 1024):
-        scores = queries[start : start + 1024] @ targets.T
+    for rows in query_blocks(len(queries), len(targets)):
+        scores = queries[rows] @ targets.T
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         votes = (numbers[nearest][:, :, None] == np.arange(len(classes))).sum(axis=1)
         answers.append(classes[votes.argmax(axis=1)])

@@ -7,7 +7,7 @@ from ..evidence import Space
 from ..expression import gene_pearson, ridge_prediction
 from ..findings import Findings
 from ..predicted_genes import most_variable_genes
-from ..preparation import FlooredScaler, missing_rows
+from ..preparation import FlooredScaler, missing_rows, query_blocks
 from ..reliability import selective_prediction
 from ..resampled import spearman_statistic, within_slides
 from ..retrieval import as_inner_product
@@ -147,9 +147,13 @@ def distance_to_reference(reference: np.ndarray, features: np.ndarray) -> np.nda
     """Return the mean distance (spots,) of standardised features to their nearest in the reference."""
     scaler = FlooredScaler.fit(np.asarray(reference, dtype=np.float64))
     bank, queries = scaler.transform(reference), scaler.transform(features)
-    squares = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * queries @ bank.T
-    nearest = np.sort(np.maximum(squares, 0.0), axis=1)[:, :BANK_NEIGHBOURS]
-    return np.sqrt(nearest).mean(axis=1)
+    lengths, number = (bank**2).sum(1), min(BANK_NEIGHBOURS, len(bank))
+    result = np.empty(len(queries))
+    for rows in query_blocks(len(queries), len(bank)):
+        squares = (queries[rows] ** 2).sum(1)[:, None] + lengths - 2 * queries[rows] @ bank.T
+        nearest = np.sort(np.partition(np.maximum(squares, 0.0), number - 1, axis=1)[:, :number], axis=1)
+        result[rows] = np.sqrt(nearest).mean(axis=1)
+    return result
 
 
 def retrieval_certainty(space: Space, fit: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,14 +162,17 @@ def retrieval_certainty(space: Space, fit: np.ndarray, scored: np.ndarray) -> tu
     The similarities are standardised over the reference before the softmax, so that no temperature has to be chosen.
     """
     left, right = as_inner_product(space.image[scored], space.gene[fit], space.geometry, space.curvature)
-    similarities = left @ right.T
-    if space.geometry == "lorentz":  # the product is -cosh(sqrt(c) d) / c
-        similarities = -np.arccosh(np.maximum(-similarities * float(space.curvature or 1.0), 1.0))
-    top = similarities.max(axis=1)
-    scaled = (similarities - top[:, None]) / np.maximum(similarities.std(axis=1, keepdims=True), 1e-12)
-    weights = np.exp(scaled)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=1), top
+    entropy, top = np.empty(len(left)), np.empty(len(left))
+    for rows in query_blocks(len(left), len(right)):
+        similarities = left[rows] @ right.T
+        if space.geometry == "lorentz":  # the product is -cosh(sqrt(c) d) / c
+            similarities = -np.arccosh(np.maximum(-similarities * float(space.curvature or 1.0), 1.0))
+        top[rows] = similarities.max(axis=1)
+        spread = np.maximum(similarities.std(axis=1, keepdims=True), 1e-12)
+        weights = np.exp((similarities - top[rows, None]) / spread)
+        weights /= weights.sum(axis=1, keepdims=True)
+        entropy[rows] = -(weights * np.log(np.maximum(weights, 1e-300))).sum(axis=1)
+    return entropy, top
 
 
 PROTOCOL = Protocol(
