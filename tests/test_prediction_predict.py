@@ -17,10 +17,12 @@ from PIL import Image
 import delst_hf.prediction.outputs as outputs_module
 import delst_hf.prediction.shards as shards_module
 from delst_hf import DelstForGeneExpressionPrediction, DelstModel
+from delst_hf.atomic.locks import kept_folder, kept_folders
 from delst_hf.cli import main
 from delst_hf.data.appearance import colour_record, describe_foreign_colour, patch_colours
 from delst_hf.data.readers.image import read_slide_image
 from delst_hf.prediction import PatchChoice, build_reference, load_predictor, load_reference, predict_slide
+from delst_hf.prediction.shards import workspace
 from delst_hf.prediction.source import slide_source
 
 QUIET = {"progress": False, "num_workers": 1, "batch_size": 16}
@@ -356,3 +358,13 @@ def test_of_a_pyramid_the_best_level_is_read(tmp_path):
     assert quarter.read.slide.image.level == 2 and half.read.slide.image.level == 1
     np.testing.assert_array_equal(quarter.read([0])[0], small[24:56, 34:66])
     assert quarter.rows["x"].tolist() == [200.0, 240.0] and quarter.shapes == {"he": (400, 480)}
+
+
+def test_what_a_run_keeps_is_of_its_output_alone(tmp_path):
+    outputs = [tmp_path / name for name in ("a" * 120 + "x.h5ad", "a" * 120 + "y.h5ad", "s[1].h5ad", "s1.h5ad")]
+    kept = [kept_folder(output, "1a2b") for output in outputs]
+    for folder in kept:
+        folder.mkdir()
+    assert [kept_folders(output) for output in outputs] == [[folder] for folder in kept]
+    with workspace(outputs[0], "another prediction"):
+        assert [folder.exists() for folder in kept] == [False, True, True, True]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,34 @@ def writing(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
         yield goal
 
 
+def kept_folder(output: str | os.PathLike, key: str) -> Path:
+    """Return the hidden folder beside an output in which a run keeps what it, or the next run like it, goes on from.
+
+    Args:
+        output: The file or folder that the run writes.
+        key: What tells runs apart that make something else.
+
+    Examples:
+        >>> kept_folder("slide.h5ad", "1a2b").name
+        '.slide.h5ad.shards-1a2b'
+    """
+    path = Path(output)
+    # A name has no more than 255 bytes; two long ones that begin alike are two outputs.
+    name = path.name if len(path.name) <= 100 else f"{path.name[:80]}-{sha256(path.name.encode()).hexdigest()[:16]}"
+    return path.parent / f".{name}.shards-{key}"
+
+
+def kept_folders(output: str | os.PathLike) -> list[Path]:
+    """Return each `kept_folder` of an output that is there, by whatever key."""
+    first = kept_folder(output, "")
+    return sorted(first.parent.glob(f"{glob.escape(first.name)}*"))
+
+
 def clear_finished(output: str | os.PathLike, what: str = "output") -> None:
     """Remove what a run left that was killed after its output was in its place: its lock, and what it had kept to go on from.
 
-    For a command that refuses an output that exists, and so never comes to `writing` it. Folders ``.NAME.shards-*`` that hold
-    anything newer than the output stay.
+    For a command that refuses an output that exists, and so never comes to `writing` it. Of the `kept_folders` those stay that
+    hold anything newer than the output.
 
     Raises:
         BusyError: If another run is writing it.
@@ -125,7 +149,7 @@ def clear_finished(output: str | os.PathLike, what: str = "output") -> None:
         False
     """
     with writing(output, what) as path:
-        for stale in path.parent.glob(f".{glob.escape(path.name[:100])}.shards-*"):
+        for stale in kept_folders(path):
             if all(file.stat().st_mtime <= path.stat().st_mtime for file in stale.iterdir()):
                 shutil.rmtree(stale, ignore_errors=True)
 

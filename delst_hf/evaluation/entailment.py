@@ -13,7 +13,7 @@ from ..model.lorentz import exterior_angle, half_aperture, radius
 from .preparation import finite_matrix
 
 DECILES = 10
-BLOCK = 2**18  # numbers of an array that are worked on at once
+_BLOCK = 2**18  # numbers of an array that are worked on at once
 _EQUAL = 1e-12  # equal points may differ in their last bits, as rounding depends on the place in the array
 
 
@@ -102,7 +102,7 @@ def entailment_rankings(
 
 def _blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Yield some rows at a time, as many as keep the arrays of a block, of so many numbers for each row, in cache."""
-    at_once = max(1, BLOCK // size)
+    at_once = max(1, _BLOCK // size)
     return (rows[start : start + at_once] for start in range(0, len(rows), at_once))
 
 

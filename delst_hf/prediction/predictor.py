@@ -150,11 +150,18 @@ class Predictor:
 
     @torch.no_grad()
     def begin(self, patches: Sequence[np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
-        """Return what waits for the same: a GPU is still at work when this returns, and may be given the next patches."""
+        """Begin to predict, and return what waits for the end: meanwhile a GPU may be given the next patches.
+
+        Args:
+            patches: As above.
+
+        Returns:
+            A function without arguments that returns the arrays of `__call__`.
+        """
         found = self.from_features(self.features(self.pixel_values(patches)))
         on_gpu = self.model.device.type == "cuda"
         copies = {name: value.float().to("cpu", non_blocking=on_gpu) for name, value in found.items()}
-        copied = torch.cuda.current_stream().record_event() if on_gpu else None
+        copied = torch.cuda.current_stream(self.model.device).record_event() if on_gpu else None
 
         def wait() -> dict[str, np.ndarray]:
             if copied is not None:

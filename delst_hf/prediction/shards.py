@@ -1,6 +1,5 @@
 """What a model makes of patches, kept on the disk a few hundred at a time: memory is flat, and a killed run goes on."""
 
-import glob
 import hashlib
 import json
 import logging
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..atomic.files import fsync
-from ..atomic.locks import writing
+from ..atomic.locks import kept_folder, kept_folders, writing
 from ..data.appearance import patch_colours
 from .predictor import Predictor
 from .source import PatchSource
@@ -64,10 +63,10 @@ def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
     # Shards of another size, as another version of this program has them, are something else too.
     key = hashlib.sha256(json.dumps([told, _ROWS], sort_keys=True, default=str).encode()).hexdigest()[:16]
     with writing(output) as path:
-        for stale in path.parent.glob(f".{glob.escape(path.name[:100])}.shards-*"):
-            if stale.name[-16:] != key:
+        folder = kept_folder(path, key)
+        for stale in kept_folders(path):
+            if stale != folder:
                 shutil.rmtree(stale, ignore_errors=True)
-        folder = path.parent / f".{path.name[:100]}.shards-{key}"
         folder.mkdir(exist_ok=True)
         try:
             yield folder

@@ -38,10 +38,10 @@ def check_unpaired(data: DataArguments, training: DelstTrainingArguments) -> Non
         "levels='niche'": data.levels != "spot",
         "fsdp": bool(training.fsdp),
     }
-    for name in [name for name, given in asked.items() if given]:
+    if given := [name for name, value in asked.items() if value]:
         raise ValueError(
-            f"unpaired_slides={data.unpaired_slides!r} cannot be had with {name}: spots without an image are trained in whole "
-            "batches beside the paired ones, ordered by level. Leave one of the two out."
+            f"unpaired_slides={data.unpaired_slides!r} cannot be had with {' and '.join(given)}: spots without an image "
+            "are trained in whole batches beside the paired ones, ordered by level. Leave one of the two out."
         )
 
 
