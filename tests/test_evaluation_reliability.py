@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from delst_hf.evaluation.evidence import Arm, Evaluation, Space, Spots
 from delst_hf.evaluation.findings import Findings
-from delst_hf.evaluation.preparation import query_blocks
+from delst_hf.evaluation.neighbours import query_blocks
 from delst_hf.evaluation.protocols import reliability
 from delst_hf.evaluation.protocols.reliability import PROTOCOL, distance_to_reference, retrieval_certainty
 from delst_hf.evaluation.reliability import risk_coverage, selective_prediction

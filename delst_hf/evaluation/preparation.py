@@ -63,20 +63,6 @@ def row_blocks(matrix: sparse.csr_matrix, entries: int = 2**20) -> Iterator[slic
         start = stop
 
 
-def query_blocks(queries: int, targets: int, pairs: int = 2**20) -> Iterator[slice]:
-    """Yield the queries in order, as many at a time as have so many pairs with all targets, one at least.
-
-    Scores of all pairs at once would be the square of a slide: 100,000 spots of Visium HD have 75 GiB of them.
-
-    Examples:
-        >>> [(rows.start, rows.stop) for rows in query_blocks(5, 3, pairs=6)]
-        [(0, 2), (2, 4), (4, 5)]
-    """
-    at_once = max(1, pairs // max(targets, 1))
-    for start in range(0, queries, at_once):
-        yield slice(start, min(start + at_once, queries))
-
-
 def missing_rows(values: Iterable[Any]) -> np.ndarray:
     """Tell which values (rows,) are missing: None, NaN, pandas.NA, an empty string, or the 'nan' that numpy makes of NaN.
 

@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike
 
 from ..expression import gene_pearson
 from ..findings import Findings
+from ..neighbours import most_similar
 from ..predicted_genes import most_variable_genes
-from ..preparation import finite_matrix, group_names, query_blocks
+from ..preparation import finite_matrix, group_names
 from ..resampled import pearson_statistic
 from ..retrieval import as_inner_product
 from . import Protocol
@@ -55,10 +56,8 @@ def impute_by_retrieval(
     if k < 1:
         raise ValueError(f"k is {k}; allowed is 1 or more. 20 neighbours are usual.")
     left, right = as_inner_product(queries, targets, geometry, curvature)
-    k = min(k, len(targets))
     predicted = np.empty((len(queries), known.shape[1]))
-    for rows in query_blocks(len(queries), len(targets)):
-        nearest = np.argsort(-(left[rows] @ right.T), axis=1, kind="stable")[:, :k]
+    for rows, nearest in most_similar(left, right, k):
         predicted[rows] = known[nearest].mean(axis=1)
     return predicted
 

@@ -24,7 +24,8 @@ from ..linear_probe import (
     majority,
     probe_predictions,
 )
-from ..preparation import group_names, missing_rows, query_blocks
+from ..neighbours import most_similar
+from ..preparation import group_names, missing_rows
 from ..resampled import f1_statistic, recall_statistic
 from ..retrieval import GEOMETRIES, as_inner_product
 from ..uncertainty import Statistic
@@ -160,11 +161,8 @@ def knn_predictions(
         raise ValueError(f"geometry is {geometry!r}; allowed are {', '.join(GEOMETRIES)}.")
     queries, targets = as_inner_product(unseen, features, geometry, curvature)
     classes, numbers = np.unique(labels, return_inverse=True)
-    k = min(k, len(labels))
     answers = []
-    for rows in query_blocks(len(queries), len(targets)):
-        scores = queries[rows] @ targets.T
-        nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    for _, nearest in most_similar(queries, targets, k):
         votes = (numbers[nearest][:, :, None] == np.arange(len(classes))).sum(axis=1)
         answers.append(classes[votes.argmax(axis=1)])
     return np.concatenate(answers)

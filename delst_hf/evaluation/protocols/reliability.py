@@ -6,8 +6,9 @@ from ..baselines import COLOUR_STATISTICS, shuffled
 from ..evidence import Space
 from ..expression import gene_pearson, ridge_prediction
 from ..findings import Findings
+from ..neighbours import query_blocks
 from ..predicted_genes import most_variable_genes
-from ..preparation import FlooredScaler, missing_rows, query_blocks
+from ..preparation import FlooredScaler, missing_rows
 from ..reliability import selective_prediction
 from ..resampled import spearman_statistic, within_slides
 from ..retrieval import as_inner_product
