@@ -35,6 +35,7 @@ _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How threads, torch, C++ and shared libraries say that the system gave no memory, where it is not by a MemoryError.
 _NO_MEMORY = (
     "can't start new thread",
+    "failed to launch worker thread",
     "can't allocate memory",
     "cannot allocate memory",
     "bad_alloc",

@@ -11,12 +11,14 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 import re
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,6 +62,26 @@ class Fault:
         """Tell whether it befalls a request, the next of its kind."""
         over = self.times < 1 or (self.until is not None and self.until.exists())
         return not over and self.method == method and re.search(self.path, path) is not None
+
+
+@dataclass
+class Kill:
+    """What ends the client in the middle of a request.
+
+    Attributes:
+        at: The number of the request, counted from 0.
+        client: File that its process id stands in.
+        after: What was asked for is done first, so that only the answer does not come.
+        how: The signal.
+    """
+
+    at: int
+    client: Path
+    after: bool = False
+    how: int = signal.SIGKILL
+
+    def strike(self) -> None:
+        os.kill(int(self.client.read_text()), self.how)
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.kill: Kill | None = None
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.RLock()
 
@@ -204,12 +227,15 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self.server.requests.append((self.command, url.path))
+        fault, kill = self.next_fault(url.path), self.next_kill()
         try:
-            fault = self.next_fault(url.path)
             if fault and fault.status is None and not fault.answer_only:
                 return self.cut()
+            if kill and not kill.after:
+                kill.strike()
+                return self.cut()
             self.body = self.read_body()
-            self.answer_lost = bool(fault and fault.answer_only)
+            self.answer_lost = bool(kill or (fault and fault.answer_only))
             if fault and not fault.answer_only:
                 raise Refusal(fault.status or 500, "the server has a bad moment")
             self.user = self.authenticate()
@@ -217,9 +243,12 @@ class Handler(BaseHTTPRequestHandler):
                 if method == self.command and (match := pattern.match(url.path)):
                     arguments = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
                     with self.server.lock:
-                        return getattr(self, name)(**arguments)
+                        getattr(self, name)(**arguments)
+                    return kill.strike() if kill else None
             raise Refusal(404, f"{self.command} {url.path} is not an endpoint of this server")
         except Refusal as refusal:
+            if kill:
+                return kill.strike()
             headers = {"X-Error-Message": refusal.message}
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
@@ -234,6 +263,15 @@ class Handler(BaseHTTPRequestHandler):
                     fault.times -= 1
                     return fault
         return None
+
+    def next_kill(self) -> Kill | None:
+        with self.server.lock:
+            kill = self.server.kill
+            if kill is None or kill.at:
+                self.server.kill = kill and replace(kill, at=kill.at - 1)
+                return None
+            self.server.kill = None
+            return kill
 
     def cut(self) -> None:
         """Takes half of what is sent and hangs up."""

@@ -18,6 +18,7 @@ from delst_hf.data.folder import check_gene_indices, open_folder
 from delst_hf.data.schema import MANIFEST
 from delst_hf.data.study import Study
 from delst_hf.data.toy import make_toy_slide
+from delst_hf.errors import explain
 from delst_hf.record import license_of, read_header
 
 pytestmark = pytest.mark.fault("damaged dataset folders")
@@ -277,3 +278,15 @@ def test_a_license_in_words_is_kept(tmp_path):
         write_dataset([small(slide)], tmp_path / name, license="Ours: 'as is',\nno \"warranty\"", **SIZE)
     merge_datasets([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
     assert license_of(read_header(tmp_path / "ab" / "README.md")) == "Ours: 'as is',\nno \"warranty\""
+
+
+@pytest.mark.parametrize("said", ["Couldn't deserialize thrift: std::bad_alloc", "Failed to launch worker thread"])
+@pytest.mark.parametrize("reader", ["ParquetFile", "read_metadata"])
+def test_a_table_that_there_is_no_memory_for_is_not_called_damaged(folder, monkeypatch, said, reader):
+    def refused(*given, **options):
+        raise pa.ArrowException(f"Unknown error: {said}: Resource temporarily unavailable")
+
+    monkeypatch.setattr(pq, reader, refused)
+    with pytest.raises(pa.ArrowException) as raised:
+        open_folder(folder)
+    assert "memory ran out" in explain(raised.value) and "machine with more memory" in explain(raised.value)

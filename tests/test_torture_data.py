@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from faults import FaultServer, tally
+from faults import FaultServer, in_session, tally
 
 from delst_hf.data.dataset import merge_datasets, write_dataset
 from delst_hf.data.folder import open_folder
@@ -196,16 +196,3 @@ def test_a_training_of_two_processes_ends_with_its_launcher(toy_folder, tmp_path
     tally("orphans", not alive, f"alive after {how.name} of the launcher: {alive}")
     last = last_complete_checkpoint(tmp_path / "run")
     tally("orphans", last is not None and not damaged_files(Path(last)), f"{last} is not whole")
-
-
-def in_session(session: int) -> list[int]:
-    """Live processes of a session."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found

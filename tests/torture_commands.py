@@ -10,11 +10,13 @@ import datasets  # noqa: F401
 import sklearn.linear_model  # noqa: F401
 import torch
 import transformers  # noqa: F401
+from torture_work import small_slide
 
 import delst_hf.commands.evaluate
 import delst_hf.commands.hub
 import delst_hf.commands.predict
 import delst_hf.commands.report
+import delst_hf.data.toy
 import delst_hf.data.vocabulary
 import delst_hf.evaluation.embedding_files
 import delst_hf.evaluation.run
@@ -40,7 +42,8 @@ torch.set_num_threads(1)
 
 
 def command(said, *words):
-    """Run a command; what it says goes to the file `said`."""
+    """Run a command; what it says goes to the file `said`, its process id to `said`.pid."""
+    Path(f"{said}.pid").write_text(str(os.getpid()))
     status = _run(said, words)
     if status == 2:
         raise FileExistsError
@@ -68,6 +71,8 @@ def _run(said, words):
     with open(said, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if words[:2] == ("prepare", "toy"):
+        delst_hf.data.toy.make_toy_slide = small_slide
     if words[0] in SCRIPTS:
         status = run_script(partial(SCRIPTS[words[0]], list(words[1:])), f"{words[0]}.py")
     else:

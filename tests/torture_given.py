@@ -63,7 +63,7 @@ def words_of(name: str, given: Path, folder: Path) -> list[str]:
     """Return the command, which writes below a folder."""
     model, data, quiet = str(given / "model"), str(given / "data"), ["--quiet", "--num-workers", "0"]
     picture, run = [str(given / "he.png"), "--mpp", "2"], ["--output_dir", str(folder / "run")]
-    output = ["--output", str(folder / OUTPUTS[name])]
+    output, small = ["--output", str(folder / OUTPUTS[name])], ["--patch-um", "40", "--patch-px", "20"]
     return {
         "fit": ["fit", model, data, *output, *quiet],
         "predict": ["predict", model, data, "--slides", "toy_B1", *output, *quiet],
@@ -77,8 +77,20 @@ def words_of(name: str, given: Path, folder: Path) -> list[str]:
         "vocabulary": ["vocabulary", data, *output, "--num-genes", "10"],
         "card": ["card", model, "me/toy", *output],
         "check": ["check", *picture, "--preview", str(folder / "seen.png")],
-        "prepare image": ["prepare", "image", *picture, "--patch-um", "40", *output],
-        "prepare in processes": ["prepare", "toy", "--num-proc", "2", *output],
+        "prepare image": ["prepare", "image", *picture, *small, *output],
+        "prepare in processes": [
+            "prepare",
+            "toy",
+            "--num-proc",
+            "2",
+            "--slides",
+            "2",
+            "--patch-um",
+            "40",
+            "--patch-px",
+            "20",
+            *output,
+        ],
         "pretrain": ["pretrain", "--dataset", data, *run, *TRAINED, *TINY],
         "finetune": ["finetune", "--dataset", data, "--model", model, *run, *TRAINED],
         "search": [
@@ -99,6 +111,12 @@ def words_of(name: str, given: Path, folder: Path) -> list[str]:
 def again(name: str, words: list[str]) -> list[str]:
     """Return the command that goes on."""
     return [*words, "--resume_from_checkpoint", "true"] if name in ("pretrain", "finetune") else words
+
+
+def is_finished(status: int, said: str) -> bool:
+    """Tell whether a rerun made the output, or found it made."""
+    there = ("exists", "holds something already", "already holds a dataset")
+    return status == 0 or (status == 3 and any(words in said for words in there))
 
 
 def begin(name: str, given: Path, folder: Path) -> list[str]:

@@ -58,6 +58,11 @@ def save_over(folder, number):
     save_checkpoint_folder(folder, model, processor, {"number": number})
 
 
+def small_slide(name, seed=0):
+    """A slide of `delst prepare toy`, small."""
+    return make_toy_slide(name, spots_per_side=3, num_genes=20, image_px=90, seed=seed)
+
+
 def slow_slide(name, started):
     """A slide that takes minutes to read."""
     Path(started, name).touch()

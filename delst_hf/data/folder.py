@@ -263,6 +263,7 @@ def _problems_of_spots(folder: DatasetFolder, files: Sequence[Path]) -> Iterator
                         yield f"{name}: {wrong}"
                         break
         except (pa.ArrowException, OSError) as error:
+            raise_memory(error)
             yield f"{name} cannot be read ({str(error).splitlines()[0]})"
     if len(barcodes) != number:
         yield f"barcodes of slide {slide_of(files[0].name)!r} are not unique"
@@ -364,10 +365,32 @@ def _same_kind(expected: pa.DataType, found: pa.DataType) -> bool:
     return expected == found
 
 
+def raise_memory(error: Exception) -> None:
+    """Raise an error of arrow again that means that there is no memory, so that the file is not called damaged for it."""
+    from ..errors import is_out_of_memory  # needed by few; a training reads this file
+
+    if is_out_of_memory(error):
+        raise error
+
+
+def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a small table of a dataset folder, all of its columns by default.
+
+    No threads: arrow waits for ever for one that the system gives no memory for.
+
+    Raises:
+        pyarrow.ArrowException: If it is not as it was written.
+        OSError: If it cannot be read.
+    """
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(None if columns is None else list(columns), use_threads=False)
+
+
 def _footer(path: Path, name: str) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path / name)
     except (pa.ArrowException, OSError) as error:
+        raise_memory(error)
         raise ValueError(
             f"{path / name} is not a whole parquet file ({str(error).splitlines()[0]}). {_AGAIN}"
         ) from error
@@ -375,6 +398,7 @@ def _footer(path: Path, name: str) -> pq.FileMetaData:
 
 def _read(path: Path, name: str, columns: Sequence[str]) -> pa.Table:
     try:
-        return pq.read_table(path / name, columns=list(columns), partitioning=None, page_checksum_verification=True)
+        return read_columns(path / name, columns)
     except (pa.ArrowException, OSError) as error:
+        raise_memory(error)
         raise ValueError(f"{path / name} cannot be read ({str(error).splitlines()[0]}). {_AGAIN}") from error

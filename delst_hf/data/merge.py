@@ -21,7 +21,7 @@ from ..atomic.locks import writing
 from ..errors import reading
 from ..record import license_of, read_header
 from .card import dataset_card
-from .folder import DatasetFolder, open_folder, problem_of_rows, refuse_links
+from .folder import DatasetFolder, open_folder, problem_of_rows, read_columns, refuse_links
 from .genes import union_genes
 from .output import check_output
 from .part import WRITER
@@ -150,7 +150,7 @@ def join_parts(
             summary.slides[slide_id] = counted[slide_id]
         _copy_previews(part, folder)
     _write_tables(folder, union, slides, places, plan)
-    final = pq.read_table(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
+    final = read_columns(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
     _write_examples(folder)
     files = describe_files(folder, known)
     text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), license,
@@ -162,7 +162,7 @@ def join_parts(
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a table; columns that an older version did not write are null."""
-    table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    table = read_columns(path)
     columns = [
         table[name].cast(schema.field(name).type) if name in table.column_names
         else pa.nulls(len(table), schema.field(name).type) for name in schema.names
@@ -245,7 +245,7 @@ def _place_spots(
                 own = np.full(length, path.parent.name, dtype=object)
             start += length
             with reading(path, "spots"):
-                table = pq.read_table(path, columns=["label"], partitioning=None, page_checksum_verification=True)
+                table = read_columns(path, ["label"])
             stored = table["label"].to_pylist()
             classes = clean_labels(stored)  # of folders that an older version wrote, 1.0 beside 1
             summary.labels.update("(none)" if label is None else label for label in classes)

@@ -22,7 +22,7 @@ from datasets import Dataset, Features
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import snapshot_download
 
-from .folder import DatasetFolder, open_folder
+from .folder import DatasetFolder, open_folder, read_columns
 from .schema import CONFIGS, MANIFEST, SPLITS, SPOTS, UNPAIRED
 
 _REPOSITORY = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
@@ -152,7 +152,7 @@ def read_slides(folder: DatasetFolder) -> pd.DataFrame:
 
 def read_thumbnails(folder: DatasetFolder) -> dict[str, bytes]:
     """Return the encoded thumbnail of each slide that has one."""
-    table = pq.read_table(folder.slides_file, columns=["slide_id", "thumbnail"], partitioning=None)
+    table = read_columns(folder.slides_file, ["slide_id", "thumbnail"])
     images = {
         slide_id: image or {} for slide_id, image in zip(*(table[name].to_pylist() for name in table.column_names))
     }
@@ -161,8 +161,8 @@ def read_thumbnails(folder: DatasetFolder) -> dict[str, bytes]:
 
 def _frame(path: Path, without: str | None = None) -> pd.DataFrame:
     names = [name for name in pq.read_schema(path).names if name != without]
-    table = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
-    return table.replace_schema_metadata(None).to_pandas()
+    table = read_columns(path, names)
+    return table.replace_schema_metadata(None).to_pandas(use_threads=False)
 
 
 def files_in_order(folder: DatasetFolder) -> list[Path]:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
-from .folder import DatasetFolder, problems_of_slides, refuse
+from .folder import DatasetFolder, problems_of_slides, read_columns, refuse
 from .reader import hub_explained
 from .schema import MANIFEST, problems_of_files, read_manifest, slide_of
 
@@ -62,7 +61,7 @@ def open_remote(name: str, revision: str | None = None, token: str | None = None
 
 
 def _slide_ids(path: Path) -> list[str]:
-    table = pq.read_table(path / "slides" / "slides.parquet", columns=["slide_id"], partitioning=None)
+    table = read_columns(path / "slides" / "slides.parquet", ["slide_id"])
     return table["slide_id"].to_pylist()
 
 

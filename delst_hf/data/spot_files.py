@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
-from .folder import problem_of_rows
+from .folder import problem_of_rows, raise_memory
 from .schema import slide_of
 
 # Rows of a stretch: those of a group of rows, as `delst prepare` writes them, so that nothing is read twice.
@@ -165,6 +165,7 @@ def _groups(file: SpotFile, start: int, stop: int, columns: Sequence[str]) -> It
                         "spot_index", pa.array(np.arange(high - low) + file.first + first - rows + low)
                     )
     except (pa.ArrowException, OSError) as error:
+        raise_memory(error)
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{file.address} cannot be read ({said}). Look whether it is still there and reachable, then go on with "

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 from PIL import Image
 
 from .counts import as_counts, check_counts
-from .folder import open_folder
+from .folder import open_folder, read_columns
 from .genes import clean_genes
 from .notes import Notes
 from .quality import share_on_tissue
@@ -172,11 +171,9 @@ def summary_table(folder: Path, spots_of: Mapping[str, int]) -> str:
         folder: of the dataset.
         spots_of: spots per slide.
     """
-    import pyarrow.parquet as pq
-
     columns = ["slide_id", "mpp", "measured_genes", "notes"]
     lines = [("slide", "spots", "left out", "genes", "left out", "um/px", "from", "labels")]
-    for row in pq.read_table(folder / "slides" / "slides.parquet", columns=columns).to_pylist():
+    for row in read_columns(folder / "slides" / "slides.parquet", columns).to_pylist():
         notes, kept = Notes.from_json(row["notes"]), spots_of[row["slide_id"]]
         # Counts without a place are not spots of the source.
         lost = sum(number for reason, number in notes.spots_left_out.items() if reason != "counts without a spot")
@@ -205,9 +202,9 @@ def dataset_pages(path: Path) -> list[str]:
     """
     folder = open_folder(path, verify=True)
     pages = []
-    for row in pq.read_table(folder.slides_file).to_pylist():
+    for row in read_columns(folder.slides_file).to_pylist():
         files = folder.spot_files[row["slide_id"]]
-        tables = [pq.read_table(file, columns=["label", "n_genes", "total_counts"]).to_pandas() for file in files]
+        tables = [read_columns(file, ["label", "n_genes", "total_counts"]).to_pandas() for file in files]
         spots = pd.concat(tables)
         pages.append(slide_page(_recounted(row, spots), len(spots)))
     return pages

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic.files import check_folder_output, fsync, fsync_folder
+from ..atomic.files import check_folder_output, fsync, fsync_folder, recover
 from ..atomic.locks import is_held, locked
 from ..model.distributed import process_rank
 from ..record import hyperparameters
@@ -19,6 +19,8 @@ from ..record import hyperparameters
 logger = logging.getLogger(__name__)
 
 COMPLETE, BEGUN = "complete", "begun"
+# What runs write into their output folder at their end.
+RESULTS = ("model", "search.json")
 # What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
 GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -66,6 +68,7 @@ def how_to_go_on(output: str) -> str:
 def own_output(output_dir: str | os.PathLike | None) -> Iterator[None]:
     """Hold the output folder of a run, on the first process, for as long as the run takes; within a run that holds it, pass.
 
+    What a run that was killed while it wrote its result left half-written is cleared up.
     The lock lies within the folder (``.run.lock``), since the folder above may not be one to write to.
 
     Args:
@@ -80,6 +83,8 @@ def own_output(output_dir: str | os.PathLike | None) -> Iterator[None]:
         return
     check_folder_output(lock)
     with locked(lock, "run's output folder"):
+        for result in RESULTS:
+            recover(Path(os.path.realpath(output_dir or ".")) / result)
         yield
 
 
