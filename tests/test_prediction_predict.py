@@ -361,7 +361,7 @@ def test_of_a_pyramid_the_best_level_is_read(tmp_path):
 
 
 def test_what_a_run_keeps_is_of_its_output_alone(tmp_path):
-    outputs = [tmp_path / name for name in ("a" * 120 + "x.h5ad", "a" * 120 + "y.h5ad", "s[1].h5ad", "s1.h5ad")]
+    outputs = [tmp_path / name for name in ("é" * 110 + "x.h5ad", "é" * 110 + "y.h5ad", "s[1].h5ad", "s1.h5ad")]
     kept = [kept_folder(output, "1a2b") for output in outputs]
     for folder in kept:
         folder.mkdir()

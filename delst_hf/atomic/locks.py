@@ -122,8 +122,8 @@ def kept_folder(output: str | os.PathLike, key: str) -> Path:
     """
     path = Path(output)
     # A name has no more than 255 bytes; two long ones that begin alike are two outputs.
-    name = path.name if len(path.name) <= 100 else f"{path.name[:80]}-{sha256(path.name.encode()).hexdigest()[:16]}"
-    return path.parent / f".{name}.shards-{key}"
+    told = os.fsencode(path.name)
+    return path.parent / f".{path.name if len(told) <= 200 else sha256(told).hexdigest()[:32]}.shards-{key}"
 
 
 def kept_folders(output: str | os.PathLike) -> list[Path]:
