@@ -10,7 +10,7 @@ from ...errors import reader
 from ..cells import pool_cells
 from ..images import open_image
 from ..lattice import measure_lattice
-from ..samples import SAMPLE_COLUMNS, rows_of, sample_columns
+from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
 from ..scale import Scale, Witness, array_places, find_array, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, whole_or
@@ -104,7 +104,7 @@ def read_generic(
     unknown = "there is no image to state it" if image is None else f"{Path(image).name} does not state it"
     scale_found = _scale(result, mpp, stated, unknown, spot_um, technology, slide_id)
     if slide_column is None:
-        result = result.join(sample_columns(spots), rsuffix=" of the table")
+        keep_sample_columns(result, spots)
     if label_column is not None:
         result["label"] = spots[label_column].astype(object)
     slide = Slide(
