@@ -32,12 +32,13 @@ _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How threads, torch, C++ and shared libraries say that the system gave no memory, where it is not by a MemoryError.
+# How threads, torch, numpy, C++ and shared libraries say that there is no memory, where it is not by a MemoryError.
 _NO_MEMORY = (
     "can't start new thread",
     "failed to launch worker thread",
     "can't allocate memory",
     "cannot allocate memory",
+    "unable to allocate",
     "bad_alloc",
     "failed to map segment",
 )

@@ -89,6 +89,9 @@ def test_memory_and_disk_keep_their_class():
         OSError(errno.ENOMEM, "Cannot allocate memory", "data.arrow"),
         ImportError("libx.so: failed to map segment from shared object"),
         ValueError("std::bad_alloc"),
+        ValueError(
+            "Unable to convert output 'x' to tensor: Unable to allocate 576. KiB for an array with shape (48, 3)"
+        ),
     ],
 )
 def test_memory_that_is_refused_is_told_as_that_whatever_says_so(error):
