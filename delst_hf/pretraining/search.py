@@ -6,6 +6,7 @@ trials. Test slides are never read: a search needs validation slides, and refuse
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def _search_one(
             raise
 
     trainer.train = counted  # type: ignore[method-assign]
+    logging.getLogger("optuna.study._optimize").addFilter(_without_traceback)
     try:
         best: Any = trainer.hyperparameter_search(
             space,
@@ -193,6 +195,12 @@ def _search_one(
         "best": {"value": best.objective, **best.hyperparameters},
         "goal": list(GOALS),
     }
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Let a trial that fails or is interrupted be told in optuna's one line."""
+    record.exc_info = record.exc_text = None
+    return True
 
 
 def _again(model: DelstModel, weights: dict[str, Any]) -> DelstModel:
