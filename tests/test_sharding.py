@@ -12,6 +12,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from conftest import make_tiny_model, make_tiny_processor
 from ranks import in_ranks
+from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 
 from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
@@ -100,3 +101,9 @@ def test_fsdp_trains_as_ddp_does_and_resumes(train):
 def test_the_first_version_is_refused(tiny_model):
     with pytest.raises(ValueError, match="fsdp_version=1 is not supported. Use 2"):
         prepare_for_sharding(tiny_model, SimpleNamespace(fsdp_version=1))
+
+
+def test_torch_2_6_is_refused_with_the_next_step(tiny_model, monkeypatch):
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh=None: module)
+    with pytest.raises(ValueError, match=r"FSDP needs torch 2\.7 or later.*or train with DDP"):
+        prepare_for_sharding(tiny_model, SimpleNamespace(fsdp_version=2))

@@ -1,10 +1,12 @@
 """FSDP (version 2): what a `DelstModel` needs before its weights are sharded, and how it comes back in one piece."""
 
 import copy
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import fsdp
 
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
@@ -18,11 +20,16 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
         plugin: Accelerate's ``FullyShardedDataParallelPlugin``.
 
     Raises:
-        ValueError: If it is not of version 2.
+        ValueError: If it is not of version 2, or torch is too old to leave parameters out.
     """
     if plugin.fsdp_version != 2:
         raise ValueError(
             f"fsdp_version={plugin.fsdp_version} is not supported. Use 2, as training/configs/accelerate/fsdp.yaml does."
+        )
+    if "ignored_params" not in signature(fsdp.fully_shard).parameters:
+        raise ValueError(
+            f"FSDP needs torch 2.7 or later, and {torch.__version__} is installed. Update it, or train with DDP "
+            "(training/configs/accelerate/multi_gpu.yaml)."
         )
     # Accelerate asks for the table of tokens, to shard it by itself. There is none, and transformers' answer is an exception.
     model.get_input_embeddings = _no_embeddings  # type: ignore[method-assign, assignment]
