@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic.files import check_file_output, write_file
+from ..atomic.locks import writing
 from ..errors import explain
 from . import formats, sheet
 from .options import Told, add_command
@@ -204,7 +205,7 @@ def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> No
         return
     data = io.BytesIO()
     picture.save(data, format="PNG")
-    with write_file(path) as file:
+    with writing(path, "picture"), write_file(path) as file:
         file.write(data.getvalue())
     print(f"picture  {path}")
 

@@ -73,6 +73,7 @@ def _run_report(arguments: argparse.Namespace) -> None:
     with writing(arguments.output, "report"), reading(", ".join(arguments.results), "results", advice):
         if arguments.model_index:
             name = names[0] if names else Path(str(records[0].get("model", "model"))).name
-            write_text(arguments.model_index, model_index_yaml(records[0], name))
+            with writing(arguments.model_index, "model-index"):
+                write_text(arguments.model_index, model_index_yaml(records[0], name))
             print(f"model-index  {arguments.model_index}")
         print(f"report  {write_report(records, arguments.output, names, choice)}")

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 COMPLETE, BEGUN = "complete", "begun"
 # What runs write into their output folder at their end.
-RESULTS = ("model", "search.json")
+RESULTS = ("model", "search.json", "curves.png")
 # What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
 GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NAME = re.compile(r"checkpoint-(\d+)")
