@@ -85,7 +85,8 @@ torture: $(VENV)/installed
 		tests/test_pretraining_diverging.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m fault tests/test_arguments.py \
 		tests/test_cached_features.py tests/test_demo.py tests/test_hub.py tests/test_prediction_annotate.py \
-		tests/test_prediction_retrieve.py tests/test_pretraining_finetune.py tests/test_pretraining_search.py
+		tests/test_prediction_positions.py tests/test_prediction_retrieve.py tests/test_pretraining_finetune.py \
+		tests/test_pretraining_search.py
 
 # The lowest declared versions (torch excepted, see tests/lowest.py) and the tests of what users call, a quarter of an hour.
 # Left out: checks of the project itself, and the suites of transformers, which are those of another version.

@@ -56,7 +56,9 @@ def test_a_command_leaves_nothing_half_and_is_finished_by_the_same_command(
 ):
     expected(name)
     number, ended, step = 0, False, (1 if fault == "kill" else 3) if WHOLE else 7
-    step *= {"pretrain": 17, "finetune": 17, "search": 2}.get(name, 1)  # a checkpoint is a hundred events
+    step *= {"pretrain": 34, "finetune": 17, "search": 4, "prepare image": 3}.get(
+        name, 1
+    )  # a checkpoint is a hundred events
     while not ended:
         folder = tmp_path / str(number)
         words, output, said = begin(name, given, folder), folder / OUTPUTS[name], tmp_path / "said"
@@ -105,7 +107,10 @@ def test_a_command_that_is_refused_memory_says_so_and_leaves_nothing_half(server
     assert status == 0 and number > 8, "no step was between too little and enough"
 
 
-@pytest.mark.parametrize("name", OUTPUTS if WHOLE else ["predict", "embed a dataset", "vocabulary"])
+TWICE = [name for name in OUTPUTS if name != "prepare in processes"]
+
+
+@pytest.mark.parametrize("name", TWICE if WHOLE else ["predict", "embed a dataset", "vocabulary"])
 def test_of_two_at_once_into_one_output_one_is_refused(server, given, expected, tmp_path, name):
     if name == "report":
         expected("evaluate")
