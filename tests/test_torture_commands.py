@@ -8,7 +8,18 @@ import shutil
 
 import pytest
 from faults import FaultServer, tally
-from torture_given import OUTPUTS, again, begin, content, is_finished, is_part, is_there, left_over, make_given
+from torture_given import (
+    OUTPUTS,
+    again,
+    begin,
+    content,
+    expectation,
+    is_finished,
+    is_part,
+    is_there,
+    left_over,
+    make_given,
+)
 
 from delst_hf.data.folder import open_folder
 
@@ -29,19 +40,8 @@ def given(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(server, given, tmp_path_factory):
     """What each command makes, when nothing is in its way."""
-    made: dict[str, object] = {}
-
-    def expected(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp("expected") / "run"
-            words = begin(name, given, folder)
-            assert server.run("command", str(folder.parent / "said"), *words) == 0, (folder.parent / "said").read_text()
-            made[name] = content(folder / OUTPUTS[name])
-            if name == "evaluate":
-                shutil.copy(folder / OUTPUTS[name], given / "results.json")
-        return made[name]
-
-    return expected
+    made = expectation(server, given, tmp_path_factory.mktemp)
+    return lambda name: made(name)[0]
 
 
 KILLED = [name for name in OUTPUTS if name not in ("report", "prepare in processes")]

@@ -11,7 +11,18 @@ import signal
 
 import pytest
 from faults import FaultServer, abandoned, shared_memory, tally
-from torture_given import OUTPUTS, again, begin, content, is_finished, is_part, is_there, left_over, make_given
+from torture_given import (
+    OUTPUTS,
+    again,
+    begin,
+    content,
+    expectation,
+    is_finished,
+    is_part,
+    is_there,
+    left_over,
+    make_given,
+)
 
 WHOLE = bool(os.environ.get("DELST_TORTURE"))
 # In the fork of a command that is told to end before it has taken the signal over, nothing is said and nothing was begun.
@@ -31,18 +42,7 @@ def given(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(server, given, tmp_path_factory):
-    """What each command makes, when nothing is in its way, and the seconds of the CPU that it takes."""
-    made = {}
-
-    def expected(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp("expected") / "run"
-            words = begin(name, given, folder)
-            assert server.run("command", str(folder.parent / "said"), *words) == 0, (folder.parent / "said").read_text()
-            made[name] = content(folder / OUTPUTS[name]), server.cpu
-        return made[name]
-
-    return expected
+    return expectation(server, given, tmp_path_factory.mktemp)
 
 
 def moments(name, cpu):

@@ -127,6 +127,23 @@ def begin(name: str, given: Path, folder: Path) -> list[str]:
     return words_of(name, given, folder)
 
 
+def expectation(server, given: Path, new_folder):
+    """Return a function of a name: what the command makes when nothing is in its way, and the CPU seconds that it takes."""
+    made: dict[str, tuple[object, float]] = {}
+
+    def expected(name):
+        if name not in made:
+            folder = new_folder("expected") / "run"
+            said, words = folder.parent / "said", begin(name, given, folder)
+            assert server.run("command", str(said), *words) == 0, said.read_text()
+            made[name] = content(folder / OUTPUTS[name]), server.cpu
+            if name == "evaluate":  # what a report is made of
+                shutil.copy(folder / OUTPUTS[name], given / "results.json")
+        return made[name]
+
+    return expected
+
+
 def content(path: Path) -> object:
     """Return what stands at an output, whole, to be compared; fails where it is not."""
     if path.suffix == ".parquet":

@@ -142,7 +142,7 @@ class Study:
         unknown = [slide_id for slide_id in slide_ids if slide_id not in known]
         if not unknown:
             return
-        from ..errors import did_you_mean
+        from ..errors import did_you_mean  # needed by few; a training reads this file
 
         raise ValueError(f"No slide {unknown} in this dataset.{did_you_mean(unknown, known)} It holds {known}.")
 

@@ -3,17 +3,16 @@
 The score of a pair is its excess, the exterior angle minus the half-aperture, as in the loss: low fits.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from ..model.lorentz import exterior_angle, half_aperture, radius
+from .neighbours import query_blocks
 from .preparation import finite_matrix
 
 DECILES = 10
-_BLOCK = 2**18  # numbers of an array that are worked on at once
+_BLOCK = 2**18  # numbers of an array that are worked on at once: they stay in cache
 _EQUAL = 1e-12  # equal points may differ in their last bits, as rounding depends on the place in the array
 
 
@@ -83,7 +82,8 @@ def entailment_rankings(
     names = ("entailment_auc", "entailment_ap", "entailment_asymmetry", "entailment_auc_decile")
     result = {name: np.full(pairs, np.nan) for name in names}
     others = pairs - 1
-    for rows in _blocks(scored, children.numel()):
+    for block in query_blocks(len(scored), children.numel(), _BLOCK):
+        rows = scored[block]
         worse, better = _compared(_excess(parents[rows, None], children, curvature, min_radius), rows)
         back, _ = _compared(_excess(children[rows, None], parents, curvature, min_radius), rows)
         result["entailment_auc"][rows] = worse / others
@@ -93,17 +93,13 @@ def entailment_rankings(
         peers = np.flatnonzero(decile == number)
         if len(peers) < 2:
             continue
-        for rows in _blocks(np.intersect1d(peers, scored), parents[peers].numel()):
+        asked = np.intersect1d(peers, scored)
+        for block in query_blocks(len(asked), parents[peers].numel(), _BLOCK):
+            rows = asked[block]
             excess = _excess(parents[peers], children[rows, None], curvature, min_radius)
             worse, _ = _compared(excess, np.searchsorted(peers, rows))
             result["entailment_auc_decile"][rows] = worse / (len(peers) - 1)
     return result
-
-
-def _blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yield some rows at a time, as many as keep the arrays of a block, of so many numbers for each row, in cache."""
-    at_once = max(1, _BLOCK // size)
-    return (rows[start : start + at_once] for start in range(0, len(rows), at_once))
 
 
 def _excess(apices: torch.Tensor, candidates: torch.Tensor, curvature: float, min_radius: float) -> np.ndarray:
