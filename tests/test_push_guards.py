@@ -2,16 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from hub_client import ROOT, answer_of
+from hub_client import answer_of, run_client
 from hub_server import Fault, HubServer
 
 from delst_hf.cli import main
@@ -58,11 +54,10 @@ def hub(tmp_path):
 
 STOPPED = """
 import os, sys, time
-from pathlib import Path
 from delst_hf.atomic.processes import end_like_interrupted
 from delst_hf.hub import publish, push
 
-model, place, moment = sys.argv[1:]
+model, place, moment, how = sys.argv[1:]
 if place == "elsewhere":  # as where nothing can be written beside the checkpoint
     os.access = lambda *asked, **options: False
 commit = push.Target.commit
@@ -70,7 +65,7 @@ commit = push.Target.commit
 def stopped(*given):
     if moment == "after the commit":
         commit(*given)
-    Path("there").touch()
+    os.kill(os.getpid(), int(how))
     time.sleep(120)
 
 push.Target.commit = stopped
@@ -94,25 +89,14 @@ def test_a_push_that_is_stopped_leaves_no_weights_and_says_what_became_of_it(
     temporary.mkdir()
     (model / "README.md").write_text(HEAD + "a card without gaps")
     with HubServer() as hub:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            **hub.environment(tmp_path, "hf_me"),
-            "TMPDIR": str(temporary),
-        }
-        command = [sys.executable, "-c", STOPPED, str(model), place, moment]
-        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
-            while not (tmp_path / "there").exists() and run.poll() is None:
-                time.sleep(0.05)
-            run.send_signal(how)
-            said = run.communicate()[1]
-        assert run.returncode == (130 if how == signal.SIGTERM else -how), said
+        run = run_client(hub, tmp_path, STOPPED, model, place, moment, int(how), temporary=temporary, check=False)
+        assert run.returncode == (130 if how == signal.SIGTERM else -how), run.stderr
         arrived = "model.safetensors" in (hub.repositories["model", "me/toy"].branches["main"][-1].tree)
     assert arrived == (moment == "after the commit")
     kept = [path for path in tmp_path.rglob("*.safetensors") if not path.is_symlink()]
     assert kept == [model / "model.safetensors"]
     if how == signal.SIGTERM:
-        assert ("The commit was made" if arrived else "The repository is as it was before") in said
+        assert ("The commit was made" if arrived else "The repository is as it was before") in run.stderr
         assert list(temporary.rglob("*.safetensors")) == [] and not list((tmp_path / "run").glob(".*.push"))
 
 
