@@ -8,8 +8,8 @@ count too that it imports within functions, if a plain run reaches them (`IN_EVE
 scratch, a CPU, every other option at its default, no validation slides. tests/test_import_closure.py makes such a run and
 compares what it loaded, so that no import is hidden by where it stands. What only other runs load does not count: the Hub, a
 pretrained backbone that does not load, LoRA, FSDP, cached features, gradient caching, the kernels of a CUDA device, a
-vocabulary from a file, validation, a checkpoint that is continued. Nor do `report/`, which draws the log and changes nothing
-of the run, imports for type checking, and `__init__` files without a statement.
+vocabulary from a file, validation, a checkpoint that is continued. Nor do `report/`, which writes and draws the log and changes
+nothing of the run, imports for type checking, and `__init__` files without a statement.
 """
 
 import ast
@@ -19,7 +19,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "delst_hf"
 TRAINING_RUN = "pretraining/run"
-IN_EVERY_RUN = ("data/appearance", "pretraining/log")
+IN_EVERY_RUN = ("data/appearance",)
 
 
 def closure(*modules: str) -> set[str]:

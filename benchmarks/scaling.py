@@ -80,7 +80,7 @@ def one_step(model: DelstModel, batch: dict[str, torch.Tensor], across_ranks: bo
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         image = model.embed_features(batch["features"], "image")
         gene = model.embed_features(model.gene_model(batch["gene_values"]).pooler_output, "gene")
-        loss = model.loss_terms(image, gene, batch["level"], batch["slide_ids"], across_ranks)["loss"]
+        loss = model.loss_terms(image, gene, batch["level"], batch["slide_ids"], across_ranks=across_ranks)["loss"]
     loss.backward()
     return time.process_time() - start, kept
 

@@ -42,16 +42,21 @@ class _Parser(argparse.ArgumentParser):
             hint = did_you_mean([found[1]], choices)
             message += f".{hint}" if hint else ""
         elif message.startswith(("the following arguments are required", "unrecognized arguments")):
-            message = " ".join(filter(None, map(self._unknown_option, self._words))) or message
+            message = self._unknown_options() or message
         super().error(message)
 
-    def _unknown_option(self, word: str) -> str:
-        """Say which option a word is probably meant to be; "" for words that are none, and for options there are."""
-        option = word.split("=")[0]
+    def _unknown_options(self) -> str:
+        """Say which options are not there, and what each is probably meant to be; "" if all are."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
-        if not option.startswith("--") or any(name.startswith(option) for name in known):
-            return ""
-        return f"{option} is not an option.{did_you_mean([option.replace('_', '-')], known)}"
+        options = [word.split("=")[0] for word in self._words if word.startswith("--")]
+        unknown = [option for option in options if not any(name.startswith(option) for name in known)]
+        places = {action.dest: str(action.metavar) for action in self._actions if not action.option_strings}
+        words = {option[2:].replace("-", "_").casefold() for option in unknown}
+        if named := [place for name, place in places.items() if words & {name, place.casefold()}]:
+            usage = " ".join([self.prog, *places.values()])
+            return f"{' and '.join(named)} {'is' if len(named) == 1 else 'are'} given without a name: {usage}."
+        meant = (did_you_mean([option.replace("_", "-")], known) for option in unknown)
+        return " ".join(f"{option} is not an option.{hint}" for option, hint in zip(unknown, meant, strict=True))
 
 
 class _Version(argparse.Action):

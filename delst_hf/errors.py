@@ -207,11 +207,11 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     " Did you mean 'retrieval'?"
     >>> did_you_mean(["erbb2"], ["EPCAM", "ERBB2"])
     " Did you mean 'ERBB2'?"
-    >>> did_you_mean(["--sede"], ["--seed"])
-    ' Did you mean --seed?'
+    >>> did_you_mean(["--sede"], ["--seed"]), did_you_mean(["--model"], ["--help"])
+    (' Did you mean --seed?', '')
     """
-    names = {name.casefold(): name for name in known}
-    found = (difflib.get_close_matches(word.casefold(), names, 1) for word in words)
+    names = {name.casefold().lstrip("-"): name for name in known}  # dashes are alike in all options
+    found = (difflib.get_close_matches(word.casefold().lstrip("-"), names, 1) for word in words)
     near = dict.fromkeys(names[name] for one in found for name in one)
     told = [name if name.startswith("--") else repr(name) for name in near]
     return f" Did you mean {', '.join(told)}?" if near else ""

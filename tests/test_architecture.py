@@ -163,7 +163,7 @@ def test_importing_the_package_loads_the_model_files_only():
 # --- the files that travel ------------------------------------------------------------------------------------------
 
 # Triton comes with torch for CUDA; contrastive_kernels does without it elsewhere.
-BY_SOME_RUNS = {"contrastive_fused", "replay", "stain_normalization"}
+BY_SOME_RUNS = {"backbone_delst", "contrastive_fused", "replay", "stain_normalization"}
 ALLOWED_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "triton"}
 
 

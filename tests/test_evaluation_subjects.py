@@ -241,7 +241,7 @@ def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path):
     import io
     import zipfile
 
-    from delst_hf.evaluation.arrays import _READERS
+    from delst_hf.evaluation.arrays import read_embeddings
 
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"shape": (2**40, 2), "fortran_order": False, "descr": "<f8"})
@@ -251,4 +251,4 @@ def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path):
     (tmp_path / "c.npz").write_bytes(b"no zip")
     for name in ("a.npy", "b.npz", "c.npz"):
         with pytest.raises(ValueError, match=rf"{name}"):
-            _READERS[name[1:]](tmp_path / name)
+            read_embeddings(tmp_path / name, None, 0)

@@ -47,6 +47,11 @@ DELST = {
     f"evaluate runs/toy/pretrain {DATA}": r"is the folder of a run; its model lies in runs/toy/pretrain/model",
     f"evaluate {DATA} {MODEL}": r"Commands take the model first and then the data",
     f"report {MODEL} --output r.html": r"results",
+    # how things are given
+    f"evaluate --model {MODEL} --dataset {DATA}":
+        r"MODEL and DATASET are given without a name: delst evaluate MODEL DATASET\.$",
+    f"evaluate {MODEL} --dataset {DATA}": r"DATASET is given without a name: delst evaluate MODEL DATASET\.$",
+    f"evaluate {MODEL} {DATA} --model-name x": r"--model-name is not an option\.$",
     # what would mislead
     f"evaluate {MODEL} {DATA} --test-slides toy_A1": r"was trained on \['toy_A1'\].*--allow-seen-slides",
     f"evaluate {MODEL} wide": r"400.*112|112.*400",

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from delst_hf import DelstCollator, DelstTrainer, DelstTrainingArguments
-from delst_hf.pretraining.log import ADVICE, CURVES, log_line, what_is_wrong, write_curves
 from delst_hf.pretraining.run import how_to_go_on
+from delst_hf.report.run_log import ADVICE, CURVES, log_line, what_is_wrong, write_curves
 
 ROOT = Path(__file__).parents[1]
 ROW = {"loss": 3.5, "contrastive_loss": 3.1, "cross_entailment_loss": 1.5, "intra_entailment_loss": 1.0, "epoch": 1.5,

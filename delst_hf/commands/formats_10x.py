@@ -8,20 +8,18 @@ from .options import Jobs, about_slide, add_about, add_image_scale, check_files,
 
 def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
     """Return what the two formats of Space Ranger share."""
-    parser.add_argument(
-        "--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)"
-    )
+    add = parser.add_argument
+    add("--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)")
     add_image_scale(parser)
-    parser.add_argument("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
+    add("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
     add_about(parser, technology=technology)
 
 
 def visium_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each; or folders "
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each; or folders "
                         "and .tar of a public archive")  # fmt: skip
-    parser.add_argument(
-        "--prefix", metavar="TEXT", help="beginning of the file names of the sample, in a folder of several"
-    )
+    add("--prefix", metavar="TEXT", help="beginning of the file names of the sample, in a folder of several")
     _add_space_ranger(parser, "from the spots", "Visium")
 
 

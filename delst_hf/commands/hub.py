@@ -50,22 +50,15 @@ def add_push(commands: _Subparsers) -> None:
         delst prepare toy --output toy-dataset   makes a dataset to try it on
     """
     parser = add_command(commands, "push", add_push)
-    parser.add_argument(
-        "folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)"
-    )
-    parser.add_argument("repo_id", metavar="USER/NAME", help="repository; made if it is not there")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--dataset", action="store_true", help="DIR is a dataset folder")
-    kind.add_argument(
-        "--metric", action="store_true", help="DIR names a metric: gene_pearson, retrieval_recall, entailment"
-    )
-    parser.add_argument(
-        "--private", action="store_true", help="make a new repository private; one that is public is refused"
-    )
-    parser.add_argument(
-        "--overwrite-card", action="store_true", help="replace a README.md in the repository that somebody else wrote"
-    )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch (default main)")
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)")
+    add("repo_id", metavar="USER/NAME", help="repository; made if it is not there")
+    kind = parser.add_mutually_exclusive_group().add_argument
+    kind("--dataset", action="store_true", help="DIR is a dataset folder")
+    kind("--metric", action="store_true", help="DIR names a metric: gene_pearson, retrieval_recall, entailment")
+    add("--private", action="store_true", help="make a new repository private; one that is public is refused")
+    add("--overwrite-card", action="store_true", help="replace a README.md in the repository that somebody else wrote")
+    add("--revision", metavar="BRANCH", help="branch (default main)")
     _add_facts(parser)
     parser.set_defaults(run=_run_push)
 
@@ -82,10 +75,9 @@ def add_doctor(commands: _Subparsers) -> None:
         delst prepare toy --output toy-dataset   makes a dataset to try things on
     """
     parser = add_command(commands, "doctor", add_doctor)
-    parser.add_argument("--backbone", metavar="ID", help="check access to this backbone, gated or not")
-    parser.add_argument(
-        "--model", metavar="DIR", help="check this checkpoint folder: checksums, weights, whether it loads"
-    )
+    add = parser.add_argument
+    add("--backbone", metavar="ID", help="check access to this backbone, gated or not")
+    add("--model", metavar="DIR", help="check this checkpoint folder: checksums, weights, whether it loads")
     parser.set_defaults(run=_run_doctor)
 
 

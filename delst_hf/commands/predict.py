@@ -105,23 +105,18 @@ def add_predict(commands: _Subparsers) -> None:
         delst predict EXPRESSION DATASET --slides C5 --min-pearson 0.2 --output c5.parquet
     """
     parser = add_command(commands, "predict", add_predict)
-    parser.add_argument(
-        "model", metavar="MODEL", help="checkpoint with a head (delst fit), or without one: embeddings only"
-    )
-    parser.add_argument(
-        "source", metavar="SLIDE", help="image of a slide, .h5ad with positions, dataset folder, or file of features"
-    )
-    out = parser.add_argument_group("output")
-    out.add_argument("--output", required=True, metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
-    out.add_argument("--overwrite", action="store_true", help="replace FILE once the new one is complete")
-    what = parser.add_argument_group("what to predict")
-    what.add_argument(
-        "--head", action="append", default=[], metavar="MODEL", help="a further head of the same backbone"
-    )
-    what.add_argument("--genes", metavar="NAMES", help="comma-separated, or a file with one per line (default: all)")
-    what.add_argument("--signatures", metavar="JSON", help='{"HER2": {"genes": ["ERBB2", "GRB7"]}}: a score by patch')
-    what.add_argument("--min-pearson", type=float, metavar="R", help="leave out genes of a lower held-out Pearson")
-    what.add_argument("--reference", metavar="DIR", help="checkpoint with a reference (default: MODEL, if it has one)")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint with a head (delst fit), or without one: embeddings only")
+    add("source", metavar="SLIDE", help="image of a slide, .h5ad with positions, dataset folder, or file of features")
+    out = parser.add_argument_group("output").add_argument
+    out("--output", required=True, metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
+    out("--overwrite", action="store_true", help="replace FILE once the new one is complete")
+    what = parser.add_argument_group("what to predict").add_argument
+    what("--head", action="append", default=[], metavar="MODEL", help="a further head of the same backbone")
+    what("--genes", metavar="NAMES", help="comma-separated, or a file with one per line (default: all)")
+    what("--signatures", metavar="JSON", help='{"HER2": {"genes": ["ERBB2", "GRB7"]}}: a score by patch')
+    what("--min-pearson", type=float, metavar="R", help="leave out genes of a lower held-out Pearson")
+    what("--reference", metavar="DIR", help="checkpoint with a reference (default: MODEL, if it has one)")
     _add_patches(parser.add_argument_group("patches"))
     _add_speed(parser)
     parser.set_defaults(run=_run_predict)
@@ -170,21 +165,20 @@ def add_embed(commands: _Subparsers) -> None:
         delst embed MODEL mine.h5ad --image he.tif --key X_delst --in-place
     """
     parser = add_command(commands, "embed", add_embed)
-    parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id")
-    parser.add_argument("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad), or folder of a dataset"
-    )
-    where.add_argument("--in-place", action="store_true", help="change FILE itself, in one step")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output, and keys that FILE has already")
-    parser.add_argument("--key", default="X_delst", help="name in obsm (default X_delst)")
-    parser.add_argument("--modality", choices=("auto", "image", "genes"), default="auto",
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
+    add("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad), or folder of a dataset")
+    where("--in-place", action="store_true", help="change FILE itself, in one step")
+    add("--overwrite", action="store_true", help="replace the output, and keys that FILE has already")
+    add("--key", default="X_delst", help="name in obsm (default X_delst)")
+    add("--modality", choices=("auto", "image", "genes"), default="auto",
                         help="what to embed (default: the patch of each spot where there is an image)")  # fmt: skip
-    parser.add_argument("--image", metavar="IMAGE", help="full-resolution image (default: the reduced one in FILE)")
-    parser.add_argument("--mpp", type=float, help="micrometres per full-resolution pixel (default: from the spots)")
-    parser.add_argument("--layer", help="layer with raw counts, for --modality genes (default X)")
-    parser.add_argument("--slides", metavar="ID,ID", default="", help="of a dataset: which slides (default: all)")
+    add("--image", metavar="IMAGE", help="full-resolution image (default: the reduced one in FILE)")
+    add("--mpp", type=float, help="micrometres per full-resolution pixel (default: from the spots)")
+    add("--layer", help="layer with raw counts, for --modality genes (default X)")
+    add("--slides", metavar="ID,ID", default="", help="of a dataset: which slides (default: all)")
     _add_speed(parser)
     parser.set_defaults(run=_run_embed)
 

@@ -23,17 +23,18 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         delst prepare toy --output toy-dataset   makes a dataset to try it on
     """
     parser = add_command(commands, "report", add_report)
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
-    parser.add_argument("--output", required=True, metavar="HTML", help="file to write")
-    parser.add_argument("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
-    parser.add_argument("--model-index", metavar="YAML", help="also write the model-index of the first result here")
-    maps = parser.add_argument_group("maps")
-    maps.add_argument(
+    add = parser.add_argument
+    add("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
+    add("--output", required=True, metavar="HTML", help="file to write")
+    add("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
+    add("--model-index", metavar="YAML", help="also write the model-index of the first result here")
+    maps = parser.add_argument_group("maps").add_argument
+    maps(
         "--genes",
         metavar="A,B",
         help="genes to draw, measured and predicted (default: well measured, well predicted ones)",
     )
-    maps.add_argument("--opacity", type=float, default=0.85, metavar="F", help="of the spots, 0 to 1 (default 0.85)")
+    maps("--opacity", type=float, default=0.85, metavar="F", help="of the spots, 0 to 1 (default 0.85)")
     parser.set_defaults(run=_run_report)
 
 

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..errors import reading
+from .array_files import read_arrays
 from .files import visible
 from .patch_h5 import downsample_of_bag, positive, read_h5, side_px, with_companion
 
 SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".parquet")
 FEATURES = ("features", "embeddings", "image", "image_embeds", "embedding", "feats")
 _BARCODES = ("barcode", "barcodes")
-_IN_H5 = (*FEATURES, "coords", *_BARCODES, "x", "y")
+_KEYS = (*_BARCODES, "x", "y")
+_IN_H5 = (*FEATURES, "coords", *_KEYS)
 # What tools add to the name of a slide.
 _ENDINGS = ("_patches", "_features", "_feats", "_embeddings")
 # A magnification is a name for a range of scales: 20x is said of 0.4 to 0.6 um per pixel, here of 0.34 to 0.74.
@@ -170,7 +171,7 @@ def read_patch_features(path: str | os.PathLike, patch_px: float | None = None) 
         raise ValueError(f"{path.name} is not a file of features. Allowed are {', '.join(SUFFIXES)}.")
     with reading(path):
         of_h5 = path.suffix in (".h5", ".hdf5")
-        columns, stated = read_h5(path, _IN_H5) if of_h5 else (_ARRAYS[path.suffix](path), {})
+        columns, stated = read_h5(path, _IN_H5) if of_h5 else (read_arrays(path, _KEYS, FEATURES), {})
     name = next((name for name in FEATURES if name in columns), None)
     if name is None:
         raise ValueError(_no_features(path, columns))
@@ -237,30 +238,3 @@ def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path, 
             "pixels of the full resolution (--features-patch-px)."
         )
     return corners * level + side / 2
-
-
-def _npy(path: Path) -> dict[str, np.ndarray]:
-    return {"features": np.load(path, allow_pickle=False, mmap_mode="r")}
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _parquet(path: Path) -> dict[str, np.ndarray]:
-    table = pd.read_parquet(path)
-    columns = {name: table[name].to_numpy() for name in (*_BARCODES, "x", "y") if name in table}
-    lists = [name for name in FEATURES if name in table and isinstance(table[name].iloc[0], np.ndarray | list)]
-    if lists:
-        lengths = {len(row) for row in table[lists[0]]}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"{path.name}: lists of {lists[0]} have the lengths {sorted(lengths)[:5]}; they must be equal."
-            )
-        return {**columns, "features": np.stack(table[lists[0]].tolist())}
-    numbers = [name for name in table if name not in columns and pd.api.types.is_numeric_dtype(table[name])]
-    return {**columns, "features": table[numbers].to_numpy(np.float32)} if numbers else columns
-
-
-_ARRAYS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}

@@ -5,7 +5,6 @@ and the manifest, never by what a README says.
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ from .schema import (
     MANIFEST,
     SPLITS,
     UNPAIRED,
-    content_fingerprint,
-    describe_files,
     problems_of_files,
     read_manifest,
     regular_size,
@@ -46,10 +43,7 @@ _WATCHED = {
     "image.path": "path",
     "image.bytes": "bytes",
 }
-_CHECKED = ["slide_id", "barcode", "x", "y", "gene_indices", "gene_counts", "n_genes", "total_counts"]
 _AGAIN = "Make it again with delst prepare, or copy it again from where it came from."
-_README_SPOTS = re.compile(r"^# Spatial transcriptomics: \d+ slides, (\d+) spots", re.MULTILINE)
-_README_CONTENT = re.compile(r"content ([0-9a-f]{16})\b")
 
 
 @dataclass(frozen=True)
@@ -132,9 +126,12 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
     folder = _tables(path, sorted(named), manifest)
     refuse(path, list(problems_of_slides(folder)))
     if manifest is None or verify:
-        refuse(path, [problem for files in folder.spot_files.values() for problem in _problems_of_spots(folder, files)])
-    if manifest is None:
-        refuse(path, list(_problems_of_readme(folder, verify)))
+        from .row_checks import problems_of_readme, problems_of_spots
+
+        files = folder.spot_files.values()
+        refuse(path, [problem for own in files for problem in problems_of_spots(path, own, folder.num_genes)])
+        if manifest is None:
+            refuse(path, list(problems_of_readme(path, sum(folder.rows.values()), verify)))
     return folder
 
 
@@ -247,65 +244,6 @@ def _problems_of_images(name: str, missing: int, rows: int) -> set[str]:
     return {f"{name} holds images, in the split of spots without"} if split == UNPAIRED and not missing else set()
 
 
-def _problems_of_spots(folder: DatasetFolder, files: Sequence[Path]) -> Iterator[str]:
-    """Read the small columns of all spots of a slide."""
-    barcodes: set[str] = set()
-    number = 0
-    for path in files:
-        name = path.relative_to(folder.path).as_posix()
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(columns=_CHECKED, batch_size=4096):
-                    number += len(batch)
-                    barcodes.update(batch["barcode"].to_pylist())
-                    wrong = problem_of_rows(batch, folder.num_genes, slide_of(name))
-                    if wrong:
-                        yield f"{name}: {wrong}"
-                        break
-        except (pa.ArrowException, OSError) as error:
-            raise_memory(error)
-            yield f"{name} cannot be read ({str(error).splitlines()[0]})"
-    if len(barcodes) != number:
-        yield f"barcodes of slide {slide_of(files[0].name)!r} are not unique"
-
-
-def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: str | None = None) -> str:
-    """Return what is wrong with rows of spots, in words; empty where nothing is.
-
-    Args:
-        rows: At least the columns of genes and counts; ``n_genes``, ``total_counts``, ``x``, ``y`` and ``slide_id`` are checked
-            if there.
-        num_genes: Rows of the genes table.
-        slide_id: The slide that they should be of.
-    """
-    indices, counts = (_combined(rows, name) for name in ("gene_indices", "gene_counts"))
-    places, values = (column.flatten().to_numpy(zero_copy_only=False) for column in (indices, counts))
-    lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
-    if len(places) and not 0 <= places.min() <= places.max() < num_genes:
-        return f"gene_indices go from {places.min()} to {places.max()}, but there are {num_genes} genes"
-    if not np.array_equal(lengths, counts.value_lengths().to_numpy(zero_copy_only=False)):
-        return "gene_indices and gene_counts differ in length"
-    if len(values) and values.min() < 1:
-        return f"gene_counts go down to {values.min()}; allowed are 1 and more"
-    if "n_genes" in rows.schema.names and not np.array_equal(
-        _combined(rows, "n_genes").to_numpy(zero_copy_only=False), lengths
-    ):
-        return "n_genes is not the number of gene_indices"
-    if "total_counts" in rows.schema.names:
-        ends = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])[
-            np.concatenate([[0], np.cumsum(lengths)]).astype(int)
-        ]
-        if not np.array_equal(_combined(rows, "total_counts").to_numpy(zero_copy_only=False), np.diff(ends)):
-            return "total_counts is not the sum of gene_counts"
-    for name in [name for name in ("x", "y") if name in rows.schema.names]:
-        places = _combined(rows, name).to_numpy(zero_copy_only=False)
-        if not np.isfinite(places).all():
-            return f"{name} is {places[~np.isfinite(places)][0]} of a spot; allowed are numbers"
-    if slide_id is not None and set(_combined(rows, "slide_id").to_pylist()) - {slide_id}:
-        return f"holds spots of another slide than {slide_id!r}"
-    return ""
-
-
 def check_gene_indices(indices: np.ndarray, num_genes: int) -> None:
     """Refuse places outside the table of genes, which would be read as other genes or as memory that is not ours.
 
@@ -324,23 +262,6 @@ def check_gene_indices(indices: np.ndarray, num_genes: int) -> None:
             f"gene_indices go from {indices.min()} to {indices.max()}, but there are {num_genes} genes. The dataset folder is "
             f"not as it was written. {_AGAIN}"
         )
-
-
-def _combined(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    column = rows[name]
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _problems_of_readme(folder: DatasetFolder, verify: bool) -> Iterator[str]:
-    """Compare a folder without a manifest with what its README says."""
-    readme = folder.path / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if regular_size(readme) is not None else ""
-    stated, number = _README_SPOTS.search(text), sum(folder.rows.values())
-    if stated and int(stated[1]) != number:
-        yield f"README.md tells of {stated[1]} spots, the files hold {number}"
-    content = _README_CONTENT.search(text)
-    if verify and content and content_fingerprint(describe_files(folder.path)) != content[1]:
-        yield "the content is not that of the fingerprint in README.md"
 
 
 def _problems_of_columns(name: str, footer: pq.FileMetaData) -> Iterator[str]:

@@ -21,10 +21,11 @@ from ..atomic.locks import writing
 from ..errors import reading
 from ..record import license_of, read_header
 from .card import dataset_card
-from .folder import DatasetFolder, open_folder, problem_of_rows, read_columns, refuse_links
+from .folder import DatasetFolder, open_folder, read_columns, refuse_links
 from .genes import union_genes
 from .output import check_output
 from .part import WRITER
+from .row_checks import problem_of_rows
 from .schema import (
     CONFIGS,
     GENES,

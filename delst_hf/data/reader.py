@@ -8,8 +8,6 @@ is read, and the name of the cache says which files, of which size and time of c
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -20,12 +18,9 @@ import pyarrow.dataset as arrow_dataset
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
 from datasets.packaged_modules.parquet.parquet import Parquet
-from huggingface_hub import snapshot_download
 
 from .folder import DatasetFolder, open_folder, read_columns
-from .schema import CONFIGS, MANIFEST, SPLITS, SPOTS, UNPAIRED
-
-_REPOSITORY = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
+from .schema import SPLITS, SPOTS, UNPAIRED
 
 
 def find_folder(
@@ -47,51 +42,9 @@ def find_folder(
     local = Path(path).expanduser()
     if local.exists():
         return open_folder(local, verify)
-    name = hub_name(path)
-    with hub_explained(name):
-        found = snapshot_download(
-            name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(_REPOSITORY)
-        )
-    return open_folder(found, verify)
+    from .remote import EVERYTHING, fetch, hub_name
 
-
-def hub_name(path: str | os.PathLike) -> str:
-    """Return what is not a folder here as a name of the Hub.
-
-    Raises:
-        FileNotFoundError: If it cannot be one.
-
-    >>> hub_name("me/toy-slides")
-    'me/toy-slides'
-    """
-    from .places import check_dataset
-
-    name = os.fspath(path)
-    check_dataset(name)
-    return name
-
-
-@contextmanager
-def hub_explained(name: str) -> Iterator[None]:
-    """Let an error of the Hub's client say within this context which dataset it is about, and what to do.
-
-    Args:
-        name: Id of the dataset.
-
-    Raises:
-        OSError: In place of any error.
-    """
-    try:
-        yield
-    except Exception as error:  # of a dozen kinds, by the client's HTTP library
-        from .places import is_dataset, near
-
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
-        raise OSError(
-            f"there is no dataset folder {name} here{near(Path(name), is_dataset)}, and the Hub does not give a dataset of "
-            f"that name ({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is "
-            "private; HF_HUB_OFFLINE=1 allows only what was fetched before."
-        ) from error
+    return open_folder(fetch(hub_name(path), EVERYTHING, revision, token), verify)
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:

@@ -2,7 +2,9 @@
 with the manifest by name, size and checksum.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,57 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
 from .folder import DatasetFolder, problems_of_slides, read_columns, refuse
-from .reader import hub_explained
-from .schema import MANIFEST, problems_of_files, read_manifest, slide_of
+from .places import check_dataset, is_dataset, near
+from .schema import CONFIGS, MANIFEST, problems_of_files, read_manifest, slide_of
 
+EVERYTHING = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
 _SMALL = ("README.md", MANIFEST, "genes/**", "slides/**")
+
+
+def hub_name(path: str | os.PathLike) -> str:
+    """Return what is not a folder here as a name of the Hub.
+
+    Raises:
+        FileNotFoundError: If it cannot be one.
+
+    >>> hub_name("me/toy-slides")
+    'me/toy-slides'
+    """
+    name = os.fspath(path)
+    check_dataset(name)
+    return name
+
+
+def fetch(name: str, patterns: Collection[str], revision: str | None = None, token: str | None = None) -> Path:
+    """Fetch files of a dataset of the Hub, by patterns of their names, and return the folder that holds them.
+
+    Raises:
+        OSError: If the Hub cannot be reached or does not give it.
+    """
+    with _hub_explained(name):
+        wanted = list(patterns)
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, token=token, allow_patterns=wanted))
+
+
+@contextmanager
+def _hub_explained(name: str) -> Iterator[None]:
+    """Let an error of the Hub's client say within this context which dataset it is about, and what to do.
+
+    Args:
+        name: Id of the dataset.
+
+    Raises:
+        OSError: In place of any error.
+    """
+    try:
+        yield
+    except Exception as error:  # of a dozen kinds, by the client's HTTP library
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+        raise OSError(
+            f"there is no dataset folder {name} here{near(Path(name), is_dataset)}, and the Hub does not give a dataset of "
+            f"that name ({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is "
+            "private; HF_HUB_OFFLINE=1 allows only what was fetched before."
+        ) from error
 
 
 def open_remote(name: str, revision: str | None = None, token: str | None = None) -> DatasetFolder:
@@ -30,10 +79,8 @@ def open_remote(name: str, revision: str | None = None, token: str | None = None
     Raises:
         ValueError: If it has no manifest, or is not what that says.
     """
-    with hub_explained(name):
-        path = Path(
-            snapshot_download(name, repo_type="dataset", revision=revision, token=token, allow_patterns=list(_SMALL))
-        )
+    path = fetch(name, _SMALL, revision, token)
+    with _hub_explained(name):
         tree = HfApi(token=token).list_repo_tree(name, "spots", repo_type="dataset", revision=path.name, recursive=True)
         there = {one.path: one for one in tree if isinstance(one, RepoFile)}
     manifest = read_manifest(path)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from datasets import IterableDataset
 from datasets.iterable_dataset import ArrowExamplesIterable
 
-from .folder import problem_of_rows, raise_memory
+from .folder import raise_memory
+from .row_checks import problem_of_rows
 from .schema import slide_of
 
 # Rows of a stretch: those of a group of rows, as `delst prepare` writes them, so that nothing is read twice.

@@ -15,8 +15,8 @@ from datasets import Dataset
 
 from ..model.distributed import process_rank, world_size
 from .folder import DatasetFolder, open_folder
-from .reader import files_in_order, hub_explained, hub_name, load_spots, read_genes, read_slides
-from .remote import open_remote
+from .reader import files_in_order, load_spots, read_genes, read_slides
+from .remote import fetch, hub_name, open_remote
 from .schema import SPLITS
 from .spot_files import COUNTS, HUB, SpotFile, SpotFiles
 from .study import LEVEL_KEYS, Study, sparse_counts
@@ -146,9 +146,6 @@ def _place(folder: DatasetFolder, file: SpotFile) -> Path:
 
 def _fetch(files: Sequence[SpotFile], folder: DatasetFolder) -> None:
     """Fetch whole files of a dataset of the Hub into the folder of its small tables."""
-    from huggingface_hub import snapshot_download
-
     name, revision = files[0].address.removeprefix(f"{HUB}datasets/").split("/spots/")[0].split("@")
     wanted = [_place(folder, file).relative_to(folder.path).as_posix() for file in files]
-    with hub_explained(name):
-        snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted)
+    fetch(name, wanted, revision)

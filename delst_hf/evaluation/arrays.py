@@ -1,14 +1,12 @@
 """Embeddings from elsewhere: .npy, .npz or .parquet -> arrays in the order of a dataset's spots."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset
 
-from ..data.declared import check_declared, check_parquet
+from ..data.array_files import read_arrays
 from ..data.places import EMBEDDING_SUFFIXES
 from ..errors import reading
 from .embedding_files import embedding_files, read_embedding_files
@@ -44,7 +42,8 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
     if path.is_dir() and embedding_files(path):
         columns = read_embedding_files(path, sorted(set(spots["slide_id"])))
     elif path.is_file():
-        columns = _READERS[path.suffix](path)
+        with reading(path, "embeddings"):
+            columns = read_arrays(path, KEYS, IMAGE_NAMES, GENE_NAMES)
     else:
         raise FileNotFoundError(f"no embeddings at {path}. Give a {', '.join(EMBEDDING_SUFFIXES)} file.")
     rows = _rows_of(columns, spots, num_spots, path)
@@ -59,57 +58,6 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
             f"{', '.join(IMAGE_NAMES)}."
         )
     return arrays
-
-
-def _npy(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, "embeddings"):  # mapped, an array cannot be larger than its file
-        return {"image": np.load(path, mmap_mode="r", allow_pickle=False)}
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, "embeddings"):
-        _check_npz(path)
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-
-
-def _check_npz(path: Path) -> None:
-    """Compare what the arrays of an .npz declare with what it stores of them."""
-    with zipfile.ZipFile(path) as archive:
-        for one in archive.infolist():
-            check_declared(float(one.file_size), path, f"{one.filename} of {one.file_size} bytes", one.compress_size)
-            with archive.open(one) as member:
-                version = np.lib.format.read_magic(member)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, kind = header(member)
-            size = float(kind.itemsize)
-            for side in shape:
-                size *= side
-            check_declared(size, path, f"{one.filename} of shape {shape}", float(one.file_size), 1)
-
-
-def _parquet(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, "embeddings"):
-        check_parquet(path)
-        table = pd.read_parquet(path)
-        columns: dict[str, np.ndarray] = {name: table[name].to_numpy() for name in KEYS if name in table}
-        for name in (*IMAGE_NAMES, *GENE_NAMES):
-            if name in table and len(table) and isinstance(table[name].iloc[0], np.ndarray | list):
-                lengths = {len(row) for row in table[name]}
-                if len(lengths) > 1:
-                    raise ValueError(
-                        f"{path}: lists of {name} have the lengths {sorted(lengths)[:5]}; they must be equal."
-                    )
-                columns[name] = np.stack([np.asarray(row, dtype=float) for row in table[name]])
-        numbers = [name for name in table.columns if name not in KEYS and pd.api.types.is_numeric_dtype(table[name])]
-        if not any(name in columns for name in IMAGE_NAMES) and numbers:
-            columns["image"] = table[numbers].to_numpy(dtype=float)
-        return columns
-
-
-_READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
 
 
 def _rows_of(columns: Mapping[str, np.ndarray], spots: Dataset, num_spots: int, path: Path) -> np.ndarray:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .protocols import Protocol
 from .result_tables import name_of
-from .suite import protocols_of
+from .suite import protocol
 from .verdicts import Verdict, verdicts
 
 Record = Mapping[str, Any]
@@ -33,7 +32,7 @@ def conclusions(record: Record) -> list[str]:
     if verdict is None:
         return [f"Nothing was scored on {slides}; the table of what was not run says why.", _hierarchy(record)]
     where = f" on {verdict.slide}" if verdict.slide else f" on {slides}"
-    what = f"{verdict.protocol.title_of(verdict.variant)} ({_metric(verdict.metric)})"
+    what = f"{verdict.protocol.title_of(verdict.variant)} ({verdict.metric.replace('_', ' ')})"
     return [
         f"How well: {verdict.arm} scores {verdict.value:.3f} in {what}{where}; {_scale(record, verdict)}.",
         f"Against what: {_against(verdict)}",
@@ -45,12 +44,10 @@ def conclusions(record: Record) -> list[str]:
 def _spokesman(record: Record) -> Verdict | None:
     """Return the score that speaks for the model, judged; of several slides the first."""
     judged = verdicts(record["protocols"], record["own_arms"])
-    for name, variant in _SPOKESMEN:
+    for place in _SPOKESMEN:
         for verdict in judged:
-            if (verdict.protocol.name, verdict.variant) == (
-                name,
-                variant,
-            ) and verdict.metric == verdict.protocol.headline:
+            which = verdict.protocol
+            if (which.name, verdict.variant) == place and verdict.metric == which.headline:
                 return verdict
     return judged[0] if judged else None
 
@@ -88,11 +85,8 @@ def _how_sure(record: Record, verdict: Verdict) -> str:
         left_out = next((name for name in ("--no-baselines", "--protocols") if name in record.get("command", ())), None)
         advice = f" Evaluate without {left_out}." if left_out else ""
         return f"no baseline was scored beside it, so what was learned is not shown.{advice}"
-    return f"no interval of the difference is known here; by the spread of the baseline it is {_beyond(verdict)}."
-
-
-def _beyond(verdict: Verdict) -> str:
-    return "above it" if verdict.better else "not above it"
+    beyond = "above it" if verdict.better else "not above it"
+    return f"no interval of the difference is known here; by the spread of the baseline it is {beyond}."
 
 
 def _hierarchy(record: Record) -> str:
@@ -101,7 +95,7 @@ def _hierarchy(record: Record) -> str:
         return "it is not among the --protocols that were asked for."
     if row is None:
         return "none was scored; only a checkpoint with a Lorentz space has one."
-    metrics, which = row["metrics"], _protocol(record, "hierarchy")
+    metrics, which = row["metrics"], protocol("hierarchy")
     inside, control, auc = metrics["in_cone_matched"], metrics["in_cone_mismatched"], metrics[which.headline]
     depth = metrics.get("image_radius_genes_given_counts")
     cones = "so the cones tell own from foreign" if inside > control + 0.05 else "so the cones say nothing"
@@ -111,11 +105,3 @@ def _hierarchy(record: Record) -> str:
         f"{inside:.0%} of spots lie in their parent's cone and {control:.0%} of foreign ones, {cones}; own children fit better "
         f"than foreign ones in {auc:.0%} of pairs (50 % is chance).{radius}"
     )
-
-
-def _protocol(record: Record, name: str) -> Protocol:
-    return next(which for which in protocols_of(record["protocols"]) if which.name == name)
-
-
-def _metric(name: str) -> str:
-    return name.replace("_", " ")

@@ -17,9 +17,17 @@ def query_blocks(queries: int, targets: int, pairs: int = PAIRS) -> Iterator[sli
         >>> [(rows.start, rows.stop) for rows in query_blocks(5, 3, pairs=6)]
         [(0, 2), (2, 4), (4, 5)]
     """
-    at_once = max(1, pairs // max(targets, 1))
-    for start in range(0, queries, at_once):
-        yield slice(start, min(start + at_once, queries))
+    yield from blocks(queries, max(1, pairs // max(targets, 1)))
+
+
+def blocks(length: int, at_once: int) -> Iterator[slice]:
+    """Yield slices that divide so many rows in their order.
+
+    >>> [(rows.start, rows.stop) for rows in blocks(5, 2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, length, at_once):
+        yield slice(start, min(start + at_once, length))
 
 
 def most_similar(

@@ -134,11 +134,11 @@ class NarrowRows:
         return dormqr("L", "N", vectors, factors, padded, lwork=int(workspace[0]))[0].T
 
 
-def nanmean(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the first axis of what is not NaN; NaN (without a warning) where all are."""
+def nanmean(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Return the mean over an axis of what is not NaN; NaN (without a warning) where all are."""
     there = ~np.isnan(values)
-    total = np.where(there, values, 0.0).sum(axis=0)
-    return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
+    total = np.where(there, values, 0.0).sum(axis=axis)
+    return np.where(there.any(axis=axis), total / np.maximum(there.sum(axis=axis), 1), np.nan)
 
 
 def joined_groups(groups: np.ndarray, max_groups: int) -> np.ndarray:

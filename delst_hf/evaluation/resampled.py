@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from .preparation import NarrowRows, finite_matrix, missing_rows
+from .preparation import NarrowRows, finite_matrix, missing_rows, nanmean
 from .uncertainty import Bootstrap, Weighted
 
 # Below this share of the sum of squares a resample's variance is rounding: all of its drawn values are equal.
@@ -94,7 +94,7 @@ def gene_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarr
     functions = [(part, _pearson(predicted[part], measured[part])) for part in parts]
 
     def of(weights: np.ndarray) -> np.ndarray:
-        return _nanmean(np.stack([function(weights[:, part]) for part, function in functions]), axis=0)
+        return nanmean(np.stack([function(weights[:, part]) for part, function in functions]))
 
     return Weighted(len(measured), of)
 
@@ -113,8 +113,8 @@ def pearson_statistic(
     functions = [(rows, gene_statistic(predicted[rows], measured[rows], parts[rows])) for rows in members]
 
     def of(weights: np.ndarray) -> np.ndarray:
-        by_fold = [_nanmean(function.of(weights[:, rows]), axis=1) for rows, function in functions]
-        return _nanmean(np.stack(by_fold), axis=0)
+        by_fold = [nanmean(function.of(weights[:, rows]), axis=1) for rows, function in functions]
+        return nanmean(np.stack(by_fold))
 
     return Weighted(len(measured), of)
 
@@ -340,9 +340,3 @@ def _ratio(numerator: Any, denominator: Any, otherwise: float = np.nan) -> np.nd
 
 def _mean_where(values: np.ndarray, there: np.ndarray) -> np.ndarray:
     return _ratio((values * there).sum(axis=1), there.sum(axis=1).astype(float))
-
-
-def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return the mean of what is defined, NaN where nothing is."""
-    there = ~np.isnan(values)
-    return _ratio(np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis).astype(float))

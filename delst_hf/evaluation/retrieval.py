@@ -4,13 +4,14 @@ Ranks are fair to ties: where several targets score the same as the true one, ev
 likely. An embedding that collapsed to one point comes out at chance and not at rank 1.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import digamma
 
+from .neighbours import blocks
 from .preparation import finite_matrix, group_names
 
 GEOMETRIES = ("cosine", "euclidean", "lorentz")
@@ -34,17 +35,7 @@ class _Ties(NamedTuple):
         return result
 
 
-def retrieval(
-    query_embeds: ArrayLike,
-    target_embeds: ArrayLike,
-    *,
-    similarity: str | Similarity,
-    curvature: float | None = None,
-    ks: Sequence[int] = (1, 5, 10),
-    chunk_size: int = 1024,
-    num_queries: int | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
+def retrieval(query_embeds: ArrayLike, target_embeds: ArrayLike, **options: Any) -> dict[str, float]:
     """Rank all targets for every query. The answer to the i-th query is the i-th target.
 
     Memory is that of the embeddings in float64 and of one tile, so a pool of a million 256-dimensional pairs fits in 10 GB.
@@ -53,14 +44,7 @@ def retrieval(
     Args:
         query_embeds: (pool, dim). For "lorentz" the space part of points on the hyperboloid of curvature -c.
         target_embeds: (pool, dim), alike.
-        similarity: "cosine", "euclidean" (negative distance), "lorentz" (negative geodesic distance), or a function of
-            queries (m, dim) and targets (n, dim) that returns scores (m, n), high for similar, where the score of a
-            pair does not depend on the rest of its chunk.
-        curvature: the positive c, needed by "lorentz" and not looked at by the others.
-        ks: depths of recall. A k beyond the pool gives 1.0.
-        chunk_size: rows and columns of the similarity tile held at a time.
-        num_queries: rank only so many queries, drawn without replacement; None ranks all. The pool stays whole.
-        seed: of that draw.
+        options: Those of `retrieval_scores`: similarity, which must be given, curvature, ks, chunk_size, num_queries and seed.
 
     Returns:
         recall@k: probability that the true target is among the first k; high is good, chance is k / pool_size.
@@ -75,16 +59,7 @@ def retrieval(
         >>> scores["recall@1"], scores["median_rank"]
         (1.0, 1.0)
     """
-    scores = retrieval_scores(
-        query_embeds,
-        target_embeds,
-        similarity=similarity,
-        curvature=curvature,
-        ks=ks,
-        chunk_size=chunk_size,
-        num_queries=num_queries,
-        seed=seed,
-    )
+    scores = retrieval_scores(query_embeds, target_embeds, **options)
     return {**summary(scores), "pool_size": float(len(np.asarray(target_embeds)))}
 
 
@@ -99,7 +74,19 @@ def retrieval_scores(
     num_queries: int | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return what `retrieval` averages, query by query, which is what a bootstrap draws from; arguments and errors are those.
+    """Return what `retrieval` averages, query by query, which is what a bootstrap draws from; errors are those.
+
+    Args:
+        query_embeds: (pool, dim), as `retrieval` takes them.
+        target_embeds: (pool, dim), alike.
+        similarity: "cosine", "euclidean" (negative distance), "lorentz" (negative geodesic distance), or a function of
+            queries (m, dim) and targets (n, dim) that returns scores (m, n), high for similar, where the score of a
+            pair does not depend on the rest of its chunk.
+        curvature: the positive c, needed by "lorentz" and not looked at by the others.
+        ks: depths of recall. A k beyond the pool gives 1.0.
+        chunk_size: rows and columns of the similarity tile held at a time.
+        num_queries: rank only so many queries, drawn without replacement; None ranks all. The pool stays whole.
+        seed: of that draw.
 
     Returns:
         query (queries,) its row; recall@k (queries,) in [0, 1]; rank (queries,), 1 is perfect; mrr (queries,) 1 / rank.
@@ -194,8 +181,8 @@ def _rank(
         return _count(queries, targets, own, similarity, None, chunk_size)
     queries, targets = as_inner_product(queries, targets, similarity, curvature)
     # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
-    rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * _longest(targets)
-    return _count(queries, targets, own, _dot, rounding, chunk_size)
+    rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * np.linalg.norm(targets, axis=1).max()
+    return _count(queries, targets, own, lambda x, y: x @ y.T, rounding, chunk_size)
 
 
 def bidirectional_retrieval(
@@ -289,7 +276,7 @@ def _count(
     """
     above, equal = np.zeros(len(queries), dtype=np.int64), np.zeros(len(queries), dtype=np.int64)
     everyone = len(own) == len(targets)
-    for rows in _chunks(len(queries), chunk_size):
+    for rows in blocks(len(queries), chunk_size):
         tile = _scores(score, queries[rows], targets[own[rows]])
         true = np.diagonal(tile)[:, None].astype(np.float64)
         if rounding is None:
@@ -299,7 +286,7 @@ def _count(
             margin = rounding[rows][:, None]
         if everyone:  # then it is the tile on the diagonal
             _add(tile, true, margin, above[rows], equal[rows])
-        for columns in _chunks(len(targets), chunk_size):
+        for columns in blocks(len(targets), chunk_size):
             if everyone and columns == rows:
                 continue
             del tile  # or the next one would be made beside it
@@ -311,7 +298,7 @@ def _count(
 
 def _add(tile: np.ndarray, true: np.ndarray, margin: np.ndarray, above: np.ndarray, equal: np.ndarray) -> None:
     """Add to `above` and `equal` (queries,) what a tile holds, some rows at a time: a difference is as large as its scores."""
-    for rows in _chunks(len(tile), _ROWS_AT_ONCE):
+    for rows in blocks(len(tile), _ROWS_AT_ONCE):
         above[rows] += (tile[rows] > true[rows] + margin[rows]).sum(axis=1)
         equal[rows] += (np.abs(tile[rows] - true[rows]) <= margin[rows]).sum(axis=1)
 
@@ -325,19 +312,6 @@ def _scores(score: Similarity, queries: np.ndarray, targets: np.ndarray) -> np.n
             f"finite scores of the shape {(len(queries), len(targets))}, one row per query."
         )
     return tile
-
-
-def _chunks(length: int, chunk_size: int) -> Iterator[slice]:
-    for start in range(0, length, chunk_size):
-        yield slice(start, min(start + chunk_size, length))
-
-
-def _dot(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return queries @ targets.T
-
-
-def _longest(vectors: np.ndarray) -> float:
-    return float(np.linalg.norm(vectors, axis=1).max())
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ or from a local folder, and refuses one whose weights are not those that the hea
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from safetensors.torch import load_file
@@ -21,81 +21,40 @@ BACKBONE = "vision_model."
 _HUB_ARGUMENTS = ("revision", "subfolder", "force_download", "cache_dir", "local_files_only", "token")
 
 
-class BackboneOptionalModel(PreTrainedModel):
-    """A model with a ``vision_model`` that its checkpoints may be saved without."""
+def load_checkpoint(
+    model_class: Any,
+    load: Callable[..., Any],
+    folder: Any,
+    *model_args: Any,
+    config: Any = None,
+    vision_path: str | os.PathLike | None = None,
+    vision_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Load a checkpoint, with its backbone or without: ``from_pretrained`` of the DELST models, whose arguments these are.
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: Any,
-        *model_args: Any,
-        config: Any = None,
-        vision_path: str | os.PathLike | None = None,
-        vision_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Do as in transformers; a checkpoint that was saved without its backbone fetches it.
-
-        Args:
-            pretrained_model_name_or_path: Local folder or Hub id.
-            *model_args: As in transformers.
-            config: As in transformers.
-            vision_path: Where the backbone of such a checkpoint lies: a local folder or another Hub id. By default, the id
-                and revision that the checkpoint names.
-            vision_kwargs: For loading that backbone, such as ``{"trust_remote_code": True}``.
-            **kwargs: As in transformers.
-
-        Raises:
-            OSError: If the backbone cannot be reached.
-            ValueError: If it is not the one that the checkpoint was trained on, or the checkpoint holds its backbone and
-                another one is given; if weights are missing, unknown or out of range (but for those of a new task head).
-        """
-        folder, hub_kwargs = pretrained_model_name_or_path, {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
-        saved = {} if folder is None else PreTrainedConfig.get_config_dict(folder, **hub_kwargs)[0]
-        if saved.get("save_backbone", True):
-            if vision_path is not None:
-                raise ValueError(
-                    f"vision_path={os.fspath(vision_path)!r}, but {str(folder)!r} holds its backbone. Leave vision_path out."
-                )
-            loaded: Any = super().from_pretrained(
-                folder, *model_args, config=config, **{**kwargs, "output_loading_info": True}
+    Args:
+        model_class: What is loaded.
+        load: transformers' own ``from_pretrained`` of that class.
+    """
+    hub_kwargs = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
+    saved = {} if folder is None else PreTrainedConfig.get_config_dict(folder, **hub_kwargs)[0]
+    if saved.get("save_backbone", True):
+        if vision_path is not None:
+            raise ValueError(
+                f"vision_path={os.fspath(vision_path)!r}, but {str(folder)!r} holds its backbone. Leave vision_path out."
             )
-            return _checked(loaded, folder, saved, kwargs)
-        if not isinstance(config, PreTrainedConfig):
-            place, config_class = config or folder, cls.config_class or PreTrainedConfig
-            config, kwargs = config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
-        backbone = fetch_backbone(folder, config, vision_path, vision_kwargs or {}, hub_kwargs)
-        file: Any = cached_file(folder, "model.safetensors", **hub_kwargs)
-        state = join_backbone(load_file(file), backbone)
-        kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_ARGUMENTS}
-        options = {**kwargs, "state_dict": state, "output_loading_info": True}
-        loaded = super().from_pretrained(None, *model_args, config=config, **options)
+        loaded = load(folder, *model_args, config=config, **{**kwargs, "output_loading_info": True})
         return _checked(loaded, folder, saved, kwargs)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any) -> Any:
-        """Do as in transformers; ``save_backbone=False`` leaves the backbone out.
-
-        Args:
-            save_directory: Where to write.
-            *args: As in transformers.
-            save_backbone: False writes heads and LoRA only, with the id, revision and fingerprint of the backbone. By default,
-                what ``config.save_backbone`` says.
-            **kwargs: As in transformers.
-
-        Raises:
-            ValueError: If the backbone could not be fetched again as it is.
-        """
-        setting = self.config.save_backbone
-        self.config.save_backbone = setting if save_backbone is None else save_backbone
-        try:
-            if not self.config.save_backbone:
-                backbone: Any = self.base_model.vision_model
-                check_can_be_left_out(self.config, backbone)
-                # The original format renames the layers of some backbones, and LoRA must find them under their present names.
-                kwargs |= {"state_dict": weights_without_backbone(self), "save_original_format": False}
-            return super().save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            self.config.save_backbone = setting
+    if not isinstance(config, PreTrainedConfig):
+        place, config_class = config or folder, model_class.config_class
+        config, kwargs = config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
+    backbone = fetch_backbone(folder, config, vision_path, vision_kwargs or {}, hub_kwargs)
+    file: Any = cached_file(folder, "model.safetensors", **hub_kwargs)
+    state = join_backbone(load_file(file), backbone)
+    kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_ARGUMENTS}
+    options = {**kwargs, "state_dict": state, "output_loading_info": True}
+    return _checked(load(None, *model_args, config=config, **options), folder, saved, kwargs)
 
 
 def _checked(loaded: Any, folder: Any, saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
@@ -189,8 +148,13 @@ def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def weights_without_backbone(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a checkpoint without the backbone holds: every other weight, and LoRA with its scale multiplied in."""
+def weights_without_backbone(model: Any) -> dict[str, Tensor]:
+    """Return what a checkpoint without the backbone holds: every other weight, and LoRA with its scale multiplied in.
+
+    Raises:
+        ValueError: If the backbone could not be fetched again as it is.
+    """
+    check_can_be_left_out(model.config, model.base_model.vision_model)
     own = {
         name: tensor.detach()
         for name, tensor in model.state_dict().items()
@@ -263,7 +227,7 @@ def fetch_backbone(
     Args:
         folder: The checkpoint, for messages.
         config: Its configuration.
-        vision_path: As in `BackboneOptionalModel.from_pretrained`.
+        vision_path: As in `load_checkpoint`.
         vision_kwargs: The same.
         hub_kwargs: Those of the checkpoint, of which the backbone takes token and cache.
 
@@ -295,4 +259,4 @@ def fetch_backbone(
     return weights
 
 
-__all__ = ["BackboneOptionalModel", "describe_source"]
+__all__ = ["describe_source", "load_checkpoint", "weights_without_backbone"]

@@ -178,13 +178,10 @@ def objective(
     Raises:
         ValueError: If the intra-modal loss is asked for without `level`.
     """
-    contrastive = contrastive_loss(
-        *wholes, logit_scale, curvature, config.geometry, across_ranks=across_ranks, groups=negative_groups
-    )
+    shared: dict[str, Any] = {"across_ranks": across_ranks, "groups": negative_groups}
+    contrastive = contrastive_loss(*wholes, logit_scale, curvature, config.geometry, **shared)
     if niches is not None:
-        of_niches = contrastive_loss(
-            *niches, logit_scale, curvature, config.geometry, across_ranks=across_ranks, groups=negative_groups
-        )
+        of_niches = contrastive_loss(*niches, logit_scale, curvature, config.geometry, **shared)
         contrastive = (contrastive + of_niches) / 2
     if across_ranks and (config.geometry == "lorentz" or parts is not None):
         level, slide_ids, negative_groups = (_gathered(x) for x in (level, slide_ids, negative_groups))

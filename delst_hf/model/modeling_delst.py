@@ -15,7 +15,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from .backbone_delst import BackboneOptionalModel, describe_source
 from .configuration_delst import DelstConfig, DelstGeneConfig
 from .lorentz import exp_map0, log_map0
 from .losses import objective
@@ -88,8 +87,8 @@ def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return moved
 
 
-class DelstPreTrainedModel(BackboneOptionalModel):
-    """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through."""
+class DelstPreTrainedModel(PreTrainedModel):
+    """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through, checkpoints."""
 
     config_class: type[PreTrainedConfig] = DelstConfig
     config: Any
@@ -126,6 +125,51 @@ class DelstPreTrainedModel(BackboneOptionalModel):
                 init.constant_(log_scale, -0.5 * math.log(self.config.projection_dim))
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Do as in transformers; a checkpoint that was saved without its backbone fetches it.
+
+        Args:
+            pretrained_model_name_or_path: Local folder or Hub id.
+            *model_args: As in transformers.
+            **kwargs: As in transformers. Besides ``vision_path``, where the backbone of such a checkpoint lies: a local folder
+                or another Hub id, by default the id and revision that the checkpoint names; and ``vision_kwargs``, for loading
+                it, such as ``{"trust_remote_code": True}``.
+
+        Raises:
+            OSError: If the backbone cannot be reached.
+            ValueError: If it is not the one that the checkpoint was trained on, or the checkpoint holds its backbone and
+                another one is given; if weights are missing, unknown or out of range (but for those of a new task head).
+        """
+        from .backbone_delst import load_checkpoint
+
+        return load_checkpoint(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any) -> Any:
+        """Do as in transformers; ``save_backbone=False`` leaves the backbone out.
+
+        Args:
+            save_directory: Where to write.
+            *args: As in transformers.
+            save_backbone: False writes heads and LoRA only, with the id, revision and fingerprint of the backbone. By default,
+                what ``config.save_backbone`` says.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: If the backbone could not be fetched again as it is.
+        """
+        setting = self.config.save_backbone
+        self.config.save_backbone = setting if save_backbone is None else save_backbone
+        try:
+            if not self.config.save_backbone:
+                from .backbone_delst import weights_without_backbone
+
+                # The original format renames the layers of some backbones, and LoRA must find them under their present names.
+                kwargs |= {"state_dict": weights_without_backbone(self), "save_original_format": False}
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.save_backbone = setting
 
 
 class DelstModel(DelstPreTrainedModel):
@@ -189,6 +233,8 @@ class DelstModel(DelstPreTrainedModel):
             FileNotFoundError: If `vision` looks like a local path and is not a folder.
         """
         if not isinstance(vision, PreTrainedModel):
+            from .backbone_delst import describe_source
+
             source = os.fspath(vision)
             vision, config = load_vision_model(source, dict(vision_kwargs or {}), config)
             config = {"vision_source": describe_source(source, vision, config.get("vision_pooling", "auto")), **config}
@@ -368,12 +414,12 @@ class DelstModel(DelstPreTrainedModel):
                 gene_embeds,
                 level,
                 slide_ids,
-                across_ranks,
-                negative_groups,
-                parts,
-                gene_values,
-                gene_mask,
-                niches,
+                across_ranks=across_ranks,
+                negative_groups=negative_groups,
+                parts=parts,
+                niches=niches,
+                gene_values=gene_values,
+                gene_mask=gene_mask,
             )
         else:
             logits = self.similarity(image_embeds, gene_embeds)
@@ -408,26 +454,16 @@ class DelstModel(DelstPreTrainedModel):
         gene_embeds: Tensor,
         level: Tensor | None = None,
         slide_ids: Tensor | None = None,
-        across_ranks: bool = False,
-        negative_groups: Tensor | None = None,
-        parts: tuple[Tensor, Tensor] | None = None,
-        gene_values: Tensor | None = None,
-        gene_mask: Tensor | None = None,
-        niches: tuple[Tensor, Tensor] | None = None,
+        **given: Any,
     ) -> dict[str, Tensor]:
         """Return every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
 
         Args:
             image_embeds: Image embeddings (batch, projection_dim).
             gene_embeds: Gene embeddings of the same spots (batch, projection_dim).
-            level: Hierarchy key (batch,), needed by the intra-modal loss without `parts`.
+            level: Hierarchy key (batch,), needed by the intra-modal loss without parts.
             slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
-            across_ranks: Take negatives and ordered pairs from all processes; all must call it.
-            negative_groups: (batch,) int, as in `forward`.
-            parts: Image and gene embeddings of a part of each spot, for nested views.
-            gene_values: Normalised expression (batch, genes), needed with a `regression_weight`.
-            gene_mask: (batch, genes) bool, which genes were measured.
-            niches: Image and gene embeddings of the niche of each spot, for two levels.
+            **given: What else `losses.objective` takes: negative_groups, parts, niches, gene_values, gene_mask, across_ranks.
 
         Returns:
             ``loss``, ``contrastive_loss`` and the other terms whose weight is above 0 (0-d tensors).
@@ -436,21 +472,10 @@ class DelstModel(DelstPreTrainedModel):
             ValueError: If the intra-modal loss is asked for without `level`.
         """
         with torch.autocast(device_type=image_embeds.device.type, enabled=False):
-            return objective(
-                self.config,
-                (image_embeds, gene_embeds),
-                self.logit_scale.float().exp(),
-                self.curvature,
-                level=level,
-                slide_ids=slide_ids,
-                negative_groups=negative_groups,
-                parts=parts,
-                niches=niches,
-                predicted=self.predict_expression(image_embeds) if self.config.regression_weight > 0 else None,
-                gene_values=gene_values,
-                gene_mask=gene_mask,
-                across_ranks=across_ranks,
-            )
+            predicted = self.predict_expression(image_embeds) if self.config.regression_weight > 0 else None
+            given |= {"level": level, "slide_ids": slide_ids, "predicted": predicted}
+            pair, scale = (image_embeds, gene_embeds), self.logit_scale.float().exp()
+            return objective(self.config, pair, scale, self.curvature, **given)
 
     def predict_expression(self, image_embeds: Tensor) -> Tensor:
         """Predict normalised expression from image embeddings by the layer of ``regression_weight``: (batch, genes).

@@ -160,10 +160,9 @@ def _expression(
     predictor: Predictor, spots: Dataset, rows: pd.DataFrame, collator: DelstCollator, shards: Shards
 ) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
     """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
-    spots = spots.remove_columns("image")
     folds, slides = _folds(rows), joined_groups(rows["slide_id"].to_numpy(dtype=str), MAX_INNER_FOLDS)
     # The genes by which the evaluation chooses a penalty too.
-    deciding = most_variable_of_blocks(_measured_values(spots, collator), Evaluation.num_genes)
+    deciding = most_variable_of_blocks(measured_values(spots, collator), Evaluation.num_genes)
     origin = next(iter(shards))["features"][0].astype(np.float64)
     by_fold: dict[tuple[str, bytes], Moments] = {}
     by_slide: dict[tuple[str, bytes], Moments] = {}
@@ -192,11 +191,10 @@ def _expression(
     }
 
 
-def _measured_values(spots: Dataset, collator: DelstCollator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def measured_values(spots: Dataset, collator: DelstCollator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield blocks of log-normalised expression (rows, genes) and where it was measured."""
-    table = SpotRows(spots)
-    for start in range(0, len(spots), _ROWS):
-        batch = collator.all_but_pixels(table.__getitems__(list(range(start, min(start + _ROWS, len(spots))))))
+    for table in spots.remove_columns("image").with_format("arrow").iter(_ROWS):
+        batch = collator.all_but_pixels(table)
         yield batch["gene_values"].numpy(), batch["gene_mask"].numpy()
 
 
@@ -217,7 +215,7 @@ def _add(
 
 def _pairs(shards: Shards, spots: Dataset, collator: DelstCollator, origin: np.ndarray) -> Any:
     """Yield positions, features less `origin` (rows, width), targets and mask (rows, genes) of the spots of each shard."""
-    table, start = SpotRows(spots), 0
+    table, start = SpotRows(spots.remove_columns("image")), 0
     for shard in shards:
         places = np.arange(start, start + len(shard["features"]))
         start += len(places)

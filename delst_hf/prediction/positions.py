@@ -5,7 +5,6 @@ Files are looked at piece by piece before they are in memory as a whole; what co
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,10 +14,7 @@ from ..data.images import check_readable
 from ..data.readers.anndata_visium import positions_of
 from ..data.study import Study
 from ..errors import reading
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from datasets import Dataset
+from ..evaluation.neighbours import blocks
 
 _ROWS_AT_ONCE = 100_000
 # Of so few rows many may be of one place: nothing is lost by predicting it again.
@@ -96,8 +92,7 @@ def check_places(
     """
     if table.empty:
         raise ValueError(f"{name} has no position. Give x and y of at least one patch.")
-    for _ in _looked_through(_in_pieces(table), name, shape):
-        pass
+    _look_through((table.iloc[rows] for rows in blocks(len(table), _ROWS_AT_ONCE)), name, shape)
     places = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
     wrong, what = ~np.isfinite(places).all(axis=1).to_numpy(), "no numbers as x and y"
     if shape is not None and not wrong.any():
@@ -125,28 +120,15 @@ def _of_dataset(path: str, shape: tuple[int, ...] | None) -> pd.DataFrame:
             f"{shape[0]} px. Give the image that the dataset was made of, or positions in pixels of this one."
         )
     spots = study.spots.select_columns(["x", "y", "barcode", "array_row", "array_col"])
-    for _ in _looked_through((piece.to_pandas() for piece in _tables(spots)), path, shape):
-        pass
+    _look_through((piece.to_pandas() for piece in spots.with_format("arrow").iter(_ROWS_AT_ONCE)), path, shape)
     return spots.to_pandas().set_index("barcode")
-
-
-def _tables(spots: "Dataset") -> Iterator["pa.Table"]:
-    columns = spots.select_columns(["x", "y"]).with_format("arrow")
-    for start in range(0, len(spots), _ROWS_AT_ONCE):
-        yield columns[start : start + _ROWS_AT_ONCE]
-
-
-def _in_pieces(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for start in range(0, len(table), _ROWS_AT_ONCE):
-        yield table.iloc[start : start + _ROWS_AT_ONCE]
 
 
 def _of_anndata(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
     import anndata
 
     check_hdf5(file)
-    for _ in _looked_through(_anndata_pieces(file), file.name, shape):
-        pass
+    _look_through(_anndata_pieces(file), file.name, shape)
     adata = anndata.read_h5ad(file, backed="r")
     places = positions_of(adata, file.name)
     return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
@@ -159,15 +141,14 @@ def _anndata_pieces(file: Path) -> Iterator[pd.DataFrame]:
     with h5py.File(file, "r") as opened:
         places = opened.get("obsm/spatial")
         if isinstance(places, h5py.Dataset) and len(places.shape) == 2 and places.shape[1] > 1:
-            for start in range(0, len(places), _ROWS_AT_ONCE):
-                yield pd.DataFrame(places[start : start + _ROWS_AT_ONCE, :2], columns=["x", "y"])
+            for rows in blocks(len(places), _ROWS_AT_ONCE):
+                yield pd.DataFrame(places[rows, :2], columns=["x", "y"])
 
 
 def _of_table(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
     if file.suffix == ".parquet":
         check_parquet(file)
-        for _ in _looked_through(_parquet_pieces(file), file.name, shape):
-            pass
+        _look_through(_parquet_pieces(file), file.name, shape)
         table = pd.read_parquet(file)
     else:
         pieces = pd.read_csv(file, sep=None, engine="python", chunksize=_ROWS_AT_ONCE)
@@ -185,6 +166,11 @@ def _parquet_pieces(file: Path) -> Iterator[pd.DataFrame]:
         _check_columns(opened.schema_arrow.names, file.name)
         for piece in opened.iter_batches(_ROWS_AT_ONCE, columns=["x", "y"]):
             yield piece.to_pandas(ignore_metadata=True)
+
+
+def _look_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, ...] | None) -> None:
+    for _ in _looked_through(pieces, name, shape):
+        pass
 
 
 def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, ...] | None) -> Iterator[pd.DataFrame]:

@@ -19,12 +19,13 @@ from ..atomic.locks import writing
 from ..data.counts import check_places
 from ..data.patch_features import join_features
 from ..data.schema import regular_size, sha256
-from ..data.study import SpotRows, Study
+from ..data.study import Study
 from ..errors import reading
 from ..evaluation.embed import embed, model_collator
 from ..model.backbone_delst import tensor_fingerprint
 from ..model.lorentz import exp_map0, pairwise_distance
 from ..record import check_patch_size
+from .fit import measured_values
 from .predictor import Predictor, load_predictor
 
 logger = logging.getLogger(__name__)
@@ -283,10 +284,7 @@ def _build_reference(
     spots = study.subset(chosen)
     spots = spots.select(_drawn(np.asarray(spots.with_format("numpy")["slide_id"][:]), size, seed))
     embeddings = embed(predictor.model, spots, collator, batch_size, progress=progress)
-    rows = SpotRows(spots.remove_columns("image"))
-    chunks = (list(range(start, min(start + _CHUNK, len(spots)))) for start in range(0, len(spots), _CHUNK))
-    values = [sp.csr_matrix(collator.gene_values(rows.__getitems__(chunk))) for chunk in chunks]
-    profiles = sp.vstack(values, format="csr")
+    profiles = sp.vstack([sp.csr_matrix(values) for values, _ in measured_values(spots, collator)], format="csr")
     with complete_or_nothing(folder) as partial:
         arrays = {
             "image": embeddings.image_embeds,

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..evaluation.neighbours import blocks
+
 _T = TypeVar("_T")
 
 
@@ -24,7 +26,7 @@ def in_batches(positions: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     >>> [batch.tolist() for batch in in_batches(np.arange(5), 2)]
     [[0, 1], [2, 3], [4]]
     """
-    return (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
+    return (positions[rows] for rows in blocks(len(positions), batch_size))
 
 
 def read_ahead(

@@ -225,6 +225,11 @@ def check_numbers(args: TrainingArguments) -> None:
             raise ValueError(f"{name}={value} is not possible: it must be a number, {allowed}.")
     if not math.isfinite(args.num_train_epochs):
         raise ValueError(f"num_train_epochs={args.num_train_epochs} is not possible: it must be a finite number.")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ValueError(
+            f"num_train_epochs={args.num_train_epochs:g} with max_steps={args.max_steps} is a run without a step. Set one of "
+            "the two above 0."
+        )
 
 
 class PublicArguments(TrainingArguments):
@@ -413,11 +418,6 @@ class DelstTrainingArguments(PublicArguments):
 
     def _check_values(self) -> None:
         """Refuse values that no run could have, or that contradict each other."""
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            raise ValueError(
-                f"num_train_epochs={self.num_train_epochs:g} with max_steps={self.max_steps} is a run without a step. Set one "
-                "of the two above 0."
-            )
         if self.contrastive_micro_batch_size is not None and self.contrastive_micro_batch_size < 1:
             raise ValueError(
                 f"contrastive_micro_batch_size={self.contrastive_micro_batch_size} must be 1 or more, or left out."

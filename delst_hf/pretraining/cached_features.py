@@ -23,7 +23,7 @@ from ..data.collator import DelstCollator
 from ..data.schema import sha256
 from ..data.study import SpotRows
 from ..evaluation.embed import embed_share
-from ..model.distributed import process_rank, world_size
+from ..model.distributed import process_rank, wait_for_all
 from ..model.modeling_delst import DelstModel
 from ..model.vision_delst import GivenFeatures
 
@@ -118,11 +118,11 @@ def cached_features(
     if process_rank() == 0 and path.exists() and not _as_written(path):
         logger.warning("%s is not as it was written: the features are made again.", path)
         path.unlink()
-    _wait_for_all()
+    wait_for_all()
     if not path.exists():
         with locked(path, "file of features") if process_rank() == 0 else nullcontext():
             _write_features(path, model, spots, collator, batch_size, num_workers, progress)
-    _wait_for_all()
+    wait_for_all()
     # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
     return np.load(path, mmap_mode="c")
 
@@ -141,13 +141,13 @@ def _write_features(
     if first:
         _make_room(partial, (len(spots), model.config.vision_feature_size))
     try:
-        _wait_for_all()
+        wait_for_all()
         # Each process writes its own rows: no one has to hold them all.
         table = np.lib.format.open_memmap(partial, "r+")
         for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
             table[start : start + len(features)] = features.numpy()
         table.flush()
-        _wait_for_all()
+        wait_for_all()
     except BaseException:
         if first:
             partial.unlink(missing_ok=True)
@@ -181,11 +181,6 @@ def _make_room(path: Path, shape: tuple[int, int]) -> None:
             f"The features need {size / 1e9:.2f} GB in {path.parent}, which cannot be had ({error.strerror}). Free that much, "
             "choose another --output_dir, or leave --cache_features out."
         ) from error
-
-
-def _wait_for_all() -> None:
-    if world_size() > 1:
-        torch.distributed.barrier()
 
 
 def _key(model: DelstModel, spots: Dataset, collator: DelstCollator) -> str:

@@ -295,13 +295,8 @@ def check_there_are_steps(args: Any, spots: Any) -> None:
         spots: What it trains on.
 
     Raises:
-        ValueError: If the spots make no whole batch, or no step is asked for.
+        ValueError: If the spots make no whole batch.
     """
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise ValueError(
-            f"num_train_epochs={args.num_train_epochs:g} with max_steps={args.max_steps} is a run without a step. Set one of "
-            "the two above 0."
-        )
     batch, number = args.train_batch_size * args.world_size, _number_of(spots)
     if number == 0:
         raise ValueError("There are no training spots, so there would be no step. Train on other slides.")

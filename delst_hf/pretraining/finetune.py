@@ -35,7 +35,7 @@ from ..hub.checkpoint_folder import save_checkpoint_folder
 from ..hub.checksums import check_checksums
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
 from ..model.processing_delst import DelstProcessor
-from ..prediction.fit import TARGETS
+from ..prediction.fit import TARGETS, measured_values
 from ..prediction.held_out import PearsonSums, class_scores, strips
 from ..record import (
     check_patch_size,
@@ -304,7 +304,8 @@ def held_out_scores(trainer: HeadTrainer, head: HeadArguments) -> dict[str, Any]
             "macro_f1": round(float(table["f1"][seen].mean()), 4),
             "scores": table.round(4).to_dict("list"),
         }
-    targets, mask = _targets(trainer, spots)
+    collator: Any = trainer.data_collator
+    targets, mask = map(np.concatenate, zip(*measured_values(spots, collator.collator), strict=True))
     units = strips(slides, np.asarray(spots["y"][:], dtype=float))
     sums = PearsonSums([slides[units == unit][0] for unit in range(units.max() + 1)], logits.shape[1])
     sums.add(units, logits.astype(float), targets.astype(float), mask)
@@ -312,16 +313,6 @@ def held_out_scores(trainer: HeadTrainer, head: HeadArguments) -> dict[str, Any]
     known = {name: [None if np.isnan(value) else round(value, 4) for value in table[name]] for name in table}
     names = list(trainer.processor.feature_extractor.vocabulary)
     return {**about, "pearson_mean": round(float(np.nanmean(table["pearson"])), 4), "scores": {"gene": names, **known}}
-
-
-def _targets(trainer: HeadTrainer, spots: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    collator: Any = trainer.data_collator
-    rows, parts = SpotRows(spots.remove_columns("image")), []
-    for start in range(0, len(rows), 1024):
-        batch = collator.collator.all_but_pixels(rows.__getitems__(list(range(start, min(start + 1024, len(rows))))))
-        parts.append((batch["gene_values"].numpy(), batch["gene_mask"].numpy()))
-    values, masks = zip(*parts, strict=True)
-    return np.concatenate(values), np.concatenate(masks)
 
 
 def main(argv: list[str] | None = None, description: str = "") -> None:

@@ -137,7 +137,12 @@ def _gradients_of_the_loss(
     scalars = [parameter for parameter in core.parameters(recurse=False) if parameter.requires_grad]
     with torch.enable_grad():
         terms = core.loss_terms(
-            image, gene, inputs.get("level"), inputs.get("slide_ids"), across_ranks, inputs.get("negative_groups")
+            image,
+            gene,
+            inputs.get("level"),
+            inputs.get("slide_ids"),
+            across_ranks=across_ranks,
+            negative_groups=inputs.get("negative_groups"),
         )
         # autograd.grad and not backward: it fires no hook, so DDP does not take the scalars for finished.
         found = torch.autograd.grad(terms["loss"], [image, gene, *scalars], allow_unused=True)

@@ -32,7 +32,7 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
             "(training/configs/accelerate/multi_gpu.yaml)."
         )
     # Accelerate asks for the table of tokens, to shard it by itself. There is none, and transformers' answer is an exception.
-    model.get_input_embeddings = _no_embeddings  # type: ignore[method-assign, assignment]
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment, return-value]
     holder = nn.Module()
     for name, parameter in model.named_parameters(recurse=False):
         if parameter.dim() == 0:
@@ -47,10 +47,6 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
     for parameter in holder.parameters():
         if parameter.requires_grad and world_size() > 1:
             parameter.register_post_accumulate_grad_hook(average)
-
-
-def _no_embeddings() -> None:
-    return None
 
 
 def whole_model(model: DelstModel, accelerator: Any) -> DelstModel | None:

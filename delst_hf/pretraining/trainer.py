@@ -114,7 +114,7 @@ class DelstTrainer(CheckedTrainer):
         if self.args.freeze_vision:
             self.model.vision_model.requires_grad_(False)
         self.add_callback(ClampScalars)
-        from .log import make_readable
+        from ..report.run_log import make_readable
 
         make_readable(self)
 

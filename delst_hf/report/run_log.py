@@ -94,12 +94,14 @@ def what_is_wrong(logs: Mapping[str, Any], step: int, steps: int, entailed: bool
         yield "no better than chance"
 
 
-class ReadableLog(ProgressCallback):
-    """transformers' progress bar, and in place of a dictionary one line per log, with what is wrong at its end."""
+class ReadableLog(TrainerCallback):
+    """In place of a dictionary one line per log, with what is wrong at its end."""
 
-    def __init__(self, bar: bool = True, entailed: bool = True):
+    training_bar: Any = None
+
+    def __init__(self, entailed: bool = True):
         super().__init__()
-        self.bar, self.entailed, self.advised = bar, entailed, set[str]()
+        self.entailed, self.advised = entailed, set[str]()
 
     def _write(self, text: str) -> None:
         if self.training_bar is not None:
@@ -118,21 +120,9 @@ class ReadableLog(ProgressCallback):
                 self._write(f"  {each}: {ADVICE[each]}")
         self.advised.update(wrong)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.bar:
-            super().on_train_begin(args, state, control, **kwargs)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if self.bar:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.bar:
-            super().on_train_end(args, state, control, **kwargs)
+class ReadableLogWithBar(ReadableLog, ProgressCallback):
+    """The same lines, written above transformers' progress bar."""
 
 
 class LearningCurves(TrainerCallback):
@@ -157,7 +147,7 @@ def write_curves(log: Sequence[Mapping[str, Any]], folder: str | Path) -> Path |
     """
     if sum("loss" in row for row in log) < 2:
         return None
-    from ..report.plots import training_curves
+    from .plots import training_curves
 
     path = Path(folder) / CURVES
     try:
@@ -177,7 +167,8 @@ def make_readable(trainer: Trainer) -> None:
     config = cast(Any, trainer.model).config
     weights = (config.cross_entailment_weight, config.intra_entailment_weight)
     entailed = config.geometry == "lorentz" and any(weight is None or weight > 0 for weight in weights)
-    trainer.add_callback(ReadableLog(bar=not trainer.args.disable_tqdm, entailed=entailed))
+    readable = ReadableLog if trainer.args.disable_tqdm else ReadableLogWithBar
+    trainer.add_callback(readable(entailed))
     trainer.add_callback(LearningCurves())
 
 
