@@ -33,6 +33,20 @@ def rows_of(record, protocol, variant="") -> dict[str, dict]:
     }
 
 
+@pytest.fixture
+def one_slide_drawn(monkeypatch):
+    """Of each kind of figure that of one slide and one gene is drawn; those of the others are made, and not drawn."""
+    from delst_hf.report import page
+
+    drawn, draw = {}, page.figure_svg
+
+    def first_of_its_kind(picture):
+        kind = re.sub(r"(-TOY\d+)?-(toy_\w\d|p\d+)$", "", picture.name)
+        return drawn.setdefault(kind, draw(picture) if kind not in drawn else None)
+
+    monkeypatch.setattr(page, "figure_svg", first_of_its_kind)
+
+
 @pytest.fixture(scope="module")
 def planted(toy_study) -> dict[str, np.ndarray]:
     """Embeddings from elsewhere: images carry the label, genes are the images with noise."""
@@ -52,7 +66,7 @@ def backbone(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_plain_backbone_is_scored_like_any_other(backbone, toy_folder, tmp_path):
+def test_a_plain_backbone_is_scored_like_any_other(backbone, toy_folder, one_slide_drawn, tmp_path):
     record = evaluate(backbone, toy_folder, tmp_path / "r.json")
     assert record["kind"] == "backbone" and record["own_arms"] == ["tiny-vit"]
     # Nothing was trained, so every slide is scored, from those of other patients.
@@ -83,7 +97,7 @@ def compared_over_runs(record, name):
     return [by_name[name][0] for by_name in drawn.values()]
 
 
-def test_arrays_of_images_and_genes_have_retrieval_too(planted, toy_folder, toy_study, tmp_path):
+def test_arrays_of_images_and_genes_have_retrieval_too(planted, toy_folder, one_slide_drawn, tmp_path):
     np.savez(tmp_path / "planted.npz", **planted)
     protocols = "probes,hest,retrieval,imputation,domains"
     record = evaluate(tmp_path / "planted.npz", toy_folder, tmp_path / "r.json", "--protocols", protocols)
@@ -170,18 +184,8 @@ def test_no_labels_and_a_shallow_slide(checkpoint, tmp_path):
     assert all("ari" not in row["metrics"] for row in record["protocols"] if row["protocol"] == "domains")
 
 
-def test_tiny_classes_and_many_slides(checkpoint, tmp_path, monkeypatch):
+def test_tiny_classes_and_many_slides(checkpoint, one_slide_drawn, tmp_path):
     """Eleven slides of nine spots; one class has a single spot, most spots have no label."""
-    from delst_hf.report import page
-
-    # Of each kind of figure that of one slide is drawn; those of the other five slides are made, and not drawn.
-    drawn, draw = {}, page.figure_svg
-
-    def first_of_its_kind(picture):
-        kind = re.sub(r"-p\d+$", "", picture.name)
-        return drawn.setdefault(kind, draw(picture) if kind not in drawn else None)
-
-    monkeypatch.setattr(page, "figure_svg", first_of_its_kind)
     slides = [make_toy_slide(f"p{i}", spots_per_side=3, image_px=300) for i in range(11)]
     for i, slide in enumerate(slides):
         label = [None if spot % 3 == 0 else ["stroma", "tumour"][spot % 2] for spot in range(9)]
