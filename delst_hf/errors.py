@@ -28,6 +28,8 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DAMAGED = "It is damaged, incomplete or of another kind: download or write it again."
+# A library that loads its parts late hides why it could not.
+_NOT_LOADED = "A package did not load, because it is broken or memory ran out: install it again, or use a machine with more memory."
 _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
@@ -138,6 +140,8 @@ def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator
             ) from error
         if isinstance(error, OSError) and (error.errno in _OUT_OF_ROOM or error.filename):
             raise
+        if isinstance(error, ImportError):
+            advice = _NOT_LOADED
         raise ValueError(f"cannot read the {what} {path}: {said(error)}. {advice}") from error
 
 

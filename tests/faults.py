@@ -2,6 +2,7 @@
 
 import errno
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -231,6 +232,7 @@ def abandoned(before: set[str], patience: float = 10.0) -> set[str]:
 
 def serve(module) -> None:
     """Answer the requests of a `FaultServer` from standard input."""
+    gc.freeze()  # else a fork that collects garbage copies all that was imported
     for line in sys.stdin:
         asked = json.loads(line)
         work = partial(getattr(module, asked["function"]), *asked["arguments"], **asked["options"])

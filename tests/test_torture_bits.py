@@ -9,14 +9,16 @@ import random
 import shutil
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 from faults import FaultServer, tally
-from layouts import make_source, write_outs
 from PIL import Image
 from torture_given import OUTPUTS, content, is_there, left_over, make_given
+
+from delst_hf.data.study import Study
 
 BITS = 10 if os.environ.get("DELST_TORTURE") else 1
 QUIET = ["--quiet", "--num-workers", "0"]
@@ -30,14 +32,21 @@ def server():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """What `make_given` makes, a slide as TIFF, positions on it, and outs/ of Space Ranger."""
+    """What `make_given` makes, a slide as TIFF, positions on it, and features of the patches of each slide."""
     given = make_given(tmp_path_factory.mktemp("given"))
     pixels = np.asarray(Image.open(given / "he.png"))
     tifffile.imwrite(given / "he.tif", pixels, photometric="rgb", tile=(64, 64), compression="deflate")
     places = anndata.AnnData(obs=pd.DataFrame(index=["a", "b", "c"]))
     places.obsm["spatial"] = np.array([[40.0, 40.0], [60.0, 60.0], [80.0, 70.0]])
     places.write_h5ad(given / "places.h5ad")
-    write_outs(given / "outs", make_source())
+    (given / "features").mkdir()
+    study = Study.load(given / "data")
+    for slide in study.slide_ids:
+        spots = study.subset([slide]).remove_columns("image").to_pandas()
+        with h5py.File(given / "features" / f"{slide}.h5", "w") as file:
+            file["features"] = np.random.default_rng(0).normal(size=(len(spots), 4)).astype(np.float32)
+            file["barcodes"] = spots["barcode"].to_numpy().astype("S")
+            file["coords"] = spots[["x", "y"]].to_numpy()
     return given
 
 
@@ -48,6 +57,8 @@ KINDS = {
     "TIFF": ("he.tif", "prepare image", lambda at, whole: ["prepare", "image", at, "--mpp", "2", "--patch-um", "40"]),
     "positions": ("places.h5ad", "predict", lambda at, whole: [
         "predict", whole / "model", whole / "he.png", "--mpp", "2", "--patch-um", "56", "--positions", at, *QUIET]),
+    "features": ("features", "evaluate", lambda at, whole: [
+        "evaluate", at, whole / "data", "--test-slides", "toy_B1", "--protocols", "domains", "--resamples", "5"]),
     "checkpoint": ("model", "predict", lambda at, whole: ["predict", at, whole / "data", "--slides", "toy_B1", *QUIET]),
     "reference": ("known", "retrieve", lambda at, whole: ["retrieve", at, whole / "data", "--slides", "toy_B1", *QUIET]),
     "dataset": ("data", "embed a dataset", lambda at, whole: ["embed", whole / "model", at, *QUIET]),
@@ -92,10 +103,10 @@ def test_a_flipped_bit_is_one_line_or_the_same_answer(server, given, tmp_path, k
         text = said.read_text()
         lines = [line for line in text.splitlines() if line.startswith("delst: error: ")]
         told = status == 0 or (status == 3 and len(lines) == 1)
-        tally(f"bits of a {kind}", told and "Traceback" not in text, f"{which}: {status}, {text[-600:]}")
+        tally(f"bits, {kind}", told and "Traceback" not in text, f"{which}: {status}, {text[-600:]}")
         if status == 0 and kind in OURS:
-            tally(f"bits of a {kind}", content(output) == whole, f"{which}: another answer without a word")
+            tally(f"bits, {kind}", content(output) == whole, f"{which}: another answer without a word")
         if status:
             half = is_there(output) or left_over(folder / "run") not in ([], [".data.parts"])
-            tally(f"bits of a {kind}", not half, f"{which}: {left_over(folder / 'run')}")
+            tally(f"bits, {kind}", not half, f"{which}: {left_over(folder / 'run')}")
         shutil.rmtree(folder)

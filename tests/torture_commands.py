@@ -7,11 +7,14 @@ from pathlib import Path
 
 import anndata  # noqa: F401
 import datasets  # noqa: F401
+import optuna  # noqa: F401
+import sklearn.cluster
 import sklearn.linear_model  # noqa: F401
 import torch
 import transformers  # noqa: F401
 from torture_work import small_slide
 
+import delst_hf.commands.demo
 import delst_hf.commands.evaluate
 import delst_hf.commands.hub
 import delst_hf.commands.predict
@@ -19,6 +22,7 @@ import delst_hf.commands.report
 import delst_hf.data.toy
 import delst_hf.data.vocabulary
 import delst_hf.evaluation.embedding_files
+import delst_hf.evaluation.protocols
 import delst_hf.evaluation.run
 import delst_hf.hub.card
 import delst_hf.prediction.annotate

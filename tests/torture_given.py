@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from conftest import make_tiny_model, make_tiny_processor
+from layouts import make_source, write_outs
 from PIL import Image
 
 from delst_hf.data.dataset import write_dataset
@@ -28,19 +29,25 @@ SMALL_VIT = (
 TRAINED = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "16",
            "--save_steps", "1", "--max_steps", "2", "--validation_slides", "toy_B1"]  # fmt: skip
 TINY = ["--vision_config", SMALL_VIT, "--image_size", "16", "--projection_dim", "4"]
+TRIALS = ["--geometries", "cosine,euclidean", "--trials", "1"]
 OUTPUTS = {
     "fit": "head", "predict": "slide.parquet", "predict h5ad": "slide.h5ad", "embed": "mine.h5ad",
     "embed a dataset": "embedded", "reference": "model/reference", "retrieve": "like.parquet", "evaluate": "results.json",
     "report": "report.html", "vocabulary": "genes.txt", "card": "card.md", "check": "seen.png", "prepare image": "data",
-    "prepare in processes": "data", "pretrain": "run/model", "finetune": "run/model", "search": "run/search.json",
+    "prepare visium": "data", "prepare in processes": "data", "merge": "data", "pretrain": "run/model",
+    "finetune": "run/model", "search": "run/search.json", "demo": "space",
 }  # fmt: skip
 
 
 def make_given(given: Path) -> Path:
-    """Make data, model, known (the model with a reference), mine.h5ad, he.png; results.json comes once it was evaluated."""
+    """Make data, other (a dataset), model, known (the model with a reference), mine.h5ad, he.png, outs of Space Ranger;
+    results.json comes once it was evaluated."""
     slides = [make_toy_slide(name, spots_per_side=4, num_genes=20, image_px=120) for name in SLIDES]
     Image.fromarray(np.asarray(slides[0].image)).save(given / "he.png")
+    write_outs(given / "outs", make_source())
     write_dataset(slides, given / "data", patch_um=56, patch_px=16)
+    other = make_toy_slide("toy_C1", spots_per_side=3, num_genes=25, image_px=90)
+    write_dataset([other], given / "other", patch_um=56, patch_px=16)
     study = Study.load(given / "data")
     processor = make_tiny_processor(study)
     facts = data_facts(given / "data", study, SLIDES[:2])
@@ -78,33 +85,13 @@ def words_of(name: str, given: Path, folder: Path) -> list[str]:
         "card": ["card", model, "me/toy", *output],
         "check": ["check", *picture, "--preview", str(folder / "seen.png")],
         "prepare image": ["prepare", "image", *picture, *small, *output],
-        "prepare in processes": [
-            "prepare",
-            "toy",
-            "--num-proc",
-            "2",
-            "--slides",
-            "2",
-            "--patch-um",
-            "40",
-            "--patch-px",
-            "20",
-            *output,
-        ],
+        "prepare visium": ["prepare", "visium", str(given / "outs"), "--patch-um", "100", "--patch-px", "20", *output],
+        "prepare in processes": ["prepare", "toy", "--num-proc", "2", "--slides", "2", *small, *output],
+        "merge": ["merge", data, str(given / "other"), *output],
         "pretrain": ["pretrain", "--dataset", data, *run, *TRAINED, *TINY],
         "finetune": ["finetune", "--dataset", data, "--model", model, *run, *TRAINED],
-        "search": [
-            "search",
-            "--dataset",
-            data,
-            *run,
-            *TRAINED,
-            *TINY,
-            "--geometries",
-            "cosine,euclidean",
-            "--trials",
-            "1",
-        ],
+        "search": ["search", "--dataset", data, *run, *TRAINED, *TINY, *TRIALS],
+        "demo": ["demo", "me/toy", "--space", str(folder / "space")],
     }[name]
 
 
@@ -115,7 +102,7 @@ def again(name: str, words: list[str]) -> list[str]:
 
 def is_finished(status: int, said: str) -> bool:
     """Tell whether a rerun made the output, or found it made."""
-    there = ("exists", "holds something already", "already holds a dataset")
+    there = ("exists", "holds something already", "already holds a dataset", "is not empty")
     return status == 0 or (status == 3 and any(words in said for words in there))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic.files import check_folder_output, complete_or_nothing, write_text
+from ..atomic.locks import writing
 from ..markup import cell, yaml_header
 from ..record import public_text
 from .options import add_command
@@ -56,17 +57,18 @@ def _run_demo(arguments: argparse.Namespace) -> None:
 
 
 def _write_space(folder: Path, model: str, app: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty. Choose another folder (--space).")
     check_folder_output(folder)
     # A Space is public: a folder of this machine stands there by its name.
     named = public_text(model)
     header = yaml_header({"title": named.split("/")[-1], "sdk": "gradio", "app_file": "app.py"})
     about = f"A page on which an H&E slide is opened and what {cell(named)} says of it is looked at."
-    with complete_or_nothing(folder, replace=False) as space:
-        shutil.copyfile(app, space / "app.py")
-        write_text(space / "requirements.txt", "delst-hf[demo]\n")
-        write_text(space / "README.md", f"{header}\n{about} Made by `delst demo --space`.\n")
+    with writing(folder, "Space") as output:
+        if output.exists() and any(output.iterdir()):
+            raise FileExistsError(f"{folder} is not empty. Choose another folder (--space).")
+        with complete_or_nothing(output, replace=False) as space:
+            shutil.copyfile(app, space / "app.py")
+            write_text(space / "requirements.txt", "delst-hf[demo]\n")
+            write_text(space / "README.md", f"{header}\n{about} Made by `delst demo --space`.\n")
     print(
         f"space  {folder}: create a Space with the SDK gradio, upload these files, and set its variable DELST_MODEL to {model}"
     )

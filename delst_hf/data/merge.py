@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from ..atomic.files import complete_or_nothing, link_or_copy
+from ..atomic.files import check_folder_output, complete_or_nothing, link_or_copy
 from ..atomic.locks import writing
 from ..errors import reading
 from ..record import license_of, read_header
@@ -100,7 +101,8 @@ def merge_datasets(
     """
     if not folders:
         raise ValueError("there are no datasets to merge. Name at least one folder.")
-    check_output(output, overwrite)
+    if not os.path.isfile(output):  # which is refused below, in other words
+        check_folder_output(output)
     with writing(output, "dataset") as goal:
         check_output(goal, overwrite)
         opened = [open_folder(Path(folder).expanduser().resolve(), verify) for folder in folders]
