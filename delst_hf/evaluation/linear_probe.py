@@ -5,11 +5,14 @@ balanced class weights). The split is not: the benchmark splits by spot, where n
 here the caller passes the rows of whole slides, and alpha is chosen by leaving one training slide out.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from sklearn.linear_model import SGDClassifier
 
@@ -26,7 +29,8 @@ from .preparation import (
 PROBE_ALPHAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 # Choosing alpha repeats every fit for every fold; two seeds steady that choice at 2/5 of the cost.
 SELECTION_SEEDS = 2
-THREADED_FROM = 4_000_000  # numbers in the features
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 
 def linear_probe(
@@ -225,7 +229,7 @@ def probe_predictions(
 ) -> list[np.ndarray]:
     """Return labels (unseen rows,) predicted by one classifier per seed."""
     inputs, queries = _scaled(features, unseen)
-    return _predictions(inputs, labels, queries, alpha, seeds)
+    return at_once(lambda seed: answers(fit_classifier(inputs, labels, alpha, seed), inputs, queries), seeds)
 
 
 def _scaled(features: np.ndarray, unseen: np.ndarray) -> tuple[NarrowRows, np.ndarray]:
@@ -234,10 +238,17 @@ def _scaled(features: np.ndarray, unseen: np.ndarray) -> tuple[NarrowRows, np.nd
     return NarrowRows.of(scaler.transform(features)), scaler.transform(unseen)
 
 
-def _predictions(
-    inputs: NarrowRows, labels: np.ndarray, queries: np.ndarray, alpha: float, seeds: Sequence[int]
-) -> list[np.ndarray]:
-    return [answers(fit_classifier(inputs, labels, alpha, seed), inputs, queries) for seed in seeds]
+def at_once(fit: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> list[_Result]:
+    """Return what a function gives for each task, in order; as many run at once as torch may use threads.
+
+    The fits of scikit-learn let other threads work meanwhile.
+
+    Examples:
+        >>> at_once(len, ["a", "bc"])
+        [1, 2]
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(fit, tasks))
 
 
 def fit_classifier(inputs: NarrowRows, labels: np.ndarray, alpha: float, seed: int) -> SGDClassifier:
@@ -251,8 +262,6 @@ def fit_classifier(inputs: NarrowRows, labels: np.ndarray, alpha: float, seed: i
         class_weight=dict(zip(classes, len(labels) / (len(classes) * counts))),
         max_iter=10_000,
         random_state=seed,
-        # One thread per class where that pays; the result does not depend on it.
-        n_jobs=-1 if inputs.rows.size > THREADED_FROM else None,
     ).fit(inputs.rows, labels)
 
 
@@ -276,17 +285,17 @@ def choose_alpha(
             "leaving any training group out leaves a single class, so no alpha can be chosen. Train on more annotated "
             f"slides, or pass one alpha instead of {alphas}."
         )
-    scaled = [(_scaled(features[fit], features[held]), labels[fit], labels[held]) for fit, held in folds]
-    best_alpha, best_score = alphas[0], -1.0
-    for alpha in alphas:
-        scores = [
-            macro_f1(truth, predicted)
-            for (inputs, queries), known, truth in scaled
-            for predicted in _predictions(inputs, known, queries, alpha, seeds)
-        ]
-        if np.mean(scores) > best_score:
-            best_alpha, best_score = alpha, float(np.mean(scores))
-    return best_alpha, best_score
+    scaled = [(*_scaled(features[fit], features[held]), labels[fit], labels[held]) for fit, held in folds]
+
+    def score(task: tuple[float, int, int]) -> float:
+        alpha, fold, seed = task
+        inputs, queries, known, truth = scaled[fold]
+        return macro_f1(truth, answers(fit_classifier(inputs, known, alpha, seed), inputs, queries))
+
+    tasks = itertools.product(alphas, range(len(scaled)), seeds)
+    means = np.reshape(at_once(score, tasks), (len(alphas), -1)).mean(axis=1)
+    best = int(means.argmax())  # the first of equals
+    return alphas[best], float(means[best])
 
 
 def labelled_rows(

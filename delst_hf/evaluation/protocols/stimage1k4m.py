@@ -5,13 +5,14 @@ spots of every slide, so a test spot's neighbours are in training: compare with 
 by `label_probe` with split="slide" or "patient".
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..findings import Findings
-from ..linear_probe import PROBE_ALPHAS, answers, fit_classifier, labelled_rows, macro_f1
+from ..linear_probe import PROBE_ALPHAS, answers, at_once, fit_classifier, labelled_rows, macro_f1
 from ..preparation import NarrowRows, missing_rows
 from ..resampled import f1_statistic, within_slides
 from ..uncertainty import Bootstrap
@@ -66,20 +67,25 @@ def stimage1k4m_predictions(
         raise ValueError(f"{len(truth)} labelled spots; the 80/10/10 split needs 10 or more. Label more spots.")
     splits = [_split(len(truth), seed) for seed in SPLIT_SEEDS]
     # As the benchmark: F1 is averaged over the classes of truth and prediction together.
-    validation, test = np.zeros((2, len(PROBE_ALPHAS), len(splits)))
-    answered = {}
-    for j, (fit, held, chosen) in enumerate(splits):
+    for j, (fit, _, _) in enumerate(splits):
         if len(np.unique(truth[fit])) < 2:
             raise ValueError(
                 f"the training spots of split {j} hold a single class of {np.unique(truth).tolist()}; a probe needs at "
                 "least 2. Label more spots of the rare class."
             )
-        inputs = NarrowRows.of(rows[fit])
-        for i, alpha in enumerate(PROBE_ALPHAS):
-            classifier = fit_classifier(inputs, truth[fit], alpha, CLASSIFIER_SEED)
-            answered[i, j] = answers(classifier, inputs, rows[held])
-            test[i, j] = macro_f1(truth[held], answered[i, j], everywhere=True)
-            validation[i, j] = macro_f1(truth[chosen], answers(classifier, inputs, rows[chosen]), everywhere=True)
+    inputs = [NarrowRows.of(rows[fit]) for fit, _, _ in splits]
+
+    def score(task: tuple[float, int]) -> tuple[np.ndarray, float, float]:
+        alpha, j = task
+        fit, held, chosen = splits[j]
+        classifier = fit_classifier(inputs[j], truth[fit], alpha, CLASSIFIER_SEED)
+        answer, known = (answers(classifier, inputs[j], rows[part]) for part in (held, chosen))
+        scores = (macro_f1(truth[held], answer, everywhere=True), macro_f1(truth[chosen], known, everywhere=True))
+        return answer, *scores
+
+    answered, test, validation = zip(*at_once(score, itertools.product(PROBE_ALPHAS, range(len(splits)))), strict=True)
+    shape = len(PROBE_ALPHAS), len(splits)
+    test, validation = np.reshape(test, shape), np.reshape(validation, shape)
     means = validation.mean(axis=1)
     best = int(np.flatnonzero(means == means.max())[-1])  # the alphas descend, so the last is the smallest
     scores = {
@@ -94,7 +100,7 @@ def stimage1k4m_predictions(
         "num_seeds": float(len(splits)),
     }
     tested = np.concatenate([truth[held] for _, held, _ in splits])
-    predicted = np.concatenate([answered[best, j] for j in range(len(splits))])
+    predicted = np.concatenate(answered[best * len(splits) : (best + 1) * len(splits)])
     return scores, tested, predicted, np.repeat([f"split {seed}" for seed in SPLIT_SEEDS], len(splits[0][1]))
 
 
