@@ -29,7 +29,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DAMAGED = "It is damaged, incomplete or of another kind: download or write it again."
 # A library that loads its parts late hides why it could not.
-_NOT_LOADED = "A package did not load; it is broken, or memory ran out: install it again, or use a machine with more memory."
+_NOT_LOADED = (
+    "A package did not load; it is broken, or memory ran out: install it again, or use a machine with more memory."
+)
 _LONGEST = 300
 # What says enough by its text; of others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)

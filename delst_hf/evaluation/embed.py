@@ -22,13 +22,12 @@ from ..model.configuration_delst import DelstFeaturesConfig
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
+from .backbone import InferenceBackbone
 
 if TYPE_CHECKING:
     from ..data.patch_features import FeatureTable
 
 logger = logging.getLogger(__name__)
-
-CPU_SPOTS = 8  # spots that go through the model at once where there is no accelerator
 
 
 @dataclass(frozen=True)
@@ -156,15 +155,13 @@ def embed_share(
         The place of the batch's first spot among all, features, image embeddings and gene embeddings, on the CPU.
     """
     model.eval()
-    on_cpu = model.device.type == "cpu"
-    if on_cpu:  # convolutions there are half as fast with channels first
-        model.vision_model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     rank = process_rank()
     shard = _shares(len(spots))[rank]
     if not shard:  # more processes than spots
         return
     rows = spots.select(shard)
     fast = isinstance(collator, DelstCollator)
+    backbone = InferenceBackbone(model)
     loader: DataLoader = DataLoader(
         SpotRows(rows) if fast else rows,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -178,10 +175,13 @@ def embed_share(
             key: batch[key].to(model.device, non_blocking=True) for key in ("pixel_values", "gene_values", "gene_mask")
         }
         inputs = collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs
-        # A processor's cache holds the activations of a few patches only.
-        size = CPU_SPOTS if on_cpu else len(inputs["pixel_values"])
-        pieces = [_parts(model, inputs, slice(i, i + size)) for i in range(0, len(inputs["pixel_values"]), size)]
-        here = [torch.cat(piece).to("cpu", non_blocking=True) for piece in zip(*pieces, strict=True)]
+        pooled = backbone(inputs["pixel_values"])
+        parts = (
+            pooled.float(),
+            model.embed_features(pooled, "image"),
+            model.get_gene_features(inputs["gene_values"], inputs["gene_mask"]).pooler_output,
+        )
+        here = [part.to("cpu", non_blocking=True) for part in parts]
         features = here[0]
         arrived = torch.cuda.Event() if model.device.type == "cuda" else None
         if arrived is not None:
@@ -192,12 +192,6 @@ def embed_share(
         start += len(features)
     if earlier is not None:
         yield _arrived(*earlier)
-
-
-def _parts(model: DelstModel, inputs: dict[str, Tensor], rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features, image embeddings and gene embeddings of some rows of a batch, where the model is."""
-    output = model(**{name: None if values is None else values[rows] for name, values in inputs.items()})
-    return output.vision_model_output.pooler_output.float(), output.image_embeds, output.gene_embeds
 
 
 def _arrived(start: int, parts: list[Tensor], event: Any) -> tuple[int, Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.appearance import PatchEncoding
 from ..data.collator import PixelTransform
 from ..errors import did_you_mean, reading_model
-from ..evaluation.embed import CPU_SPOTS
+from ..evaluation.backbone import InferenceBackbone
 from ..hub.checkpoint_folder import checkpoint_class
 from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
@@ -22,7 +22,6 @@ from ..model.lorentz import log_map0, radius
 from ..model.modeling_delst import DelstModel
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification, head_features
 from ..model.processing_delst import DelstProcessor
-from ..model.vision_delst import encode_images
 from ..record import find_training_record
 
 logger = logging.getLogger(__name__)
@@ -63,6 +62,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.transform = PixelTransform.from_processor(self.processor)
+        self.backbone = InferenceBackbone(self.model)
 
     @property
     def patch_px(self) -> int:
@@ -171,15 +171,8 @@ class Predictor:
         return wait
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Return the pooled features (patches, width) of the backbone.
-
-        On a CPU a few patches go through it at a time: its cache holds the activations of no more.
-        """
-        model = self.model
-        size = CPU_SPOTS if pixel_values.device.type == "cpu" else len(pixel_values)
-        parts = pixel_values.split(max(size, 1))
-        pooled = [encode_images(model.vision_model, part, model.config.vision_pooling).pooler_output for part in parts]
-        return torch.cat(pooled)
+        """Return the pooled features (patches, width) of the backbone."""
+        return self.backbone(pixel_values)
 
     def from_features(self, features: Tensor) -> dict[str, Tensor]:
         """Return the same from pooled features (patches, width) of the backbone."""
@@ -216,8 +209,7 @@ class Predictor:
     def to(self, device: torch.device | str) -> "Predictor":
         """Move everything to a device."""
         self.model.to(device)  # type: ignore[arg-type]
-        if torch.device(device).type == "cpu":  # convolutions there are half as fast with channels first
-            self.model.vision_model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        self.backbone = InferenceBackbone(self.model)
         for layer in (self.expression, self.classifier):
             if layer is not None:
                 layer.to(device)

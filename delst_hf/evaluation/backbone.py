@@ -1,0 +1,102 @@
+"""A backbone as it is run without gradients: patches in, pooled features out, as fast as the device allows."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..model.modeling_delst import DelstModel
+from ..model.vision_delst import encode_images
+
+CPU_SPOTS = 8  # spots that go through a backbone at once where there is no accelerator
+_SAME = 1e-4  # of the largest feature; folding moves float32 by 1e-6
+
+
+class InferenceBackbone:
+    """The backbone of a model, for patches that nothing is learnt from.
+
+    On a CPU convolutions take channels last, in half the time, and a few patches at a time: its cache holds the activations
+    of no more. Batch norms that follow a convolution are folded into it, in a copy; MobileNetV2 then takes three fifths.
+
+    Args:
+        model: The model, in eval mode; its weights stay as they are.
+
+    Examples:
+        >>> from delst_hf import DelstModel
+        >>> model = DelstModel.from_pretrained("runs/toy/pretrain/model").eval()
+        >>> with torch.no_grad():
+        ...     InferenceBackbone(model)(torch.zeros(3, 3, 32, 32)).shape[0]
+        3
+    """
+
+    def __init__(self, model: DelstModel):
+        self._pooling = model.config.vision_pooling
+        self._network: Any = model.vision_model
+        self._is_folded = False
+        if model.device.type == "cpu":
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Return the pooled features (patches, width) of patches (patches, 3, height, width) on the model's device."""
+        if not self._is_folded:
+            self._network, self._is_folded = _folded(self._network, pixel_values[:2], self._pooling), True
+        size = CPU_SPOTS if pixel_values.device.type == "cpu" else len(pixel_values)
+        parts = pixel_values.split(max(size, 1))
+        return torch.cat([_pooled(self._network, part, self._pooling) for part in parts])
+
+
+def _pooled(network: Any, pixel_values: Tensor, pooling: str) -> Tensor:
+    return encode_images(network, pixel_values, pooling).pooler_output
+
+
+def _folded(network: Any, pixel_values: Tensor, pooling: str) -> Any:
+    """Return a copy with batch norms folded into convolutions; the network itself where there are none, or that changes it."""
+    if not any(_is_fixed(layer) for layer in network.modules()):
+        return network
+    pairs, pooled = _pairs(network, pixel_values, pooling)
+    copy = deepcopy(network)
+    for convolution, norm in pairs.items():
+        copy.set_submodule(convolution, fuse_conv_bn_eval(copy.get_submodule(convolution), copy.get_submodule(norm)))
+        copy.set_submodule(norm, nn.Identity())
+    # Whatever else reads the output of such a convolution would now read another.
+    difference = (_pooled(copy, pixel_values, pooling) - pooled).abs().max()
+    return copy if difference <= _SAME * pooled.abs().max() else network
+
+
+def _pairs(network: Any, pixel_values: Tensor, pooling: str) -> tuple[dict[str, str], Tensor]:
+    """Run the network; return the names of convolutions, each with that of the batch norm that gets its output, and features.
+
+    A layer that runs twice stands in no pair.
+    """
+    outputs: dict[int, tuple[str, Tensor]] = {}  # kept, so that no later tensor has the same id
+    calls: dict[str, int] = {}
+    pairs: dict[str, str] = {}
+
+    def watched(name: str) -> Any:
+        def after(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                outputs[id(output)] = name, output
+            elif arguments and id(arguments[0]) in outputs:
+                pairs[outputs[id(arguments[0])][0]] = name
+
+        return after
+
+    layers = [
+        (name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) or _is_fixed(layer)
+    ]
+    hooks = [layer.register_forward_hook(watched(name)) for name, layer in layers]
+    try:
+        pooled = _pooled(network, pixel_values, pooling)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {one: norm for one, norm in pairs.items() if calls[one] == calls[norm] == 1}, pooled
+
+
+def _is_fixed(layer: nn.Module) -> bool:
+    """Say whether a layer is a plain batch norm in float32 that uses what it has measured."""
+    plain = type(layer) is nn.BatchNorm2d and not layer.training and layer.running_mean is not None
+    return plain and layer.running_mean.dtype == torch.float32
