@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import run_script
 
 from delst_hf.data.turned_kernel import kernel_serves
 
@@ -46,10 +47,7 @@ def test_it_compiles_for_a_device_that_is_not_here(tmp_path):
     triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be compiled")
     if not list(Path(triton.__file__).parent.glob("backends/nvidia/bin/ptxas*")):
         pytest.skip("this build of Triton has no assembler for CUDA devices")
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_script(COMPILE, environment={"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"})
     assert int(done.stdout) > 1000
 
 

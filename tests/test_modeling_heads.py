@@ -1,15 +1,12 @@
 """Task heads: losses by hand, fine-tuning by transformers' own Trainer, and checkpoints of the body."""
 
 import logging
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from hub_client import WITHOUT_THE_PACKAGE
 from safetensors.torch import load_file
+from scripts import run_script
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 
 from delst_hf import DelstForGeneExpressionPrediction, DelstForSpotClassification, DelstModel
@@ -201,10 +198,8 @@ def test_heads_load_where_the_package_is_not_installed(body, spots, tmp_path):
     models = {name: head.from_pretrained(body).eval() for name, head in models.items()}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE + LOAD_HEADS, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run_script(LOAD_HEADS, tmp_path, folder=tmp_path, environment=modules, without_package=True)
     for name, model in models.items():
         torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), model(pixel_values).logits)
 

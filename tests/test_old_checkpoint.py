@@ -1,13 +1,11 @@
 """A checkpoint of an earlier version gives what it gave: by this package, and by the code that was saved beside its weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import run_script
 
 from delst_hf import DelstModel, DelstProcessor
 
@@ -60,10 +58,6 @@ def test_the_package_loads_it(expected):
 
 
 def test_its_own_code_loads_it(expected, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    # -I keeps the folder of the test and PYTHONPATH out; an installed package is never imported by the code.
-    command = [sys.executable, "-I", "-c", REMOTE, str(OLD), str(tmp_path / "found.safetensors")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert_as_before(load_file(tmp_path / "found.safetensors"), expected)
+    found, modules = tmp_path / "found.safetensors", {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run_script(REMOTE, OLD, found, folder=tmp_path, environment=modules, without_package=True)
+    assert_as_before(load_file(found), expected)

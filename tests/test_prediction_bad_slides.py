@@ -1,6 +1,5 @@
 """Slides that cannot be predicted, through the command line: one sentence that says what to do, and nothing left behind."""
 
-import os
 import subprocess
 import sys
 
@@ -125,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(pixels, toy_hea
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a small file system is mounted by Linux")
-def test_a_disk_that_fills_up(pixels, toy_heads, tmp_path):
+def test_a_disk_that_fills_up(pixels, toy_heads, tmp_path, capsys):
     """A real one of 192 KiB: nothing but what is predicted so far is left, and with room the same command ends."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -133,20 +132,11 @@ def test_a_disk_that_fills_up(pixels, toy_heads, tmp_path):
         pytest.skip("this account may not mount a file system")
     try:
         Image.fromarray(pixels).save(tmp_path / "he.png")
-        command = [
-            sys.executable,
-            "-m",
-            "delst_hf.cli",
-            "predict",
-            str(toy_heads / "expression"),
-            str(tmp_path / "he.png"),
-        ]
+        command = ["predict", str(toy_heads / "expression"), str(tmp_path / "he.png")]
         command += ["--mpp", "2", "--stride-um", "20", "--quiet", "--output", str(disk / "out.h5ad")]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        assert done.returncode == 2 and "the disk is full" in done.stderr, done.stderr[-500:]
+        assert main(command) == 2 and "the disk is full" in capsys.readouterr().err
         assert not [path.name for path in disk.iterdir() if not path.name.startswith(".")]
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        assert done.returncode == 0 and (disk / "out.h5ad").exists(), done.stderr[-500:]
+        assert main(command) == 0 and (disk / "out.h5ad").exists()
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 from conftest import make_tiny_model, make_tiny_processor
-from hub_client import ROOT, answer_of
+from hub_client import answer_of
 from hub_server import Fault, HubServer
+from scripts import ROOT
 
 from delst_hf import DelstModel
 from delst_hf.evaluation.results import FORMAT
