@@ -133,6 +133,12 @@ def tiny_model(tiny_processor):
     return make_tiny_model(len(tiny_processor.feature_extractor.vocabulary))
 
 
+@pytest.fixture
+def without_curves(monkeypatch):
+    """Runs do not draw curves.png, which takes a second at each checkpoint; tests/test_pretraining_log.py draws it."""
+    monkeypatch.setattr("delst_hf.report.run_log.write_curves", lambda log, folder: None)
+
+
 @pytest.fixture(scope="session")
 def toy_checkpoint(toy_folder, toy_study, tmp_path_factory) -> Path:
     """A checkpoint folder of an untrained tiny model, whose record says that it was trained on toy_A1 and toy_A2."""

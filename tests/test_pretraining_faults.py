@@ -1,17 +1,17 @@
 """Faults put into a run: numbers that are not finite, runs without a step, checkpoints that are damaged or of another run."""
 
-import copy
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import scripts
 import torch
+from conftest import make_tiny_model, make_tiny_processor
 from safetensors.torch import load_file, save_file
 
 from delst_hf import (
@@ -29,27 +29,27 @@ from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.pretraining.checkpoints import check_same_run, last_complete_checkpoint
 from delst_hf.pretraining.run import GOING_ON
 
-pytestmark = pytest.mark.fault("runs and their checkpoints")
+pytestmark = [pytest.mark.fault("runs and their checkpoints"), pytest.mark.usefixtures("without_curves")]
+
+
+def trainer_into(output, study, slides=("toy_A1", "toy_A2"), processor=None, facts=None, **options):
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 24, "save_strategy": "steps", "save_steps": 2,
+                "logging_steps": 1, "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}  # fmt: skip
+    processor = processor or make_tiny_processor(study)
+    return DelstTrainer(
+        model=make_tiny_model(len(processor.feature_extractor.vocabulary)),
+        args=DelstTrainingArguments(str(output), **{**defaults, **options}),
+        train_dataset=study.subset(list(slides)),
+        eval_dataset=study.subset(["toy_B1"]),
+        data_collator=DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes),
+        processing_class=processor,
+        run_facts=facts,
+    )
 
 
 @pytest.fixture
-def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
-    def make(slides=("toy_A1", "toy_A2"), model=None, facts=None, **options):
-        defaults = {"max_steps": 4, "per_device_train_batch_size": 24, "save_strategy": "steps", "save_steps": 2,
-                    "logging_steps": 1, "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 3}  # fmt: skip
-        return DelstTrainer(
-            model=copy.deepcopy(tiny_model) if model is None else model,
-            args=DelstTrainingArguments(str(tmp_path / "run"), **{**defaults, **options}),
-            train_dataset=toy_study.subset(list(slides)),
-            eval_dataset=toy_study.subset(["toy_B1"]),
-            data_collator=DelstCollator(
-                tiny_processor, toy_study.gene_names, toy_study.slide_ids, toy_study.measured_genes
-            ),
-            processing_class=tiny_processor,
-            run_facts=facts,
-        )
-
-    return make
+def make_trainer(toy_study, tmp_path):
+    return partial(trainer_into, tmp_path / "run", toy_study)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,18 @@ def test_the_log_says_the_rate_of_the_heads_and_what_chance_is(make_trainer):
     )
 
 
+@pytest.fixture(scope="module")
+def two_steps(toy_study, tmp_path_factory):
+    """OUTPUT_DIR of a run of two steps."""
+    output = tmp_path_factory.mktemp("two_steps") / "run"
+    trainer_into(output, toy_study, max_steps=2).train()
+    return output
+
+
 @pytest.fixture
-def half_trained(make_trainer, tmp_path):
-    make_trainer(max_steps=2).train()
-    return tmp_path / "run" / "checkpoint-2"
+def half_trained(two_steps, tmp_path):
+    """The checkpoint of that run, in the folder of this test's trainers."""
+    return shutil.copytree(two_steps, tmp_path / "run") / "checkpoint-2"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +193,7 @@ def test_two_runs_into_one_folder_are_refused(make_trainer, tmp_path):
 
     with locked(tmp_path / "run" / "run"):
         code = "import sys; from delst_hf.pretraining.checkpoints import own_output\nwith own_output(sys.argv[1]): pass"
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+        done = scripts.run_script(code, tmp_path / "run", check=False)
         assert "another run is writing to this run's output folder" in done.stderr
     assert list((tmp_path / "run").iterdir()) == []
     (tmp_path / "file").write_text("x")
@@ -217,7 +225,7 @@ def test_sigterm_ends_a_script_in_one_line_that_says_how_to_go_on(capsys):
 def test_another_order_of_the_vocabulary_is_not_resumed(half_trained, make_trainer, tiny_processor):
     tiny_processor.feature_extractor.vocabulary.reverse()
     with pytest.raises(ValueError, match="vocabulary was '[0-9a-f]{16}' and is"):
-        make_trainer().train(resume_from_checkpoint=True)
+        make_trainer(processor=tiny_processor).train(resume_from_checkpoint=True)
 
 
 @pytest.fixture

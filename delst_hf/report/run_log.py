@@ -128,8 +128,13 @@ class ReadableLogWithBar(ReadableLog, ProgressCallback):
 class LearningCurves(TrainerCallback):
     """Draws the log as OUTPUT_DIR/curves.png at each checkpoint and at the end."""
 
+    def __init__(self) -> None:
+        self.drawn_at = -1
+
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        # A run that ends at a checkpoint has been drawn to its end.
+        if state.is_world_process_zero and state.global_step != self.drawn_at:
+            self.drawn_at = state.global_step
             write_curves(state.log_history, args.output_dir)
 
     on_train_end = on_save
