@@ -11,6 +11,8 @@ from delst_hf.atomic.locks import BusyError, locked
 from delst_hf.evaluation.embed import embed, embed_share
 from delst_hf.pretraining.cached_features import FeatureRows, as_it_is, cached_features, without_backbone
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 
 @pytest.fixture
 def collator(tiny_processor, toy_study):

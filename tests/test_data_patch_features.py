@@ -19,6 +19,8 @@ from delst_hf.hub.card import model_card
 from delst_hf.prediction import PatchChoice, fit_head, load_predictor, predict_slide
 from delst_hf.pretraining.run import main as pretrain_main
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 GENERATOR = np.random.default_rng(0)
 
 

@@ -1,14 +1,13 @@
 """Embeddings on the disk, one file per process: written by several, read by `delst evaluate` for the slides that it scores."""
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ranks import in_ranks
 
 from delst_hf import DelstModel, DelstProcessor
 from delst_hf.cli import main
@@ -16,19 +15,20 @@ from delst_hf.evaluation.arrays import read_embeddings
 from delst_hf.evaluation.embed import embed, model_collator
 from delst_hf.evaluation.embedding_files import embedding_files, read_embedding_files
 
-ROOT = Path(__file__).parents[1]
+
+def command_of_one_rank(rank: int, said: str, words: list[str]) -> None:
+    with open(f"{said}-{rank}", "w") as file, contextlib.redirect_stdout(file):
+        assert main(words) == 0
 
 
 @pytest.fixture(scope="module")
 def embedded(toy_checkpoint, toy_folder, tmp_path_factory) -> Path:
-    """The toy study embedded by two real processes, as the help of `delst embed` says."""
+    """The toy study embedded by two processes, as the help of `delst embed` says."""
     folder = tmp_path_factory.mktemp("embedded") / "out"
-    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "delst_hf.cli", "embed"]
-    words += [str(toy_checkpoint), str(toy_folder), "--output", str(folder), "--batch-size", "7", "--num-workers", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("Next: delst evaluate") == 1
+    words = ["embed", str(toy_checkpoint), str(toy_folder), "--output", str(folder), "--batch-size", "7"]
+    in_ranks(command_of_one_rank, str(folder.with_name("said")), [*words, "--num-workers", "0"])
+    said = [folder.with_name(f"said-{rank}").read_text() for rank in (0, 1)]
+    assert "".join(said).count("Next: delst evaluate") == 1
     return folder
 
 

@@ -16,6 +16,8 @@ from delst_hf.pretraining.run import assemble, save_run
 
 VISION = json.dumps({"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                      "intermediate_size": 16, "patch_size": 8})  # fmt: skip
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
 
 

@@ -15,6 +15,9 @@ from delst_hf.pretraining.search import RANGES, SearchArguments, search
 optuna = pytest.importorskip("optuna", reason="the extra delst-hf[search] is not installed")
 
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search") / "data"

@@ -2,17 +2,16 @@
 
 import json
 import math
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import in_ranks
 
-from delst_hf import DelstConfig, DelstModel
+from delst_hf import DelstConfig, DelstModel, DelstProcessor
 from delst_hf.data.collator import DelstCollator
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.splits import SplitRequest
@@ -27,6 +26,9 @@ from delst_hf.pretraining.trainer import DelstTrainer
 from delst_hf.pretraining.unpaired import UnpairedSpots, choose_unpaired
 
 VISION = '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}'
+
+
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 
 @pytest.fixture(scope="module")
@@ -283,55 +285,42 @@ def test_evaluation_refuses_a_slide_without_an_image(folder, tmp_path, capsys):
     assert capsys.readouterr().err.count("Slides ['toy_B2'] have no image") >= 1
 
 
-TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
-from delst_hf.data.study import Study
-from delst_hf.pretraining.unpaired import UnpairedSpots
-
-folder, data, size = sys.argv[1:]
-study = Study.load(data)
-args = DelstTrainingArguments(folder + "/out", use_cpu=True, report_to=[], disable_tqdm=True, augment=False,
-                              per_device_train_batch_size=int(size), unpaired_weight=2.0)
-model = DelstModel.from_pretrained(folder)
-collator = DelstCollator(DelstProcessor.from_pretrained(folder), study.gene_names, study.slide_ids, study.measured_genes)
-spots = UnpairedSpots(study.with_level(study.subset(["toy_A2", "toy_C1"])), collator, args)
-pairs = study.subset(["toy_A1"])
-trainer = DelstTrainer(model=model, args=args, train_dataset=pairs, data_collator=collator, unpaired=spots)
-world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-wrapped = trainer.accelerator.prepare_model(trainer.model)
-wrapped.train()
-for module in wrapped.modules():
-    if isinstance(module, torch.nn.Dropout):
-        module.p = 0.0
-rows = range(16)[rank * 16 // world : (rank + 1) * 16 // world]
-loss = trainer.compute_loss(wrapped, trainer._prepare_inputs(collator([pairs[i] for i in rows])))
-trainer.accelerator.backward(loss)
-total = loss.detach().clone()
-if world > 1:
-    dist.all_reduce(total)
-if rank == 0:
-    found = {"loss": total / world, "gradients": {k: p.grad for k, p in model.named_parameters() if p.grad is not None}}
-    torch.save(found, f"{folder}/ranks_{world}.pt")
-if world > 1:
-    dist.destroy_process_group()
-"""
+def gradients_of_one_rank(rank: int, folder: str, data: str, size: int) -> None:
+    """Write the loss and the gradients of 16 pairs over all processes, dropout left out, to ranks_<processes>.pt."""
+    study = Study.load(data)
+    args = DelstTrainingArguments(
+        f"{folder}/out", use_cpu=True, report_to=[], disable_tqdm=True, augment=False,
+        per_device_train_batch_size=size, unpaired_weight=2.0,
+    )  # fmt: skip
+    model, processor = DelstModel.from_pretrained(folder), DelstProcessor.from_pretrained(folder)
+    collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+    spots = UnpairedSpots(study.with_level(study.subset(["toy_A2", "toy_C1"])), collator, args)
+    pairs = study.subset(["toy_A1"])
+    trainer = DelstTrainer(model=model, args=args, train_dataset=pairs, data_collator=collator, unpaired=spots)
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    wrapped = trainer.accelerator.prepare_model(trainer.model)
+    wrapped.train()
+    for module in wrapped.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    rows = range(16)[rank * 16 // world : (rank + 1) * 16 // world]
+    loss = trainer.compute_loss(wrapped, trainer._prepare_inputs(collator([pairs[i] for i in rows])))
+    trainer.accelerator.backward(loss)
+    total = loss.detach().clone()
+    if world > 1:
+        dist.all_reduce(total)
+    if rank == 0:
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        torch.save({"loss": total / world, "gradients": gradients}, f"{folder}/ranks_{world}.pt")
+    if world > 1:
+        dist.destroy_process_group()
 
 
-def test_two_processes_give_the_gradients_of_the_joined_batch(
-    study, folder, tiny_model, tiny_processor, tmp_path, monkeypatch
-):
+def test_two_processes_give_the_gradients_of_the_joined_batch(folder, tiny_model, tiny_processor, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
-    script = tmp_path / "ranks.py"
-    script.write_text(textwrap.dedent(TWO_RANKS))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path), str(folder), "6"], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    monkeypatch.setattr(sys, "argv", ["ranks.py", str(tmp_path), str(folder), "12"])
-    exec(compile(script.read_text(), "ranks.py", "exec"), {})
+    in_ranks(gradients_of_one_rank, str(tmp_path), str(folder), 6)
+    gradients_of_one_rank(0, str(tmp_path), str(folder), 12)
     found = {world: torch.load(tmp_path / f"ranks_{world}.pt", weights_only=True) for world in (1, 2)}
     torch.testing.assert_close(found[2]["loss"], found[1]["loss"], rtol=1e-5, atol=1e-6)
     assert found[1]["gradients"].keys() == found[2]["gradients"].keys()

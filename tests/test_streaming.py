@@ -23,6 +23,8 @@ from delst_hf.data.streamed import StreamedStudy
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.pretraining.run import assemble, main, open_study
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 VISION = '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}'
 SIZES = {"toy_A1": 6, "toy_A2": 13, "toy_B1": 11}
 

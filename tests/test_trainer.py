@@ -20,6 +20,8 @@ from delst_hf.data.study import Study
 from delst_hf.pretraining.checkpoints import last_complete_checkpoint
 from delst_hf.pretraining.trainer import SCALARS
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 
 @pytest.fixture
 def make_trainer(tiny_model, tiny_processor, toy_study, tmp_path):
@@ -314,7 +316,7 @@ def test_leftovers_do_not_push_out_whole_checkpoints(make_trainer):
     (run / "checkpoint-4" / "stale").touch()
     trainer.train()
     assert sorted(folder.name for folder in run.iterdir()) == [
-        *("checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-best", "checkpoint-mine", "curves.png")
+        *("checkpoint-1", "checkpoint-4", "checkpoint-6", "checkpoint-best", "checkpoint-mine")
     ]
     assert last_complete_checkpoint(run).endswith("checkpoint-6")
     assert not (run / "checkpoint-4" / "stale").exists()

@@ -14,9 +14,12 @@ from unittest import mock
 import psutil
 import pytest
 import torch
+from ranks import in_ranks
 from safetensors.torch import load_file
 
 from delst_hf import DelstModel, DelstProcessor
+
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "training/configs/toy.yaml")
@@ -36,6 +39,16 @@ def launch(*command: str) -> str:
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def run_in_ranks(said: Path, script: str, *words: str) -> str:
+    """What a script prints in two processes: like `launch`, and quicker, where the launcher is not what is tested."""
+    in_ranks(script_of_one_rank, str(said), script, words)
+    return "".join(path.read_text() for path in said.parent.glob(f"{said.name}-*"))
+
+
+def script_of_one_rank(rank: int, said: str, script: str, words: tuple[str, ...]) -> None:
+    Path(f"{said}-{rank}").write_text(run(script, *words))
 
 
 def run(script: str, *words: str, status: int = 0) -> str:
@@ -103,7 +116,7 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
     assert len(family) >= 3 and not psutil.wait_procs(family, timeout=60)[1]
     assert (output / "checkpoint-1" / "complete").exists() and not (output / "checkpoint-4").exists()
 
-    launch(*command, "--resume_from_checkpoint", "true")
+    run_in_ranks(tmp_path / "resumed", *command, "--resume_from_checkpoint", "true")
     states = [
         json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text()) for folder in (pretrained, output)
     ]
@@ -138,7 +151,8 @@ def test_evaluate_prints_the_table_and_guards_seen_slides(pretrained, toy_folder
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["train_slides"] == ["toy_A1"] and results["test_slides"] == ["toy_B1"]
     # Two processes embed a share each: the same spots in the same order, none twice, and one table.
-    shared = launch(*command, "--test-slides", "toy_B1", "--output", str(tmp_path / "two.json"), *options)
+    more = ["--test-slides", "toy_B1", "--output", str(tmp_path / "two.json"), *options]
+    shared = run_in_ranks(tmp_path / "two", *command, *more)
     assert shared.count("DELST embedding") == text.count("DELST embedding")
     # Sums in another order move embeddings by a last digit, which may turn a vote of a probe but no mean.
     one, two = (
