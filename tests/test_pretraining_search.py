@@ -1,14 +1,14 @@
 """Learning rates per geometry: equal budgets, validation slides alone, and runs that all begin from the same weights."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
 
 import pytest
 import torch
 from test_pretraining_run import make_study, small_model, small_training
 
 from delst_hf import DataArguments
+from delst_hf.atomic.locks import locked
 from delst_hf.pretraining import search as module
 from delst_hf.pretraining.search import RANGES, SearchArguments, search
 
@@ -83,16 +83,21 @@ def test_trials_that_diverge_are_counted_and_not_the_end(data, tmp_path, monkeyp
 @pytest.mark.fault("runs and their checkpoints")
 def test_a_search_is_alone_in_its_folder_and_reads_only_what_it_wrote(data, tmp_path):
     training, options = small_training(tmp_path / "run"), SearchArguments("cosine", trials=1)
-    code = (
-        "import sys; from delst_hf.atomic.locks import locked\n"
-        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "run" / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(FileExistsError, match="another run is writing to this run's output folder"):
-            search(data, small_model(), training, options)
-        other.stdin.close()
+    forks = multiprocessing.get_context("fork")
+    held, tried = forks.Event(), forks.Event()
+
+    def hold():
+        with locked(tmp_path / "run" / "run"):
+            held.set()
+            tried.wait(60)
+
+    other = forks.Process(target=hold)
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(FileExistsError, match="another run is writing to this run's output folder"):
+        search(data, small_model(), training, options)
+    tried.set()
+    other.join()
     (tmp_path / "run" / "search.json").write_text('{"cosine": ')
     with pytest.raises(ValueError, match=r"cannot read the search .*Delete it, or choose another --output_dir"):
         search(data, small_model(), training, options)
