@@ -4,6 +4,7 @@ import torch
 from scipy.stats import spearmanr
 
 from delst_hf.evaluation.entailment import entailment_auc, entailment_rankings
+from delst_hf.evaluation.illustrations import traversal
 from delst_hf.evaluation.protocols.hierarchy import (
     MEANINGS,
     delta_hyperbolicity,
@@ -12,7 +13,6 @@ from delst_hf.evaluation.protocols.hierarchy import (
     rank_correlation,
     rank_correlations,
     relative_delta,
-    traversal,
 )
 from delst_hf.model.lorentz import exp_map0, radius
 

@@ -89,7 +89,8 @@ def test_the_order_by_level_stays_within_a_slide():
 
 
 def choose(study, names, train=("toy_A1",), validation=(), **data):
-    return choose_unpaired(study, DataArguments("data", unpaired_slides=names, **data), train, validation)
+    training = DelstTrainingArguments("run")
+    return choose_unpaired(study, DataArguments("data", unpaired_slides=names, **data), training, train, validation)
 
 
 def test_all_are_those_of_patients_who_are_not_held_out(study, caplog):

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import imagecodecs
 import numpy as np
@@ -59,6 +59,11 @@ class DelstCollator:
         self.slide_mask = torch.from_numpy(self._panel_masks(measured_genes))
         self.pixel_transform = PixelTransform.from_processor(processor)
         self.defer_pixels = defer_pixels
+
+    @classmethod
+    def of(cls, processor: DelstProcessor, study: Any, **options: Any) -> Self:
+        """Make the collator of a `Study`; options are those of the class."""
+        return cls(processor, study.gene_names, study.slide_ids, study.measured_genes, **options)
 
     def _panel_masks(self, measured_genes: Mapping[str, np.ndarray] | None) -> np.ndarray:
         """Return (slides, vocabulary) bool: which genes of the vocabulary each slide measures."""

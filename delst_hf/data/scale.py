@@ -22,7 +22,6 @@ from .lattice import (
     arrays_named,
     matching_array,
     measure_lattice,
-    median_pitch,
 )
 from .notes import Notes
 from .values import number
@@ -255,30 +254,6 @@ def lattice_states(
         "(--technology DBiT-seq --mpp MPP)."
     )
     return [Witness("geometry", source, (array.pitch_um / pitch_px,), remark if array.assumed else "")]
-
-
-def legacy_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None, str]:
-    """Return what the array of a legacy alignment table says.
-
-    Args:
-        spots: Columns x, y (array positions), pixel_x, pixel_y; all spots of the table, selected or not.
-
-    Returns:
-        The witness, if any; the array, None where the lattice is of another kind; and what was found instead of a known one.
-    """
-    array, pixels = spots[["y", "x"]].to_numpy(float), spots[["pixel_y", "pixel_x"]].to_numpy(float)
-    lattice = measure_lattice(pixels, array)
-    if lattice is None:
-        return [], LEGACY, "too few spots to measure the array's pitch, or array positions that are not theirs"
-    known = matching_array(lattice, arrays_named("Spatial Transcriptomics"))
-    if known is None:
-        return [], None, (
-            f"the spots lie on {lattice}; known are squares of 200 um (1,007 spots on 31 x 33 places) and a checkerboard "
-            "of 150 um between diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
-        )  # fmt: skip
-    along_x, along_y, pitch = median_pitch(array, pixels, lattice)
-    diagonal = "" if known is LEGACY else f", {pitch:.1f} px between diagonal neighbours"
-    return lattice_states(lattice, known, pitch, f"{along_x:.1f} x {along_y:.1f} px{diagonal}"), known, ""
 
 
 def settle_scale(

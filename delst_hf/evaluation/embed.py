@@ -58,10 +58,11 @@ def model_collator(
     Raises:
         ValueError: If it reads features and there are none, the other way round, or they are of another width.
     """
-    about = processor, study.gene_names, study.slide_ids, study.measured_genes
     vision = model.config.vision_config
     check_features(vision, None if features is None else features.width, None if features is None else features.encoder)
-    return DelstCollator(*about) if features is None else FeatureCollator(*about, features=features)
+    if features is None:
+        return DelstCollator.of(processor, study)
+    return FeatureCollator.of(processor, study, features=features)
 
 
 def check_features(vision: PreTrainedConfig, width: int | None, encoder: str | None = None) -> None:

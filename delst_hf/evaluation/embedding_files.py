@@ -90,7 +90,9 @@ def embed_dataset(
         if process_rank() == 0:
             _begin(output, find_training_record(model))
         wait_for_all()
-        write_embeddings(loaded, spots, collator, output, batch_size, num_workers, progress)
+        write_embeddings(
+            loaded, spots, collator, output, batch_size=batch_size, num_workers=num_workers, progress=progress
+        )
         wait_for_all()
     return output
 
@@ -115,9 +117,7 @@ def write_embeddings(
     spots: Dataset,
     collator: Callable[..., dict[str, Any]],
     folder: str | os.PathLike,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    progress: bool = True,
+    **options: Any,
 ) -> Path:
     """Embed this process's share of spots into a file of its own, a batch at a time; arguments are those of `embed`.
 
@@ -134,7 +134,7 @@ def write_embeddings(
     path = Path(folder) / f"embeddings-{process_rank():05d}-of-{world_size():05d}.parquet"
     names = spots.select_columns(list(KEYS)).with_format("arrow")
     with write_file(path) as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
-        for start, *arrays in embed_share(model, spots, collator, batch_size, num_workers, progress):
+        for start, *arrays in embed_share(model, spots, collator, **options):
             keys = names[start : start + len(arrays[0])]
             values = [
                 pa.FixedSizeListArray.from_arrays(pa.array(array.float().numpy().ravel()), width)

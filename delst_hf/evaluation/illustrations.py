@@ -1,14 +1,17 @@
 """What a report draws beside numbers: values and coordinates of every test spot, galleries of retrieval, ways to the origin."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
 from ..data.markers import is_housekeeping
+from ..model.lorentz import exp_map0, log_map0, pairwise_distance, radius
 from .evidence import Space
 from .findings import Findings
-from .preparation import missing_rows
-from .protocols.hierarchy import traversal
+from .preparation import finite_matrix, missing_rows
 from .protocols.signatures import signature_map
 from .retrieval import retrieval_scores
 
@@ -116,6 +119,47 @@ def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
         steps = traversal(space.image[start], candidates, names, float(space.curvature), 8)  # type: ignore[arg-type]
         result.append({"from": label, "slide": str(spots.slides[start]), "steps": steps})
     return result
+
+
+def traversal(
+    point: ArrayLike, candidates: ArrayLike, names: Sequence[str], curvature: float, steps: int = 10
+) -> list[dict[str, Any]]:
+    """Walk from a point straight to the origin, from specific to general, and name what lies nearest at each step.
+
+    Args:
+        point: Space part (dim,), such as one image.
+        candidates: Space parts (candidates, dim), such as spots' genes or the mean profiles of labels.
+        names: (candidates,) what to call them.
+        curvature: ``c > 0``.
+        steps: stops on the way, both ends included.
+
+    Returns:
+        One row a stop: radius, nearest (a name), distance, and origin_nearer: True once the origin is nearer than any
+        candidate, where the walk has left everything specific behind.
+
+    Raises:
+        ValueError: If names and candidates differ in number, or steps is below 2.
+    """
+    targets = torch.from_numpy(finite_matrix(candidates, "candidates"))
+    if len(names) != len(targets) or steps < 2:
+        raise ValueError(
+            f"{len(names)} names for {len(targets)} candidates and {steps} steps; allowed are one name per candidate and 2 "
+            "or more steps."
+        )
+    tangent = log_map0(torch.from_numpy(finite_matrix(np.atleast_2d(point), "point")), curvature)
+    way = exp_map0(tangent * torch.linspace(1, 0, steps, dtype=tangent.dtype)[:, None], curvature)
+    distances = pairwise_distance(way, targets, curvature)
+    nearest = distances.argmin(dim=1)
+    radii = radius(way, curvature)
+    return [
+        {
+            "radius": float(radii[i]),
+            "nearest": str(names[int(nearest[i])]),
+            "distance": float(distances[i, nearest[i]]),
+            "origin_nearer": bool(radii[i] < distances[i, nearest[i]]),
+        }
+        for i in range(steps)
+    ]
 
 
 def leading_plane(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -229,8 +229,7 @@ class _Embedder:
         collator: DelstCollator | None = None,
     ):
         self.dataset, self.evaluation = dataset, evaluation
-        about = processor, study.gene_names, study.slide_ids, study.measured_genes
-        self.collator = collator or DelstCollator(*about)
+        self.collator = collator or DelstCollator.of(processor, study)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, model: DelstModel) -> Embeddings:

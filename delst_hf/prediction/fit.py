@@ -108,7 +108,7 @@ def fit_head(
     check_patch_size(predictor.record, [source.patch_um or 0], model, pixels, table is not None)
     collator = None
     if target == "expression":  # before patches are embedded: genes that are not the model's are refused
-        collator = DelstCollator(predictor.processor, study.gene_names, study.slide_ids, study.measured_genes)
+        collator = DelstCollator.of(predictor.processor, study)
     facts = feature_facts(data_facts(dataset, study, slides), table)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
     with full_disk_explained(Path(output)), workspace(output, told) as folder:

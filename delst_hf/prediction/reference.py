@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 
 from ..atomic.files import check_folder_output, complete_or_nothing, write_text
@@ -21,7 +22,7 @@ from ..data.patch_features import join_features
 from ..data.schema import regular_size, sha256
 from ..data.study import Study
 from ..errors import reading
-from ..evaluation.embed import embed, model_collator
+from ..evaluation.embed import Embeddings, embed, model_collator
 from ..model.backbone_delst import tensor_fingerprint
 from ..model.lorentz import exp_map0, pairwise_distance
 from ..record import check_patch_size
@@ -252,39 +253,28 @@ def build_reference(
     folder = Path(model) / FOLDER
     check_folder_output(folder)
     with writing(folder, "reference"):
-        made_elsewhere = (features, features_patch_px)
-        return _build_reference(model, dataset, folder, size, slides, seed, made_elsewhere, batch_size, progress)
+        predictor, study = load_predictor(model), Study.load(dataset)
+        study.check_images(slides)
+        trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
+        chosen, table = list(slides) or trained, None
+        if not chosen:
+            raise ValueError(
+                f"the model was trained on no slide of this dataset ({study.slide_ids}). Name some (--slides)."
+            )
+        if features is not None:
+            study, table = join_features(features, study, chosen, features_patch_px)
+        else:
+            check_patch_size(predictor.record, study.patch_um(chosen), model, study.patch_px(chosen))
+        collator = model_collator(predictor.model, predictor.processor, study, table)
+        spots = study.subset(chosen)
+        spots = spots.select(_drawn(np.asarray(spots.with_format("numpy")["slide_id"][:]), size, seed))
+        embeddings = embed(predictor.model, spots, collator, batch_size, progress=progress)
+        profiles = sp.vstack([sp.csr_matrix(values) for values, _ in measured_values(spots, collator)], format="csr")
+        _write(folder, predictor, spots, embeddings, profiles)
+    return folder
 
 
-def _build_reference(
-    model: str,
-    dataset: str,
-    folder: Path,
-    size: int,
-    slides: Sequence[str],
-    seed: int,
-    made_elsewhere: tuple[Any, Any],
-    batch_size: int,
-    progress: bool,
-) -> Path:
-    predictor, study = load_predictor(model), Study.load(dataset)
-    study.check_images(slides)
-    trained = [slide for slide in predictor.record.get("train_slides", []) if slide in study.slide_ids]
-    chosen = list(slides) or trained
-    if not chosen:
-        raise ValueError(
-            f"the model was trained on no slide of this dataset ({study.slide_ids}). Name some (--slides)."
-        )
-    table, (features, features_patch_px) = None, made_elsewhere
-    if features is not None:
-        study, table = join_features(features, study, chosen, features_patch_px)
-    else:
-        check_patch_size(predictor.record, study.patch_um(chosen), model, study.patch_px(chosen))
-    collator = model_collator(predictor.model, predictor.processor, study, table)
-    spots = study.subset(chosen)
-    spots = spots.select(_drawn(np.asarray(spots.with_format("numpy")["slide_id"][:]), size, seed))
-    embeddings = embed(predictor.model, spots, collator, batch_size, progress=progress)
-    profiles = sp.vstack([sp.csr_matrix(values) for values, _ in measured_values(spots, collator)], format="csr")
+def _write(folder: Path, predictor: Predictor, spots: Dataset, embeddings: Embeddings, profiles: sp.csr_matrix) -> None:
     with complete_or_nothing(folder) as partial:
         arrays = {
             "image": embeddings.image_embeds,
@@ -293,9 +283,8 @@ def _build_reference(
             "indices": profiles.indices.astype(np.int32),
             "indptr": profiles.indptr.astype(np.int64),
         }
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in arrays.items()}, partial / "reference.safetensors"
-        )
+        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+        save_file(arrays, partial / "reference.safetensors")
         columns = ["slide_id", "barcode", "label", "x", "y"]
         spots.select_columns(columns).to_pandas().to_parquet(partial / "spots.parquet")
         names = predictor.processor.feature_extractor.vocabulary
@@ -303,7 +292,6 @@ def _build_reference(
         files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in _FILES}
         told = {"format": FORMAT, "weights": weights_of(predictor), "files": files}
         write_text(partial / _LIST, json.dumps(told, indent=1) + "\n")
-    return folder
 
 
 def weights_of(predictor: Predictor) -> str:

@@ -1,5 +1,7 @@
 """Random changes of patches that leave their meaning alone, drawn on the device."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,3 +105,24 @@ def part_views(pixel_values: Tensor, gene_mask: Tensor) -> tuple[Tensor, Tensor]
     crops = random_crops(pixel_values, *CROP_SHARE)
     kept = torch.rand(gene_mask.shape, device=pixel_values.device) < KEPT_GENES
     return crops, gene_mask & kept
+
+
+def augmented(inputs: dict[str, Any], args: Any, processor: Any) -> dict[str, Any]:
+    """Dye and crop the patches of a training batch, and add its parts, as the arguments of the training say.
+
+    Args:
+        inputs: The batch.
+        args: `DelstTrainingArguments`.
+        processor: The `DelstProcessor` that tells what light the pixels stand for; None where they are light itself.
+    """
+    inputs, pixels = dict(inputs), inputs["pixel_values"]
+    if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains
+        light = (torch.zeros(3), torch.ones(3)) if processor is None else processor.light_of_pixels()
+        for name in [name for name in ("pixel_values", "niche_pixel_values") if name in inputs]:
+            inputs[name] = stain_jitter(inputs[name], STAIN_JITTER[args.stain_jitter], *light)
+        pixels = inputs["pixel_values"]
+    if pixels.dim() == 4 and args.min_crop < 1:
+        pixels = inputs["pixel_values"] = random_crops(pixels, args.min_crop)
+    if args.views == "nested":
+        inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
+    return inputs

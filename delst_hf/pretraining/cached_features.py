@@ -89,13 +89,7 @@ def features_in_place_of_patches(trainer: Any) -> Iterator[None]:
 
 
 def cached_features(
-    model: DelstModel,
-    spots: Dataset,
-    collator: DelstCollator,
-    folder: str | os.PathLike,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    progress: bool = True,
+    model: DelstModel, spots: Dataset, collator: DelstCollator, folder: str | os.PathLike, **options: Any
 ) -> np.ndarray:
     """Return features of the backbone, embedded by all processes unless `folder` holds those of this backbone and data.
 
@@ -105,9 +99,7 @@ def cached_features(
         collator: Collator of the model.
         folder: Where to keep ``features-<key>.npy`` and its checksum; the key hashes weights, preparation of the patches and
             spots.
-        batch_size: Spots per batch of a process.
-        num_workers: Worker processes of the loader.
-        progress: Show a progress bar.
+        **options: batch_size, num_workers and progress, as in `embed`.
 
     Returns:
         (spots, width) float32, mapped from the disk: the processes of a machine share one copy. Several machines need a
@@ -121,21 +113,13 @@ def cached_features(
     wait_for_all()
     if not path.exists():
         with locked(path, "file of features") if process_rank() == 0 else nullcontext():
-            _write_features(path, model, spots, collator, batch_size, num_workers, progress)
+            _write_features(path, model, spots, collator, **options)
     wait_for_all()
     # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
     return np.load(path, mmap_mode="c")
 
 
-def _write_features(
-    path: Path,
-    model: DelstModel,
-    spots: Dataset,
-    collator: DelstCollator,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-) -> None:
+def _write_features(path: Path, model: DelstModel, spots: Dataset, collator: DelstCollator, **options: Any) -> None:
     """Embed all spots into a file that is there once it is whole."""
     partial, first = path.with_suffix(".partial"), process_rank() == 0
     if first:
@@ -144,7 +128,7 @@ def _write_features(
         wait_for_all()
         # Each process writes its own rows: no one has to hold them all.
         table = np.lib.format.open_memmap(partial, "r+")
-        for start, features, _, _ in embed_share(model, spots, collator, batch_size, num_workers, progress):
+        for start, features, _, _ in embed_share(model, spots, collator, **options):
             table[start : start + len(features)] = features.numpy()
         table.flush()
         wait_for_all()

@@ -175,7 +175,7 @@ def assemble_head(study: Study, head: HeadArguments, training: HeadTrainingArgum
         )
     check_patch_size(find_training_record(head.model), study.patch_um([*train_slides, *validation_slides]), head.model)
     processor = DelstProcessor.from_pretrained(head.model)
-    collator = DelstCollator(processor, study.gene_names, study.slide_ids, study.measured_genes)
+    collator = DelstCollator.of(processor, study)
     if head.target == "labels":
         spots, classes, loss = _labelled(spots, head)
         names = dict(enumerate(classes))

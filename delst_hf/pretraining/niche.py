@@ -42,12 +42,13 @@ class Niches:
 
     def collator(self, processor: DelstProcessor, spots: Mapping[str, Dataset | None]) -> NicheCollator:
         """Make the collator of spots that `added_to` has returned."""
-        about = processor, self.study.gene_names, self.study.slide_ids, self.study.measured_genes
         extractor = processor.feature_extractor
         columns = extractor.match(self.study.gene_names)
         present = [dataset for dataset in spots.values() if dataset is not None]
         counts = NicheCounts(self.study, present, columns, len(extractor.vocabulary))
-        return NicheCollator(*about, counts=counts, centre=self.spot_um / self.niche_um, defer_pixels=True)
+        return NicheCollator.of(
+            processor, self.study, counts=counts, centre=self.spot_um / self.niche_um, defer_pixels=True
+        )
 
     @property
     def size_of_spots(self) -> dict[str, str]:

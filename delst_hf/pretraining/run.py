@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,8 +133,13 @@ def assemble(
     check_backbone_can_be_left_out(model, training)
     set_seed(training.seed)
     train_slides, validation_slides = choose_slides(study, data)
-    check_there_are_negatives(study, train_slides, training.mask_negatives)
-    unpaired, whole = _unpaired_slides(study, data, training, train_slides, validation_slides), study
+    unpaired, whole = [], study
+    if data.unpaired_slides:
+        from .unpaired import UnpairedSpots, choose_unpaired
+
+        unpaired = choose_unpaired(study, data, training, train_slides, validation_slides)
+    for trained in filter(None, (train_slides, unpaired)):
+        check_there_are_negatives(study, trained, training.mask_negatives)
     slides = [*train_slides, *validation_slides]
     niches = None
     if data.levels != "spot":
@@ -147,8 +151,7 @@ def assemble(
         from .given_features import with_features
 
         study, features = with_features(study, data, model, training, slides)
-    spots = {"train_dataset": training_spots(study, train_slides)}
-    moments = gene_moments(study.own_count_batches(spots["train_dataset"]), summed=study.summed)
+    moments = gene_moments(study.own_count_batches(training_spots(study, train_slides)), summed=study.summed)
     vocabulary = choose_vocabulary(study, data, moments, train_slides)
     sides = (study.patch_um(train_slides), study.patch_px(train_slides))
     if niches is not None:
@@ -162,24 +165,23 @@ def assemble(
         network, processor, before = continue_checkpoint(model, vocabulary, *sides)
         check_held_out(data, before, validation_slides)
     set_missing_values(network, processor, study, moments)
-
-    spots["train_dataset"] = study.with_level(spots["train_dataset"], data.level_key, training.seed)
-    if training.min_spot_distance_um:
-        spots["train_dataset"] = study.with_positions_um(spots["train_dataset"])
-    spots["eval_dataset"] = validation_spots(study, validation_slides)
-    if niches is not None:
-        spots = {name: niches.added_to(chosen) for name, chosen in spots.items()}
     if training.lora:
         from .lora import add_lora
 
         add_lora(network, training.lora_rank)
+    spots = _spots(study, data, training, train_slides, validation_slides)
+    if niches is not None:
+        spots = {name: niches.added_to(chosen) for name, chosen in spots.items()}
     facts = facts_of_data(data, study, train_slides, spots["train_dataset"], features)
     facts |= {} if niches is None else niches.size_of_spots
     seen = {"train": train_slides, "validation": validation_slides, "unpaired": unpaired}
-    collator = niches.collator(processor, spots) if niches else collator_of(study, processor, features)
+    if features is not None:
+        collator: DelstCollator = FeatureCollator.of(processor, study, features=features)
+    elif niches is not None:
+        collator = niches.collator(processor, spots)
+    else:  # patches are normalised on the device of the model
+        collator = DelstCollator.of(processor, study, defer_pixels=True)
     if unpaired:
-        from .unpaired import UnpairedSpots
-
         alone = whole.with_level(training_spots(whole, unpaired), data.level_key, training.seed)
         spots["unpaired"] = UnpairedSpots(alone, collator, training)
     return trainer_class(data)(
@@ -192,6 +194,19 @@ def assemble(
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
+
+
+def _spots(
+    study: Study,
+    data: DataArguments,
+    training: DelstTrainingArguments,
+    train_slides: Sequence[str],
+    validation_slides: Sequence[str],
+) -> dict[str, Any]:
+    """Return the spots to train on, with what is asked for beside them, and those to evaluate on, by the trainer's names."""
+    spots = study.with_level(training_spots(study, train_slides), data.level_key, training.seed)
+    spots = study.with_positions_um(spots) if training.min_spot_distance_um else spots
+    return {"train_dataset": spots, "eval_dataset": validation_spots(study, validation_slides)}
 
 
 def _run_facts(
@@ -213,24 +228,6 @@ def _run_facts(
         "level_key": data.level_key,
         "hyperparameters": hyperparameters(data, model, training),
     }
-
-
-def _unpaired_slides(
-    study: Study,
-    data: DataArguments,
-    training: DelstTrainingArguments,
-    train_slides: Sequence[str],
-    validation_slides: Sequence[str],
-) -> list[str]:
-    """Return the slides without an image that train the gene side; none unless they are asked for."""
-    if not data.unpaired_slides:
-        return []
-    from .unpaired import check_unpaired, choose_unpaired
-
-    check_unpaired(data, training)
-    chosen = choose_unpaired(study, data, train_slides, validation_slides)
-    check_there_are_negatives(study, chosen, training.mask_negatives)
-    return chosen
 
 
 def trainer_class(data: DataArguments) -> Callable[..., DelstTrainer]:
@@ -384,43 +381,33 @@ def build(
         vocabulary: Names of the genes that the model reads.
         features: Features that stand in for a backbone.
     """
-    side = model.image_size
     if features is not None and model.stain_normalization != "none":
         raise ValueError(
             f"--stain_normalization {model.stain_normalization} changes patches, and --features has none: their stains were "
             "what they were when the features were made. Leave one of the two out."
         )
-    if model.vision is not None:
-        with _reading_backbone(model.vision):
-            image_processor = load_image_processor(model.vision, side)
-    else:
-        image_processor = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
-    processor = DelstProcessor(
-        image_processor, DelstGeneFeatureExtractor(vocabulary=vocabulary), model.stain_normalization
-    )
-    config = model.config_arguments()
+    side, config = model.image_size, model.config_arguments()
     vision_config = config.pop("vision_config")
     config["gene_config"]["num_genes"] = len(vocabulary)
+    image_processor: Any = ViTImageProcessorPil(size={"height": side or 224, "width": side or 224})
     if features is not None:
         place = DelstFeaturesConfig(hidden_size=features.width, encoder=features.encoder)
-        return DelstModel(DelstConfig(vision_config=place, **config)), processor
-    if model.vision is not None:
-        with _reading_backbone(model.vision):
+        network = DelstModel(DelstConfig(vision_config=place, **config))
+    elif model.vision is not None:
+        from ..errors import reading
+
+        with reading(model.vision, "vision backbone", _NO_BACKBONE):
+            image_processor = load_image_processor(model.vision, side)
             network = DelstModel.from_vision_gene_pretrained(model.vision, **config)
     else:
         vision_config = yaml.safe_load(vision_config) if vision_config else {"model_type": "vit"}
         if side is not None:
             vision_config.setdefault("image_size", side)
         network = DelstModel(DelstConfig(vision_config=vision_config, **config))
-    if side is not None:
+    if side is not None and features is None:
         check_image_size(network.config.vision_config, side)
-    return network, processor
-
-
-def _reading_backbone(vision: str) -> AbstractContextManager[None]:
-    from ..errors import reading
-
-    return reading(vision, "vision backbone", _NO_BACKBONE)
+    extractor = DelstGeneFeatureExtractor(vocabulary=vocabulary)
+    return network, DelstProcessor(image_processor, extractor, model.stain_normalization)
 
 
 def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Study, moments: GeneMoments) -> None:
@@ -439,14 +426,6 @@ def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Stud
     means = model.gene_model.missing_values.clone()
     means[known] = torch.from_numpy(np.asarray([moments.mean[column[vocabulary[i]]] for i in known])).to(means)
     model.gene_model.set_missing_values(means)
-
-
-def collator_of(study: Study, processor: DelstProcessor, features: "FeatureTable | None" = None) -> DelstCollator:
-    """Make the collator of a study for a model's processor; patches are normalised on the device of the model."""
-    about = processor, study.gene_names, study.slide_ids, study.measured_genes
-    if features is not None:
-        return FeatureCollator(*about, features=features)
-    return DelstCollator(*about, defer_pixels=True)
 
 
 def save_run(trainer: DelstTrainer, scored_on: str = "DATASET") -> Path | None:

@@ -194,13 +194,9 @@ class DelstTrainer(CheckedTrainer):
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return parameters that are trained, grouped by role, with their learning rate and weight decay."""
         decayed = set(self.get_decay_parameter_names(model))
-        rates = {
-            "vision": self.args.learning_rate
-            if self.args.vision_learning_rate is None
-            else self.args.vision_learning_rate,
-            "head": self.args.learning_rate,
-            "scalar": self.args.scalar_learning_rate,
-        }
+        args = self.args
+        vision = args.learning_rate if args.vision_learning_rate is None else args.vision_learning_rate
+        rates = {"vision": vision, "head": args.learning_rate, "scalar": args.scalar_learning_rate}
         groups: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -269,20 +265,11 @@ class DelstTrainer(CheckedTrainer):
 
     def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Dye and crop the patches of a training batch, and add its parts and the groups of its negatives."""
-        args, pixels = self.args, inputs["pixel_values"]
+        args = self.args
         if args.stain_jitter != "off" or args.views != "single" or args.min_crop < 1:
-            from .augmentation import STAIN_JITTER, part_views, random_crops, stain_jitter
-        if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains
-            strength = STAIN_JITTER[args.stain_jitter]
-            light = (torch.zeros(3), torch.ones(3)) if self.processor is None else self.processor.light_of_pixels()
-            for name in ("pixel_values", "niche_pixel_values"):
-                if name in inputs:
-                    inputs[name] = stain_jitter(inputs[name], strength, *light)
-            pixels = inputs["pixel_values"]
-        if pixels.dim() == 4 and args.min_crop < 1:
-            pixels = inputs["pixel_values"] = random_crops(pixels, args.min_crop)
-        if args.views == "nested":
-            inputs["part_pixel_values"], inputs["part_gene_mask"] = part_views(pixels, inputs["gene_mask"])
+            from .augmentation import augmented
+
+            inputs = augmented(inputs, args, self.processor)
         if args.mask_negatives != "off":
             inputs["negative_groups"] = self.negative_groups(inputs["slide_ids"])
         return inputs

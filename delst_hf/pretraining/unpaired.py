@@ -46,12 +46,17 @@ def check_unpaired(data: DataArguments, training: DelstTrainingArguments) -> Non
 
 
 def choose_unpaired(
-    study: Study, data: DataArguments, train_slides: Sequence[str], validation_slides: Sequence[str]
+    study: Study,
+    data: DataArguments,
+    training: DelstTrainingArguments,
+    train_slides: Sequence[str],
+    validation_slides: Sequence[str],
 ) -> list[str]:
     """Choose the slides without an image that train the gene side.
 
     Args:
         study: The dataset.
+        training: What `check_unpaired` looks at.
         data: ``unpaired_slides``: names, or "all" for all that are not of a held-out patient.
         train_slides: Slides whose pairs are trained on.
         validation_slides: Slides to validate on.
@@ -60,6 +65,7 @@ def choose_unpaired(
         ValueError: If a slide is unknown, has an image, or is of a patient of whom slides are held out, unless these are named
             in ``same_patient_slides``; or none is left.
     """
+    check_unpaired(data, training)
     known, own = study.unpaired_slides, study.split_of_slide
     named = [] if data.unpaired_slides.strip() == ALL else split_names(data.unpaired_slides)
     study.check_slides(named)

@@ -35,17 +35,7 @@ from .drawing import (
 _COLUMNS = 3
 
 
-def spatial_map(
-    x: ArrayLike,
-    y: ArrayLike,
-    values: Sequence[Any],
-    *,
-    title: str = "",
-    image: np.ndarray | None = None,
-    extent: tuple[float, float] | None = None,
-    limits: tuple[float, float] | None = None,
-    unit: str = "",
-) -> Figure:
+def spatial_map(x: ArrayLike, y: ArrayLike, values: Sequence[Any], *, title: str = "", **options: Any) -> Figure:
     """Draw values at their places on the tissue: strings as categories, numbers as a scale, None not drawn.
 
     Args:
@@ -53,17 +43,14 @@ def spatial_map(
         y: (spots,) downwards.
         values: (spots,) labels, domains, or numbers such as a gene, a signature or a radius.
         title: Above the map.
-        image: The tissue (height, width, 3) to lie beneath, drawn pale.
-        extent: Width and height of the slide image in the unit of x and y.
-        limits: Ends of the colour scale; by default the 2nd and 98th percentile.
-        unit: Beside the colour scale.
+        **options: As in `spatial_maps`: image, extent, limits, unit, mpp, opacity.
 
     Examples:
         >>> x, y = np.arange(4.0), np.zeros(4)
         >>> figure = spatial_map(x, y, ["tumour", "tumour", "stroma", None], title="labels")
         >>> figure.savefig("labels.png")
     """
-    return spatial_maps(x, y, {title: values}, image=image, extent=extent, limits=limits, unit=unit)
+    return spatial_maps(x, y, {title: values}, **options)
 
 
 def spatial_maps(

@@ -13,9 +13,9 @@ from ..lattice import measure_lattice
 from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
 from ..scale import Scale, Witness, array_places, find_array, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
-from ..values import identifiers, whole_or
+from ..values import identifiers
 from .matrices import join_spots, read_counts
-from .tables import join_key, need_columns, read_table
+from .tables import join_key, keep_array_columns, need_columns, read_table
 from .xenium import to_pixels
 
 
@@ -97,9 +97,7 @@ def read_generic(
     result = pd.DataFrame({"x": x, "y": y}, index=spots.index)
     if area_column is not None:
         result["cell_area_um2"] = pd.to_numeric(spots[area_column], errors="coerce").to_numpy(float)
-    for column in ("array_row", "array_col"):
-        if column in spots:
-            result[column] = whole_or(spots[column], -1)
+    keep_array_columns(result, spots)
     stated = [] if image is None else image_states(pixels, Path(image).name)
     unknown = "there is no image to state it" if image is None else f"{Path(image).name} does not state it"
     scale_found = _scale(result, mpp, stated, unknown, spot_um, technology, slide_id)

@@ -23,9 +23,9 @@ from ..notes import Notes
 from ..patches import StoredPatches
 from ..scale import Scale, find_array, given, image_states, lattice_states, settle_scale, stated, stated_length
 from ..slide import Slide
-from ..values import identifier, identifiers, is_missing, plain, positive, whole_or
+from ..values import identifier, identifiers, is_missing, plain, positive
 from .anndata_file import on_tissue, open_anndata, raw_counts
-from .tables import read_table
+from .tables import keep_array_columns, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +93,7 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     scale, array = _scale(adata, meta, mpp, image, sample, factor, image_name if stored is None else "")
     xy = np.asarray(adata.obsm["spatial"], dtype=float) * factor
     spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=identifiers(adata.obs_names))
-    for column in ("array_row", "array_col"):
-        if column in adata.obs:
-            spots[column] = whole_or(adata.obs[column], -1)
+    keep_array_columns(spots, adata.obs)
     title, patient = str(meta.get("dataset_title") or ""), identifier(meta.get("patient"))
     technology = str(meta.get("st_technology") or "")
     return Slide(

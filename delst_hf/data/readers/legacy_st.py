@@ -17,7 +17,8 @@ import pandas as pd
 from ...errors import reader
 from ..counts import make_genes
 from ..images import check_readable, open_image
-from ..scale import given, image_states, legacy_states, settle_scale
+from ..lattice import LEGACY, SpotArray, arrays_named, matching_array, measure_lattice, median_pitch
+from ..scale import Witness, given, image_states, lattice_states, settle_scale
 from ..schema import SYMBOL
 from ..slide import Slide, make_slide_id
 from .matrices import Counts, join_spots, read_counts
@@ -71,7 +72,7 @@ def read_legacy_st(
     positions = _positions(Path(spots)) if matrix is None else _transformed(places, table.barcodes, matrix)
     pixels = None if image is None else open_image(image)
     stated = [] if image is None else image_states(pixels, Path(image).name)
-    by_array, array, unknown = legacy_states(positions)
+    by_array, array, unknown = _array_states(positions)
     scale = settle_scale(slide_id, [*given(mpp), *by_array, *stated], unknown=unknown)
     chosen = positions[positions["selected"] == 1] if "selected" in positions else positions
     kept, joined = join_spots(chosen, table, slide_id)
@@ -94,6 +95,30 @@ def read_legacy_st(
         spot_um=None if array is None else array.spot_um,
         source=f"st: {', '.join(Path(name).name for name in (counts, spots, image) if name is not None)}",
     )  # fmt: skip
+
+
+def _array_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None, str]:
+    """Return what the array of a legacy alignment table says.
+
+    Args:
+        spots: Columns x, y (array positions), pixel_x, pixel_y; all spots of the table, selected or not.
+
+    Returns:
+        The witness, if any; the array, None where the lattice is of another kind; and what was found instead of a known one.
+    """
+    array, pixels = spots[["y", "x"]].to_numpy(float), spots[["pixel_y", "pixel_x"]].to_numpy(float)
+    lattice = measure_lattice(pixels, array)
+    if lattice is None:
+        return [], LEGACY, "too few spots to measure the array's pitch, or array positions that are not theirs"
+    known = matching_array(lattice, arrays_named("Spatial Transcriptomics"))
+    if known is None:
+        return [], None, (
+            f"the spots lie on {lattice}; known are squares of 200 um (1,007 spots on 31 x 33 places) and a checkerboard "
+            "of 150 um between diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
+        )  # fmt: skip
+    along_x, along_y, pitch = median_pitch(array, pixels, lattice)
+    diagonal = "" if known is LEGACY else f", {pitch:.1f} px between diagonal neighbours"
+    return lattice_states(lattice, known, pitch, f"{along_x:.1f} x {along_y:.1f} px{diagonal}"), known, ""
 
 
 def read_labels(path: str | Path, section: str) -> dict[str, str]:

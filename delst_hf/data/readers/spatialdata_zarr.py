@@ -16,8 +16,9 @@ from ..pixels import check_channels, check_opacity, to_rgb, white_level
 from ..samples import keep_sample_columns
 from ..scale import Scale, array_places, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
-from ..values import labels, whole_or
+from ..values import labels
 from .anndata_file import on_tissue, raw_counts
+from .tables import keep_array_columns
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +195,7 @@ def _described(centres: pd.DataFrame, adata: Any, label_key: str | None, name: s
     if label_key is not None and label_key not in obs:
         raise KeyError(f"{name}: no column {label_key!r} in obs. Available: {list(obs.columns)}.")
     spots = centres.set_index(adata.obs_names.astype(str))
-    for column in {"array_row", "array_col"} & set(obs):
-        spots[column] = whole_or(obs[column], -1)
+    keep_array_columns(spots, obs)
     spots["label"] = None if label_key is None else pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
     keep_sample_columns(spots, obs)
     return spots

@@ -13,7 +13,7 @@ from ...errors import reading
 from ..declared import check_parquet
 from ..files import open_packed
 from ..images import check_readable
-from ..values import identifiers, texts
+from ..values import identifiers, texts, whole_or
 
 # More columns than any table of counts has; each costs pandas a kilobyte.
 _MOST_COLUMNS = 2_000_000
@@ -145,6 +145,13 @@ def _check_first_line(path: Path) -> None:
                 )
             if found:
                 return
+
+
+def keep_array_columns(spots: pd.DataFrame, obs: pd.DataFrame) -> None:
+    """Take up the positions on the array from a table of the same rows, as far as it has them; -1 where there is none."""
+    for column in ("array_row", "array_col"):
+        if column in obs:
+            spots[column] = whole_or(obs[column], -1)
 
 
 def need_columns(table: pd.DataFrame, wanted: Iterable[str], name: str, advice: str) -> None:

@@ -84,11 +84,8 @@ def read_visium(
     """
     folder = _outs(Path(path).expanduser(), prefix)
     slide_id = slide_id or outs_name(path, prefix)
-    factors = scale_factors(folder / "spatial")
     arrays = arrays_named(technology) or (VISIUM,)
-    positions = _positions(folder / "spatial")
-    scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
-    return _slide(folder, slide_id, factors, positions, mpp, scaled, arrays, patient_id, technology, tissue, species)
+    return _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, technology, tissue, species)
 
 
 @reader
@@ -129,14 +126,9 @@ def read_visium_hd(
         ((12, 6), 8.0)
     """
     folder = _bin_folder(Path(path).expanduser(), bin_um)
-    factors = scale_factors(folder / "spatial")
-    side = stated_length(factors.get("bin_size_um")) or float(bin_um)
+    side = stated_length(scale_factors(folder / "spatial").get("bin_size_um")) or float(bin_um)
     slide_id = slide_id or hd_name(folder)
-    positions = _positions(folder / "spatial")
-    scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
-    return _slide(
-        folder, slide_id, factors, positions, mpp, scaled, (bins(side),), patient_id, technology, tissue, species
-    )
+    return _slide(folder, slide_id, (bins(side),), image, image_scale, mpp, patient_id, technology, tissue, species)
 
 
 def scaled_image(
@@ -149,13 +141,8 @@ def scaled_image(
         ValueError: the image is not of the size that the reduced image and its scale factor say.
     """
     # The images of a Visium HD run may lie in outs/spatial alone, beside binned_outputs.
-    folders = (
-        [spatial, spatial.parent.parent.parent / "spatial"] if spatial.parent.name.startswith("square_") else [spatial]
-    )
-    reduced = {
-        kind: found for kind in ("hires", "lowres")
-        if (found := _reduced_image(folders, kind))
-    }  # fmt: skip
+    outer = [spatial.parent.parent.parent / "spatial"] if spatial.parent.name.startswith("square_") else []
+    reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image([spatial, *outer], kind))}
     sizes = {
         kind: full_size(size, factors.get(f"tissue_{kind}_scalef"), path.name, f"tissue_{kind}_scalef")
         for kind, path in reduced.items() if (size := image_size(path)) is not None
@@ -184,10 +171,11 @@ def _reduced_image(folders: Sequence[Path], kind: str) -> Path | None:
     return only_one(images, f"the {kind} image of one slide", "Keep one of them.")
 
 
-def _slide(folder, slide_id, factors, positions, mpp, image, arrays, patient_id, technology, tissue, species) -> Slide:
+def _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, technology, tissue, species) -> Slide:
+    factors, positions = scale_factors(folder / "spatial"), _positions(folder / "spatial")
+    pixels, factor, image_name = scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
     counts = _counts(folder)
-    pixels, factor, image_name = image
-    scale, array = _scale(slide_id, positions, factors, mpp, image, arrays)
+    scale, array = _scale(slide_id, positions, factors, mpp, scaled, arrays)
     on_tissue = positions[positions["in_tissue"]]
     counts.notes.leave_out_spots("not in_tissue", len(positions) - len(on_tissue))
     spots, matrix = join_spots(on_tissue, counts, slide_id)

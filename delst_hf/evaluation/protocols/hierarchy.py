@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from ...model.entailment import cone_membership
-from ...model.lorentz import exp_map0, half_aperture, log_map0, pairwise_distance, radius
+from ...model.lorentz import half_aperture, log_map0, pairwise_distance, radius
 from ..baselines import permutation_within
 from ..cones import hierarchy
 from ..entailment import entailment_rankings
@@ -306,47 +306,6 @@ def relative_delta(distances: np.ndarray) -> float:
     for column in range(len(products)):
         np.maximum(deepest, np.minimum(products[:, column][:, None], products[column][None]), out=deepest)
     return float(2 * (deepest - products).max() / diameter)
-
-
-def traversal(
-    point: ArrayLike, candidates: ArrayLike, names: Sequence[str], curvature: float, steps: int = 10
-) -> list[dict[str, Any]]:
-    """Walk from a point straight to the origin, from specific to general, and name what lies nearest at each step.
-
-    Args:
-        point: Space part (dim,), such as one image.
-        candidates: Space parts (candidates, dim), such as spots' genes or the mean profiles of labels.
-        names: (candidates,) what to call them.
-        curvature: ``c > 0``.
-        steps: stops on the way, both ends included.
-
-    Returns:
-        One row a stop: radius, nearest (a name), distance, and origin_nearer: True once the origin is nearer than any
-        candidate, where the walk has left everything specific behind.
-
-    Raises:
-        ValueError: If names and candidates differ in number, or steps is below 2.
-    """
-    targets = torch.from_numpy(finite_matrix(candidates, "candidates"))
-    if len(names) != len(targets) or steps < 2:
-        raise ValueError(
-            f"{len(names)} names for {len(targets)} candidates and {steps} steps; allowed are one name per candidate and 2 "
-            "or more steps."
-        )
-    tangent = log_map0(torch.from_numpy(finite_matrix(np.atleast_2d(point), "point")), curvature)
-    way = exp_map0(tangent * torch.linspace(1, 0, steps, dtype=tangent.dtype)[:, None], curvature)
-    distances = pairwise_distance(way, targets, curvature)
-    nearest = distances.argmin(dim=1)
-    radii = radius(way, curvature)
-    return [
-        {
-            "radius": float(radii[i]),
-            "nearest": str(names[int(nearest[i])]),
-            "distance": float(distances[i, nearest[i]]),
-            "origin_nearer": bool(radii[i] < distances[i, nearest[i]]),
-        }
-        for i in range(steps)
-    ]
 
 
 def run(findings: Findings) -> None:
