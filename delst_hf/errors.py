@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,7 @@ _NO_MEMORY = (
     "bad_alloc",
     "failed to map segment",
 )
+_OF_A_GPU = ("OutOfMemoryError", "RuntimeError", "AcceleratorError")
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -189,11 +191,7 @@ def _explained(error: BaseException) -> str:
         return _one_line(f"{files}: {error.strerror}. {_NEXT_STEP.get(error.errno, 'Check the disk and the path.')}")
     if isinstance(error, OSError) and error.errno in _OUT_OF_ROOM:
         return _one_line(f"{error.strerror}. {_NEXT_STEP.get(error.errno, 'Write to another disk.')}")
-    if "out of memory" in str(error) and type(error).__name__ in (
-        "OutOfMemoryError",
-        "RuntimeError",
-        "AcceleratorError",
-    ):
+    if "out of memory" in str(error) and type(error).__name__ in _OF_A_GPU:
         return (
             "the GPU's memory ran out. Training: lower --contrastive_micro_batch_size (it keeps the negatives of the whole "
             "batch of --per_device_train_batch_size), or set it to 64 where it is not given; else: lower --batch-size."
@@ -202,6 +200,21 @@ def _explained(error: BaseException) -> str:
         f"{said(error)}{_place(error)}. This was not expected: a file of a kind that this program does not know, or a fault of "
         "the program. With --debug (delst --debug ...) the traceback is shown; please report it."
     )
+
+
+def optional_library(name: str, advice: str) -> Any:
+    """Import a library that few need, or say how it is installed.
+
+    Raises:
+        ImportError: With the advice, if it is not there.
+
+    >>> optional_library("json", "").dumps([])
+    '[]'
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(advice) from error
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
@@ -240,7 +253,8 @@ def run_script(
     Returns:
         The exit status: 0 when done, 2 for an error, 130 when interrupted.
     """
-    debug = "--debug" in sys.argv and _takes_no_value(sys.argv, "--debug")
+    # Alone: `--debug underflow_overflow` is an option of transformers.
+    debug = any(word == "--debug" and after.startswith("-") for word, after in pairwise([*sys.argv, "-"]))
     if debug:
         sys.argv.remove("--debug")
     try:
@@ -363,12 +377,6 @@ def _is_path(name: str, value: object) -> bool:
     return isinstance(value, Path) or (
         isinstance(value, str) and (name in ("path", "root", "sample") or os.path.exists(value))
     )
-
-
-def _takes_no_value(argv: list[str], option: str) -> bool:
-    """Tell whether an option stands alone: `--debug underflow_overflow` is one of transformers."""
-    after = argv[argv.index(option) + 1 :]
-    return not after or after[0].startswith("-")
 
 
 def _place(error: BaseException) -> str:

@@ -55,7 +55,8 @@ def test_features_are_embedded_once_for_each_backbone_and_data(tiny_model, toy_s
     np.testing.assert_array_equal(features, embed(tiny_model, toy_study.spots, collator, progress=False).features)
     calls = []
     monkeypatch.setattr(
-        "delst_hf.pretraining.cached_features.embed_share", lambda *args: calls.append(1) or embed_share(*args)
+        "delst_hf.pretraining.cached_features.embed_share",
+        lambda *args, **options: calls.append(1) or embed_share(*args, **options),
     )
     np.testing.assert_array_equal(cached_features(tiny_model, toy_study.spots, collator, tmp_path), features)
     assert not calls

@@ -136,8 +136,8 @@ def join_parts(
             parts are that were compared already.
         facts: further facts for the manifest.
     """
-    genes = [_table(part.genes_file, GENES.arrow_schema) for part in parts]
-    slides = [_table(part.slides_file, SLIDES.arrow_schema) for part in parts]
+    genes = [_conformed(read_columns(part.genes_file), GENES.arrow_schema) for part in parts]
+    slides = [_conformed(read_columns(part.slides_file), SLIDES.arrow_schema) for part in parts]
     rows = [row for table in slides for row in table.drop_columns(["thumbnail"]).to_pylist()]
     _check_unique(rows)
     union, places = union_genes([table.to_pandas() for table in genes])
@@ -156,16 +156,16 @@ def join_parts(
     final = read_columns(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
     _write_examples(folder)
     files = describe_files(folder, known)
+    present = [name for name in SPLITS if (folder / "spots" / name).is_dir()]
     text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), license,
-                        content_fingerprint(files), splits=_present(folder), split_text=plan.describe())  # fmt: skip
+                        content_fingerprint(files), splits=present, split_text=plan.describe())  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     write_manifest(folder, {"README.md": {}, **files}, **(facts or {}))
     return summary
 
 
-def _table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a table; columns that an older version did not write are null."""
-    table = read_columns(path)
+def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of a schema; those that an older version did not write are null."""
     columns = [
         table[name].cast(schema.field(name).type) if name in table.column_names
         else pa.nulls(len(table), schema.field(name).type) for name in schema.names
@@ -326,13 +326,8 @@ def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
         "n_genes": pa.array(np.diff(matrix.indptr), pa.int32()),
         "label": pa.array(clean_labels(rows["label"].to_pylist()), pa.string()),
     }
-    schema = SPOTS_SCHEMA
-    columns = [
-        changed[name] if name in changed else rows[name].combine_chunks() if name in rows.column_names
-        else pa.nulls(len(rows), schema.field(name).type) for name in schema.names
-    ]  # fmt: skip
-    return pa.table([column.cast(schema.field(name).type) for name, column in zip(schema.names, columns, strict=True)],
-                    schema=schema)  # fmt: skip
+    kept = {name: rows[name] for name in rows.column_names if name not in changed}
+    return _conformed(pa.table(kept | changed), SPOTS_SCHEMA)
 
 
 def _write_tables(folder: Path, union: pd.DataFrame, slides: Sequence[pa.Table], places, plan: SplitPlan) -> None:
@@ -374,8 +369,3 @@ def _stored(folder: Path) -> str:
     if not (folder / "examples").is_dir():
         return ""
     return "JPEG" if list((folder / "examples").glob("*.jpg")) else "PNG"
-
-
-def _present(folder: Path) -> list[str]:
-    """Return the splits that the folder has; none where it is not split."""
-    return [name for name in SPLITS if (folder / "spots" / name).is_dir()]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import optional_library
 from .pixels import to_rgb
 
 
@@ -25,14 +26,9 @@ class OpenSlideImage:
             ImportError: openslide is not installed.
             ValueError: openslide cannot read the file.
         """
-        try:
-            import openslide
-        except ImportError as error:
-            raise ImportError(
-                f"{Path(path).name} is in a scanner's format that needs openslide: pip install 'delst-hf[openslide]', or "
-                "convert it to a tiled TIFF."
-            ) from error
         self.path = Path(path)
+        needed = f"{self.path.name} is in a scanner's format that needs openslide: pip install 'delst-hf[openslide]'"
+        openslide = optional_library("openslide", f"{needed}, or convert it to a tiled TIFF.")
         try:
             self._slide = openslide.OpenSlide(str(path))
         except openslide.OpenSlideError as error:

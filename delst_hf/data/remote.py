@@ -92,7 +92,8 @@ def open_remote(name: str, revision: str | None = None, token: str | None = None
     files: dict[str, Any] = manifest["files"]
     here = {file: entry for file, entry in files.items() if file.split("/")[0] in ("genes", "slides")}
     refuse(path, [*problems_of_files(path, {"files": here}), *_problems_there(there, files)])
-    slides: dict[str, list[Path]] = {slide_id: [] for slide_id in _slide_ids(path)}
+    table = read_columns(path / "slides" / "slides.parquet", ["slide_id"])
+    slides: dict[str, list[Path]] = {slide_id: [] for slide_id in table["slide_id"].to_pylist()}
     strange = [file for file in files if file.startswith("spots/") and slide_of(file) not in slides]
     refuse(path, [f"{file} belongs to no row of slides/slides.parquet" for file in strange])
     for file in files:
@@ -105,11 +106,6 @@ def open_remote(name: str, revision: str | None = None, token: str | None = None
     folder = DatasetFolder(path, slides, rows, manifest["genes"], manifest)
     refuse(path, list(problems_of_slides(folder)))
     return folder
-
-
-def _slide_ids(path: Path) -> list[str]:
-    table = read_columns(path / "slides" / "slides.parquet", ["slide_id"])
-    return table["slide_id"].to_pylist()
 
 
 def _problems_there(there: Mapping[str, RepoFile], files: Mapping[str, Any]) -> Iterator[str]:

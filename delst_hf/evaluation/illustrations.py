@@ -16,6 +16,7 @@ from .protocols.signatures import signature_map
 from .retrieval import retrieval_scores
 
 MAX_CANDIDATES = 5000  # spots that a way to the origin may pass, of a larger study evenly spaced ones
+_SPACE_FACTS = ("geometry", "curvature", "curvature_bounds", "parent", "min_radius")
 GALLERY_POOL = 20_000  # a gallery is chosen among so many test spots
 
 
@@ -30,7 +31,7 @@ def illustrations(findings: Findings) -> dict[str, Any]:
     space = findings.space
     return {
         "spots": _per_spot(findings),
-        "space": {} if space is None else _space_facts(space),
+        "space": {} if space is None else {name: getattr(space, name) for name in _SPACE_FACTS},
         "gallery": [] if space is None else _gallery(findings, space),
         "traversals": [] if space is None else _traversals(findings, space),
     }
@@ -56,11 +57,6 @@ def _per_spot(findings: Findings) -> dict[str, list[Any]]:
         result[f"{modality}_radius"] = np.linalg.norm(tangent, axis=1).round(5).tolist()
         result[f"{modality}_plane"] = plane.round(4).tolist()
     return result
-
-
-def _space_facts(space: Space) -> dict[str, Any]:
-    names = ("geometry", "curvature", "curvature_bounds", "parent", "min_radius")
-    return {name: getattr(space, name) for name in names}
 
 
 def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[str, Any]]:

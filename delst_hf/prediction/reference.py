@@ -21,7 +21,7 @@ from ..data.counts import check_places
 from ..data.patch_features import join_features
 from ..data.schema import regular_size, sha256
 from ..data.study import Study
-from ..errors import reading
+from ..errors import optional_library, reading
 from ..evaluation.embed import Embeddings, embed, model_collator
 from ..model.backbone_delst import tensor_fingerprint
 from ..model.lorentz import exp_map0, pairwise_distance
@@ -158,12 +158,8 @@ class FaissSearch:
     """
 
     def __init__(self, predictor: Predictor, known: np.ndarray):
-        try:
-            import faiss
-        except ImportError as error:
-            raise ImportError(
-                "faiss is not installed: pip install 'delst-hf[faiss]', or search exactly (--search exact)."
-            ) from error
+        advice = "faiss is not installed: pip install 'delst-hf[faiss]', or search exactly (--search exact)."
+        faiss = optional_library("faiss", advice)
         rows = self._vectors(predictor, torch.from_numpy(known), of_spots=True)
         self.index = faiss.IndexHNSWFlat(rows.shape[1], 32)
         self.index.hnsw.efConstruction = 200

@@ -4,19 +4,12 @@ Needs peft for training: ``pip install 'delst-hf[lora]'``. The trained model is 
 (`merge_lora`), or with ``save_backbone=False`` as LoRA and heads, which load without peft (`backbone_delst`).
 """
 
-from typing import Any
-
 from torch import nn
 
+from ..errors import optional_library
 from ..model.modeling_delst import DelstModel
 
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("LoRA needs peft, which is not installed: pip install 'delst-hf[lora]'.") from error
-    return peft
+_ADVICE = "LoRA needs peft, which is not installed: pip install 'delst-hf[lora]'."
 
 
 def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
@@ -35,7 +28,7 @@ def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
     """
     if rank < 1:
         raise ValueError(f"lora_rank={rank} must be 1 or more.")
-    peft = _peft()
+    peft = optional_library("peft", _ADVICE)
     targets = [name for name, module in model.vision_model.named_modules() if type(module) is nn.Linear]
     if not targets:
         raise ValueError(
@@ -50,7 +43,7 @@ def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
 
 def merge_lora(model: DelstModel) -> DelstModel:
     """Add what LoRA learned to the backbone's weights and take it away, in place: a plain model that computes the same."""
-    layer_class = _peft().tuners.lora.LoraLayer
+    layer_class = optional_library("peft", _ADVICE).tuners.lora.LoraLayer
     for name, layer in list(model.vision_model.named_modules()):
         if isinstance(layer, layer_class):
             layer.merge(safe_merge=True)

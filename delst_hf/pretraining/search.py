@@ -16,7 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..atomic.files import write_text
 from ..atomic.processes import end_like_interrupted
 from ..data.study import Study
-from ..errors import reading
+from ..errors import optional_library, reading
 from ..model.modeling_delst import DelstModel
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
 from .checked_trainer import NotFiniteError
@@ -129,10 +129,7 @@ def _checked(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         )
     if model.init_from is not None:
         raise ValueError("--init_from continues one geometry; a search begins each of them anew. Leave it out.")
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ImportError("the search draws its trials by optuna: pip install 'delst-hf[search]'") from error
+    optional_library("optuna", "the search draws its trials by optuna: pip install 'delst-hf[search]'")
     return names
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...errors import reader, reading
+from ...errors import optional_library, reader, reading
 from ..cells import pool_cells
 from ..declared import check_zarr
 from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
@@ -113,10 +113,8 @@ def read_spatialdata(
 
 def _opened(path: Path) -> Any:
     """Return the store, read after a look at what it declares."""
-    try:
-        import spatialdata
-    except ImportError as error:
-        raise ImportError("reading SpatialData needs the extra: pip install 'delst-hf[spatialdata]'.") from error
+    advice = "reading SpatialData needs the extra: pip install 'delst-hf[spatialdata]'."
+    spatialdata = optional_library("spatialdata", advice)
     if not path.is_dir():
         raise FileNotFoundError(f"no folder at {path}. Give the .zarr folder of a SpatialData object.")
     with reading(path, "SpatialData"):

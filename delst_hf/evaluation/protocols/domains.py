@@ -19,6 +19,7 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import kneighbors_graph
 
+from ...errors import optional_library
 from ..baselines import permutation_within
 from ..evidence import Arm
 from ..findings import Findings
@@ -247,14 +248,11 @@ def _dispersion_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dic
 
 
 def _leiden(rows: np.ndarray, resolution: float, seed: int) -> np.ndarray:
-    try:
-        import igraph
-        import leidenalg
-    except ImportError as error:
-        raise ImportError(
-            "method='leiden' needs igraph and leidenalg, which are not installed. Run `pip install 'delst-hf[leiden]'`, or "
-            "use method='kmeans'."
-        ) from error
+    advice = (
+        "method='leiden' needs igraph and leidenalg, which are not installed. Run `pip install 'delst-hf[leiden]'`, or use "
+        "method='kmeans'."
+    )
+    igraph, leidenalg = (optional_library(name, advice) for name in ("igraph", "leidenalg"))
     graph = kneighbors_graph(rows, min(15, len(rows) - 1), mode="connectivity").tocoo()
     edges = {(min(i, j), max(i, j)) for i, j in zip(graph.row.tolist(), graph.col.tolist())}
     partition = leidenalg.find_partition(
