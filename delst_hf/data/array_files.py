@@ -22,6 +22,10 @@ def read_arrays(
             an .npy, and the columns of numbers of a table without such lists.
         others: Further columns of a table that may be lists.
 
+    >>> np.save("features.npy", np.ones((2, 3)))
+    >>> read_arrays(Path("features.npy"), keys=("barcode",), names=("features", "embeddings"))["features"].shape
+    (2, 3)
+
     Raises:
         ValueError: If lists of one column differ in length, or an array is declared larger than what is stored of it.
     """

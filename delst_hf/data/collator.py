@@ -62,7 +62,13 @@ class DelstCollator:
 
     @classmethod
     def of(cls, processor: DelstProcessor, study: Any, **options: Any) -> Self:
-        """Make the collator of a `Study`; options are those of the class."""
+        """Make the collator of a `Study`; options are those of the class.
+
+        >>> from delst_hf import DelstProcessor, Study
+        >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
+        >>> DelstCollator.of(processor, Study.load("runs/toy/data")).slide_index["toy_A1"]
+        0
+        """
         return cls(processor, study.gene_names, study.slide_ids, study.measured_genes, **options)
 
     def _panel_masks(self, measured_genes: Mapping[str, np.ndarray] | None) -> np.ndarray:
