@@ -16,10 +16,8 @@ from ..hub.facts import FACTS, FILES
 from ..markup import fenced
 from .options import add_command
 
-_Subparsers = Any
 
-
-def add_card(commands: _Subparsers) -> None:
+def add_card(commands: Any) -> None:
     """Add `delst card`: the model card of a checkpoint, from the records of its run.
 
     Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds stay
@@ -37,7 +35,7 @@ def add_card(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_card)
 
 
-def add_push(commands: _Subparsers) -> None:
+def add_push(commands: Any) -> None:
     """Add `delst push`: a checkpoint, a dataset folder or a metric -> the Hugging Face Hub.
 
     Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its configs. One commit,
@@ -63,7 +61,7 @@ def add_push(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_push)
 
 
-def add_doctor(commands: _Subparsers) -> None:
+def add_doctor(commands: Any) -> None:
     """Add `delst doctor`: what is installed, what is reachable, and what to fix.
 
     Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk space. Exit status 1

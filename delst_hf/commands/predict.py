@@ -11,8 +11,6 @@ from typing import Any
 from ..errors import reading
 from .options import add_command, add_grid, given, split_names
 
-_Subparsers = Any
-
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     speed = parser.add_argument_group("speed")
@@ -48,7 +46,7 @@ def _add_patches(where: argparse._ArgumentGroup) -> None:
     _add_features(where)
 
 
-def add_fit(commands: _Subparsers) -> None:
+def add_fit(commands: Any) -> None:
     """Add `delst fit MODEL DATASET`: a head for expression or classes on the frozen features of a checkpoint.
 
     Fits a head on slides with counts or labels: expression by ridge regression, classes by logistic regression, the penalty
@@ -72,7 +70,7 @@ def add_fit(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_fit)
 
 
-def add_reference(commands: _Subparsers) -> None:
+def add_reference(commands: Any) -> None:
     """Add `delst reference MODEL DATASET`: embeddings and profiles of training spots, kept beside a checkpoint.
 
     Embeds spots whose counts are known and saves them in MODEL/reference: delst predict then says how far each patch is from
@@ -93,7 +91,7 @@ def add_reference(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_reference)
 
 
-def add_predict(commands: _Subparsers) -> None:
+def add_predict(commands: Any) -> None:
     """Add `delst predict MODEL SLIDE`: a slide without counts -> expression, classes, embedding in .h5ad, .zarr or .parquet.
 
     Predicts what a checkpoint and its heads know of every patch of tissue of a slide, or of given places. A run that was
@@ -122,7 +120,7 @@ def add_predict(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_predict)
 
 
-def add_retrieve(commands: _Subparsers) -> None:
+def add_retrieve(commands: Any) -> None:
     """Add `delst retrieve MODEL SLIDE`: the training spots that a slide looks like: their genes, labels and names.
 
     Find the spots of the reference (delst reference) that are nearest to every patch of a slide: their mean profile, their
@@ -150,7 +148,7 @@ def add_retrieve(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_retrieve)
 
 
-def add_embed(commands: _Subparsers) -> None:
+def add_embed(commands: Any) -> None:
     """Add `delst embed MODEL FILE.h5ad` and `delst embed MODEL DATASET`: embeddings and predictions into an AnnData that
     exists; embeddings of a dataset folder.
 

@@ -16,10 +16,8 @@ from . import formats as formats
 from . import sheet
 from .options import Told, add_command, given, split_names
 
-_Subparsers = Any
 
-
-def add_prepare(commands: _Subparsers) -> None:
+def add_prepare(commands: Any) -> None:
     """Add `delst prepare FORMAT`."""
     listed = {name: one.told for name, one in formats.FORMATS.items()} | {"SHEET.csv": Told.by(sheet.jobs)}
     lines = "\n".join(f"  {name:<12} {told.summary}\n      {told.examples[0]}" for name, told in listed.items())
@@ -52,7 +50,7 @@ def add_sheet(parser: argparse.ArgumentParser, writes: bool = True) -> None:
     _add_common(parser, 224, 0.0, writes)
 
 
-def add_merge(commands: _Subparsers) -> None:
+def add_merge(commands: Any) -> None:
     """Add `delst merge`: several dataset folders -> one, with the union of their genes.
 
     Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.
@@ -70,7 +68,7 @@ def add_merge(commands: _Subparsers) -> None:
     parser.set_defaults(run=_run_merge)
 
 
-def add_vocabulary(commands: _Subparsers) -> None:
+def add_vocabulary(commands: Any) -> None:
     """Add `delst vocabulary`: choose the genes that a model reads, on training slides only.
 
     Chooses genes of a dataset folder, reading a row group at a time; writes one name per line.

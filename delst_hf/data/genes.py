@@ -5,7 +5,7 @@ What is a gene at all, and which of its names is the id, is told by `features`.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,14 +148,10 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
     species = [name or (known[0] if len(known) == 1 else "") for name in species]
     ids = [_bare_id(str(value)) for value in rows["gene_id"]]
     symbols = rows["symbol"].tolist()
-    ids_of_symbol: dict[tuple[str, str], set[str]] = {}
-    for kind, gene_id, symbol in zip(species, ids, symbols, strict=True):
-        if gene_id and symbol:
-            ids_of_symbol.setdefault((kind, symbol.casefold()), set()).add(gene_id)
-    keys = []
-    for kind, gene_id, symbol in zip(species, ids, symbols, strict=True):
-        candidates = ids_of_symbol.get((kind, symbol.casefold()), set())
-        resolved = gene_id or (next(iter(candidates)) if len(candidates) == 1 else "")
+    names = [(kind, symbol.casefold()) if symbol else None for kind, symbol in zip(species, symbols, strict=True)]
+    only_id, keys = _only_ids(names, ids), []
+    for kind, gene_id, symbol, name in zip(species, ids, symbols, names, strict=True):
+        resolved = gene_id or only_id.get(name, "")
         keys.append((kind, resolved, "" if resolved else symbol.casefold()))
     index: dict[tuple[str, str, str], int] = {}
     which = np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int32)
@@ -167,6 +163,15 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
     union["symbol"] = [named.get(place, "") for place in range(len(union))]
     borders = np.cumsum([len(table) for table in tables])[:-1]
     return union, np.split(which, borders) if tables else []
+
+
+def _only_ids(names: Iterable[Hashable], ids: Iterable[str]) -> dict[Hashable, str]:
+    """Return the id of each name that stands with one id, and no other, in some row; a name may be missing too."""
+    found: dict[Hashable, set[str]] = {}
+    for name, gene_id in zip(names, ids, strict=True):
+        if name and gene_id:
+            found.setdefault(name, set()).add(gene_id)
+    return {name: next(iter(own)) for name, own in found.items() if len(own) == 1}
 
 
 def _bare_id(value: str) -> str:
@@ -297,14 +302,9 @@ def _sum_duplicates(
     counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str, notes: Notes
 ) -> tuple[sp.csr_matrix, pd.DataFrame]:
     """Add up the columns of one gene: the same id; or without an id the same symbol, which may be that of one id."""
-    ids_of_symbol: dict[str, set[str]] = {}
-    for gene_id, symbol in zip(genes[GENE_ID], genes[SYMBOL], strict=True):
-        if gene_id and symbol:
-            ids_of_symbol.setdefault(symbol, set()).add(gene_id)
-    key = []
-    for gene_id, symbol in zip(genes[GENE_ID], genes[SYMBOL], strict=True):
-        ids = ids_of_symbol.get(symbol, set())
-        key.append(gene_id or (next(iter(ids)) if len(ids) == 1 else f"symbol {symbol}"))
+    only_id = _only_ids(genes[SYMBOL], genes[GENE_ID])
+    pairs = zip(genes[GENE_ID], genes[SYMBOL], strict=True)
+    key = [gene_id or only_id.get(symbol, f"symbol {symbol}") for gene_id, symbol in pairs]
     group = pd.factorize(np.array(key, dtype=object))[0]
     first = ~pd.Series(group).duplicated().to_numpy()
     if first.all():
