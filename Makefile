@@ -8,7 +8,7 @@ LAUNCH := $(BIN)/accelerate launch -q --config_file training/configs/accelerate/
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: pretrain test extras lazyslide docs lowest newest torture lint suites gpu clean
+.PHONY: pretrain test pytest extras lazyslide docs lowest newest torture lint style types suites gpu clean
 
 # torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -25,9 +25,13 @@ pretrain: $(VENV)/installed
 	$(LAUNCH) training/evaluate.py \
 		--model $(TOY)/pretrain/model --dataset $(TOY)/data --test-slides toy_D1 --output $(TOY)/results.json
 
-lint: $(VENV)/installed
+lint: style types
+
+style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
 	$(BIN)/mypy
 
 # The pages as a site, in site/; a link or a name that leads nowhere is an error.
@@ -42,8 +46,12 @@ $(VENV)/suites: $(VENV)/installed
 
 suites: $(VENV)/suites
 
+# mypy in a fresh clone takes a minute or two of one core, so it runs beside the tests; either that fails fails the whole.
+test: style docs $(VENV)/suites
+	$(MAKE) --jobs 2 types pytest
+
 # Two processes, a file's tests in one: the models are tiny, more threads would only wait for each other.
-test: lint docs $(VENV)/suites
+pytest: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Packages that the tests skip without: scanpy and squidpy (which wants an older imagecodecs than the one that figures were measured
