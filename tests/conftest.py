@@ -1,5 +1,6 @@
 """What every test shares: no network, caches in a temporary folder, the way to real tissue."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -23,6 +24,12 @@ _FAULTS: dict[str, list[int]] = {}
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "fault(group): a test that injects a fault, counted in this group")
+
+
+def pytest_collection_finish(session):
+    """Keep what is imported out of garbage collection: every training collects, and looks at a million objects of libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)

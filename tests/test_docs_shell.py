@@ -24,7 +24,7 @@ def runs(tiny_backbone, tmp_path_factory):
 
 
 @pytest.fixture
-def here(request, runs, tiny_backbone, tmp_path, monkeypatch):
+def here(request, runs, tiny_backbone, tmp_path, without_curves, monkeypatch):
     """The folder in which the commands of a page are given."""
     page = request.node.callspec.params["page"]
     if page == "README.md":
