@@ -32,6 +32,11 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def pytest_sessionfinish(session):
+    """Let the end of Python collect it, or bindings of C++ report all of it as leaked."""
+    gc.unfreeze()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """A test marked as a fault is one of its group; one that counts its own by `faults.tally` is as many as it says."""
