@@ -46,6 +46,7 @@ _NO_MEMORY = (
     "unable to allocate",
     "bad_alloc",
     "failed to map segment",
+    "could not create a primitive",  # oneDNN
 )
 _OF_A_GPU = ("OutOfMemoryError", "RuntimeError", "AcceleratorError")
 _QUIET = {
@@ -92,8 +93,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     text = str(error).lower()
-    # The room for a library's thread-local variables is another matter: more memory does not help.
-    return any(words in text for words in _NO_MEMORY) and "static tls" not in text
+    # The room for a library's thread-local variables, and what oneDNN has not, are other matters: more memory does not help.
+    others = ("static tls", "primitive descriptor")
+    return any(words in text for words in _NO_MEMORY) and not any(words in text for words in others)
 
 
 def mark_told(error: BaseException) -> None:

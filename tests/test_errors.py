@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import logging
 import pickle
 import subprocess
@@ -89,6 +90,7 @@ def test_memory_and_disk_keep_their_class():
         OSError(errno.ENOMEM, "Cannot allocate memory", "data.arrow"),
         ImportError("libx.so: failed to map segment from shared object"),
         ValueError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
         ValueError(
             "Unable to convert output 'x' to tensor: Unable to allocate 576. KiB for an array with shape (48, 3)"
         ),
@@ -105,6 +107,18 @@ def test_memory_that_is_refused_is_told_as_that_whatever_says_so(error):
     assert inside.startswith("the model model needs more memory than there is") and "fewer processes" in inside
     assert outside.startswith("memory ran out") and "a higher limit (ulimit -v)" in outside
     assert not errors.is_out_of_memory(ImportError("x.so: cannot allocate memory in static TLS block"))
+    unknown = "could not create a primitive descriptor for a convolution forward propagation primitive"
+    assert not errors.is_out_of_memory(RuntimeError(unknown))
+
+
+def test_a_library_that_does_not_load_is_not_a_damaged_file():
+    def read():
+        with errors.reading("he.tif", "slide"):
+            importlib.import_module("a_codec_that_is_not_there")
+
+    told = errors.explain(caught(read))
+    assert told.startswith("cannot read the slide he.tif: No module named") and "damaged" not in told
+    assert "install it again, or use a machine with more memory" in told
 
 
 def test_an_error_of_ours_is_known_again_from_another_process():

@@ -60,7 +60,7 @@ def test_a_command_leaves_nothing_half_and_is_finished_by_the_same_command(
     expected(name)
     number, ended, step = 0, False, (1 if fault == "kill" else 3) if WHOLE else 7
     # A checkpoint is a hundred events, and a report takes seconds to draw.
-    step *= {"pretrain": 34, "finetune": 17, "search": 8, "prepare image": 3, "merge": 3, "report": 3, "fit": 2}.get(
+    step *= {"pretrain": 34, "finetune": 17, "search": 8, "prepare image": 3, "merge": 3, "report": 3, "fit": 3}.get(
         name, 1
     )
     while not ended:
@@ -100,6 +100,8 @@ def test_a_command_that_is_refused_memory_says_so_and_leaves_nothing_half(server
         status = server.run("command", str(said), *words, memory=number << 20)
         lines, rerun = said.read_text().splitlines(), 0
         told = status == 0 or (any("memory" in line and "machine with more memory" in line for line in lines[-1:]))
+        # The C library ends the process by itself where a thread's own variables find no room.
+        told |= lines[-1:] == ["cannot allocate memory for thread-local data: ABORT"]
         if is_there(output):
             assert content(output) == expected(name), f"half an output at {number} MiB"
         else:
