@@ -188,6 +188,8 @@ def _explained(error: BaseException) -> str:
             f"memory ran out{_place(error)} ({said(error)}). Use a machine with more memory, a higher limit (ulimit -v), "
             "smaller batches or patches, or fewer processes (--num-proc)."
         )
+    if isinstance(error, ImportError):
+        return f"{said(error)}. {_NOT_LOADED}"
     if isinstance(error, OSError) and error.filename and error.errno:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         return _one_line(f"{files}: {error.strerror}. {_NEXT_STEP.get(error.errno, 'Check the disk and the path.')}")

@@ -112,13 +112,18 @@ def test_memory_that_is_refused_is_told_as_that_whatever_says_so(error):
 
 
 def test_a_library_that_does_not_load_is_not_a_damaged_file():
+    def load():
+        importlib.import_module("a_codec_that_is_not_there")
+
     def read():
         with errors.reading("he.tif", "slide"):
-            importlib.import_module("a_codec_that_is_not_there")
+            load()
 
     told = errors.explain(caught(read))
     assert told.startswith("cannot read the slide he.tif: No module named") and "damaged" not in told
-    assert "install it again, or use a machine with more memory" in told
+    for one in (told, errors.explain(caught(load))):
+        assert "No module named 'a_codec_that_is_not_there'. A package did not load" in one
+        assert one.endswith("install it again, or use a machine with more memory.")
 
 
 def test_an_error_of_ours_is_known_again_from_another_process():
