@@ -372,3 +372,12 @@ def test_features_and_patches_are_not_taken_for_each_other(
         )
     assert main(["evaluate", str(toy_heads / "expression"), dataset, "--features", str(trident)]) == 2
     assert not output.exists() or not any(output.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["lists", "columns"])
+def test_features_of_a_table_keep_the_precision_of_the_file(kind, tmp_path):
+    values = GENERATOR.normal(size=(5, 3)).astype(np.float32)
+    table = pd.DataFrame({"features": list(values)}) if kind == "lists" else pd.DataFrame(values, columns=list("abc"))
+    table.assign(barcode=list("vwxyz")).to_parquet(tmp_path / "slide.parquet")
+    found = read_patch_features(tmp_path / "slide.parquet").values
+    assert found.dtype == np.float32 and np.array_equal(found, values)

@@ -18,7 +18,7 @@ def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technol
 def visium_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each; or folders "
-                        "and .tar of a public archive")  # fmt: skip
+        "and .tar of a public archive")  # fmt: skip
     add("--prefix", metavar="TEXT", help="beginning of the file names of the sample, in a folder of several")
     _add_space_ranger(parser, "from the spots", "Visium")
 

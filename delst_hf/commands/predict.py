@@ -172,7 +172,7 @@ def add_embed(commands: Any) -> None:
     add("--overwrite", action="store_true", help="replace the output, and keys that FILE has already")
     add("--key", default="X_delst", help="name in obsm (default X_delst)")
     add("--modality", choices=("auto", "image", "genes"), default="auto",
-                        help="what to embed (default: the patch of each spot where there is an image)")  # fmt: skip
+        help="what to embed (default: the patch of each spot where there is an image)")  # fmt: skip
     add("--image", metavar="IMAGE", help="full-resolution image (default: the reduced one in FILE)")
     add("--mpp", type=float, help="micrometres per full-resolution pixel (default: from the spots)")
     add("--layer", help="layer with raw counts, for --modality genes (default X)")

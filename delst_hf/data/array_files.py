@@ -45,10 +45,15 @@ def read_arrays(
         lengths = {len(row) for row in table[name]}
         if len(lengths) > 1:
             raise ValueError(f"{path}: lists of {name} have the lengths {sorted(lengths)[:5]}; they must be equal.")
-        columns[name] = np.stack([np.asarray(row, dtype=float) for row in table[name]])
+        columns[name] = _as_numbers(np.stack(table[name].tolist()))
     if numbers and not any(name in columns for name in names):
-        columns[names[0]] = table[numbers].to_numpy(dtype=float)
+        columns[names[0]] = _as_numbers(table[numbers].to_numpy())
     return columns
+
+
+def _as_numbers(values: np.ndarray) -> np.ndarray:
+    """Return floats in the precision that the file has; others, also text that says numbers and what is missing, as float64."""
+    return values if values.dtype.kind == "f" else values.astype(float)
 
 
 def _check_npz(path: Path) -> None:
