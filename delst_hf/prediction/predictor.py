@@ -43,6 +43,7 @@ class Predictor:
         classes: Names of the classes, in the order of the logits.
         classifier: The head as a layer; None without one.
         configs: Configuration of each head, by "expression" and "classifier": it says how the head reads features.
+        backbone: The model's backbone as it is run without gradients, on the device that `to` chose.
 
     Examples:
         >>> predictor = load_predictor("runs/toy/expression")
@@ -59,10 +60,10 @@ class Predictor:
     classes: list[str] = field(default_factory=list)
     classifier: torch.nn.Linear | None = None
     configs: dict[str, DelstConfig] = field(default_factory=dict)
+    backbone: InferenceBackbone = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.transform = PixelTransform.from_processor(self.processor)
-        self.backbone = InferenceBackbone(self.model)
 
     @property
     def patch_px(self) -> int:
@@ -209,7 +210,7 @@ class Predictor:
     def to(self, device: torch.device | str) -> "Predictor":
         """Move everything to a device."""
         self.model.to(device)  # type: ignore[arg-type]
-        self.backbone = InferenceBackbone(self.model)
+        self.backbone = InferenceBackbone(self.model)  # made for a device: on a GPU the weights keep their order
         for layer in (self.expression, self.classifier):
             if layer is not None:
                 layer.to(device)
