@@ -61,11 +61,13 @@ def test_a_sheet_makes_one_dataset_of_many_slides(study, capsys):
     ({"mpp": "wide"}, "line 3: argument --mpp: invalid float value: 'wide'"),
     ({"image": ""}, "line 3: the following arguments are required: --image"),
     ({"coordinates": "nope.csv"}, "line 3: no file at nope.csv"),
+    ({"path": "S2.ZIP"}, r"line 3: .*S2.ZIP is packed. Unpack it \(unzip .*\), and give what it holds."),
     ({"slide": "v1"}, "'v1' of .* and 'V1' of .*capitals alone"),
 ])  # fmt: skip
 def test_a_wrong_row_is_named_before_anything_is_read(study, capsys, change, match):
     folder, rows, _ = study
     rows[0] |= dict.fromkeys(set(change) - set(rows[0]), "")
+    (folder / "S2.ZIP").touch()
     sheet = write_sheet(folder, [rows[0], rows[1] | change])
     assert main(["prepare", str(sheet), "--output", str(folder / "out")]) == 2
     error = capsys.readouterr().err
@@ -73,6 +75,14 @@ def test_a_wrong_row_is_named_before_anything_is_read(study, capsys, change, mat
 
     assert re.search(match, error), error
     assert not (folder / "out").exists()
+
+
+def test_a_path_from_home_is_that_of_home(study, monkeypatch, capsys):
+    folder, rows, _ = study
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "sheets").mkdir()
+    sheet = write_sheet(folder / "sheets", [rows[0] | {"path": "~/V1/outs"}])
+    assert main(["prepare", str(sheet), "--output", str(folder / "out"), "--patch-px", "32", "--quiet"]) == 0
 
 
 def test_a_sheet_without_its_columns_says_which(tmp_path, capsys):

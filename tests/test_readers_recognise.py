@@ -1,5 +1,8 @@
 """Every format is told by its layout, and nothing is told where two are possible or none is."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,6 +115,24 @@ def test_what_lies_in_a_folder_of_several(tmp_path):
     images = touch(tmp_path / "i", "1.svs", "2.tif")
     assert told(images) == [("image", (str(images / "1.svs"), str(images / "2.tif")))]
     assert told(images / "2.tif") == [("image", ())]
+
+
+def test_deposits_are_told_by_the_endings_of_their_names(tmp_path):
+    flat = ("filtered_feature_bc_matrix.h5", "tissue_positions_list.csv.gz", "scalefactors_json.json.gz")
+    one = touch(tmp_path / "one", *(f"GSM1_A_{name}" for name in flat))
+    assert told(one) == [("visium", ())]
+    assert told(touch(tmp_path / "shelf", "V1_spatial.tar.gz", "V1_filtered_feature_bc_matrix.tar.gz")) == [
+        ("visium", ())
+    ]
+    assert told(touch(tmp_path / "mtx", "GSM1-matrix.mtx.gz", "GSM1-spatial/")) == [("visium", ())]
+    for name in flat:
+        shutil.copy(one / f"GSM1_A_{name}", one / f"GSM2_B_{name}")
+    both = [("visium", ("--prefix", "GSM1_A")), ("visium", ("--prefix", "GSM2_B"))]
+    assert told(one) == both
+    assert told(Path(shutil.make_archive(str(tmp_path / "GSE1_RAW"), "tar", one))) == both
+    assert told(touch(tmp_path / "other", "GSM1_tissue_positions_list.csv", "GSM1_raw_feature_bc_matrix.h5")) == []
+    (tmp_path / "broken.tar").write_bytes(b"no tar")
+    assert told(tmp_path / "broken.tar") == []
 
 
 def test_nothing_that_is_known(tmp_path):

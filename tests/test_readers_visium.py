@@ -160,6 +160,32 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, source):
         read_visium(outs)
 
 
+def test_counts_that_are_missing_are_told_by_what_lies_in_their_place(tmp_path, source):
+    outs = write_outs(tmp_path / "outs", source)
+    with pytest.raises(FileNotFoundError, match=r"matrix in .*/spatial. Give the folder that holds it, .*outs\.$"):
+        read_visium(outs / "spatial")
+    with pytest.raises(FileNotFoundError, match=r"filtered_feature_bc_matrix.h5 is one file of a run. Give the folder"):
+        read_visium(outs / "filtered_feature_bc_matrix.h5")
+    (outs / "filtered_feature_bc_matrix.h5").rename(outs / "raw_feature_bc_matrix.h5")
+    with pytest.raises(FileNotFoundError, match=r"There is raw_feature_bc_matrix.h5, whose .*copy it to filtered_feat"):
+        read_visium(outs)
+    shutil.copy(outs / "raw_feature_bc_matrix.h5", outs / "filtered_feature_bc_matrix.h5")
+    assert_same(read_visium(outs), source, 0.5)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in (outs / "spatial").iterdir():
+        shutil.copy(path, flat / f"GSM1_{path.name}")
+    shutil.copy(outs / "raw_feature_bc_matrix.h5", flat / "GSM1_filtered.h5")
+    with pytest.raises(
+        FileNotFoundError, match=rf"in {flat}. There is GSM1_filtered.h5: .*end in _filtered_feature_bc"
+    ):
+        read_visium(flat)
+    (tmp_path / "zipped").mkdir()
+    (tmp_path / "zipped" / "S1.zip").touch()
+    with pytest.raises(FileNotFoundError, match=r"Unpack S1.zip, or give the folder `outs`"):
+        read_visium(tmp_path / "zipped")
+
+
 def test_an_mtx_that_does_not_fit_its_names_is_refused(tmp_path, source):
     outs = tmp_path / "outs"
     write_spatial(outs / "spatial", source)

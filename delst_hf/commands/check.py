@@ -12,7 +12,7 @@ from ..atomic.files import check_file_output, write_file
 from ..atomic.locks import writing
 from ..errors import explain
 from . import formats, sheet
-from .options import Told, add_command
+from .options import Told, add_command, zipped
 from .prepare import add_format, add_sheet
 
 
@@ -120,8 +120,10 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         there = (
             [path.name for path in sorted(place.iterdir()) if not path.name.startswith(".")] if place.is_dir() else []
         )
+        packed = zipped([str(place), *there])
         raise ValueError(
-            f"the format of {place} is not told by what lies there ({', '.join(there[:10]) or 'one file'}). Name it with "
+            f"the format of {place} is not told by what lies there ({', '.join(there[:10]) or 'one file'}). "
+            f"{f'{packed} Or name' if packed else 'Name'} it with "
             f"--format, one of {', '.join(formats.FORMATS)}; delst prepare FORMAT --help says what it reads."
         )
     if len(candidates) > 1:

@@ -2,7 +2,8 @@
 
 import argparse
 import inspect
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,14 @@ def check_files(*names: str | None) -> None:
     for name in names:
         if name is not None and not Path(name).exists():
             raise FileNotFoundError(f"no file at {name}. Give the path of an existing file.")
+        if name is not None and (packed := zipped([name])):
+            raise ValueError(f"{name} is packed. {packed}")
+
+
+def zipped(names: Sequence[str]) -> str:
+    """Return what to do with a file that is packed as none is read (tar and gzip are); "" where none is."""
+    packed = next((name for name in names if name.lower().endswith((".zip", ".7z", ".rar"))), None)
+    return "" if packed is None else f"Unpack it (unzip {shlex.quote(packed)}), and give what it holds."
 
 
 WITHOUT_IMAGE = "counts alone: the spots get the split unpaired and train the gene side"

@@ -106,6 +106,6 @@ def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> J
 
 
 def _place(folder: Path, value: str) -> str:
-    """Return a value that is a path from the folder of the sheet, as such; any other as it is."""
-    path = Path(value).expanduser()
-    return str(folder / path) if not path.is_absolute() and (folder / path).exists() else str(value)
+    """Return a value that is a path, from the folder of the sheet or from ~, as such; any other as it is."""
+    path = Path(value).expanduser() if value.startswith("~") else Path(value)
+    return str(folder / path) if (folder / path).exists() else str(value)

@@ -91,6 +91,15 @@ def plain_file(path: Path) -> Path:
     return where.known[key]
 
 
+def names_within(path: Path) -> list[str]:
+    """Return the names of the files in a tar archive; none of hidden ones, and none where it cannot be read."""
+    try:
+        with tarfile.open(path) as archive:
+            return [one.name for one in archive if one.isfile() and not is_hidden(PurePosixPath(one.name).name)]
+    except (OSError, EOFError, tarfile.TarError):
+        return []  # what reads it says why
+
+
 def unpack(path: Path) -> Path:
     """Unpack a tar archive and return the folder. Only plain files are taken; links and names that lead out are refused.
 

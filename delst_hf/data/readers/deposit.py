@@ -13,10 +13,10 @@ unless `prefix` says which is meant; so are files whose beginnings differ, since
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..files import only_one, split_prefix, visible, without
-from ..scratch import ARCHIVES, PACKED, is_archive, new_folder, plain_file, unpack
+from ..scratch import ARCHIVES, PACKED, is_archive, names_within, new_folder, plain_file, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,12 @@ _ROLES = {
 }
 _MATRIX = ("matrix", "barcodes", "features")
 # Folders and archives whose content is that of a sample, by the end of their names.
-_CONTAINERS = r"spatial|filtered_feature_bc_matrix|outs"
+_CONTAINERS = ("spatial", "filtered_feature_bc_matrix", "outs")
+# Endings by which the counts and the positions of a sample are told.
+_TOLD_BY = {
+    _ROLES["counts"][0]: ("counts",), _ROLES["matrix"][0]: ("counts",), _ROLES["positions"][0]: ("positions",),
+    "filtered_feature_bc_matrix": ("counts",), "spatial": ("positions",), "outs": ("counts", "positions"),
+}  # fmt: skip
 # What else Space Ranger writes, with files of the same names for other matrices.
 _OTHERS = ("raw_feature_bc_matrix", "analysis", "binned_outputs", "segmented_outputs", "raw_probe_bc_matrix")
 
@@ -71,13 +76,63 @@ def standard_layout(path: Path, prefix: str | None = None) -> Path:
             if (root / "spatial").is_dir():
                 return root  # a run with a file missing: its reader says which
         names = [entry.name for entry in visible(path)] if path.is_dir() else [file.path.name for file in files]
+        if path.is_file() and not is_archive(path):
+            raise FileNotFoundError(
+                f"{path} is one file of a run. Give the folder `outs` of Space Ranger that it lies in."
+            )
+        zipped = [name for name in names if name.lower().endswith(".zip")]
         raise FileNotFoundError(
             f"no spatial/ in {path}, and no files named ..._tissue_positions_list.csv and ..._scalefactors_json.json; it holds "
-            f"{names[:12]}. Give the folder `outs` of Space Ranger, or the files of one sample of a deposit."
+            f"{names[:12]}. "
+            + (f"Unpack {zipped[0]}, or give" if zipped else "Give")
+            + " the folder `outs` of Space Ranger, or the files of one sample of a deposit."
         )
     if all(_is_standard(file, root) for one in chosen.values() for file in one):
         return root
+    if not {"counts", "matrix"} & set(chosen):
+        raise without_counts(path)
     return _link(chosen, path)
+
+
+def samples(place: Path) -> list[str]:
+    """Return the samples of a deposit by the beginnings of their files, "" of files without one; looks at names alone.
+
+    Args:
+        place: a folder, or an archive of one. A folder without counts or without positions, and anything else, has none.
+    """
+    if place.is_file():
+        names = [(PurePosixPath(name).name, False) for name in names_within(place)] if is_archive(place) else []
+    else:
+        names = [(entry.name, entry.is_dir()) for entry in visible(place)]
+    found: dict[str, set[str]] = {}
+    for name, is_folder in names:
+        holds_several = is_folder or is_archive(Path(name))
+        plain = without(name, ARCHIVES if holds_several else PACKED)
+        for ending, parts in _TOLD_BY.items():
+            own = split_prefix(plain, ending)
+            if own is not None and holds_several == (ending in _CONTAINERS) and not any(one in name for one in _OTHERS):
+                found.setdefault(own, set()).update(parts)
+    return sorted(own for own, parts in found.items() if len(parts) == 2)
+
+
+def without_counts(folder: Path) -> FileNotFoundError:
+    """Return the error of a folder that has positions and no counts: what lies there in their place, and how it is read."""
+    names = [entry.name for entry in visible(folder)]
+    raw = [name for name in names if "raw_feature_bc_matrix" in name]
+    other = [name for name in names if without(name, PACKED).endswith(".h5")]
+    advice = "Give the whole `outs` folder."
+    if raw:
+        called = raw[0].replace("raw_feature", "filtered_feature")
+        advice = f"There is {raw[0]}, whose spots on tissue are those of the filtered matrix: copy it to {called}."
+    elif other:
+        advice = (
+            f"There is {other[0]}: if it is the filtered matrix, let its name end in _filtered_feature_bc_matrix.h5."
+        )
+    elif folder.name == "spatial":
+        advice = f"Give the folder that holds it, {folder.parent}."
+    return FileNotFoundError(
+        f"no filtered_feature_bc_matrix.h5 and no folder filtered_feature_bc_matrix in {folder}. {advice}"
+    )
 
 
 def _files(folder: Path, prefix: str, everything: bool) -> Iterator[_File]:
@@ -86,7 +141,7 @@ def _files(folder: Path, prefix: str, everything: bool) -> Iterator[_File]:
         if any(other in entry.name for other in _OTHERS):
             continue
         plain = without(entry.name, PACKED)
-        inner = split_prefix(without(entry.name, ARCHIVES) if is_archive(entry) else entry.name, _CONTAINERS)
+        inner = split_prefix(without(entry.name, ARCHIVES) if is_archive(entry) else entry.name, "|".join(_CONTAINERS))
         if entry.is_dir() and (inner is not None or everything):
             yield from _files(entry, inner or prefix, everything)
         elif entry.is_file() and is_archive(entry) and (inner is not None or everything):

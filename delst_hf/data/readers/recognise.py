@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import open_packed
+from .deposit import samples
 from .visium_cells import CELLS, NUCLEI
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif")
@@ -62,7 +63,7 @@ def recognise(place: str | Path) -> list[Candidate]:
     joined = []
     for name in dict.fromkeys(candidate.format for candidate in within):
         own = [candidate for candidate in within if candidate.format == name]
-        if len(own) == 1 or name not in _SEVERAL:
+        if len(own) == 1 or name not in _SEVERAL or any("--prefix" in candidate.arguments for candidate in own):
             joined += own
         else:
             arguments = (*(candidate.arguments[0] for candidate in own), *own[0].arguments[1:])
@@ -117,7 +118,7 @@ def is_of_places(table: Path) -> bool:
 
 def _ask(place: Path) -> list[Candidate]:
     found = [candidate for recogniser in _RECOGNISERS if (candidate := recogniser(place)) is not None]
-    return [*found, *_st(place)]
+    return [*found, *_st(place), *([] if found else _deposit(place))]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -145,6 +146,15 @@ def _visium(place: Path) -> Candidate | None:
         if (folder / "spatial").is_dir() and matrix and not of_hd:
             return Candidate("visium", (str(place),), "spatial/ and a filtered_feature_bc_matrix")
     return None
+
+
+def _deposit(place: Path) -> list[Candidate]:
+    """Give each sample of a deposit of Visium slides, in a folder or an archive, by the beginning of its files."""
+    found = samples(place)
+    why = "files as public archives hand out the outs of Space Ranger"
+    if len(found) < 2:
+        return [Candidate("visium", (str(place),), why) for _ in found]
+    return [Candidate("visium", (str(place), "--prefix", one), f"sample {one}: {why}") for one in found if one]
 
 
 def _visium_hd(place: Path) -> Candidate | None:

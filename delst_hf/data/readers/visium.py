@@ -26,7 +26,7 @@ from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, number, plain_values
 from .anndata_file import tissue_flags
-from .deposit import standard_layout
+from .deposit import standard_layout, without_counts
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
 from .tables import need_columns, read_table
 
@@ -279,9 +279,7 @@ def _counts(folder: Path) -> Counts:
         return read_10x_h5(file)
     if (folder / "filtered_feature_bc_matrix").is_dir():
         return read_mtx(folder / "filtered_feature_bc_matrix")
-    raise FileNotFoundError(
-        f"no filtered_feature_bc_matrix.h5 and no folder filtered_feature_bc_matrix in {folder}. Give the whole `outs` folder."
-    )
+    raise without_counts(folder)
 
 
 def _positions(spatial: Path) -> pd.DataFrame:
