@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, rankdata
 from scipy.stats import t as student
 
 from delst_hf import Study
-from delst_hf.evaluation.protocols.hierarchy import rank_correlations
 from delst_hf.evaluation.reliability import risk_coverage
 from delst_hf.model.feature_extraction_delst import log_normalize
 from delst_hf.report.plots import risk_coverage_plot, spatial_maps
@@ -33,6 +32,20 @@ def discovered(correlations: np.ndarray, spots: int) -> np.ndarray:
     """Tell which partial correlations (genes,) have a small false discovery rate."""
     statistic = correlations * np.sqrt((spots - 3) / np.maximum(1 - correlations**2, 1e-12))
     return false_discovery_control(2 * student.sf(np.abs(statistic), spots - 3)) < RATE
+
+
+def rank_correlations(columns: np.ndarray, level: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Return the partial Spearman correlation (columns,) of each column (spots, columns) with a level, `given` held fixed."""
+    ranks, by_level, fixed = (_unit_ranks(values.reshape(len(level), -1)) for values in (columns, level, given))
+    first, second, third = (by_level.T @ ranks)[0], (fixed.T @ ranks)[0], (fixed.T @ by_level)[0]
+    rest = (1 - second**2) * (1 - third**2)
+    return np.where(rest < 1e-9, 0.0, np.clip((first - second * third) / np.sqrt(np.maximum(rest, 1e-9)), -1, 1))
+
+
+def _unit_ranks(columns: np.ndarray) -> np.ndarray:
+    """Return the ranks of columns (rows, columns), centred and of length 1; 0 where a column is constant."""
+    ranks = rankdata(columns, axis=0) - (len(columns) + 1) / 2
+    return ranks / np.maximum(np.linalg.norm(ranks, axis=0), 1e-12)
 
 
 def print_genes(record: dict, study: Study, slides: list[str], top: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from delst_hf.evaluation.cones import hierarchy
+from delst_hf.evaluation.protocols.hierarchy import hierarchy_report
 from delst_hf.model.entailment import cone_statistics
 from delst_hf.model.lorentz import exp_map0
 
@@ -13,6 +13,10 @@ from delst_hf.model.lorentz import exp_map0
 def directions(n: int, dim: int = 6, seed: int = 0) -> torch.Tensor:
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x / x.norm(dim=-1, keepdim=True)
+
+
+def report(image: np.ndarray, gene: np.ndarray, level: np.ndarray) -> dict[str, float]:
+    return hierarchy_report(image, gene, 1.0, num_genes=level, total_counts=level, slides=["a"] * len(level))
 
 
 def test_radii_and_apertures_by_hand():
@@ -50,11 +54,11 @@ def test_radius_follows_the_level():
     radii = torch.from_numpy(1 + (level + noise) / 50).clamp_min(0.1)
     image = exp_map0(radii[:, None] * directions(50), 1.0)
     gene = exp_map0(directions(50), 1.0)
-    found = hierarchy(image.numpy(), gene.numpy(), level, 1.0)
+    found = report(image.numpy(), gene.numpy(), level)
     assert found["image_radius_level_rho"] == pytest.approx(spearmanr(radii.numpy(), level).statistic, abs=1e-6)
     assert abs(found["gene_radius_level_rho"]) < 0.4
 
 
 def test_constant_level_has_no_correlation():
     image = exp_map0(directions(5), 1.0).numpy()
-    assert hierarchy(image, image, np.ones(5), 1.0)["image_radius_level_rho"] == 0.0
+    assert report(image, image, np.ones(5))["image_radius_level_rho"] == 0.0

@@ -16,32 +16,6 @@ _BLOCK = 2**18  # numbers of an array that are worked on at once: they stay in c
 _EQUAL = 1e-12  # equal points may differ in their last bits, as rounding depends on the place in the array
 
 
-def entailment_auc(
-    parent_embeds: ArrayLike, child_embeds: ArrayLike, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
-) -> float:
-    """Score entailment as a ranking: how often a parent's own child fits its cone better than another spot's child.
-
-    The score of a pair is the exterior angle minus the half-aperture, as in the loss, so 1 can be reached with narrow cones
-    that hold nothing, and cones so wide that they hold everything give 0.5.
-
-    Args:
-        parent_embeds: Space parts (pairs, dim).
-        child_embeds: Space parts (pairs, dim).
-        curvature: ``c > 0``.
-        min_radius: ``K``.
-        max_pairs: Compare so many evenly spaced parents with all children; the result is their mean.
-
-    Returns:
-        AUC in [0, 1]: 1 is perfect, 0.5 is chance. Ties count half.
-
-    Raises:
-        ValueError: If there are not as many parents as children, and two at least.
-    """
-    return float(
-        np.nanmean(entailment_rankings(parent_embeds, child_embeds, curvature, min_radius, max_pairs)["entailment_auc"])
-    )
-
-
 def entailment_rankings(
     parent_embeds: ArrayLike, child_embeds: ArrayLike, curvature: float, min_radius: float = 0.1, max_pairs: int = 2000
 ) -> dict[str, np.ndarray]:
@@ -57,7 +31,8 @@ def entailment_rankings(
     Returns:
         Arrays (pairs,):
 
-        - ``entailment_auc``: the share of other children that fit the parent worse than its own. 0.5 is chance.
+        - ``entailment_auc``: the share of other children that fit the parent worse than its own. 0.5 is chance. 1 can be
+          reached with narrow cones that hold nothing, and cones so wide that they hold everything give 0.5.
         - ``entailment_ap``: the average precision of that ranking, which for one right answer is one over its rank. Chance is
           about ``log(pairs) / pairs``.
         - ``entailment_asymmetry``: the AUC less that of parent and child exchanged. Near 0 or below, the cones say no more than

@@ -194,7 +194,7 @@ def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Weig
 
 
 def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> Weighted:
-    """Return the Spearman correlation, partial on ranks with `given`; as `hierarchy.rank_correlation` of one slide."""
+    """Return the Spearman correlation, partial on ranks with `given`; 0 where something is constant."""
     rank = [_ranks(array) for array in (values, level, *([] if given is None else [given]))]
 
     def of(weights: np.ndarray) -> np.ndarray:

@@ -13,13 +13,12 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from ...model.entailment import cone_membership
+from ...model.entailment import cone_membership, cone_statistics
 from ...model.lorentz import half_aperture, log_map0, pairwise_distance, radius
 from ..baselines import permutation_within
-from ..cones import hierarchy
 from ..entailment import entailment_rankings
 from ..findings import Findings
-from ..preparation import finite_matrix, group_names, missing_rows, nanmean
+from ..preparation import finite_matrix, group_names, missing_rows
 from ..resampled import mean_statistic, spearman_statistic, within_slides
 from ..uncertainty import Statistic
 from . import Protocol
@@ -39,7 +38,7 @@ def hierarchy_report(
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
     seed: int = 0,
-    rankings: Mapping[str, np.ndarray] | None = None,
+    statistics: Mapping[str, Statistic] | None = None,
 ) -> dict[str, float]:
     """Return everything of the learned hierarchy that is a number.
 
@@ -56,7 +55,7 @@ def hierarchy_report(
         min_radius: ``K`` of the half-aperture.
         aperture_scale: ``eta`` that widens the cones.
         seed: Of the shuffled control and of the sample behind delta.
-        rankings: What `entailment_rankings` returns for these pairs, where it is known.
+        statistics: What `hierarchy_statistics` returns for these spots, where it is known.
 
     Returns:
         The following, those of labels only with labels, and means: ``{modality}_radius_of_{label}``, and
@@ -109,25 +108,21 @@ def hierarchy_report(
     names = group_names(slides, len(image), "slides")
     genes, counts = np.asarray(num_genes, dtype=float), np.asarray(total_counts, dtype=float)
     cone: dict[str, Any] = {"parent": parent, "min_radius": min_radius, "aperture_scale": aperture_scale}
-    result = hierarchy(image, gene, genes, curvature, **cone)
-    apex, child = (gene, image) if parent == "gene" else (image, gene)
-    rankings = rankings or entailment_rankings(apex, child, curvature, min_radius)
-    result |= {name: float(nanmean(values)) for name, values in rankings.items()}
+    if statistics is None:
+        levels = {"num_genes": genes, "total_counts": counts, "slides": names, "labels": labels}
+        statistics = hierarchy_statistics(image, gene, curvature, **levels, **cone)
+    everyone = np.arange(len(image))
+    result = {name: statistic(everyone) for name, statistic in statistics.items()}
+    # In float32, as the log of a training tells them.
+    result |= cone_statistics(torch.from_numpy(image), torch.from_numpy(gene), curvature, **cone)
     shuffled = genes[permutation_within(names, seed)]
+    kept = np.zeros(len(image), dtype=bool) if labels is None else ~missing_rows(labels)
     for modality, embeds in (("image", image), ("gene", gene)):
         radii = radius(torch.from_numpy(embeds), curvature).numpy()
-        prefix = f"{modality}_radius"
-        result[f"{prefix}_genes_within"] = rank_correlation(radii, genes, names)
-        result[f"{prefix}_counts_within"] = rank_correlation(radii, counts, names)
-        result[f"{prefix}_genes_given_counts"] = rank_correlation(radii, genes, names, given=counts)
-        result[f"{prefix}_genes_shuffled"] = rank_correlation(radii, shuffled, names)
-        for number, rows in enumerate(_quarters(genes, names)):
-            result[f"{prefix}_of_quarter_{number + 1}"] = float(radii[rows].mean()) if rows.any() else float("nan")
-        if labels is not None and not missing_rows(labels).all():
-            kept = ~missing_rows(labels)
+        result[f"{modality}_radius_genes_shuffled"] = rank_correlation(radii, shuffled, names)
+        if kept.any():
             truth = np.asarray(labels, dtype=object)[kept].astype(str)
-            result[f"{prefix}_label_eta"] = explained_by_labels(radii[kept], truth, names[kept])
-            result |= {f"{prefix}_of_{label}": float(radii[kept][truth == label].mean()) for label in np.unique(truth)}
+            result[f"{modality}_radius_label_eta"] = explained_by_labels(radii[kept], truth, names[kept])
     both = np.concatenate([image, gene])
     result["delta_hyperbolic"] = delta_hyperbolicity(both, curvature, seed=seed)
     tangent = log_map0(torch.from_numpy(both), curvature).numpy()
@@ -158,34 +153,31 @@ def hierarchy_statistics(
     num_genes: np.ndarray,
     total_counts: np.ndarray,
     slides: np.ndarray,
-    labels: np.ndarray | None = None,
+    labels: Sequence[str | None] | np.ndarray | None = None,
     parent: str = "gene",
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
-    rankings: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Statistic]:
     """Return the numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
 
     Not those of single points (curvature), nor Gromov's delta, a maximum, for which a bootstrap does not hold.
     """
-    image, gene = (
-        torch.from_numpy(np.asarray(image_embeds)).double(),
-        torch.from_numpy(np.asarray(gene_embeds)).double(),
-    )
+    image, gene = (torch.from_numpy(np.asarray(embeds)).double() for embeds in (image_embeds, gene_embeds))
     apex, child = (gene, image) if parent == "gene" else (image, gene)
     # In float32, as `cone_statistics` of a model's own output.
     matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius, aperture_scale)
-    result: dict[str, Statistic] = {
-        "in_cone_matched": mean_statistic(matched),
-        "in_cone_mismatched": mean_statistic(mismatched),
-    }
-    rankings = rankings or entailment_rankings(apex.numpy(), child.numpy(), curvature, min_radius)
-    result |= {name: mean_statistic(values) for name, values in rankings.items()}
-    kept = np.ones(len(slides), dtype=bool) if labels is None else ~missing_rows(labels)
+    rankings = entailment_rankings(apex.numpy(), child.numpy(), curvature, min_radius)
+    means = {"in_cone_matched": matched, "in_cone_mismatched": mismatched, **rankings}
+    result: dict[str, Statistic] = {}
+    groups = {f"quarter_{i + 1}": rows for i, rows in enumerate(_quarters(num_genes, slides))}
+    if labels is not None:
+        known, names = ~missing_rows(labels), np.asarray(labels, dtype=object).astype(str)
+        groups |= {str(label): known & (names == label) for label in np.unique(names[known])}
     for modality, embeds in (("image", image), ("gene", gene)):
         radii, prefix = radius(embeds, curvature).numpy(), f"{modality}_radius"
-        half = torch.rad2deg(half_aperture(embeds, curvature, min_radius)).numpy()
-        result |= {prefix: mean_statistic(radii), f"{modality}_half_aperture": mean_statistic(half)}
+        means[prefix] = radii
+        means[f"{modality}_half_aperture"] = torch.rad2deg(half_aperture(embeds, curvature, min_radius)).numpy()
+        means |= {f"{prefix}_of_{name}": np.where(rows, radii, np.nan) for name, rows in groups.items()}
         result[f"{prefix}_level_rho"] = spearman_statistic(radii, num_genes)
         for name, level, given in (
             ("genes_within", num_genes, None),
@@ -193,12 +185,7 @@ def hierarchy_statistics(
             ("genes_given_counts", num_genes, total_counts),
         ):
             result[f"{prefix}_{name}"] = within_slides(spearman_statistic(radii, level, given), slides)
-        groups = {f"quarter_{i + 1}": rows for i, rows in enumerate(_quarters(num_genes, slides))}
-        if labels is not None:
-            groups |= {str(label): kept & (labels == label) for label in np.unique(labels[kept].astype(str))}
-        for name, rows in groups.items():
-            result[f"{prefix}_of_{name}"] = mean_statistic(np.where(rows, radii, np.nan))
-    return result
+    return result | {name: mean_statistic(values) for name, values in means.items()}
 
 
 def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
@@ -218,38 +205,8 @@ def rank_correlation(
     Returns:
         In [-1, 1]; 0.0 where something is constant or the condition explains the level entirely.
     """
-    if slides is not None:
-        parts = [np.flatnonzero(slides == slide) for slide in np.unique(slides)]
-        by_slide = [
-            rank_correlation(values[rows], level[rows], None, None if given is None else given[rows]) for rows in parts
-        ]
-        return float(np.average(by_slide, weights=[len(rows) for rows in parts]))
-    return float(rank_correlations(values[:, None], level, given)[0])
-
-
-def rank_correlations(columns: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
-    """Return the `rank_correlation` (columns,) of each column (spots, columns) with a level (spots,), of one slide.
-
-    Examples:
-        >>> rank_correlations(np.array([[1, 9], [2, 8], [3, 7]]), np.array([10, 20, 40])).round(9).tolist()
-        [1.0, -1.0]
-    """
-    if len(level) < 3:
-        return np.zeros(columns.shape[1])
-    ranks, by_level = _unit_ranks(columns), _unit_ranks(level[:, None])
-    first = (by_level.T @ ranks)[0]
-    if given is None:
-        return np.clip(first, -1, 1)
-    fixed = _unit_ranks(given[:, None])
-    second, third = (fixed.T @ ranks)[0], (fixed.T @ by_level)[0]
-    rest = (1 - second**2) * (1 - third**2)
-    return np.where(rest < 1e-9, 0.0, np.clip((first - second * third) / np.sqrt(np.maximum(rest, 1e-9)), -1, 1))
-
-
-def _unit_ranks(columns: np.ndarray) -> np.ndarray:
-    """Return the ranks of columns (rows, columns), centred and of length 1; 0 where a column is constant."""
-    ranks = rankdata(columns, axis=0) - (len(columns) + 1) / 2
-    return ranks / np.maximum(np.linalg.norm(ranks, axis=0), 1e-12)
+    statistic = spearman_statistic(values, level, given)
+    return (statistic if slides is None else within_slides(statistic, slides))(np.arange(len(values)))
 
 
 def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> float:
@@ -323,15 +280,14 @@ def run(findings: Findings) -> None:
         arrays: dict[str, Any] = {"num_genes": genes[rows], "total_counts": totals[rows], "slides": spots.slides[rows]}
         options: dict[str, Any] = {"labels": spots.labels[rows], "parent": space.parent, "min_radius": space.min_radius}
         options["aperture_scale"] = space.aperture_scale
-        image, gene, curvature = space.image[rows], space.gene[rows], float(space.curvature)  # type: ignore[arg-type]
-        apex, child = (gene, image) if space.parent == "gene" else (image, gene)
-        options["rankings"] = entailment_rankings(apex, child, curvature, space.min_radius)
-        scores = hierarchy_report(
-            image, gene, curvature, **arrays, **options, curvature_bounds=space.curvature_bounds, seed=findings.seed
-        )
-        statistics = hierarchy_statistics(image, gene, curvature, **arrays, **options) if slide is None else {}
-        where: dict[str, Any] = {} if slide is None else {"slide": str(slide)}
-        findings.add("hierarchy", space.name, scores, statistics, rows, own=True, **where)
+        embeds = space.image[rows], space.gene[rows], float(space.curvature)  # type: ignore[arg-type]
+        statistics = hierarchy_statistics(*embeds, **arrays, **options)
+        options |= {"curvature_bounds": space.curvature_bounds, "seed": findings.seed, "statistics": statistics}
+        scores = hierarchy_report(*embeds, **arrays, **options)
+        if slide is None:
+            findings.add("hierarchy", space.name, scores, statistics, rows, own=True)
+        else:
+            findings.add("hierarchy", space.name, scores, own=True, slide=str(slide))
 
 
 PROTOCOL = Protocol(
