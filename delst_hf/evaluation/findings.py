@@ -93,8 +93,8 @@ class Findings:
         Args:
             protocol: The protocol.
             arm: What was scored: the name of one of `arms`, of the space or of a signature.
-            metrics: Flat numbers.
-            statistics: For the metrics that are to have an interval, the metric as a function of positions in `rows`.
+            metrics: Flat numbers, beside the values of `statistics`.
+            statistics: The metrics that are to have an interval, each as a function of positions in `rows`.
             rows: The spots behind these metrics; by default all that are scored.
             variant: Which variant of the protocol.
             own: Whether the arm is the model's own; by default as `arms` says.
@@ -106,7 +106,8 @@ class Findings:
         computed = dict(intervals or {})
         if statistics:
             bootstrap = self.bootstrap(self.test_rows if rows is None else rows)
-            computed |= {key: bootstrap.interval(statistic) for key, statistic in statistics.items() if key in metrics}
+            computed |= {key: bootstrap.interval(statistic) for key, statistic in statistics.items()}
+            metrics = {**{key: computed[key]["value"] for key in statistics}, **metrics}
         self.rows.append(
             {
                 "protocol": protocol,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from .preparation import NarrowRows, finite_matrix, missing_rows, nanmean
 from .uncertainty import Bootstrap, Weighted
@@ -169,14 +168,11 @@ def region_auroc(scores: ArrayLike, labels: Sequence[str | None] | np.ndarray) -
             f"{len(values)} scores and {len(labels)} labels; pass one label per spot, None where there is none."
         )
     kept = ~missing_rows(labels)
-    truth, ranks = np.asarray(labels, dtype=object)[kept].astype(str), rankdata(values[kept])
-    result = {}
-    for label in np.unique(truth):
-        inside = truth == label
-        n, m = int(inside.sum()), int((~inside).sum())
-        if m:
-            result[str(label)] = float((ranks[inside].sum() - n * (n + 1) / 2) / (n * m))
-    return result
+    values, truth = values[kept], np.asarray(labels, dtype=object)[kept].astype(str)
+    names = np.unique(truth).tolist()
+    if len(names) < 2:
+        return {}
+    return {name: auroc_statistic(values, truth, name)(np.arange(len(truth))) for name in names}
 
 
 def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Weighted:

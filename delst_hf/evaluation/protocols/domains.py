@@ -1,6 +1,6 @@
 """Spatial domains: what an unsupervised clustering of embeddings recovers of the tissue's regions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,32 +83,9 @@ def spatial_domains(
         raise ValueError(
             f"positions have the shape {xy.shape}; allowed is ({len(rows)}, 2), the x and y of every spot."
         )
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}. Choose one of them.")
     names = group_names(slides, len(rows), "slides")
-    kept = np.zeros(len(rows), dtype=bool) if labels is None else ~missing_rows(labels)
-    truth = np.asarray([] if labels is None else labels, dtype=object)[kept[: 0 if labels is None else None]].astype(
-        str
-    )
-    if num_domains is None:
-        num_domains = max(2, len(np.unique(truth))) if kept.any() else min(7, max(2, len(rows) // 5))
-    if not 2 <= num_domains < len(rows):
-        raise ValueError(
-            f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
-        )
-    if method == "kmeans":
-        domains = KMeans(num_domains, n_init=10, random_state=seed).fit_predict(rows)
-    else:
-        domains = _leiden(rows, resolution, seed)
-    result = {"num_domains": float(len(np.unique(domains))), **_shape_scores(rows, domains, "")}
-    neighbours = spot_neighbours(xy, names)
-    result["smoothness"] = smoothness(domains, neighbours)
-    result["smoothness_shuffled"] = smoothness(domains[permutation_within(names, seed)], neighbours)
-    if len(np.unique(truth)) > 1:
-        result["ari"] = float(adjusted_rand_score(truth, domains[kept]))
-        result["nmi"] = float(normalized_mutual_info_score(truth, domains[kept]))
-        result |= _shape_scores(rows[kept], truth, "label_")
-    return result, domains.astype(np.int64)
+    domains = _clusters(rows, labels, method, num_domains, resolution, seed)
+    return _scored(rows, domains, labels, names, spot_neighbours(xy, names), seed)[0], domains
 
 
 def _standardised(features: ArrayLike) -> np.ndarray:
@@ -132,51 +109,88 @@ def _standardised(features: ArrayLike) -> np.ndarray:
     return centred / scale
 
 
-def domain_statistics(
-    features: np.ndarray,
-    positions: np.ndarray,
-    slides: np.ndarray,
+def _clusters(
+    rows: np.ndarray,
     labels: Sequence[str | None] | np.ndarray | None,
+    method: str,
+    num_domains: int | None = None,
+    resolution: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the domain of each spot (spots,) int64; arguments are those of `spatial_domains`, the features standardised."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}. Choose one of them.")
+    if num_domains is None:
+        known = set() if labels is None else {str(label) for label in np.asarray(labels, object)[~missing_rows(labels)]}
+        num_domains = max(2, len(known)) if known else min(7, max(2, len(rows) // 5))
+    if not 2 <= num_domains < len(rows):
+        raise ValueError(
+            f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
+        )
+    if method == "leiden":
+        return _leiden(rows, resolution, seed)
+    return KMeans(num_domains, n_init=10, random_state=seed).fit_predict(rows).astype(np.int64)
+
+
+def _scored(
+    rows: np.ndarray,
     domains: np.ndarray,
-) -> dict[str, Statistic]:
-    """Return the scores of `spatial_domains` as functions of resampled spots, the clusters being what they are."""
-    features = _standardised(features)
-    neighbours = spot_neighbours(positions, np.asarray(slides).astype(str))
+    labels: Sequence[str | None] | np.ndarray | None,
+    slides: np.ndarray,
+    neighbours: np.ndarray,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Statistic]]:
+    """Return the numbers of `spatial_domains`, and some as functions of resampled spots, the clusters being what they are."""
     there = (neighbours >= 0).sum(axis=1)
-    result: dict[str, Statistic] = {
-        "smoothness": mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)
+    smooth = mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)
+    statistics: dict[str, Statistic] = {"smoothness": smooth}
+    scores = {
+        "num_domains": float(len(np.unique(domains))),
+        "smoothness": smoothness(domains, neighbours),
+        "smoothness_shuffled": smoothness(domains[permutation_within(slides, seed)], neighbours),
     }
     for prefix, kept, groups in _partitions(labels, domains):
-        if 2 <= len(np.unique(groups)) < len(groups) <= MAX_SILHOUETTE:
-            values = np.full(len(features), np.nan)
-            with sklearn.config_context(working_memory=_DISTANCES_MIB):
-                values[kept] = silhouette_samples(features[kept], groups)
-            result[f"{prefix}silhouette"] = mean_statistic(values)
-        if prefix and len(np.unique(groups)) > 1:
-            result["ari"] = on_known(rand_statistic(groups, domains[kept]), kept)
-    return result
+        number = len(np.unique(groups))
+        if prefix and number > 1:
+            scores["ari"] = float(adjusted_rand_score(groups, domains[kept]))
+            scores["nmi"] = float(normalized_mutual_info_score(groups, domains[kept]))
+            statistics["ari"] = on_known(rand_statistic(groups, domains[kept]), kept)
+        if not 2 <= number < len(groups):  # one group, or one spot each: the shape of groups is undefined
+            continue
+        scores[f"{prefix}calinski_harabasz"] = float(calinski_harabasz_score(rows[kept], groups))
+        scores[f"{prefix}davies_bouldin"] = float(davies_bouldin_score(rows[kept], groups))
+        with sklearn.config_context(working_memory=_DISTANCES_MIB):
+            if len(groups) > MAX_SILHOUETTE:
+                silhouette = silhouette_score(rows[kept], groups, sample_size=MAX_SILHOUETTE, random_state=0)
+            else:
+                by_spot = np.full(len(rows), np.nan)
+                by_spot[kept] = silhouette_samples(rows[kept], groups)
+                silhouette, statistics[f"{prefix}silhouette"] = by_spot[kept].mean(), mean_statistic(by_spot)
+        scores[f"{prefix}silhouette"] = float(silhouette)
+    return scores, statistics
 
 
-def centred_intervals(
-    features: np.ndarray, labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray, bootstrap: Bootstrap
+def _centred_intervals(
+    rows: np.ndarray,
+    domains: np.ndarray,
+    labels: Sequence[str | None] | np.ndarray | None,
+    scores: Mapping[str, float],
+    bootstrap: Bootstrap,
 ) -> dict[str, dict[str, Any]]:
     """Return intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
 
     These three are biased in resamples: copies of a spot lie in one place, so that groups look tighter and purer.
     """
-    result, features = {}, _standardised(features)
+    result = {}
     for prefix, kept, groups in _partitions(labels, domains):
-        here = _restricted(bootstrap, kept)
-        values = _dispersion_scores(features[kept], groups, prefix)
-        resampled = {}
-        if values:
-            draws = dispersion_draws(features[kept], groups, here)
-            resampled = {prefix + name: values_of for name, values_of in draws.items()}
-        if prefix and len(np.unique(groups)) > 1:
-            statistic = information_statistic(groups, domains[kept])
-            values["nmi"], resampled["nmi"] = statistic(np.arange(len(groups))), here.resampled(statistic)
+        here, resampled = _restricted(bootstrap, kept), {}
+        if f"{prefix}calinski_harabasz" in scores:
+            draws = dispersion_draws(rows[kept], groups, here)
+            resampled = {prefix + name: values for name, values in draws.items()}
+        if prefix and "nmi" in scores:
+            resampled["nmi"] = here.resampled(information_statistic(groups, domains[kept]))
         for name, drawn in resampled.items():
-            result[name] = here.interval_of(values[name], drawn - np.nanmean(drawn) + values[name])
+            result[name] = here.interval_of(scores[name], drawn - np.nanmean(drawn) + scores[name])
     return result
 
 
@@ -226,27 +240,6 @@ def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     return ((domains[neighbours] == domains[:, None]) & (neighbours >= 0)).sum(axis=1)
 
 
-def _shape_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
-    """Return silhouette, Calinski-Harabasz and Davies-Bouldin; empty where they are undefined (one group, or one spot each)."""
-    scores = _dispersion_scores(rows, groups, prefix)
-    if not scores:
-        return {}
-    sample = MAX_SILHOUETTE if len(rows) > MAX_SILHOUETTE else None
-    with sklearn.config_context(working_memory=_DISTANCES_MIB):
-        silhouette = float(silhouette_score(rows, groups, sample_size=sample, random_state=0))
-    return {f"{prefix}silhouette": silhouette, **scores}
-
-
-def _dispersion_scores(rows: np.ndarray, groups: np.ndarray, prefix: str) -> dict[str, float]:
-    """Return Calinski-Harabasz and Davies-Bouldin, which need no distances between spots; empty where they are undefined."""
-    if not 2 <= len(np.unique(groups)) < len(rows):
-        return {}
-    return {
-        f"{prefix}calinski_harabasz": float(calinski_harabasz_score(rows, groups)),
-        f"{prefix}davies_bouldin": float(davies_bouldin_score(rows, groups)),
-    }
-
-
 def _leiden(rows: np.ndarray, resolution: float, seed: int) -> np.ndarray:
     advice = (
         "method='leiden' needs igraph and leidenalg, which are not installed. Run `pip install 'delst-hf[leiden]'`, or use "
@@ -261,23 +254,24 @@ def _leiden(rows: np.ndarray, resolution: float, seed: int) -> np.ndarray:
         resolution_parameter=resolution,
         seed=seed,
     )
-    return np.array(partition.membership)
+    return np.array(partition.membership, dtype=np.int64)
 
 
 def run(findings: Findings) -> None:
     """Score clusters of every arm's test spots against labels and against the layout of the tissue."""
     spots, rows, method = findings.spots, findings.test_rows, findings.evaluation.domain_method
     labels = spots.labels[rows] if spots.labelled else None
-    arrays = (spots.positions[rows], spots.slides[rows])
+    slides = spots.slides[rows]
+    neighbours = spot_neighbours(spots.positions[rows], slides)
     arms = list(findings.arms.values())
     if findings.space is not None:
         space = findings.space
         arms.append(Arm(f"{space.name} gene embedding", [space.tangent(space.gene)], own=True))
     for arm in arms:
-        values = np.asarray(arm.features[rows], dtype=np.float64)
-        scores, answer = spatial_domains(values, *arrays, labels, method=method, seed=findings.seed)
-        statistics = domain_statistics(values, *arrays, labels, answer)
-        intervals = centred_intervals(values, labels, answer, findings.bootstrap(rows))
+        values = _standardised(arm.features[rows])
+        answer = _clusters(values, labels, method, seed=findings.seed)
+        scores, statistics = _scored(values, answer, labels, slides, neighbours, findings.seed)
+        intervals = _centred_intervals(values, answer, labels, scores, findings.bootstrap(rows))
         findings.add("domains", arm.name, scores, statistics, rows, intervals=intervals, own=arm.own, method=method)
         if arm.name == findings.own[-1]:
             findings.keep("domain", rows, np.array([f"domain {number + 1}" for number in answer], dtype=object))

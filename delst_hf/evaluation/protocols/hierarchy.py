@@ -109,8 +109,9 @@ def hierarchy_report(
     genes, counts = np.asarray(num_genes, dtype=float), np.asarray(total_counts, dtype=float)
     cone: dict[str, Any] = {"parent": parent, "min_radius": min_radius, "aperture_scale": aperture_scale}
     if statistics is None:
-        levels = {"num_genes": genes, "total_counts": counts, "slides": names, "labels": labels}
-        statistics = hierarchy_statistics(image, gene, curvature, **levels, **cone)
+        statistics = hierarchy_statistics(
+            image, gene, curvature, num_genes=genes, total_counts=counts, slides=names, labels=labels, **cone
+        )
     everyone = np.arange(len(image))
     result = {name: statistic(everyone) for name, statistic in statistics.items()}
     # In float32, as the log of a training tells them.
@@ -277,13 +278,22 @@ def run(findings: Findings) -> None:
         if len(rows) < 3:
             findings.skip("hierarchy", f"slide {slide} has {len(rows)} spots")
             continue
-        arrays: dict[str, Any] = {"num_genes": genes[rows], "total_counts": totals[rows], "slides": spots.slides[rows]}
-        options: dict[str, Any] = {"labels": spots.labels[rows], "parent": space.parent, "min_radius": space.min_radius}
-        options["aperture_scale"] = space.aperture_scale
-        embeds = space.image[rows], space.gene[rows], float(space.curvature)  # type: ignore[arg-type]
-        statistics = hierarchy_statistics(*embeds, **arrays, **options)
-        options |= {"curvature_bounds": space.curvature_bounds, "seed": findings.seed, "statistics": statistics}
-        scores = hierarchy_report(*embeds, **arrays, **options)
+        given: dict[str, Any] = {
+            "image_embeds": space.image[rows],
+            "gene_embeds": space.gene[rows],
+            "curvature": float(space.curvature),  # type: ignore[arg-type]
+            "num_genes": genes[rows],
+            "total_counts": totals[rows],
+            "slides": spots.slides[rows],
+            "labels": spots.labels[rows],
+            "parent": space.parent,
+            "min_radius": space.min_radius,
+            "aperture_scale": space.aperture_scale,
+        }
+        statistics = hierarchy_statistics(**given)
+        scores = hierarchy_report(
+            **given, curvature_bounds=space.curvature_bounds, seed=findings.seed, statistics=statistics
+        )
         if slide is None:
             findings.add("hierarchy", space.name, scores, statistics, rows, own=True)
         else:

@@ -1,8 +1,5 @@
 """Expression by retrieval: that of the training spots whose gene embeddings lie nearest to an image (BLEEP's way)."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -10,7 +7,7 @@ from ..expression import gene_pearson
 from ..findings import Findings
 from ..neighbours import most_similar
 from ..predicted_genes import most_variable_genes
-from ..preparation import finite_matrix, group_names
+from ..preparation import finite_matrix
 from ..resampled import pearson_statistic
 from ..retrieval import as_inner_product
 from . import Protocol
@@ -62,23 +59,6 @@ def impute_by_retrieval(
     return predicted
 
 
-def imputation_scores(
-    predicted: ArrayLike, measured: ArrayLike, slides: Sequence[Any] | np.ndarray | None = None
-) -> dict[str, float]:
-    """Return the mean gene-wise Pearson of imputed expression, pooled and, with `slides`, within slide.
-
-    1 is perfect, 0 is chance.
-    """
-    first, second = finite_matrix(predicted, "predicted"), finite_matrix(measured, "measured")
-    scores = gene_pearson(first, second)
-    result = {"imputation_pearson": float(np.nanmean(scores)), "num_genes": float((~np.isnan(scores)).sum())}
-    if slides is not None:
-        names = group_names(slides, len(first), "slides")
-        by_slide = [gene_pearson(first[names == name], second[names == name]) for name in np.unique(names)]
-        result["imputation_pearson_within"] = float(np.mean([np.nanmean(values) for values in by_slide]))
-    return result
-
-
 def run(findings: Findings) -> None:
     """Score the expression of test images as that of the nearest spots' genes, beside shuffled pairs."""
     space, spots, rows = findings.need_space(), findings.spots, findings.test_rows
@@ -94,13 +74,13 @@ def run(findings: Findings) -> None:
             predicted[scored] = impute_by_retrieval(
                 space.image[scored], space.gene[fit], known, space.geometry, space.curvature, NEIGHBOURS
             )
-        scores = imputation_scores(predicted[rows], expression[rows], spots.slides[rows])
-        one = np.zeros(len(rows))
+        both = predicted[rows], expression[rows]
         statistics = {
-            "imputation_pearson": pearson_statistic(predicted[rows], expression[rows], one),
-            "imputation_pearson_within": pearson_statistic(predicted[rows], expression[rows], spots.slides[rows]),
+            "imputation_pearson": pearson_statistic(*both, np.zeros(len(rows))),
+            "imputation_pearson_within": pearson_statistic(*both, spots.slides[rows]),
         }
-        findings.add("imputation", arm, scores, statistics, rows, own=not shuffle, control=shuffle)
+        varying = {"num_genes": float(np.isfinite(gene_pearson(*both)).sum())}
+        findings.add("imputation", arm, varying, statistics, rows, own=not shuffle, control=shuffle)
 
 
 PROTOCOL = Protocol(

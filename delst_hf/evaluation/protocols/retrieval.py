@@ -7,7 +7,7 @@ import numpy as np
 
 from ..findings import Findings
 from ..resampled import mean_statistic, median_statistic, within_slides
-from ..retrieval import retrieval_scores, sampled_queries, summary
+from ..retrieval import retrieval_scores, sampled_queries
 from ..uncertainty import Statistic
 from . import Protocol
 
@@ -28,9 +28,9 @@ def run(findings: Findings) -> None:
                 "image_to_gene": _scores(image, targets, pools, queries, findings),
                 "gene_to_image": _scores(targets, image, pools, queries, findings),
             }
-            metrics, statistics = _both_ways(ways, None if pools is None else slides[queries])
-            metrics |= _chance(slides, pools, queries)
-            findings.add("retrieval", arm, metrics, statistics, rows[queries], variant=variant, **facts)
+            statistics = _statistics(ways, None if pools is None else slides[queries])
+            chance = _chance(slides, pools, queries)
+            findings.add("retrieval", arm, chance, statistics, rows[queries], variant=variant, **facts)
             if pools is None and not shuffled:
                 for name, scores in ways.items():
                     findings.keep(f"rank:{name}", rows[queries], scores["rank"])
@@ -38,21 +38,24 @@ def run(findings: Findings) -> None:
         for slide in names if len(names) > 1 else ():
             here = slides[queries] == slide
             part = {name: {key: values[here] for key, values in scores.items()} for name, scores in ways.items()}
-            metrics = _both_ways(part, None)[0] | _chance(slides, slides, queries[here])
+            everyone = np.arange(here.sum())
+            metrics = {key: statistic(everyone) for key, statistic in _statistics(part, None).items()}
+            metrics |= _chance(slides, slides, queries[here])
             findings.add("retrieval", arm, metrics, variant="within", slide=str(slide), **facts)
 
 
-def _both_ways(
-    ways: Mapping[str, Mapping[str, np.ndarray]], pools: np.ndarray | None
-) -> tuple[dict[str, float], dict[str, Statistic]]:
-    """Return metrics of both directions, and each as a function of resampled queries."""
-    metrics: dict[str, float] = {}
-    statistics: dict[str, Statistic] = {}
+def _statistics(ways: Mapping[str, Mapping[str, np.ndarray]], pools: np.ndarray | None) -> dict[str, Statistic]:
+    """Return the metrics of both directions, each as a function of resampled queries.
+
+    The median within slides is the mean of their medians.
+    """
+    result: dict[str, Statistic] = {}
     for name, scores in ways.items():
-        numbers, functions = _by_query(scores, pools)
-        metrics |= {f"{name}_{key}": value for key, value in numbers.items()}
-        statistics |= {f"{name}_{key}": value for key, value in functions.items()}
-    return metrics, statistics
+        means = {"mean_rank": scores["rank"], **{key: scores[key] for key in (*SCORED_BY_RANK, "mrr")}}
+        result |= {f"{name}_{key}": mean_statistic(values) for key, values in means.items()}
+        median = median_statistic(scores["rank"])
+        result[f"{name}_median_rank"] = median if pools is None else within_slides(median, pools)
+    return result
 
 
 def _scores(
@@ -71,18 +74,6 @@ def _scores(
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     order = np.argsort(joined["query"])
     return {key: values[order][queries] for key, values in joined.items()}
-
-
-def _by_query(
-    scores: Mapping[str, np.ndarray], pools: np.ndarray | None
-) -> tuple[dict[str, float], dict[str, Statistic]]:
-    """Return metrics, and each as a function of resampled queries; the median within slides is the mean of their medians."""
-    statistics: dict[str, Statistic] = {key: mean_statistic(scores[key]) for key in (*SCORED_BY_RANK, "mrr")}
-    statistics["mean_rank"] = mean_statistic(scores["rank"])
-    median = median_statistic(scores["rank"])
-    statistics["median_rank"] = median if pools is None else within_slides(median, pools)
-    everyone = np.arange(len(scores["rank"]))
-    return {**summary(scores), "median_rank": statistics["median_rank"](everyone)}, statistics
 
 
 def _chance(slides: np.ndarray, pools: np.ndarray | None, queries: np.ndarray) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ...model.feature_extraction_delst import log_normalize
 from ..evidence import Spots
 from ..findings import Findings
 from ..preparation import finite_matrix, missing_rows
-from ..resampled import auroc_statistic, region_auroc
+from ..resampled import auroc_statistic
 from ..retrieval import as_inner_product
 from . import Protocol
 
@@ -230,24 +230,19 @@ def run(findings: Findings) -> None:
     if not space.signatures:
         raise ValueError("no signature was given and no training spot has a label")
     known = np.flatnonzero(spots.test & ~missing_rows(spots.labels))
+    truth = spots.labels[known]
+    labels = np.unique(truth.astype(str)).tolist()
     for name, embeds in space.signatures.items():
         scores = signature_map(embeds[None], space.image, space.geometry, space.curvature, space.mean_profile)[:, 0]
         findings.keep(f"signature:{name}", findings.test_rows, scores[findings.test_rows])
-        if not len(known):
+        if len(labels) < 2:
             continue
-        by_label = region_auroc(scores[known], spots.labels[known])
-        metrics = {f"auroc_of_{label}": value for label, value in by_label.items()}
+        statistics = {f"auroc_of_{label}": auroc_statistic(scores[known], truth, label) for label in labels}
         region = space.regions.get(name)
-        wanted = {label: f"auroc_of_{label}" for label in by_label}
-        if region in by_label:
-            metrics["auroc"], wanted[""] = by_label[region], "auroc"  # type: ignore[index]
-        statistics = {
-            key: auroc_statistic(scores[known], spots.labels[known], label or str(region))
-            for label, key in wanted.items()
-        }
-        if metrics:
-            facts: dict[str, Any] = {"region": region, "genes": space.gene_shares.get(name)}
-            findings.add("signatures", name, metrics, statistics, known, own=True, **facts)
+        if region in labels:
+            statistics["auroc"] = statistics[f"auroc_of_{region}"]
+        facts: dict[str, Any] = {"region": region, "genes": space.gene_shares.get(name)}
+        findings.add("signatures", name, {}, statistics, known, own=True, **facts)
 
 
 PROTOCOL = Protocol(
