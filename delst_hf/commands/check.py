@@ -101,6 +101,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     Raises:
         ValueError: no format, several, or one that needs an option that was not given.
     """
+    from ..data.files import visible
     from ..data.readers.recognise import is_of_places, recognise
 
     if place is None:
@@ -117,9 +118,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
             f"--format st --counts FILE --spots {shlex.quote(str(place))} --image FILE."
         )
     if not candidates:
-        there = (
-            [path.name for path in sorted(place.iterdir()) if not path.name.startswith(".")] if place.is_dir() else []
-        )
+        there = [path.name for path in visible(place)]
         packed = zipped([str(place), *there])
         raise ValueError(
             f"the format of {place} is not told by what lies there ({', '.join(there[:10]) or 'one file'}). "

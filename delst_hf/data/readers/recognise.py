@@ -5,11 +5,11 @@ asked, so a place that could be two things is found to be so.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import open_packed
+from ..files import open_packed, visible
 from .deposit import samples
 from .visium_cells import CELLS, NUCLEI
 
@@ -56,7 +56,7 @@ def recognise(place: str | Path) -> list[Candidate]:
     found = _ask(place)
     if found or not place.is_dir():
         return found
-    within = [candidate for inner in _entries(place) for candidate in _ask(inner)]
+    within = [candidate for inner in visible(place) for candidate in _ask(inner)]
     # An image beside tables is the image of their slide, not a slide of its own.
     if _named(place, _TABLES) or any(candidate.format != "image" for candidate in within):
         within = [candidate for candidate in within if candidate.format != "image"]
@@ -93,7 +93,7 @@ def lone_counts(place: Path) -> Path | None:
         place: a table, a matrix of HDF5 or mtx, the folder of the three files of an mtx, or a folder with one of these alone.
     """
     if place.is_dir():
-        there = _entries(place)
+        there = visible(place)
         if _named(place, _MTX) and all(any(word in path.name for word in _PARTS_OF_MTX) for path in there):
             return place
         alone = len(there) == 1 and there[0].is_file()
@@ -117,96 +117,86 @@ def is_of_places(table: Path) -> bool:
 
 
 def _ask(place: Path) -> list[Candidate]:
-    found = [candidate for recogniser in _RECOGNISERS if (candidate := recogniser(place)) is not None]
-    return [*found, *_st(place), *([] if found else _deposit(place))]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return what lies in a folder, sorted, without hidden files."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    found = [candidate for recogniser in _RECOGNISERS for candidate in recogniser(place)]
+    return found or list(_deposit(place))
 
 
 def _named(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     ends = tuple(suffix.lower() for suffix in suffixes)
-    return [path for path in _entries(folder) if path.is_file() and path.name.lower().endswith(ends)]
+    return [path for path in visible(folder) if path.is_file() and path.name.lower().endswith(ends)]
 
 
 def _outs(place: Path) -> Iterable[Path]:
     return (folder for folder in (place, place / "outs") if folder.is_dir())
 
 
-def _visium(place: Path) -> Candidate | None:
+def _visium(place: Path) -> Iterator[Candidate]:
     for folder in _outs(place):
         matrix = [*folder.glob("*filtered_feature_bc_matrix.h5"), *folder.glob("*filtered_feature_bc_matrix")]
-        of_hd = (
-            folder.name.startswith("square_")
-            or (folder / "binned_outputs").is_dir()
-            or (folder / "segmented_outputs").is_dir()
-        )
+        parts_of_hd = [name for name in ("binned_outputs", "segmented_outputs") if (folder / name).is_dir()]
+        of_hd = folder.name.startswith("square_") or parts_of_hd
         if (folder / "spatial").is_dir() and matrix and not of_hd:
-            return Candidate("visium", (str(place),), "spatial/ and a filtered_feature_bc_matrix")
-    return None
+            yield Candidate("visium", (str(place),), "spatial/ and a filtered_feature_bc_matrix")
+            return
 
 
-def _deposit(place: Path) -> list[Candidate]:
+def _deposit(place: Path) -> Iterator[Candidate]:
     """Give each sample of a deposit of Visium slides, in a folder or an archive, by the beginning of its files."""
     found = samples(place)
     why = "files as public archives hand out the outs of Space Ranger"
-    if len(found) < 2:
-        return [Candidate("visium", (str(place),), why) for _ in found]
-    return [Candidate("visium", (str(place), "--prefix", one), f"sample {one}: {why}") for one in found if one]
+    if len(found) == 1:
+        yield Candidate("visium", (str(place),), why)
+    else:
+        for one in filter(None, found):
+            yield Candidate("visium", (str(place), "--prefix", one), f"sample {one}: {why}")
 
 
-def _visium_hd(place: Path) -> Candidate | None:
+def _visium_hd(place: Path) -> Iterator[Candidate]:
     for folder in _outs(place):
         bins = sorted({path.name for root in (folder / "binned_outputs", folder) for path in root.glob("square_*um")})
         segmented = [
             one for one in (folder / "segmented_outputs", folder) if (one / CELLS).is_file() or (one / NUCLEI).is_file()
         ]
         if folder.name.startswith("square_") and (folder / "spatial").is_dir():
-            return Candidate(
-                "visium-hd", (str(place), "--bin-um", str(int(folder.name[7:-2]))), f"one bin size, {folder.name}"
-            )
+            side = str(int(folder.name[7:-2]))
+            yield Candidate("visium-hd", (str(place), "--bin-um", side), f"one bin size, {folder.name}")
+            return
         if bins:
             sizes = [int(name[7:-2]) for name in bins]
             chosen = 8 if 8 in sizes else max(sizes)
             others = [f"--bin-um {size}" for size in sizes if size != chosen] + ["--unit cell"] * bool(segmented)
-            return Candidate(
-                "visium-hd", (str(place), "--bin-um", str(chosen)), f"bins of {', '.join(bins)}", also=", ".join(others)
-            )
+            why, also = f"bins of {', '.join(bins)}", ", ".join(others)
+            yield Candidate("visium-hd", (str(place), "--bin-um", str(chosen)), why, also=also)
+            return
         if segmented:
-            return Candidate("visium-hd", (str(place), "--unit", "cell"), f"segmented cells in {segmented[0].name}")
-    return None
+            yield Candidate("visium-hd", (str(place), "--unit", "cell"), f"segmented cells in {segmented[0].name}")
+            return
 
 
-def _her2st(place: Path) -> Candidate | None:
+def _her2st(place: Path) -> Iterator[Candidate]:
     folder = place / "data" if (place / "data").is_dir() else place
     needed = ("ST-cnts", "ST-spotfiles", "ST-imgs")
     if all((folder / name).is_dir() for name in needed):
-        return Candidate("her2st", (str(place),), ", ".join(f"{name}/" for name in needed))
-    return None
+        yield Candidate("her2st", (str(place),), ", ".join(f"{name}/" for name in needed))
 
 
-def _st(place: Path) -> list[Candidate]:
+def _st(place: Path) -> Iterator[Candidate]:
     """Give each table of the spot detector the one other table and the one image of its name, or of the folder."""
     headers = {path: _header(path) for path in _named(place, _TABLES)}
     tables = [path for path, header in headers.items() if {"x", "y", "pixel_x", "pixel_y"} <= header]
     counts = [path for path, header in headers.items() if path not in tables and len(header) > 20]
     images = _named(place, _IMAGES)
-    found = []
     for spots in tables:
-        own = [[path for path in paths if len(tables) == 1 or _stem(path) in spots.name] for paths in (counts, images)]
+        own = [
+            [path for path in paths if len(tables) == 1 or path.name.split(".")[0] in spots.name]
+            for paths in (counts, images)
+        ]
         if all(len(paths) == 1 for paths in own):
             arguments = ("--counts", str(own[0][0]), "--spots", str(spots), "--image", str(own[1][0]))
-            found.append(Candidate("st", arguments, f"{spots.name} has pixel_x and pixel_y"))
-    return found
+            yield Candidate("st", arguments, f"{spots.name} has pixel_x and pixel_y")
 
 
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0]
-
-
-def _table(place: Path) -> Candidate | None:
+def _table(place: Path) -> Iterator[Candidate]:
     """Return a table of coordinates, counts and an image, one of each."""
     headers = {path: {name.lower() for name in _header(path)} for path in _named(place, _TABLES)}
     coordinates = [path for path, header in headers.items() if {"x", "y"} <= header and "pixel_x" not in header]
@@ -215,85 +205,78 @@ def _table(place: Path) -> Candidate | None:
     images = _named(place, _IMAGES)
     if len(coordinates) == len(counts) == len(images) == 1:
         arguments = ("--counts", str(counts[0]), "--coordinates", str(coordinates[0]), "--image", str(images[0]))
-        return Candidate("table", arguments, "a table with x and y, counts and one image")
-    return None
+        yield Candidate("table", arguments, "a table with x and y, counts and one image")
 
 
-def _cosmx(place: Path) -> Candidate | None:
+def _cosmx(place: Path) -> Iterator[Candidate]:
     return _cells_of_tables(place, "exprMat_file.csv", "metadata_file.csv", "CosMx", (
         "--barcode-column", "fov,cell_ID", "--x-column", "CenterX_global_px", "--y-column", "CenterY_global_px",
     ))  # fmt: skip
 
 
-def _merscope(place: Path) -> Candidate | None:
+def _merscope(place: Path) -> Iterator[Candidate]:
     return _cells_of_tables(place, "cell_by_gene.csv", "cell_metadata.csv", "MERSCOPE", (
         "--x-column", "center_x", "--y-column", "center_y",
     ))  # fmt: skip
 
 
-def _cells_of_tables(place: Path, counts: str, cells: str, name: str, columns: tuple[str, ...]) -> Candidate | None:
+def _cells_of_tables(place: Path, counts: str, cells: str, name: str, columns: tuple[str, ...]) -> Iterator[Candidate]:
     """Find the two tables of a platform that images molecules, whose own images are fluorescence."""
     found = [_named(place, (suffix, f"{suffix}.gz")) for suffix in (counts, cells)]
-    if not all(len(paths) == 1 for paths in found):
-        return None
-    arguments = ("--counts", str(found[0][0]), "--coordinates", str(found[1][0]), *columns, "--technology", name)
-    return Candidate("table", arguments, f"{name}: {found[0][0].name} and {found[1][0].name}",
-                     missing="--image FILE, the H&E image, with --transform CSV or --scale and --mpp")  # fmt: skip
+    if all(len(paths) == 1 for paths in found):
+        arguments = ("--counts", str(found[0][0]), "--coordinates", str(found[1][0]), *columns, "--technology", name)
+        yield Candidate("table", arguments, f"{name}: {found[0][0].name} and {found[1][0].name}",
+                        missing="--image FILE, the H&E image, with --transform CSV or --scale and --mpp")  # fmt: skip
 
 
-def _anndata(place: Path) -> Candidate | None:
+def _anndata(place: Path) -> Iterator[Candidate]:
     if place.is_file() and place.suffix == ".h5ad":
-        return Candidate("anndata", (str(place),), "an .h5ad file")
-    if place.suffix == ".zarr" and _zarr_attributes(place).get("encoding-type") == "anndata":
-        return Candidate("anndata", (str(place),), "a .zarr folder that says it is an AnnData")
-    return None
+        yield Candidate("anndata", (str(place),), "an .h5ad file")
+    elif place.suffix == ".zarr" and _zarr_attributes(place).get("encoding-type") == "anndata":
+        yield Candidate("anndata", (str(place),), "a .zarr folder that says it is an AnnData")
 
 
-def _spatialdata(place: Path) -> Candidate | None:
-    if not place.is_dir() or _zarr_attributes(place).get("encoding-type") == "anndata":
-        return None
-    elements = [name for name in ("tables", "table", "shapes", "labels", "images", "points") if (place / name).is_dir()]
-    stated = "spatialdata_attrs" in _zarr_attributes(place)
-    if stated or (place.suffix == ".zarr" and {"tables", "table"} & set(elements)):
-        return Candidate("spatialdata", (str(place),), f"a .zarr folder with {', '.join(elements)}")
-    return None
+def _spatialdata(place: Path) -> Iterator[Candidate]:
+    told = _zarr_attributes(place)
+    if place.is_dir() and told.get("encoding-type") != "anndata":
+        parts = ("tables", "table", "shapes", "labels", "images", "points")
+        elements = [name for name in parts if (place / name).is_dir()]
+        if "spatialdata_attrs" in told or (place.suffix == ".zarr" and {"tables", "table"} & set(elements)):
+            yield Candidate("spatialdata", (str(place),), f"a .zarr folder with {', '.join(elements)}")
 
 
-def _hest(place: Path) -> Candidate | None:
+def _hest(place: Path) -> Iterator[Candidate]:
     if any((place / "st").glob("*.h5ad")) and ((place / "wsis").is_dir() or (place / "patches").is_dir()):
-        return Candidate("hest", (str(place),), "st/*.h5ad with wsis/ or patches/")
-    return None
+        yield Candidate("hest", (str(place),), "st/*.h5ad with wsis/ or patches/")
 
 
-def _stimage(place: Path) -> Candidate | None:
-    for folder in (place / "ST", place / "Visium", place / "VisiumHD", place):
-        if all((folder / name).is_dir() for name in ("coord", "gene_exp", "image")):
-            return Candidate("stimage", (str(place),), "coord/, gene_exp/ and image/")
-    return None
+def _stimage(place: Path) -> Iterator[Candidate]:
+    folders = (place / "ST", place / "Visium", place / "VisiumHD", place)
+    if any(all((folder / name).is_dir() for name in ("coord", "gene_exp", "image")) for folder in folders):
+        yield Candidate("stimage", (str(place),), "coord/, gene_exp/ and image/")
 
 
-def _xenium(place: Path) -> Candidate | None:
+def _xenium(place: Path) -> Iterator[Candidate]:
     transcripts = [
         name for name in ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv") if (place / name).is_file()
     ]
     cells = [name for name in ("cells.parquet", "cells.csv.gz", "cells.csv") if (place / name).is_file()]
     if not (transcripts or (cells and any(place.glob("cell_feature_matrix*")))):
-        return None
+        return
     arguments: tuple[str, ...] = (str(place),) if transcripts else (str(place), "--unit", "cell")
     images, matrices = _named(place, ("he_image.ome.tif", "he_image.tif")), _named(place, ("he_imagealignment.csv",))
     if len(images) == 1:
         arguments += ("--image", str(images[0]))
     if len(images) == len(matrices) == 1:
         arguments += ("--alignment", str(matrices[0]))
-    return Candidate("xenium", arguments, " and ".join([*transcripts[:1], *cells[:1]]),
-                     missing="" if len(images) == 1 else "--image FILE, the H&E image",
-                     also="--unit cell" if transcripts and cells else "")  # fmt: skip
+    yield Candidate("xenium", arguments, " and ".join([*transcripts[:1], *cells[:1]]),
+                    missing="" if len(images) == 1 else "--image FILE, the H&E image",
+                    also="--unit cell" if transcripts and cells else "")  # fmt: skip
 
 
-def _image(place: Path) -> Candidate | None:
+def _image(place: Path) -> Iterator[Candidate]:
     if place.is_file() and place.name.lower().endswith(_IMAGES):
-        return Candidate("image", (str(place),), "an image without counts")
-    return None
+        yield Candidate("image", (str(place),), "an image without counts")
 
 
 def _header(path: Path) -> set[str]:
@@ -327,6 +310,6 @@ def _zarr_attributes(folder: Path) -> dict[str, object]:
 
 # Formats whose command takes several sources.
 _SEVERAL = ("visium", "visium-hd", "anndata", "image")
-_RECOGNISERS: tuple[Callable[[Path], Candidate | None], ...] = (
-    _visium, _visium_hd, _her2st, _table, _cosmx, _merscope, _anndata, _spatialdata, _hest, _stimage, _xenium, _image,
+_RECOGNISERS: tuple[Callable[[Path], Iterator[Candidate]], ...] = (
+    _visium, _visium_hd, _her2st, _table, _cosmx, _merscope, _anndata, _spatialdata, _hest, _stimage, _xenium, _image, _st,
 )  # fmt: skip
