@@ -65,7 +65,6 @@ class Lattice:
         pitch_px: Distance of nearest neighbours in pixels.
         steps_px: The two shortest steps from spot to spot in pixels (2,).
         angle: Between them, in degrees, 60 to 90.
-        by_index: Whether array positions took part, so that missing spots and few spots do not matter.
         places: From the first to the last spot along each of the two steps, both counted.
     """
 
@@ -73,7 +72,6 @@ class Lattice:
     pitch_px: float
     steps_px: tuple[float, float]
     angle: float
-    by_index: bool
     places: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
@@ -87,9 +85,9 @@ class Lattice:
         return f"{plural} of {self.pitch_px:.1f} px{places}"
 
 
-def bins(side_um: float, name: str = "Visium HD") -> SpotArray:
-    """Return square bins without gaps, of Visium HD or of a grid."""
-    return SpotArray(name, "square", side_um, side_um, (side_um,))
+def bins(side_um: float) -> SpotArray:
+    """Return the square bins without gaps of Visium HD."""
+    return SpotArray("Visium HD", "square", side_um, side_um, (side_um,))
 
 
 def arrays_named(technology: str, bin_um: float | None = None) -> tuple[SpotArray, ...]:
@@ -149,7 +147,7 @@ def measure_lattice(pixels: np.ndarray, array: np.ndarray | None = None) -> Latt
             if found is not None and found.kind != "unknown":
                 return found
     basis = _neighbour_steps(pixels)
-    return None if basis is None else _described(basis, pixels, by_index=False)
+    return None if basis is None else _described(basis, pixels)
 
 
 def index_steps(array: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
@@ -218,7 +216,7 @@ def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
     basis = _index_basis(np.rint(array[some] - array[some[0]]).astype(np.int64))
     if basis is None:
         return None
-    lattice = _described(basis @ steps, array @ steps, by_index=True)
+    lattice = _described(basis @ steps, array @ steps)
     every_second = abs(round(np.linalg.det(basis))) % 4 == 2 and len(array) >= _ENOUGH_FOR_PARITY
     if lattice.kind == "square" and every_second:  # by its angle alone it would be squares turned by 45 degrees
         return replace(lattice, kind="checkerboard", pitch_px=float(np.sqrt(lattice.steps_px[0] * lattice.steps_px[1])))
@@ -305,7 +303,7 @@ def _shortest(basis: np.ndarray) -> np.ndarray:
     return np.array([first, second if first @ second >= 0 else -second])
 
 
-def _described(basis: np.ndarray, pixels: np.ndarray, by_index: bool) -> Lattice:
+def _described(basis: np.ndarray, pixels: np.ndarray) -> Lattice:
     """Return the kind and pitch of the lattice of two steps (2, 2), and how many of them the spots (spots, 2) reach."""
     first, second = _shortest(basis)
     lengths = float(np.hypot(*first)), float(np.hypot(*second))
@@ -321,4 +319,4 @@ def _described(basis: np.ndarray, pixels: np.ndarray, by_index: bool) -> Lattice
             kind, pitch = "checkerboard", float(np.sqrt(lengths[0] * lengths[1]))
     along = pixels[np.isfinite(pixels).all(axis=1)] @ np.linalg.inv(np.array([first, second]))
     reach = np.rint(np.subtract(*np.quantile(along, [1 - _ASTRAY, _ASTRAY], axis=0))).astype(int) + 1
-    return Lattice(kind, pitch, lengths, angle, by_index, (int(reach[0]), int(reach[1])))
+    return Lattice(kind, pitch, lengths, angle, (int(reach[0]), int(reach[1])))

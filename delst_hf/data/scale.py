@@ -189,14 +189,29 @@ def names_positions(names: Iterable[object]) -> np.ndarray | None:
     return np.array([(float(match[2]), float(match[1])) for match in matches if match])
 
 
-def array_places(spots: pd.DataFrame) -> tuple[np.ndarray | None, bool]:
-    """Return array positions (spots, 2) row, column, by columns or else by names; and whether the names hold them."""
-    by_name = names_positions(spots.index)
+def array_of_spots(
+    spots: pd.DataFrame,
+    technology: str,
+    *,
+    factor: float = 1.0,
+    bin_um: float | None = None,
+    spot_px: float | None = None,
+) -> tuple[Lattice | None, SpotArray | None]:
+    """Return the lattice of a table of spots, by its array positions or else by names that hold them, and the known array.
+
+    Args:
+        spots: With x, y, and maybe array_row and array_col.
+        technology: See `find_array`, as `bin_um` and `spot_px`.
+        factor: What x and y were multiplied by since they were written: the lattice is that before.
+    """
+    places = by_name = names_positions(spots.index)
     if {"array_row", "array_col"} <= set(spots):
-        places = spots[["array_row", "array_col"]].to_numpy(float)
-        if (places >= 0).any():
-            return places, by_name is not None
-    return by_name, by_name is not None
+        told = spots[["array_row", "array_col"]].to_numpy(float)
+        places = told if (told >= 0).any() else by_name
+    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float) / factor, places)
+    named = by_name is not None
+    array = find_array(lattice, technology, bin_um=bin_um, spot_px=spot_px, places=places, named_by_place=named)
+    return lattice, array
 
 
 def find_array(

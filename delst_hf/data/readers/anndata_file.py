@@ -63,8 +63,8 @@ def open_anndata(path: str | Path) -> "AnnData":
         check_zarr(path) if path.is_dir() else _check_h5ad(path)
         adata = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
         check_places(adata.X, f"{path}: X")
-        for name in _layers(adata):
-            check_places(adata.raw.X if name == "raw" else adata.layers[name], f"{path}: {name}")
+        for name, matrix in _layers(adata).items():
+            check_places(matrix, f"{path}: {name}")
         return adata
 
 
@@ -89,21 +89,13 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
         KeyError: no such layer.
         ValueError: values that are not counts; the message names the layers that are.
     """
-    if layer is None:
-        matrix, var = adata.X, adata.var
-    elif layer == "raw" and adata.raw is not None:
-        matrix, var = adata.raw.X, adata.raw.var
-    elif layer in adata.layers:
-        matrix, var = adata.layers[layer], adata.var
-    else:
-        raise KeyError(f"slide {slide_id!r}: no layer {layer!r}. Available: {_layers(adata)}; X is used without layer.")
+    layers = _layers(adata)
+    if layer is not None and layer not in layers:
+        raise KeyError(f"slide {slide_id!r}: no layer {layer!r}. Available: {list(layers)}; X is used without layer.")
+    matrix = adata.X if layer is None else layers[layer]
     if matrix is None:
-        raise ValueError(f"slide {slide_id!r}: X is empty. Choose a layer (--layer): {_layers(adata)}.")
-    found = [
-        name
-        for name in _layers(adata)
-        if describe_bad_counts(adata.raw.X if name == "raw" else adata.layers[name]) is None
-    ]
+        raise ValueError(f"slide {slide_id!r}: X is empty. Choose a layer (--layer): {list(layers)}.")
+    found = [name for name, values in layers.items() if describe_bad_counts(values) is None]
     matrix = with_whole_indices(matrix, f"slide {slide_id!r}: the matrix")
     hint = (
         f"layers with counts in this file: {found}; choose with layer (--layer)"
@@ -112,12 +104,13 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
     )
     check_counts(matrix, slide_id, hint=hint)
     counts = as_counts(matrix)
-    return counts, _genes(var, counts)
+    return counts, _genes(adata.raw.var if layer == "raw" and adata.raw is not None else adata.var, counts)
 
 
-def _layers(adata: "AnnData") -> list[str]:
-    names = (name for name in adata.layers if name is not None)  # of anndata 0.13 None is X
-    return sorted(names) + (["raw"] if adata.raw is not None else [])
+def _layers(adata: "AnnData") -> dict[str, Any]:
+    """Return the matrices of a file by the names that choose them, but X, which has none."""
+    names = sorted(name for name in adata.layers if name is not None)  # of anndata 0.13 None is X
+    return {name: adata.layers[name] for name in names} | ({"raw": adata.raw.X} if adata.raw is not None else {})
 
 
 def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
@@ -139,10 +132,9 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
 def _column_of_ids(var: pd.DataFrame) -> list[str] | None:
     """Return the first column that holds ids of genes, whatever it is called."""
     for column in var:
-        if var[column].dtype.kind not in "biufc" and holds_ids_of_genes(
-            values := [str(value) for value in var[column]]
-        ):
-            return values
+        names = [str(value) for value in var[column]] if var[column].dtype.kind not in "biufc" else []
+        if holds_ids_of_genes(names):
+            return names
     return None
 
 

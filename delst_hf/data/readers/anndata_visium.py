@@ -5,7 +5,6 @@ uns["spatial"][library_id]["images"]["fullres" | "hires" | "lowres"]  the image,
 uns["spatial"][library_id]["scalefactors"]                tissue_hires_scalef, spot_diameter_fullres, ...
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +16,13 @@ import scipy.sparse as sp
 
 from ...errors import did_you_mean, reader, reading
 from ..files import visible, without
-from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..lattice import VISIUM, SpotArray, arrays_named
 from ..notes import Notes
 from ..samples import keep_sample_columns, same_places
 from ..scale import (
     Scale,
     Witness,
-    array_places,
-    find_array,
+    array_of_spots,
     given,
     image_states,
     lattice_states,
@@ -41,9 +39,6 @@ from .anndata_libraries import image_of, library_of, rows_of_library
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
-
 
 # Columns of x and of y in a table of positions: Space Ranger's, Seurat's, SpatialExperiment's, squidpy's.
 _X = r"x|pxl_col(_in_fullres)?|image_?col|(pixel|center|centroid|spatial)_x|x_(centroid|location|coord|pixel)"
@@ -234,10 +229,8 @@ def _scale(
     witnesses: list[Witness],
 ) -> tuple[Scale, SpotArray | None]:
     """Return the scale per full-resolution pixel, and the array, None where it is not known."""
-    places, named = array_places(spots)
-    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float) / factor, places)
     diameter = stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"))
-    array = find_array(lattice, technology, spot_px=diameter, places=places, named_by_place=named)
+    lattice, array = array_of_spots(spots, technology, factor=factor, spot_px=diameter)
     unknown = f"spot_diameter_fullres is {library.get('scalefactors', {}).get('spot_diameter_fullres')}"
     if array is None and lattice is None:  # too few spots: then they are those of the format
         array = next(iter(arrays_named(technology or VISIUM.name)), None)

@@ -9,14 +9,13 @@ import pandas as pd
 from ...errors import reader
 from ..cells import pool_cells
 from ..images import open_image
-from ..lattice import measure_lattice
 from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
-from ..scale import Scale, Witness, array_places, find_array, given, image_states, lattice_states, settle_scale
+from ..scale import Scale, Witness, array_of_spots, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers
 from .matrices import join_spots, read_counts
 from .tables import join_key, keep_array_columns, need_columns, read_table
-from .xenium import to_pixels
+from .transforms import read_transform, to_pixels
 
 
 @reader
@@ -140,9 +139,7 @@ def _scale(
     slide_id: str,
 ) -> Scale:
     """Return the scale by the user, the lattice of the spots, or what a file states."""
-    places, named = array_places(spots)
-    lattice = measure_lattice(spots[["y", "x"]].to_numpy(float), places)
-    array = find_array(lattice, technology, bin_um=spot_um, places=places, named_by_place=named)
+    lattice, array = array_of_spots(spots, technology, bin_um=spot_um)
     if lattice is not None:
         unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
     return settle_scale(slide_id, [*given(mpp), *lattice_states(lattice, array), *stated], unknown=unknown)
@@ -159,11 +156,6 @@ def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.nd
     if scale != 1.0:
         raise ValueError("--scale and --transform both say where coordinates lie. Give one of them.")
     for file in transform.split(","):
-        matrix = read_table(file.strip(), "transform", header=None).to_numpy(float)
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-            raise ValueError(
-                f"{Path(file).name} is not an invertible 3 x 3 matrix: shape {matrix.shape}. Give the one that brings the "
-                "coordinates to pixels of the image (--transform)."
-            )
-        places = to_pixels(places, matrix)
+        advice = "Give the one that brings the coordinates to pixels of the image (--transform)."
+        places = to_pixels(places, read_transform(file.strip(), "transform", advice))
     return places

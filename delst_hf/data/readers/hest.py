@@ -16,15 +16,14 @@ import pandas as pd
 
 from ...errors import reader, reading
 from ..files import visible
-from ..full_size import check_image_size, full_size
-from ..images import open_image, to_rgb
 from ..lattice import SpotArray, arrays_named, measure_lattice
 from ..notes import Notes
 from ..patches import StoredPatches
 from ..scale import Scale, find_array, given, image_states, lattice_states, settle_scale, stated, stated_length
 from ..slide import Slide
-from ..values import identifier, identifiers, is_missing, plain, positive
+from ..values import identifier, identifiers, is_missing, plain
 from .anndata_file import on_tissue, open_anndata, raw_counts
+from .anndata_libraries import image_of
 from .tables import keep_array_columns, read_table
 
 logger = logging.getLogger(__name__)
@@ -160,26 +159,17 @@ def _metadata(root: Path, sample: str) -> dict[str, Any]:
 
 def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatches | None, np.ndarray, str]:
     """Return the image, its scale, stored patches, which spots are kept (spots,) bool, and the name of the file."""
-    everything = np.ones(adata.n_obs, dtype=bool)
+    library: Any = next(iter(dict(adata.uns.get("spatial", {})).values()), {})
     wsi = root / "wsis" / f"{sample}.tif"
     if wsi.is_file():
-        pixels = open_image(wsi)
-        _check_size(pixels.shape[:2], adata, sample, wsi.name)
-        return pixels, 1.0, None, everything, wsi.name
+        image, scale = image_of(library, wsi, None, sample)
+        return image, scale, None, np.ones(adata.n_obs, dtype=bool), wsi.name
     path = root / "patches" / f"{sample}.h5"
     if not path.is_file():
         raise FileNotFoundError(f"neither {wsi} nor {path} is there. Download one of them.")
     import h5py
 
-    library = next(iter(adata.uns["spatial"].values()))
-    image = to_rgb(
-        np.asarray(library["images"]["downscaled_fullres"]), name=f"{sample}.h5ad: the downscaled_fullres image"
-    )
-    scale = positive(
-        library["scalefactors"].get("tissue_downscaled_fullres_scalef"),
-        f"{sample}.h5ad: tissue_downscaled_fullres_scalef",
-        "Download the file again, or download the image to wsis/.",
-    )
+    image, scale = image_of(library, None, None, f"{sample}.h5ad")
     with reading(path, "patches", "It has no img and barcode, or is truncated: download it again."):
         file = h5py.File(path, "r")
         barcodes = identifiers(file["barcode"][:].ravel())
@@ -190,13 +180,3 @@ def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatc
         logger.warning("%s: left out %d spots without a stored patch", sample, (rows < 0).sum())
     keep = rows >= 0
     return image, scale, StoredPatches(pixels, rows[keep], PATCH_UM), keep, path.name
-
-
-def _check_size(size: tuple[int, int], adata: Any, sample: str, name: str) -> None:
-    """Compare the size of the whole-slide image with that of the reduced one within the .h5ad."""
-    library: Any = next(iter(dict(adata.uns.get("spatial", {})).values()), {})
-    small = library.get("images", {}).get("downscaled_fullres")
-    factor = library.get("scalefactors", {}).get("tissue_downscaled_fullres_scalef")
-    expected = None if small is None else full_size(np.shape(small), factor, "downscaled_fullres", "its scale factor")
-    if expected is not None:
-        check_image_size(sample, size, name, expected)

@@ -81,7 +81,9 @@ def read_counts(
     if orientation not in ("auto", "spots", "genes"):
         raise ValueError(f"orientation is {orientation!r}. Allowed: 'auto', 'spots' (as rows), 'genes' (as rows).")
     if without(name, PACKED).endswith((".h5ad", ".zarr")):
-        return _read_anndata(path, layer)
+        adata = open_anndata(path)
+        matrix, genes = raw_counts(adata, layer, path.stem)
+        return Counts(matrix, adata.obs_names.astype(str), genes, path.name)
     if path.is_dir() or without(name, PACKED).endswith(".mtx"):
         return read_mtx(path)
     check_readable(path, "counts", "Give a CSV, TSV, parquet, .h5, .h5ad or .mtx.")
@@ -126,6 +128,13 @@ def read_10x_h5(path: str | Path) -> Counts:
         genes = _features_of(group, old_form=bool(genomes))
         barcodes = pd.Index(texts(group["barcodes"][:]))
     return Counts(matrix, barcodes, genes, path.name)
+
+
+def read_10x(folder: Path, name: str) -> Counts | None:
+    """Return the counts of a run from NAME.h5 or else from the folder NAME, which runs have too; None without both."""
+    if (folder / f"{name}.h5").is_file():
+        return read_10x_h5(folder / f"{name}.h5")
+    return read_mtx(folder / name) if (folder / name).is_dir() else None
 
 
 def _features_of(group: Any, old_form: bool) -> pd.DataFrame:
@@ -316,12 +325,6 @@ def _looks_like_genes(names: pd.Index) -> bool:
     sample = set(names[:50000].str.upper())
     common = {"ACTB", "GAPDH", "B2M", "RPLP0", "RPS27", "RPL13", "EEF1A1", "TMSB4X", "MT-CO1"}
     return len(sample & common) >= 2 or float(names.str.match(r"ENS[A-Z]*G\d{6,}").mean()) > 0.5
-
-
-def _read_anndata(path: Path, layer: str | None) -> Counts:
-    adata = open_anndata(path)
-    matrix, genes = raw_counts(adata, layer, path.stem)
-    return Counts(matrix, adata.obs_names.astype(str), genes, path.name)
 
 
 def _neighbour(path: Path, *names: str) -> Path:

@@ -10,15 +10,16 @@ import pandas as pd
 from ...errors import optional_library, reader, reading
 from ..cells import pool_cells
 from ..declared import check_zarr
-from ..lattice import VISIUM, SpotArray, arrays_named, measure_lattice
+from ..lattice import VISIUM, SpotArray, arrays_named
 from ..notes import Notes
 from ..pixels import check_channels, check_opacity, to_rgb, white_level
 from ..samples import keep_sample_columns
-from ..scale import Scale, array_places, find_array, given, lattice_states, settle_scale, spots_state, stated_diameters
+from ..scale import Scale, array_of_spots, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
 from ..values import labels
 from .anndata_file import on_tissue, raw_counts
 from .tables import keep_array_columns
+from .transforms import refuse_stretch
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def read_spatialdata(
     adata = _on_tissue(adata, path.name, notes)
     image = _one(data.images, image, "image", path.name)
     shapes, matrix = data.shapes[region], _matrix(data, region, image, coordinate_system, path.name)
+    refuse_stretch(matrix, f"{path.name}: the transformation from {region!r} to {image!r}", "Correct it.")
     names, known = _instances(adata, keys["instance_key"], shapes, region, path.name)
     if not known.all():
         logger.warning(
@@ -208,11 +210,10 @@ def _scale(
     slide_id: str,
 ) -> tuple[Scale, SpotArray | None]:
     """Return the scale per pixel of the image, and the array, None where it is not known."""
-    places, named = array_places(spots)
     # Cells are printed on nothing, however regularly they lie.
-    cells = "area_px2" in spots
-    lattice = None if cells else measure_lattice(spots[["y", "x"]].to_numpy(float), places)
-    array = find_array(lattice, technology, bin_um=spot_um, spot_px=diameter_px, places=places, named_by_place=named)
+    cells, lattice, array = "area_px2" in spots, None, None
+    if not cells:
+        lattice, array = array_of_spots(spots, technology, bin_um=spot_um, spot_px=diameter_px)
     likely = array or (
         next(iter(arrays_named(technology, spot_um)), None) if technology and lattice is None and not cells else None
     )
@@ -230,8 +231,8 @@ def _scale(
     return settle_scale(slide_id, witnesses, unknown=unknown), array
 
 
-def _shared_system(data: Any, region: str, image: str, system: str | None, name: str) -> tuple[str, np.ndarray]:
-    """Return a coordinate system of both, and the matrix (3, 3) from the frame of the shapes to pixels of the image.
+def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -> np.ndarray:
+    """Return the matrix (3, 3) from the frame of the shapes to pixels of the image, by a coordinate system of both.
 
     Raises:
         ValueError: none is shared, the one that was named is not, or several lay the shapes differently; all are listed.
@@ -243,38 +244,25 @@ def _shared_system(data: Any, region: str, image: str, system: str | None, name:
         {str(key): one.to_affine_matrix(**axes) for key, one in get_transformation(element, get_all=True).items()}
         for element in (data.shapes[region], data.images[image])
     )
-    shared = [key for key in of_shapes if key in of_image]
-    matrices = {key: np.linalg.inv(of_image[key]) @ of_shapes[key] for key in shared}
+    matrices = {key: np.linalg.inv(of_image[key]) @ of_shapes[key] for key in of_shapes if key in of_image}
     listed = f"shapes {region!r} are in {sorted(of_shapes)}, image {image!r} in {sorted(of_image)}"
     if system is not None:
         if system not in matrices:
             raise ValueError(
                 f"{name}: no coordinate system {system!r} of both: {listed}. Choose a shared one (--coordinate-system)."
             )
-        return system, matrices[system]
-    if not shared:
+        return matrices[system]
+    if not matrices:
         raise ValueError(
             f"{name}: no coordinate system is shared: {listed}. Choose another image (--image) or shapes (--region)."
         )
-    first = matrices[shared[0]]
+    first = next(iter(matrices.values()))
     if not all(np.allclose(one, first, rtol=1e-4, atol=1e-3) for one in matrices.values()):
         raise ValueError(
-            f"{name}: the coordinate systems {sorted(shared)} lay the spots on different places of the image. Choose one "
+            f"{name}: the coordinate systems {sorted(matrices)} lay the spots on different places of the image. Choose one "
             "(--coordinate-system)."
         )
-    return shared[0], first
-
-
-def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -> np.ndarray:
-    """Return the matrix (3, 3) from the frame of the shapes to pixels of the image."""
-    _, matrix = _shared_system(data, region, image, system, name)
-    longest, shortest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-    if longest / shortest > 1.05:
-        raise ValueError(
-            f"{name}: the transformation from {region!r} to {image!r} stretches one direction by {longest / shortest:.2f} "
-            "against the other. Allowed: rotation, mirroring, one scale, and shear of up to 5 %. Correct it."
-        )
-    return matrix
+    return first
 
 
 def _centres(shapes: Any, matrix: np.ndarray) -> tuple[pd.DataFrame, float | None]:

@@ -118,15 +118,7 @@ def dialect(path: Path) -> dict[str, Any]:
     first, _, rest = text.partition("\n")
     if not rest:
         _check_first_line(path)
-    sep = (
-        "\t"
-        if "\t" in first
-        else max(";,", key=first.count)
-        if set(";,") & set(first)
-        else " "
-        if " " in first
-        else ","
-    )
+    sep = next((mark for mark in ("\t", max(";,", key=first.count), " ") if mark in first), ",")
     decimal = "," if sep == ";" and re.search(r"(?:^|;)\s*-?\d+,\d+\s*(?:;|\r?$)", rest, re.M) else "."
     return {"sep": sep, "decimal": decimal, "encoding": encoding}
 

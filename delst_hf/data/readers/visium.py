@@ -132,17 +132,15 @@ def read_visium_hd(
 
 
 def scaled_image(
-    image: str | Path | None, spatial: Path, factors: dict[str, Any], name: str, image_scale: float | None = None
+    image: str | Path | None, folders: Sequence[Path], factors: dict[str, Any], name: str, image_scale: float | None
 ) -> tuple[Any, float, str]:
-    """Return the full-resolution image if it is given, else the reduced one; its scale and its file name.
+    """Return the full-resolution image if it is given, else the reduced one of these folders; its scale and its file name.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: the image is not of the size that the reduced image and its scale factor say.
     """
-    # The images of a Visium HD run may lie in outs/spatial alone, beside binned_outputs.
-    outer = [spatial.parent.parent.parent / "spatial"] if spatial.parent.name.startswith("square_") else []
-    reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image([spatial, *outer], kind))}
+    reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image(folders, kind))}
     sizes = {
         kind: full_size(size, factors.get(f"tissue_{kind}_scalef"), path.name, f"tissue_{kind}_scalef")
         for kind, path in reduced.items() if (size := image_size(path)) is not None
@@ -155,10 +153,10 @@ def scaled_image(
         return pixels, image_scale or 1.0, Path(image).name
     if not reduced:
         raise FileNotFoundError(
-            f"no tissue_hires_image.png or tissue_lowres_image.png in {spatial}. Give the full-resolution image (--image)."
+            f"no tissue_hires_image.png or tissue_lowres_image.png in {folders[0]}. Give the full-resolution image (--image)."
         )
     kind, path = next(iter(reduced.items()))
-    scale = _factor(factors, f"tissue_{kind}_scalef", spatial)
+    scale = _factor(factors, f"tissue_{kind}_scalef", folders[0])
     pixels = open_image(path)
     if kind == "hires" and (other := sizes.get("lowres")) is not None:
         check_image_size(name, pixels.shape, path.name, other, scale)
@@ -172,8 +170,11 @@ def _reduced_image(folders: Sequence[Path], kind: str) -> Path | None:
 
 
 def _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, technology, tissue, species) -> Slide:
-    factors, positions = scale_factors(folder / "spatial"), _positions(folder / "spatial")
-    pixels, factor, image_name = scaled = scaled_image(image, folder / "spatial", factors, slide_id, image_scale)
+    spatial = folder / "spatial"
+    factors, positions = scale_factors(spatial), _positions(spatial)
+    # The images of a Visium HD run may lie in outs/spatial alone, beside binned_outputs.
+    outer = [folder.parent.parent / "spatial"] if folder.name.startswith("square_") else []
+    pixels, factor, image_name = scaled = scaled_image(image, [spatial, *outer], factors, slide_id, image_scale)
     counts = _counts(folder)
     scale, array = _scale(slide_id, positions, factors, mpp, scaled, arrays)
     on_tissue = positions[positions["in_tissue"]]

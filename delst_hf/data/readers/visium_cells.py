@@ -17,12 +17,11 @@ import pandas as pd
 
 from ...errors import reader
 from ..cells import outlines
-from ..files import visible
 from ..images import check_readable
 from ..notes import Notes
 from ..scale import Witness, given, image_states, settle_scale, stated
 from ..slide import Slide
-from .matrices import Counts, join_spots, read_10x_h5, read_mtx
+from .matrices import Counts, join_spots, read_10x
 from .visium import outs_name, scale_factors, scaled_image
 
 logger = logging.getLogger(__name__)
@@ -66,13 +65,11 @@ def read_visium_cells(
         ValueError: no microns_per_pixel and no `mpp`, a damaged file, or outlines and counts that have nothing in common.
     """
     folder = _segmented(Path(path).expanduser())
-    outs = folder.parent
-    slide_id = slide_id or outs_name(outs)
-    spatial = next(
-        (one for one in (folder / "spatial", outs / "spatial") if (one / "scalefactors_json.json").is_file()), None
-    )
-    factors = scale_factors(spatial or folder / "spatial")
-    pixels, factor, image_name = _image(image, [folder / "spatial", outs / "spatial"], factors, slide_id, image_scale)
+    slide_id = slide_id or outs_name(folder.parent)
+    places = [folder / "spatial", folder.parent / "spatial"]
+    spatial = next((one for one in places if (one / "scalefactors_json.json").is_file()), places[0])
+    factors = scale_factors(spatial)
+    pixels, factor, image_name = scaled_image(image, places, factors, slide_id, image_scale)
     scale = settle_scale(
         slide_id,
         [*given(mpp), *_by_frame(factors.get("microns_per_pixel")), *image_states(pixels, image_name, factor)],
@@ -112,11 +109,8 @@ def _segmented(path: Path) -> Path:
 
 
 def _counts(folder: Path) -> Counts:
-    path = folder / "filtered_feature_cell_matrix.h5"
-    if path.is_file():
-        return read_10x_h5(path)
-    if path.with_suffix("").is_dir():
-        return read_mtx(path.with_suffix(""))
+    if (found := read_10x(folder, "filtered_feature_cell_matrix")) is not None:
+        return found
     raise FileNotFoundError(
         f"no filtered_feature_cell_matrix.h5 and no folder of that name in {folder}. Give the whole `outs` folder, or read the "
         "bins (--unit bin)."
@@ -169,11 +163,3 @@ def _barcodes(names: pd.Index, known: pd.Index) -> list[str]:
             )
     found = [_BARCODE.fullmatch(str(name).removesuffix(".0")) for name in names]
     return [spelled.get(int(match[1]), name) if match else name for match, name in zip(found, names, strict=True)]
-
-
-def _image(
-    image: str | Path | None, folders: list[Path], factors: dict[str, Any], name: str, image_scale: float | None
-) -> tuple[Any, float, str]:
-    """Return the image of the first of these folders that has one."""
-    chosen = next((folder for folder in folders if visible(folder, "tissue_*res_image.*")), folders[0])
-    return scaled_image(image, chosen, factors, name, image_scale)

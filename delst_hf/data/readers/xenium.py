@@ -22,11 +22,11 @@ from ...errors import reader
 from ..counts import make_genes
 from ..feature_kinds import kind_of_name
 from ..files import only_one
-from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
+from ..values import texts
 from .tables import read_table
-from .xenium_image import image_transform, to_pixels
+from .xenium_image import place_on_image
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +86,10 @@ def read_xenium(
     slide_id = slide_id or make_slide_id(folder.resolve().name)
     notes = Notes()
     matrix, squares, names = _binned(_transcripts(folder), grid_um, min_qv, slide_id, notes)
-    pixels = open_image(image)
     centre = (squares[:, ::-1] + 0.5) * grid_um
-    reach = float(centre[:, 0].max()), float(centre[:, 1].max())
-    to_image, scale = image_transform(folder, alignment, mpp, pixels, Path(image).name, slide_id, reach)
-    x, y = to_pixels(centre, to_image).T
+    pixels, places, scale = place_on_image(centre, folder, image, alignment, mpp, slide_id)
     spots = pd.DataFrame(
-        {"x": x, "y": y, "array_row": squares[:, 0], "array_col": squares[:, 1]},
+        {"x": places[:, 0], "y": places[:, 1], "array_row": squares[:, 0], "array_col": squares[:, 1]},
         index=[f"{row}x{column}" for row, column in squares],
     )
     return Slide(
@@ -199,21 +196,16 @@ def _squares(table: pd.DataFrame, grid_um: float, slide_id: str) -> np.ndarray:
 def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the names (transcripts,) as text, "" for none, and which transcripts are of genes (transcripts,) bool."""
     codes, names = pd.factorize(table["feature_name"])  # -1 where there is none: the place of the "" at the end
-    text = np.array([*(as_text(name).strip() for name in names), ""], dtype=object)
+    text = np.array([*(name.strip() for name in texts(names)), ""], dtype=object)
     if "is_gene" in table:
         gene = table["is_gene"].map(lambda value: str(value).lower() in ("true", "1", "1.0")).to_numpy(bool)
     elif "codeword_category" in table:
-        gene = table["codeword_category"].map(lambda value: as_text(value).endswith("_gene")).to_numpy(bool)
+        gene = np.array([category.endswith("_gene") for category in texts(table["codeword_category"])], dtype=bool)
     else:
         gene = np.ones(len(table), dtype=bool)
     # Controls by name too: the first versions of the onboard analysis do not say it otherwise.
     named = np.array([kind_of_name(name) == "" for name in text], dtype=bool)
     return text[codes], gene & named[codes]
-
-
-def as_text(value: object) -> str:
-    """Return a name as text: versions up to 2 store bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _genes(folder: Path, names: list[str]) -> pd.DataFrame:

@@ -15,13 +15,13 @@ import scipy.sparse as sp
 
 from ...errors import reader
 from ..counts import make_genes
-from ..images import open_image
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
-from .matrices import Counts, join_spots, read_10x_h5, read_mtx
+from ..values import texts
+from .matrices import Counts, join_spots, read_10x
 from .tables import need_columns, read_table
-from .xenium import MIN_QV, as_text
-from .xenium_image import image_transform, to_pixels
+from .xenium import MIN_QV
+from .xenium_image import place_on_image
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,9 @@ def read_xenium_cells(
     counts = _counts(folder)
     cells, matrix = join_spots(cells, counts, slide_id)
     notes.update(counts.notes)
-    pixels = open_image(image)
-    reach = float(cells["x_centroid"].max()), float(cells["y_centroid"].max())
-    to_image, scale = image_transform(folder, alignment, mpp, pixels, Path(image).name, slide_id, reach)
-    x, y = to_pixels(cells[["x_centroid", "y_centroid"]].to_numpy(float), to_image).T
-    spots = pd.DataFrame({"x": x, "y": y}, index=cells.index)
+    centres = cells[["x_centroid", "y_centroid"]].to_numpy(float)
+    pixels, places, scale = place_on_image(centres, folder, image, alignment, mpp, slide_id)
+    spots = pd.DataFrame(places, columns=["x", "y"], index=cells.index)
     if "cell_area" in cells:
         spots["cell_area_um2"] = pd.to_numeric(cells["cell_area"], errors="coerce").to_numpy(float)
     quality = f"Counts are those of {counts.name}: transcripts of quality {MIN_QV:g} and more within the cell."
@@ -97,7 +95,7 @@ def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str
         read_table(found, "cells") if found.suffix == ".parquet" else read_table(found, "cells", dtype={"cell_id": str})
     )
     need_columns(table, _COLUMNS, found.name, "Give the table that Xenium wrote.")
-    table = table.set_index(pd.Index([as_text(name) for name in table["cell_id"]]))
+    table = table.set_index(pd.Index(texts(table["cell_id"])))  # bytes in versions up to 2
     position = table[["x_centroid", "y_centroid"]].apply(pd.to_numeric, errors="coerce")
     placed = np.isfinite(position.to_numpy(float)).all(1)
     if not placed.all():
@@ -107,10 +105,8 @@ def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str
 
 
 def _counts(folder: Path) -> Counts:
-    if (folder / "cell_feature_matrix.h5").is_file():
-        return read_10x_h5(folder / "cell_feature_matrix.h5")
-    if (folder / "cell_feature_matrix").is_dir():
-        return read_mtx(folder / "cell_feature_matrix")
+    if (found := read_10x(folder, "cell_feature_matrix")) is not None:
+        return found
     for name in ("cell_feature_matrix.zarr.zip", "cell_feature_matrix.zarr"):
         if (folder / name).exists():
             return _read_zarr(folder / name)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import reading
+from ..images import open_image
 from ..scale import Scale, Witness, given, image_states, settle_scale, stated_length
-from .tables import read_table
+from .transforms import read_transform, refuse_stretch, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -18,54 +19,42 @@ PIXEL_UM = 0.2125
 _MORPHOLOGY = ("morphology.ome.tif", "morphology_mip.ome.tif", "morphology_focus.ome.tif", "morphology_focus/*.ome.tif")
 # Transcripts reach over this share of a field at least, and not beyond it.
 _LEAST_SHARE, _LARGEST_SHARE = 0.5, 1.02
-# An affine matrix that stretches one axis by more than this against the other is not an alignment of two scans.
-_LARGEST_STRETCH = 1.05
+# Sides of two images of one field may be in proportions that differ by this.
+_SAME_PROPORTION = 1.05
 
 
-def to_pixels(um: np.ndarray, to_image: np.ndarray) -> np.ndarray:
-    """Bring points (points, 2) x, y in micrometres to pixels of the image by a matrix (3, 3)."""
-    xyw = np.column_stack([um, np.ones(len(um))]) @ to_image.T
-    return np.asarray(xyw[:, :2] / xyw[:, 2:])
-
-
-def image_transform(
-    folder: Path,
-    alignment: str | Path | None,
-    mpp: float | None,
-    pixels: Any,
-    name: str,
-    slide_id: str,
-    reach_um: tuple[float, float],
-) -> tuple[np.ndarray, Scale]:
-    """Find where a place in micrometres is in the image.
+def place_on_image(
+    um: np.ndarray, folder: Path, image: str | Path, alignment: str | Path | None, mpp: float | None, slide_id: str
+) -> tuple[Any, np.ndarray, Scale]:
+    """Open the H&E image and find where places in micrometres are in it.
 
     Args:
+        um: The places (places, 2) x, y of transcripts or cells, in micrometres.
         folder: The output folder of Xenium.
+        image: The H&E.
         alignment: CSV with the matrix of Xenium Explorer, pixels of the H&E -> pixels of the morphology image; None where the
             H&E shows the field of the morphology image.
         mpp: Micrometres per pixel of the H&E by the user.
-        pixels: The H&E.
-        name: Its file name.
         slide_id: For messages.
-        reach_um: Largest x and y of the transcripts or cells, in micrometres.
 
     Returns:
-        The matrix (3, 3) from micrometres to pixels of the H&E, and its scale.
+        The pixels of the H&E, the places (places, 2) in them, and its scale.
 
     Raises:
         ValueError: A matrix that is not an alignment, an unknown scale, or an H&E of another field.
     """
-    pixel_um = _pixel_um(folder)
-    tags = image_states(pixels, name)
+    pixels, name = open_image(image), Path(image).name
+    pixel_um, tags = _pixel_um(folder), image_states(pixels, name)
     if alignment is not None:
         to_image = np.linalg.inv(_alignment(alignment)) @ np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
         by_matrix = float(1 / np.sqrt(abs(np.linalg.det(to_image[:2, :2]))))
         witness = Witness("geometry", f"the alignment of {Path(alignment).name}", (by_matrix,))
-        return to_image, settle_scale(slide_id, [*given(mpp), witness, *tags])
+        return pixels, to_pixels(um, to_image), settle_scale(slide_id, [*given(mpp), witness, *tags])
     stated = mpp is not None or any(not tag.placeholder for tag in tags)
-    witnesses, unknown = _field(folder, pixels.shape[:2], name, pixel_um, reach_um, stated)
-    scale = settle_scale(slide_id, [*given(mpp), *witnesses, *tags], unknown=unknown)
     height, width = pixels.shape[:2]
+    reach_um = float(um[:, 0].max()), float(um[:, 1].max())
+    witnesses, unknown = _field(folder, (height, width), name, pixel_um, reach_um, stated)
+    scale = settle_scale(slide_id, [*given(mpp), *witnesses, *tags], unknown=unknown)
     shares = reach_um[0] / (width * scale.mpp), reach_um[1] / (height * scale.mpp)
     if max(shares) < _LEAST_SHARE:
         logger.warning(
@@ -73,7 +62,7 @@ def image_transform(
             "(--mpp), or align the image (--alignment)",
             slide_id, scale.mpp, name, width * scale.mpp, height * scale.mpp, *reach_um,
         )  # fmt: skip
-    return np.diag([1 / scale.mpp, 1 / scale.mpp, 1.0]), scale
+    return pixels, to_pixels(um, np.diag([1 / scale.mpp, 1 / scale.mpp, 1.0])), scale
 
 
 def _pixel_um(folder: Path) -> float:
@@ -96,7 +85,7 @@ def _field(
     morphology = None if found is None else _tiff_size(found)
     if found is not None and morphology is not None:
         field = morphology[0] * pixel_um / size[0], morphology[1] * pixel_um / size[1]
-        if max(field) / min(field) > _LARGEST_STRETCH:
+        if max(field) / min(field) > _SAME_PROPORTION:
             return [], (
                 f"{name} ({size[1]} x {size[0]} px) does not show the field of {found.name} ({morphology[1]} x {morphology[0]} "
                 "px): its sides are in another proportion. Align it in Xenium Explorer (--alignment)"
@@ -126,22 +115,8 @@ def _tiff_size(path: Path) -> tuple[int, int] | None:
 
 def _alignment(path: str | Path) -> np.ndarray:
     """Return the matrix (3, 3) from pixels of the H&E, as columns (x, y, 1), to pixels of the morphology image."""
-    name = Path(path).name
-    table = read_table(path, "alignment", header=None)
-    try:
-        matrix = table.to_numpy(float)
-    except ValueError:
-        matrix = np.empty((0, 0))
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise ValueError(
-            f"{name} is not an invertible 3 x 3 matrix: shape {table.shape}. Export it with Xenium Explorer's image alignment."
-        )
+    matrix = read_transform(path, "alignment", "Export it with Xenium Explorer's image alignment.")
     if np.allclose(matrix[:, 2], (0, 0, 1)) and not np.allclose(matrix[2], (0, 0, 1)):
         matrix = matrix.T  # written for rows: (x, y, 1) @ matrix
-    longest, shortest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-    if longest / shortest > _LARGEST_STRETCH:
-        raise ValueError(
-            f"{name} stretches the image by {longest / shortest:.2f} in one direction against the other. Allowed: rotation, "
-            "mirroring, one scale, and shear of up to 5 %, since patches are squares. Export it again with Xenium Explorer."
-        )
+    refuse_stretch(matrix, Path(path).name, "Export it again with Xenium Explorer.")
     return matrix
