@@ -73,6 +73,9 @@ def main() -> None:
     parser.add_argument("--test-slides", default="")
     parser.add_argument("--protocols", default="all")
     parser.add_argument("--signatures")
+    parser.add_argument(
+        "--frozen-backbone", help="where the backbone lies, if the record of the training names it no more"
+    )
     parser.add_argument("--reference", help="results of another version to compare with")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +87,7 @@ def main() -> None:
                 test_slides=options.test_slides,
                 protocols=options.protocols,
                 signatures=options.signatures,
+                frozen_backbone=options.frozen_backbone,
                 output=str(output),
             )
         )

@@ -264,7 +264,7 @@ def make_trainer(unit: Unit, folder: str) -> Any:
 def baseline_subject(unit: Unit) -> Any:
     """Colour statistics, random weights and the backbone as it was: `checkpoint_subject` of a model before training."""
     from delst_hf.evaluation.run import spots_of
-    from delst_hf.evaluation.subjects import checkpoint_subject
+    from delst_hf.evaluation.subjects import checkpoint_subject, frozen_model
 
     split, evaluation = split_of(unit), _evaluation(unit)
     study = study_of(_SETTING.folders[split.dataset])
@@ -272,7 +272,8 @@ def baseline_subject(unit: Unit) -> Any:
         trainer = make_trainer(unit, folder)
     dataset = study.subset([*split.train, *split.test])
     model = trainer.trained_model()
-    subject = checkpoint_subject(model, trainer.processor, study, dataset, evaluation, frozen_backbone=_SETTING.vision)
+    frozen = frozen_model(model, _SETTING.vision)
+    subject = checkpoint_subject(model, trainer.processor, study, dataset, evaluation, frozen=frozen)
     arms = [arm for arm in subject.arms if not arm.own]
     spots = spots_of(study, split.train, split.test, evaluation)
     return replace(subject, arms=tuple(arms), space=None), spots, np.asarray(dataset["tissue_fraction"])

@@ -173,6 +173,20 @@ def test_one_slide_is_cut_into_strips(checkpoint, tmp_path):
     }
 
 
+def test_a_frozen_backbone_that_does_not_load(checkpoint, toy_folder, tmp_path, capsys, caplog):
+    """The one of the record is left out, with the next step; one that was asked for ends the command before the work."""
+    options = [str(checkpoint), str(toy_folder), *QUICK, "--protocols", "hest", "--output"]
+    assert main(["evaluate", *options, str(tmp_path / "recorded.json")]) == 0
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 1 and "./gone does not load" in told[0] and "--frozen-backbone" in told[0]
+    assert "frozen backbone" not in rows_of(read_results(tmp_path / "recorded.json"), "hest")
+    capsys.readouterr()
+    assert main(["evaluate", *options, str(tmp_path / "asked.json"), "--frozen-backbone", "./nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert "./nowhere does not load" in said and "--frozen-backbone" in said and "embed:" not in said
+    assert not (tmp_path / "asked.json").exists()
+
+
 def test_no_labels_and_a_shallow_slide(checkpoint, tmp_path):
     slides = [make_toy_slide(f"s{i}", spots_per_side=4, image_px=400) for i in range(2)]
     slides = [replace(slide, spots=slide.spots.assign(label=None)) for slide in slides]

@@ -250,16 +250,23 @@ def kind_of(model: str) -> str:
 
 
 def _checkpoint(arguments, study, dataset, evaluation, record, features) -> "Subject":
-    from ..evaluation.subjects import checkpoint_subject
+    from ..evaluation.subjects import checkpoint_subject, frozen_model
     from ..model.modeling_delst import DelstModel
     from ..model.processing_delst import DelstProcessor
 
     with reading_model(arguments.model):
         model = DelstModel.from_pretrained(arguments.model)
         processor = DelstProcessor.from_pretrained(arguments.model)
-    frozen_backbone = arguments.frozen_backbone or record.get("vision")
-    options = {"frozen_backbone": frozen_backbone, "features": features}
-    return checkpoint_subject(model, processor, study, dataset, evaluation, **options)
+    backbone, frozen = arguments.frozen_backbone or record.get("vision"), None
+    if backbone and evaluation.baselines and features is None:
+        try:
+            frozen = frozen_model(model, backbone)
+        except OSError as error:
+            if arguments.frozen_backbone:
+                raise
+            # The record names it as the training found it, which may have been on another machine.
+            logger.warning("The arm of the frozen backbone is left out: %s", error)
+    return checkpoint_subject(model, processor, study, dataset, evaluation, frozen=frozen, features=features)
 
 
 def _backbone(arguments, study, dataset, evaluation, record, features) -> "Subject":

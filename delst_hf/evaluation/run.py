@@ -14,7 +14,7 @@ from .baselines import shuffled
 from .evidence import Arm, Evaluation, Spots
 from .findings import Findings
 from .illustrations import illustrations
-from .subjects import Subject, checkpoint_subject
+from .subjects import Subject, checkpoint_subject, frozen_model
 from .suite import run_protocols
 
 __all__ = ["Evaluation", "evaluate_checkpoint", "evaluate_subject", "spots_of"]
@@ -52,6 +52,7 @@ def evaluate_checkpoint(
 
     Raises:
         ValueError: If a slide is unknown, or is used for both training and testing.
+        OSError: If the frozen backbone does not load.
 
     Examples:
         >>> from delst_hf import DelstModel, DelstProcessor
@@ -66,7 +67,8 @@ def evaluate_checkpoint(
     evaluation = evaluation or Evaluation()
     spots = spots_of(study, train_slides, test_slides, evaluation)
     dataset = study.subset([*train_slides, *test_slides])
-    subject = checkpoint_subject(model, processor, study, dataset, evaluation, frozen_backbone=frozen_backbone)
+    frozen = frozen_model(model, frozen_backbone) if frozen_backbone and evaluation.baselines else None
+    subject = checkpoint_subject(model, processor, study, dataset, evaluation, frozen=frozen)
     return evaluate_subject(subject, spots, study, evaluation)
 
 

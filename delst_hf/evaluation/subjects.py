@@ -1,6 +1,5 @@
 """What can be evaluated, each as features and, where there is one, a space: a checkpoint, a plain backbone, any array."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +20,6 @@ from .baselines import colour_statistics
 from .embed import Embeddings, embed, model_collator
 from .evidence import Arm, Evaluation, Signatures, Space, Spots
 from .protocols.signatures import known_genes, reference_profiles
-
-logger = logging.getLogger(__name__)
 
 CALIBRATION_SPOTS = 64  # patches on which the batch norms of random backbones are measured
 
@@ -89,7 +86,7 @@ def checkpoint_subject(
     dataset: Dataset,
     evaluation: Evaluation,
     *,
-    frozen_backbone: str | None = None,
+    frozen: DelstModel | None = None,
     features: FeatureTable | None = None,
 ) -> Subject:
     """Make a subject of a DELST checkpoint: its backbone's features, its embeddings and its space.
@@ -98,7 +95,7 @@ def checkpoint_subject(
         model, processor: The checkpoint.
         study, dataset: The study and its spots to embed.
         evaluation: How to evaluate: seeds of the backbones with random weights, whether there are baselines, batch size.
-        frozen_backbone: Hub id or folder of the backbone before training; None leaves that arm out.
+        frozen: The backbone before training (`frozen_model`); None leaves that arm out.
         features: What a checkpoint reads that was trained on features made elsewhere.
 
     Raises:
@@ -116,7 +113,7 @@ def checkpoint_subject(
     if evaluation.baselines and features is not None:  # there is no backbone that could be random or frozen
         arms = [Arm("colour statistics", [_colours(dataset)]), *arms]
     elif evaluation.baselines:
-        arms = [*_baselines(model, frozen_backbone, evaluation.seeds, run, dataset), *arms]
+        arms = [*_baselines(model, frozen, evaluation.seeds, run, dataset), *arms]
     return Subject(
         tuple(arms),
         space,
@@ -124,6 +121,27 @@ def checkpoint_subject(
         processor.feature_extractor.vocabulary,
         processor.feature_extractor.target_sum,
     )
+
+
+def frozen_model(model: DelstModel, backbone: str) -> DelstModel:
+    """Load the backbone that a training started from, pooled as the model pools its own; the arm "frozen backbone".
+
+    Args:
+        model: The checkpoint's model.
+        backbone: Hub id or folder.
+
+    Raises:
+        OSError: If it does not load.
+    """
+    try:
+        return DelstModel.from_vision_gene_pretrained(
+            backbone, model.gene_model.config, vision_pooling=model.config.vision_pooling
+        )
+    except OSError as error:
+        raise OSError(
+            f"the frozen backbone {backbone} does not load ({str(error).splitlines()[0]}). Say where it is now by "
+            "--frozen-backbone, or leave the baselines out (--no-baselines)."
+        ) from error
 
 
 def backbone_subject(
@@ -264,19 +282,12 @@ class _Embedder:
 
 
 def _baselines(
-    model: DelstModel, frozen_backbone: str | None, seeds: Sequence[int], run: _Embedder, dataset: Dataset
+    model: DelstModel, frozen: DelstModel | None, seeds: Sequence[int], run: _Embedder, dataset: Dataset
 ) -> list[Arm]:
     """Make colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
     random = [run.random_features(model.config, seed) for seed in seeds]
     baselines = [Arm("colour statistics", [_colours(dataset)]), Arm("random-init backbone", random)]
-    if frozen_backbone is not None:
-        try:
-            frozen = DelstModel.from_vision_gene_pretrained(
-                frozen_backbone, model.gene_model.config, vision_pooling=model.config.vision_pooling
-            )
-        except OSError as error:
-            logger.warning("The frozen arm is left out: the backbone %s does not load (%s).", frozen_backbone, error)
-            return baselines
+    if frozen is not None:
         baselines.append(Arm("frozen backbone", [run(frozen).features]))
     return baselines
 
