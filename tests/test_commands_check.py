@@ -62,6 +62,15 @@ def test_options_of_the_format_wherever_they_stand(here, capsys):
         assert line(page, "about")[0].startswith("Visium, breast") and "stored as 32 px" in line(page, "patch")[0]
 
 
+def test_what_insists_on_a_slide_in_prepare_does_so_here(here, capsys):
+    write_outs(here / "S1" / "outs", make_source())
+    wrong = ["S1", "--mpp", "9"]
+    code, page, _ = run(capsys, *wrong)
+    assert code == 1 and "sources of its scale disagree" in line(page, "REFUSED")[0]
+    code, page, _ = run(capsys, *wrong, "--allow-scale")
+    assert code == 0 and "DIFFERS" in line(page, "scale")[0]
+
+
 def test_pictures_of_several_slides(here, capsys):
     for name in ("S1", "S2"):
         write_outs(here / "runs" / name / "outs", make_source())

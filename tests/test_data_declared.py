@@ -13,13 +13,13 @@ from layouts import make_source, write_10x_h5, write_mtx
 from PIL import Image
 from scipy import sparse
 
-from delst_hf.commands.predict import _genes
 from delst_hf.data.counts import describe_bad_counts
 from delst_hf.data.declared import check_declared, check_hdf5, check_zarr, free_memory
 from delst_hf.data.images import open_image, read_image
 from delst_hf.data.readers.anndata_file import open_anndata
 from delst_hf.data.readers.matrices import read_10x_h5, read_counts, read_mtx
 from delst_hf.data.readers.tables import read_table
+from delst_hf.data.vocabulary_file import gene_names_of
 from delst_hf.evaluation.arrays import read_embeddings
 from delst_hf.evaluation.protocols.signatures import read_signatures
 from delst_hf.evaluation.results import FORMAT, read_results
@@ -232,8 +232,8 @@ def test_other_files_of_users_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="cannot read the signatures .*deep.json.*Give a JSON file"):
         read_signatures(str(tmp_path / "deep.json"))
     (tmp_path / "genes.txt").write_bytes(b"\xff\xfe\xfd")
-    with pytest.raises(ValueError, match="cannot read the list of genes .*genes.txt.*one gene per line"):
-        _genes(str(tmp_path / "genes.txt"))
+    with pytest.raises(ValueError, match="cannot read the gene list .*genes.txt.*one gene per line"):
+        gene_names_of(str(tmp_path / "genes.txt"))
     (tmp_path / "e.parquet").write_bytes(b"PAR1x PAR1")
     with pytest.raises(ValueError, match="cannot read the embeddings .*e.parquet"):
         read_embeddings(tmp_path / "e.parquet", None, 0)

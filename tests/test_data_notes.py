@@ -17,17 +17,12 @@ from delst_hf.data.toy import make_toy_slide
 
 
 def test_numbers_of_one_reason_add_up_and_zero_leaves_no_trace():
-    notes, other = Notes(scale_from="--mpp"), Notes(genes_summed=2, remarks=["One."])
+    notes = Notes(scale_from="--mpp")
     notes.leave_out_genes("control probes", 3)
+    notes.leave_out_genes("control probes", np.int64(4))
     notes.leave_out_spots("not in_tissue", 0)
-    other.leave_out_genes("control probes", np.int64(4))
-    other.leave_out_spots("without counts", 5)
-    other.witness("image", np.float32(0.5))
-    notes.update(other)
-    notes.update(Notes(remarks=["One.", "Two."]))
-    assert notes == Notes(
-        "--mpp", {"image": 0.5}, {"control probes": 7}, 2, {"without counts": 5}, {}, ["One.", "Two."]
-    )
+    notes.leave_out_spots("without counts", 5)
+    assert notes == Notes("--mpp", genes_left_out={"control probes": 7}, spots_left_out={"without counts": 5})
 
 
 def test_text_and_back():

@@ -12,8 +12,8 @@ from ..atomic.files import check_file_output, write_file
 from ..atomic.locks import writing
 from ..errors import explain
 from . import formats, sheet
-from .options import Told, add_command, zipped
-from .prepare import add_format, add_sheet
+from .options import add_command, zipped
+from .prepare import add_format, slide_options
 
 
 def add_check(commands: Any) -> None:
@@ -43,6 +43,7 @@ def add_check(commands: Any) -> None:
 
 
 def _run_check(arguments: argparse.Namespace) -> int:
+    from ..data.part import PatchOptions
     from ..data.readers.recognise import is_dataset, is_sheet, lone_counts
 
     given = arguments.rest
@@ -70,18 +71,17 @@ def _run_check(arguments: argparse.Namespace) -> int:
         options = [*own, *(one for one in given if Path(one).expanduser() != place)]
     else:
         name, options = _recognised(place, given)
-    find_jobs = sheet.jobs if name == "sheet" else formats.FORMATS[name].jobs
-    summary = Told.by(find_jobs).summary
+    chosen_format = sheet.SHEET if name == "sheet" else formats.FORMATS[name]
+    summary = chosen_format.told.summary
     parser = argparse.ArgumentParser(prog=f"delst check --format {name}", description=summary)
-    if name == "sheet":
-        add_sheet(parser, writes=False)
-    else:
-        add_format(parser, formats.FORMATS[name], writes=False)
-    chosen = parser.parse_args(options, argparse.Namespace(debug=arguments.debug))
+    add_format(parser, chosen_format, writes=False)
+    chosen = parser.parse_args(options)
     print(f"format   {name}: {summary}")
     print(f"command  delst prepare {'' if name == 'sheet' else f'{name} '}{' '.join(_quoted(options))} --output DIR")
-    jobs = find_jobs(chosen)
-    refused = sum(not _check_slide(job, chosen, arguments.preview, len(jobs) > 1) for job in jobs)
+    jobs = chosen_format.jobs(chosen)
+    patches = PatchOptions(**slide_options(chosen))
+    patches.check()
+    refused = sum(not _check_slide(job, patches, arguments, len(jobs) > 1) for job in jobs)
     print(f"\nchecked  {len(jobs)} {'slide' if len(jobs) == 1 else 'slides'}, {refused} refused; nothing was prepared")
     return 1 if refused else 0
 
@@ -140,43 +140,26 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     return found.format, [*found.arguments, *told]
 
 
-def _check_slide(job: Callable[[], Any], chosen: argparse.Namespace, preview: str | None, several: bool) -> bool:
+def _check_slide(job: Callable[[], Any], options: Any, arguments: argparse.Namespace, several: bool) -> bool:
     """Print the page of a slide, and why it is refused if it is; return whether it would be written."""
     from ..data.part import check_slide, swapped
 
-    options = _patch_options(chosen)
     slide = thumbnail = None
     refusal = ""
     try:
         slide = swapped(job(), options)
         slide, thumbnail = check_slide(slide, replace(options, swap_xy=False))
     except Exception as error:
-        if chosen.debug:
+        if arguments.debug:
             raise
         refusal = explain(error)
     print()
     if slide is not None:
         _print_page(slide, thumbnail, options)
-        _draw(slide, options.patch_um, preview, several)
+        _draw(slide, options.patch_um, arguments.preview, several)
     if refusal:
         print(f"REFUSED  {refusal}")
     return not refusal
-
-
-def _patch_options(chosen: argparse.Namespace) -> Any:
-    """Return what `delst prepare` would check slides by."""
-    from ..data.genes import read_aliases
-    from ..data.part import PatchOptions
-    from ..data.quality import QualityFilter
-
-    options = PatchOptions(
-        patch_um=chosen.patch_um, patch_px=chosen.patch_px, outside="drop" if chosen.drop_outside else "error",
-        off_tissue="allow" if chosen.allow_off_tissue else "error", swap_xy=chosen.swap_xy,
-        quality_filter=QualityFilter(chosen.min_counts, chosen.min_genes, chosen.min_tissue),
-        aliases=read_aliases(chosen.aliases) if chosen.aliases else None,
-    )  # fmt: skip
-    options.check()
-    return options
 
 
 def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:

@@ -43,11 +43,10 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     if arguments.space is not None:
         _write_space(Path(arguments.space), arguments.model, app)
         return
-    for path in filter(None, [arguments.slide]):
-        if not Path(path).exists():
-            raise FileNotFoundError(
-                f"no slide at {path}. Give the path of an image, or leave it out and open one on the page."
-            )
+    if arguments.slide is not None and not Path(arguments.slide).exists():
+        raise FileNotFoundError(
+            f"no slide at {arguments.slide}. Give the path of an image, or leave it out and open one on the page."
+        )
     os.environ["DELST_MODEL"] = arguments.model
     given = {"DELST_SLIDE": arguments.slide, "DELST_MPP": arguments.mpp, "GRADIO_SERVER_PORT": arguments.port}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})

@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ..errors import reading
 from .options import add_command, add_grid, given, split_names
 
 
@@ -219,6 +218,7 @@ def _run_reference(arguments: argparse.Namespace) -> None:
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
+    from ..data.vocabulary_file import gene_names_of
     from ..evaluation.protocols.signatures import read_signatures
     from ..prediction.predict import predict_slide
 
@@ -227,7 +227,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         arguments.source,
         arguments.output,
         heads=arguments.head,
-        genes=_genes(arguments.genes),
+        genes=None if arguments.genes is None else gene_names_of(arguments.genes),
         signatures=read_signatures(arguments.signatures),
         choice=_choice(arguments),
         **given(arguments, "min_pearson", "reference", "overwrite"),
@@ -304,13 +304,3 @@ def _embed_dataset(arguments: argparse.Namespace, speed: dict[str, Any]) -> None
     )
     if process_rank() == 0:
         print(f"output  {folder}\nNext: delst evaluate {shlex.quote(str(folder))} {shlex.quote(arguments.file)}")
-
-
-def _genes(given: str | None) -> list[str] | None:
-    """Return comma-separated names, or those of a file with one per line."""
-    if given is None:
-        return None
-    if Path(given).is_file():
-        with reading(given, "list of genes", "Give a text file in UTF-8 with one gene per line."):
-            return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return split_names(given)

@@ -12,15 +12,14 @@ from typing import Any
 
 from ..atomic.files import check_file_output
 from ..atomic.locks import writing
-from . import formats as formats
-from . import sheet
-from .options import Told, add_command, given, split_names
+from . import formats, sheet
+from .options import add_command, given, split_names
 
 
 def add_prepare(commands: Any) -> None:
     """Add `delst prepare FORMAT`."""
-    listed = {name: one.told for name, one in formats.FORMATS.items()} | {"SHEET.csv": Told.by(sheet.jobs)}
-    lines = "\n".join(f"  {name:<12} {told.summary}\n      {told.examples[0]}" for name, told in listed.items())
+    listed = {**formats.FORMATS, "SHEET.csv": sheet.SHEET}
+    lines = "\n".join(f"  {name:<12} {one.told.summary}\n      {one.told.examples[0]}" for name, one in listed.items())
     prepare = commands.add_parser(
         "prepare",
         help="slides -> a dataset folder for load_dataset",
@@ -29,25 +28,20 @@ def add_prepare(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parsers = prepare.add_subparsers(required=True, metavar="FORMAT")
-    for name, one in formats.FORMATS.items():
+    for name, one in {**formats.FORMATS, "sheet": sheet.SHEET}.items():
         parser = add_command(parsers, name, one.jobs)
         add_format(parser, one)
         parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
-    parser = add_command(parsers, "sheet", sheet.jobs)
-    add_sheet(parser)
-    parser.set_defaults(run=partial(_run_prepare, jobs=sheet.jobs))
 
 
 def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: bool = True) -> None:
-    """Add the options of a format; those of the output must be given only where something is written."""
+    """Add the options of a format, and those that all share; the output must be given only where something is written."""
     one.add_arguments(parser)
-    _add_common(parser, one.patch_px, one.min_tissue, writes)
-
-
-def add_sheet(parser: argparse.ArgumentParser, writes: bool = True) -> None:
-    """Add the options of a sample sheet; those of the output only where something is written."""
-    sheet.add_arguments(parser)
-    _add_common(parser, 224, 0.0, writes)
+    _add_output(parser, writes)
+    _add_patches(parser, one.patch_px)
+    _add_checks(parser, one.min_tissue)
+    _add_split(parser)
+    _add_speed(parser)
 
 
 def add_merge(commands: Any) -> None:
@@ -92,15 +86,6 @@ def add_vocabulary(commands: Any) -> None:
     add("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one per line")
     add("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
     parser.set_defaults(run=_run_vocabulary)
-
-
-def _add_common(parser: argparse.ArgumentParser, patch_px: int, min_tissue: float, writes: bool = True) -> None:
-    """Add the options that all formats share, in groups."""
-    _add_output(parser, writes)
-    _add_patches(parser, patch_px)
-    _add_checks(parser, min_tissue)
-    _add_split(parser)
-    _add_speed(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, writes: bool) -> None:
@@ -178,22 +163,31 @@ def _split_request(arguments: argparse.Namespace) -> Any:
     )
 
 
-_AS_THEY_ARE = ("patch_um", "patch_px", "image_format", "quality", "swap_xy", "one_slide", "preview", "num_proc", "overwrite",
-                "license")  # fmt: skip
+def slide_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how slides are checked and patches cut, as `write_dataset` and `PatchOptions` call it."""
+    from ..data.genes import read_aliases
+    from ..data.quality import QualityFilter
+
+    return {
+        **given(arguments, "patch_um", "patch_px", "image_format", "quality", "swap_xy", "one_slide", "preview"),
+        "outside": "drop" if arguments.drop_outside else "error",
+        "off_tissue": "allow" if arguments.allow_off_tissue else "error",
+        "scale": "allow" if arguments.allow_scale else "error",
+        "quality_filter": QualityFilter(arguments.min_counts, arguments.min_genes, arguments.min_tissue),
+        "aliases": read_aliases(arguments.aliases) if arguments.aliases else None,
+        "max_shard_bytes": arguments.shard_mb * 2**20,
+    }
 
 
 def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespace], list[Any]]) -> None:
     """Write the dataset and say what came out."""
     from ..data.dataset import write_dataset
-    from ..data.genes import read_aliases
-    from ..data.quality import QualityFilter
     from ..data.shards import shard, shard_name
     from ..data.understood import summary_table
 
     split, output = _split_request(arguments), arguments.output
     if (arguments.shard_index is None) != (arguments.num_shards is None):
         raise ValueError("--shard-index and --num-shards belong together. Give both, or neither.")
-    aliases = read_aliases(arguments.aliases) if arguments.aliases else None
     todo, shard_of = jobs(arguments), None
     if arguments.num_shards is not None:
         if split is not None:
@@ -209,17 +203,12 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
     summary = write_dataset(
         todo,
         output,
-        outside="drop" if arguments.drop_outside else "error",
-        off_tissue="allow" if arguments.allow_off_tissue else "error",
-        scale="allow" if arguments.allow_scale else "error",
-        quality_filter=QualityFilter(arguments.min_counts, arguments.min_genes, arguments.min_tissue),
-        aliases=aliases,
         split=split,
-        max_shard_bytes=arguments.shard_mb * 2**20,
         resume=True,
         progress=not arguments.quiet,
         shard_of=shard_of,
-        **given(arguments, *_AS_THEY_ARE),
+        **slide_options(arguments),
+        **given(arguments, "num_proc", "overwrite", "license"),
     )
     _print(summary, output)
     print(f"\n{summary_table(summary.path, summary.slides)}")

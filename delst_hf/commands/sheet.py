@@ -109,3 +109,6 @@ def _place(folder: Path, value: str) -> str:
     """Return a value that is a path, from the folder of the sheet or from ~, as such; any other as it is."""
     path = Path(value).expanduser() if value.startswith("~") else Path(value)
     return str(folder / path) if (folder / path).exists() else str(value)
+
+
+SHEET = formats.Format(add_arguments, jobs)

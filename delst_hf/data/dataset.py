@@ -200,7 +200,12 @@ def _write_parts(
                 _write_whole(item, part, options)
             # Otherwise its image stays alive while the next slide is read.
             del item
-            _refuse_twice(_slide_id(part), seen)
+            slide_id = _slide_id(part)
+            if slide_id in seen:
+                raise ValueError(
+                    f"slide_id {slide_id!r} is given twice. Give each its own (--slide-id), or leave one out."
+                )
+            seen.add(slide_id)
             parts.append(part)
         return parts
     jobs = list(slides)
@@ -212,9 +217,6 @@ def _write_parts(
     parts = [work / _key(job, options, index) for index, job in enumerate(jobs)]
     todo = {part: job for part, job in zip(parts, jobs, strict=True) if not _is_whole(part)}
     _write_in_processes(todo, options, num_proc, len(parts), progress)
-    seen = set()
-    for part in parts:
-        _refuse_twice(_slide_id(part), seen)
     return parts
 
 
@@ -274,12 +276,6 @@ def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         mark_told(error)
         raise
-
-
-def _refuse_twice(slide_id: str, seen: set[str]) -> None:
-    if slide_id in seen:
-        raise ValueError(f"slide_id {slide_id!r} is given twice. Give each its own (--slide-id), or leave one out.")
-    seen.add(slide_id)
 
 
 def _slide_id(part: Path) -> str:

@@ -4,6 +4,7 @@ A header of a few bytes can declare more than any machine has. Libraries make ro
 with the size of the file and with the memory there is, and refused in words where it is out of proportion.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,13 +29,9 @@ _CODECS = {
 
 def free_memory() -> int:
     """Return the bytes that this process may still take, by the machine and by its group's limit."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = {}
-    for line in _text("/proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        found[name] = value
-    if "MemAvailable" in found:
-        free = int(found["MemAvailable"].split()[0]) * 1024
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
     limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
     return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
 
@@ -207,10 +204,7 @@ def _stored(folder: Path) -> float:
 
 def _product(itemsize: float, shape: Iterable[float]) -> float:
     """Return the bytes of an array, as a float: what a file declares may be larger than any integer of a machine."""
-    size = float(itemsize)
-    for side in shape:
-        size *= float(side)
-    return size
+    return math.prod(map(float, shape), start=float(itemsize))
 
 
 def _codecs(told: Any) -> list[str]:

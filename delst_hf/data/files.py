@@ -13,7 +13,6 @@ from typing import IO
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "lost+found"}
 # The first bytes of compressed files, and what opens them.
 _OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
-_PIECE = 1 << 22
 
 
 def is_hidden(name: str) -> bool:
@@ -93,11 +92,8 @@ def _opener(path: Path):
 
 def _content(path: Path) -> str:
     """Return a checksum of what a file holds when it is not compressed."""
-    digest = hashlib.sha256()
     try:
         with open_packed(path) as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except (OSError, EOFError, ValueError):
         return str(path)  # unreadable: equal to none
-    return digest.hexdigest()

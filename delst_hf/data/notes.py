@@ -64,22 +64,6 @@ class Notes:
         """Count rows of the source that are not among the spots; a number of 0 leaves no trace."""
         _add(self.spots_left_out, reason, number)
 
-    def witness(self, what: str, mpp: float) -> None:
-        """Keep what states a scale, in micrometres per pixel of the slide's image."""
-        self.scale_witnesses[what] = float(mpp)
-
-    def update(self, other: "Notes") -> None:
-        """Take up the notes of a part of the source."""
-        self.scale_from = other.scale_from or self.scale_from
-        self.scale_witnesses |= other.scale_witnesses
-        for kind, number in other.genes_left_out.items():
-            self.leave_out_genes(kind, number)
-        for reason, number in other.spots_left_out.items():
-            self.leave_out_spots(reason, number)
-        self.genes_summed += other.genes_summed
-        self.image |= other.image
-        self.remarks += [remark for remark in other.remarks if remark not in self.remarks]
-
     def to_json(self) -> str:
         """Return the notes as text, for the slides table."""
         return json.dumps(asdict(self), ensure_ascii=False)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import optional_library
-from .pixels import to_rgb
+from .pixels import borders, to_rgb
 
 
 class OpenSlideImage:
@@ -40,10 +40,10 @@ class OpenSlideImage:
         self.shape = (height, width, 3)
 
     @property
-    def mpp(self) -> float | None:
-        """Micrometres per pixel as the scanner states it, or None."""
+    def scale_statements(self) -> list[tuple[str, float]]:
+        """What the scanner states, true or not: micrometres per pixel of this level."""
         value = self._slide.properties.get("openslide.mpp-x")
-        return float(value) * self._slide.level_downsamples[self.level] if value else None
+        return [("its metadata", float(value) * self._slide.level_downsamples[self.level])] if value else []
 
     def overview(self, longest_px: int) -> "OpenSlideImage":
         """Return the smallest level whose longer side is at least this, or the largest."""
@@ -52,8 +52,7 @@ class OpenSlideImage:
 
     def __getitem__(self, region: Any) -> np.ndarray:
         """Read `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
-        rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
-        (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
+        (y0, y1, step_y), (x0, x1, step_x) = borders(region, self.shape)
         if y1 <= y0 or x1 <= x0:
             return np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
         scale = self._slide.level_downsamples[self.level]  # openslide wants places of level 0

@@ -6,7 +6,8 @@ of 8, 10, 12, 14 and 16 bits that holds the largest value; of floats 1 or 255. E
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +113,12 @@ def to_rgb(
         colours = array[:, :, :-1] if premultiplied else array[:, :, :-1] * alpha
         array = np.rint(np.minimum(colours + 255 * (1 - alpha), 255)).astype(np.uint8)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+
+
+def borders(region: Any, shape: Sequence[int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return start, stop and step of the rows and of the columns that `[y0:y1, x0:x1]` asks of an image of this shape."""
+    rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
+    return rows.indices(shape[0]), columns.indices(shape[1])
 
 
 def to_eight_bits(array: np.ndarray, white: float) -> np.ndarray:

@@ -1,7 +1,5 @@
 """One picture that shows whether a slide was understood: the image, its spots by label, and patches as they are cut."""
 
-from itertools import islice
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,25 +9,24 @@ from .slide import Slide
 _COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442", "#000000"]
 _UNLABELLED = "#00AA00"
 _PATCHES = 12
+_LONGER_PX = 1200
 _TILE = 112
 _OUTLINED = {"fill": "#D00000", "stroke_width": 2, "stroke_fill": "#FFFFFF"}  # read on dark tissue and on glass
 
 
-def draw_preview(slide: Slide, patch_um: float = 112.0, max_px: int = 1200, seed: int = 0) -> Image.Image:
+def draw_preview(slide: Slide, patch_um: float) -> Image.Image:
     """Draw the slide with a circle per spot in the colour of its label, squares where patches are cut, and those patches.
 
     Args:
         slide: the slide.
         patch_um: side of a patch in micrometres.
-        max_px: longer side of the slide in the picture.
-        seed: which spots' patches are shown.
 
     Returns:
-        RGB, about (max_px + 3 patches) wide: left the slide, right a grid of patches in the order of their numbers.
+        RGB, about 1200 px and 3 patches wide: left the slide, right a grid of patches in the order of their numbers.
     """
-    base = slide.thumbnail(max_px).convert("RGB")
-    if max(base.size) < max_px:
-        ratio = max_px / max(base.size)
+    base = slide.thumbnail(_LONGER_PX).convert("RGB")
+    if max(base.size) < _LONGER_PX:
+        ratio = _LONGER_PX / max(base.size)
         base = base.resize((round(base.width * ratio), round(base.height * ratio)))
     scale = base.width / slide.image.shape[1], base.height / slide.image.shape[0]
     labels = [None if label is None or label != label else str(label) for label in slide.spots["label"]]
@@ -38,7 +35,7 @@ def draw_preview(slide: Slide, patch_um: float = 112.0, max_px: int = 1200, seed
     height, width = slide.image.shape[:2]
     x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
     inside = np.flatnonzero((x >= 0) & (x < width) & (y >= 0) & (y < height))
-    shown = np.sort(np.random.default_rng(seed).permutation(inside)[:_PATCHES])
+    shown = np.sort(np.random.default_rng(0).permutation(inside)[:_PATCHES])
     picture = Image.new(
         "RGB", (base.width + 3 * _TILE + 24, max(base.height, 4 * (_TILE + 6) + 20 * (len(names) + 3))), "white"
     )
@@ -60,7 +57,7 @@ def draw_preview(slide: Slide, patch_um: float = 112.0, max_px: int = 1200, seed
 def _draw_patches(slide, patch_um, shown, picture, brush, left, scale) -> None:
     cut = slide.cutter(patch_um, _TILE)
     half, font = patch_um / slide.mpp / 2, ImageFont.load_default(16)
-    for number, i in enumerate(islice(shown, _PATCHES)):
+    for number, i in enumerate(shown):
         x, y = slide.spots["x"].iloc[i], slide.spots["y"].iloc[i]
         corners = ((x - half) * scale[0], (y - half) * scale[1], (x + half) * scale[0], (y + half) * scale[1])
         brush.rectangle(corners, outline="#FFFFFF", width=3)
@@ -75,14 +72,7 @@ def _draw_scale_bar(slide, brush, bottom, scale) -> None:
     """Return a millimetre; where the scale is wrong, it is so at a glance."""
     length = 1000 / slide.mpp * scale
     brush.rectangle((15, bottom - 22, 15 + length, bottom - 16), fill="#000000", outline="#FFFFFF")
-    brush.text(
-        (15, bottom - 46),
-        "1 mm",
-        font=ImageFont.load_default(16),
-        fill="#000000",
-        stroke_width=2,
-        stroke_fill="#FFFFFF",
-    )
+    brush.text((15, bottom - 46), "1 mm", font=ImageFont.load_default(16), **{**_OUTLINED, "fill": "#000000"})
 
 
 def _draw_legend(slide, num_inside, names, colours, labels, brush, left) -> None:

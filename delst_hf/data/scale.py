@@ -106,7 +106,7 @@ class Scale:
             notes.remarks.append(self.chosen.remark)
         for one in self.witnesses:
             likeliest = min(one.mpp, key=lambda value: abs(np.log(value / self.mpp)))
-            notes.witness(one.source, likeliest * mpp / self.mpp)
+            notes.scale_witnesses[one.source] = float(likeliest * mpp / self.mpp)
 
     def __str__(self) -> str:
         lines = [f"  {self.mpp:.4f} um per {self.frame}, from {self.chosen.source}"]
@@ -138,9 +138,9 @@ def in_micrometres(mpp: float) -> str:
     return f"{mpp:.4f}" if mpp >= 0.001 else f"{mpp:.2g}"
 
 
-def given(mpp: float | None, name: str = "--mpp") -> list[Witness]:
+def given(mpp: float | None) -> list[Witness]:
     """Return the user's own statement, if there is one; a number that cannot be one is left to `check_mpp`."""
-    return [] if mpp is None else [Witness("given", name, (float(mpp),))]
+    return [] if mpp is None else [Witness("given", "--mpp", (float(mpp),))]
 
 
 def stated(source: str, value: Any, scale: float = 1.0) -> list[Witness]:
@@ -163,9 +163,7 @@ def image_states(image: Any, name: str, scale: float = 1.0) -> list[Witness]:
         name: Of the file.
         scale: Pixels of the image per pixel of the frame.
     """
-    found = getattr(image, "scale_statements", None)
-    if found is None:
-        found = [("its metadata", image.mpp)] if getattr(image, "mpp", None) else []
+    found = getattr(image, "scale_statements", ())
     return [witness for source, value in found for witness in stated(f"{source} of {name}", value, scale)]
 
 

@@ -7,7 +7,7 @@ plain. `plain_file` and `unpack` give it; `scratch` says how long it is kept, si
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
@@ -79,16 +79,7 @@ def plain_file(path: Path) -> Path:
     """
     if not is_packed(path):
         return path
-    where = _current.get() or _of_process
-    status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-    if key not in where.known:
-        name = path.stem if path.suffix.lower() in PACKED else path.name
-        goal = new_folder("plain") / name
-        with reading(path, "compressed file"), open_packed(path) as source:
-            _copy(source, goal, path)
-        where.known[key] = goal
-    return where.known[key]
+    return _once(path, _unpacked)
 
 
 def names_within(path: Path) -> list[str]:
@@ -100,6 +91,13 @@ def names_within(path: Path) -> list[str]:
         return []  # what reads it says why
 
 
+def _unpacked(path: Path) -> Path:
+    goal = new_folder("plain") / (path.stem if path.suffix.lower() in PACKED else path.name)
+    with reading(path, "compressed file"), open_packed(path) as source:
+        _copy(source, goal, path)
+    return goal
+
+
 def unpack(path: Path) -> Path:
     """Unpack a tar archive and return the folder. Only plain files are taken; links and names that lead out are refused.
 
@@ -107,27 +105,35 @@ def unpack(path: Path) -> Path:
         ValueError: damaged, or with members that no archive of data has.
         OSError: the scratch disk is full.
     """
-    where = _current.get() or _of_process
-    status = path.stat()
+    return _once(path, _extracted)
+
+
+def _extracted(path: Path) -> Path:
+    goal = new_folder("archive")
+    with reading(path, "archive"), tarfile.open(path) as archive:
+        for member in archive:
+            inner = PurePosixPath(member.name)
+            if member.isdir() or any(is_hidden(part) for part in inner.parts if part != "."):
+                continue
+            if not member.isfile() or inner.is_absolute() or ".." in inner.parts:
+                raise ValueError(
+                    f"the archive {path} holds {member.name!r}, which is a link or leads out of the archive. Unpack it "
+                    "yourself and look at it, or download it again."
+                )
+            source = archive.extractfile(member)
+            if source is not None:
+                target = goal / inner
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _copy(source, target, path)
+    return goal
+
+
+def _once(path: Path, make: Callable[[Path], Path]) -> Path:
+    """Return what is made of a file, which is made again only where the file has changed."""
+    where, status = _current.get() or _of_process, path.stat()
     key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
     if key not in where.known:
-        goal = new_folder("archive")
-        with reading(path, "archive"), tarfile.open(path) as archive:
-            for member in archive:
-                inner = PurePosixPath(member.name)
-                if member.isdir() or any(is_hidden(part) for part in inner.parts if part != "."):
-                    continue
-                if not member.isfile() or inner.is_absolute() or ".." in inner.parts:
-                    raise ValueError(
-                        f"the archive {path} holds {member.name!r}, which is a link or leads out of the archive. Unpack it "
-                        "yourself and look at it, or download it again."
-                    )
-                source = archive.extractfile(member)
-                if source is not None:
-                    target = goal / inner
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _copy(source, target, path)
-        where.known[key] = goal
+        where.known[key] = make(path)
     return where.known[key]
 
 

@@ -70,9 +70,8 @@ class SplitPlan:
 
     def of_spots(self, slide_id: str, num_spots: int) -> np.ndarray:
         """Return the split of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
-        request = self.request
-        if request is None or request.by != "spot" or slide_id in self.unpaired:
-            own = UNPAIRED if slide_id in self.unpaired else self.of_slide.get(slide_id, "train")
+        request, own = self.request, self.of(slide_id)
+        if request is None or own != "spot":
             return np.full(num_spots, own, dtype=object)
         order = np.random.default_rng([request.seed, crc32(slide_id.encode())]).permutation(num_spots)
         test, validation = round(request.test * num_spots), round(request.validation * num_spots)
@@ -92,10 +91,11 @@ class SplitPlan:
                 Markdown(f"{replace(self, unpaired=()).describe()} {alone}") if self.of_slide or self.request else alone
             )
         request = self.request
+        slides_of = {
+            name: [slide_id for slide_id, own in self.of_slide.items() if own == name] for name in (*ASSIGNED, "spot")
+        }
+        named = [f"{name}: {cell(', '.join(slides))}" for name, slides in slides_of.items() if slides]
         if request is None and self.is_split:
-            named = [
-                f"{name}: {cell(', '.join(slides))}" for name in (*ASSIGNED, "spot") if (slides := self._slides(name))
-            ]
             return Markdown(f"Split as the folders were that this one was merged from. {'; '.join(named)}.")
         if request is None:
             return Markdown(
@@ -106,12 +106,8 @@ class SplitPlan:
                 f"Split by **spot** (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
                 "slide): neighbouring spots of one section are on both sides, so test figures are too good."
             )
-        named = [f"{name}: {cell(', '.join(slides))}" for name in ASSIGNED if (slides := self._slides(name))]
         drawn = "slides named by hand" if request.test_slides or request.validation_slides else f"seed {request.seed}"
         return Markdown(f"Split by **{request.by}** ({drawn}); no patient is in two splits. {'; '.join(named)}.")
-
-    def _slides(self, split: str) -> list[str]:
-        return [slide_id for slide_id, own in self.of_slide.items() if own == split]
 
 
 def plan_split(slides: Sequence[tuple[str, str]], request: SplitRequest | None) -> SplitPlan:
@@ -124,11 +120,11 @@ def plan_split(slides: Sequence[tuple[str, str]], request: SplitRequest | None) 
     Raises:
         ValueError: too few patients or slides, unknown slides, or a patient on two sides.
     """
-    if request is None or request.by == "spot":
-        if request is not None:
-            request.check()
-        return SplitPlan(request, {slide_id: "train" for slide_id, _ in slides} if request is None else {})
+    if request is None:
+        return SplitPlan(None, {slide_id: "train" for slide_id, _ in slides})
     request.check()
+    if request.by == "spot":
+        return SplitPlan(request)
     if request.test_slides or request.validation_slides:
         of_slide = _named(slides, request)
     else:

@@ -11,8 +11,7 @@ import tifffile
 from PIL import Image
 
 from ..errors import reading
-from .pixels import check_channels, to_eight_bits, to_rgb, white_level
-from .scale import unbelieved
+from .pixels import borders, check_channels, to_eight_bits, to_rgb, white_level
 from .tiff_tags import check_upright, significant_bits, stated_scales
 
 # Two rows of tiles of 512 px across 20,000 px; of a wider slide some tiles are decoded twice.
@@ -158,11 +157,6 @@ class TiffImage:
         )
 
     @property
-    def mpp(self) -> float | None:
-        """Micrometres per pixel as the file states it (OME, Aperio, or pixels per length); None where it does not."""
-        return next((value for _, value in self.scale_statements if not unbelieved(value)), None)
-
-    @property
     def scale_statements(self) -> list[tuple[str, float]]:
         """What the tags say, true or not, the most explicit first: the name of a tag, micrometres per pixel of this level."""
         full, scale = self.level_shapes[0], self.level_shapes[0][1] / self.shape[1]
@@ -181,8 +175,7 @@ class TiffImage:
 
     def __getitem__(self, region: Any) -> np.ndarray:
         """Read `[y0:y1, x0:x1]` as uint8 (rows, columns, 3)."""
-        rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
-        (y0, y1, step_y), (x0, x1, step_x) = rows.indices(self.shape[0]), columns.indices(self.shape[1])
+        (y0, y1, step_y), (x0, x1, step_x) = borders(region, self.shape)
         height, width = max(y1 - y0, 0), max(x1 - x0, 0)
         if not height or not width:
             return np.empty((height, width, 3), np.uint8)
@@ -255,11 +248,8 @@ class TiffImage:
             ) from error
         return decoded[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "level": self.level, "cache_bytes": self.cache_bytes, "white": self.white}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.level, self.cache_bytes, self.white)
 
 
 def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:

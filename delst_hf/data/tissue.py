@@ -1,7 +1,6 @@
 """Where tissue lies on a slide: found by its colour, or told by a mask image or by polygons as QuPath writes them."""
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from .images import check_readable, read_image
-
-logger = logging.getLogger(__name__)
 
 # Side of the reduced image on which tissue is looked for: some 10 to 30 um per pixel.
 MASK_PX = 1024

@@ -76,18 +76,16 @@ def read_visium_cells(
         frame="full-resolution pixel",
         unknown=f"no microns_per_pixel to believe in scalefactors_json.json of {spatial}, which has {factors}",
     )
-    notes = Notes()
     counts = _counts(folder)
-    table, name = _outlines(folder, slide_id, notes)
+    table, name = _outlines(folder, slide_id, counts.notes)
     table.index = pd.Index(_barcodes(table.index, counts.barcodes))
     cells, matrix = join_spots(table, counts, slide_id)
-    notes.update(counts.notes)
     spots = pd.DataFrame({"x": cells["x"] * factor, "y": cells["y"] * factor}, index=cells.index)
     if name == CELLS:
         spots["cell_area_um2"] = cells["area"] * scale.mpp**2
     return Slide(
         slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=scale.mpp / factor, scale=scale,
-        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, notes=notes,
+        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species, notes=counts.notes,
         source=f"visium-hd: {counts.name}, {name}, {image_name}",
     )  # fmt: skip
 

@@ -66,8 +66,8 @@ def read_xenium_cells(
     notes = Notes()
     cells, name = _cells(folder, slide_id, notes)
     counts = _counts(folder)
+    counts.notes = notes
     cells, matrix = join_spots(cells, counts, slide_id)
-    notes.update(counts.notes)
     centres = cells[["x_centroid", "y_centroid"]].to_numpy(float)
     pixels, places, scale = place_on_image(centres, folder, image, alignment, mpp, slide_id)
     spots = pd.DataFrame(places, columns=["x", "y"], index=cells.index)
