@@ -1,9 +1,10 @@
 """Embeddings from elsewhere: .npy, .npz or .parquet -> arrays in the order of a dataset's spots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 from ..data.array_files import read_arrays
@@ -73,18 +74,19 @@ def _rows_of(columns: Mapping[str, np.ndarray], spots: Dataset, num_spots: int, 
                 "row for each spot of the dataset, in its order. Add both columns, and rows are found by them."
             )
         return np.asarray(spots["spot_index"])
-    keys = list(zip(*(np.asarray(columns[name]).astype(str).tolist() for name in KEYS), strict=True))
-    place = {key: row for row, key in enumerate(keys)}
-    if len(place) != len(keys):
-        twice = next(key for row, key in enumerate(keys) if place[key] != row)
+    keys, wanted = (
+        pd.MultiIndex.from_arrays([np.asarray(table[name]).astype(str) for name in KEYS]) for table in (columns, spots)
+    )
+    twice = keys.duplicated()
+    if twice.any():
         raise ValueError(
-            f"{path} has the spot {twice} more than once, and {len(keys) - len(place)} such rows. Keep one each."
+            f"{path} has the spot {keys[twice][0]} more than once, and {twice.sum()} such rows. Keep one each."
         )
-    wanted: Sequence[tuple[str, str]] = list(zip(spots["slide_id"], spots["barcode"], strict=True))
-    missing = [key for key in wanted if key not in place]
-    if missing:
+    rows = keys.get_indexer(wanted)
+    missing = wanted[rows < 0]
+    if len(missing):
         raise ValueError(
             f"{path} lacks {len(missing)} of the {len(wanted)} spots to evaluate, such as {missing[0]}. Embed these too, or "
             "leave their slides out by --test-slides and --train-slides."
         )
-    return np.array([place[key] for key in wanted])
+    return rows

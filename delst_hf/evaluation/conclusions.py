@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .result_tables import name_of
 from .suite import protocol
 from .verdicts import Verdict, verdicts
 
@@ -32,9 +31,10 @@ def conclusions(record: Record) -> list[str]:
     if verdict is None:
         return [f"Nothing was scored on {slides}; the table of what was not run says why.", _hierarchy(record)]
     where = f" on {verdict.slide}" if verdict.slide else f" on {slides}"
+    chance = "" if verdict.chance is None else f" and {verdict.chance:.3g} is what an answer without skill gets"
     what = f"{verdict.protocol.title_of(verdict.variant)} ({verdict.metric.replace('_', ' ')})"
     return [
-        f"How well: {verdict.arm} scores {verdict.value:.3f} in {what}{where}; {_scale(record, verdict)}.",
+        f"How well: {verdict.arm} scores {verdict.value:.3f} in {what}{where}; 1 is perfect{chance}.",
         f"Against what: {_against(verdict)}",
         f"How sure: {_how_sure(record, verdict)}",
         f"The hierarchy: {_hierarchy(record)}",
@@ -50,18 +50,6 @@ def _spokesman(record: Record) -> Verdict | None:
             if (which.name, verdict.variant) == place and verdict.metric == which.headline:
                 return verdict
     return judged[0] if judged else None
-
-
-def _scale(record: Record, verdict: Verdict) -> str:
-    """Return what chance is, where the protocol knows it."""
-    which = verdict.protocol
-    for row in record["protocols"]:
-        place = (row["protocol"], row["variant"], row.get("slide"), name_of(row))
-        if place == (which.name, verdict.variant, verdict.slide, verdict.arm):
-            chance = which.chance_of(verdict.metric, row)
-            if chance is not None:
-                return f"1 is perfect and {chance:.3g} is what an answer without skill gets"
-    return "1 is perfect"
 
 
 def _against(verdict: Verdict) -> str:

@@ -84,8 +84,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} is of the form {record.get('format')!r}; this version reads {FORMAT!r}. Evaluate anew: "
             f"`{_command(record, path)}`."
         )
-    kinds = {"protocols": list, "own_arms": list, "test_slides": list}
-    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name, kind()), kind)]
+    wrong = [name for name in ("protocols", "own_arms", "test_slides") if not isinstance(record.get(name, []), list)]
     if wrong or not all(isinstance(row, dict) for row in record.get("protocols", [])):
         raise ValueError(
             f"{path} was changed after `delst evaluate --output` wrote it: {(wrong or ['protocols'])[0]} is not a list of "

@@ -4,8 +4,8 @@ Ranks are fair to ties: where several targets score the same as the true one, ev
 likely. An embedding that collapsed to one point comes out at chance and not at rank 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,22 +17,6 @@ from .preparation import finite_matrix, group_names
 GEOMETRIES = ("cosine", "euclidean", "lorentz")
 _ROWS_AT_ONCE = 64  # of a tile: 0.5 MB of differences, which stay in a processor's cache
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-class _Ties(NamedTuple):
-    """For each query (queries,): targets that score above the true one, and targets that score the same, itself in."""
-
-    above: np.ndarray
-    equal: np.ndarray
-
-    def scores(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
-        """Compute expectations over random orders of tied targets, for each query."""
-        above, equal = self
-        result = {f"recall@{int(k)}": np.clip(k - above, 0, equal) / equal for k in ks}
-        result["rank"] = 1 + above + (equal - 1) / 2
-        # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
-        result["mrr"] = (digamma(above + equal + 1) - digamma(above + 1)) / equal
-        return result
 
 
 def retrieval(query_embeds: ArrayLike, target_embeds: ArrayLike, **options: Any) -> dict[str, float]:
@@ -60,7 +44,12 @@ def retrieval(query_embeds: ArrayLike, target_embeds: ArrayLike, **options: Any)
         (1.0, 1.0)
     """
     scores = retrieval_scores(query_embeds, target_embeds, **options)
-    return {**summary(scores), "pool_size": float(len(np.asarray(target_embeds)))}
+    means = {key: float(values.mean()) for key, values in scores.items() if key not in ("query", "rank")}
+    return means | {
+        "median_rank": float(np.median(scores["rank"])),
+        "mean_rank": float(scores["rank"].mean()),
+        "pool_size": float(len(np.asarray(target_embeds))),
+    }
 
 
 def retrieval_scores(
@@ -93,9 +82,45 @@ def retrieval_scores(
     """
     if any(k != int(k) or k < 1 for k in ks):
         raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
-    rows = sampled_queries(len(np.asarray(target_embeds)), num_queries, seed)
-    ties = _rank(query_embeds, target_embeds, similarity, curvature, chunk_size, rows)
-    return {"query": rows, **ties.scores(ks)}
+    queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
+    if queries.shape[0] != targets.shape[0]:
+        raise ValueError(
+            f"{len(queries)} queries and {len(targets)} targets; they must be as many, because the answer to the i-th "
+            "query is the i-th target. Embed both modalities of the same spots."
+        )
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; allowed is 1 or more. 1024 holds 8 MB at a time.")
+    own = sampled_queries(len(targets), num_queries, seed)
+    if len(own) < len(queries):
+        queries = queries[own]
+    if callable(similarity):
+        score, rounding = similarity, None
+    else:
+        queries, targets = as_inner_product(queries, targets, similarity, curvature)
+        # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
+        largest = np.linalg.norm(queries, axis=1) * np.linalg.norm(targets, axis=1).max()
+        score, rounding = _product, 16 * np.finfo(np.float64).eps * largest
+    above, equal = _count(queries, targets, own, score, rounding, chunk_size)
+    return {"query": own, **_expected(above, equal, ks)}
+
+
+def _product(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return queries @ targets.T
+
+
+def _expected(above: np.ndarray, equal: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Compute expectations over random orders of tied targets, for each query.
+
+    Args:
+        above: (queries,) targets that score above the true one.
+        equal: (queries,) targets that score the same, itself in.
+        ks: Depths of recall.
+    """
+    result = {f"recall@{int(k)}": np.clip(k - above, 0, equal) / equal for k in ks}
+    result["rank"] = 1 + above + (equal - 1) / 2
+    # 1/(above+1) + ... + 1/(above+equal) is a difference of two digammas.
+    result["mrr"] = (digamma(above + equal + 1) - digamma(above + 1)) / equal
+    return result
 
 
 def sampled_queries(pool: int, num_queries: int | None, seed: int = 0) -> np.ndarray:
@@ -105,16 +130,6 @@ def sampled_queries(pool: int, num_queries: int | None, seed: int = 0) -> np.nda
     if num_queries is None or num_queries >= pool:
         return np.arange(pool)
     return np.sort(np.random.default_rng(seed).choice(pool, num_queries, replace=False))
-
-
-def summary(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the means, and for ranks the median too, of `retrieval_scores`."""
-    result = {key: float(values.mean()) for key, values in scores.items() if key not in ("query", "rank", "mrr")}
-    return result | {
-        "median_rank": float(np.median(scores["rank"])),
-        "mean_rank": float(scores["rank"].mean()),
-        "mrr": float(scores["mrr"].mean()),
-    }
 
 
 def retrieval_within(
@@ -156,33 +171,6 @@ def retrieval_within(
         for key, value in scores.items():
             result[key] = result.get(key, 0.0) + value * rows.sum() / len(names)
     return {**result, "num_slides": float(len(np.unique(names)))}
-
-
-def _rank(
-    query_embeds: ArrayLike,
-    target_embeds: ArrayLike,
-    similarity: str | Similarity,
-    curvature: float | None,
-    chunk_size: int,
-    own: np.ndarray,
-) -> _Ties:
-    """Count the better and the equal targets of the queries `own`."""
-    queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
-    if queries.shape[0] != targets.shape[0]:
-        raise ValueError(
-            f"{len(queries)} queries and {len(targets)} targets; they must be as many, because the answer to the i-th "
-            "query is the i-th target. Embed both modalities of the same spots."
-        )
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; allowed is 1 or more. 1024 holds 8 MB at a time.")
-    if len(own) < len(queries):
-        queries = queries[own]
-    if callable(similarity):
-        return _count(queries, targets, own, similarity, None, chunk_size)
-    queries, targets = as_inner_product(queries, targets, similarity, curvature)
-    # Rounding of a dot product grows with the lengths of both vectors, not with its own value.
-    rounding = 16 * np.finfo(np.float64).eps * np.linalg.norm(queries, axis=1) * np.linalg.norm(targets, axis=1).max()
-    return _count(queries, targets, own, lambda x, y: x @ y.T, rounding, chunk_size)
 
 
 def bidirectional_retrieval(
@@ -268,7 +256,7 @@ def _count(
     score: Similarity,
     rounding: np.ndarray | None,
     chunk_size: int,
-) -> _Ties:
+) -> tuple[np.ndarray, np.ndarray]:
     """Count, tile by tile, the targets that score above and equal to the true one, which is target `own` (queries,).
 
     Scores that differ by no more than `rounding` (queries,) count as equal: a matrix product may give two copies of one
@@ -293,7 +281,7 @@ def _count(
             tile = _scores(score, queries[rows], targets[columns])
             _add(tile, true, margin, above[rows], equal[rows])
         del tile
-    return _Ties(above, np.maximum(equal, 1))
+    return above, np.maximum(equal, 1)
 
 
 def _add(tile: np.ndarray, true: np.ndarray, margin: np.ndarray, above: np.ndarray, equal: np.ndarray) -> None:

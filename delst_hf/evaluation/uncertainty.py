@@ -149,7 +149,7 @@ class Bootstrap:
         }
 
     def weights(self) -> Iterator[np.ndarray]:
-        """Yield how often each row is drawn (resamples of a block, num_rows): the resamples of `draws`, in blocks that fit.
+        """Yield how often each row is drawn (resamples of a block, num_rows), in blocks that fit in memory.
 
         A single block is kept for the next statistic.
         """
@@ -175,7 +175,6 @@ class Bootstrap:
         for start in range(0, self.resamples, max(1, BLOCK // self.num_rows)):
             number = min(self.resamples - start, max(1, BLOCK // self.num_rows))
             if self.unit == "spots":
-                # One call for all: the stream of random numbers is that of one call per slide and resample.
                 drawn = first + generator.integers(0, sizes[slide], (number, self.num_rows))
             else:
                 drawn = generator.integers(0, units, (number, units))
@@ -186,14 +185,10 @@ class Bootstrap:
             yield weights
 
     def draws(self) -> Iterator[np.ndarray]:
-        """Yield the row indices of each resample, one after the other."""
-        generator = np.random.default_rng(self.seed)
-        members = self._members()
-        for _ in range(self.resamples):
-            if self.unit == "spots":
-                yield np.concatenate([rows[generator.integers(0, len(rows), len(rows))] for rows in members])
-            else:
-                yield np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))])
+        """Yield the row indices of each resample in ascending order, one resample after the other."""
+        for block in self.weights():
+            for number in block:
+                yield np.repeat(np.arange(self.num_rows), number.astype(int))
 
     def _members(self) -> list[np.ndarray]:
         """Return the rows of each slide, or all rows as of one."""

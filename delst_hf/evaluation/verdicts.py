@@ -22,6 +22,7 @@ class Verdict:
         rival: The best baseline, or "chance".
         rival_value: Its score.
         spread: The standard deviation of the baseline's score where there is one, else 0.
+        chance: What an answer without skill gets; None where the protocol does not know.
     """
 
     protocol: Protocol
@@ -33,6 +34,7 @@ class Verdict:
     rival: str
     rival_value: float
     spread: float = 0.0
+    chance: float | None = None
 
     @property
     def better(self) -> bool:
@@ -86,10 +88,11 @@ def _of_row(row: Record, which: Protocol, rivals: Sequence[Record]) -> Iterator[
         sign = -1 if metric in which.lower_is_better else 1
         scored = [other for other in rivals if other["metrics"].get(metric) is not None]
         facts = (which, row["variant"], row.get("slide"), name_of(row), metric, value)
+        chance = which.chance_of(metric, row)
         if scored:
             best = max(scored, key=lambda other: sign * other["metrics"][metric])
             # The spread over random networks or seeds of a probe; that over folds is not one of the score.
             spread = spread_of(best["metrics"], metric) if row.get("slide") else None
-            yield Verdict(*facts, best["arm"], best["metrics"][metric], spread or 0.0)
-        elif (chance := which.chance_of(metric, row)) is not None:
-            yield Verdict(*facts, "chance", chance)
+            yield Verdict(*facts, best["arm"], best["metrics"][metric], spread or 0.0, chance)
+        elif chance is not None:
+            yield Verdict(*facts, "chance", chance, chance=chance)

@@ -65,7 +65,7 @@ class PearsonSums:
             bootstrap = Bootstrap(len(names), names, "slides", resamples=resamples, seed=seed)
         else:
             bootstrap = Bootstrap(len(self.slides), self.slides, "spots", resamples=resamples, seed=seed)
-        draws = np.array([np.bincount(rows, minlength=bootstrap.num_rows) for rows in bootstrap.draws()], dtype=float)
+        draws = np.concatenate(list(bootstrap.weights()))
         rows: list[tuple[float, float, float]] = []
         for start in range(0, self.sums.shape[2], _GENES_AT_ONCE):
             sums = self.sums[:, :, start : start + _GENES_AT_ONCE]
