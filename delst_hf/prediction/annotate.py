@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +25,7 @@ if TYPE_CHECKING:
 
 MODALITIES = ("auto", "image", "genes")
 _ROWS = 512
-
-
-@dataclass
-class Annotations:
-    """What is added to an AnnData, by the part it goes into."""
-
-    obsm: dict[str, Any] = field(default_factory=dict)
-    obs: dict[str, Any] = field(default_factory=dict)
-    uns: dict[str, Any] = field(default_factory=dict)
+Annotations = dict[str, dict[str, Any]]  # part of an AnnData ("obsm", "obs" or "uns") -> what is added to it
 
 
 def embed_anndata(
@@ -80,10 +71,9 @@ def embed_anndata(
     """
     options = {"image": image, "mpp": mpp, "layer": layer, "batch_size": batch_size, "num_workers": num_workers}
     found = _annotations(model, adata, "adata", key, modality, **options)  # type: ignore[arg-type]
-    adata.obsm.update(found.obsm)
-    for name, value in found.obs.items():
-        adata.obs[name] = value
-    adata.uns.update(found.uns)
+    for part, values in found.items():
+        for name, value in values.items():
+            getattr(adata, part)[name] = value
     return adata
 
 
@@ -163,7 +153,7 @@ def _add(path: str, found: Annotations, names: pd.Index) -> None:
     from anndata.io import write_elem
 
     with h5py.File(path, "r+") as file:
-        for part, values in (("obsm", found.obsm), ("uns", found.uns), ("obs", found.obs)):
+        for part, values in found.items():
             group = file.require_group(part)
             for name, value in values.items():
                 if name in group:
@@ -211,19 +201,20 @@ def _annotations(
 def _parts(
     predictor: Predictor, arrays: dict[str, np.ndarray], names: pd.Index, key: str, facts: dict[str, Any]
 ) -> Annotations:
-    found = Annotations(obsm={key: arrays["tangent"]}, uns={"delst": facts})
+    obsm: dict[str, Any] = {key: arrays["tangent"]}
+    obs: dict[str, Any] = {}
     if np.isfinite(arrays["radius"]).any():
-        found.obs["delst_radius"] = arrays["radius"]
+        obs["delst_radius"] = arrays["radius"]
     if "expression" in arrays:
         genes = list(predictor.genes.index)
-        found.obsm["delst_expression"] = pd.DataFrame(arrays["expression"], index=names, columns=genes)
+        obsm["delst_expression"] = pd.DataFrame(arrays["expression"], index=names, columns=genes)
     if "probabilities" in arrays:
         values = arrays["probabilities"]
-        found.obsm["delst_probabilities"] = pd.DataFrame(values, index=names, columns=predictor.classes)
-        found.obs["delst_class"] = pd.Categorical.from_codes(
+        obsm["delst_probabilities"] = pd.DataFrame(values, index=names, columns=predictor.classes)
+        obs["delst_class"] = pd.Categorical.from_codes(
             values.argmax(axis=1).tolist(), categories=pd.Index(predictor.classes)
         )
-    return found
+    return {"obsm": obsm, "uns": {"delst": facts}, "obs": obs}
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ Shards are read one at a time, so an .h5ad or a table of a million patches needs
 """
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,8 +58,12 @@ class Prediction:
 
     def expression(self, shard: dict[str, np.ndarray]) -> np.ndarray:
         """Return the predicted expression of `genes` (patches, genes) in a shard."""
+        return shard["expression"][:, self._columns(self.genes.index)]
+
+    def _columns(self, genes: Iterable[str]) -> list[int]:
+        """Return where these genes stand in the array ``expression``; of several of one name the first."""
         place = {gene: i for i, gene in reversed(list(enumerate(self.predicted)))}
-        return shard["expression"][:, [place[gene] for gene in self.genes.index]]
+        return [place[gene] for gene in genes]
 
     def reliability(self) -> tuple[np.ndarray, str] | tuple[None, str]:
         """Return how far to believe each patch (patches,), and by which confidence; None and "" where there is none."""
@@ -88,9 +93,8 @@ class Prediction:
             # Where no neighbour has a label there is no class.
             best = np.concatenate([np.where(one.any(axis=1), one.argmax(axis=1), -1) for one in shares])
             found["delst_class"] = pd.Categorical.from_codes(best.tolist(), categories=pd.Index(self.classes))
-        place = {gene: i for i, gene in reversed(list(enumerate(self.predicted)))}
         for name, weights in self.signatures.items():
-            columns, weight = [place[gene] for gene in weights], np.array(list(weights.values()))
+            columns, weight = self._columns(weights), np.array(list(weights.values()))
             scores = [shard["expression"][:, columns] @ weight / np.abs(weight).sum() for shard in self.shards]
             found[name] = np.concatenate(scores).astype(np.float32)
         return found
@@ -200,18 +204,13 @@ def _write_parquet(output: Path, prediction: Prediction, overwrite: bool) -> Non
     table = pd.concat([places, prediction.table()], axis=1)
     table.index.name = "barcode"
     start, writer = 0, None
-    with write_file(output, replace=overwrite) as file:
-        try:
-            for shard in prediction.shards:
-                stop = start + len(shard["tangent"])
-                part = _wide(table.iloc[start:stop], shard, prediction)
-                start = stop
-                arrow = pa.Table.from_pandas(part)
-                writer = writer or pq.ParquetWriter(file, arrow.schema)
-                writer.write_table(arrow)
-        finally:
-            if writer is not None:
-                writer.close()
+    with write_file(output, replace=overwrite) as file, ExitStack() as opened:
+        for shard in prediction.shards:
+            stop = start + len(shard["tangent"])
+            part = pa.Table.from_pandas(_wide(table.iloc[start:stop], shard, prediction))
+            start = stop
+            writer = writer or opened.enter_context(pq.ParquetWriter(file, part.schema))
+            writer.write_table(part)
 
 
 def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Prediction) -> pd.DataFrame:

@@ -29,8 +29,8 @@ from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
 from .positions import check_positions, read_positions
 from .predictor import Predictor, load_predictor
-from .reference import Reference, load_reference
-from .shards import Shards, run, workspace
+from .reference import load_reference
+from .shards import run, workspace
 from .source import PatchSource, dataset_source, features_source, in_full_resolution, slide_source
 
 logger = logging.getLogger(__name__)
@@ -128,14 +128,12 @@ def predict_slide(
     predictor = load_predictor(model, heads)
     weights = signature_weights(signatures or {}, predictor)
     # Genes of signatures are predicted too, and left out of the output unless they are asked for.
-    shown = _shown_genes(predictor, genes, min_pearson)
+    shown = list(predictor.genes.index[predictor.places_of(genes, min_pearson)])
     needed = list(dict.fromkeys([*shown, *(gene for one in weights.values() for gene in one)]))
     if needed:
         predictor.keep_genes(needed, None)
     nearest = load_reference(reference or model, required=reference is not None, predictor=predictor)
     patches = open_source(source, predictor, choice)
-    check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
-    check_species(predictor, patches.species or choice.species)
     told = {
         "model": state_of(model),
         "heads": [state_of(head) for head in heads],
@@ -146,8 +144,12 @@ def predict_slide(
         check_output(output, overwrite)  # a run that had the lock until now may have made it
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
-        if found := describe_foreign_colour(shards.column("colours"), _trained_colours(predictor)):
+        trained = (predictor.record.get("data") or {}).get("colours")
+        if found := describe_foreign_colour(shards.column("colours"), trained):
             logger.warning("%s: %s", Path(source).name, found)
+        distance = None
+        if nearest is not None:
+            distance = np.concatenate([nearest.distance(predictor, shard["tangent"]) for shard in shards])
         prediction = Prediction(
             source=patches,
             shards=shards,
@@ -155,7 +157,7 @@ def predict_slide(
             genes=predictor.genes.loc[shown] if shown else pd.DataFrame(),
             classes=predictor.classes,
             signatures=weights,
-            distance=None if nearest is None else reference_distance(nearest, predictor, shards),
+            distance=distance,
             provenance=provenance(predictor, patches) | _parts_of_signatures(signatures or {}, weights),
         )
         write_prediction(output, prediction, overwrite)
@@ -189,7 +191,15 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
 
     Raises:
         FileNotFoundError: If it looks like a path and nothing is there.
+        ValueError: If the model does not read such patches or features, or was trained on another species.
     """
+    patches = _opened(source, predictor, choice)
+    check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
+    check_species(predictor, patches.species or choice.species)
+    return patches
+
+
+def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
     path = Path(source)
     if path.suffix in SUFFIXES_OF_FEATURES and path.suffix not in _ANNDATA:
         given = features_source(path, choice.mpp, choice.image, choice.features_patch_px)
@@ -296,25 +306,6 @@ def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, An
     if source is not None:
         facts |= {"patch_um": float(source.patch_um or 0), "source": source.about}
     return facts
-
-
-def reference_distance(reference: Reference, predictor: Predictor, shards: Shards) -> np.ndarray:
-    """Return the distance (patches,) of every patch to its nearest spots of the reference, in the model's space."""
-    return np.concatenate([reference.distance(predictor, shard["tangent"]) for shard in shards])
-
-
-def _shown_genes(predictor: Predictor, genes: Sequence[str] | None, min_pearson: float | None) -> list[str]:
-    if predictor.expression is None and genes is None and min_pearson is None:
-        return []
-    whole, layer = predictor.genes, predictor.expression
-    predictor.keep_genes(genes, min_pearson)
-    shown = list(predictor.genes.index)
-    predictor.genes, predictor.expression = whole, layer
-    return shown
-
-
-def _trained_colours(predictor: Predictor) -> Mapping[str, Any] | None:
-    return (predictor.record.get("data") or {}).get("colours")
 
 
 def state_of(path: str | os.PathLike) -> list[Any]:

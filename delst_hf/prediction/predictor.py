@@ -103,10 +103,21 @@ class Predictor:
         """Predict these genes only, in this order, and of them those of at least this held-out Pearson.
 
         Raises:
+            ValueError: As `places_of`.
+        """
+        places = self.places_of(names, min_pearson)
+        if self.expression is not None:
+            self.genes = self.genes.iloc[places]
+            self.expression = _layer(self.expression.weight[places], self.expression.bias[places])
+
+    def places_of(self, names: Sequence[str] | None, min_pearson: float | None) -> np.ndarray:
+        """Return where these genes stand in `genes`, and of them those of at least this held-out Pearson; without both, all.
+
+        Raises:
             ValueError: If a gene is not predicted by the head, there is no head or no score, or nothing is left.
         """
         if names is None and min_pearson is None:
-            return
+            return np.arange(len(self.genes))
         if self.expression is None:
             raise ValueError(
                 f"the model {self.name} has no expression head. Fit one: delst fit {self.name} DATASET --target expression "
@@ -133,8 +144,7 @@ class Predictor:
                 best = f"the best has {np.nanmax(score):.3f}" if np.isfinite(score).any() else "none could be scored"
                 raise ValueError(f"no gene has a held-out Pearson of {min_pearson:g}; {best}. Lower --min-pearson.")
             places = places[keep]
-        self.genes = self.genes.iloc[places]
-        self.expression = _layer(self.expression.weight[places], self.expression.bias[places])
+        return places
 
     def __call__(self, patches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Predict.

@@ -131,15 +131,6 @@ class Reference:
         genes = [", ".join(names) for names in self.top_genes(positions)]
         return table.assign(distance=np.asarray(distances, dtype=float), top_genes=genes)
 
-    def labels(self, positions: np.ndarray) -> list[str | None]:
-        """Return the commonest label of the spots at these positions (patches, number); None where none of them has one."""
-        found: list[str | None] = []
-        table = self.spots["label"].to_numpy(dtype=object)
-        for row in positions:
-            names = [str(name) for name in table[row] if isinstance(name, str)]
-            found.append(max(dict.fromkeys(names), key=names.count) if names else None)
-        return found
-
 
 class FaissSearch:
     """Candidates for the nearest spots by faiss (extra ``faiss``), from a graph of neighbours.

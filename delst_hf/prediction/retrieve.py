@@ -1,8 +1,9 @@
 """What the reference says of a slide: profiles and labels of the nearest training spots, and which spots look like a place."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from ..evaluation.embed import check_features
 from .outputs import Prediction, full_disk_explained, write_prediction
-from .predict import PatchChoice, check_output, check_species, open_source, provenance, state_of
+from .predict import PatchChoice, check_output, open_source, provenance, state_of
 from .predictor import Predictor, load_predictor
 from .reference import FaissSearch, Reference, load_reference
 from .shards import Shards, run, workspace
@@ -75,14 +75,13 @@ def retrieve_slide(
     predictor = load_predictor(model)
     known = _reference(predictor, reference or model, neighbours)
     patches = open_source(source, predictor, choice)
-    check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
-    check_species(predictor, patches.species or choice.species)
     told = {"model": state_of(model), "reference": state_of(reference or model), "source": state_of(source)}
     with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "retrieve": 1}) as folder:
         embedded = run(patches, predictor, folder, ("tangent", "radius"), batch_size, num_workers, progress)
         classes = sorted({name for name in known.spots["label"] if isinstance(name, str) and name})
-        made = _Found(known, predictor, neighbours, modality, search)
-        shards = Shards([made.shard(path, classes) for path in embedded.paths])
+        graph = FaissSearch(predictor, known.gene if modality == "gene" else known.image) if search == "faiss" else None
+        nearest = partial(known.nearest, predictor, number=neighbours, modality=modality, search=graph)
+        shards = Shards([_found(path, known, nearest, classes) for path in embedded.paths])
         facts = provenance(predictor, patches) | {"neighbours": neighbours, "compared_with": f"{modality} embeddings"}
         prediction = Prediction(
             source=patches,
@@ -113,32 +112,24 @@ def _reference(predictor: Predictor, place: str, neighbours: int) -> Reference:
     return known
 
 
-class _Found:
-    """Makes of each shard of embeddings one of neighbours, profiles and shares of labels."""
-
-    def __init__(self, known: Reference, predictor: Predictor, neighbours: int, modality: str, search: str):
-        self.known, self.predictor, self.number, self.modality = known, predictor, neighbours, modality
-        embeds = known.gene if modality == "gene" else known.image
-        self.search = FaissSearch(predictor, embeds) if search == "faiss" else None
-
-    def shard(self, path: Path, classes: list[str]) -> Path:
-        """Write the shard beside that of the embeddings."""
-        arrays = load_file(path)
-        places, distances = self.known.nearest(
-            self.predictor, arrays["tangent"], self.number, self.modality, self.search
-        )
-        found = {
-            "tangent": arrays["tangent"],
-            "radius": arrays["radius"],
-            "expression": self.known.impute(places),
-            "neighbours": places.astype(np.int32),
-            "distances": distances.astype(np.float32),
-        }
-        if classes:
-            found["probabilities"] = self.known.shares(places, classes)
-        target = path.with_suffix(".found")
-        save_file(found, target)
-        return target
+def _found(
+    path: Path, known: Reference, nearest: Callable[..., tuple[np.ndarray, np.ndarray]], classes: list[str]
+) -> Path:
+    """Make of a shard of embeddings one of neighbours, profiles and shares of labels, and write it beside."""
+    arrays = load_file(path)
+    places, distances = nearest(tangent=arrays["tangent"])
+    found = {
+        "tangent": arrays["tangent"],
+        "radius": arrays["radius"],
+        "expression": known.impute(places),
+        "neighbours": places.astype(np.int32),
+        "distances": distances.astype(np.float32),
+    }
+    if classes:
+        found["probabilities"] = known.shares(places, classes)
+    target = path.with_suffix(".found")
+    save_file(found, target)
+    return target
 
 
 def spots_like(

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,7 +82,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
         encoding: How the patches of the training were stored; those of the slide then look as if they came out of that dataset.
 
     Raises:
-        ValueError: If patches are larger than the slide.
+        ValueError: If patches are larger than the slide, or a spot is without a place or lies beyond the image.
     """
     height, width = slide.image.shape[:2]
     side = patch_um / slide.mpp
@@ -97,7 +96,9 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
             "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image (--image)",
             slide.slide_id, patch_um, side, patch_px,
         )  # fmt: skip
-    slide = replace(slide, spots=_placed(slide, side))
+    shape = None if slide.stored_patches is not None else slide.image.shape
+    places = check_places(slide.spots, f"slide {slide.slide_id!r}", shape, side)
+    slide = replace(slide, spots=slide.spots.assign(x=places["x"], y=places["y"]))
     reduced = _at_best_level(slide, side / patch_px)
     spot_um = slide.spot_um or patch_um
     return PatchSource(
@@ -111,21 +112,6 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
         species=slide.species,
         about=slide.source,
     )
-
-
-def _placed(slide: Slide, side: float) -> pd.DataFrame:
-    """Return the spots with x and y as numbers, all of whose patches show something of the slide.
-
-    Args:
-        slide: The slide.
-        side: Of a patch in pixels.
-
-    Raises:
-        ValueError: If there is no spot, one without a place, or one whose patch lies beyond the image.
-    """
-    shape = None if slide.stored_patches is not None else slide.image.shape
-    places = check_places(slide.spots, f"slide {slide.slide_id!r}", shape, side)
-    return slide.spots.assign(x=places["x"], y=places["y"])
 
 
 class _Reader:
@@ -267,9 +253,7 @@ def dataset_source(
     species = set(table["species"]) - {""}
     return PatchSource(
         rows=rows,
-        read=_StoredReader(spots)
-        if features is None
-        else lambda positions: list(features[index[np.asarray(positions)]]),
+        read=_decoded(spots) if features is None else lambda rows: list(features[index[np.asarray(rows)]]),
         patch_um=sizes[0],
         mpp={str(name): float(value) for name, value in table["mpp"].items()},
         spot_px={str(name): float(value) for name, value in sides.items()},
@@ -289,12 +273,7 @@ def _thumbnails(path: str, slides: Sequence[str]) -> dict[str, Image.Image]:
     return {row["slide_id"]: row["thumbnail"] for row in table if row["slide_id"] in slides and row["thumbnail"]}
 
 
-class _StoredReader:
-    """Decodes stored patches."""
-
-    def __init__(self, spots: Dataset):
-        self.images = spots.select_columns("image").with_format("arrow")
-
-    def __call__(self, positions: Sequence[int]) -> list[np.ndarray]:
-        cells: list[Any] = self.images[list(map(int, positions))]["image"].to_pylist()
-        return [np.asarray(open_patch(cell)) for cell in cells]
+def _decoded(spots: Dataset) -> Callable[[Sequence[int]], list[np.ndarray]]:
+    """Return what decodes stored patches."""
+    images = spots.select_columns("image").with_format("arrow")
+    return lambda rows: [np.asarray(open_patch(cell)) for cell in images[list(map(int, rows))]["image"].to_pylist()]
