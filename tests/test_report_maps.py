@@ -67,7 +67,7 @@ def test_genes_may_be_asked_for_and_unknown_ones_are_refused():
 
 
 def test_measured_and_predicted_share_one_scale_and_every_signature_is_drawn():
-    figures = {name: figure for name, _, _, figure in slide_maps(make_record(), MapChoice(["GOOD"], 0.4))}
+    figures = {one.name: one.figure for one in slide_maps(make_record(), MapChoice(["GOOD"], 0.4))}
     points = [one for axes in figures["gene-S1"].axes for one in axes.collections if isinstance(one, PathCollection)]
     assert len(points) == 3 and points[0].get_clim() == points[1].get_clim() and points[0].get_clim()[0] == 0
     # The third shows the same prediction on its own scale, as its title says.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import explain
 from ..prediction.predictor import load_predictor
 from ..prediction.reference import load_reference
 from ..prediction.reliability import reliability
@@ -109,8 +110,6 @@ class _Page:
         try:
             slide = open_slide(self.predictor, str(file), mpp or None, self.reference, step)
         except Exception as error:  # whatever a file may be, the page stays
-            from ..errors import explain
-
             return [None, None, "", None, "", _mistake(explain(error))]
         trust, legend = self._reliability(slide)
         return [slide, trust, legend, *self.draw(slide, way, asked)]

@@ -1,17 +1,18 @@
 """What the page shows: maps over the tissue, the legend of a map, the nearest spots, the place in the Poincare disk."""
 
 import html
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import colormaps
+from matplotlib.colors import to_hex, to_rgba_array
 
 from ..evaluation.illustrations import leading_plane
 from ..prediction.predictor import Predictor
 from ..prediction.reference import Reference
 from ..report.drawing import category_style
-from ..report.figures import Picture
+from ..report.maps import Picture
 from ..report.page import figure_svg
 from ..report.plots import poincare_disk
 from .slide import OpenSlide
@@ -34,7 +35,7 @@ def number_map(slide: OpenSlide, values: np.ndarray, colours: str = "viridis") -
     there = np.isfinite(values)
     low, high = np.quantile(values[there], [0.02, 0.98]) if there.any() else (0.0, 1.0)
     shade = colormaps[colours](np.clip((values - low) / max(high - low, 1e-9), 0, 1))[:, :3]
-    stops = ", ".join(_hex(colour) for colour in colormaps[colours](np.linspace(0, 1, 9))[:, :3])
+    stops = ", ".join(map(to_hex, colormaps[colours](np.linspace(0, 1, 9))))
     legend = (
         f'<div class="delst-legend"><span>{low:.2f}</span><i style="background:linear-gradient(90deg, {stops})"></i>'
         f"<span>{high:.2f}</span></div>"
@@ -45,20 +46,12 @@ def number_map(slide: OpenSlide, values: np.ndarray, colours: str = "viridis") -
 def class_map(slide: OpenSlide) -> tuple[np.ndarray, str]:
     """Draw the likeliest class of every patch, as `number_map`."""
     best = slide.values["probabilities"].argmax(axis=1)
-    palette = np.array([_rgb(category_style(number)[0]) for number in range(len(slide.classes))])
+    palette = to_rgba_array([category_style(number)[0] for number in range(len(slide.classes))])[:, :3]
     names = "".join(
-        f'<span><b style="background:{_hex(colour)}"></b>{html.escape(name)}</span>'
+        f'<span><b style="background:{to_hex(colour)}"></b>{html.escape(name)}</span>'
         for name, colour in zip(slide.classes, palette, strict=True)
     )
     return _painted(slide, palette[best], np.ones(len(best), bool)), f'<div class="delst-legend">{names}</div>'
-
-
-def _rgb(colour: str) -> list[float]:
-    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-
-
-def _hex(colour: Any) -> str:
-    return "#" + "".join(f"{round(255 * float(value)):02x}" for value in colour[:3])
 
 
 def _painted(slide: OpenSlide, colours: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -147,6 +140,4 @@ def disk(slide: OpenSlide, number: int, predictor: Predictor, reference: Referen
 
 
 def _tangents(predictor: Predictor, embeds: np.ndarray) -> np.ndarray:
-    import torch
-
     return predictor.in_space(torch.from_numpy(embeds).to(predictor.model.device))["tangent"].detach().cpu().numpy()

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..prediction.predictor import Predictor
 from ..prediction.reference import Reference
 from ..prediction.shards import run
 from ..prediction.source import PatchSource
+from ..report.drawing import pitch
 
 # Longer side of the picture on the page.
 PICTURE_PX = 900
@@ -55,12 +56,7 @@ class OpenSlide:
     @property
     def side(self) -> float:
         """Side at which a patch is drawn, in pixels of the picture."""
-        from scipy.spatial import cKDTree
-
-        own = next(iter(self.source.spot_px.values())) * self.scale
-        if len(self.places) < 2:
-            return own
-        return float(np.median(cKDTree(self.places).query(self.places, k=2)[0][:, 1])) or own
+        return pitch(self.places, alone=next(iter(self.source.spot_px.values())) * self.scale)
 
     def score(self, asked: str) -> tuple[np.ndarray, list[str]]:
         """Return the weighted mean of genes (patches,), and a line about each of them.
@@ -138,8 +134,7 @@ def open_slide(
     Raises:
         ValueError: As `predict_slide`.
     """
-    source = open_source(path, predictor, PatchChoice(mpp=mpp))
-    source = _watched(source, step)
+    source = _watched(open_source(path, predictor, PatchChoice(mpp=mpp)), step)
     with tempfile.TemporaryDirectory() as folder:
         shards = run(
             source, predictor, Path(folder), ("tangent", "radius", "expression", "probabilities"), progress=False
@@ -164,8 +159,6 @@ def _watched(source: PatchSource, step: Callable[[float], Any] | None) -> PatchS
     """Return the source, which tells how far it was read."""
     if step is None:
         return source
-    from dataclasses import replace
-
     done = 0
 
     def read(positions: Any) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from ..evaluation.tables import Table
 
@@ -44,11 +45,7 @@ def class_scores(record: Record) -> ClassScores | None:
     if not pairs:
         return None
     classes = sorted({name for pair in pairs for name in pair})
-    place = {name: i for i, name in enumerate(classes)}
-    confusion = np.zeros((len(classes), len(classes)), dtype=int)
-    for truth, answer in pairs:
-        confusion[place[truth], place[answer]] += 1
-    return ClassScores(classes, confusion)
+    return ClassScores(classes, confusion_matrix(*zip(*pairs), labels=classes))
 
 
 def _share(part: int, whole: int) -> str:

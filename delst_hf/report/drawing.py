@@ -72,11 +72,11 @@ def scale_bar(axes: Axes, mpp: float) -> None:
               fontsize=FONT_SIZE - 2, bbox=box, zorder=6)  # fmt: skip
 
 
-def pitch(places: np.ndarray) -> float:
-    """Return the typical distance to the nearest other spot."""
+def pitch(places: np.ndarray, alone: float = 1.0) -> float:
+    """Return the typical distance to the nearest other spot; `alone` where there is none, or all lie in one place."""
     if len(places) < 2:
-        return 1.0
-    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) or 1.0
+        return alone
+    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) or alone
 
 
 def spot_size(axes: Axes, places: np.ndarray, inches: float) -> float:
@@ -114,7 +114,7 @@ def draw_numbers(
     inches: float,
     opacity: float = 1.0,
 ) -> None:
-    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+    numbers = np.array(values, dtype=float)  # None is NaN
     there = np.isfinite(numbers)
     low, high = limits or (np.quantile(numbers[there], [0.02, 0.98]) if there.any() else (0.0, 1.0))
     x, y = places[there].T

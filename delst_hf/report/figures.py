@@ -1,11 +1,9 @@
 """Results -> the figures of a report, each with a title and a caption that says how to read it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..evaluation.pictures import decode
 from ..evaluation.protocols import Protocol
@@ -14,27 +12,10 @@ from ..evaluation.result_tables import name_of
 from ..evaluation.suite import protocols_of
 from . import plots
 from .classes import class_scores
-from .maps import MapChoice, slide_maps
+from .maps import MapChoice, Picture, slide_maps
 
 Record = Mapping[str, Any]
 _EMPTY_PATCH = np.full((8, 8, 3), 200, dtype=np.uint8)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of a report.
-
-    Attributes:
-        name: Its id in the HTML.
-        title: Heading.
-        caption: How to read it.
-        figure: The figure.
-    """
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
 
 
 def report_pictures(record: Record, choice: MapChoice | None = None) -> Iterator[Picture]:
@@ -47,8 +28,7 @@ def report_pictures(record: Record, choice: MapChoice | None = None) -> Iterator
     choice = choice or MapChoice()
     yield from arm_pictures(record)
     if record.get("spots"):
-        for name, title, caption, figure in slide_maps(record, choice):
-            yield Picture(name, title, caption, figure)
+        yield from slide_maps(record, choice)
         yield from _classes(record)
         yield from _space(record)
         yield from _reliability(record)
@@ -165,8 +145,9 @@ def _reliability(record: Record) -> Iterator[Picture]:
     names = [key for key in spots if key.startswith("confidence:")]
     if error is None or not names:
         return
-    errors = _numbers(spots[error])
-    curves = {key.removeprefix("confidence:"): _curve(errors, _numbers(spots[key]), spots["slide"]) for key in names}
+    errors = np.array(spots[error], dtype=float)
+    confidences = {key.removeprefix("confidence:"): np.array(spots[key], dtype=float) for key in names}
+    curves = {name: _curve(errors, values, spots["slide"]) for name, values in confidences.items()}
     curves["the best order"] = _curve(errors, -errors, spots["slide"])
     caption = (
         "Mean error of the spots that are believed: one minus the Pearson correlation of a spot's predicted and measured "
@@ -175,10 +156,6 @@ def _reliability(record: Record) -> Iterator[Picture]:
     )
     label = f"error, expression by {error.removeprefix('error:')}"
     yield Picture("risk-coverage", "When to trust a prediction", caption, plots.risk_coverage_plot(curves, label))
-
-
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
 def _curve(errors: np.ndarray, confidence: np.ndarray, slides: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

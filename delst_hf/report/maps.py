@@ -1,10 +1,11 @@
 """Maps of a slide as a pathologist reads them: bare tissue first, then what was measured and predicted, in one scale."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..data.markers import is_housekeeping
 from ..errors import did_you_mean
@@ -36,6 +37,23 @@ class MapChoice:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One figure of a report.
+
+    Attributes:
+        name: Its id in the HTML.
+        title: Heading.
+        caption: How to read it.
+        figure: The figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
 class MapPanels:
     """One row of maps: name, title, caption, panel -> values of all spots, and how to draw them."""
 
@@ -45,7 +63,7 @@ class MapPanels:
     panels: dict[str, Sequence[Any]]
     unit: str = ""
     limits: Mapping[str, tuple[float, float]] | None = None
-    categories: Sequence[str] | None = field(default=None)
+    categories: Sequence[str] | None = None
 
 
 def shown_slides(record: Record) -> list[str]:
@@ -53,15 +71,12 @@ def shown_slides(record: Record) -> list[str]:
     return list(dict.fromkeys((record.get("spots") or {}).get("slide", [])))[:MAX_SLIDES]
 
 
-def slide_maps(record: Record, choice: MapChoice) -> Iterator[tuple[str, str, str, Any]]:
+def slide_maps(record: Record, choice: MapChoice) -> Iterator[Picture]:
     """Draw the maps of each slide, one figure a question.
 
     Args:
         record: Results (see `results.read_results`).
         choice: Which genes, and how opaque.
-
-    Yields:
-        Id, heading, caption and figure.
 
     Raises:
         ValueError: If a gene is asked for that the evaluation did not predict.
@@ -79,7 +94,7 @@ def slide_maps(record: Record, choice: MapChoice) -> Iterator[tuple[str, str, st
                     panels=panels, unit=one.unit, limits=one.limits, categories=one.categories, bare=True,
                     opacity=choice.opacity, **place,
                 )  # fmt: skip
-                yield f"{one.name}-{slide}", f"{slide}: {one.title}", one.caption, figure
+                yield Picture(f"{one.name}-{slide}", f"{slide}: {one.title}", one.caption, figure)
 
 
 def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:

@@ -21,8 +21,8 @@ from ..evaluation.tables import Table, between
 from ..markup import Html, as_html, element, joined, shown
 from .classes import class_scores
 from .drawing import INK
-from .figures import Picture, Record, report_pictures, spread_pictures
-from .maps import MapChoice, shown_slides
+from .figures import Record, report_pictures, spread_pictures
+from .maps import MapChoice, Picture, shown_slides
 
 # Were a text of strangers to become markup after all, the page still could not run it, fetch anything or send anything away.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-src 'none'"

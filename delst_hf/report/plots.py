@@ -178,19 +178,17 @@ def poincare_disk(
     """
     planes = {"image": np.asarray(image_plane, dtype=float), "gene": np.asarray(gene_plane, dtype=float)}
     disks = {name: to_disk(plane, curvature) for name, plane in planes.items()}
-    by_label = labels is not None and any(label is not None for label in labels)
+    named = [] if labels is None else list(labels)
+    categories = sorted({str(label) for label in named if label is not None})
     figure = Figure(figsize=(10.0, 5.0), layout="constrained")
-    categories = (
-        sorted({str(label) for label in labels if label is not None}) if by_label and labels is not None else []
-    )
     colours = np.asarray(level, dtype=float) if level is not None else np.zeros(len(planes["image"]))
     points = None
     for number, (modality, disk) in enumerate(disks.items()):
         axes = figure.add_subplot(1, 2, number + 1)
         if cone_of is not None and shaded:
             draw_cone(axes, planes[parent][cone_of], curvature, min_radius)
-        if by_label and labels is not None:
-            draw_categories(axes, disk, labels, categories, 4.0, marker_size=16.0)
+        if categories:
+            draw_categories(axes, disk, named, categories, 4.0, marker_size=16.0)
         else:
             points = axes.scatter(
                 disk[:, 0], disk[:, 1], c=colours, cmap=COLOURMAP, s=16, lw=0.3, ec="#808080", rasterized=many(disk)
@@ -205,7 +203,7 @@ def poincare_disk(
         axes.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect="equal")
         axes.axis("off")
         axes.set_title({"image": "images", "gene": "genes"}[modality], color=INK, fontsize=FONT_SIZE + 1)
-    if by_label:
+    if categories:
         figure.legend(handles=category_handles(categories), loc="outside right upper", **LEGEND)
     elif points is not None:
         colour_bar(figure, points, "expressed genes", list(figure.axes))
