@@ -1,10 +1,8 @@
 """A slide that is open on the page: its patches predicted once, and what is asked of them."""
 
 import os
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from ..errors import did_you_mean
 from ..prediction.predict import PatchChoice, open_source
 from ..prediction.predictor import Predictor
 from ..prediction.reference import Reference
-from ..prediction.shards import run
+from ..prediction.shards import in_memory
 from ..prediction.source import PatchSource
 from ..report.drawing import pitch
 
@@ -134,13 +132,8 @@ def open_slide(
     Raises:
         ValueError: As `predict_slide`.
     """
-    source = _watched(open_source(path, predictor, PatchChoice(mpp=mpp)), step)
-    with tempfile.TemporaryDirectory() as folder:
-        shards = run(
-            source, predictor, Path(folder), ("tangent", "radius", "expression", "probabilities"), progress=False
-        )
-        parts = list(shards)
-    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "colours"}
+    source = open_source(path, predictor, PatchChoice(mpp=mpp))
+    values = in_memory(source, predictor, step=step)
     genes, imputed, distance = predictor.genes, False, None
     if reference is not None:
         distance = reference.distance(predictor, values["tangent"])
@@ -153,19 +146,3 @@ def open_slide(
     picture.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.LANCZOS)
     scale = picture.width / source.shapes[name][1]
     return OpenSlide(source, np.asarray(picture), scale, values, genes, predictor.classes, distance, imputed)
-
-
-def _watched(source: PatchSource, step: Callable[[float], Any] | None) -> PatchSource:
-    """Return the source, which tells how far it was read."""
-    if step is None:
-        return source
-    done = 0
-
-    def read(positions: Any) -> list[np.ndarray]:
-        nonlocal done
-        patches = source.read(positions)
-        done += len(patches)
-        step(min(done / len(source), 1.0))
-        return patches
-
-    return replace(source, read=read)

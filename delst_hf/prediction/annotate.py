@@ -17,8 +17,9 @@ from ..data.readers.anndata_visium import places_of_anndata
 from .outputs import full_disk_explained
 from .predict import provenance
 from .predictor import Predictor, load_predictor
+from .shards import in_memory
 from .source import slide_source
-from .stream import check_reading, in_batches, read_ahead
+from .stream import check_reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -190,11 +191,7 @@ def _annotations(
         slide, _ = places_of_anndata(adata, name, image=image, mpp=mpp)
         source = slide_source(slide, predictor.patch_um(), predictor.cut_px, predictor.encoding)
         facts = provenance(predictor, source)
-        parts = [
-            {one: value for one, value in predictor(patches).items() if one != "features"}
-            for _, patches in read_ahead(source.read, in_batches(np.arange(len(source)), batch_size), num_workers)
-        ]
-        arrays = {one: np.concatenate([part[one] for part in parts]) for one in parts[0]}
+        arrays = in_memory(source, predictor, batch_size, num_workers)
     return _parts(predictor, arrays, adata.obs_names, key, {**facts, "modality": modality, "key": key})
 
 

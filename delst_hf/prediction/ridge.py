@@ -158,14 +158,11 @@ def choose_ridge(
     Raises:
         ValueError: If there are fewer than two groups, a gene is measured in one only, or none varies.
     """
-    penalties, best = np.sort(np.asarray(alphas, dtype=float)), None
+    penalties, choices = np.sort(np.asarray(alphas, dtype=float)), []
     for floor in floors:
-        scores = _left_out_scores(moments, penalties, floor)
-        place, validation, _ = choose_penalty(scores)
-        if best is None or validation.max() > best.validation_pearson.max():
-            best = Choice(float(penalties[place]), floor, penalties, validation)
-    assert best is not None
-    return best
+        place, validation, _ = choose_penalty(_left_out_scores(moments, penalties, floor))
+        choices.append(Choice(float(penalties[place]), floor, penalties, validation))
+    return max(choices, key=lambda choice: float(choice.validation_pearson.max()))  # the first on a tie
 
 
 def fit_ridge(moments: Sums, alpha: float, floor: float) -> Ridge:

@@ -124,6 +124,35 @@ def run(
     return Shards(list(paths.values()))
 
 
+def in_memory(
+    source: PatchSource,
+    predictor: Predictor,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    step: Callable[[float], Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """Predict all patches of a source at once, those of one slide.
+
+    Args:
+        source: The patches.
+        predictor: The model.
+        batch_size: Patches per batch.
+        num_workers: Threads that read patches.
+        step: Told the share that is done.
+
+    Returns:
+        The predictor's arrays in the order of the source, without ``features``, which are large.
+    """
+    parts, done = [], 0
+    batches = read_ahead(source.read, in_batches(np.arange(len(source)), batch_size), num_workers)
+    for patches, found in _predicted((patches for _, patches in batches), predictor):
+        parts.append({name: value for name, value in found.items() if name != "features"})
+        done += len(patches)
+        if step is not None:
+            step(done / len(source))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _predicted(
     batches: Iterable[list[np.ndarray]], predictor: Predictor
 ) -> Iterator[tuple[list[np.ndarray], dict[str, np.ndarray]]]:

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..evidence import Space
 from ..expression import gene_pearson
 from ..findings import Findings
 from ..neighbours import most_similar
@@ -59,21 +60,32 @@ def impute_by_retrieval(
     return predicted
 
 
+def variable_expression(findings: Findings) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most variable genes as columns, and their log-normalised expression (spots, genes)."""
+    number = min(IMPUTED_GENES, len(findings.spots.genes))
+    columns = most_variable_genes(findings.log_expression, number, findings.spots.reference)
+    return columns, findings.log_expression[:, columns].toarray()
+
+
+def imputed(findings: Findings, space: Space, expression: np.ndarray, shuffle: bool = False) -> np.ndarray:
+    """Return the expression of each image from spots of other groups (spots, genes), NaN where none is left to fit on."""
+    predicted = np.full(expression.shape, np.nan)
+    for fit, scored in findings.spots.folds:
+        known = expression[fit]
+        known = known[np.random.default_rng(findings.seed).permutation(len(fit))] if shuffle else known
+        predicted[scored] = impute_by_retrieval(
+            space.image[scored], space.gene[fit], known, space.geometry, space.curvature, NEIGHBOURS
+        )
+    return predicted
+
+
 def run(findings: Findings) -> None:
     """Score the expression of test images as that of the nearest spots' genes, beside shuffled pairs."""
     space, spots, rows = findings.need_space(), findings.spots, findings.test_rows
-    log_expression = findings.log_expression
-    columns = most_variable_genes(log_expression, min(IMPUTED_GENES, log_expression.shape[1]), spots.reference)
-    expression = log_expression[:, columns].toarray()
+    columns, expression = variable_expression(findings)
     findings.facts["imputation"] = {"genes": [spots.genes[i] for i in columns]}
     for arm, shuffle in ((space.name, False), (f"{space.name}, shuffled pairs", True)):
-        predicted = np.full(expression.shape, np.nan)
-        for fit, scored in spots.folds:
-            known = expression[fit]
-            known = known[np.random.default_rng(findings.seed).permutation(len(fit))] if shuffle else known
-            predicted[scored] = impute_by_retrieval(
-                space.image[scored], space.gene[fit], known, space.geometry, space.curvature, NEIGHBOURS
-            )
+        predicted = imputed(findings, space, expression, shuffle)
         both = predicted[rows], expression[rows]
         statistics = {
             "imputation_pearson": pearson_statistic(*both, np.zeros(len(rows))),

@@ -7,13 +7,12 @@ from ..evidence import Space
 from ..expression import gene_pearson, ridge_prediction
 from ..findings import Findings
 from ..neighbours import query_blocks
-from ..predicted_genes import most_variable_genes
 from ..preparation import FlooredScaler, missing_rows
 from ..reliability import selective_prediction
 from ..resampled import spearman_statistic, within_slides
 from ..retrieval import as_inner_product
 from . import Protocol
-from .imputation import IMPUTED_GENES, NEIGHBOURS, impute_by_retrieval
+from .imputation import imputed, variable_expression
 
 BANK_NEIGHBOURS = 10
 """Nearest fitting spots whose mean distance is the distance of a spot to the reference."""
@@ -71,21 +70,16 @@ def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray
 def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Predict each test spot from spots of other groups: errors by variant (spots,), and the expression predicted."""
     spots, space = findings.spots, findings.space
-    number = min(IMPUTED_GENES, findings.log_expression.shape[1])
-    genes = most_variable_genes(findings.log_expression, number, spots.reference)
-    measured = findings.log_expression[:, genes].toarray()
+    _, measured = variable_expression(findings)
     features = findings.arms[findings.own[0]].features
-    predictions = {name: np.full(measured.shape, np.nan) for name in ("ridge", "retrieval")}
-    means = np.full(measured.shape, np.nan)
+    means, predictions = np.full(measured.shape, np.nan), {"ridge": np.full(measured.shape, np.nan)}
     for fit, scored in spots.folds:
         means[scored] = measured[fit].mean(axis=0)
         predictions["ridge"][scored] = ridge_prediction(
             features[fit], measured[fit], features[scored], spots.slides[fit]
         ).predicted
-        if space is not None:
-            predictions["retrieval"][scored] = impute_by_retrieval(
-                space.image[scored], space.gene[fit], measured[fit], space.geometry, space.curvature, NEIGHBOURS
-            )
+    if space is not None:
+        predictions["retrieval"] = imputed(findings, space, measured)
     predictions = {
         name: values for name, values in predictions.items() if not np.isnan(values[findings.test_rows]).any()
     }

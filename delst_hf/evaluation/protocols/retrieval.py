@@ -66,14 +66,12 @@ def _scores(
     options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature, "seed": findings.seed}
     if pools is None:
         return retrieval_scores(left, right, num_queries=MAX_QUERIES, **options)
-    parts = []
+    result: dict[str, np.ndarray] = {}
     for pool in np.unique(pools):
         rows = np.flatnonzero(pools == pool)
-        scores = retrieval_scores(left[rows], right[rows], **options)
-        parts.append({**scores, "query": rows})
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    order = np.argsort(joined["query"])
-    return {key: values[order][queries] for key, values in joined.items()}
+        for key, values in retrieval_scores(left[rows], right[rows], **options).items():
+            result.setdefault(key, np.empty(len(pools)))[rows] = values
+    return {key: values[queries] for key, values in result.items()}
 
 
 def _chance(slides: np.ndarray, pools: np.ndarray | None, queries: np.ndarray) -> dict[str, float]:
