@@ -18,7 +18,6 @@ from .options import (
     WITHOUT_IMAGE,
     Jobs,
     Told,
-    about_slide,
     add_about,
     add_grid,
     add_image,
@@ -28,7 +27,7 @@ from .options import (
     check_image,
     check_named,
     each,
-    given,
+    for_reader,
     one_image,
     split_names,
 )
@@ -76,7 +75,7 @@ def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
         )
     for section in sections:
         locate_her2st(arguments.source, section, arguments.labels, blind)
-    options = given(arguments, "mpp", "labels", "without_image")
+    options = for_reader(read_her2st, arguments)
     return [partial(read_her2st, arguments.source, section=name, **options) for name in sections]
 
 
@@ -106,7 +105,7 @@ def _st_jobs(arguments: argparse.Namespace) -> Jobs:
 
     check_image(arguments)
     check_files(arguments.counts, arguments.spots, arguments.image, arguments.labels)
-    options = given(arguments, "labels", "mpp") | about_slide(arguments, 0, 1)
+    options = for_reader(read_legacy_st, arguments)
     return [partial(read_legacy_st, arguments.counts, arguments.spots, arguments.image, **options)]
 
 
@@ -142,10 +141,7 @@ def _table_jobs(arguments: argparse.Namespace) -> Jobs:
 
     check_image(arguments)
     check_files(arguments.image, arguments.counts, arguments.coordinates)
-    options = given(
-        arguments, "barcode_column", "x_column", "y_column", "label_column", "area_column", "transform", "grid_um",
-        "slide_column", "slide_value", "scale", "orientation", "layer", "mpp", "spot_um",
-    ) | about_slide(arguments, 0, 1)  # fmt: skip
+    options = for_reader(read_generic, arguments)
     return [partial(read_generic, arguments.image, arguments.counts, arguments.coordinates, **options)]
 
 
@@ -179,13 +175,11 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
     check_files(*arguments.files, arguments.image)
     one_image(arguments.image, arguments.files)
     check_image(arguments, needed=False)
-    names = ("library_id", "mpp", "image", "image_scale", "without_image", "layer", "label_key")
-    options = given(arguments, *names) | {"spot_diameter_um": arguments.spot_um}
     if arguments.slide_key is None:
         if arguments.slide_value:
             raise ValueError("--slide-value needs --slide-key, the column of obs that it is a value of.")
         name = partial(anndata_slide_id, library_id=arguments.library_id)
-        return each(read_anndata, arguments.files, arguments, name, **options)
+        return each(read_anndata, arguments.files, arguments, name, spot_diameter_um=arguments.spot_um)
     pairs = [(path, value) for path in arguments.files for value in find_anndata_slides(path, arguments.slide_key)]
     if arguments.slide_value:
         wanted = split_names(arguments.slide_value)
@@ -194,12 +188,12 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
             known = list(dict.fromkeys(value for _, value in pairs))
             raise ValueError(f"no slide {missing} in obs[{arguments.slide_key!r}]. There are {known} (--slide-value).")
         pairs = [(path, value) for path, value in pairs if value in wanted]
-    about = [about_slide(arguments, i, len(pairs)) for i in range(len(pairs))]
-    return [
-        partial(read_anndata, path, slide_key=arguments.slide_key, slide_value=value, **options,
-                **{**one, "slide_id": one["slide_id"] or make_slide_id(value)})
-        for (path, value), one in zip(pairs, about, strict=True)
-    ]  # fmt: skip
+    jobs: Jobs = []
+    for index, (path, value) in enumerate(pairs):
+        own = {"slide_id": make_slide_id(value)} | for_reader(read_anndata, arguments, index, len(pairs))
+        own |= {"slide_value": value, "spot_diameter_um": arguments.spot_um}
+        jobs.append(partial(read_anndata, path, **own))
+    return jobs
 
 
 def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
@@ -225,9 +219,7 @@ def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.spatialdata_zarr import read_spatialdata
 
     check_files(arguments.source)
-    names = ("table", "region", "image", "coordinate_system", "mpp", "spot_um", "layer", "label_key", "grid_um")
-    options = given(arguments, *names) | about_slide(arguments, 0, 1)
-    return [partial(read_spatialdata, arguments.source, **options)]
+    return [partial(read_spatialdata, arguments.source, **for_reader(read_spatialdata, arguments))]
 
 
 def _hest_arguments(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +239,8 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
     known = find_hest_samples(arguments.source)
     samples = split_names(arguments.samples) or known
     check_named(samples, known, "--samples", arguments.source)
-    return [partial(read_hest, arguments.source, sample=name, mpp=arguments.mpp) for name in samples]
+    options = for_reader(read_hest, arguments)
+    return [partial(read_hest, arguments.source, sample=name, **options) for name in samples]
 
 
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
@@ -268,8 +261,8 @@ def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
 
     known = find_stimage_slides(arguments.source)
     slides = split_names(arguments.slides) or known
-    options = {"mpp": arguments.mpp, "spot_um": arguments.spot_um}
     check_named(slides, known, "--slides", arguments.source)
+    options = for_reader(read_stimage, arguments)
     return [partial(read_stimage, arguments.source, slide=name, **options) for name in slides]
 
 
@@ -294,17 +287,12 @@ def _image_jobs(arguments: argparse.Namespace) -> Jobs:
         raise ValueError(
             f"--mask is of one slide, but {len(arguments.sources)} were given. Prepare them one at a time."
         )
-    options = given(arguments, "mpp", "patch_um", "stride_um", "min_tissue", "mask")
-    arguments.min_tissue = (
-        0.0  # applied to the grid, where holes are filled; pixels of single patches are not asked again
+    jobs = each(
+        read_slide_image, arguments.sources, arguments, lambda path: make_slide_id(Path(path).name.split(".")[0])
     )
-    return each(
-        read_slide_image,
-        arguments.sources,
-        arguments,
-        lambda path: make_slide_id(Path(path).name.split(".")[0]),
-        **options,
-    )
+    # Applied to the grid, where holes are filled: pixels of single patches are not asked again.
+    arguments.min_tissue = 0.0
+    return jobs
 
 
 def _toy_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from .options import Jobs, about_slide, add_about, add_image_scale, check_files, each, given, one_image
+from .options import Jobs, add_about, add_image_scale, check_files, each, for_reader, one_image
 
 
 def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
@@ -34,8 +34,7 @@ def visium_jobs(arguments: argparse.Namespace) -> Jobs:
 
     one_image(arguments.image, arguments.sources)
     check_files(arguments.image, *arguments.sources)
-    options = given(arguments, "image", "image_scale", "mpp", "prefix")
-    return each(read_visium, arguments.sources, arguments, partial(outs_name, prefix=arguments.prefix), **options)
+    return each(read_visium, arguments.sources, arguments, partial(outs_name, prefix=arguments.prefix))
 
 
 def visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,13 +63,11 @@ def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
 
     one_image(arguments.image, arguments.sources)
     check_files(arguments.image, *arguments.sources)
-    options = given(arguments, "image", "image_scale", "mpp")
     if arguments.unit == "bin":
-        bin_um = 8 if arguments.bin_um is None else arguments.bin_um
-        return each(read_visium_hd, arguments.sources, arguments, hd_name, bin_um=bin_um, **options)
+        return each(read_visium_hd, arguments.sources, arguments, hd_name)
     if arguments.bin_um is not None:
         raise ValueError("--bin-um is of --unit bin. Leave it out, or take --unit bin.")
-    return each(read_visium_cells, arguments.sources, arguments, hd_name, **options)
+    return each(read_visium_cells, arguments.sources, arguments, hd_name)
 
 
 def xenium_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,16 +93,13 @@ def xenium_jobs(arguments: argparse.Namespace) -> Jobs:
     from ..data.readers.xenium_cells import read_xenium_cells
 
     check_files(arguments.source, arguments.image, arguments.alignment)
-    options = given(arguments, "alignment", "mpp") | about_slide(arguments, 0, 1)
     if arguments.unit == "grid":
-        options |= {
-            "grid_um": 100.0 if arguments.grid_um is None else arguments.grid_um,
-            "min_qv": MIN_QV if arguments.min_qv is None else arguments.min_qv,
-        }
+        options = for_reader(read_xenium, arguments)
         return [partial(read_xenium, arguments.source, arguments.image, **options)]
     if arguments.grid_um is not None or arguments.min_qv not in (None, MIN_QV):
         raise ValueError(
             f"--unit cell takes the counts of the cell-feature matrix, which holds transcripts of quality {MIN_QV:g} and more "
             "per cell: --grid-um and --min-qv are of --unit grid. Leave them out, or take --unit grid."
         )
+    options = for_reader(read_xenium_cells, arguments)
     return [partial(read_xenium_cells, arguments.source, arguments.image, **options)]

@@ -85,21 +85,24 @@ def add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "",
             parser.add_argument(f"--{name}", default=technology if name == "technology" else None, help=text)
 
 
-def about_slide(arguments: argparse.Namespace, index: int, count: int) -> dict[str, Any]:
-    """Return the options of `add_about` for one of several slides."""
-    about: dict[str, Any] = {}
-    for name in ("slide_id", "patient_id"):
-        values = split_names(getattr(arguments, name, None))
-        if values and len(values) != count and not (name == "patient_id" and len(values) == 1):
-            what = {"slide_id": "slides", "patient_id": "patients"}[name]
-            raise ValueError(
-                f"--{name.replace('_', '-')} names {len(values)} {what} for {count} files. Give one per file, comma-separated."
-            )
-        about[name] = (values[index] if len(values) == count else values[0]) if values else None
-    for name in ("tissue", "species", "technology"):
-        if hasattr(arguments, name):
-            about[name] = getattr(arguments, name) or ""
-    return about
+def for_reader(
+    reader: Callable[..., Any], arguments: argparse.Namespace, index: int = 0, count: int = 1
+) -> dict[str, Any]:
+    """Return what was given of the options that a reader calls the same, for one of several slides.
+
+    An option goes to the keyword of its name, and what was not given is left to the reader's own default.
+    """
+    keywords = [name for name, one in inspect.signature(reader).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    options = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
+    for name, what in (("slide_id", "slides"), ("patient_id", "patients")):
+        if values := split_names(options.pop(name, None)):
+            if len(values) != count and not (name == "patient_id" and len(values) == 1):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} names {len(values)} {what} for {count} files. Give one per file, "
+                    "comma-separated."
+                )
+            options[name] = values[index] if len(values) == count else values[0]
+    return options
 
 
 def check_files(*names: str | None) -> None:
@@ -156,11 +159,11 @@ def each(
     **options: Any,
 ) -> Jobs:
     """Return one slide per file; where its name is not given, `name` makes one, so that all are known before any is read."""
-    about = [about_slide(arguments, i, len(sources)) for i in range(len(sources))]
-    return [
-        partial(reader, path, **options, **{**one, "slide_id": one["slide_id"] or name(path)})
-        for path, one in zip(sources, about, strict=True)
-    ]
+    jobs: Jobs = []
+    for index, path in enumerate(sources):
+        own = for_reader(reader, arguments, index, len(sources)) | options
+        jobs.append(partial(reader, path, **{**own, "slide_id": own.get("slide_id") or name(path)}))
+    return jobs
 
 
 def add_pooling(parser: argparse.ArgumentParser) -> None:
