@@ -221,13 +221,13 @@ def test_a_run_killed_in_the_middle_is_taken_up(tmp_path):
     parts, deadline = tmp_path / ".d.parts", time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         names = [path.name for path in parts.glob("*")]
-        if any("unfinished" not in name for name in names) and any("unfinished" in name for name in names):
+        if any("incomplete" not in name for name in names) and any("incomplete" in name for name in names):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "d").exists()
-    whole = [path for path in parts.glob("*") if "unfinished" not in path.name]
+    whole = [path for path in parts.glob("*") if "incomplete" not in path.name]
     assert 1 <= len(whole) < 4
     kept = {file.stat().st_ino for part in whole for file in (part / "spots").glob("*.parquet")}
     main(command)

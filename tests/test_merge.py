@@ -218,7 +218,7 @@ def test_finished_slides_are_kept_and_taken_up(tmp_path):
         write_dataset(jobs, tmp_path / "d", resume=True, **SIZE)
     assert calls == ["toy_A1", "toy_B1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".d.parts", "flag"]
-    killed = tmp_path / ".d.parts" / "abc.unfinished-1"  # what a kill leaves
+    killed = tmp_path / ".d.parts" / ".abc.incomplete-1"  # what a kill leaves
     killed.mkdir()
     jobs[1] = partial(read, "toy_B1")
     summary = write_dataset(jobs, tmp_path / "d", resume=True, **SIZE)

@@ -107,13 +107,10 @@ def _is_launcher(parent: int) -> bool:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return True
     try:
-        return any(Path(word).name == "accelerate" for word in _words_of(parent))
+        words = os.fsdecode(Path(f"/proc/{parent}/cmdline").read_bytes()).split("\0")
+        return any(Path(word).name == "accelerate" for word in words)
     except OSError:  # not on Linux, or it has ended
         return False
-
-
-def _words_of(process: int) -> list[str]:
-    return os.fsdecode(Path(f"/proc/{process}/cmdline").read_bytes()).split("\0")
 
 
 def _end_after(parent: int) -> None:

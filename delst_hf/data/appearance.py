@@ -36,16 +36,15 @@ def patch_colours(patches: Iterable[np.ndarray]) -> np.ndarray:
     return np.column_stack([red - green, blue - green, np.log(np.maximum(means.mean(axis=1), 1.0) / 255)])
 
 
-def picture_facts(spots: Any, number: int = 512) -> dict[str, Any]:
+def picture_facts(spots: Any) -> dict[str, Any]:
     """Return what the record of a training says of its pictures: their ``colours``, and how they are stored.
 
     Args:
-        spots: Spots of a `Study`, or `SpotFiles`; of at most `number`, spread evenly over all, the patches are looked at.
-        number: How many at most.
+        spots: Spots of a `Study`, or `SpotFiles`; of at most 512, spread evenly over all, the patches are looked at.
     """
     from .collator import open_patch
 
-    images = some_images(spots, number)
+    images = some_images(spots, 512)
     colours = patch_colours(np.asarray(open_patch(image)) for image in images)
     return {"colours": colour_record(colours), "patch_encoding": str(PatchEncoding.of(images) or "unknown")}
 

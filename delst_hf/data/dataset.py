@@ -31,7 +31,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..atomic.files import check_folder_output, complete_or_nothing, fsync
+from ..atomic.files import check_folder_output, complete_or_nothing
 from ..atomic.locks import writing
 from ..atomic.processes import end_with_parent
 from ..errors import mark_told, reading
@@ -260,20 +260,14 @@ def _is_whole(part: Path) -> bool:
 
 
 def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
-    """Write a part under another name and rename it when it is complete and on the disk."""
-    unfinished = part.parent / f"{part.name}.unfinished-{uuid.uuid4().hex[:8]}"
-    unfinished.mkdir()
+    """Write a part, which is there once it is complete and on the disk."""
     try:
-        with scratch():  # pixels are decoded as patches are cut
+        with complete_or_nothing(part, replace=False) as unfinished, scratch():  # pixels are decoded as patches are cut
             slide = item if isinstance(item, Slide) else item()
             with reading(slide.source or slide.slide_id, "slide"):
                 write_part(slide, unfinished, options)
             del slide
-        for path in [*unfinished.rglob("*"), unfinished]:
-            fsync(path)
-        os.replace(unfinished, part)
     except BaseException as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         mark_told(error)
         raise
 

@@ -21,6 +21,7 @@ from ..errors import reading
 from .array_files import read_arrays
 from .files import visible
 from .patch_h5 import downsample_of_bag, positive, read_h5, side_px, with_companion
+from .values import texts
 
 SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".parquet")
 FEATURES = ("features", "embeddings", "image", "image_embeds", "embedding", "feats")
@@ -217,7 +218,7 @@ def _barcodes(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
     name = next((name for name in _BARCODES if name in columns), None)
     if name is None:
         return None
-    return np.array([one.decode() if isinstance(one, bytes) else str(one) for one in np.ravel(columns[name]).tolist()])
+    return np.array(texts(columns[name]))
 
 
 def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path, level: float) -> np.ndarray | None:

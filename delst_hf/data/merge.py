@@ -25,7 +25,7 @@ from .card import dataset_card
 from .folder import DatasetFolder, open_folder, read_columns, refuse_links
 from .genes import union_genes
 from .output import check_output
-from .part import WRITER
+from .part import WRITER, count_columns
 from .row_checks import problem_of_rows
 from .schema import (
     CONFIGS,
@@ -319,13 +319,8 @@ def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
     values = counts.flatten().to_numpy().astype(np.int64)
     matrix = sp.csr_matrix((values, place[indices.flatten().to_numpy()], indptr), shape=(len(rows), width))
     matrix.sum_duplicates()  # also sorts
-    offsets = pa.array(matrix.indptr, pa.int32())
-    changed = {
-        "gene_indices": pa.ListArray.from_arrays(offsets, pa.array(matrix.indices, pa.int32())),
-        "gene_counts": pa.ListArray.from_arrays(offsets, pa.array(matrix.data, pa.int32())),
-        "n_genes": pa.array(np.diff(matrix.indptr), pa.int32()),
-        "label": pa.array(clean_labels(rows["label"].to_pylist()), pa.string()),
-    }
+    labels = pa.array(clean_labels(rows["label"].to_pylist()), pa.string())
+    changed = {**count_columns(matrix), "label": labels}
     kept = {name: rows[name] for name in rows.column_names if name not in changed}
     return _conformed(pa.table(kept | changed), SPOTS_SCHEMA)
 

@@ -51,7 +51,7 @@ def clear_unfinished(parts: Path) -> None:
     """Remove slides that a killed run had begun, and the folder itself if no finished one is in it."""
     if not parts.is_dir():
         return
-    for pattern in ("*.unfinished-*", "*.once-*"):
+    for pattern in (".*.incomplete-*", "*.once-*"):
         for path in parts.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
     if not any(parts.iterdir()):

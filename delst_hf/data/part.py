@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.sparse as sp
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -256,10 +257,7 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes | None,
     spots, counts = slide.spots.iloc[positions], counts[positions]
     columns = {
         "image": _images([data for _, data, _ in patches]),
-        "gene_indices": pa.ListArray.from_arrays(
-            pa.array(counts.indptr, pa.int32()), pa.array(counts.indices, pa.int32())
-        ),
-        "gene_counts": pa.ListArray.from_arrays(pa.array(counts.indptr, pa.int32()), pa.array(counts.data, pa.int32())),
+        **count_columns(counts),
         "slide_id": [slide.slide_id] * len(spots),
         "patient_id": [slide.patient_id] * len(spots),
         "barcode": [str(barcode) for barcode in spots.index],
@@ -268,12 +266,21 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes | None,
         "array_row": spots["array_row"].to_numpy(np.int32),
         "array_col": spots["array_col"].to_numpy(np.int32),
         "label": [None if pd.isna(label) else label for label in spots["label"]],
-        "n_genes": np.diff(counts.indptr).astype(np.int32),
         "total_counts": np.diff(np.concatenate([[0], np.cumsum(counts.data, dtype=np.int64)])[counts.indptr]),
         "tissue_fraction": pa.array(np.array([tissue for *_, tissue in patches], dtype=np.float32), from_pandas=True),
         "cell_area_um2": pa.array(spots["cell_area_um2"].to_numpy(np.float32), from_pandas=True),
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in SPOTS_SCHEMA], schema=SPOTS_SCHEMA)
+
+
+def count_columns(counts: sp.csr_matrix) -> dict[str, pa.Array]:
+    """Return the counts of spots as the columns that hold them: places of genes, counts, and how many genes there are."""
+    offsets = pa.array(counts.indptr, pa.int32())
+    return {
+        "gene_indices": pa.ListArray.from_arrays(offsets, pa.array(counts.indices, pa.int32())),
+        "gene_counts": pa.ListArray.from_arrays(offsets, pa.array(counts.data, pa.int32())),
+        "n_genes": pa.array(np.diff(counts.indptr), pa.int32()),
+    }
 
 
 def _images(encoded: list[bytes | None]) -> pa.Array:

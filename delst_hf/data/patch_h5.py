@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .values import number
+
 # Side of the patches of a bag in their own pixels, beside the attributes of the file.
 _BAG_PX = "side of imgs"
 
@@ -70,12 +72,6 @@ def side_px(stated: Mapping[str, Any]) -> float | None:
 
 
 def positive(stated: Mapping[str, Any], *names: str) -> float | None:
-    for name in names:
-        value = stated.get(name)
-        try:
-            number = float(np.ravel(value)[0]) if value is not None else float("nan")
-        except (TypeError, ValueError, IndexError):
-            continue
-        if np.isfinite(number) and number > 0:
-            return number
-    return None
+    """Return the first positive number that attributes of these names state, of an array its first."""
+    found = (number(np.ravel(stated[name])[:1]) for name in names if name in stated)
+    return next((value for value in found if value is not None and value > 0), None)

@@ -1,7 +1,7 @@
 """Square patches of physical size: cut from an image or stored before."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,6 @@ class StoredPatches:
     pixels: Any
     rows: np.ndarray
     patch_um: float
-
-    def select(self, keep: np.ndarray) -> "StoredPatches":
-        """Keep the patches of the spots (spots,) that are True."""
-        return replace(self, rows=self.rows[keep])
 
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
         """Do as `Slide.cutter`: the centre of the stored patch, resampled if its pixels are of another size.

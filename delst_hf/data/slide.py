@@ -155,18 +155,9 @@ class Slide:
         Args:
             keep: (spots,) bool.
         """
-        stored = None if self.stored_patches is None else self.stored_patches.select(keep)
+        stored = self.stored_patches
+        stored = None if stored is None else replace(stored, rows=stored.rows[keep])
         return replace(self, spots=self.spots[keep], counts=self.counts.tocsr()[keep], stored_patches=stored)
-
-    def at(self, spots: pd.DataFrame) -> "Slide":
-        """Return the slide without counts, with patches at other places.
-
-        Args:
-            spots: x and y in pixels of the image, and any other column; the index names them.
-        """
-        counts = sp.csr_matrix((len(spots), 0), dtype=np.int32)
-        genes = pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object)
-        return replace(self, spots=spots, counts=counts, genes=genes, stored_patches=None, has_counts=False)
 
     def patches(self, patch_um: float, patch_px: int) -> Iterator[Image.Image]:
         """Cut one square patch per spot by physical size, in the order of `spots`.
@@ -296,6 +287,12 @@ class Slide:
         if 2 * outside.sum() > n:
             return f"{found} The scale is probably wrong: scale them to this image, or give the image they refer to."
         return f"{found} Drop them with outside='drop' (--drop-outside), or correct their coordinates."
+
+
+def no_counts(spots: pd.DataFrame) -> dict[str, Any]:
+    """Return what a slide of these spots has in the place of counts and genes where it has none."""
+    genes = pd.DataFrame({GENE_ID: [], SYMBOL: []}, dtype=object)
+    return {"counts": sp.csr_matrix((len(spots), 0), dtype=np.int32), "genes": genes, "has_counts": False}
 
 
 def make_slide_id(name: str) -> str:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from ...errors import did_you_mean, reader, reading
 from ..files import visible, without
@@ -32,7 +31,7 @@ from ..scale import (
     stated_length,
 )
 from ..scratch import PACKED
-from ..slide import Slide, make_slide_id
+from ..slide import Slide, make_slide_id, no_counts
 from ..values import identifier, identifiers, labels, whole_or
 from .anndata_file import on_tissue, open_anndata, raw_counts
 from .anndata_libraries import image_of, library_of, rows_of_library
@@ -118,7 +117,10 @@ def read_anndata(
         _check_own_image(spots, of_slide, path.name, library_id, slide_key, slide_value)
     notes = Notes()
     keep = _on_tissue(of_slide, adata.obs, path.name, slide_id, notes)
-    _check_diameter(spot_diameter_um)
+    if spot_diameter_um is not None and not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
+        raise ValueError(
+            f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."
+        )
     tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
     scale, array = _scale(spots[keep], factor, library, spot_diameter_um, technology, slide_id, [*given(mpp), *tagged])
     labelled = bool(spots["label"].notna().any())
@@ -133,18 +135,12 @@ def read_anndata(
     )  # fmt: skip
 
 
-def _check_diameter(spot_um: float | None) -> None:
-    if spot_um is not None and not (np.isfinite(spot_um) and spot_um > 0):
-        raise ValueError(f"spot_diameter_um is {spot_um}. Allowed: a positive number, 55 for Visium (--spot-um).")
-
-
 def places_of_anndata(
     adata: "AnnData",
     name: str,
     *,
     image: str | Path | None = None,
     mpp: float | None = None,
-    library_id: str | None = None,
 ) -> tuple[Slide, float]:
     """Return where the spots of an AnnData lie on its image, whatever its X holds: for predictions, which need no counts.
 
@@ -153,7 +149,6 @@ def places_of_anndata(
         name: What to call it in messages.
         image: a full-resolution image file to use instead of the reduced image in it.
         mpp: micrometres per FULL-RESOLUTION pixel; by default as in `read_anndata`.
-        library_id: which entry of uns["spatial"]; may be left out when there is one.
 
     Returns:
         A slide without counts in the frame of the image, and the pixels of that frame per full-resolution pixel.
@@ -162,15 +157,14 @@ def places_of_anndata(
         KeyError: a missing part of obsm or uns; the message lists what there is.
         ValueError: several libraries, or an unknown scale.
     """
-    library_id, library = library_of(adata, library_id, None, image, name)
+    library_id, library = library_of(adata, None, None, image, name)
     pixels, factor = image_of(library, image, None, name)
     spots, slide_id = _spots(adata, "label", factor, name), make_slide_id(library_id or Path(name).stem)
     tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
     scale, array = _scale(spots, factor, library, None, "", slide_id, [*given(mpp), *tagged])
     slide = Slide(
-        slide_id=slide_id, image=pixels, spots=spots, counts=sp.csr_matrix((len(spots), 0), dtype=np.int32),
-        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale.mpp / factor, scale=scale,
-        patient_id=slide_id, spot_um=None if array is None else array.spot_um, source=f"anndata: {name}", has_counts=False,
+        slide_id=slide_id, image=pixels, spots=spots, mpp=scale.mpp / factor, scale=scale, patient_id=slide_id,
+        spot_um=None if array is None else array.spot_um, source=f"anndata: {name}", **no_counts(spots),
     )  # fmt: skip
     return slide, factor
 
@@ -181,12 +175,7 @@ def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
     Raises:
         KeyError: no such column; the message lists those there are.
     """
-    obs = open_anndata(path).obs
-    if slide_key not in obs:
-        raise KeyError(
-            f"{Path(path).name}: no column {slide_key!r} in obs. Available: {list(obs.columns)} (--slide-key)."
-        )
-    return list(dict.fromkeys(identifiers(obs[slide_key].dropna())))
+    return list(dict.fromkeys(identifiers(_names_of_slides(open_anndata(path), slide_key, Path(path).name).dropna())))
 
 
 def anndata_slide_id(path: str | Path, library_id: str | None = None) -> str:
@@ -210,13 +199,17 @@ def anndata_slide_id(path: str | Path, library_id: str | None = None) -> str:
 def _rows_of_slide(adata: "AnnData", slide_key: str | None, slide_value: str | None, name: str) -> np.ndarray:
     if slide_key is None:
         return np.ones(adata.n_obs, dtype=bool)
-    if slide_key not in adata.obs:
-        raise KeyError(f"{name}: no column {slide_key!r} in obs. Available: {list(adata.obs.columns)} (--slide-key).")
-    column = identifiers(adata.obs[slide_key])
+    column = identifiers(_names_of_slides(adata, slide_key, name))
     rows = np.array([value == identifier(slide_value) for value in column])
     if not rows.any():
         raise ValueError(f"{name}: no spot has obs[{slide_key!r}] = {slide_value!r}. There are {sorted(set(column))}.")
     return rows
+
+
+def _names_of_slides(adata: "AnnData", slide_key: str, name: str) -> pd.Series:
+    if slide_key not in adata.obs:
+        raise KeyError(f"{name}: no column {slide_key!r} in obs. Available: {list(adata.obs.columns)} (--slide-key).")
+    return adata.obs[slide_key]
 
 
 def _scale(

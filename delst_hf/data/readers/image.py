@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from ...errors import reader
 from ..grid import on_tissue, patch_grid
 from ..images import open_image
 from ..scale import Scale, given, image_states, settle_scale
-from ..slide import Slide, check_mpp, make_slide_id
+from ..slide import Slide, check_mpp, make_slide_id, no_counts
 from ..tissue import MASK_PX, find_tissue, read_tissue
 
 logger = logging.getLogger(__name__)
@@ -77,18 +77,17 @@ def read_slide_image(
             "%s is held in memory as a whole (%.1f GiB): a tiled TIFF would be read region by region", path.name,
             image.nbytes / 2**30,
         )  # fmt: skip
+    nowhere = pd.DataFrame({"x": [], "y": []})
     slide = Slide(
-        slide_id=slide_id, image=image, spots=pd.DataFrame({"x": [], "y": []}), counts=sp.csr_matrix((0, 0), dtype=np.int32),
-        genes=pd.DataFrame({"gene_id": [], "symbol": []}, dtype=object), mpp=scale.mpp, scale=scale,
-        patient_id=patient_id or slide_id,
-        tissue=tissue, species=species, spot_um=stride_um, source=f"image: {path.name}", has_counts=False,
+        slide_id=slide_id, image=image, spots=nowhere, mpp=scale.mpp, scale=scale, patient_id=patient_id or slide_id,
+        tissue=tissue, species=species, spot_um=stride_um, source=f"image: {path.name}", **no_counts(nowhere),
     )  # fmt: skip
     if positions is None:
         spots = _grid(slide, patch_um, stride_um, min_tissue, mask)
     else:
         spots = positions(image.shape[:2]) if callable(positions) else positions
         slide.spot_um = None
-    return slide.at(spots)
+    return replace(slide, spots=spots, **no_counts(spots))
 
 
 def _grid(slide: Slide, patch_um: float, stride_um: float, min_tissue: float, mask: str | Path | None) -> pd.DataFrame:
