@@ -18,7 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -342,12 +342,11 @@ def _quiet_libraries(load: bool) -> Iterator[None]:
 
     Libraries that are loaded are told so, those that will be find it in the environment.
     """
-    undo: list[Callable[[], Any]] = []
-    for name, value in _QUIET.items():
-        if name not in os.environ:
-            os.environ[name] = value
-            undo.append(functools.partial(os.environ.pop, name, None))
-    with warnings.catch_warnings():
+    with ExitStack() as undo, warnings.catch_warnings():
+        for name, value in _QUIET.items():
+            if name not in os.environ:
+                os.environ[name] = value
+                undo.callback(os.environ.pop, name, None)
         warnings.filterwarnings("ignore")
         if load:
             importlib.import_module("datasets")
@@ -355,26 +354,22 @@ def _quiet_libraries(load: bool) -> Iterator[None]:
         if "transformers" in sys.modules:
             from transformers.utils import logging as told
 
-            undo.append(functools.partial(told.set_verbosity, told.get_verbosity()))
+            undo.callback(told.set_verbosity, told.get_verbosity())
             told.set_verbosity_error()
             if told.is_progress_bar_enabled():
-                undo.append(told.enable_progress_bar)
+                undo.callback(told.enable_progress_bar)
                 told.disable_progress_bar()
         # Its retries without a network: the error that ends them says the same.
         hub = logging.getLogger("huggingface_hub")
-        undo.append(functools.partial(hub.setLevel, hub.level))
+        undo.callback(hub.setLevel, hub.level)
         hub.setLevel(logging.ERROR)
         if "datasets" in sys.modules:
             from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
             if not are_progress_bars_disabled():
-                undo.append(enable_progress_bars)
+                undo.callback(enable_progress_bars)
                 disable_progress_bars()
-        try:
-            yield
-        finally:
-            for step in undo:
-                step()
+        yield
 
 
 def _is_path(name: str, value: object) -> bool:

@@ -32,14 +32,14 @@ def add_check(commands: Any) -> None:
         delst check visium-dataset
     """
     usage = "delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]"
-    parser = add_command(commands, "check", add_check, usage=usage, allow_abbrev=False)
+    parser = add_command(commands, "check", add_check, _run_check, usage=usage, allow_abbrev=False)
     parser.add_argument("--format", choices=tuple(formats.FORMATS), metavar="FORMAT",
                         help=f"instead of telling it: {', '.join(formats.FORMATS)}")  # fmt: skip
     parser.add_argument(
         "--preview", metavar="PNG", help="also write the picture: spots, labels and patches on the slide"
     )
     # Slides and options of formats stay in `rest`, in their order: here nobody knows which options take a value.
-    parser.set_defaults(run=_run_check, rest=[])
+    parser.set_defaults(rest=[])
 
 
 def _run_check(arguments: argparse.Namespace) -> int:

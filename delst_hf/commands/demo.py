@@ -29,13 +29,12 @@ def add_demo(commands: Any) -> None:
         delst demo runs/toy/expression slide.svs
         delst demo USER/MODEL --space my-space
     """
-    parser = add_command(commands, "demo", add_demo)
+    parser = add_command(commands, "demo", add_demo, _run_demo)
     parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id, best with a head and a reference")
     parser.add_argument("slide", metavar="SLIDE", nargs="?", help="slide to open at the start")
     parser.add_argument("--mpp", type=float, help="its micrometres per pixel (default: what its file states)")
     parser.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860)")
     parser.add_argument("--space", metavar="DIR", help="write the files of a Space here, and serve nothing")
-    parser.set_defaults(run=_run_demo)
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:

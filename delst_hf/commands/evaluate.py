@@ -362,13 +362,12 @@ def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         delst evaluate embeddings.npz runs/toy/data --output embeddings.json
         delst prepare toy --output toy-dataset   makes a dataset to try it on
     """
-    parser = add_command(commands, "evaluate", add_evaluate)
+    parser = add_command(commands, "evaluate", add_evaluate, _run_evaluate)
     about, known = documented(EvaluationArguments), {one.name: one for one in fields(EvaluationArguments)}
     for heading, options in EVALUATION.items():
         section = parser.add_argument_group(heading)
         for name in options:
             _add_option(section, known[name], *about[name])
-    parser.set_defaults(run=_run_evaluate)
 
 
 def _add_option(section: Any, option: Any, text: str, when: str) -> None:

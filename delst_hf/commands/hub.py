@@ -27,12 +27,11 @@ def add_card(commands: Any) -> None:
         delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md
         delst prepare toy --output toy-dataset   makes a dataset to try it on
     """
-    parser = add_command(commands, "card", add_card)
+    parser = add_command(commands, "card", add_card, _run_card)
     parser.add_argument("folder", metavar="MODEL_DIR", help="checkpoint folder")
     parser.add_argument("repo_id", metavar="USER/NAME", help="the repository it is for")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: print it)")
     _add_facts(parser)
-    parser.set_defaults(run=_run_card)
 
 
 def add_push(commands: Any) -> None:
@@ -47,7 +46,7 @@ def add_push(commands: Any) -> None:
         delst push --metric gene_pearson me/gene_pearson
         delst prepare toy --output toy-dataset   makes a dataset to try it on
     """
-    parser = add_command(commands, "push", add_push)
+    parser = add_command(commands, "push", add_push, _run_push)
     add = parser.add_argument
     add("folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)")
     add("repo_id", metavar="USER/NAME", help="repository; made if it is not there")
@@ -58,7 +57,6 @@ def add_push(commands: Any) -> None:
     add("--overwrite-card", action="store_true", help="replace a README.md in the repository that somebody else wrote")
     add("--revision", metavar="BRANCH", help="branch (default main)")
     _add_facts(parser)
-    parser.set_defaults(run=_run_push)
 
 
 def add_doctor(commands: Any) -> None:
@@ -72,11 +70,10 @@ def add_doctor(commands: Any) -> None:
         delst doctor --model runs/toy/pretrain/model
         delst prepare toy --output toy-dataset   makes a dataset to try things on
     """
-    parser = add_command(commands, "doctor", add_doctor)
+    parser = add_command(commands, "doctor", add_doctor, _run_doctor)
     add = parser.add_argument
     add("--backbone", metavar="ID", help="check access to this backbone, gated or not")
     add("--model", metavar="DIR", help="check this checkpoint folder: checksums, weights, whether it loads")
-    parser.set_defaults(run=_run_doctor)
 
 
 def _add_facts(parser: argparse.ArgumentParser) -> None:

@@ -41,18 +41,21 @@ class Told:
         return cls(summary, description.strip() or summary, tuple(line.strip() for line in examples.splitlines()))
 
 
-def add_command(commands: Any, name: str, function: Callable[..., Any], **options: Any) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, function: Callable[..., Any], run: Callable[..., Any], **options: Any
+) -> argparse.ArgumentParser:
     """Add a command.
 
     Args:
         commands: What ``add_subparsers`` returned.
         name: Of the command.
         function: Its docstring is the help of the command (see `Told`).
+        run: Called with what was given.
         **options: Passed to ``add_parser``.
     """
     told = Told.by(function)
     shown = "\n".join(f"  {example}" for example in told.examples)
-    return commands.add_parser(
+    parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=told.summary,
         description=told.description,
@@ -60,6 +63,8 @@ def add_command(commands: Any, name: str, function: Callable[..., Any], **option
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,
     )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def split_names(names: str | None) -> list[str]:

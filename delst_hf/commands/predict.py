@@ -55,7 +55,7 @@ def add_fit(commands: Any) -> None:
         delst fit runs/toy/pretrain/model runs/toy/data --target expression --output runs/toy/expression
         delst fit MODEL DATASET --target labels --train-slides C2,C3,C4 --output DIR
     """
-    parser = add_command(commands, "fit", add_fit)
+    parser = add_command(commands, "fit", add_fit, _run_fit)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
     add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
@@ -66,7 +66,6 @@ def add_fit(commands: Any) -> None:
         help="labels that are not a class of tissue (default undetermined)")  # fmt: skip
     _add_features(parser)
     _add_speed(parser)
-    parser.set_defaults(run=_run_fit)
 
 
 def add_reference(commands: Any) -> None:
@@ -78,7 +77,7 @@ def add_reference(commands: Any) -> None:
     Examples:
         delst reference runs/toy/expression runs/toy/data --size 5000
     """
-    parser = add_command(commands, "reference", add_reference)
+    parser = add_command(commands, "reference", add_reference, _run_reference)
     add = parser.add_argument
     add("model", metavar="MODEL_DIR", help="checkpoint folder")
     add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
@@ -87,7 +86,6 @@ def add_reference(commands: Any) -> None:
     add("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
     _add_features(parser)
     _add_speed(parser)
-    parser.set_defaults(run=_run_reference)
 
 
 def add_predict(commands: Any) -> None:
@@ -101,7 +99,7 @@ def add_predict(commands: Any) -> None:
         delst predict EXPRESSION he.jpg --mpp 0.5 --head LABELS --genes ERBB2,EPCAM --output he.h5ad
         delst predict EXPRESSION DATASET --slides C5 --min-pearson 0.2 --output c5.parquet
     """
-    parser = add_command(commands, "predict", add_predict)
+    parser = add_command(commands, "predict", add_predict, _run_predict)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint with a head (delst fit), or without one: embeddings only")
     add("source", metavar="SLIDE", help="image of a slide, .h5ad with positions, dataset folder, or file of features")
@@ -116,7 +114,6 @@ def add_predict(commands: Any) -> None:
     what("--reference", metavar="DIR", help="checkpoint with a reference (default: MODEL, if it has one)")
     _add_patches(parser.add_argument_group("patches"))
     _add_speed(parser)
-    parser.set_defaults(run=_run_predict)
 
 
 def add_retrieve(commands: Any) -> None:
@@ -129,7 +126,7 @@ def add_retrieve(commands: Any) -> None:
         delst retrieve runs/toy/expression slide.svs --output slide.h5ad
         delst retrieve MODEL he.jpg --mpp 0.5 --at 1200,3400 --neighbours 5
     """
-    parser = add_command(commands, "retrieve", add_retrieve)
+    parser = add_command(commands, "retrieve", add_retrieve, _run_retrieve)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint with a reference")
     add("source", metavar="SLIDE", help="as in delst predict")
@@ -144,7 +141,6 @@ def add_retrieve(commands: Any) -> None:
     add("--reference", metavar="DIR", help="checkpoint with the reference (default: MODEL)")
     _add_patches(parser.add_argument_group("patches"))
     _add_speed(parser)
-    parser.set_defaults(run=_run_retrieve)
 
 
 def add_embed(commands: Any) -> None:
@@ -161,7 +157,7 @@ def add_embed(commands: Any) -> None:
         delst embed runs/toy/pretrain/model runs/toy/data --output runs/toy/embedded
         delst embed MODEL mine.h5ad --image he.tif --key X_delst --in-place
     """
-    parser = add_command(commands, "embed", add_embed)
+    parser = add_command(commands, "embed", add_embed, _run_embed)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
     add("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
@@ -177,7 +173,6 @@ def add_embed(commands: Any) -> None:
     add("--layer", help="layer with raw counts, for --modality genes (default X)")
     add("--slides", metavar="ID,ID", default="", help="of a dataset: which slides (default: all)")
     _add_speed(parser)
-    parser.set_defaults(run=_run_embed)
 
 
 def _run_fit(arguments: argparse.Namespace) -> None:

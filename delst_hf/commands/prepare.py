@@ -29,9 +29,8 @@ def add_prepare(commands: Any) -> None:
     )
     parsers = prepare.add_subparsers(required=True, metavar="FORMAT")
     for name, one in {**formats.FORMATS, "sheet": sheet.SHEET}.items():
-        parser = add_command(parsers, name, one.jobs)
+        parser = add_command(parsers, name, one.jobs, partial(_run_prepare, jobs=one.jobs))
         add_format(parser, one)
-        parser.set_defaults(run=partial(_run_prepare, jobs=one.jobs))
 
 
 def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: bool = True) -> None:
@@ -52,14 +51,13 @@ def add_merge(commands: Any) -> None:
     Examples:
         delst merge st-dataset visium-dataset --output both-dataset --split patient
     """
-    parser = add_command(commands, "merge", add_merge)
+    parser = add_command(commands, "merge", add_merge, _run_merge)
     add = parser.add_argument
     add("folders", nargs="+", metavar="DIR", help="dataset folders made by delst prepare")
     add("--output", required=True, metavar="DIR", help="dataset folder to make")
     add("--overwrite", action="store_true", help="replace a dataset at --output once the new one is complete")
     add("--license", help="license of the data (default: that of the folders, if they agree)")
     _add_split(parser)
-    parser.set_defaults(run=_run_merge)
 
 
 def add_vocabulary(commands: Any) -> None:
@@ -70,7 +68,7 @@ def add_vocabulary(commands: Any) -> None:
     Examples:
         delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt
     """
-    parser = add_command(commands, "vocabulary", add_vocabulary)
+    parser = add_command(commands, "vocabulary", add_vocabulary, _run_vocabulary)
     add = parser.add_argument
     add("folder", metavar="DIR", help="dataset folder")
     add("--output", required=True, metavar="FILE", help="text file to write")
@@ -85,7 +83,6 @@ def add_vocabulary(commands: Any) -> None:
         help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
     add("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one per line")
     add("--slides", metavar="ID,ID", help="training slides (default: those of the split train)")
-    parser.set_defaults(run=_run_vocabulary)
 
 
 def _add_output(parser: argparse.ArgumentParser, writes: bool) -> None:

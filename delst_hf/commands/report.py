@@ -22,7 +22,7 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         delst report cosine-0.json cosine-1.json lorentz-0.json --names cosine,cosine,Lorentz --output arms.html
         delst prepare toy --output toy-dataset   makes a dataset to try it on
     """
-    parser = add_command(commands, "report", add_report)
+    parser = add_command(commands, "report", add_report, _run_report)
     add = parser.add_argument
     add("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
     add("--output", required=True, metavar="HTML", help="file to write")
@@ -35,7 +35,6 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="genes to draw, measured and predicted (default: well measured, well predicted ones)",
     )
     maps("--opacity", type=float, default=0.85, metavar="F", help="of the spots, 0 to 1 (default 0.85)")
-    parser.set_defaults(run=_run_report)
 
 
 def default_names(paths: Sequence[str]) -> list[str]:

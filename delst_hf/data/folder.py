@@ -174,11 +174,7 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
     slides = _read(path, "slides/slides.parquet", ["slide_id"])["slide_id"].to_pylist()
     if len(slides) != len(set(slides)):
         refuse(path, ["slides/slides.parquet names a slide twice"])
-    unknown = sorted({slide_of(name) for name in names} - set(slides))
-    refuse(path, [f"spots of {slide_id!r} belong to no row of slides/slides.parquet" for slide_id in unknown])
-    own: dict[str, list[str]] = {slide_id: [] for slide_id in slides}
-    for name in names:
-        own[slide_of(name)].append(name)
+    own = files_of_slides(path, slides, names)
     return DatasetFolder(
         path,
         spot_files={slide_id: [path / name for name in files] for slide_id, files in own.items()},
@@ -186,6 +182,16 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
         num_genes=num_genes,
         manifest=manifest,
     )
+
+
+def files_of_slides(path: Path, slides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the files of spots of each slide by their names; those of a slide that the slides table lacks are refused."""
+    own: dict[str, list[str]] = {slide_id: [] for slide_id in slides}
+    unknown = sorted({slide_of(name) for name in names} - own.keys())
+    refuse(path, [f"spots of {slide_id!r} belong to no row of slides/slides.parquet" for slide_id in unknown])
+    for name in names:
+        own[slide_of(name)].append(name)
+    return own
 
 
 def problems_of_slides(folder: DatasetFolder) -> Iterator[str]:

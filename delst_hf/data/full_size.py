@@ -1,11 +1,13 @@
 """The size that a full-resolution image should have, by the reduced image that was made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .images import open_image
 from .scale import stated_length
 
 
@@ -37,6 +39,14 @@ def full_size(size: Sequence[int], factor: Any, name: str, factor_name: str) -> 
         max(0.01, 1.5 / min(height, width)),
         f"{name}, {width} x {height}, over {factor_name}",
     )
+
+
+def open_full_size(image: str | Path, image_scale: float | None, expected: Iterable[FullSize], slide_id: str) -> Any:
+    """Open a full-resolution image; unless its scale was given, its size must be the first that is expected of it."""
+    pixels, size = open_image(image), next(iter(expected), None)
+    if size is not None and image_scale is None:
+        check_image_size(slide_id, pixels.shape, Path(image).name, size)
+    return pixels
 
 
 def check_image_size(slide_id: str, size: Sequence[int], name: str, expected: FullSize, factor: float = 1.0) -> None:

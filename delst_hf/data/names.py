@@ -23,7 +23,7 @@ def check_slide_names(slides: Slides) -> Slides:
         return slides
     known: dict[str, tuple[str, str]] = {}
     for slide in slides:
-        name, source = _name_of(slide)
+        name, _, source = _told(slide)
         if name and name.casefold() in known:
             other, place = known[name.casefold()]
             same = (
@@ -54,7 +54,7 @@ def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
     # Slides without an image are in no split that is asked for.
     slides = [slide for slide in slides if not (isinstance(slide, Slide) and slide.image is None)]
     asked = {*request.test_slides, *request.validation_slides}
-    named = [(_name_of(slide)[0], _patient_of(slide)) for slide in slides]
+    named = [_told(slide)[:2] for slide in slides]
     if request.by == "patient" and not asked:  # names of slides do not matter
         named = [(slide or f"slide {number}", patient) for number, (slide, patient) in enumerate(named)]
     # A reader may spell a name anew; what that comes to is seen after reading.
@@ -67,19 +67,12 @@ def _may_lack_an_image(slide: Any) -> bool:
     return isinstance(slide, partial) and (bool(slide.keywords.get("without_image")) or None in slide.args)
 
 
-def _patient_of(slide: Any) -> str:
-    """Return the patient of a slide, "" where only reading tells it."""
+def _told(slide: Any) -> tuple[str, str, str]:
+    """Return the name and the patient of a slide, "" where only reading tells them, and where the slide is from."""
     if isinstance(slide, Slide):
-        return slide.patient_id
-    return str(slide.keywords.get("patient_id") or "") if isinstance(slide, partial) else ""
-
-
-def _name_of(slide: Any) -> tuple[str, str]:
-    """Return the name of a slide, "" where only reading tells it, and where the slide is from."""
-    if isinstance(slide, Slide):
-        return slide.slide_id, slide.source or "memory"
+        return slide.slide_id, slide.patient_id, slide.source or "memory"
     if not isinstance(slide, partial):
-        return "", ""
+        return "", "", ""
     options = slide.keywords
     named = next((options[name] for name in ("slide_id", "section", "sample", "slide") if options.get(name)), "")
-    return str(named), " with ".join(map(str, slide.args)) or str(named)
+    return str(named), str(options.get("patient_id") or ""), " with ".join(map(str, slide.args)) or str(named)

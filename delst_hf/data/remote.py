@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
-from .folder import DatasetFolder, problems_of_slides, read_columns, refuse
+from .folder import DatasetFolder, files_of_slides, problems_of_slides, read_columns, refuse
 from .places import check_dataset, is_dataset, near
-from .schema import CONFIGS, MANIFEST, problems_of_files, read_manifest, slide_of
+from .schema import CONFIGS, MANIFEST, problems_of_files, read_manifest
 
 EVERYTHING = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
 _SMALL = ("README.md", MANIFEST, "genes/**", "slides/**")
@@ -93,16 +93,10 @@ def open_remote(name: str, revision: str | None = None, token: str | None = None
     here = {file: entry for file, entry in files.items() if file.split("/")[0] in ("genes", "slides")}
     refuse(path, [*problems_of_files(path, {"files": here}), *_problems_there(there, files)])
     table = read_columns(path / "slides" / "slides.parquet", ["slide_id"])
-    slides: dict[str, list[Path]] = {slide_id: [] for slide_id in table["slide_id"].to_pylist()}
-    strange = [file for file in files if file.startswith("spots/") and slide_of(file) not in slides]
-    refuse(path, [f"{file} belongs to no row of slides/slides.parquet" for file in strange])
-    for file in files:
-        if file.startswith("spots/"):
-            slides[slide_of(file)].append(path / file)
-    rows = {
-        slide_id: sum(files[one.relative_to(path).as_posix()]["rows"] for one in own)
-        for slide_id, own in slides.items()
-    }
+    named = [file for file in files if file.startswith("spots/")]
+    own = files_of_slides(path, table["slide_id"].to_pylist(), named)
+    rows = {slide_id: sum(files[name]["rows"] for name in names) for slide_id, names in own.items()}
+    slides = {slide_id: [path / name for name in names] for slide_id, names in own.items()}
     folder = DatasetFolder(path, slides, rows, manifest["genes"], manifest)
     refuse(path, list(problems_of_slides(folder)))
     return folder

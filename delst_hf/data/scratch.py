@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -29,19 +30,11 @@ class _Scratch:
     """A folder made on first use, and what was put into it."""
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.known: dict[tuple[str, int, int], Path] = {}
 
-    @property
-    def folder(self) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="delst-unpacked-")
-        return Path(self._folder.name)
-
-    def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-        self._folder, self.known = None, {}
+    @cached_property
+    def folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="delst-unpacked-")
 
 
 # For readers that are called by themselves: kept to the end of the process.
@@ -57,12 +50,13 @@ def scratch() -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-        mine.close()
+        if "folder" in vars(mine):
+            mine.folder.cleanup()
 
 
 def new_folder(name: str) -> Path:
     """Return an empty folder in the scratch."""
-    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=(_current.get() or _of_process).folder))
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=(_current.get() or _of_process).folder.name))
 
 
 def is_archive(path: Path) -> bool:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..full_size import check_image_size, full_size
-from ..images import open_image, to_rgb
+from ..full_size import check_image_size, full_size, open_full_size
+from ..images import to_rgb
 from ..values import identifiers, plain_values, positive
 
 if TYPE_CHECKING:
@@ -22,13 +22,10 @@ def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
     found = adata.uns.get("spatial")
     if not isinstance(found, Mapping):
         return {}
-    libraries = {
-        str(name): library for name, library in found.items()
-        if isinstance(library, Mapping) and ("images" in library or "scalefactors" in library)
-    }  # fmt: skip
     return {
-        name: {**library, "scalefactors": plain_values(library.get("scalefactors", {}))}
-        for name, library in libraries.items()
+        str(name): {**library, "scalefactors": plain_values(library.get("scalefactors", {}))}
+        for name, library in found.items()
+        if isinstance(library, Mapping) and ("images" in library or "scalefactors" in library)
     }
 
 
@@ -103,10 +100,7 @@ def image_of(
     }
     sizes = {key: size for key, size in told.items() if size is not None}
     if image is not None:
-        pixels = open_image(image)
-        if sizes and image_scale is None:
-            check_image_size(name, pixels.shape, Path(image).name, next(iter(sizes.values())))
-        return pixels, image_scale or 1.0
+        return open_full_size(image, image_scale, sizes.values(), name), image_scale or 1.0
     if not kinds:
         raise KeyError(
             f"{name}: no {', '.join(map(repr, _IMAGES))} image in the library; found {sorted(images)}. Give a file (--image)."

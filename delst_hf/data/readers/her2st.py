@@ -31,8 +31,7 @@ class Her2stFiles:
 def find_her2st_sections(root: str | Path, without_image: bool = False) -> list[str]:
     """List the sections that have counts, a spot file and, unless it may be missing, an image."""
     data = _data_folder(root)
-    sections = sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
-    placed = [name for name in sections if (data / "ST-spotfiles" / f"{name}_selection.tsv").is_file()]
+    placed = [name for name in _counted(data) if (data / "ST-spotfiles" / f"{name}_selection.tsv").is_file()]
     return [name for name in placed if without_image or _images(data, name)]
 
 
@@ -53,10 +52,10 @@ def locate_her2st(
     """
     data = _data_folder(root)
     counts = [path for suffix in (".tsv.gz", ".tsv") if (path := data / "ST-cnts" / f"{section}{suffix}").is_file()]
-    if not counts:
-        known = sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
+    one = only_one(counts, f"the counts of section {section!r}", "Keep one of them.")
+    if one is None:
         raise FileNotFoundError(
-            f"no section {section!r} under {data / 'ST-cnts'}. Available: {', '.join(known) or 'none'}."
+            f"no section {section!r} under {data / 'ST-cnts'}. Available: {', '.join(_counted(data)) or 'none'}."
         )
     spots = data / "ST-spotfiles" / f"{section}_selection.tsv"
     if not spots.is_file():
@@ -79,7 +78,6 @@ def locate_her2st(
             f"no labels file at {labels}. Give a CSV with columns section, id, label, or leave it out."
         )
     pathologist = data / "ST-pat" / "lbl" / f"{section}_labeled_coordinates.tsv"
-    one = only_one(counts, f"the counts of section {section!r}", "Keep one of them.") or counts[0]
     return Her2stFiles(
         one,
         spots,
@@ -135,6 +133,10 @@ def _data_folder(root: str | Path) -> Path:
         if (data / "ST-cnts").is_dir():
             return data
     raise FileNotFoundError(f"no data/ST-cnts under {root}. Give the folder of the HER2ST repository (almaan/her2st).")
+
+
+def _counted(data: Path) -> list[str]:
+    return sorted({path.name.split(".")[0] for path in visible(data / "ST-cnts", "*.tsv*")})
 
 
 def _images(data: Path, section: str) -> list[Path]:

@@ -89,9 +89,9 @@ def read_stimage(
     found = only_one(
         there, f"the coordinates of {slide}", "Give the folder of one technology (ROOT/ST, ROOT/Visium, ...)."
     )
-    folder = None if found is None else found.parent.parent
-    if folder is None:
+    if found is None:
         raise FileNotFoundError(f"no slide {slide!r} in {root}. Available: {find_stimage_slides(root)[:20]}.")
+    folder = found.parent.parent
     coordinates = read_named_table(folder / "coord" / f"{slide}_coord.csv", "coordinates", sep=",")
     need_columns(coordinates, ["xaxis", "yaxis"], f"{slide}_coord.csv", "Download the file again.")
     counts = read_counts(folder / "gene_exp" / f"{slide}_count.csv", orientation="spots")

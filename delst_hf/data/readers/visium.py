@@ -18,7 +18,7 @@ import pandas as pd
 
 from ...errors import reader, reading
 from ..files import only_one, visible, without
-from ..full_size import check_image_size, full_size
+from ..full_size import check_image_size, full_size, open_full_size
 from ..images import image_size, open_image
 from ..lattice import VISIUM, SpotArray, arrays_named, bins, matching_array, measure_lattice
 from ..scale import Scale, given, image_states, lattice_states, settle_scale, spots_state, stated, stated_length
@@ -141,16 +141,13 @@ def scaled_image(
         ValueError: the image is not of the size that the reduced image and its scale factor say.
     """
     reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image(folders, kind))}
-    sizes = {
+    told = {
         kind: full_size(size, factors.get(f"tissue_{kind}_scalef"), path.name, f"tissue_{kind}_scalef")
         for kind, path in reduced.items() if (size := image_size(path)) is not None
     }  # fmt: skip
+    sizes = {kind: size for kind, size in told.items() if size is not None}
     if image is not None:
-        pixels = open_image(image)
-        expected = next((size for size in sizes.values() if size is not None), None)
-        if expected is not None and image_scale is None:
-            check_image_size(name, pixels.shape, Path(image).name, expected)
-        return pixels, image_scale or 1.0, Path(image).name
+        return open_full_size(image, image_scale, sizes.values(), name), image_scale or 1.0, Path(image).name
     if not reduced:
         raise FileNotFoundError(
             f"no tissue_hires_image.png or tissue_lowres_image.png in {folders[0]}. Give the full-resolution image (--image)."
@@ -158,8 +155,8 @@ def scaled_image(
     kind, path = next(iter(reduced.items()))
     scale = _factor(factors, f"tissue_{kind}_scalef", folders[0])
     pixels = open_image(path)
-    if kind == "hires" and (other := sizes.get("lowres")) is not None:
-        check_image_size(name, pixels.shape, path.name, other, scale)
+    if kind == "hires" and "lowres" in sizes:
+        check_image_size(name, pixels.shape, path.name, sizes["lowres"], scale)
     logger.warning("%s: patches are cut from the reduced %s; give the full-resolution image (--image)", name, path.name)
     return pixels, scale, path.name
 
