@@ -1,7 +1,9 @@
 """A backbone as it is run without gradients: patches in, pooled features out, as fast as the device allows."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from ..model.vision_delst import encode_images
 
 CPU_SPOTS = 8  # spots that go through a backbone at once where there is no accelerator
 _SAME = 1e-4  # of the largest feature; folding moves float32 by 1e-6
+_Key = TypeVar("_Key")
+_Result = TypeVar("_Result")
 
 
 class InferenceBackbone:
@@ -45,6 +49,38 @@ class InferenceBackbone:
         size = CPU_SPOTS if pixel_values.device.type == "cpu" else len(pixel_values)
         parts = pixel_values.split(max(size, 1))
         return torch.cat([_pooled(self._network, part, self._pooling) for part in parts])
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Begin to copy tensors of one device to the CPU, and return what waits for the copies.
+
+    Examples:
+        >>> wait = on_cpu({"features": torch.ones(2)})
+        >>> wait()["features"].tolist()
+        [1.0, 1.0]
+    """
+    copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+    device = next(iter(tensors.values())).device
+    copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def wait() -> dict[str, Tensor]:
+        if copied is not None:
+            copied.synchronize()
+        return copies
+
+    return wait
+
+
+def one_late(begun: Iterable[tuple[_Key, Callable[[], _Result]]]) -> Iterator[tuple[_Key, _Result]]:
+    """Yield each key with what is waited for, once the next is begun: a GPU works at the one while the other is kept.
+
+    Examples:
+        >>> list(one_late((number, lambda: "done") for number in range(2)))
+        [(0, 'done'), (1, 'done')]
+    """
+    end: Any = None
+    for (key, wait), _ in pairwise(chain(begun, [end])):
+        yield key, wait()
 
 
 def _pooled(network: Any, pixel_values: Tensor, pooling: str) -> Tensor:

@@ -22,7 +22,7 @@ from ..model.configuration_delst import DelstFeaturesConfig
 from ..model.distributed import process_rank, world_size
 from ..model.modeling_delst import DelstModel
 from ..model.processing_delst import DelstProcessor
-from .backbone import InferenceBackbone
+from .backbone import InferenceBackbone, on_cpu, one_late
 
 if TYPE_CHECKING:
     from ..data.patch_features import FeatureTable
@@ -170,35 +170,21 @@ def embed_share(
         num_workers=num_workers,
         pin_memory=model.device.type == "cuda",
     )
-    start, earlier = shard.start, None
-    for batch in tqdm(loader, desc="embed", unit="batch", disable=not progress or rank > 0, leave=False):
-        inputs = {
-            key: batch[key].to(model.device, non_blocking=True) for key in ("pixel_values", "gene_values", "gene_mask")
-        }
-        inputs = collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs
-        pooled = backbone(inputs["pixel_values"])
-        parts = (
-            pooled.float(),
-            model.embed_features(pooled, "image"),
-            model.get_gene_features(inputs["gene_values"], inputs["gene_mask"]).pooler_output,
-        )
-        here = [part.to("cpu", non_blocking=True) for part in parts]
-        features = here[0]
-        arrived = torch.cuda.Event() if model.device.type == "cuda" else None
-        if arrived is not None:
-            arrived.record()
-        if earlier is not None:  # handed on only now, so that the device has the next batch to work on
-            yield _arrived(*earlier)
-        earlier = start, here, arrived
-        start += len(features)
-    if earlier is not None:
-        yield _arrived(*earlier)
 
+    def begun() -> Iterator[tuple[int, Callable[[], dict[str, Tensor]]]]:
+        start = shard.start
+        for batch in tqdm(loader, desc="embed", unit="batch", disable=not progress or rank > 0, leave=False):
+            names = ("pixel_values", "gene_values", "gene_mask")
+            inputs = {name: batch[name].to(model.device, non_blocking=True) for name in names}
+            inputs = collator.finish(inputs) if isinstance(collator, DelstCollator) else inputs
+            pooled = backbone(inputs["pixel_values"])
+            genes = model.get_gene_features(inputs["gene_values"], inputs["gene_mask"]).pooler_output
+            image = model.embed_features(pooled, "image")
+            yield start, on_cpu({"features": pooled.float(), "image": image, "gene": genes})
+            start += len(pooled)
 
-def _arrived(start: int, parts: list[Tensor], event: Any) -> tuple[int, Tensor, Tensor, Tensor]:
-    if event is not None:
-        event.synchronize()
-    return start, parts[0], parts[1], parts[2]
+    for start, parts in one_late(begun()):
+        yield start, parts["features"], parts["image"], parts["gene"]
 
 
 def _shares(spots: int) -> list[range]:

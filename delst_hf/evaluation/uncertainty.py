@@ -161,10 +161,7 @@ class Bootstrap:
 
     @cached_property
     def _only_block(self) -> list[np.ndarray]:
-        blocks = list(self._blocks())
-        for block in blocks:
-            block.flags.writeable = False  # every statistic is given the same
-        return blocks
+        return list(self._blocks())
 
     def _blocks(self) -> Iterator[np.ndarray]:
         generator = np.random.default_rng(self.seed)
@@ -182,6 +179,7 @@ class Bootstrap:
             counts = np.bincount(flat, minlength=number * units).reshape(number, units).astype(np.float64)
             weights = np.empty((number, self.num_rows))
             weights[:, order] = counts if self.unit == "spots" else counts[:, slide]
+            weights.flags.writeable = False  # every statistic is given the same
             yield weights
 
     def draws(self) -> Iterator[np.ndarray]:

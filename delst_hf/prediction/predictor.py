@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.appearance import PatchEncoding
 from ..data.collator import PixelTransform
 from ..errors import did_you_mean, reading_model
-from ..evaluation.backbone import InferenceBackbone
+from ..evaluation.backbone import InferenceBackbone, on_cpu
 from ..hub.checkpoint_folder import checkpoint_class
 from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
@@ -170,16 +170,8 @@ class Predictor:
             A function without arguments that returns the arrays of `__call__`.
         """
         found = self.from_features(self.features(self.pixel_values(patches)))
-        on_gpu = self.model.device.type == "cuda"
-        copies = {name: value.float().to("cpu", non_blocking=on_gpu) for name, value in found.items()}
-        copied = torch.cuda.current_stream(self.model.device).record_event() if on_gpu else None
-
-        def wait() -> dict[str, np.ndarray]:
-            if copied is not None:
-                copied.synchronize()
-            return {name: value.numpy() for name, value in copies.items()}
-
-        return wait
+        wait = on_cpu({name: value.float() for name, value in found.items()})
+        return lambda: {name: value.numpy() for name, value in wait().items()}
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Return the pooled features (patches, width) of the backbone."""

@@ -5,8 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from ..atomic.files import fsync
 from ..atomic.locks import kept_folder, kept_folders, writing
 from ..data.appearance import patch_colours
+from ..evaluation.backbone import one_late
 from .predictor import Predictor
 from .source import PatchSource
 from .stream import check_reading, in_batches, read_ahead
@@ -114,7 +114,7 @@ def run(
         tqdm(total=len(source), initial=taken, desc="predict", unit="tile", disable=not progress) as bar,
         closing(batches),
     ):
-        predicted = _predicted((patches for _, patches in batches), predictor)
+        predicted = one_late((patches, predictor.begin(patches)) for _, patches in batches)
         for start, order in todo.items():
             arrays = _one_shard(predicted, order, keep, batch_size, bar)
             path = paths[start]
@@ -145,26 +145,12 @@ def in_memory(
     """
     parts, done = [], 0
     batches = read_ahead(source.read, in_batches(np.arange(len(source)), batch_size), num_workers)
-    for patches, found in _predicted((patches for _, patches in batches), predictor):
+    for patches, found in one_late((patches, predictor.begin(patches)) for _, patches in batches):
         parts.append({name: value for name, value in found.items() if name != "features"})
         done += len(patches)
         if step is not None:
             step(done / len(source))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _predicted(
-    batches: Iterable[list[np.ndarray]], predictor: Predictor
-) -> Iterator[tuple[list[np.ndarray], dict[str, np.ndarray]]]:
-    """Yield batches with their predictions, one batch late: a GPU works at the next one while this one is kept."""
-    waiting: deque[tuple[list[np.ndarray], Callable[[], dict[str, np.ndarray]]]] = deque()
-    for patches in batches:
-        waiting.append((patches, predictor.begin(patches)))
-        if len(waiting) > 1:
-            first, found = waiting.popleft()
-            yield first, found()
-    for last, found in waiting:
-        yield last, found()
 
 
 def _one_shard(
