@@ -55,7 +55,7 @@ class Arm:
 
     Attributes:
         name: Its name in every row.
-        repeats: Arrays (spots, columns), one per random seed; one where nothing is random.
+        repeats: Arrays (spots, columns), or (spots,) of a confidence, one per random seed; one where nothing is random.
         own: It is the model's own, not a baseline.
         control: Its rows belong to other spots, so that it must come out at chance.
     """

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from ..data.markers import is_housekeeping
 from ..model.lorentz import exp_map0, log_map0, pairwise_distance, radius
@@ -69,8 +70,8 @@ def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[
     scores = signature_map(space.gene[rows], space.image[rows[queries]], space.geometry, space.curvature)
     expression = findings.log_expression
     train = expression[spots.reference]
-    mean = np.asarray(train.mean(axis=0)).reshape(-1)
-    spread = np.sqrt(np.maximum(np.asarray(train.multiply(train).mean(axis=0)).reshape(-1) - mean**2, 0)) + 0.1
+    mean, variance = mean_variance_axis(train, axis=0)
+    spread = np.sqrt(variance) + 0.1
     # A top gene is high against training spots, among those that half of these express, and says what a cell is.
     common = np.asarray((train > 0).mean(axis=0)).reshape(-1) > 0.5
     telling = common & ~np.array([is_housekeeping(gene) for gene in spots.genes])

@@ -111,9 +111,9 @@ def checkpoint_subject(
     arms = [Arm(f"{space.name} {backbone}", [embeddings.features], own=True)]
     arms.append(Arm(space.arm, [space.tangent(space.image)], own=True))
     if evaluation.baselines and features is not None:  # there is no backbone that could be random or frozen
-        arms = [Arm("colour statistics", [_colours(dataset)]), *arms]
+        arms = [_colours(dataset), *arms]
     elif evaluation.baselines:
-        arms = [*_baselines(model, frozen, evaluation.seeds, run, dataset), *arms]
+        arms = [*_baselines(model, frozen, run), *arms]
     return Subject(
         tuple(arms),
         space,
@@ -169,7 +169,7 @@ def backbone_subject(
     run = _Embedder(processor, study, dataset, evaluation)
     arms = [Arm(name, [run(model).features], own=True)]
     if evaluation.baselines:
-        arms = [*_baselines(model, None, evaluation.seeds, run, dataset), *arms]
+        arms = [*_baselines(model, None, run), *arms]
     return Subject(tuple(arms))
 
 
@@ -216,7 +216,7 @@ def array_subject(
         )
     arms = [Arm(name, [image if space is None else space.tangent(image)], own=True)]
     if evaluation.baselines:
-        arms = [Arm("colour statistics", [_colours(dataset)]), *arms]
+        arms = [_colours(dataset), *arms]
     return Subject(tuple(arms), space)
 
 
@@ -281,19 +281,18 @@ class _Embedder:
         return self(model).features
 
 
-def _baselines(
-    model: DelstModel, frozen: DelstModel | None, seeds: Sequence[int], run: _Embedder, dataset: Dataset
-) -> list[Arm]:
+def _baselines(model: DelstModel, frozen: DelstModel | None, run: _Embedder) -> list[Arm]:
     """Make colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
-    random = [run.random_features(model.config, seed) for seed in seeds]
-    baselines = [Arm("colour statistics", [_colours(dataset)]), Arm("random-init backbone", random)]
+    random = [run.random_features(model.config, seed) for seed in run.evaluation.seeds]
+    baselines = [_colours(run.dataset), Arm("random-init backbone", random)]
     if frozen is not None:
         baselines.append(Arm("frozen backbone", [run(frozen).features]))
     return baselines
 
 
-def _colours(dataset: Dataset) -> np.ndarray:
-    return colour_statistics(row["image"] for row in dataset.select_columns("image"))
+def _colours(dataset: Dataset) -> Arm:
+    patches = (row["image"] for row in dataset.select_columns("image"))
+    return Arm("colour statistics", [colour_statistics(patches)])
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """When to trust a prediction that was made from H&E alone: confidences against the errors of each spot."""
 
+from typing import Any
+
 import numpy as np
 
 from ..baselines import COLOUR_STATISTICS, shuffled
-from ..evidence import Space
+from ..evidence import Arm, Space
 from ..expression import gene_pearson, ridge_prediction
 from ..findings import Findings
 from ..neighbours import query_blocks
@@ -30,25 +32,17 @@ def run(findings: Findings) -> None:
         if len(known) < 3 or np.ptp(error[known]) == 0:
             continue
         statistics = {}
-        for name, (confidence, own, control) in confidences.items():
-            scores = _within_slides(error[known], confidence[known], findings.spots.slides[known])
-            ranks = spearman_statistic(confidence[known], -error[known])
-            statistics[name] = within_slides(ranks, findings.spots.slides[known])
-            findings.add(
-                "reliability",
-                name,
-                scores,
-                {"spearman": statistics[name]},
-                known,
-                variant=variant,
-                own=own,
-                control=control,
-            )
-        ours = [name for name, (_, own, _) in confidences.items() if own]
+        for each in confidences:
+            scores = _within_slides(error[known], each.features[known], findings.spots.slides[known])
+            ranks = spearman_statistic(each.features[known], -error[known])
+            statistics[each.name] = within_slides(ranks, findings.spots.slides[known])
+            facts: dict[str, Any] = {"variant": variant, "own": each.own, "control": each.control}
+            findings.add("reliability", each.name, scores, {"spearman": statistics[each.name]}, known, **facts)
+        ours = [each.name for each in confidences if each.own]
         findings.compare("reliability", "spearman", statistics, known, variant=variant, own=ours)
-    for name, (confidence, _, control) in confidences.items():
-        if not control:
-            findings.keep(f"confidence:{name}", rows, confidence[rows])
+    for each in confidences:
+        if not each.control:
+            findings.keep(f"confidence:{each.name}", rows, each.features[rows])
     drawn = next((variant for variant in ("ridge", "retrieval") if variant in errors), None)
     if drawn is not None:
         findings.keep(f"error:{drawn}", rows, errors[drawn][rows])
@@ -101,16 +95,16 @@ def profile_errors(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray
     return errors
 
 
-def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, bool, bool]]:
-    """Name -> confidence (spots,), whether it comes from the model's own space, and whether it is a control."""
+def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> list[Arm]:
+    """Return confidences (spots,); those of the model's own space are its own."""
     spots, space = findings.spots, findings.space
     features = findings.arms[findings.own[0]].features
     size = len(spots.slides)
-    result: dict[str, tuple[np.ndarray, bool, bool]] = {}
+    result = []
     if space is not None and space.geometry != "cosine":
         radius = np.linalg.norm(space.tangent(space.image), axis=1)
-        result["image radius"] = (radius, True, False)
-        result["image radius, shuffled"] = (shuffled(radius, spots.slides, findings.seed), False, True)
+        control = shuffled(radius, spots.slides, findings.seed)
+        result = [Arm("image radius", [radius], own=True), Arm("image radius, shuffled", [control], control=True)]
     num_genes, distance = np.full(size, np.nan), np.full(size, np.nan)
     entropy, similarity = np.full(size, np.nan), np.full(size, np.nan)
     complexity = np.log1p(spots.counts.getnnz(axis=1)).astype(float)
@@ -121,20 +115,18 @@ def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> dict
         distance[scored] = distance_to_reference(features[fit], features[scored])
         if space is not None:
             entropy[scored], similarity[scored] = retrieval_certainty(space, fit, scored)
-    result["predicted number of genes"] = (num_genes, False, False)
-    result["nearness to the reference"] = (-distance, False, False)
+    result += [Arm("predicted number of genes", [num_genes]), Arm("nearness to the reference", [-distance])]
     if space is not None:
-        result["certainty of retrieval"] = (-entropy, False, False)
-        result["similarity of retrieval"] = (similarity, False, False)
+        result += [Arm("certainty of retrieval", [-entropy]), Arm("similarity of retrieval", [similarity])]
     if len(predictions) == 2:
         agreement = np.full(size, np.nan)
         first, second = (values[findings.test_rows].T for values in predictions.values())
         agreement[findings.test_rows] = gene_pearson(first, second)
-        result["agreement of ridge and retrieval"] = (agreement, False, False)
+        result.append(Arm("agreement of ridge and retrieval", [agreement]))
     for arm in findings.arms.values():
         if arm.features.shape[1] == len(COLOUR_STATISTICS) and not arm.own and not arm.control:
             tissue = arm.features[:, COLOUR_STATISTICS.index("tissue_fraction")]
-            result["tissue fraction"] = (np.asarray(tissue, dtype=float), False, False)
+            result.append(Arm("tissue fraction", [np.asarray(tissue, dtype=float)]))
     return result
 
 
