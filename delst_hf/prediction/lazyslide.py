@@ -62,10 +62,10 @@ class LazySlideModel:
         parts = [found[name] for name in ("expression", "probabilities") if name in found]
         if RADIUS in self.columns:
             parts.append(found["radius"][:, None])
-        values = (
-            torch.cat([part.float().reshape(len(part), -1) for part in parts], dim=1).cpu().numpy() if parts else None
-        )
-        return {} if values is None else {name: values[:, column] for column, name in enumerate(self.columns)}
+        if not parts:
+            return {}
+        values = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+        return dict(zip(self.columns, values.T, strict=True))
 
 
 class LazySlideTiles(LazySlideModel):

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from ..atomic.files import fsync
+from ..atomic.files import write_file
 from ..atomic.locks import kept_folder, kept_folders, writing
 from ..data.appearance import patch_colours
 from ..evaluation.backbone import one_late
@@ -98,7 +98,7 @@ def run(
         progress: Show a bar with tiles per second and the time left.
     """
     check_reading(batch_size, num_workers)
-    for stale in folder.glob("*.incomplete"):
+    for stale in folder.glob(".*.incomplete-*"):
         stale.unlink()
     paths = {start: folder / f"{start:010d}.safetensors" for start in range(0, len(source), _ROWS)}
     done = {start for start, path in paths.items() if path.exists()}
@@ -117,10 +117,8 @@ def run(
         predicted = one_late((patches, predictor.begin(patches)) for _, patches in batches)
         for start, order in todo.items():
             arrays = _one_shard(predicted, order, keep, batch_size, bar)
-            path = paths[start]
-            save_file(arrays, path.with_suffix(".incomplete"))
-            fsync(path.with_suffix(".incomplete"))
-            os.replace(path.with_suffix(".incomplete"), path)
+            with write_file(paths[start]) as file:
+                file.write(save(arrays))
     return Shards(list(paths.values()))
 
 
