@@ -240,18 +240,12 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     return f" Did you mean {', '.join(told)}?" if near else ""
 
 
-def run_script(
-    main: Callable[[], Any],
-    name: str,
-    going_on: str = "run the same command again",
-    check: Callable[[], Any] | None = None,
-) -> int:
+def run_script(main: Callable[[], Any], name: str, check: Callable[[], Any] | None = None) -> int:
     """Run the main function of a script as the `delst` command runs its own: errors are one line.
 
     Args:
         main: without arguments.
         name: of the script, for the message.
-        going_on: how to go on after an interruption, for the message.
         check: what can be refused before the seconds that libraries take to load.
 
     Returns:
@@ -267,7 +261,7 @@ def run_script(
         with messages_on_stderr(debug, load=True):
             main()
     except KeyboardInterrupt as stop:
-        said_so = str(stop) or f"what was finished is whole. To go on: {going_on}."
+        said_so = str(stop) or "what was finished is whole. To go on: run the same command again."
         print(f"\n{name}: interrupted; {said_so}", file=sys.stderr)
         if _launch_words():
             print(

@@ -27,7 +27,6 @@ from delst_hf.atomic.processes import end_like_interrupted
 from delst_hf.errors import run_script
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.pretraining.checkpoints import check_same_run, last_complete_checkpoint
-from delst_hf.pretraining.run import GOING_ON
 
 pytestmark = [pytest.mark.fault("runs and their checkpoints"), pytest.mark.usefixtures("without_curves")]
 
@@ -214,12 +213,12 @@ def test_sigterm_ends_a_script_in_one_line_that_says_how_to_go_on(capsys):
             cleaned.append(True)
 
     try:
-        assert run_script(main, "pretrain.py", GOING_ON) == 130
+        assert run_script(main, "pretrain.py") == 130
     finally:
         signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
     assert cleaned and len(said.strip().splitlines()) == 1
-    assert "what was finished is whole. To go on: give the same command with --resume_from_checkpoint true." in said
+    assert "what was finished is whole. To go on: run the same command again." in said
 
 
 def test_another_order_of_the_vocabulary_is_not_resumed(half_trained, make_trainer, tiny_processor):

@@ -169,25 +169,12 @@ def _check_parent(path: Path, kind: str) -> None:
     if not parent.is_dir():
         raise NotADirectoryError(f"{path} cannot be written: {parent} is a file, not a folder. Choose another name.")
     try:
-        _make_and_drop_a_file(parent)
+        with tempfile.TemporaryFile(prefix=".delst-", dir=parent):
+            pass  # without a name where the system allows that: a kill then leaves nothing
     except OSError as error:
         raise type(error)(
             f"{path} cannot be written ({error.strerror or error}). Choose a {kind} in a folder that you may write to."
         ) from error
-
-
-def _make_and_drop_a_file(folder: Path) -> None:
-    """Make a file in a folder, without a name where the system allows that: a kill then leaves nothing."""
-    if hasattr(os, "O_TMPFILE"):
-        try:
-            os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-    descriptor, name = tempfile.mkstemp(prefix=".delst-", dir=folder)
-    os.close(descriptor)
-    os.unlink(name)
 
 
 def fsync(path: Path) -> None:

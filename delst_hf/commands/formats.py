@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .formats_10x import (
-    visium_arguments,
-    visium_hd_arguments,
-    visium_hd_jobs,
-    visium_jobs,
-    xenium_arguments,
-    xenium_jobs,
-)
+from . import formats_10x
 from .options import (
     WITHOUT_IMAGE,
     Jobs,
@@ -312,8 +305,8 @@ def _toy_jobs(arguments: argparse.Namespace) -> Jobs:
 
 
 FORMATS = {
-    "visium": Format(visium_arguments, visium_jobs),
-    "visium-hd": Format(visium_hd_arguments, visium_hd_jobs),
+    "visium": Format(formats_10x.visium_arguments, formats_10x.visium_jobs),
+    "visium-hd": Format(formats_10x.visium_hd_arguments, formats_10x.visium_hd_jobs),
     "her2st": Format(_her2st_arguments, _her2st_jobs),
     "st": Format(_st_arguments, _st_jobs),
     "table": Format(_table_arguments, _table_jobs),
@@ -321,7 +314,7 @@ FORMATS = {
     "spatialdata": Format(_spatialdata_arguments, _spatialdata_jobs),
     "hest": Format(_hest_arguments, _hest_jobs),
     "stimage": Format(_stimage_arguments, _stimage_jobs),
-    "xenium": Format(xenium_arguments, xenium_jobs),
+    "xenium": Format(formats_10x.xenium_arguments, formats_10x.xenium_jobs),
     "image": Format(_image_arguments, _image_jobs, min_tissue=0.25),
     "toy": Format(_toy_arguments, _toy_jobs, patch_px=64),
 }

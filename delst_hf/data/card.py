@@ -68,6 +68,7 @@ def dataset_card(
         header |= {"license": "other", "license_name": license}
     side = _several(f"{slide['patch_um']:g}" for slide in slides)
     pixels = _several(f"{slide['patch_px']} x {slide['patch_px']}" for slide in slides)
+    suffix = "png" if stored == "PNG" else "jpg"
     facts = {
         "num_slides": len(slides),
         "num_spots": sum(spots_per_slide.values()),
@@ -76,9 +77,7 @@ def dataset_card(
         "size": f"{side} um = {pixels} px" if stored else "none",
         "split": splits[0] if splits else "train",
         "license": license,
-        "examples": Markdown(
-            " ".join(f"![a patch](examples/{number}.{stored_suffix(stored)})" for number in (1, 2, 3) if stored)
-        ),
+        "examples": Markdown(" ".join(f"![a patch](examples/{number}.{suffix})" for number in (1, 2, 3) if stored)),
         "split_text": split_text,
         "technologies": _several(slide["technology"] for slide in slides),
         "tissues": _several(slide["tissue"] for slide in slides),
@@ -89,11 +88,6 @@ def dataset_card(
         "pages": _pages(slides, spots_per_slide),
     }
     return f"{yaml_header(header)}\n{fill(_TEMPLATE.read_text(encoding='utf-8'), facts)}"
-
-
-def stored_suffix(stored: str) -> str:
-    """Return the suffix of the example patches."""
-    return "png" if stored.startswith("PNG") else "jpg"
 
 
 def _files(name: str, splits: Sequence[str]) -> list[tuple[str, str]]:

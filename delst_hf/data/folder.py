@@ -111,7 +111,9 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
         raise FileNotFoundError(
             f"{path} is not a complete dataset folder: {missing} missing. Make it with delst prepare."
         )
-    manifest, there = read_manifest(path), _spot_names(path)
+    manifest = read_manifest(path)
+    spots = sorted((path / "spots").rglob("*.parquet"))
+    there = [file.relative_to(path).as_posix() for file in spots if not file.name.startswith(".")]
     if manifest is not None:
         refuse(path, problems_of_files(path, manifest, verify))
         named = [name for name in manifest["files"] if name.startswith("spots/")]
@@ -157,12 +159,6 @@ def refuse(path: Path, problems: Sequence[str]) -> None:
         raise ValueError(
             f"The dataset folder {path} is not as it was written: {'; '.join(problems[:5])}{more}. {_AGAIN}"
         )
-
-
-def _spot_names(path: Path) -> list[str]:
-    """Return the names of what lies in the place of files of spots, whatever it is."""
-    names = (found.relative_to(path).as_posix() for found in (path / "spots").rglob("*.parquet"))
-    return [name for name in names if not Path(name).name.startswith(".")]
 
 
 def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None) -> DatasetFolder:

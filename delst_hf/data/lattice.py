@@ -253,7 +253,8 @@ def _neighbour_steps(pixels: np.ndarray) -> np.ndarray | None:
     steps = pixels[pairs[:, 1]] - pixels[pairs[:, 0]]
     short = steps[np.hypot(*steps.T) < 1.2 * nearest]
     first = _commonest(short, nearest)
-    across = np.abs(np.sin(_angle_between(steps, first))) > 0.6
+    angle = np.arctan2(steps @ np.array([-first[1], first[0]]), steps @ first)
+    across = np.abs(np.sin(angle)) > 0.6
     if not across.any():
         return None
     second = _commonest(steps[across], nearest)
@@ -267,10 +268,6 @@ def _commonest(steps: np.ndarray, length: float) -> np.ndarray:
     near = np.hypot(*np.moveaxis(steps[:, None] * towards[:, :, None] - sample, -1, 0)) < 0.2 * length
     best = int(near.sum(0).argmax())
     return np.asarray((steps * towards[:, best, None])[near[:, best]].mean(0))
-
-
-def _angle_between(steps: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.arctan2(steps @ np.array([-other[1], other[0]]), steps @ other)
 
 
 def _fitted(steps: np.ndarray, basis: np.ndarray) -> np.ndarray | None:

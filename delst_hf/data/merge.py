@@ -154,10 +154,10 @@ def join_parts(
         _copy_previews(part, folder)
     _write_tables(folder, union, slides, places, plan)
     final = read_columns(folder / "slides" / "slides.parquet").drop_columns(["thumbnail"]).to_pylist()
-    _write_examples(folder)
+    stored = _write_examples(folder)
     files = describe_files(folder, known)
     present = [name for name in SPLITS if (folder / "spots" / name).is_dir()]
-    text = dataset_card(final, summary.slides, summary.labels, len(union), _stored(folder), license,
+    text = dataset_card(final, summary.slides, summary.labels, len(union), stored, license,
                         content_fingerprint(files), splits=present, split_text=plan.describe())  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     write_manifest(folder, {"README.md": {}, **files}, **(facts or {}))
@@ -346,11 +346,11 @@ def _copy_previews(part: DatasetFolder, folder: Path) -> None:
             shutil.copyfile(part.path / name, folder / name, follow_symlinks=False)
 
 
-def _write_examples(folder: Path) -> None:
-    """Write three patches for the card: from the middle of the first, the middle and the last slide that has an image."""
+def _write_examples(folder: Path) -> str:
+    """Write three patches for the card, from slides that have an image; return how they are stored, "" where none has one."""
     files = sorted(file for file in (folder / "spots").rglob("*.parquet") if file.parent.name != UNPAIRED)
     if not files:
-        return
+        return ""
     (folder / "examples").mkdir()
     for number, fraction in enumerate((0.2, 0.5, 0.8)):
         file = pq.ParquetFile(files[int(fraction * len(files))], page_checksum_verification=True)
@@ -358,9 +358,4 @@ def _write_examples(folder: Path) -> None:
         data = group["image"][int(fraction * len(group))].as_py()["bytes"]
         suffix = "jpg" if data[:2] == b"\xff\xd8" else "png"
         (folder / "examples" / f"{number + 1}.{suffix}").write_bytes(data)
-
-
-def _stored(folder: Path) -> str:
-    if not (folder / "examples").is_dir():
-        return ""
-    return "JPEG" if list((folder / "examples").glob("*.jpg")) else "PNG"
+    return "JPEG" if any((folder / "examples").glob("*.jpg")) else "PNG"

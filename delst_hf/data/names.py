@@ -49,7 +49,9 @@ def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
     """
     if not isinstance(slides, Sequence):
         return
-    if any(_may_lack_an_image(slide) for slide in slides):
+    # Of these only reading tells if a slide has an image.
+    readers = [slide for slide in slides if isinstance(slide, partial)]
+    if any(reader.keywords.get("without_image") or None in reader.args for reader in readers):
         return
     # Slides without an image are in no split that is asked for.
     slides = [slide for slide in slides if not (isinstance(slide, Slide) and slide.image is None)]
@@ -60,11 +62,6 @@ def check_split_of_named(slides: Slides, request: SplitRequest) -> None:
     # A reader may spell a name anew; what that comes to is seen after reading.
     if all(slide and patient for slide, patient in named) and asked <= {slide for slide, _ in named}:
         plan_split(named, request)
-
-
-def _may_lack_an_image(slide: Any) -> bool:
-    """Tell whether only reading tells if a slide has an image."""
-    return isinstance(slide, partial) and (bool(slide.keywords.get("without_image")) or None in slide.args)
 
 
 def _told(slide: Any) -> tuple[str, str, str]:

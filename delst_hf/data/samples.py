@@ -69,10 +69,7 @@ def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
     """Return how many spots of the first lie at a place, of the array or in pixels, where one of the second lies."""
     numbers = 0
     for columns in (["array_row", "array_col"], ["x", "y"]):
-        known = [table[columns].dropna() for table in (first, second)]
-        if columns[0] == "array_row":
-            known = [table[(table >= 0).all(axis=1)] for table in known]
-        places = [pd.MultiIndex.from_frame(table.astype(float)) for table in known]
+        places = [pd.MultiIndex.from_frame(_placed(table, columns).dropna()) for table in (first, second)]
         numbers = max(numbers, int(places[0].isin(places[1]).sum()))
     return numbers
 
@@ -80,8 +77,7 @@ def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
 def signs_of_samples(spots: pd.DataFrame) -> Iterable[str]:
     """Yield what shows that a table of spots is of several samples, in words."""
     for columns, what in ((["array_row", "array_col"], "places of the array"), (["x", "y"], "positions")):
-        table = spots[columns].astype(float)
-        table = table[(table >= 0).all(axis=1)] if columns[0] == "array_row" else table
+        table = _placed(spots, columns)
         twice = int(table.duplicated().sum())
         if twice >= max(2, _SHARE_TWICE * len(table)):
             yield f"{twice} of {len(table)} {what} are there more than once"
@@ -95,6 +91,12 @@ def signs_of_samples(spots: pd.DataFrame) -> Iterable[str]:
         values = sorted(set(identifiers(column.dropna())))
         if len(values) > 1:
             yield f"the column {name!r} names {len(values)}, {_some(values)}"
+
+
+def _placed(spots: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Return two columns of places, of the array without those that are not known, -1."""
+    table = spots[columns].astype(float)
+    return table[(table >= 0).all(axis=1)] if columns[0] == "array_row" else table
 
 
 def _some(values: list[str]) -> str:

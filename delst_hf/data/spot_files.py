@@ -162,8 +162,11 @@ def _groups(file: SpotFile, start: int, stop: int, columns: Sequence[str]) -> It
                 if low < high:
                     table = parquet.read_row_group(group, columns=list(columns), use_threads=False)
                     given += high - low
-                    yield _cast(table.slice(low, high - low)).append_column(
-                        "spot_index", pa.array(np.arange(high - low) + file.first + first - rows + low)
+                    types = pa.schema([(name, _TYPES[name]) for name in table.column_names])
+                    yield (
+                        table.slice(low, high - low)
+                        .cast(types)
+                        .append_column("spot_index", pa.array(np.arange(high - low) + file.first + first - rows + low))
                     )
     except (pa.ArrowException, OSError) as error:
         raise_memory(error)
@@ -177,10 +180,6 @@ def _groups(file: SpotFile, start: int, stop: int, columns: Sequence[str]) -> It
             f"{file.address} holds fewer than the {file.rows} spots that its dataset states. Make the dataset again with delst "
             "prepare, or copy it again from where it came from."
         )
-
-
-def _cast(table: pa.Table) -> pa.Table:
-    return table.cast(pa.schema([(name, _TYPES[name]) for name in table.column_names]))
 
 
 def _checked(table: pa.Table, file: SpotFile, num_genes: int, level: str) -> pa.Table:

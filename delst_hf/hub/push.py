@@ -68,11 +68,13 @@ def push_files(
         raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")
     user = user_of(repo_id, repo_type, token)
     target = Target(HfApi(token=token), repo_id, repo_type, revision)
-    listed = push_list(files)
+    # What goes into the repository's list: names of files, and the checksum of the card.
+    card = {"card": sha256(files["README.md"])} if "README.md" in files else {}
+    listed = {"format": 1, "files": sorted(files), **card}
     with errors_explained(repo_id, repo_type, user):
         there = target.files(default_branch=True)
         _check_free(repo_id, there, marks)
-        if private and there is not None and not target.is_private():
+        if private and there is not None and not target.api.repo_info(repo_id, repo_type=repo_type).private:
             raise PermissionError(
                 f"The {repo_type} {repo_id} is there and is public, so --private would not hide what is pushed. Nothing was "
                 "pushed. Make it private in its settings on the Hub first, choose another name, or leave --private out."
@@ -98,12 +100,6 @@ def push_files(
             raise KeyboardInterrupt(target.outcome(head, listed)) from None
 
 
-def push_list(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return what goes into the repository's list: names of files, and the checksum of the card."""
-    card = {"card": sha256(files["README.md"])} if "README.md" in files else {}
-    return {"format": 1, "files": sorted(files), **card}
-
-
 @dataclass(frozen=True)
 class Target:
     """A branch of a repository of the Hub that is to be written."""
@@ -120,10 +116,6 @@ class Target:
             return self.api.list_repo_files(self.repo_id, repo_type=self.repo_type, revision=revision)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return None
-
-    def is_private(self) -> bool:
-        """Tell whether only those who were let in see it."""
-        return bool(self.api.repo_info(self.repo_id, repo_type=self.repo_type).private)
 
     def create(self, private: bool) -> None:
         """Make repository and branch where they are missing."""

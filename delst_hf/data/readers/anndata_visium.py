@@ -32,9 +32,10 @@ from ..scale import (
 )
 from ..scratch import PACKED
 from ..slide import Slide, make_slide_id, no_counts
-from ..values import identifier, identifiers, labels, whole_or
+from ..values import identifier, identifiers, labels
 from .anndata_file import on_tissue, open_anndata, raw_counts
 from .anndata_libraries import image_of, library_of, rows_of_library
+from .tables import keep_array_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -294,9 +295,9 @@ def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> 
         raise KeyError(
             f"{name}: no column {label_key!r} in obs.{did_you_mean([label_key], obs.columns)} Available: {list(obs.columns)}."
         )
-    spots = pd.DataFrame({"x": xy[:, 0] * scale, "y": xy[:, 1] * scale}, index=identifiers(obs.index))
-    for column in ("array_row", "array_col"):
-        spots[column] = whole_or(obs[column], -1) if column in obs else -1
+    columns = {"x": xy[:, 0] * scale, "y": xy[:, 1] * scale, "array_row": -1, "array_col": -1}
+    spots = pd.DataFrame(columns, index=identifiers(obs.index))
+    keep_array_columns(spots, obs)
     if label_key is not None and label_key in obs:
         spots["label"] = pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
     else:
