@@ -278,7 +278,7 @@ def test_a_matrix_without_names_is_read_by_its_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "match"), [
-    ('{"tissue_hires_scalef": "wide"}', r"tissue_hires_scalef is 'wide' in scalefactors_json\.json.*a positive number"),
+    ('{"tissue_hires_scalef": "wide"}', r"scalefactors_json\.json: tissue_hires_scalef is 'wide'.*a positive number"),
     ('{"tissue_hires_scalef": 0}', "tissue_hires_scalef is 0.*a positive number"),
     ("[1, 2]", "scalefactors_json.json holds no scale factors by name but list"),
 ])  # fmt: skip

@@ -153,7 +153,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, source):
     with pytest.raises(ValueError, match=r"cannot read .*scalefactors_json\.json.*incomplete"):
         read_visium(outs)
     (outs / "spatial/scalefactors_json.json").write_text("{}")
-    with pytest.raises(KeyError, match="tissue_hires_scalef is None"):
+    with pytest.raises(ValueError, match="tissue_hires_scalef is None"):
         read_visium(outs)
     positions_table(source).drop(columns="array_row").to_csv(outs / "spatial/tissue_positions.csv", index=False)
     with pytest.raises(KeyError, match=r"columns \['array_row'\] are missing"):

@@ -15,6 +15,7 @@ from ..counts import as_counts, check_counts, check_places, describe_bad_counts,
 from ..declared import check_hdf5, check_zarr
 from ..features import holds_ids, holds_ids_of_genes, holds_symbols
 from ..images import check_readable
+from ..notes import Notes
 from ..scratch import plain_file
 from ..values import texts
 
@@ -172,7 +173,7 @@ def tissue_flags(values: Iterable[Any], what: str) -> np.ndarray:
     return told.isin(_TRUE).to_numpy()
 
 
-def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
+def on_tissue(obs: pd.DataFrame, name: str, notes: Notes) -> np.ndarray:
     """Return spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
 
     Raises:
@@ -183,4 +184,5 @@ def on_tissue(obs: pd.DataFrame, name: str) -> np.ndarray:
     keep = tissue_flags(obs["in_tissue"], f"{name}: obs['in_tissue']")
     if not keep.all():
         logger.info("%s: left out %d spots that are not in_tissue", name, (~keep).sum())
+        notes.leave_out_spots("not in_tissue", (~keep).sum())
     return keep

@@ -117,16 +117,22 @@ def read_anndata(
     elif not chosen and library_id != slide_value:
         _check_own_image(spots, of_slide, path.name, library_id, slide_key, slide_value)
     notes = Notes()
-    keep = _on_tissue(of_slide, adata.obs, path.name, slide_id, notes)
+    of_slide[of_slide] = on_tissue(adata.obs[of_slide], path.name, notes)
+    if not of_slide.any():
+        raise ValueError(
+            f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
+        )
     if spot_diameter_um is not None and not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
         raise ValueError(
             f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."
         )
     tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
-    scale, array = _scale(spots[keep], factor, library, spot_diameter_um, technology, slide_id, [*given(mpp), *tagged])
+    scale, array = _scale(
+        spots[of_slide], factor, library, spot_diameter_um, technology, slide_id, [*given(mpp), *tagged]
+    )
     labelled = bool(spots["label"].notna().any())
     return Slide(
-        slide_id=slide_id, image=pixels, spots=spots[keep], counts=matrix[keep], genes=genes, mpp=scale.mpp / factor,
+        slide_id=slide_id, image=pixels, spots=spots[of_slide], counts=matrix[of_slide], genes=genes, mpp=scale.mpp / factor,
         scale=scale, patient_id=patient_id or slide_id, tissue=tissue, species=species, notes=notes,
         technology=technology or (VISIUM if array is None else array).name,
         label_source=f"obs[{label_key!r}]" if labelled else "",
@@ -251,15 +257,6 @@ def _check_own_image(
             f"others lie, so it is the image of one of them. Read that one by name (--slide-key {slide_key} --slide-value NAME "
             f"--library-id {library_id}), the others with images of their own (--image)."
         )
-
-
-def _on_tissue(of_slide: np.ndarray, obs: pd.DataFrame, name: str, slide_id: str, notes: Notes) -> np.ndarray:
-    """Return the rows of the slide that are on tissue (rows,) bool; the others are counted."""
-    keep = of_slide & on_tissue(obs, name)
-    notes.leave_out_spots("not in_tissue", (of_slide & ~keep).sum())
-    if not keep.any():
-        raise ValueError(f"{name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column.")
-    return keep
 
 
 def positions_of(adata: "AnnData", name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from ...errors import reader
 from ..cells import pool_cells
 from ..images import open_image
 from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
-from ..scale import Scale, Witness, array_of_spots, given, image_states, lattice_states, settle_scale
+from ..scale import array_of_spots, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers
 from .matrices import join_spots, read_counts
@@ -99,15 +99,17 @@ def read_generic(
     keep_array_columns(result, spots)
     stated = [] if image is None else image_states(pixels, Path(image).name)
     unknown = "there is no image to state it" if image is None else f"{Path(image).name} does not state it"
-    scale_found = _scale(result, mpp, stated, unknown, spot_um, technology, slide_id)
+    lattice, array = array_of_spots(result, technology, bin_um=spot_um)
+    if lattice is not None:
+        unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
+    settled = settle_scale(slide_id, [*given(mpp), *lattice_states(lattice, array), *stated], unknown=unknown)
     if slide_column is None:
         keep_sample_columns(result, spots)
     if label_column is not None:
         result["label"] = spots[label_column].astype(object)
     slide = Slide(
-        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, notes=found.notes, mpp=scale_found.mpp,
-        scale=scale_found,
-        patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
+        slide_id=slide_id, image=pixels, spots=result, counts=matrix, genes=found.genes, notes=found.notes, mpp=settled.mpp,
+        scale=settled, patient_id=patient_id or slide_id, technology=technology, tissue=tissue, species=species,
         label_source="" if label_column is None else f"{name}: {label_column}", spot_um=spot_um,
         source=f"table: {', '.join(Path(each).name for each in (counts, coordinates, image) if each is not None)}",
     )  # fmt: skip
@@ -127,22 +129,6 @@ def _coordinates(
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
     return table, key
-
-
-def _scale(
-    spots: pd.DataFrame,
-    mpp: float | None,
-    stated: list[Witness],
-    unknown: str,
-    spot_um: float | None,
-    technology: str,
-    slide_id: str,
-) -> Scale:
-    """Return the scale by the user, the lattice of the spots, or what a file states."""
-    lattice, array = array_of_spots(spots, technology, bin_um=spot_um)
-    if lattice is not None:
-        unknown += f", and the spots lie on {lattice}, which is not the lattice of a known array"
-    return settle_scale(slide_id, [*given(mpp), *lattice_states(lattice, array), *stated], unknown=unknown)
 
 
 def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:

@@ -84,9 +84,8 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
         raise FileNotFoundError(f"no sample {sample!r} in {root / 'st'}. Available: {find_hest_samples(root)[:20]}.")
     adata = open_anndata(path)
     meta = _metadata(root, sample)
-    kept, notes = on_tissue(adata.obs, path.name), Notes()
-    notes.leave_out_spots("not in_tissue", (~kept).sum())
-    adata = adata[kept]
+    notes = Notes()
+    adata = adata[on_tissue(adata.obs, path.name, notes)]
     counts, genes = raw_counts(adata, None, sample)
     image, factor, stored, keep, image_name = _pixels(root, sample, adata)
     scale, array = _scale(adata, meta, mpp, image, sample, factor, image_name if stored is None else "")

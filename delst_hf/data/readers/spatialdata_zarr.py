@@ -84,7 +84,7 @@ def read_spatialdata(
     adata = data.tables[_one(data.tables, table, "table", path.name)]
     keys, notes = adata.uns["spatialdata_attrs"], Notes()
     adata, region = _rows_of(data, adata, keys, region, path.name)
-    adata = _on_tissue(adata, path.name, notes)
+    adata = adata[on_tissue(adata.obs, path.name, notes)]
     image = _one(data.images, image, "image", path.name)
     shapes, matrix = data.shapes[region], _matrix(data, region, image, coordinate_system, path.name)
     refuse_stretch(matrix, f"{path.name}: the transformation from {region!r} to {image!r}", "Correct it.")
@@ -150,12 +150,6 @@ def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) ->
         )
         raise ValueError(f"{name}: the table annotates {chosen!r}, which is {what}, and not shapes. {step}")
     return adata[(of_row == chosen).to_numpy()], chosen
-
-
-def _on_tissue(adata: Any, name: str, notes: Notes) -> Any:
-    keep = on_tissue(adata.obs, name)
-    notes.leave_out_spots("not in_tissue", (~keep).sum())
-    return adata if keep.all() else adata[keep]
 
 
 def _instances(adata: Any, key: str, shapes: Any, region: str, name: str) -> tuple[np.ndarray, np.ndarray]:

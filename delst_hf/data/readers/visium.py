@@ -24,7 +24,7 @@ from ..lattice import VISIUM, SpotArray, arrays_named, bins, matching_array, mea
 from ..scale import Scale, given, image_states, lattice_states, settle_scale, spots_state, stated, stated_length
 from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
-from ..values import identifiers, number, plain_values
+from ..values import identifiers, plain_values, positive
 from .anndata_file import tissue_flags
 from .deposit import standard_layout, without_counts
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
@@ -75,7 +75,7 @@ def read_visium(
     Raises:
         FileNotFoundError: a file of the layout is missing.
         ValueError: a damaged file, an unknown scale, or positions and counts that have nothing in common.
-        KeyError: a missing column or scale factor.
+        KeyError: a missing column.
 
     Examples:
         >>> slide = read_visium("visium/outs", slide_id="S1")
@@ -153,7 +153,11 @@ def scaled_image(
             f"no tissue_hires_image.png or tissue_lowres_image.png in {folders[0]}. Give the full-resolution image (--image)."
         )
     kind, path = next(iter(reduced.items()))
-    scale = _factor(factors, f"tissue_{kind}_scalef", folders[0])
+    scale = positive(
+        factors.get(f"tissue_{kind}_scalef"),
+        f"{folders[0] / 'scalefactors_json.json'}: tissue_{kind}_scalef",
+        f"It has {sorted(factors)}. Give the full-resolution image (--image), or correct the factor.",
+    )
     pixels = open_image(path)
     if kind == "hires" and "lowres" in sizes:
         check_image_size(name, pixels.shape, path.name, sizes["lowres"], scale)
@@ -316,13 +320,3 @@ def scale_factors(spatial: Path) -> dict[str, Any]:
     if not isinstance(factors, dict):
         raise ValueError(f"{path} holds no scale factors by name but {type(factors).__name__}. Download it again.")
     return plain_values(factors)
-
-
-def _factor(factors: dict[str, Any], name: str, where: Path) -> float:
-    value = number(factors.get(name))
-    if value is None or value <= 0:
-        raise KeyError(
-            f"{name} is {factors.get(name)!r} in scalefactors_json.json of {where}; it has {sorted(factors)}. Allowed: a "
-            "positive number. Give the full-resolution image (--image), or correct the factor."
-        )
-    return value
