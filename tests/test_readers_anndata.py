@@ -161,6 +161,7 @@ def without(*path):
     [
         (without("obsm", "spatial"), {}, KeyError, r"obsm\['spatial'\] is missing"),
         (without("uns", "spatial"), {}, KeyError, r"uns\['spatial'\] is missing.*squidpy.read.visium"),
+        (without("uns", "spatial", "LIB"), {}, KeyError, r"uns\['spatial'\] holds no image and no scale factors"),
         (without("uns", "spatial", "LIB", "images"), {}, KeyError, "no 'fullres', 'hires', .* image.*--image"),
         (
             without("uns", "spatial", "LIB", "scalefactors", "tissue_hires_scalef"), {}, ValueError,

@@ -239,6 +239,45 @@ def test_nothing_in_common_is_refused(tmp_path, source):
         read_generic(tmp_path / "he.png", path, tmp_path / "xy.csv", mpp=5.0)
 
 
+@pytest.mark.parametrize(("rename", "said"), [
+    (lambda name: name.replace("-", "."), r"same but for signs, as R writes them .*check.names"),
+    (lambda name: f"X{name[1:]}", "one slide"),
+    (str.lower, "same but for capitals: rename"),
+])  # fmt: skip
+def test_names_of_spots_that_differ_by_little_are_told_by_what(tmp_path, source, rename, said):
+    path = write_counts(tmp_path, source, "csv")
+    source.spots.rename(index=rename).to_csv(tmp_path / "xy.csv", index_label="barcode")
+    with pytest.raises(ValueError, match=f"no spot of the positions .*{said}"):
+        read_generic(None, path, tmp_path / "xy.csv", mpp=5.0)
+
+
+def test_lists_of_molecules_are_no_table_of_counts(tmp_path, source):
+    source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    for name, columns in (("gem.tsv", ["geneID", "x", "y", "MIDCount"]), ("long.csv", ["barcode", "gene", "count"])):
+        pd.DataFrame([["A", *range(1, len(columns))]], columns=columns).to_csv(
+            tmp_path / name, sep="\t" if name.endswith("tsv") else ",", index=False
+        )
+        with pytest.raises(ValueError, match=rf"{name} is a list with a gene in each row .*Add it up first"):
+            read_generic(None, tmp_path / name, tmp_path / "xy.csv", mpp=5.0)
+    few = pd.DataFrame(source.counts[:3].T, source.symbols, source.spots.index[:3]).rename_axis("gene")
+    few.to_csv(tmp_path / "few.csv")
+    assert len(read_generic(None, tmp_path / "few.csv", tmp_path / "xy.csv", mpp=5.0).spots) == 3
+
+
+def test_coordinates_that_are_no_numbers_or_have_no_names_are_told(tmp_path, source):
+    path = write_counts(tmp_path, source, "csv")
+    odd = source.spots.astype(object)
+    odd.iloc[2, 1] = "12,5 px"
+    odd.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    with pytest.raises(ValueError, match=r"xy.csv: y of row 3 is '12,5 px'. Allowed: numbers.*--y-column"):
+        read_generic(None, path, tmp_path / "xy.csv", mpp=5.0)
+    source.spots[["x", "y"]].to_csv(tmp_path / "bare.csv", header=False)
+    with pytest.raises(KeyError, match="first line seems to be a spot: put a line of names above it"):
+        read_generic(None, path, tmp_path / "bare.csv", mpp=5.0)
+    with pytest.raises(ValueError, match="--mpp is 0. Allowed: a positive number of micrometres per pixel"):
+        read_generic(None, path, tmp_path / "bare.csv", x_column="100.0", y_column="120.0", mpp=0.0)
+
+
 def test_text_among_the_counts_and_unknown_forms(tmp_path, source):
     (tmp_path / "a.csv").write_text("spot,A,B\ns1,1,x\ns2,2,y\n")
     source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")

@@ -43,6 +43,12 @@ def test_positions_that_went_through_a_spreadsheet(tmp_path, source, options, na
         options = {}  # the old name with the header of the new one
     positions_table(source).to_csv(outs / "spatial" / name, **({"index": False} | options))
     assert_same(read_visium(outs), source, scale=0.5)
+    # Either name is read with and without a header.
+    positions_table(source).to_csv(outs / "spatial" / name, index=False, header=False)
+    assert_same(read_visium(outs), source, scale=0.5)
+    positions_table(source).assign(in_tissue=0).to_csv(outs / "spatial" / name, index=False)
+    with pytest.raises(ValueError, match="none of 14 spots is in_tissue by the positions in .*spatial. Correct"):
+        read_visium(outs)
 
 
 def test_a_matrix_of_cell_ranger_2_and_a_name_with_a_prefix(tmp_path, source):
@@ -232,3 +238,10 @@ def test_visium_hd_bins_are_spots(tmp_path, source):
         read_visium_hd(tmp_path / "HD1", bin_um=24)
     with pytest.raises(FileNotFoundError, match="is a Visium HD run.*visium-hd"):
         read_visium(tmp_path / "HD1")
+    with pytest.raises(FileNotFoundError, match=r"no .*square_008um in .*16um. It holds bins of 16 um: .*--bin-um 16"):
+        read_visium_hd(tmp_path / "HD1/outs/binned_outputs/square_016um")
+    with pytest.raises(FileNotFoundError, match="It is a Visium run: read it with `delst prepare visium`"):
+        read_visium_hd(write_outs(tmp_path / "V1" / "outs", source).parent)
+    (tmp_path / "binned_outputs.tar.gz").touch()
+    with pytest.raises(FileNotFoundError, match="It is a file: unpack it"):
+        read_visium_hd(tmp_path / "binned_outputs.tar.gz")

@@ -139,7 +139,13 @@ def in_micrometres(mpp: float) -> str:
 
 
 def given(mpp: float | None) -> list[Witness]:
-    """Return the user's own statement, if there is one; a number that cannot be one is left to `check_mpp`."""
+    """Return the user's own statement, if there is one; a number that cannot be one is left to `check_mpp`.
+
+    Raises:
+        ValueError: It is 0, of which no other witness can be a multiple.
+    """
+    if mpp == 0:
+        raise ValueError("--mpp is 0. Allowed: a positive number of micrometres per pixel; a 20x scan has about 0.5.")
     return [] if mpp is None else [Witness("given", "--mpp", (float(mpp),))]
 
 

@@ -49,8 +49,9 @@ def library_of(
     if not libraries:
         if image is not None:
             return "", {}
+        state = "holds no image and no scale factors" if "spatial" in adata.uns else "is missing"
         raise KeyError(
-            f"{name}: uns['spatial'] is missing; uns has {sorted(adata.uns)}. Read the slide with squidpy.read.visium "
+            f"{name}: uns['spatial'] {state}; uns has {sorted(adata.uns)}. Read the slide with squidpy.read.visium "
             "or scanpy.read_visium, which keep its image and scale, and write that; or give the image (--image) and --mpp."
         )
     known = sorted(libraries)

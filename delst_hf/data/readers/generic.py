@@ -1,5 +1,6 @@
 """Anything else: an image, counts and a table of coordinates with named columns."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -125,7 +126,18 @@ def _coordinates(
     if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
         key = [str(table.columns[0])]
     advice = "Name those that hold them (--barcode-column, --x-column, --y-column, --label-column, --area-column)."
+    if sum(re.fullmatch(r"-?\d+(\.\d+)*", str(name)) is not None for name in table.columns) > 1:
+        advice = "Its first line seems to be a spot: put a line of names above it, e.g. barcode,x,y."
     need_columns(table, [*key, *needed], Path(path).name, advice)
+    for column in needed[:2]:
+        places = pd.to_numeric(table[column], errors="coerce")
+        odd = np.flatnonzero(places.isna() & table[column].notna())
+        if len(odd):
+            raise ValueError(
+                f"{Path(path).name}: {column} of row {odd[0] + 1} is {table[column].iloc[odd[0]]!r}. Allowed: numbers. Correct "
+                "the table, or name the column that holds them (--x-column, --y-column)."
+            )
+        table[column] = places
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
     return table, key

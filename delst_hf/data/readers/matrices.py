@@ -30,6 +30,39 @@ _TABLE_SUFFIXES = (
     ".parquet",
 )
 _ROWS_AT_A_TIME = 500
+# How lists of molecules call the column with a gene in each row, where no column is a gene.
+_NAMES_OF_A_GENE = {
+    "geneid",
+    "gene",
+    "genename",
+    "gene_name",
+    "gene_id",
+    "feature_name",
+    "target",
+    "target_name",
+    "symbol",
+}
+_BESIDE_A_GENE = {
+    "x",
+    "y",
+    "barcode",
+    "cell",
+    "cell_id",
+    "count",
+    "counts",
+    "midcount",
+    "midcounts",
+    "umicount",
+    "umi_count",
+}
+_MOST_COLUMNS_OF_A_LIST = 12
+# What programs change in the names of spots, and how it is undone.
+_CHANGED_IN_NAMES = {
+    "capitals": ("$^", ""),
+    "signs, as R writes them (- as ., X before a number; check.names = FALSE keeps them)": (r"^X(?=[ACGT\d])|\W", ""),
+    "the end of each, where both need the same suffix (-1)": (r"[-._]\d+$", ""),
+    "what stands before each": (r"^.*[_:#](?=[ACGT]{8})", ""),
+}
 # Bytes of text that a byte of gzip can stand for.
 _DENSEST_TEXT = 1100
 
@@ -253,7 +286,7 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
         hint = (
             "The matrix is transposed: its columns are the spots. Transpose it, or say --orientation genes."
             if both.any()
-            else "Check that both belong to one slide, and that barcodes have the same suffix (-1)."
+            else _how_names_differ(spots.index, counts.barcodes)
         )
         raise ValueError(
             f"slide {slide_id!r}: no spot of the positions ({spots.index[:2].tolist()}) is in {counts.name} "
@@ -269,6 +302,15 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
     return spots.loc[counts.barcodes[shared]], as_counts(counts.matrix.tocsr()[shared])
 
 
+def _how_names_differ(spots: pd.Index, barcodes: pd.Index) -> str:
+    """Say what two lists of names of spots differ by, if they are the same but for that, and the next step."""
+    for what, (pattern, instead) in _CHANGED_IN_NAMES.items():
+        bare = [{re.sub(pattern, instead, str(name).upper()) for name in names} for names in (spots, barcodes)]
+        if 2 * len(bare[0] & bare[1]) > min(len(bare[0]), len(bare[1])):
+            return f"They are the same but for {what}: rename those of one of the two."
+    return "Check that both belong to one slide, and that barcodes have the same suffix (-1)."
+
+
 def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Sequence[str]) -> Counts:
     matrix, rows, columns = _parquet_table(path, key) if path.suffix == ".parquet" else _text_table(path, key)
     rows, columns = (pd.Index(identifiers(names), dtype=object) for names in (rows, columns))
@@ -280,6 +322,7 @@ def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Se
 def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
     """Return a table of counts, made sparse some hundred rows at a time, and the names of its rows and columns."""
     header, options = names_of_columns(path, "counts")
+    _refuse_lists(header, path.name)
     places = key_columns(header, key, path.name) or [0]
     values = np.delete(np.arange(len(header)), places)
     options |= {"converters": as_written(places), "chunksize": _ROWS_AT_A_TIME}
@@ -296,6 +339,7 @@ def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index
 
 def _parquet_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
     table = read_table(path, "counts")
+    _refuse_lists([str(name) for name in table.columns], path.name)
     if places := key_columns([str(name) for name in table.columns], key, path.name):
         table.index = pd.Index(join_key([table.iloc[:, place] for place in places]))
         table = table.drop(columns=table.columns[places])
@@ -307,6 +351,16 @@ def _parquet_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.In
 
 def _text_columns(table: pd.DataFrame) -> list[str]:
     return [str(name) for name, kind in zip(table.columns, table.dtypes, strict=True) if kind.kind not in "iufb"]
+
+
+def _refuse_lists(columns: Sequence[str], name: str) -> None:
+    """Refuse a list of molecules or of counts, a gene a row, such as a GEM file of Stereo-seq."""
+    names = {one.casefold().strip() for one in columns}
+    if len(columns) <= _MOST_COLUMNS_OF_A_LIST and names & _NAMES_OF_A_GENE and names & _BESIDE_A_GENE:
+        raise ValueError(
+            f"{name} is a list with a gene in each row (columns {list(columns)}), not a table of counts. Add it up first: "
+            "a row per spot and a column per gene, e.g. by pandas.crosstab or DataFrame.pivot_table(aggfunc='sum')."
+        )
 
 
 def _refuse_text(columns: list[str], name: str) -> None:

@@ -26,7 +26,7 @@ from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, plain_values, positive
 from .anndata_file import tissue_flags
-from .deposit import standard_layout, without_counts
+from .deposit import samples, standard_layout, without_counts
 from .matrices import Counts, join_spots, read_10x_h5, read_mtx
 from .tables import need_columns, read_table
 
@@ -180,6 +180,11 @@ def _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, techno
     scale, array = _scale(slide_id, positions, factors, mpp, scaled, arrays)
     on_tissue = positions[positions["in_tissue"]]
     counts.notes.leave_out_spots("not in_tissue", len(positions) - len(on_tissue))
+    if on_tissue.empty:
+        raise ValueError(
+            f"slide {slide_id!r}: none of {len(positions)} spots is in_tissue by the positions in {folder / 'spatial'}. "
+            "Correct that column: 1 for each spot on tissue."
+        )
     spots, matrix = join_spots(on_tissue, counts, slide_id)
     table = pd.DataFrame(
         {
@@ -255,7 +260,14 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
                 return folder / wanted
             if known := sorted(found.name for found in folder.glob("square_*um")):
                 raise FileNotFoundError(f"no {wanted} in {folder}. There are {known}: choose one (--bin-um).")
-    raise FileNotFoundError(f"no binned_outputs/{wanted} in {path}. Give the folder `outs` of a Visium HD run.")
+    advice = "Give the folder `outs` of a Visium HD run."
+    if side := re.fullmatch(r"square_(\d+)um", path.name):
+        advice = f"It holds bins of {int(side[1])} um: say so (--bin-um {int(side[1])}), or give the folder `outs`."
+    elif path.is_file():
+        advice = "It is a file: unpack it if it is an archive, and give the folder `outs` of a Visium HD run."
+    elif samples(path) or samples(path / "outs"):
+        advice = "It is a Visium run: read it with `delst prepare visium`."
+    raise FileNotFoundError(f"no binned_outputs/{wanted} in {path}. {advice}")
 
 
 def outs_name(outs: str | Path, prefix: str | None = None) -> str:
@@ -298,9 +310,9 @@ def _positions(spatial: Path) -> pd.DataFrame:
 
 
 def _read_positions(path: Path) -> pd.DataFrame:
-    # Some tools write the name of the table without a header with one.
+    # Some tools write the name of the table without a header with one, and the other way round.
     table = read_table(path, "positions", text=["barcode", 0])
-    if "in_tissue" not in table and path.name == "tissue_positions_list.csv":
+    if "in_tissue" not in table and (path.name == "tissue_positions_list.csv" or _lacks_header(table)):
         table = read_table(path, "positions", text=[0], header=None)
         table.columns = pd.Index(_COLUMNS if table.shape[1] == len(_COLUMNS) else table.columns)
     need_columns(table, sorted(_COLUMNS), path.name, "Add or rename them.")
@@ -309,6 +321,10 @@ def _read_positions(path: Path) -> pd.DataFrame:
     with reading(path, "positions", "Numbers are needed but for barcode: correct the table."):
         table = table[_COLUMNS[1:]].astype(dict.fromkeys(_COLUMNS[2:], float))
     return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
+
+
+def _lacks_header(table: pd.DataFrame) -> bool:
+    return table.shape[1] == len(_COLUMNS) and str(table.columns[1]) in ("0", "1")
 
 
 def scale_factors(spatial: Path) -> dict[str, Any]:

@@ -106,9 +106,9 @@ def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
     tables = [folder / name for name in ("transcripts.csv.gz", "transcripts.csv") if (folder / name).is_file()]
     only_one([] if parquet.is_file() else tables, "the transcripts", "Keep one of them.")
     if not parquet.is_file() and not tables:
-        raise FileNotFoundError(
-            f"no transcripts.parquet, .csv.gz or .csv in {folder}. Give the output folder of Xenium."
-        )
+        cells = any((folder / f"cells.{kind}").is_file() for kind in ("parquet", "csv.gz", "csv"))
+        advice = "Give the output folder of Xenium" + (", or read its cells (--unit cell)." if cells else ".")
+        raise FileNotFoundError(f"no transcripts.parquet, .csv.gz or .csv in {folder}. {advice}")
     names = set(pq.read_schema(parquet).names) if parquet.is_file() else set(read_table(tables[0], nrows=1).columns)
     missing = sorted(set(_COLUMNS[:3]) - names)
     if missing:
