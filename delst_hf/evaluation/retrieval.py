@@ -101,20 +101,27 @@ def retrieval_scores(
         largest = np.linalg.norm(queries, axis=1) * np.linalg.norm(targets, axis=1).max()
         score, rounding = _product, 16 * np.finfo(np.float64).eps * largest
     above, equal = _count(queries, targets, own, score, rounding, chunk_size)
-    return {"query": own, **_expected(above, equal, ks)}
+    return {"query": own, **expected_scores(above, equal, ks)}
 
 
 def _product(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return queries @ targets.T
 
 
-def _expected(above: np.ndarray, equal: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+def expected_scores(above: np.ndarray, equal: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """Compute expectations over random orders of tied targets, for each query.
 
     Args:
         above: (queries,) targets that score above the true one.
         equal: (queries,) targets that score the same, itself in.
         ks: Depths of recall.
+
+    Returns:
+        recall@k, rank and mrr (queries,).
+
+    Examples:
+        >>> {name: values.tolist() for name, values in expected_scores(np.array([0]), np.array([2]), ks=[1]).items()}
+        {'recall@1': [0.5], 'rank': [1.5], 'mrr': [0.75]}
     """
     result = {f"recall@{int(k)}": np.clip(k - above, 0, equal) / equal for k in ks}
     result["rank"] = 1 + above + (equal - 1) / 2

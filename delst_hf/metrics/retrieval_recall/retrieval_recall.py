@@ -6,7 +6,8 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import digamma
+
+from delst_hf.evaluation.retrieval import expected_scores
 
 
 class RetrievalRecall(evaluate.Metric):
@@ -57,14 +58,10 @@ class RetrievalRecall(evaluate.Metric):
                 f"ranks run from {ranks.min():g} to {ranks.max():g} in pools of {pools.min():g}; allowed is 1 to the pool's "
                 "size. Pass ranks that begin at 1, and the size of the pool as references."
             )
-        result = {f"recall@{k}": float((np.clip(k - above, 0, tied) / tied).mean()) for k in ks}
+        scores = expected_scores(above, tied, ks)
+        result = {key: float(values.mean()) for key, values in scores.items() if key != "rank"}
         result |= {f"chance_recall@{k}": float(np.minimum(1.0, k / pools).mean()) for k in ks}
-        return result | {
-            "median_rank": float(np.median(ranks)),
-            "mean_rank": float(ranks.mean()),
-            # 1/(above+1) + ... + 1/(above+tied) is a difference of two digammas.
-            "mrr": float(((digamma(above + tied + 1) - digamma(above + 1)) / tied).mean()),
-        }
+        return result | {"median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}
 
 
 def ranks_of_scores(scores: np.ndarray) -> np.ndarray:
