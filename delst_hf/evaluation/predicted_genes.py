@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from .preparation import finite_matrix, group_names, row_blocks
@@ -129,11 +130,10 @@ def hest_genes(
     location = np.log1p(mean)
     edges = np.linspace(location.min(), location.max(), 21)
     bins = np.clip(np.searchsorted(edges, location, side="left"), 1, 20)
-    scaled = np.empty(len(kept))
-    for number in np.unique(bins):
-        members = bins == number
-        centre, spread = dispersion[members].mean(), dispersion[members].std(ddof=1) if members.sum() > 1 else np.nan
-        # A gene alone in its bin is scored 1, as scanpy does.
-        scaled[members] = 1.0 if members.sum() == 1 else (dispersion[members] - centre) / spread
+    peers = pd.Series(dispersion).groupby(bins)
+    scaled = (dispersion - peers.transform("mean")) / peers.transform("std")
+    scaled = scaled.mask(
+        peers.transform("size") == 1, 1.0
+    ).to_numpy()  # a gene alone in its bin is scored 1, as scanpy does
     chosen = sorted(np.argsort(-scaled, kind="stable")[:num_genes])
     return [str(genes[kept[index]]) for index in chosen]

@@ -206,9 +206,9 @@ def _add(
     mask: np.ndarray,
 ) -> None:
     """Add rows to the sums of their groups (rows,) and panels."""
-    panels = [row.tobytes() for row in mask]
-    for key in dict.fromkeys(zip(groups, panels)):
-        here = np.array([each == key for each in zip(groups, panels)])
+    rows = pd.DataFrame({"group": groups, "panel": [row.tobytes() for row in mask]})
+    parts: Any = rows.groupby(["group", "panel"]).indices
+    for key, here in parts.items():
         one = moments.setdefault(key, Moments(features.shape[1], targets.shape[1]))
         one.add(features[here], targets[here])
 

@@ -108,7 +108,8 @@ def _space(record: Record) -> Iterator[Picture]:
     caption = "The parent modality should lie further in. Both at one radius: no order between modalities was learnt."
     yield Picture("radius-histograms", "Radii", caption, plots.radius_histograms(radii))
     middle = int(np.argsort(spots[f"{space['parent']}_radius"])[len(spots["slide"]) // 2])
-    inside = _share_in_cones(record)
+    whole = (row for row in record["protocols"] if row["protocol"] == "hierarchy" and not row.get("slide"))
+    inside = next((row["metrics"].get("in_cone_matched") for row in whole), None)
     common = {
         "image_plane": spots["image_plane"],
         "gene_plane": spots["gene_plane"],
@@ -168,14 +169,6 @@ def _curve(errors: np.ndarray, confidence: np.ndarray, slides: Sequence[str]) ->
             risks.append(np.interp(at, *risk_coverage(errors[rows], confidence[rows])))
             weights.append(rows.sum())
     return at, np.average(risks, axis=0, weights=weights)
-
-
-def _share_in_cones(record: Record) -> float | None:
-    """Return the share of test spots that lie in their parent's cone, None where it was not scored."""
-    for row in record["protocols"]:
-        if row["protocol"] == "hierarchy" and not row.get("slide"):
-            return row["metrics"].get("in_cone_matched")
-    return None
 
 
 def _gallery(record: Record) -> Picture:

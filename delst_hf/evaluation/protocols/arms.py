@@ -1,8 +1,10 @@
 """Ridge and linear probe fitted on the training slides and scored on each test slide, for every arm beside its baselines."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..baselines import permutation_within
 from ..evidence import Arm, Spots
@@ -103,12 +105,10 @@ def _ridge_metrics(ridges: Sequence[RidgePrediction], measured: np.ndarray, rows
 
 def _summary(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return means over repeats, and their standard deviation where there are several."""
-    metrics: dict[str, float] = {}
-    for key in scores[0] if scores else ():
-        values = [score[key] for score in scores]
-        metrics[key] = float(np.mean(values))
-        if len(values) > 1:
-            metrics[f"{key}_sd"] = float(np.std(values, ddof=1))
+    repeats = pd.DataFrame(scores)
+    metrics: dict[Any, float] = repeats.mean(skipna=False).to_dict()
+    if len(repeats) > 1:
+        metrics |= repeats.std(skipna=False).add_suffix("_sd").to_dict()
     return metrics
 
 

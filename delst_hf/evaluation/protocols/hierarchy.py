@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from ...model.entailment import cone_membership, cone_statistics
 from ...model.lorentz import half_aperture, log_map0, pairwise_distance, radius
@@ -191,10 +191,8 @@ def hierarchy_statistics(
 
 def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
     """Return masks (spots,) of the four quarters of a level within each slide, low to high."""
-    place = np.empty(len(level))
-    for slide in np.unique(slides):
-        rows = slides == slide
-        place[rows] = (rankdata(level[rows], method="ordinal") - 1) / rows.sum()
+    of_slide = pd.Series(level).groupby(slides)
+    place = ((of_slide.rank(method="first") - 1) / of_slide.transform("size")).to_numpy()
     return [(place >= i / 4) & (place < (i + 1) / 4) for i in range(4)]
 
 
@@ -217,16 +215,12 @@ def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarr
         >>> explained_by_labels(np.arange(6.0), np.repeat(["a", "b"], 3), np.repeat("s", 6)) > 0.5
         True
     """
-    ranks = np.empty(len(values))
-    for slide in np.unique(slides):
-        rows = slides == slide
-        ranks[rows] = rankdata(values[rows]) / rows.sum()
-    total = ((ranks - ranks.mean()) ** 2).sum()
-    groups = [ranks[labels == label] for label in np.unique(labels)]
-    if total == 0 or len(groups) < 2 or len(ranks) <= len(groups):
+    ranks = pd.Series(values).groupby(slides).rank(pct=True)
+    groups = ranks.groupby(labels)
+    if ranks.nunique() < 2 or groups.ngroups < 2 or len(ranks) <= groups.ngroups:
         return 0.0
-    within = sum(((group - group.mean()) ** 2).sum() for group in groups)
-    return float(max(0.0, 1 - (within / (len(ranks) - len(groups))) / (total / (len(ranks) - 1))))
+    within = ((ranks - groups.transform("mean")) ** 2).sum() / (len(ranks) - groups.ngroups)
+    return float(max(0.0, 1 - within / ranks.var()))
 
 
 def delta_hyperbolicity(points: ArrayLike, curvature: float | None, max_points: int = 300, seed: int = 0) -> float:

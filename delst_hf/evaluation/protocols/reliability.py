@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..baselines import COLOUR_STATISTICS, shuffled
 from ..evidence import Arm, Space
@@ -51,14 +52,10 @@ def run(findings: Findings) -> None:
 def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray) -> dict[str, float]:
     """Return the scores of each slide by itself, averaged by spots: which slide is easy is not a question about one map."""
     parts = [slides == slide for slide in np.unique(slides)]
-    scores = [selective_prediction(error[part], confidence[part]) for part in parts]
-    weights = np.array([part.sum() for part in parts], dtype=float)
-    result = {}
-    for key in scores[0]:
-        values = np.array([score[key] for score in scores])
-        there = ~np.isnan(values)
-        result[key] = float(np.average(values[there], weights=weights[there])) if there.any() else float("nan")
-    return result
+    scores = pd.DataFrame([selective_prediction(error[part], confidence[part]) for part in parts])
+    weights = scores.notna().mul([part.sum() for part in parts], axis=0)  # a score that a slide has not does not count
+    means: dict[Any, float] = ((scores * weights).sum() / weights.sum()).to_dict()
+    return means
 
 
 def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

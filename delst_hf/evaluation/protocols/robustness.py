@@ -98,23 +98,19 @@ def robustness_chance(
         >>> robustness_chance(["a", "a", "b"], ["1", "2", "1"], ["x", "y", "z"])  # two SO and two OS among ordered pairs
         0.5
     """
-    label, centre, group = (
-        np.unique(np.asarray(each).astype(str), return_inverse=True)[1] for each in (labels, centres, groups)
-    )
-    of_label, of_centre = (np.bincount(each)[each] for each in (label, centre))
-    alike = _tally(label, centre)
-    same = int((of_label - alike).sum())
-    other = int((of_centre - alike - _tally(centre, group) + _tally(centre, group, label)).sum())
+    columns = {"label": labels, "centre": centres, "group": groups}
+    table = pd.DataFrame({name: np.asarray(values).astype(str) for name, values in columns.items()})
+
+    def pairs(*names: str) -> int:
+        """Return how many ordered pairs of spots, each with itself too, are of one value in these columns."""
+        return int((table.groupby(list(names)).size() ** 2).sum())
+
+    same = pairs("label") - pairs("label", "centre")
+    other = pairs("centre") - pairs("label", "centre") - pairs("centre", "group") + pairs("centre", "group", "label")
     if not same or not other:
         missing = "class occurs in two centres" if not same else "centre holds two classes outside of one group"
         raise ValueError(f"no {missing}, so class and centre cannot be told apart")
     return same / (same + other)
-
-
-def _tally(*keys: np.ndarray) -> np.ndarray:
-    """Return how many rows (rows,) share all keys of a row."""
-    _, which, number = np.unique(np.stack(keys, 1), axis=0, return_inverse=True, return_counts=True)
-    return number[which.reshape(-1)]
 
 
 def run(findings: Findings) -> None:
