@@ -1,7 +1,6 @@
 """`delst check`: what is understood of slides, on one page each, before anything is written."""
 
 import argparse
-import io
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -187,10 +186,8 @@ def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> No
     except Exception as error:
         print(f"picture  cannot be drawn: {explain(error)}")
         return
-    data = io.BytesIO()
-    picture.save(data, format="PNG")
     with writing(path, "picture"), write_file(path) as file:
-        file.write(data.getvalue())
+        picture.save(file, format="PNG")
     print(f"picture  {path}")
 
 

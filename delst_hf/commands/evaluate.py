@@ -210,16 +210,11 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed is 1 or more.")
     return Evaluation(
-        num_genes=arguments.num_genes,
         seeds=range(arguments.num_seeds),
         ignore_labels=split_names(arguments.ignore_labels),
-        baselines=arguments.baselines,
         protocols=SUITE if arguments.protocols.strip() == "all" else chosen_protocols(split_names(arguments.protocols)),
         signatures=read_signatures(arguments.signatures),
-        resamples=arguments.resamples,
-        split=arguments.split,
-        domain_method=arguments.domain_method,
-        batch_size=arguments.batch_size,
+        **given(arguments, "num_genes", "baselines", "resamples", "split", "domain_method", "batch_size"),
     )
 
 

@@ -18,7 +18,7 @@ from .options import (
     add_pooling,
     check_files,
     check_image,
-    check_named,
+    chosen,
     each,
     for_reader,
     one_image,
@@ -229,9 +229,7 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
     """
     from ..data.readers.hest import find_hest_samples, read_hest
 
-    known = find_hest_samples(arguments.source)
-    samples = split_names(arguments.samples) or known
-    check_named(samples, known, "--samples", arguments.source)
+    samples = chosen(arguments.samples, find_hest_samples(arguments.source), "--samples", arguments.source)
     options = for_reader(read_hest, arguments)
     return [partial(read_hest, arguments.source, sample=name, **options) for name in samples]
 
@@ -252,9 +250,7 @@ def _stimage_jobs(arguments: argparse.Namespace) -> Jobs:
     """
     from ..data.readers.stimage import find_stimage_slides, read_stimage
 
-    known = find_stimage_slides(arguments.source)
-    slides = split_names(arguments.slides) or known
-    check_named(slides, known, "--slides", arguments.source)
+    slides = chosen(arguments.slides, find_stimage_slides(arguments.source), "--slides", arguments.source)
     options = for_reader(read_stimage, arguments)
     return [partial(read_stimage, arguments.source, slide=name, **options) for name in slides]
 

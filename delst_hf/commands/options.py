@@ -72,7 +72,7 @@ def split_names(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
 
 
-def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+def given(arguments: object, *names: str) -> dict[str, Any]:
     """Return some of the arguments by name, to be handed on to a function that calls them the same."""
     return {name: getattr(arguments, name) for name in names}
 
@@ -178,10 +178,13 @@ def add_pooling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_named(names: list[str], known: list[str], option: str, source: str) -> None:
+def chosen(given: str | None, known: list[str], option: str, source: str) -> list[str]:
+    """Return the comma-separated names that were given, or all that are known; others are refused."""
+    names = split_names(given) or known
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise FileNotFoundError(f"{source} has no complete slide {unknown or ''}. Available: {known[:20]} ({option}).")
+    return names
 
 
 def add_grid(parser: Any) -> None:

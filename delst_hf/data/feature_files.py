@@ -11,7 +11,7 @@ arrays     NAME.npy (patches, width), in the order of the slide's spots; NAME.np
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +184,13 @@ def read_patch_features(path: str | os.PathLike, patch_px: float | None = None) 
     found = PatchFeatures(
         slide_id=slide_of_file(path),
         values=values,
+        centres=_centres(columns, side, path, level),
         barcodes=_barcodes(columns),
         side_px=side,
         mpp=positive(stated, "level0_mpp", "mpp_level0", "mpp"),
         magnification=positive(stated, "level0_magnification"),
         encoder=path.absolute().parent.name,
     )
-    found = replace(found, centres=_centres(columns, side, path, level))
     for what, rows in (("coords", found.centres), ("barcodes", found.barcodes)):
         if rows is not None and len(rows) != len(values):
             raise ValueError(

@@ -1,6 +1,6 @@
 """The size that a full-resolution image should have, by the reduced image that was made of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,14 @@ class FullSize:
     by: str
 
 
-def full_size(size: Sequence[int], factor: Any, name: str, factor_name: str) -> FullSize | None:
-    """Return the size of the full resolution by a reduced image of (height, width, ...); None without a scale factor."""
-    known = stated_length(factor)
-    if known is None:
+def full_size(kind: str, size: Sequence[int], name: str, factors: Mapping[str, Any]) -> FullSize | None:
+    """Return the size of the full resolution by a reduced image of (height, width, ...); None without its scale factor."""
+    factor = stated_length(factors.get(f"tissue_{kind}_scalef"))
+    if factor is None:
         return None
     height, width = size[0], size[1]
-    return FullSize(
-        height / known,
-        width / known,
-        max(0.01, 1.5 / min(height, width)),
-        f"{name}, {width} x {height}, over {factor_name}",
-    )
+    by = f"{name}, {width} x {height}, over tissue_{kind}_scalef"
+    return FullSize(height / factor, width / factor, max(0.01, 1.5 / min(height, width)), by)
 
 
 def open_full_size(image: str | Path, image_scale: float | None, expected: Iterable[FullSize], slide_id: str) -> Any:

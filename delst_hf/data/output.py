@@ -24,13 +24,11 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
     output = Path(output).expanduser().resolve()
     if not os.path.isfile(output):  # what stands there is told below
         check_folder_output(output)
-    if not output.exists():
-        return output
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if output.is_dir() and not entries:
+    if not entries and (output.is_dir() or not output.exists()):
         return output
     strangers = entries - _ENTRIES - _OPTIONAL
-    if not output.is_dir() or not entries >= _ENTRIES or strangers:
+    if strangers or not entries >= _ENTRIES:
         raise FileExistsError(
             f"{output} exists and is not just a dataset folder (it holds {sorted(strangers)[:3] or 'no complete dataset'}), "
             "so it is never replaced. Choose another output."

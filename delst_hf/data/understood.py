@@ -29,14 +29,17 @@ _MANY = 12
 def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
     """Write into the slide's notes what only the finished slide can tell: labels, medians, tissue under the spots."""
     notes, counts = slide.notes, slide.counts.tocsr()
-    labels = Counter("(none)" if pd.isna(label) else str(label) for label in slide.spots["label"])
-    notes.labels = dict(labels.most_common())
+    notes.labels = _spots_by_label(slide.spots)
     if slide.has_counts:
         notes.median_counts = float(np.median(_totals(counts)))
         notes.median_genes = float(np.median(np.diff(counts.indptr)))
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
     if thumbnail is not None:
         notes.on_tissue = share_on_tissue(slide, thumbnail)
+
+
+def _spots_by_label(spots: pd.DataFrame) -> dict[str, int]:
+    return dict(Counter("(none)" if pd.isna(label) else str(label) for label in spots["label"]).most_common())
 
 
 def _totals(counts: sp.csr_matrix) -> np.ndarray:
@@ -213,7 +216,7 @@ def dataset_pages(path: Path) -> list[str]:
 def _recounted(row: Mapping[str, Any], spots: pd.DataFrame) -> dict[str, Any]:
     """Return the row with notes whose labels and medians are those of the spots."""
     notes = Notes.from_json(row.get("notes"))
-    notes.labels = dict(Counter("(none)" if pd.isna(label) else str(label) for label in spots["label"]).most_common())
+    notes.labels = _spots_by_label(spots)
     if len(row["measured_genes"]) and len(spots):
         notes.median_counts = float(spots["total_counts"].median())
         notes.median_genes = float(spots["n_genes"].median())

@@ -95,11 +95,7 @@ def image_of(
     """Return the image and its scale: pixels of it per full-resolution pixel."""
     images, factors = library.get("images", {}), library.get("scalefactors", {})
     kinds = [key for key in _IMAGES if key in images]
-    told = {
-        key: full_size(np.shape(images[key]), factors.get(f"tissue_{key}_scalef"), key, f"tissue_{key}_scalef")
-        for key in kinds
-    }
-    sizes = {key: size for key, size in told.items() if size is not None}
+    sizes = {key: found for key in kinds if (found := full_size(key, np.shape(images[key]), key, factors))}
     if image is not None:
         return open_full_size(image, image_scale, sizes.values(), name), image_scale or 1.0
     if not kinds:

@@ -141,11 +141,11 @@ def scaled_image(
         ValueError: the image is not of the size that the reduced image and its scale factor say.
     """
     reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image(folders, kind))}
-    told = {
-        kind: full_size(size, factors.get(f"tissue_{kind}_scalef"), path.name, f"tissue_{kind}_scalef")
-        for kind, path in reduced.items() if (size := image_size(path)) is not None
-    }  # fmt: skip
-    sizes = {kind: size for kind, size in told.items() if size is not None}
+    sizes = {
+        kind: found
+        for kind, path in reduced.items()
+        if (size := image_size(path)) and (found := full_size(kind, size, path.name, factors))
+    }
     if image is not None:
         return open_full_size(image, image_scale, sizes.values(), name), image_scale or 1.0, Path(image).name
     if not reduced:
