@@ -142,9 +142,9 @@ def scaled_image(
     """
     reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image(folders, kind))}
     sizes = {
-        kind: found
+        kind: whole
         for kind, path in reduced.items()
-        if (size := image_size(path)) and (found := full_size(kind, size, path.name, factors))
+        if (size := image_size(path)) and (whole := full_size(kind, size, path.name, factors))
     }
     if image is not None:
         return open_full_size(image, image_scale, sizes.values(), name), image_scale or 1.0, Path(image).name
