@@ -33,6 +33,17 @@ def test_positions_that_cannot_be_read_are_named(tmp_path, name, text):
         read_positions(str(tmp_path / name))
 
 
+def test_columns_of_other_names_are_told_with_the_next_step(tmp_path):
+    file = tmp_path / "tissue_positions.csv"
+    file.write_text("barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\nA-1,1,0,0,3,4\n")
+    with pytest.raises(ValueError, match="Needed: x and y.*Rename pxl_col_in_fullres to x and pxl_row_in_fullres to y"):
+        read_positions(str(file))
+    pd.DataFrame(np.ones((2, 3000), int)).to_csv(file)
+    with pytest.raises(ValueError, match=r"'18', ... 3001 in all\] found.*Put a line of names above") as told:
+        read_positions(str(file))
+    assert len(str(told.value)) < 500
+
+
 def write_places(path, x, y):
     """Positions in each kind of file that `--positions` takes, as small as the kind allows."""
     if path.suffix == ".parquet":

@@ -278,6 +278,15 @@ def test_coordinates_that_are_no_numbers_or_have_no_names_are_told(tmp_path, sou
         read_generic(None, path, tmp_path / "bare.csv", x_column="100.0", y_column="120.0", mpp=0.0)
 
 
+def test_counts_and_coordinates_that_are_exchanged_are_told_in_one_line(tmp_path, source):
+    source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
+    names = [f"GENE{i}" for i in range(3000)]
+    pd.DataFrame(np.ones((12, 3000), int), source.spots.index, names).to_csv(tmp_path / "counts.csv")
+    with pytest.raises(KeyError, match=r"counts.csv: columns .* missing.*3001 in all.*may be exchanged") as told:
+        read_generic(None, tmp_path / "xy.csv", tmp_path / "counts.csv", mpp=5.0)
+    assert len(str(told.value)) < 500
+
+
 def test_text_among_the_counts_and_unknown_forms(tmp_path, source):
     (tmp_path / "a.csv").write_text("spot,A,B\ns1,1,x\ns2,2,y\n")
     source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")

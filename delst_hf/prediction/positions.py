@@ -13,7 +13,7 @@ from ..data.declared import check_hdf5, check_parquet
 from ..data.images import check_readable
 from ..data.readers.anndata_visium import positions_of
 from ..data.study import Study
-from ..errors import reading
+from ..errors import reading, some_of
 from ..evaluation.neighbours import blocks
 
 _ROWS_AT_ONCE = 100_000
@@ -204,4 +204,9 @@ def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int,
 
 def _check_columns(names: list[str], name: str) -> None:
     if not {"x", "y"} <= set(names):
-        raise ValueError(f"{name}: columns {names} found. Needed: x and y, in pixels of the full resolution.")
+        how = " Put a line of names above the first row, if it has none."
+        if {"pxl_col_in_fullres", "pxl_row_in_fullres"} <= set(names):
+            how = " Rename pxl_col_in_fullres to x and pxl_row_in_fullres to y."
+        raise ValueError(
+            f"{name}: columns {some_of(names)} found. Needed: x and y, in pixels of the full resolution.{how}"
+        )

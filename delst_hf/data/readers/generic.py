@@ -18,6 +18,9 @@ from .matrices import join_spots, read_counts
 from .tables import join_key, keep_array_columns, need_columns, read_table
 from .transforms import read_transform, to_pixels
 
+# More columns than a table of coordinates has.
+_MANY_COLUMNS = 100
+
 
 @reader
 def read_generic(
@@ -128,6 +131,8 @@ def _coordinates(
     advice = "Name those that hold them (--barcode-column, --x-column, --y-column, --label-column, --area-column)."
     if sum(re.fullmatch(r"-?\d+(\.\d+)*", str(name)) is not None for name in table.columns) > 1:
         advice = "Its first line seems to be a spot: put a line of names above it, e.g. barcode,x,y."
+    elif table.shape[1] > _MANY_COLUMNS:
+        advice = "It looks like a table of counts: --counts and --coordinates may be exchanged."
     need_columns(table, [*key, *needed], Path(path).name, advice)
     for column in needed[:2]:
         places = pd.to_numeric(table[column], errors="coerce")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...errors import reading
+from ...errors import reading, some_of
 from ..declared import check_parquet
 from ..files import open_packed
 from ..images import check_readable
@@ -159,7 +159,7 @@ def need_columns(table: pd.DataFrame, wanted: Iterable[str], name: str, advice: 
         KeyError: naming those that are missing and those there are.
     """
     if missing := [column for column in wanted if column not in table and column != table.index.name]:
-        raise KeyError(f"{name}: columns {missing} are missing; found {list(table.columns)}. {advice}")
+        raise KeyError(f"{name}: columns {missing} are missing; found {some_of(table.columns)}. {advice}")
 
 
 def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[int]:
