@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgba_array
+from PIL import Image, ImageDraw
 
 from ..evaluation.illustrations import leading_plane
 from ..prediction.predictor import Predictor
@@ -69,18 +70,14 @@ def _painted(slide: OpenSlide, colours: np.ndarray, there: np.ndarray) -> np.nda
 
 def marked(picture: np.ndarray, slide: OpenSlide, number: int) -> np.ndarray:
     """Return the picture with a frame around one patch."""
-    found, half = picture.copy(), slide.side / 2
+    image, half = Image.fromarray(picture), slide.side / 2
     x, y = slide.places[number]
     left, top = max(round(x - half), 0), max(round(y - half), 0)
     right, bottom = round(x + half), round(y + half)
-    for colour, grow in ((255, 2), (0, 0)):
-        rows, columns = slice(max(top - grow, 0), bottom + grow), slice(max(left - grow, 0), right + grow)
-        for edge in (
-            (slice(rows.start, rows.start + 2), columns), (slice(rows.stop - 2, rows.stop), columns),
-            (rows, slice(columns.start, columns.start + 2)), (rows, slice(columns.stop - 2, columns.stop)),
-        ):  # fmt: skip
-            found[edge] = colour
-    return found
+    for colour, grow in (("white", 2), ("black", 0)):
+        corners = max(left - grow, 0), max(top - grow, 0), right + grow - 1, bottom + grow - 1
+        ImageDraw.Draw(image).rectangle(corners, outline=colour, width=2)
+    return np.asarray(image)
 
 
 def spots_table(table: pd.DataFrame) -> str:

@@ -88,7 +88,10 @@ def embed_dataset(
         spots = study.subset(slides or study.paired_slides)
         collator = model_collator(loaded, processor, study)
         if process_rank() == 0:
-            _begin(output, find_training_record(model))
+            for stale in list(output.glob("*")):
+                stale.unlink()
+            if record := find_training_record(model):  # written first: embeddings are never there without it
+                write_text(output / TRAINING_RECORD, json.dumps(record, indent=1) + "\n")
         wait_for_all()
         write_embeddings(
             loaded, spots, collator, output, batch_size=batch_size, num_workers=num_workers, progress=progress
@@ -102,14 +105,6 @@ def _left_by_a_kill(path: Path) -> bool:
     return path.name.startswith((".embeddings-", f".{TRAINING_RECORD}.incomplete-")) or (
         path.name == TRAINING_RECORD and not any(path.parent.glob("embeddings-*"))
     )
-
-
-def _begin(output: Path, record: dict[str, Any] | None) -> None:
-    """Write the record, before there are embeddings, which are never there without it."""
-    for stale in list(output.glob("*")):
-        stale.unlink()
-    if record:
-        write_text(output / TRAINING_RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def write_embeddings(

@@ -1,6 +1,6 @@
 """Results -> tables, the same ones for a terminal, the report and a card; what they show is said by each protocol."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .protocols import Protocol
@@ -137,16 +137,11 @@ def _title(which: Protocol, metric: str) -> str:
 
 
 def _note(rows: Sequence[Record], which: Protocol) -> str:
-    return " ".join([which.note, *_variant_notes(rows, which), *_split_note(rows)])
-
-
-def _variant_notes(rows: Sequence[Record], which: Protocol) -> Iterator[str]:
-    present = {row["variant"] for row in rows}
+    """Tell how to read the table: what the protocol says of itself and of the variants that are there, and what is left out."""
+    parts, present = [which.note], {row["variant"] for row in rows}
     for name, text in which.variants.items():
         if name in present and text:
-            yield f"{name or which.name}: {text[0].lower()}{text[1:]}" if len(which.variants) > 1 else text
-
-
-def _split_note(rows: Sequence[Record]) -> Iterator[str]:
+            parts.append(f"{name or which.name}: {text[0].lower()}{text[1:]}" if len(which.variants) > 1 else text)
     if rows[0].get("split") in ("slide", "patient", "block"):
-        yield f"Left out at a time: one {rows[0]['split']}."
+        parts.append(f"Left out at a time: one {rows[0]['split']}.")
+    return " ".join(parts)

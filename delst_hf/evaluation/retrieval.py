@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import digamma
 
@@ -167,17 +168,14 @@ def retrieval_within(
         >>> x = np.random.default_rng(0).normal(size=(20, 4))
         >>> scores = retrieval_within(x, x, ["a"] * 10 + ["b"] * 10, "cosine", ks=(1,))
         >>> scores["image_to_gene_recall@1"], scores["chance_recall@1"]
-        (np.float64(1.0), np.float64(0.1))
+        (1.0, 0.1)
     """
     image, gene = finite_matrix(image_embeds, "image_embeds"), finite_matrix(gene_embeds, "gene_embeds")
     names = group_names(slides, len(image), "slides")
-    result: dict[str, float] = {}
-    for slide in np.unique(names):
-        rows = names == slide
-        scores = bidirectional_retrieval(image[rows], gene[rows], geometry, curvature, ks)
-        for key, value in scores.items():
-            result[key] = result.get(key, 0.0) + value * rows.sum() / len(names)
-    return {**result, "num_slides": float(len(np.unique(names)))}
+    parts = [names == slide for slide in np.unique(names)]
+    scores = pd.DataFrame([bidirectional_retrieval(image[i], gene[i], geometry, curvature, ks) for i in parts])
+    means: dict[Any, float] = scores.mul([rows.mean() for rows in parts], axis=0).sum().to_dict()
+    return {**means, "num_slides": float(len(parts))}
 
 
 def bidirectional_retrieval(

@@ -17,16 +17,10 @@ _GENES_AT_ONCE = 256
 
 def strips(slides: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return number the strips into which each slide is cut along y, with equally many spots each (spots,)."""
-    units = np.zeros(len(slides), dtype=int)
-    first = 0
-    for slide in np.unique(slides):
-        rows = np.flatnonzero(slides == slide)
-        number = min(_STRIPS, len(rows))
-        ranks = np.empty(len(rows), dtype=int)
-        ranks[np.argsort(y[rows], kind="stable")] = np.arange(len(rows))
-        units[rows] = first + ranks * number // len(rows)
-        first += number
-    return units
+    of_slide = pd.Series(y).groupby(slides)
+    size = of_slide.transform("size")
+    strip = (of_slide.rank(method="first") - 1) * size.clip(upper=_STRIPS) // size
+    return np.unique(of_slide.ngroup() * _STRIPS + strip, return_inverse=True)[1]
 
 
 class PearsonSums:
