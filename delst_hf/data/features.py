@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from .feature_kinds import SPOT_COLUMNS, TOTALS, kind_of_name, kinds_by_type
 from .notes import Notes
 from .schema import FEATURE, FEATURE_TYPE, GENE_ID, INCLUDED, SYMBOL
-from .values import unwrapped
+from .values import texts, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +153,8 @@ def without_genome(name: str) -> str:
 def holds_ids(names: Sequence[str]) -> bool:
     """Return whether most names are ids of any kind, numbers of Entrez and transcripts among them, and not symbols."""
     sample = names[:2000]
-    return 2 * sum(_ENTREZ.fullmatch(name) is not None or _IDS.fullmatch(name) is not None for name in sample) > len(
-        sample
-    )
+    ids = [name for name in sample if _ENTREZ.fullmatch(name) or _IDS.fullmatch(name)]
+    return 2 * len(ids) > len(sample)
 
 
 def holds_ids_of_genes(names: Sequence[str]) -> bool:
@@ -178,18 +177,8 @@ def names_transcript(name: str) -> bool:
 
 
 def _texts(values: pd.Series) -> list[str]:
-    return [value if type(value) is str and value.isalnum() else _text(value) for value in values]
-
-
-@lru_cache(maxsize=1 << 16, typed=True)
-def _text(value: object) -> str:
-    """Return a name without what exporters wrap around it: blanks, quotes, the b'' of Python's bytes, line breaks."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = "" if value is None or value is pd.NA or value != value else str(value)
-    if text.isalnum():
-        return text
-    return unwrapped(" ".join(text.split()))
+    """Return names without what exporters wrap around them: blanks, quotes, the b'' of Python's bytes, line breaks."""
+    return [name if name.isalnum() else unwrapped(" ".join(name.split())) for name in texts(values)]
 
 
 @lru_cache(maxsize=1 << 18)

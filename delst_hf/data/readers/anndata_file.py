@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +117,9 @@ def _layers(adata: "AnnData") -> dict[str, Any]:
 def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
     """Return the features of var; its index may be symbols, with ids in a column, or ids, with symbols in a column."""
     names = [str(name) for name in var.index]
-    ids, symbols = _column(var, _ID_COLUMNS) or _column_of_ids(var), _column(var, _SYMBOL_COLUMNS)
+    ids, symbols = _column(var, _ID_COLUMNS) or _column_of(var, holds_ids_of_genes), _column(var, _SYMBOL_COLUMNS)
     if holds_ids(names):
-        symbols = symbols or _column_of_symbols(var)
+        symbols = symbols or _column_of(var, lambda column: holds_symbols(column) and not holds_ids(column))
         ids, names = (ids if ids is not None and not holds_ids_of_genes(names) else names), symbols or [""] * len(names)
     included: Sequence[object] | None = _column(var, _INCLUDED_COLUMNS)
     filtered = _column(var, _FILTERED_COLUMNS)
@@ -130,23 +130,10 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
     return make_genes(names, ids, feature_type=_column(var, _TYPE_COLUMNS), included=included)
 
 
-def _column_of_ids(var: pd.DataFrame) -> list[str] | None:
-    """Return the first column that holds ids of genes, whatever it is called."""
-    for column in var:
-        names = [str(value) for value in var[column]] if var[column].dtype.kind not in "biufc" else []
-        if holds_ids_of_genes(names):
-            return names
-    return None
-
-
-def _column_of_symbols(var: pd.DataFrame) -> list[str] | None:
-    """Return the first column that holds symbols of genes, whatever it is called: names in one word, nearly all different."""
-    for column in var:
-        if var[column].dtype.kind not in "biufc":
-            names = texts(var[column])
-            if holds_symbols(names) and not holds_ids(names):
-                return names
-    return None
+def _column_of(var: pd.DataFrame, what: Callable[[list[str]], bool]) -> list[str] | None:
+    """Return the first column of text whose values are of a kind, whatever it is called; missing values are ""."""
+    named = (texts(var[column]) for column in var if var[column].dtype.kind not in "biufc")
+    return next((names for names in named if what(names)), None)
 
 
 def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
