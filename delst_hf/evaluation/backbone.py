@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..model.modeling_delst import DelstModel
 from ..model.vision_delst import encode_images
 
-CPU_SPOTS = 8  # spots that go through a backbone at once where there is no accelerator
+# What goes through a backbone at once on a CPU: patches of so many pixels together, and no fewer than so many.
+CPU_PIXELS, CPU_PATCHES = 8 * 112**2, 4
 _SAME = 1e-4  # of the largest feature; folding moves float32 by 1e-6
 _Key = TypeVar("_Key")
 _Result = TypeVar("_Result")
@@ -46,8 +47,10 @@ class InferenceBackbone:
         """Return the pooled features (patches, width) of patches (patches, 3, height, width) on the model's device."""
         if not self._is_folded:
             self._network, self._is_folded = _folded(self._network, pixel_values[:2], self._pooling), True
-        size = CPU_SPOTS if pixel_values.device.type == "cpu" else len(pixel_values)
-        parts = pixel_values.split(max(size, 1))
+        size = max(len(pixel_values), 1)
+        if pixel_values.device.type == "cpu":
+            size = max(CPU_PATCHES, CPU_PIXELS // pixel_values.shape[-2:].numel())
+        parts = pixel_values.split(size)
         return torch.cat([_pooled(self._network, part, self._pooling) for part in parts])
 
 
