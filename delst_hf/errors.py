@@ -221,16 +221,6 @@ def optional_library(name: str, advice: str) -> Any:
         raise ImportError(advice) from error
 
 
-def some_of(names: Iterable[object], most: int = 20) -> str:
-    """Return the first of many names as a list, and how many there are: a table of counts has a column per gene.
-
-    >>> some_of(["x", "y"]), some_of(range(30), most=2)
-    ("['x', 'y']", '[0, 1, ... 30 in all]')
-    """
-    every = list(names)
-    return str(every) if len(every) <= most else f"{str(every[:most])[:-1]}, ... {len(every)} in all]"
-
-
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     """Return the question after the nearest of the names that there are, in any case; "" where none is near.
 

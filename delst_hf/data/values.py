@@ -211,6 +211,16 @@ def labels(values: Iterable[Any]) -> list[str | None]:
     return result
 
 
+def some_of(names: Iterable[object], most: int = 20) -> str:
+    """Return the first of many names as a list, and how many there are: a table of counts has a column per gene.
+
+    >>> some_of(["x", "y"]), some_of(range(30), most=2)
+    ("['x', 'y']", '[0, 1, ... 30 in all]')
+    """
+    every = list(names)
+    return str(every) if len(every) <= most else f"{str(every[:most])[:-1]}, ... {len(every)} in all]"
+
+
 def whole_or(values: Any, default: int) -> np.ndarray:
     """Return int64 of a column of whole numbers in which some are missing: these are `default`."""
     column = pd.to_numeric(pd.Series([plain(value) for value in values], dtype=object), errors="coerce")

@@ -13,7 +13,8 @@ from ..data.declared import check_hdf5, check_parquet
 from ..data.images import check_readable
 from ..data.readers.anndata_visium import positions_of
 from ..data.study import Study
-from ..errors import reading, some_of
+from ..data.values import some_of
+from ..errors import reading
 from ..evaluation.neighbours import blocks
 
 _ROWS_AT_ONCE = 100_000

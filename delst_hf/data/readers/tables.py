@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from ...errors import reading, some_of
+from ...errors import reading
 from ..declared import check_parquet
 from ..files import open_packed
 from ..images import check_readable
-from ..values import identifiers, texts, whole_or
+from ..values import identifiers, some_of, texts, whole_or
 
 # More columns than any table of counts has; each costs pandas a kilobyte.
 _MOST_COLUMNS = 2_000_000
