@@ -98,6 +98,16 @@ class GeneExpressionPipeline(_ProcessorPipeline):
         20
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        saved_as = self.model.config.architectures or []
+        # A head that was drawn because the checkpoint has none answers too; one that was trained since has moved its bias.
+        if saved_as and type(self.model).__name__ not in saved_as and not self.model.regressor.bias.any():
+            raise ValueError(
+                f"{self.model.name_or_path} was saved as {', '.join(saved_as)}, without a head for expression. Fit one: "
+                "delst fit MODEL DATASET --target expression --output DIR, and give DIR."
+            )
+
     def _sanitize_parameters(
         self, genes: Sequence[str] | None = None, timeout: float | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -58,6 +58,14 @@ def test_what_is_not_a_spot_is_refused(folder, wrong):
         pipeline("spot-embedding", model=folder, device="cpu")(wrong)
 
 
+def test_a_checkpoint_without_a_head_predicts_nothing(folder, spots, tiny_processor):
+    with pytest.raises(ValueError, match="was saved as DelstModel, without a head for expression. Fit one: delst fit"):
+        pipeline("gene-expression-prediction", model=folder, device="cpu")
+    model = DelstForGeneExpressionPrediction.from_pretrained(folder).eval()
+    torch.nn.init.ones_(model.regressor.bias)  # trained since it was loaded
+    assert pipeline("gene-expression-prediction", model=model, processor=tiny_processor, device="cpu")(spots[0][0])
+
+
 def test_expression_of_patches(folder, spots, tiny_processor, tmp_path):
     images, _, _ = spots
     model = DelstForGeneExpressionPrediction.from_pretrained(folder).eval()

@@ -51,6 +51,37 @@ def test_arguments_of_the_image_processor_are_passed_on():
     assert raw["pixel_values"].max() > 200
 
 
+def test_images_of_every_form_are_the_same_pixels():
+    images = make_images()
+    processor = make_processor()
+    expected = processor(images=images, return_tensors="pt")["pixel_values"]
+    arrays = np.stack([np.asarray(image) for image in images])
+    first = torch.from_numpy(arrays.transpose(0, 3, 1, 2).copy())
+    forms = {
+        "floats from 0 to 1": arrays.astype(np.float32) / 255, "one by one": list(arrays / 255),
+        "tensors from 0 to 1": first.float() / 255, "channels first": first.numpy(), "floats to 255": arrays.astype(np.float32),
+        "opaque": [image.convert("RGBA") for image in images],
+        "four channels": [np.asarray(image.convert("RGBA")) for image in images],
+    }  # fmt: skip
+    for form, given in forms.items():
+        found = processor(images=given, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(found, expected, msg=form)
+    grey = [image.convert("L") for image in images]
+    by_mode = processor(images=grey, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(
+        processor(images=[np.asarray(one) for one in grey], return_tensors="pt")["pixel_values"], by_mode
+    )
+    assert by_mode.shape == expected.shape
+    # What is transparent is white; what the image processor is told not to rescale stays as it is.
+    clear = images[0].convert("RGBA")
+    clear.putalpha(0)
+    white = Image.new("RGB", clear.size, "white")
+    two = processor(images=[clear, white], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(two[0], two[1])
+    kept = processor(images=arrays / 255, return_tensors="pt", do_rescale=False)["pixel_values"]
+    torch.testing.assert_close(kept.float(), expected, atol=0.02, rtol=0)
+
+
 def test_nothing_to_process():
     with pytest.raises(ValueError, match="Nothing to process: pass images=, counts= with gene_names=, or both"):
         make_processor()()

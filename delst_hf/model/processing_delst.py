@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
@@ -96,7 +97,8 @@ class DelstProcessor(ProcessorMixin):
         """Prepare patches, expression or both.
 
         Args:
-            images: One patch or a list of them: PIL images or uint8 arrays (height, width, 3).
+            images: One patch or a list of them: PIL images of 8 bits, or arrays (height, width, 3) or (3, height, width) of
+                uint8 or of floats that are shares of 1 or of 255. What is transparent is white.
             counts: Raw counts (batch, genes), as `DelstGeneFeatureExtractor` takes them.
             gene_names: Names of the genes (genes,).
             **kwargs: ``return_tensors`` (``"pt"`` or ``"np"``) and options of the image processor, flat or as
@@ -131,6 +133,8 @@ class DelstProcessor(ProcessorMixin):
             images: As in ``__call__``.
             **options: Of the image processor; ``return_tensors``.
         """
+        rescales = options.get("do_rescale")
+        images = _of_bytes(images, getattr(self.image_processor, "do_rescale", False) if rescales is None else rescales)
         if self.stain_normalization == "none":
             return self.image_processor(images, **options)
         kind = options.pop("return_tensors", None)
@@ -171,6 +175,41 @@ class DelstProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", *self.feature_extractor.model_input_names]
+
+
+def _of_bytes(images: Any, rescales: bool) -> Any:
+    """Return images as image processors expect them: RGB, from 0 to 255 where they rescale, whatever they were given as."""
+    several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    each = list(images) if several else [images]
+    if rescales and each and all(_is_float(one) for one in each):
+        arrays = [one.detach().float().cpu().numpy() if torch.is_tensor(one) else np.asarray(one) for one in each]
+        if all(one.size and one.min() >= 0 and one.max() <= 1 for one in arrays):
+            each = [np.rint(one * 255).astype(np.uint8) for one in arrays]
+    each = [_rgb(one) for one in each]
+    return each if several else each[0]
+
+
+def _is_float(image: Any) -> bool:
+    if torch.is_tensor(image):
+        return bool(image.is_floating_point())
+    return isinstance(image, np.ndarray) and image.dtype.kind == "f"
+
+
+def _rgb(image: Any) -> Any:
+    """Return a PIL image of 8 bits, or an array of one or four channels last, as RGB over white; another as it is."""
+    mode = getattr(image, "mode", "")
+    if mode in ("RGBA", "LA", "PA") or (mode and "transparency" in image.info):
+        image = np.asarray(image.convert("RGBA"))
+    elif mode not in ("", "RGB", "I", "F") and ";" not in mode:  # of more than 8 bits nobody knows what is white
+        return image.convert("RGB")
+    if getattr(image, "dtype", None) != np.uint8:
+        return image
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=-1)
+    if image.ndim == 3 and image.shape[-1] == 4:
+        opacity = image[..., 3:] / 255
+        return np.rint(image[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    return image
 
 
 def _vocabulary_hash(folder: Any, kwargs: dict[str, Any]) -> str | None:
