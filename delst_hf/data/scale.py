@@ -354,12 +354,11 @@ def scale_of(slide: Any) -> Scale:
     lattice = measure_lattice(pixels, array)
     named = find_array(lattice, slide.technology, bin_um=slide.spot_um, spot_px=slide.spot_px, places=array)
     own = Witness("given", "mpp of the slide", (float(slide.mpp),))
-    spots_um = () if slide.spot_um is None else _diameters(slide.spot_um)
     witnesses = [
         own,
         *lattice_states(lattice, named),
         *image_states(slide.image, "the image"),
-        *spots_state(spots_um, slide.spot_px, "the diameter of the spots"),
+        *spots_state(stated_diameters(None, slide.spot_um), slide.spot_px, "the diameter of the spots"),
         *(Witness("stated", what, (mpp,)) for what, mpp in slide.notes.scale_witnesses.items()),
     ]
     scale = Scale(own.mpp[0], own, tuple(witnesses))
@@ -367,13 +366,10 @@ def scale_of(slide: Any) -> Scale:
     return scale
 
 
-def _diameters(spot_um: float) -> tuple[float, ...]:
-    """Return the diameters that a file can mean by spots of this one."""
-    return next((array.stated_um for array in KNOWN_ARRAYS if spot_um in array.stated_um), (spot_um,))
-
-
 def stated_diameters(array: SpotArray | None, spot_um: float | None) -> tuple[float, ...]:
     """Return the diameters in micrometres that a stated diameter in pixels can mean: of the array, or of what the user says."""
     if array is not None and (spot_um is None or spot_um in array.stated_um):
         return array.stated_um
-    return () if spot_um is None else _diameters(spot_um)
+    if spot_um is None:
+        return ()
+    return next((known.stated_um for known in KNOWN_ARRAYS if spot_um in known.stated_um), (spot_um,))

@@ -16,10 +16,10 @@ import pandas as pd
 
 from ...errors import reader, reading
 from ..files import visible
-from ..lattice import SpotArray, arrays_named, measure_lattice
+from ..lattice import SpotArray, arrays_named, matching_array, measure_lattice
 from ..notes import Notes
 from ..patches import StoredPatches
-from ..scale import Scale, find_array, given, image_states, lattice_states, settle_scale, stated, stated_length
+from ..scale import Scale, given, image_states, lattice_states, settle_scale, stated, stated_length
 from ..slide import Slide
 from ..values import identifier, identifiers, is_missing, plain
 from .anndata_file import on_tissue, open_anndata, raw_counts
@@ -117,8 +117,9 @@ def _scale(
     pitch_um = stated_length(meta.get("inter_spot_dist"))
     xy = np.asarray(adata.obsm["spatial"], dtype=float)
     lattice = measure_lattice(xy[:, ::-1], indices)
-    array = find_array(lattice, technology, bin_um=pitch_um) if technology else None
-    likely = array or (next(iter(arrays_named(technology, pitch_um)), None) if technology else None)
+    candidates = arrays_named(technology, pitch_um) if technology else ()
+    array = matching_array(lattice, candidates)
+    likely = array or next(iter(candidates), None)
     witnesses = [
         *given(mpp),
         *lattice_states(lattice, array),

@@ -16,10 +16,9 @@ import pandas as pd
 from ...errors import reader
 from ..files import only_one, visible
 from ..images import open_image
-from ..lattice import arrays_named, measure_lattice
+from ..lattice import arrays_named, matching_array, measure_lattice
 from ..scale import (
     Scale,
-    find_array,
     given,
     image_states,
     lattice_states,
@@ -130,9 +129,10 @@ def _scale(
     bin_um = (spot_um or BIN_UM) if technology == "Visium HD" else None
     pixels = coordinates[["yaxis", "xaxis"]].to_numpy(float)
     lattice = measure_lattice(pixels, names_positions(coordinates.index))
-    array = find_array(lattice, technology, bin_um=bin_um)
+    candidates = arrays_named(technology, bin_um)
+    array = matching_array(lattice, candidates)
     # A table of few spots tells no lattice: then the spots are those of the folder's technology.
-    likely = array or next(iter(arrays_named(technology, bin_um)), None)
+    likely = array or next(iter(candidates), None)
     radius = coordinates["r"].dropna() if "r" in coordinates else pd.Series(dtype=float)
     diameter_px = stated_length(radius.iloc[0], 2) if len(radius) else None
     unknown = "no radius r in its coordinates" if diameter_px is None else ""

@@ -226,7 +226,6 @@ def _scale(
         *stated("microns_per_pixel of scalefactors_json.json", factors.get("microns_per_pixel")),
         *image_states(pixels, name, factor),
     ]
-    unknown = ""
     if array is None:
         unknown = (
             f"the positions lie on {lattice}, which is not the lattice of {arrays[0].name} ({arrays[0].kind}, "
