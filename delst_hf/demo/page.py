@@ -1,12 +1,12 @@
 """The page: a slide is opened, genes are typed, a place is clicked."""
 
-import html
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import explain
+from ..markup import as_html, element
 from ..prediction.predictor import load_predictor
 from ..prediction.reference import load_reference
 from ..prediction.reliability import reliability
@@ -50,7 +50,7 @@ def build_page(model: str, slide: str | None = None, mpp: float | None = None) -
     with gr.Blocks(title="DELST") as blocks:
         opened = gr.State(None)
         gr.HTML(
-            f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style><h2>What a slide says, by {html.escape(page.name)}</h2>"
+            f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style><h2>What a slide says, by {as_html(page.name)}</h2>"
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
@@ -139,7 +139,7 @@ class _Page:
                     raise ValueError("This model's geometry has no radius.")
                 return [*number_map(slide, slide.values["radius"]), about]
             values, lines = slide.score(asked)
-            return [*number_map(slide, values), "<br>".join([about, *map(html.escape, lines)])]
+            return [*number_map(slide, values), "<br>".join([about, *map(as_html, lines)])]
         except ValueError as error:
             return [slide.picture, "", _mistake(str(error))]
 
@@ -163,4 +163,4 @@ class _Page:
 
 
 def _mistake(text: str) -> str:
-    return f'<p role="alert">{html.escape(text)}</p>'
+    return element("p", text, role="alert")

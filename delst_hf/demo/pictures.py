@@ -1,7 +1,5 @@
 """What the page shows: maps over the tissue, the legend of a map, the nearest spots, the place in the Poincare disk."""
 
-import html
-
 import numpy as np
 import pandas as pd
 import torch
@@ -10,6 +8,8 @@ from matplotlib.colors import to_hex, to_rgba_array
 from PIL import Image, ImageDraw
 
 from ..evaluation.illustrations import leading_plane
+from ..evaluation.tables import Table
+from ..markup import as_html, element
 from ..prediction.predictor import Predictor
 from ..prediction.reference import Reference
 from ..report.drawing import category_style
@@ -37,10 +37,8 @@ def number_map(slide: OpenSlide, values: np.ndarray, colours: str = "viridis") -
     low, high = np.quantile(values[there], [0.02, 0.98]) if there.any() else (0.0, 1.0)
     shade = colormaps[colours](np.clip((values - low) / max(high - low, 1e-9), 0, 1))[:, :3]
     stops = ", ".join(map(to_hex, colormaps[colours](np.linspace(0, 1, 9))))
-    legend = (
-        f'<div class="delst-legend"><span>{low:.2f}</span><i style="background:linear-gradient(90deg, {stops})"></i>'
-        f"<span>{high:.2f}</span></div>"
-    )
+    bar = element("i", style=f"background:linear-gradient(90deg, {stops})")
+    legend = element("div", element("span", f"{low:.2f}"), bar, element("span", f"{high:.2f}"), class_="delst-legend")
     return _painted(slide, shade, there), legend
 
 
@@ -48,11 +46,11 @@ def class_map(slide: OpenSlide) -> tuple[np.ndarray, str]:
     """Draw the likeliest class of every patch, as `number_map`."""
     best = slide.values["probabilities"].argmax(axis=1)
     palette = to_rgba_array([category_style(number)[0] for number in range(len(slide.classes))])[:, :3]
-    names = "".join(
-        f'<span><b style="background:{to_hex(colour)}"></b>{html.escape(name)}</span>'
+    names = (
+        element("span", element("b", style=f"background:{to_hex(colour)}"), name)
         for name, colour in zip(slide.classes, palette, strict=True)
     )
-    return _painted(slide, palette[best], np.ones(len(best), bool)), f'<div class="delst-legend">{names}</div>'
+    return _painted(slide, palette[best], np.ones(len(best), bool)), element("div", *names, class_="delst-legend")
 
 
 def _painted(slide: OpenSlide, colours: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -82,14 +80,10 @@ def marked(picture: np.ndarray, slide: OpenSlide, number: int) -> np.ndarray:
 
 def spots_table(table: pd.DataFrame) -> str:
     """Return the nearest spots of the reference as an HTML table."""
-    head = "<tr><th>slide</th><th>spot</th><th>label</th><th>distance</th><th>genes that stand out</th></tr>"
-    rows = "".join(
-        f"<tr><td>{html.escape(str(row.slide_id))}</td><td>{html.escape(str(row.barcode))}</td>"
-        f"<td>{html.escape(row.label) if isinstance(row.label, str) else ''}</td><td>{row.distance:.3f}</td>"
-        f"<td>{html.escape(str(row.top_genes))}</td></tr>"
-        for row in table.itertuples()
-    )
-    return f'<table class="delst-spots">{head}{rows}</table>'
+    labels = (label if isinstance(label, str) else "" for label in table["label"])
+    distances = (f"{distance:.3f}" for distance in table["distance"])
+    rows = zip(table["slide_id"], table["barcode"], labels, distances, table["top_genes"], strict=True)
+    return Table("", ("slide", "spot", "label", "distance", "genes that stand out"), tuple(rows)).as_html()
 
 
 def patch_facts(slide: OpenSlide, number: int) -> str:
@@ -103,7 +97,7 @@ def patch_facts(slide: OpenSlide, number: int) -> str:
     if "probabilities" in slide.values:
         shares = slide.values["probabilities"][number]
         facts.append(f"{slide.classes[int(shares.argmax())]} ({shares.max():.0%})")
-    return "<br>".join(map(html.escape, facts))
+    return "<br>".join(map(as_html, facts))
 
 
 def disk(slide: OpenSlide, number: int, predictor: Predictor, reference: Reference | None) -> str:
@@ -133,7 +127,7 @@ def disk(slide: OpenSlide, number: int, predictor: Predictor, reference: Referen
         f"the genes of its nearest spot; shaded is the cone of its parent, the {parent}."
     )
     picture = figure_svg(Picture("poincare", "Poincare disk", told, figure))
-    return f'<figure class="delst-disk">{picture}<figcaption>{html.escape(told)}</figcaption></figure>'
+    return element("figure", picture, element("figcaption", told), class_="delst-disk")
 
 
 def _tangents(predictor: Predictor, embeds: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ everything its Pearson correlation needs: the covariance of prediction and targe
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,25 +21,16 @@ _ROUNDING = 1e-6
 Sums = Mapping[tuple[str, bytes], "Moments"]
 
 
-@dataclass
 class Moments:
     """Sums over rows of features x (width,) and targets y (genes,), in float64.
 
     Give features less those of one row: the smaller they are, the fewer digits squares lose, and a constant one is exactly 0.
     """
 
-    width: int
-    genes: int
-    count: int = 0
-    x: np.ndarray = field(init=False)
-    y: np.ndarray = field(init=False)
-    xx: np.ndarray = field(init=False)
-    xy: np.ndarray = field(init=False)
-    yy: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.x, self.y, self.yy = np.zeros(self.width), np.zeros(self.genes), np.zeros(self.genes)
-        self.xx, self.xy = np.zeros((self.width, self.width)), np.zeros((self.width, self.genes))
+    def __init__(self, width: int, genes: int):
+        self.width, self.genes, self.count = width, genes, 0
+        self.x, self.y, self.yy = np.zeros(width), np.zeros(genes), np.zeros(genes)
+        self.xx, self.xy = np.zeros((width, width)), np.zeros((width, genes))
 
     def add(self, features: np.ndarray, targets: np.ndarray) -> None:
         """Add rows: features (rows, width) and targets (rows, genes)."""

@@ -121,8 +121,8 @@ def _clusters(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}. Choose one of them.")
     if num_domains is None:
-        known = set() if labels is None else {str(label) for label in np.asarray(labels, object)[~missing_rows(labels)]}
-        num_domains = max(2, len(known)) if known else min(7, max(2, len(rows) // 5))
+        named = () if labels is None else np.asarray(labels, dtype=object)[~missing_rows(labels)]
+        num_domains = max(2, len(set(map(str, named)))) if len(named) else min(7, max(2, len(rows) // 5))
     if not 2 <= num_domains < len(rows):
         raise ValueError(
             f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
