@@ -2,8 +2,9 @@
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _run_check(arguments: argparse.Namespace) -> int:
     add_format(parser, chosen_format, writes=False)
     chosen = parser.parse_args(options)
     print(f"format   {name}: {summary}")
-    print(f"command  delst prepare {'' if name == 'sheet' else f'{name} '}{' '.join(_quoted(options))} --output DIR")
+    print(f"command  delst prepare {'' if name == 'sheet' else f'{name} '}{shlex.join(options)} --output DIR")
     jobs = chosen_format.jobs(chosen)
     patches = PatchOptions(**slide_options(chosen))
     patches.check()
@@ -87,10 +88,8 @@ def _run_check(arguments: argparse.Namespace) -> int:
 
 def _place(given: list[str]) -> Path | None:
     """Return the first thing that exists and is not the value of an option."""
-    previous = ["", *given]
-    places = (
-        Path(one).expanduser() for before, one in zip(previous, given, strict=False) if not before.startswith("--")
-    )
+    words = pairwise(["", *given])
+    places = (Path(one).expanduser() for before, one in words if not before.startswith("--"))
     return next((place for place in places if place.exists()), None)
 
 
@@ -126,7 +125,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         )
     if len(candidates) > 1:
         for one in candidates:
-            print(f"could be {one.why}: delst check --format {one.format} {' '.join(_quoted(one.arguments))}")
+            print(f"could be {one.why}: delst check --format {one.format} {shlex.join(one.arguments)}")
         raise ValueError(f"{place} could be {len(candidates)} things. Choose one of the commands above.")
     found = candidates[0]
     told = [one for one in given if Path(one).expanduser() != place]
@@ -233,7 +232,3 @@ def _check_dataset(folder: Path) -> int:
         print(f"\n{page}")
     print(f"\nchecked  {len(pages)} {'slide' if len(pages) == 1 else 'slides'}")
     return 0
-
-
-def _quoted(options: Sequence[str]) -> list[str]:
-    return [shlex.quote(option) for option in options]
