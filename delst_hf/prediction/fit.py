@@ -126,7 +126,7 @@ def fit_head(
             facts["patch_encoding"] = str(PatchEncoding.of(some_images(study.subset(slides), _IMAGES)) or "unknown")
         record = {**predictor.record, **training_record(head=head | found)}
         # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
-        record["data"] = {**facts, "patch_um": (predictor.record.get("data") or {}).get("patch_um", facts["patch_um"])}
+        record["data"] = {**facts, "patch_um": predictor.data.get("patch_um", facts["patch_um"])}
         card = partial(model_card, repo_id=Path(output).name)
         save_checkpoint_folder(output, fitted, predictor.processor, record, replace=False, card=card)
     return record["head"]

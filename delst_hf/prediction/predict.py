@@ -144,8 +144,7 @@ def predict_slide(
         check_output(output, overwrite)  # a run that had the lock until now may have made it
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
-        trained = (predictor.record.get("data") or {}).get("colours")
-        if found := describe_foreign_colour(shards.column("colours"), trained):
+        if found := describe_foreign_colour(shards.column("colours"), predictor.data.get("colours")):
             logger.warning("%s: %s", Path(source).name, found)
         distance = None
         if nearest is not None:
@@ -237,9 +236,7 @@ def check_species(predictor: Predictor, species: str) -> None:
     Raises:
         ValueError: Naming both.
     """
-    trained = {
-        canonical_species(one) for one in str((predictor.record.get("data") or {}).get("species", "")).split(",")
-    }
+    trained = {canonical_species(one) for one in str(predictor.data.get("species", "")).split(",")}
     trained -= {"", "unknown"}
     if species and trained and canonical_species(species) not in trained:
         raise ValueError(

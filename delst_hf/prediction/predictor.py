@@ -38,6 +38,7 @@ class Predictor:
         model: Its towers and projections, in eval mode.
         processor: Its processor.
         record: The record of its training, with that of its head under ``head``.
+        data: What the record says of the data of the training; empty where it says nothing.
         genes: One row per gene that the expression head predicts, in its order, with `SCORES` where they are known.
         expression: The head as a layer from features to all of `genes`; None without one.
         classes: Names of the classes, in the order of the logits.
@@ -64,6 +65,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.transform = PixelTransform.from_processor(self.processor)
+        self.data: dict[str, Any] = self.record.get("data") or {}
 
     @property
     def patch_px(self) -> int:
@@ -76,13 +78,13 @@ class Predictor:
     @property
     def cut_px(self) -> int:
         """Side at which patches of a slide are cut: that at which those of the training were stored, else the model's own."""
-        stored = str((self.record.get("data") or {}).get("patch_px") or "")
+        stored = str(self.data.get("patch_px") or "")
         return int(stored) if stored.isdecimal() and self.encoding is not None else self.patch_px
 
     @property
     def encoding(self) -> PatchEncoding | None:
         """How the patches of the training were stored: those of a slide are to look alike. None where nobody knows."""
-        return PatchEncoding.named(str((self.record.get("data") or {}).get("patch_encoding") or ""))
+        return PatchEncoding.named(str(self.data.get("patch_encoding") or ""))
 
     def patch_um(self, given: float | None = None) -> float:
         """Return the side of a patch in micrometres: that of the training, unless another is insisted on.
@@ -90,7 +92,7 @@ class Predictor:
         Raises:
             ValueError: If neither the record nor the caller says it.
         """
-        stated = str((self.record.get("data") or {}).get("patch_um") or "")
+        stated = str(self.data.get("patch_um") or "")
         sizes = [float(size) for size in stated.split(",") if size.strip()]
         if given is None and len(sizes) != 1:
             found = f"trained on patches of {stated} um" if sizes else "saved without the size of its patches"
