@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from delst_hf.evaluation import uncertainty
 from delst_hf.evaluation.uncertainty import Bootstrap
 
 
@@ -65,6 +66,24 @@ def test_spots_are_drawn_within_their_slide():
     slides = np.repeat(["a", "b"], [10, 90])
     found = Bootstrap(100, slides=slides, resamples=20).interval(lambda rows: float((rows < 10).mean()))
     assert found["low"] == found["high"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("unit", ["spots", "slides"])
+def test_resamples_are_those_of_numpy_called_slide_by_slide(unit, monkeypatch):
+    slides = np.array(["b", "a", "b", "c", "a", "b"])
+    members = [np.flatnonzero(slides == name) for name in "abc"]
+    generator, expected = np.random.default_rng(3), []
+    for _ in range(7):
+        if unit == "spots":
+            drawn = [rows[generator.integers(0, len(rows), len(rows))] for rows in members]
+        else:
+            drawn = [members[i] for i in generator.integers(0, 3, 3)]
+        expected.append(np.bincount(np.concatenate(drawn), minlength=6))
+    for block in (4_000_000, 12):  # all at once, and two at a time
+        monkeypatch.setattr(uncertainty, "BLOCK", block)
+        resamples = Bootstrap(6, slides, unit, resamples=7, seed=3)
+        np.testing.assert_array_equal(np.concatenate(list(resamples.weights())), expected)
+        np.testing.assert_array_equal([np.bincount(rows, minlength=6) for rows in resamples.draws()], expected)
 
 
 def test_same_seed_same_interval():
