@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from delst_hf.cli import main
 from delst_hf.evaluation.results import FORMAT
 from delst_hf.hub.card import model_card
-from delst_hf.hub.checkpoint_folder import copy_checkpoint_folder, save_checkpoint_folder
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.hub.checksums import CHECKSUMS, check_checksums, weights_fingerprint
-from delst_hf.hub.publish import push_model
+from delst_hf.hub.publish import copy_checkpoint_folder, push_model
 from delst_hf.prediction.predictor import load_predictor
 
 pytestmark = pytest.mark.fault("damaged checkpoint folders")

@@ -12,8 +12,9 @@ import yaml
 
 from delst_hf.hub.card import check_filled, model_card, template_text, unfilled
 from delst_hf.hub.card_results import limitations, results_text
-from delst_hf.hub.checkpoint_folder import copy_checkpoint_folder, save_checkpoint_folder
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.hub.facts import FACTS
+from delst_hf.hub.publish import copy_checkpoint_folder
 from delst_hf.record import data_facts, training_record
 
 

@@ -12,7 +12,7 @@ import yaml
 from faults import tally
 
 from delst_hf.cli import main as delst
-from delst_hf.hub.checkpoint_folder import copy_checkpoint_folder
+from delst_hf.hub.publish import copy_checkpoint_folder
 from delst_hf.pretraining.finetune import main as finetune
 from delst_hf.pretraining.run import main as pretrain
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
-from transformers.dynamic_module_utils import custom_object_save
 
-from ..atomic.files import complete_or_nothing, link_or_copy, write_text
+from ..atomic.files import complete_or_nothing, write_text
 from ..data.schema import sha256
 from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst import DelstModel, DelstPreTrainedModel
 from ..model.processing_delst import DelstProcessor
-from ..record import TRAINING_RECORD, public_record
+from ..record import TRAINING_RECORD
 
 CHECKSUMS = "checksums.json"
 FORMAT = "delst-checkpoint-1"
@@ -126,40 +125,6 @@ def check_finite_weights(folder: Path) -> None:
                         f"{path} holds weights that are not finite, {name!r} first: what it predicts is not a number. Nothing "
                         "was pushed. Train again with lower learning rates."
                     )
-
-
-def copy_checkpoint_folder(folder: str | os.PathLike, target: Path, link_weights: bool = False) -> None:
-    """Copy what a repository of the Hub holds of a checkpoint, made complete and rid of what only this machine knows.
-
-    Checkpoints of earlier versions get their code and ``auto_map``. Of absolute paths only the last part stays, and results
-    lose their pictures, which are pieces of the slides.
-
-    Args:
-        folder: Written by `save_checkpoint_folder` or by ``save_pretrained``.
-        target: An empty folder.
-        link_weights: Put symbolic links to the weights there, for a folder that does not outlive a push: whatever ends that,
-            weights lie in no second place.
-    """
-    folder = Path(folder)
-    for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
-        if link_weights and path.suffix == ".safetensors":
-            (target / path.name).symlink_to(path.resolve())
-        else:
-            link_or_copy(path.resolve(), target / path.name)
-    DelstProcessor.from_pretrained(folder).save_pretrained(target)
-    config = DelstConfig.from_pretrained(folder)
-    vision_config: Any = config.vision_config
-    vision_config._name_or_path = os.path.basename(vision_config._name_or_path.rstrip("/"))
-    model_class = checkpoint_class(config)
-    custom_object_save(model_class.__new__(model_class), target, config)  # type: ignore[arg-type]
-    config.save_pretrained(target)
-    from ..evaluation.results import RESULTS
-
-    for name in (TRAINING_RECORD, RESULTS):
-        if (folder / name).is_file():
-            record = json.loads((folder / name).read_text(encoding="utf-8"))
-            (target / name).write_text(json.dumps(public_record(record), indent=1) + "\n", encoding="utf-8")
-    write_checksums(target)
 
 
 def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:

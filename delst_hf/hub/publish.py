@@ -1,5 +1,6 @@
 """Push to the Hub: a checkpoint with its code, records and a card without gaps; a dataset folder; a metric."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -8,13 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..atomic.files import link_or_copy
 from ..atomic.locks import locked
 from ..data.folder import open_folder, refuse_links
 from ..data.schema import CONFIGS, LAYOUT
 from ..evaluation.results import RESULTS, write_results
-from ..record import public_record
+from ..model.configuration_delst import DelstConfig
+from ..model.processing_delst import DelstProcessor
+from ..record import TRAINING_RECORD, public_record
 from .card import check_filled, model_card
-from .checkpoint_folder import check_finite_weights, copy_checkpoint_folder
+from .checkpoint_folder import check_finite_weights, checkpoint_class, write_checksums
 from .checksums import check_checksums
 from .push import push_files, user_of
 
@@ -82,6 +88,38 @@ def push_model(
             token=token,
             message=message,
         )
+
+
+def copy_checkpoint_folder(folder: str | os.PathLike, target: Path, link_weights: bool = False) -> None:
+    """Copy what a repository of the Hub holds of a checkpoint, made complete and rid of what only this machine knows.
+
+    Checkpoints of earlier versions get their code and ``auto_map``. Of absolute paths only the last part stays, and results
+    lose their pictures, which are pieces of the slides.
+
+    Args:
+        folder: Written by `checkpoint_folder.save_checkpoint_folder` or by ``save_pretrained``.
+        target: An empty folder.
+        link_weights: Put symbolic links to the weights there, for a folder that does not outlive a push: whatever ends that,
+            weights lie in no second place.
+    """
+    folder = Path(folder)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
+        if link_weights and path.suffix == ".safetensors":
+            (target / path.name).symlink_to(path.resolve())
+        else:
+            link_or_copy(path.resolve(), target / path.name)
+    DelstProcessor.from_pretrained(folder).save_pretrained(target)
+    config = DelstConfig.from_pretrained(folder)
+    vision_config: Any = config.vision_config
+    vision_config._name_or_path = os.path.basename(vision_config._name_or_path.rstrip("/"))
+    model_class = checkpoint_class(config)
+    custom_object_save(model_class.__new__(model_class), target, config)  # type: ignore[arg-type]
+    config.save_pretrained(target)
+    for name in (TRAINING_RECORD, RESULTS):
+        if (folder / name).is_file():
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            (target / name).write_text(json.dumps(public_record(record), indent=1) + "\n", encoding="utf-8")
+    write_checksums(target)
 
 
 @contextmanager
