@@ -81,7 +81,7 @@ def test_a_path_from_home_is_that_of_home(study, monkeypatch, capsys):
     folder, rows, _ = study
     monkeypatch.setenv("HOME", str(folder))
     (folder / "sheets").mkdir()
-    sheet = write_sheet(folder / "sheets", [rows[0] | {"path": "~/V1/outs"}])
+    sheet = write_sheet(folder / "sheets", [rows[0] | {"path": "~/V1/outs", "format": "Visium"}])
     assert main(["prepare", str(sheet), "--output", str(folder / "out"), "--patch-px", "32", "--quiet"]) == 0
 
 

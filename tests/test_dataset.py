@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import io
+import re
 import weakref
 
 import numpy as np
@@ -253,6 +254,13 @@ def test_slides_are_validated_and_named_once(tmp_path):
     with pytest.raises(ValueError, match="mpp is 0"):
         write_dataset([small(mpp=0)], tmp_path / "d", **SIZE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_patch_larger_than_the_slide_is_told(tmp_path, caplog):
+    write_dataset([small()], tmp_path / "d", **{**SIZE, "patch_um": 500})
+    assert re.search(
+        r"a patch of 500 um is \d+ px, more than the whole image of \d+ x \d+ px: lower --pat", caplog.text
+    )
 
 
 def test_spots_outside_are_refused_or_dropped(tmp_path):

@@ -69,6 +69,15 @@ def test_mixed_species_are_refused_or_sorted_out(caplog):
     assert [canonical_species(name) for name in ("Mus  musculus", "HUMAN", "axolotl")] == ["mouse", "human", "axolotl"]
 
 
+def test_a_species_that_is_typed_wrong_is_told_by_the_genes():
+    genes = pd.DataFrame({"gene_id": [f"ENSG{i:011d}" for i in range(5)], "symbol": list("ABCDE")})
+    counts = sp.csr_matrix(np.ones((2, 5), np.int32))
+    with pytest.raises(ValueError, match=r"species is 'humna', but its genes are of {'human': 5}.*--species human"):
+        clean_genes(counts, genes, "S", "humna")
+    assert clean_genes(counts, genes, "S", "Homo sapiens")[2] == "human"
+    assert clean_genes(counts, genes, "S", "chimera")[2] == "chimera"
+
+
 def test_mixed_species_are_told_by_symbols_alone(caplog):
     """A barnyard reference by its prefixes, and a table that has lost them by the two ways to write a symbol."""
     with pytest.raises(ValueError, match=r"mixes species: genes of \{'human': 1, 'mouse': 1\}.*--species human"):

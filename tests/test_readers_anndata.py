@@ -1,5 +1,7 @@
 """The AnnData reader, on files that the test writes with anndata and on the real section A1."""
 
+import gzip
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -185,6 +187,9 @@ def test_missing_parts_are_named(tmp_path, damage, options, error, match):
 def test_files_that_are_no_anndata_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file at"):
         read_anndata(tmp_path / "none.h5ad")
+    (tmp_path / "seurat.rds").write_bytes(gzip.compress(b"X"))  # as R packs it
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/seurat.rds is not an .h5ad .*in R by anndataR"):
+        read_anndata(tmp_path / "seurat.rds")
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(ValueError, match="not an .h5ad file"):
         read_anndata(tmp_path / "a.csv")

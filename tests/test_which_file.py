@@ -314,6 +314,14 @@ def test_names_that_meet_are_refused_before_anything_is_read(tmp_path, names):
     assert check_slide_names(iter(jobs)) is not None  # a generator is left alone
 
 
+def test_a_name_that_is_none_of_a_file_is_refused_before_anything_is_read(tmp_path):
+    def read(path, slide_id):
+        raise AssertionError("a slide was read before its name was looked at")
+
+    with pytest.raises(ValueError, match=r"slide_id 'my slide' cannot name a file.*--slide-id"):
+        write_dataset([partial(read, "S1", slide_id="my slide")], tmp_path / "out")
+
+
 def test_different_names_stay_different():
     assert outs_name("/data/P1/spaceranger/outs") == "P1" and outs_name("/data/P2/spaceranger/outs") == "P2"
     assert make_slide_id("肝") != make_slide_id("肺") and make_slide_id("Tumör 1") == "Tumor_1"

@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> Jobs:
     cells = {name: value.strip() for name, value in row.items() if value.strip()}
-    name = cells.pop("format", "")
+    name = cells.pop("format", "").lower()
     if name not in formats.FORMATS:
         raise ValueError(f"format is {name!r}. Allowed: {', '.join(formats.FORMATS)}.")
     parser = _Parser(add_help=False, allow_abbrev=False)

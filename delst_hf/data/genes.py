@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..errors import did_you_mean
 from .features import GENES_ONLY, GENOME_PREFIX, genes_only, names_transcript, without_genome
 from .images import check_readable
 from .notes import Notes
@@ -230,11 +231,9 @@ def _one_species(told: np.ndarray, species: str, slide_id: str) -> tuple[np.ndar
             "and prepare the other species as a dataset of its own."
         )
     species = species or common[0]
-    if (
-        species not in numbers
-        and set(numbers) & set(_SPECIES_OF_PREFIX.values())
-        and species in _SPECIES_OF_PREFIX.values()
-    ):
+    known = set(_SPECIES_OF_PREFIX.values())
+    # One of another name altogether may be right; one that is near a name is that, typed wrong.
+    if species not in numbers and set(numbers) & known and (species in known or did_you_mean([species], known)):
         raise ValueError(
             f"slide {slide_id!r}: species is {species!r}, but its genes are of {numbers}. Correct the species "
             f"(--species {common[0]})."

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from .slide import Slide
+from .slide import Slide, check_slide_id
 from .splits import SplitRequest, plan_split
 
 Slides = Iterable[Slide | Callable[[], Slide]]
@@ -24,6 +24,8 @@ def check_slide_names(slides: Slides) -> Slides:
     known: dict[str, tuple[str, str]] = {}
     for slide in slides:
         name, _, source = _told(slide)
+        if isinstance(slide, partial) and slide.keywords.get("slide_id"):
+            check_slide_id(name)
         if name and name.casefold() in known:
             other, place = known[name.casefold()]
             same = (

@@ -132,6 +132,14 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
     slide = swapped(slide, options)
     slide = slide.drop_outside() if options.outside == "drop" else slide
     slide.validate(allow_scale=options.scale == "allow")
+    side = options.patch_um / slide.mpp
+    if slide.image is not None and slide.stored_patches is None and side > max(slide.image.shape[:2]):
+        height, width = slide.image.shape[:2]
+        logger.warning(
+            "%s: a patch of %g um is %.0f px, more than the whole image of %d x %d px: lower --patch-um, correct the scale "
+            "(--mpp), or give the full-resolution image",
+            slide.slide_id, options.patch_um, side, width, height,
+        )  # fmt: skip
     if not options.one_slide:
         check_one_slide(slide)
     if slide.has_counts:

@@ -221,11 +221,7 @@ class Slide:
             self.genes.attrs[GENES_ONLY] = True
 
     def _check_names(self) -> None:
-        if not isinstance(self.slide_id, str) or not _SLIDE_ID.fullmatch(self.slide_id) or "--" in self.slide_id:
-            raise ValueError(
-                f"slide_id {self.slide_id!r} cannot name a file. Allowed: letters, digits, '_', '-' and '.', beginning "
-                "with a letter or digit, no '--'. Pass another slide_id (--slide-id)."
-            )
+        check_slide_id(self.slide_id)
         if not isinstance(self.patient_id, str) or not self.patient_id:
             raise ValueError(
                 f"slide {self.slide_id!r}: patient_id is {self.patient_id!r}. Allowed: a non-empty string."
@@ -308,6 +304,15 @@ def make_slide_id(name: str) -> str:
     spelled = "".join(f"u{ord(one):x}" if one.isalnum() and not one.isascii() else one for one in latin)
     cleaned = re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9_.-]+", "_", spelled)).lstrip("_.-").rstrip("_")
     return cleaned or "slide"
+
+
+def check_slide_id(slide_id: object) -> None:
+    """Raise a ValueError unless `slide_id` can be part of the name of a file."""
+    if not isinstance(slide_id, str) or not _SLIDE_ID.fullmatch(slide_id) or "--" in slide_id:
+        raise ValueError(
+            f"slide_id {slide_id!r} cannot name a file. Allowed: letters, digits, '_', '-' and '.', beginning "
+            "with a letter or digit, no '--'. Pass another slide_id (--slide-id)."
+        )
 
 
 def check_mpp(mpp: float | None, slide_id: str) -> None:

@@ -14,9 +14,10 @@ from ...errors import reading
 from ..counts import as_counts, check_counts, check_places, describe_bad_counts, make_genes, with_whole_indices
 from ..declared import check_hdf5, check_zarr
 from ..features import holds_ids, holds_ids_of_genes, holds_symbols
+from ..files import without
 from ..images import check_readable
 from ..notes import Notes
-from ..scratch import plain_file
+from ..scratch import PACKED, plain_file
 from ..values import texts
 
 if TYPE_CHECKING:
@@ -55,9 +56,12 @@ def open_anndata(path: str | Path) -> "AnnData":
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file at {path}. Give the path of an .h5ad file or a .zarr folder.")
+    if not without(path.name, PACKED).endswith((".h5ad", ".zarr")):
+        raise ValueError(
+            f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...), in R by "
+            "anndataR or zellkonverter."
+        )
     path = plain_file(path) if path.is_file() else path
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...).")
     if path.is_file():
         check_readable(path, "AnnData")
     with reading(path, "AnnData"):
