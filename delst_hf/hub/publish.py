@@ -69,7 +69,7 @@ def push_model(
     check_checksums(folder)
     check_finite_weights(folder)
     with _staging(folder) as staging:
-        copy_checkpoint_folder(folder, staging, link_weights=True)
+        copy_checkpoint_folder(folder, staging)
         if results is not None:
             write_results(staging / RESULTS, public_record(results))
         if not (staging / CARD).is_file():
@@ -90,7 +90,7 @@ def push_model(
         )
 
 
-def copy_checkpoint_folder(folder: str | os.PathLike, target: Path, link_weights: bool = False) -> None:
+def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     """Copy what a repository of the Hub holds of a checkpoint, made complete and rid of what only this machine knows.
 
     Checkpoints of earlier versions get their code and ``auto_map``. Of absolute paths only the last part stays, and results
@@ -99,12 +99,11 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path, link_weights
     Args:
         folder: Written by `checkpoint_folder.save_checkpoint_folder` or by ``save_pretrained``.
         target: An empty folder.
-        link_weights: Put symbolic links to the weights there, for a folder that does not outlive a push: whatever ends that,
-            weights lie in no second place.
     """
     folder = Path(folder)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
-        if link_weights and path.suffix == ".safetensors":
+        # The copy does not outlive a push: weights are linked, so that whatever ends that they lie in no second place.
+        if path.suffix == ".safetensors":
             (target / path.name).symlink_to(path.resolve())
         else:
             link_or_copy(path.resolve(), target / path.name)

@@ -31,7 +31,6 @@ from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import check_image_size, load_image_processor
 from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
-from .checkpoints import GOING_ON as GOING_ON
 from .checkpoints import how_to_go_on, own_output, resume_point
 from .trainer import DelstTrainer
 
