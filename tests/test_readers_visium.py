@@ -188,7 +188,9 @@ def test_counts_that_are_missing_are_told_by_what_lies_in_their_place(tmp_path, 
         read_visium(flat)
     (tmp_path / "zipped").mkdir()
     (tmp_path / "zipped" / "S1.zip").touch()
-    with pytest.raises(FileNotFoundError, match=r"Unpack S1.zip, or give the folder `outs`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"Unpack S1.zip, or give the folder `outs`.*several runs, `delst check "
+    ):
         read_visium(tmp_path / "zipped")
 
 

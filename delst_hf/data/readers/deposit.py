@@ -86,6 +86,7 @@ def standard_layout(path: Path, prefix: str | None = None) -> Path:
             f"{names[:12]}. "
             + (f"Unpack {zipped[0]}, or give" if zipped else "Give")
             + " the folder `outs` of Space Ranger, or the files of one sample of a deposit."
+            + (f" Of a folder of several runs, `delst check {path}` gives the command." if path.is_dir() else "")
         )
     if all(_is_standard(file, root) for one in chosen.values() for file in one):
         return root
