@@ -48,10 +48,10 @@ from ..record import (
 )
 from .arguments import split_names
 from .checked_trainer import CheckedTrainer
-from .checkpoints import own_output, resume_point
+from .checkpoints import how_to_go_on, own_output, resume_point
 from .head_arguments import GROUPS, HeadArguments, HeadTrainingArguments
 from .lora import add_lora, merge_lora
-from .run import choose_slides, how_to_go_on, training_spots, validation_spots
+from .run import choose_slides, training_spots, validation_spots
 
 logger = logging.getLogger(__name__)
 
