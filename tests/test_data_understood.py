@@ -99,3 +99,21 @@ def test_the_card_has_the_page_of_what_was_written(slide, tmp_path):
     assert "labels   (none) 3, a 2, ``` # title 1" in page and fence not in page
     assert not re.search(r"^\W*# title", card, flags=re.MULTILINE)
     assert "tissue   100% of the spots lie on tissue" in page
+
+
+def test_counts_that_were_normalised_and_rounded_are_told(caplog):
+    """Raw counts of spots differ in their sum, also where all were drawn alike but few."""
+    rng = np.random.default_rng(0)
+    raw = rng.poisson(rng.gamma(2, 20, size=(40, 1)) * rng.gamma(1, 1, size=200))
+    rounded = np.rint(1e4 * raw / raw.sum(axis=1, keepdims=True))
+    told = {}
+    for name, counts in (("raw", raw), ("rounded", rounded), ("shallow", rng.poisson(1.0, size=(40, 200)))):
+        genes = make_genes([f"G{i}" for i in range(200)])
+        spots = pd.DataFrame({"x": 1.0, "y": 1.0}, index=[str(i) for i in range(40)])
+        matrix = sp.csr_matrix(counts.astype(np.int32))
+        slide = Slide(name, None, spots, matrix, genes, mpp=0.5, patient_id="P")
+        measure(slide, None)
+        told[name] = slide.notes.remarks
+    assert told["raw"] == told["shallow"] == []
+    assert len(told["rounded"]) == 1 and "give raw counts" in told["rounded"][0]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["rounded"]

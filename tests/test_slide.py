@@ -219,3 +219,18 @@ def test_a_patch_larger_than_any_slide_is_refused():
         next(slide.patches(2e9 * slide.mpp, 224))
     with pytest.raises(ValueError, match=r"patch_px is 1000000\. Allowed: a whole number of pixels from 1 to 8192"):
         next(slide.patches(112, 1_000_000))
+
+
+def test_measurements_are_no_labels():
+    """Scores in the column of labels are refused; clusters that are called by decimals are classes."""
+    spots = pd.DataFrame({"x": np.arange(30.0), "y": 5.0}, index=[f"s{i}" for i in range(30)])
+    sound = {"counts": sp.csr_matrix(np.ones((30, 2), dtype=np.int32)), "genes": make_genes(["G1", "G2"])}
+    scores = np.random.default_rng(0).uniform(size=len(spots))
+    for labels in (scores, scores.astype(str)):
+        slide = make_slide(spots=spots.assign(label=labels), **sound)
+        with pytest.raises(
+            ValueError, match=r"measurements, such as 0\.63\d*, .* 30 labelled spots have 30 .*--label-key ''"
+        ):
+            slide.validate()
+    for labels in (np.tile(["1.1", "1.2", "2.1"], 10), [f"spot {i}" for i in range(30)], range(30), [None] * 30):
+        make_slide(spots=spots.assign(label=labels), **sound).validate()

@@ -150,7 +150,7 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
     add("--spot-um", type=float, metavar="UM", help="diameter that spot_diameter_fullres means (default: of the array)")
     add("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
-    add("--label-key", default="label", metavar="COLUMN", help="column of obs with labels (default label)")
+    add("--label-key", default="label", metavar="COLUMN", help="column of obs with labels, '' for none (default label)")
     add_about(parser, technology="", technology_default="that of the array")
 
 

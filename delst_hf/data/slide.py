@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 PLAUSIBLE_MPP = (0.05, 50.0)
 # Side of the squares that a thumbnail is made from: 12 MB, and a few tiles of any slide.
 _BLOCK_PX = 2048
+_MANY_CLASSES = 20  # that numbers with decimals may name, such as clusters of clusters
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -114,13 +115,15 @@ class Slide:
             allow_scale: only report it where sources of the scale disagree.
 
         Raises:
-            ValueError: ids, shapes, duplicated barcodes, counts that are not raw counts, an implausible `mpp` or one that the
-                spots or the image contradict, or spots whose centre lies outside the image. The message names the next step.
+            ValueError: ids, shapes, duplicated barcodes, counts that are not raw counts, labels that are no classes, an
+                implausible `mpp` or one that the spots or the image contradict, or spots whose centre lies outside the image.
+                The message names the next step.
         """
         self._check_names()
         self._check_tables()
         check_mpp(self.mpp, self.slide_id)
         check_counts(self.counts, self.slide_id)
+        self._check_labels()
         if self.has_counts and self.counts.nnz == 0:
             raise ValueError(
                 f"slide {self.slide_id!r}: every count is zero. Check that the counts belong to these spots."
@@ -261,6 +264,17 @@ class Slide:
         if undefined:
             raise ValueError(
                 f"{where}: {undefined} of {n_spots} spots have no coordinates (NaN). Drop them, or complete x and y."
+            )
+
+    def _check_labels(self) -> None:
+        """Refuse measurements in the place of classes: nearly every spot would be a class of its own."""
+        named = self.spots["label"].dropna()
+        numbers = pd.to_numeric(named, errors="coerce")
+        if named.nunique() > _MANY_CLASSES and 2 * (numbers.notna() & (numbers % 1 != 0)).sum() > len(named):
+            raise ValueError(
+                f"slide {self.slide_id!r}: the labels are measurements, such as {named.iloc[0]}, and not classes: {len(named)} "
+                f"labelled spots have {named.nunique()} different ones. Allowed: names or whole numbers of classes. Name the "
+                "column that holds them (--label-key, --label-column), or take none (of an .h5ad --label-key '')."
             )
 
     def _inside(self, x_name: str = "x", y_name: str = "y") -> np.ndarray:

@@ -1,5 +1,6 @@
 """What was understood of a slide, on one page: for `delst check`, and for the card of a dataset."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,14 @@ from .slide import Slide
 if TYPE_CHECKING:
     from .readers.matrices import Counts
 
+logger = logging.getLogger(__name__)
+
 # Sources of a scale that differ by less are said to agree.
 AGREEMENT = 0.05
 _MANY = 12
+# Totals of spots of tissue vary by half of their mean and more; of normalised and rounded ones by 0 to 8 % (HER2ST). Of few
+# counts the rounding itself makes the totals differ.
+_ALIKE, _FEW_SPOTS, _FEW_COUNTS = 0.15, 20, 500
 
 
 def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
@@ -31,11 +37,25 @@ def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
     notes, counts = slide.notes, slide.counts.tocsr()
     notes.labels = _spots_by_label(slide.spots)
     if slide.has_counts:
-        notes.median_counts = float(np.median(_totals(counts)))
+        totals = _totals(counts)
+        notes.median_counts = float(np.median(totals))
+        if told := _alike(totals):
+            logger.warning("%s: %s", slide.slide_id, told)
+            notes.remarks.append(told)
         notes.median_genes = float(np.median(np.diff(counts.indptr)))
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
     if thumbnail is not None:
         notes.on_tissue = share_on_tissue(slide, thumbnail)
+
+
+def _alike(totals: np.ndarray) -> str:
+    """Say that all spots have about as many counts, which tissue has not: normalised counts that were rounded; else ""."""
+    if len(totals) < _FEW_SPOTS or totals.mean() < _FEW_COUNTS or totals.std() >= _ALIKE * totals.mean():
+        return ""
+    return (
+        f"all spots have about {totals.mean():,.0f} counts (give or take {totals.std() / totals.mean():.1%}): they look "
+        "normalised to one total and rounded; give raw counts"
+    )
 
 
 def _spots_by_label(spots: pd.DataFrame) -> dict[str, int]:

@@ -83,7 +83,7 @@ def read_anndata(
         image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
         without_image: take no image, whether there is one or not: the spots train the gene side alone.
         layer: the layer with raw counts, "raw" for adata.raw; by default X.
-        label_key: column of obs with the labels, None for no labels. The default may be absent, another may not.
+        label_key: column of obs with the labels, None or "" for no labels. The default may be absent, another may not.
         patient_id: by default the slide id.
         technology: for example "Visium"; by default that of the array whose lattice the spots have, else "Visium".
         tissue: for example "breast".
@@ -288,14 +288,14 @@ def positions_of(adata: "AnnData", name: str) -> np.ndarray:
 def _spots(adata: "AnnData", label_key: str | None, scale: float, name: str) -> pd.DataFrame:
     xy = positions_of(adata, name)
     obs = adata.obs
-    if label_key is not None and label_key != "label" and label_key not in obs:
+    if label_key and label_key != "label" and label_key not in obs:
         raise KeyError(
             f"{name}: no column {label_key!r} in obs.{did_you_mean([label_key], obs.columns)} Available: {list(obs.columns)}."
         )
     columns = {"x": xy[:, 0] * scale, "y": xy[:, 1] * scale, "array_row": -1, "array_col": -1}
     spots = pd.DataFrame(columns, index=identifiers(obs.index))
     keep_array_columns(spots, obs)
-    if label_key is not None and label_key in obs:
+    if label_key and label_key in obs:
         spots["label"] = pd.Series(labels(obs[label_key]), index=spots.index, dtype=object)
     else:
         spots["label"] = None
