@@ -14,7 +14,8 @@ from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
 from ..scale import array_of_spots, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers
-from .matrices import join_spots, read_counts
+from .joined import join_spots
+from .matrices import read_counts
 from .tables import join_key, keep_array_columns, need_columns, read_table
 from .transforms import read_transform, to_pixels
 

@@ -21,7 +21,8 @@ from ..lattice import LEGACY, SpotArray, arrays_named, matching_array, measure_l
 from ..scale import Witness, given, image_states, lattice_states, settle_scale
 from ..schema import SYMBOL
 from ..slide import Slide, make_slide_id
-from .matrices import Counts, join_spots, read_counts
+from .joined import join_spots
+from .matrices import Counts, read_counts
 from .tables import need_columns, read_table
 
 logger = logging.getLogger(__name__)

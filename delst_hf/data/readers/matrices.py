@@ -1,4 +1,4 @@
-"""Count matrices as they lie on disk, and what joins them to spots."""
+"""Count matrices as they lie on disk."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ import scipy.io
 import scipy.sparse as sp
 
 from ...errors import reading
-from ..counts import as_counts, check_counts, check_places, make_genes
+from ..counts import check_places, make_genes
 from ..declared import check_declared, check_hdf5
 from ..files import is_packed, only_one, open_packed, visible, without
 from ..images import check_readable
@@ -56,13 +56,6 @@ _BESIDE_A_GENE = {
     "umi_count",
 }
 _MOST_COLUMNS_OF_A_LIST = 12
-# What programs change in the names of spots, and how it is undone.
-_CHANGED_IN_NAMES = {
-    "capitals": ("$^", ""),
-    "signs, as R writes them (- as ., X before a number; check.names = FALSE keeps them)": (r"^X(?=[ACGT\d])|\W", ""),
-    "the end of each, where both need the same suffix (-1)": (r"[-._]\d+$", ""),
-    "what stands before each": (r"^.*[_:#](?=[ACGT]{8})", ""),
-}
 # Bytes of text that a byte of gzip can stand for.
 _DENSEST_TEXT = 1100
 
@@ -256,59 +249,6 @@ def _check_mtx(path: Path) -> None:
     # An entry is two bytes or more as text, and 24 in memory; an index of rows is as long as they are many.
     stored = path.stat().st_size * (_DENSEST_TEXT if is_packed(path) else 1)
     check_declared(24 * entries + 8 * (numbers[0] + numbers[1]), path, f"{what} with {entries:g} entries", stored, 24)
-
-
-def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.DataFrame, sp.csr_matrix]:
-    """Keep what has both a position and counts, in the order of the counts; say what was left out.
-
-    Args:
-        spots: index = barcodes.
-        counts: the counts.
-        slide_id: for messages.
-
-    Returns:
-        The spots and their int32 counts.
-
-    Raises:
-        ValueError: barcodes given twice, a transposed or normalised matrix, or nothing in common.
-    """
-    spots = spots.set_axis(pd.Index(identifiers(spots.index), dtype=object))
-    for names, where in ((counts.barcodes, counts.name), (spots.index, "the positions")):
-        twice = names[names.duplicated()]
-        if len(twice):
-            raise ValueError(
-                f"slide {slide_id!r}: {len(twice)} barcodes are duplicated in {where}, e.g. {twice[0]!r}. Each spot needs its "
-                "own; if several sections were joined, split them first."
-            )
-    shared = counts.barcodes.isin(spots.index)
-    if not shared.any():
-        both = spots.index.isin(counts.genes["symbol"]) | spots.index.isin(counts.genes["gene_id"])
-        hint = (
-            "The matrix is transposed: its columns are the spots. Transpose it, or say --orientation genes."
-            if both.any()
-            else _how_names_differ(spots.index, counts.barcodes)
-        )
-        raise ValueError(
-            f"slide {slide_id!r}: no spot of the positions ({spots.index[:2].tolist()}) is in {counts.name} "
-            f"({counts.barcodes[:2].tolist()}). {hint}"
-        )
-    lonely_counts, lonely_spots = int((~shared).sum()), len(spots) - int(shared.sum())
-    counts.notes.leave_out_spots("counts without a spot", lonely_counts)
-    counts.notes.leave_out_spots("spots without counts", lonely_spots)
-    if lonely_counts or lonely_spots:
-        logger.warning("%s: left out %d counts without spot and %d spots without counts",
-                       slide_id, lonely_counts, lonely_spots)  # fmt: skip
-    check_counts(counts.matrix, slide_id, hint=f"put the raw counts into {counts.name}")
-    return spots.loc[counts.barcodes[shared]], as_counts(counts.matrix.tocsr()[shared])
-
-
-def _how_names_differ(spots: pd.Index, barcodes: pd.Index) -> str:
-    """Say what two lists of names of spots differ by, if they are the same but for that, and the next step."""
-    for what, (pattern, instead) in _CHANGED_IN_NAMES.items():
-        bare = [{re.sub(pattern, instead, str(name).upper()) for name in names} for names in (spots, barcodes)]
-        if 2 * len(bare[0] & bare[1]) > min(len(bare[0]), len(bare[1])):
-            return f"They are the same but for {what}: rename those of one of the two."
-    return "Check that both belong to one slide, and that barcodes have the same suffix (-1)."
 
 
 def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Sequence[str]) -> Counts:

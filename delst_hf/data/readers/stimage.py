@@ -30,7 +30,8 @@ from ..scale import (
 )
 from ..slide import Slide
 from ..values import is_missing
-from .matrices import join_spots, read_counts
+from .joined import join_spots
+from .matrices import read_counts
 from .tables import need_columns, read_named_table, read_table
 
 logger = logging.getLogger(__name__)

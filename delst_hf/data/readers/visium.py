@@ -27,7 +27,8 @@ from ..slide import Slide, make_slide_id
 from ..values import identifiers, plain_values, positive
 from .anndata_file import tissue_flags
 from .deposit import samples, standard_layout, without_counts
-from .matrices import Counts, join_spots, read_10x_h5, read_mtx
+from .joined import join_spots
+from .matrices import Counts, read_10x_h5, read_mtx
 from .tables import need_columns, read_table
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from ..images import check_readable
 from ..notes import Notes
 from ..scale import Witness, given, image_states, settle_scale, stated
 from ..slide import Slide
-from .matrices import Counts, join_spots, read_10x
+from .joined import join_spots
+from .matrices import Counts, read_10x
 from .visium import outs_name, scale_factors, scaled_image
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from ..counts import make_genes
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from ..values import texts
-from .matrices import Counts, join_spots, read_10x
+from .joined import join_spots
+from .matrices import Counts, read_10x
 from .tables import need_columns, read_table
 from .xenium import MIN_QV
 from .xenium_image import place_on_image
