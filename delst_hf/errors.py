@@ -46,7 +46,8 @@ _NO_MEMORY = (
     "unable to allocate",
     "bad_alloc",
     "failed to map segment",
-    "could not create a primitive",  # oneDNN
+    "could not create a primitive",  # oneDNN, as the next
+    "could not execute a primitive",
 )
 _OF_A_GPU = ("OutOfMemoryError", "RuntimeError", "AcceleratorError")
 _QUIET = {

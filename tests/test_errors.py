@@ -91,6 +91,7 @@ def test_memory_and_disk_keep_their_class():
         ImportError("libx.so: failed to map segment from shared object"),
         ValueError("std::bad_alloc"),
         RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
         ValueError(
             "Unable to convert output 'x' to tensor: Unable to allocate 576. KiB for an array with shape (48, 3)"
         ),

@@ -368,5 +368,5 @@ def test_what_a_run_keeps_is_of_its_output_alone(tmp_path):
     for folder in kept:
         folder.mkdir()
     assert [kept_folders(output) for output in outputs] == [[folder] for folder in kept]
-    with workspace(outputs[0], "another prediction"):
+    with workspace(outputs[0], "another prediction", lambda: None):
         assert [folder.exists() for folder in kept] == [False, True, True, True]

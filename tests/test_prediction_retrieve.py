@@ -1,6 +1,7 @@
 """The reference asked for the spots that a slide looks like, beside a plain comparison of all pairs."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,15 @@ import torch
 
 from delst_hf.cli import main
 from delst_hf.model.lorentz import distance, exp_map0
-from delst_hf.prediction import build_reference, load_predictor, load_reference, retrieve_slide, spots_like
+from delst_hf.prediction import (
+    PatchChoice,
+    build_reference,
+    load_predictor,
+    load_reference,
+    retrieve_slide,
+    shards,
+    spots_like,
+)
 from delst_hf.prediction.reference import FaissSearch, Reference
 
 
@@ -62,6 +71,27 @@ def test_profiles_and_labels_are_those_of_the_nearest(retrieved, model):
     assert adata.uns["delst"]["compared_with"] == "image embeddings"
 
 
+def test_an_output_that_was_made_while_this_run_waited_stays_and_nothing_is_left(
+    model, slide_file, tmp_path, monkeypatch
+):
+    """The run that had the lock until now has made it."""
+
+    @contextmanager
+    def late(output):
+        with locked(output) as path:
+            path.write_bytes(b"theirs")
+            yield path
+
+    locked = shards.writing
+    monkeypatch.setattr(shards, "writing", late)
+    with pytest.raises(FileExistsError, match=r"near\.h5ad exists"):
+        retrieve_slide(
+            model, slide_file[0], tmp_path / "near.h5ad", choice=PatchChoice(mpp=slide_file[1]), progress=False
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["near.h5ad"]
+    assert (tmp_path / "near.h5ad").read_bytes() == b"theirs"
+
+
 def test_spots_that_look_like_a_place_are_named(retrieved, model, slide_file, capsys):
     adata, command = retrieved
     x, y = adata.obsm["spatial"][5]
@@ -70,8 +100,6 @@ def test_spots_that_look_like_a_place_are_named(retrieved, model, slide_file, ca
     known = load_reference(model)
     for row in adata.obsm["delst_neighbours"][5]:
         assert known.spots["barcode"].iloc[row] in text
-    from delst_hf.prediction import PatchChoice
-
     table = next(spots_like(model, slide_file[0], [(x, y)], neighbours=4, choice=PatchChoice(mpp=slide_file[1])))
     np.testing.assert_allclose(table["distance"], adata.obsm["delst_neighbour_distances"][5], atol=1e-4)
     mean = np.asarray(known.profiles.mean(axis=0)).ravel()
@@ -80,8 +108,6 @@ def test_spots_that_look_like_a_place_are_named(retrieved, model, slide_file, ca
 
 
 def test_a_parquet_names_the_neighbours(model, slide_file, tmp_path):
-    from delst_hf.prediction import PatchChoice
-
     output, choice = tmp_path / "x.parquet", PatchChoice(mpp=slide_file[1])
     retrieve_slide(model, slide_file[0], output, neighbours=2, modality="gene", choice=choice, progress=False)
     table, known = pd.read_parquet(output), load_reference(model)

@@ -96,7 +96,7 @@ def fit_head(
         check_folder_output(output)
     if Path(output).exists():
         clear_finished(output)
-        raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
+    _check_free(output)
     predictor, study = load_predictor(model), Study.load(dataset)
     slides = _slides(predictor, study, train_slides)
     table = None
@@ -111,7 +111,7 @@ def fit_head(
         collator = DelstCollator.of(predictor.processor, study)
     facts = feature_facts(data_facts(dataset, study, slides), table)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
-    with full_disk_explained(Path(output)), workspace(output, told) as folder:
+    with full_disk_explained(Path(output)), workspace(output, told, partial(_check_free, output)) as folder:
         shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress)
         head = {"target": target, "slides": slides, "date": date.today().isoformat()}
         fitted: Any
@@ -130,6 +130,11 @@ def fit_head(
         card = partial(model_card, repo_id=Path(output).name)
         save_checkpoint_folder(output, fitted, predictor.processor, record, replace=False, card=card)
     return record["head"]
+
+
+def _check_free(output: str | os.PathLike) -> None:
+    if Path(output).exists():
+        raise FileExistsError(f"{output} exists. Choose another --output, or delete it.")
 
 
 def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[str]:

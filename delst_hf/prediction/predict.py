@@ -139,9 +139,10 @@ def predict_slide(
         "heads": [state_of(head) for head in heads],
         "source": [state_of(one) for one in (source, choice.features) if one is not None],
         "genes": needed,
+        "choice": asdict(choice),
+        "version": 2,
     }
-    with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "version": 2}) as folder:
-        check_output(output, overwrite)  # a run that had the lock until now may have made it
+    with full_disk_explained(output), workspace(output, told, partial(check_output, output, overwrite)) as folder:
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
         if found := describe_foreign_colour(shards.column("colours"), predictor.data.get("colours")):

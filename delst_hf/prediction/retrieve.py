@@ -75,8 +75,14 @@ def retrieve_slide(
     predictor = load_predictor(model)
     known = _reference(predictor, reference or model, neighbours)
     patches = open_source(source, predictor, choice)
-    told = {"model": state_of(model), "reference": state_of(reference or model), "source": state_of(source)}
-    with full_disk_explained(output), workspace(output, {**told, "choice": asdict(choice), "retrieve": 1}) as folder:
+    told = {
+        "model": state_of(model),
+        "reference": state_of(reference or model),
+        "source": state_of(source),
+        "choice": asdict(choice),
+        "retrieve": 1,
+    }
+    with full_disk_explained(output), workspace(output, told, partial(check_output, output, overwrite)) as folder:
         embedded = run(patches, predictor, folder, ("tangent", "radius"), batch_size, num_workers, progress)
         classes = sorted({name for name in known.spots["label"] if isinstance(name, str) and name})
         graph = FaissSearch(predictor, known.gene if modality == "gene" else known.image) if search == "faiss" else None

@@ -53,16 +53,18 @@ class Shards:
 
 
 @contextmanager
-def workspace(output: str | os.PathLike, told: Any) -> Iterator[Path]:
+def workspace(output: str | os.PathLike, told: Any, check: Callable[[], object]) -> Iterator[Path]:
     """Give the hidden folder beside an output in which shards are kept; it is removed once the output is written.
 
     Args:
         output: What is to be written.
         told: All that decides what the shards hold, as JSON; shards of something else are not taken up.
+        check: Refuses an output that must not be replaced: a run that had the lock until now may have made it.
     """
     # Shards of another size, as another version of this program has them, are something else too.
     key = hashlib.sha256(json.dumps([told, _ROWS], sort_keys=True, default=str).encode()).hexdigest()[:16]
     with writing(output) as path:
+        check()
         folder = kept_folder(path, key)
         for stale in kept_folders(path):
             if stale != folder:
