@@ -189,7 +189,7 @@ class Study:
             )
         scale = np.asarray([mpp[name] for name in slides])
         for axis in ("x", "y"):
-            places = np.asarray(columns[axis][:])
+            places = np.asarray(columns[axis][:], dtype=float)  # older versions of datasets give None for NaN
             if not np.isfinite(places).all():
                 raise ValueError(
                     f"{np.sum(~np.isfinite(places))} spots of {slides[~np.isfinite(places)][0]} have no {axis}. The dataset "
