@@ -241,6 +241,15 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     return f" Did you mean {', '.join(told)}?" if near else ""
 
 
+def was_interrupted(error: BaseException) -> bool:
+    """Say whether an error is an interruption: Python before 3.12 wraps one that comes while a class is made, as in an import.
+
+    >>> was_interrupted(KeyboardInterrupt()), was_interrupted(RuntimeError())
+    (True, False)
+    """
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt)
+
+
 def run_script(main: Callable[[], Any], name: str, check: Callable[[], Any] | None = None) -> int:
     """Run the main function of a script as the `delst` command runs its own: errors are one line.
 

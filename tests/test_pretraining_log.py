@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delst_hf import DelstCollator, DelstTrainer, DelstTrainingArguments
+from delst_hf import DataArguments, DelstCollator, DelstTrainer, DelstTrainingArguments, ModelArguments
+from delst_hf.pretraining import run
 from delst_hf.pretraining.run import how_to_go_on
 from delst_hf.report.run_log import ADVICE, CURVES, log_line, what_is_wrong, write_curves
 
@@ -90,6 +91,24 @@ def test_how_a_run_goes_on(tmp_path):
     (tmp_path / "checkpoint-7" / "complete").write_text("{}")
     assert "with --resume_from_checkpoint true. It begins at" in how_to_go_on(str(tmp_path))
     assert how_to_go_on(str(tmp_path)).endswith("checkpoint-7.")
+
+
+def test_an_interruption_within_an_import_says_how_to_go_on(toy_folder, tmp_path, monkeypatch):
+    """Python before 3.12 makes a RuntimeError of a Ctrl-C that comes while a class is made."""
+
+    def interrupted(*arguments):
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    def broken(*arguments):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(run, "assemble", interrupted)
+    data, training = DataArguments(str(toy_folder)), DelstTrainingArguments(str(tmp_path / "out"), report_to="none")
+    with pytest.raises(KeyboardInterrupt, match="To go on: give the same command"):
+        run.pretrain(data, ModelArguments(), training)
+    monkeypatch.setattr(run, "assemble", broken)
+    with pytest.raises(RuntimeError, match="another"):
+        run.pretrain(data, ModelArguments(), training)
 
 
 def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on_and_libraries_are_silent(toy_folder, tmp_path):

@@ -28,7 +28,7 @@ from ..atomic.processes import end_like_interrupted
 from ..data.appearance import picture_facts
 from ..data.collator import DelstCollator, random_orientation
 from ..data.study import SpotRows, Study
-from ..errors import run_script
+from ..errors import run_script, was_interrupted
 from ..evaluation.embed import check_features
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
@@ -127,7 +127,9 @@ def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | Non
             trainer = assemble_head(Study.load(head.dataset), head, training)
             trainer.train(resume_from_checkpoint=checkpoint)
             return _save_head(trainer, head, training)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not was_interrupted(error):
+            raise
         raise KeyboardInterrupt(how_to_go_on(output)) from None
 
 

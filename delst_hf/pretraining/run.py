@@ -83,7 +83,11 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
             features = ["--features", data.features] if data.features else []
             wide = data.levels != "spot"  # the model is of the centres of the patches
             return save_run(trainer, "DATASET" if wide else shlex.join([data.dataset, *features]))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        from ..errors import was_interrupted  # needed by few; a training reads this file
+
+        if not was_interrupted(error):
+            raise
         raise KeyboardInterrupt(how_to_go_on(output)) from None
 
 
