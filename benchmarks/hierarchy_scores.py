@@ -161,7 +161,7 @@ def _distance_in_space(space: Space, fit: np.ndarray, test: np.ndarray) -> np.nd
     """Mean distance of each test image to the five nearest training images in the model's space, as `delst predict` has it."""
     import torch
 
-    from delst_hf.model.similarity import similarity_logits
+    from delst_hf.model.contrastive import similarity_logits
 
     images = [torch.from_numpy(np.asarray(space.image[rows], dtype=np.float64)) for rows in (test, fit)]
     similarity = similarity_logits(*images, 1.0, float(space.curvature or 1.0), space.geometry)

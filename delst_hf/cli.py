@@ -15,7 +15,7 @@ from .commands.check import add_check
 from .commands.hub import add_card, add_doctor, add_push
 from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .commands.sheet import named_sheet
-from .errors import did_you_mean, explain, messages_on_stderr, reader_left, show_traceback
+from .errors import did_you_mean, messages_on_stderr, report_end
 
 # Commands that load no model, and need not wait for transformers' auto classes.
 _LOADS_MODELS = ("evaluate", "fit", "reference", "predict", "retrieve", "embed", "demo")
@@ -88,17 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = arguments.run(arguments) or 0
             sys.stdout.flush()
             return status
-    except BrokenPipeError:
-        return reader_left()
-    except KeyboardInterrupt as stop:
-        print(f"delst: interrupted; {str(stop) or 'nothing was left half-written'}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if arguments.debug:
-            sys.excepthook = show_traceback
-            raise
-        print(f"delst: error: {explain(error)}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return report_end("delst", error, arguments.debug, "nothing was left half-written")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

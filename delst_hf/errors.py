@@ -28,6 +28,7 @@ from .record import without_secrets
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+INTERRUPTED, FAILED = 130, 2  # exit statuses
 DAMAGED = "It is damaged, incomplete or of another kind: download or write it again."
 # A library that loads its parts late hides why it could not.
 _NOT_LOADED = (
@@ -270,40 +271,47 @@ def run_script(main: Callable[[], Any], name: str, check: Callable[[], Any] | No
             check()
         with messages_on_stderr(debug, load=True):
             main()
-    except KeyboardInterrupt as stop:
-        said_so = str(stop) or "what was finished is whole. To go on: run the same command again."
-        print(f"\n{name}: interrupted; {said_so}", file=sys.stderr)
-        if _launch_words():
-            print(
-                "The traceback that accelerate may add below is of its own launch, and tells no more.", file=sys.stderr
-            )
-        return 130
-    except BrokenPipeError:
-        return reader_left()
-    except Exception as error:
-        if debug:
-            sys.excepthook = show_traceback
-            raise
-        print(f"{name}: error: {explain(error)}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        status = report_end(
+            name, error, debug, "what was finished is complete. To continue: run the same command again."
+        )
         launched = _launch_words()
-        if launched and not {"-q", "--quiet"}.intersection(launched):
+        if launched and status == INTERRUPTED:
+            print("A traceback that accelerate adds below is about its own launch only.", file=sys.stderr)
+        elif launched and status == FAILED and not {"-q", "--quiet"}.intersection(launched):
             print(
                 "What accelerate adds below is about its own launch; accelerate launch -q leaves it out.",
                 file=sys.stderr,
             )
-        return 2
+        return status
     return 0
 
 
-def reader_left() -> int:
-    """End in silence after whoever read the output (`| head`) has closed it.
+def report_end(name: str, error: BaseException, debug: bool, when_interrupted: str) -> int:
+    """Print in one line how an exception ended a program; with `debug` raise it instead, for its traceback.
+
+    Args:
+        name: Name of the program.
+        error: The exception that `main` did not handle.
+        debug: Whether the user asked for tracebacks.
+        when_interrupted: What to say of an interruption without a message of its own.
 
     Returns:
-        The exit status of a program that SIGPIPE ended, by which the shell knows it.
+        The exit status: `INTERRUPTED` for Ctrl-C, 141 where the reader of the output closed it (`| head`), else `FAILED`.
     """
-    # What is still in the buffer goes nowhere, or Python complains of it at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    if was_interrupted(error):
+        words = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        print(f"\n{name}: interrupted; {words or when_interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # Python complains at its end of text that is left in the buffer: send it nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # the status of a program that SIGPIPE ended, by which shells know it
+    if debug:
+        sys.excepthook = show_traceback
+        raise error
+    print(f"{name}: error: {explain(error)}", file=sys.stderr)
+    return FAILED
 
 
 def _launch_words() -> list[str]:

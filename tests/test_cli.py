@@ -160,8 +160,11 @@ def test_debug_shows_where_it_failed(tmp_path):
         main(["--debug", "prepare", "her2st", "nowhere", "--output", str(tmp_path / "out")])
 
 
-def test_interruption_is_no_traceback(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("wrapped", [False, True])  # Python before 3.12 wraps one that comes within an import
+def test_interruption_is_no_traceback(tmp_path, capsys, monkeypatch, wrapped):
     def interrupt(*arguments, **options):
+        if wrapped:
+            raise RuntimeError("Error calling __set_name__ on 'x'") from KeyboardInterrupt()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("delst_hf.data.toy.make_toy_slide", interrupt)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from delst_hf.model import contrastive, lorentz
+from delst_hf.model.contrastive import GEOMETRIES, similarity_logits
 from delst_hf.model.lorentz import MAX_RAPIDITY, exp_map0
 from delst_hf.model.losses import contrastive_loss
-from delst_hf.model.similarity import GEOMETRIES, similarity_logits
 
 
 def leaves(geometry: str, n: int = 23, dim: int = 5, dtype=torch.float64, seed: int = 0) -> list[torch.Tensor]:

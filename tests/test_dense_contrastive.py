@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from delst_hf.model.contrastive import dense_contrastive
 from delst_hf.model.losses import contrastive_loss, part_contrastive_loss, regression_loss
-from delst_hf.model.similarity import dense_contrastive
 
 SQUARE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
 

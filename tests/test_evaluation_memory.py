@@ -14,8 +14,7 @@ from conftest import make_tiny_model, make_tiny_processor
 from delst_hf.data import part
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.folder import open_folder
-from delst_hf.data.reader import load_spots
-from delst_hf.data.study import Study
+from delst_hf.data.study import Study, load_spots
 from delst_hf.data.toy import make_toy_slide
 from delst_hf.evaluation import results
 from delst_hf.evaluation.evidence import Space

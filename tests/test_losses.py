@@ -13,11 +13,11 @@ from ranks import in_ranks
 from transformers import ViTConfig
 
 from delst_hf import DelstConfig, DelstGeneConfig, DelstModel
+from delst_hf.model.contrastive import similarity_logits
 from delst_hf.model.distributed import gather_across_ranks, world_size
 from delst_hf.model.entailment import entailment_loss, intra_entailment_loss, ordered_pairs
 from delst_hf.model.lorentz import exp_map0
 from delst_hf.model.losses import contrastive_loss
-from delst_hf.model.similarity import similarity_logits
 
 GEOMETRIES = ["lorentz", "cosine", "euclidean"]
 

@@ -218,7 +218,7 @@ def test_sigterm_ends_a_script_in_one_line_that_says_how_to_go_on(capsys):
         signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
     assert cleaned and len(said.strip().splitlines()) == 1
-    assert "what was finished is whole. To go on: run the same command again." in said
+    assert "what was finished is complete. To continue: run the same command again." in said
 
 
 def test_another_order_of_the_vocabulary_is_not_resumed(half_trained, make_trainer, tiny_processor):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from delst_hf import DataArguments, DelstCollator, DelstTrainer, DelstTrainingArguments, ModelArguments
 from delst_hf.pretraining import run
-from delst_hf.pretraining.run import how_to_go_on
+from delst_hf.pretraining.checkpoints import how_to_go_on
 from delst_hf.report.run_log import ADVICE, CURVES, log_line, what_is_wrong, write_curves
 
 ROOT = Path(__file__).parents[1]

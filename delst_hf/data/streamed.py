@@ -15,11 +15,10 @@ from datasets import Dataset
 
 from ..model.distributed import process_rank, world_size
 from .folder import DatasetFolder, open_folder
-from .reader import files_in_order, load_spots, read_genes, read_slides
 from .remote import fetch, hub_name, open_remote
 from .schema import SPLITS
 from .spot_files import COUNTS, HUB, SpotFile, SpotFiles
-from .study import LEVEL_KEYS, Study, sparse_counts
+from .study import LEVEL_KEYS, Study, files_in_order, load_spots, read_genes, read_slides, sparse_counts
 
 
 @dataclass(frozen=True)

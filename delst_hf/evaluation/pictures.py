@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.reader import find_folder, read_thumbnails
-from ..data.study import Study
+from ..data.folder import DatasetFolder, read_columns
+from ..data.study import Study, find_folder
 
 THUMBNAIL_PX = 700
 PATCH_PX = 96
@@ -29,7 +29,7 @@ def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> 
         JPEG.
     """
     slides = {}
-    thumbnails = read_thumbnails(study.folder or find_folder(dataset))
+    thumbnails = _read_thumbnails(study.folder or find_folder(dataset))
     for row in study.slides.to_dict("records"):
         if row["slide_id"] in results["test_slides"] and row["slide_id"] in thumbnails:
             size: dict[str, float] = {"width": int(row["image_width"]), "height": int(row["image_height"])}
@@ -40,6 +40,13 @@ def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> 
     shown = sorted({spot for row in results.get("gallery", []) for spot in [row["query"], *row["retrieved"]]})
     patches = {str(spot): encode(study.spots[int(test[spot])]["image"], PATCH_PX) for spot in shown}
     return {"slides": slides, "patches": patches}
+
+
+def _read_thumbnails(folder: DatasetFolder) -> dict[str, bytes]:
+    """Return the encoded thumbnail of each slide that has one."""
+    table = read_columns(folder.slides_file, ["slide_id", "thumbnail"])
+    images = dict(zip(*(table[name].to_pylist() for name in table.column_names)))
+    return {slide_id: image["bytes"] for slide_id, image in images.items() if image and image.get("bytes")}
 
 
 def encode(image: Image.Image, longest: int, quality: int = 80) -> str:

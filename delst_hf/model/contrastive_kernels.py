@@ -8,7 +8,7 @@ one in float32. With ``q`` the mean rapidity, ``p`` the mean direction and ``n =
     euclidean   |e|^2, 0, 0, 0, 1                                             e = x - mean of all points
     cosine      0, 0, 0, 0, 1                                                 e = x
 
-and ``h``, as in `similarity.py`, is a product of offsets plus a function of two points' statistics. What grows with a point
+and ``h``, as in `contrastive.py`, is a product of offsets plus a function of two points' statistics. What grows with a point
 alone is computed in float64, the pair of a spot with itself included. Kernels whose name begins with ``exact`` compute every
 pair by differences in float64, slowly, and only where a number on the device says that float32 does not resolve the batch:
 the host never learns of it.

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lorentz import distance, exterior_angle, half_aperture, radius
-from .similarity import lift
+from .lorentz import distance, exterior_angle, half_aperture, lift, radius
 
 ANGLE_SHARE = 0.1
 """Share of the angle itself in the form ``uncha``: a gradient for pairs that are inside already. As in UNCHA."""

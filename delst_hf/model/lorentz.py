@@ -8,7 +8,7 @@ Distances and angles are computed from polar coordinates (rapidity and direction
 product. The two agree in exact arithmetic, but the inner product subtracts two numbers of the size of ``cosh(r)^2``, which
 in float32 leaves nothing of the distance between neighbours from a rapidity of about 6 on.
 
-All functions compute in the dtype that they are given; callers lift bf16 and fp16 to float32 first.
+All functions compute in the dtype that they are given; callers `lift` bf16 and fp16 to float32 first.
 Sources: MERU (arXiv 2304.09172), entailment cones (arXiv 1804.01882).
 """
 
@@ -17,6 +17,11 @@ from torch import Tensor
 
 MAX_RAPIDITY = 8.0
 """`exp_map0` keeps points within this rapidity, where float32 still resolves distances; trained models live near 1."""
+
+
+def lift(x: Tensor) -> Tensor:
+    """Return bf16 and fp16 as float32; float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _sqrt(curvature: float | Tensor) -> float | Tensor:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contrastive import tiled_contrastive
+from .contrastive import dense_contrastive, tiled_contrastive
 from .distributed import gather_across_ranks, world_size
 from .entailment import entailment_loss, intra_entailment_loss, joint_entailment_losses
-from .similarity import dense_contrastive, lift
+from .lorentz import lift
 
 
 def contrastive_loss(

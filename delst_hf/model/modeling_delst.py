@@ -16,10 +16,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_delst import DelstConfig, DelstGeneConfig
+from .contrastive import similarity_logits
 from .lorentz import exp_map0, log_map0
 from .losses import objective
 from .modeling_delst_gene import DelstGeneModel
-from .similarity import similarity_logits
 from .vision_delst import build_vision_model, encode_images, load_vision_model, measure_vision_model
 
 

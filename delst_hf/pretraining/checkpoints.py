@@ -61,7 +61,27 @@ def how_to_go_on(output: str) -> str:
         if last
         else ("No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.")
     )
-    return f"what was finished is whole. To go on: {GOING_ON}. {where}"
+    return f"what was finished is complete. To continue: {GOING_ON}. {where}"
+
+
+@contextmanager
+def interruption_explained(output_dir: str | os.PathLike | None) -> Iterator[None]:
+    """Give an interruption of a run the message that says how to continue it.
+
+    Args:
+        output_dir: Output folder of the run.
+
+    Raises:
+        KeyboardInterrupt: With that message.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, RuntimeError) as error:
+        from ..errors import was_interrupted  # imported late: most runs end without it
+
+        if not was_interrupted(error):
+            raise
+        raise KeyboardInterrupt(how_to_go_on(str(output_dir or "."))) from None
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from ..atomic.processes import end_like_interrupted
 from ..data.appearance import picture_facts
 from ..data.collator import DelstCollator, random_orientation
 from ..data.study import SpotRows, Study
-from ..errors import run_script, was_interrupted
+from ..errors import run_script
 from ..evaluation.embed import check_features
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
@@ -48,7 +48,7 @@ from ..record import (
 )
 from .arguments import split_names
 from .checked_trainer import CheckedTrainer
-from .checkpoints import how_to_go_on, own_output, resume_point
+from .checkpoints import interruption_explained, own_output, resume_point
 from .head_arguments import GROUPS, HeadArguments, HeadTrainingArguments
 from .lora import add_lora, merge_lora
 from .run import choose_slides, training_spots, validation_spots
@@ -120,17 +120,12 @@ def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | Non
         OSError: If it cannot be written, or another run is writing there; before the work.
     """
     output = training.output_dir or "."
-    try:
-        with own_output(training.output_dir):
-            checkpoint = resume_point(output, training.resume_from_checkpoint)
-            check_checksums(head.model)
-            trainer = assemble_head(Study.load(head.dataset), head, training)
-            trainer.train(resume_from_checkpoint=checkpoint)
-            return _save_head(trainer, head, training)
-    except (KeyboardInterrupt, RuntimeError) as error:
-        if not was_interrupted(error):
-            raise
-        raise KeyboardInterrupt(how_to_go_on(output)) from None
+    with interruption_explained(output), own_output(output):
+        checkpoint = resume_point(output, training.resume_from_checkpoint)
+        check_checksums(head.model)
+        trainer = assemble_head(Study.load(head.dataset), head, training)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return _save_head(trainer, head, training)
 
 
 def _save_head(trainer: "HeadTrainer", head: HeadArguments, training: HeadTrainingArguments) -> Path | None:

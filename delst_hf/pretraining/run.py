@@ -31,7 +31,7 @@ from ..model.processing_delst import DelstProcessor
 from ..model.vision_delst import check_image_size, load_image_processor
 from ..record import data_facts, feature_facts, hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
-from .checkpoints import how_to_go_on, own_output, resume_point
+from .checkpoints import interruption_explained, own_output, resume_point
 from .trainer import DelstTrainer
 
 if TYPE_CHECKING:
@@ -75,20 +75,13 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         'model'
     """
     output = training.output_dir or "."
-    try:
-        with own_output(training.output_dir):
-            checkpoint = resume_point(output, training.resume_from_checkpoint)
-            trainer = assemble(open_study(data, training), data, model, training, card)
-            trainer.train(resume_from_checkpoint=checkpoint)
-            features = ["--features", data.features] if data.features else []
-            wide = data.levels != "spot"  # the model is of the centres of the patches
-            return save_run(trainer, "DATASET" if wide else shlex.join([data.dataset, *features]))
-    except (KeyboardInterrupt, RuntimeError) as error:
-        from ..errors import was_interrupted  # needed by few; a training reads this file
-
-        if not was_interrupted(error):
-            raise
-        raise KeyboardInterrupt(how_to_go_on(output)) from None
+    with interruption_explained(output), own_output(output):
+        checkpoint = resume_point(output, training.resume_from_checkpoint)
+        trainer = assemble(open_study(data, training), data, model, training, card)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        features = ["--features", data.features] if data.features else []
+        wide = data.levels != "spot"  # the model is of the centres of the patches
+        return save_run(trainer, "DATASET" if wide else shlex.join([data.dataset, *features]))
 
 
 def open_study(data: DataArguments, training: DelstTrainingArguments) -> Study:
