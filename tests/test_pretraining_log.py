@@ -104,7 +104,7 @@ def test_an_interruption_within_an_import_says_how_to_go_on(toy_folder, tmp_path
 
     monkeypatch.setattr(run, "assemble", interrupted)
     data, training = DataArguments(str(toy_folder)), DelstTrainingArguments(str(tmp_path / "out"), report_to="none")
-    with pytest.raises(KeyboardInterrupt, match="To go on: give the same command"):
+    with pytest.raises(KeyboardInterrupt, match="To continue: give the same command"):
         run.pretrain(data, ModelArguments(), training)
     monkeypatch.setattr(run, "assemble", broken)
     with pytest.raises(RuntimeError, match="another"):
@@ -138,7 +138,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on_and_libraries_are_silent
     assert process.returncode == 130, text[-2000:]
     lines = text.strip().splitlines()
     assert lines[-1].startswith("pretrain.py: interrupted; ")
-    assert "To go on: give the same command with --resume_from_checkpoint true. It begins at " in lines[-1]
+    assert "To continue: give the same command with --resume_from_checkpoint true. It begins at " in lines[-1]
     assert "Traceback" not in text and "Warning" not in text and "Writing model shards" not in text
     assert all(
         line.startswith(("step ", "  ", "pretrain.py", "Markers", "Trains")) for line in lines if line.strip()
