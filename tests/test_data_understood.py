@@ -11,8 +11,9 @@ from PIL import Image
 from delst_hf.data.counts import make_genes
 from delst_hf.data.dataset import write_dataset
 from delst_hf.data.notes import Notes
+from delst_hf.data.readers.matrices import Counts
 from delst_hf.data.slide import Slide
-from delst_hf.data.understood import measure, slide_page
+from delst_hf.data.understood import counts_page, measure, slide_page
 
 ROW = {
     "slide_id": "S1", "patient_id": "P", "source": "visium: a.h5, b.png", "technology": "Visium", "tissue": "",
@@ -116,4 +117,6 @@ def test_counts_that_were_normalised_and_rounded_are_told(caplog):
         told[name] = slide.notes.remarks
     assert told["raw"] == told["shallow"] == []
     assert len(told["rounded"]) == 1 and "give raw counts" in told["rounded"][0]
+    found = Counts(sp.csr_matrix(rounded.astype(np.int32)), pd.Index(range(40)), make_genes(genes["symbol"]), "c.csv")
+    assert counts_page(found).splitlines()[-1] == f"remark   {told['rounded'][0]}"
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["rounded"]

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
-from .counts import as_counts, check_counts
+from .counts import as_counts, check_counts, describe_unlikely_counts
 from .folder import open_folder, read_columns
 from .genes import clean_genes
 from .notes import Notes
@@ -27,9 +27,6 @@ logger = logging.getLogger(__name__)
 # Sources of a scale that differ by less are said to agree.
 AGREEMENT = 0.05
 _MANY = 12
-# Totals of spots of tissue vary by half of their mean and more; of normalised and rounded ones by 0 to 8 % (HER2ST). Of few
-# counts the rounding itself makes the totals differ.
-_ALIKE, _FEW_SPOTS, _FEW_COUNTS = 0.15, 20, 500
 
 
 def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
@@ -37,25 +34,14 @@ def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
     notes, counts = slide.notes, slide.counts.tocsr()
     notes.labels = _spots_by_label(slide.spots)
     if slide.has_counts:
-        totals = _totals(counts)
-        notes.median_counts = float(np.median(totals))
-        if told := _alike(totals):
+        notes.median_counts = float(np.median(_totals(counts)))
+        if told := describe_unlikely_counts(counts):
             logger.warning("%s: %s", slide.slide_id, told)
             notes.remarks.append(told)
         notes.median_genes = float(np.median(np.diff(counts.indptr)))
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
     if thumbnail is not None:
         notes.on_tissue = share_on_tissue(slide, thumbnail)
-
-
-def _alike(totals: np.ndarray) -> str:
-    """Say that all spots have about as many counts, which tissue has not: normalised counts that were rounded; else ""."""
-    if len(totals) < _FEW_SPOTS or totals.mean() < _FEW_COUNTS or totals.std() >= _ALIKE * totals.mean():
-        return ""
-    return (
-        f"all spots have about {totals.mean():,.0f} counts (give or take {totals.std() / totals.mean():.1%}): they look "
-        "normalised to one total and rounded; give raw counts"
-    )
 
 
 def _spots_by_label(spots: pd.DataFrame) -> dict[str, int]:
@@ -129,6 +115,8 @@ def counts_page(found: "Counts", species: str = "", aliases: Mapping[str, tuple[
             ("median", f"{np.median(totals):g} counts of {np.median(expressed):g} genes in the median spot; "
              f"spots without counts: {int((totals == 0).sum())}")
         )  # fmt: skip
+    if unlikely := describe_unlikely_counts(counts):
+        lines.append(("remark", unlikely))
     return "\n".join(f"{name:<9}{' '.join(str(text).split())}" for name, text in lines)
 
 
