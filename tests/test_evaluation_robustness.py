@@ -149,13 +149,16 @@ def test_patients_with_one_slide_each_leave_the_slide_as_the_centre():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"slides": ("A1",)}, "labels on two slides to score are needed, and there are 1 such slides"),
-        ({"labels": [None] * 80}, "labels on two slides to score are needed, and there are 0 such slides"),
+        ({"slides": ("A1",)}, "two test slides with labels are needed, and there are 1 such slides"),
+        ({"labels": [None] * 80}, "two test slides with labels are needed, and there are 0 such slides"),
         (
             {"labels": ["tumour"] * 80},
-            "two labels that occur on two slides each are needed, and there are 1 such labels",
+            "two labels that each occur on two slides are needed, and there are 1 such labels",
         ),
-        ({"spots_per_slide": 2, "slides": ("A1", "B1")}, "4 spots with such labels are too few; 6 or more are needed"),
+        (
+            {"spots_per_slide": 2, "slides": ("A1", "B1")},
+            "4 spots have a label that occurs on two slides; 6 or more are needed",
+        ),
     ],
 )
 def test_what_the_data_do_not_allow_is_skipped_in_one_line(change, reason):

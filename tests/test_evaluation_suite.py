@@ -85,7 +85,7 @@ def test_a_protocol_that_the_data_do_not_allow_is_skipped_with_its_reason():
         ["probes", "retrieval"],
     )
     assert findings.skipped == [
-        {"protocol": "probes", "reason": "no two labels among the spots"},
+        {"protocol": "probes", "reason": "the spots to score have no labels, or all labels are of one class"},
         {"protocol": "retrieval", "reason": "there are no gene embeddings"},
     ]
 

@@ -139,7 +139,7 @@ def test_protocols_in_which_nothing_is_gained_are_limitations():
     )
     assert "the auroc of HER2 amplicon (0.350) is not above chance (0.500)." in text
     assert "immune" not in text and "knn" not in text and "entailment" not in text
-    assert "| entailment auc | 0.700 | Chance that a parent's own child" in results_text(record)
+    assert "| entailment auc | 0.700 | Probability that a parent's own child" in results_text(record)
 
 
 def test_a_folder_of_an_earlier_version_is_completed_and_cleaned(folder, tmp_path):

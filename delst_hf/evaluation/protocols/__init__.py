@@ -1,7 +1,7 @@
-"""What a protocol is. One file per protocol lies beside this one; it alone knows the protocol's facts.
+"""Define what a protocol is. Each protocol has a file in this folder, the only place that states its facts.
 
 To add one, write a file that ends in `PROTOCOL = Protocol(...)` and add its name to `suite.SUITE`: the table, the report, the
-card and the model-index read everything else from there.
+card and the model-index read everything else from `PROTOCOL`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,23 +15,23 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to score embeddings, and everything that a table, a figure or a card has to know of it.
+    """A way to score embeddings, and everything that a table, a figure or a card has to know about it.
 
     Attributes:
-        name: Its name in `--protocols` and in the rows of the results; the name of its file.
-        run: Adds rows to the findings. A ValueError says that the data do not allow it: the protocol is skipped and says why.
+        name: Its name in `--protocols` and in the rows of the results; also the name of its file.
+        run: Function that adds rows to the findings. If it raises ValueError, the protocol is skipped and the message reported.
         title: Heading of its table.
-        headline: The metric that stands for it.
-        note: How to read it, in one or two sentences.
-        also: Further metrics that are compared with baselines and stand in the model-index.
-        shown: Further metrics of its table.
-        chance: Metric -> what an answer without skill gets: another metric of the same row, or a number.
-        lower_is_better: Metrics of which the lower value is the better one.
-        task: The Hub's name of the task, for the model-index; empty for a protocol that does not belong there.
-        variants: Variant of a row -> what it changes; "" is the protocol as it is.
+        headline: Its main metric.
+        note: How to read its table, in a few sentences.
+        also: Further metrics that are compared with baselines and listed in the model-index.
+        shown: Further metrics that its table shows.
+        chance: Metric -> its chance level: a number, or the name of another metric of the same row.
+        lower_is_better: Metrics for which lower is better.
+        task: Name of the task on the Hub, for the model-index; empty to leave the protocol out of it.
+        variants: Name of a variant -> what it changes; "" is the protocol unchanged.
         drawn: The variants whose headline the report draws beside the baselines.
-        meanings: Metric -> what a high and a low value say. With them the table has one line per metric.
-        cost: Its share of the time of a whole evaluation, for the progress bar.
+        meanings: Metric -> what high and low values mean. If given, the table has one line per metric.
+        cost: Relative run time, for the progress bar.
     """
 
     name: str
@@ -69,6 +69,6 @@ class Protocol:
         return f"{self.title} [{variant}]" if variant else self.title
 
     def chance_of(self, metric: str, row: Row) -> float | None:
-        """Return what an answer without skill gets in a metric of a row; None where the protocol does not know."""
+        """Return the chance level of a metric in a row; None where the protocol states none."""
         chance = self.chance.get(metric)
         return row["metrics"].get(chance) if isinstance(chance, str) else chance

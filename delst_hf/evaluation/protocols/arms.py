@@ -15,15 +15,15 @@ from ..predicted_genes import most_variable_genes
 from ..preparation import SCALE_FLOOR, SCALE_FLOORS, missing_rows
 from . import Protocol
 
-LEAST_SPOTS = 20  # to fit on: fewer leave nothing to choose a penalty by
+LEAST_SPOTS = 20  # to fit on: with fewer no penalty can be chosen
 _PROBE = ("macro_f1_mean", "macro_f1_sd", "majority_macro_f1", "num_unseen_classes")
 
 
 def run(findings: Findings) -> None:
-    """Score every arm on every test slide; means over the repeats of an arm, with their standard deviation.
+    """Score every arm on every test slide; report mean and standard deviation over the repeats of an arm.
 
-    The most variable genes are chosen on the spots that fit. Each test slide is predicted from the spots that are not scored;
-    where all are scored, from those of other groups.
+    The most variable genes are chosen on the spots that are not scored, and each test slide is predicted from these spots.
+    Where all spots are scored, genes are chosen on all of them, and each slide is predicted from the other groups.
     """
     spots = findings.spots
     number = min(findings.evaluation.num_genes, len(spots.genes))
@@ -43,12 +43,12 @@ def run(findings: Findings) -> None:
                 findings.add("arms", arm.name, metrics, slide=str(slide), num_spots=number)
     if not scores:
         raise ValueError(
-            f"no test slide leaves {LEAST_SPOTS} spots of other groups to fit on, nor labels of two classes"
+            f"no test slide leaves {LEAST_SPOTS} spots of other groups to fit a ridge on, or labels of two classes for a probe"
         )
 
 
 def _folds(spots: Spots) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return masks of spots that fit and of those that are scored with this fit, of one or several slides."""
+    """Return pairs of masks (spots,): the spots to fit on, and the spots of one or several slides to score with that fit."""
     if not spots.test.all():
         return [(~spots.test, spots.test)]
     names = spots.groups[0]
@@ -66,7 +66,7 @@ def _score(
     test: np.ndarray,
     scores: dict[tuple[str, str], list[dict[str, float]]],
 ) -> None:
-    """Score every repeat of an arm; with the first own arm also its control: targets and labels shuffled within slides."""
+    """Score every repeat of an arm; for the first own arm also its control, targets and labels shuffled within slides."""
     spots, groups = findings.spots, findings.spots.slides[train]
     control = next((each.name for each in findings.arms.values() if each.control), None)
     for features in arm.repeats:
@@ -94,7 +94,7 @@ def _score(
 
 
 def _ridge_metrics(ridges: Sequence[RidgePrediction], measured: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Mean Pearson over the genes that vary on `rows`: with the floor that was best in training, and with each floor."""
+    """Return the mean Pearson over the genes that vary on `rows`, with the floor that was best in training and with each."""
     if not ridges or not np.ptp(measured[rows], axis=0).any():
         return {}
     means = {ridge.floor: float(np.nanmean(gene_pearson(ridge.predicted[rows], measured[rows]))) for ridge in ridges}
@@ -104,7 +104,7 @@ def _ridge_metrics(ridges: Sequence[RidgePrediction], measured: np.ndarray, rows
 
 
 def _summary(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return means over repeats, and their standard deviation where there are several."""
+    """Return means over repeats and, where there are several repeats, standard deviations."""
     repeats = pd.DataFrame(scores)
     metrics: dict[Any, float] = repeats.mean(skipna=False).to_dict()
     if len(repeats) > 1:
@@ -113,7 +113,7 @@ def _summary(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _enough_labels(labels: np.ndarray, groups: np.ndarray) -> bool:
-    """Tell whether a probe can be fitted and its penalty chosen: two classes, also when any one slide is left out."""
+    """Tell whether a probe can be fitted and its penalty chosen: two classes, and still two when some slide is left out."""
     known = ~missing_rows(labels)
     if len(set(labels[known])) < 2:
         return False
@@ -131,9 +131,9 @@ PROTOCOL = Protocol(
     also=("probe_macro_f1_mean",),
     shown=("pearson_plain", "pearson_floored", "probe_majority_macro_f1"),
     chance={"pearson_mean": 0.0, "probe_macro_f1_mean": "probe_majority_macro_f1"},
-    note="Mean gene-wise Pearson of a ridge from frozen features, and macro-F1 of a linear probe on labels, both fitted on the "
-    "training slides, or on other groups where there are none. The ridge chooses on training slides whether the scales of "
-    "features have a floor; plain is without, floored is with it. ± is the standard deviation over random networks, shuffles, "
-    "or seeds of the probe.",
+    note="Mean gene-wise Pearson of a ridge regression on frozen features, and macro-F1 of a linear probe for labels. Both are "
+    "fitted on the training slides or, without training slides, on the other groups. Training slides also decide whether the "
+    "scales of features get a floor: plain is without it, floored with it. ± is the standard deviation over random networks, "
+    "shuffles or probe seeds.",
     cost=4.0,
 )

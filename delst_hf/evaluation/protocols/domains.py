@@ -1,4 +1,4 @@
-"""Spatial domains: what an unsupervised clustering of embeddings recovers of the tissue's regions."""
+"""Spatial domains: how well unsupervised clusters of embeddings recover the regions of the tissue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,9 +30,9 @@ from . import Protocol
 
 METHODS = ("kmeans", "leiden")
 NEIGHBOURS = 6
-# The silhouette needs all distances: beyond so many spots it is that of a random sample of so many, without an interval.
+# The silhouette needs all pairwise distances: with more spots it is computed on a random sample, without an interval.
 MAX_SILHOUETTE = 10_000
-_DISTANCES_MIB = 64  # of distances at a time; scikit-learn's own is 1,024
+_DISTANCES_MIB = 64  # distances held at a time; scikit-learn's default is 1,024 MiB
 
 
 def spatial_domains(
@@ -51,25 +51,25 @@ def spatial_domains(
     Args:
         features: (spots, columns), for hyperbolic embeddings the tangent coordinates (`lorentz.log_map0`).
         positions: (spots, 2) x and y.
-        slides: (spots,) the slide of each spot: neighbours are looked for within it.
-        labels: (spots,) strings, None where nobody labelled the spot; None for no comparison.
+        slides: (spots,) the slide of each spot; neighbours are spots of the same slide.
+        labels: (spots,) strings, None where nobody labelled the spot; None in place of the array for no comparison.
         method: "kmeans", or "leiden" on the graph of 15 nearest neighbours (needs `pip install delst-hf[leiden]`).
-        num_domains: clusters of k-means; by default as many as there are labels, else 7, or fewer where spots are few.
-        resolution: of Leiden, high for more clusters.
-        seed: of the clustering.
+        num_domains: Number of k-means clusters; by default the number of classes or, without labels, 7 (fewer for few spots).
+        resolution: Resolution of Leiden; higher gives more clusters.
+        seed: Seed of the clustering.
 
     Returns:
-        Numbers and the domain of each spot (spots,) int. Of the clusters: num_domains; silhouette in [-1, 1], high for
+        Scores, and the domain of each spot (spots,) int. Scores of the clusters: num_domains; silhouette in [-1, 1], high for
         compact, separate clusters; calinski_harabasz, high is good; davies_bouldin, low is good; smoothness, the share
-        of a spot's six nearest spots of its slide that are of its domain, high for contiguous regions, and
-        smoothness_shuffled, the same after permuting domains within slides: what the sizes of the domains alone give.
-        With labels also ari and nmi (1 is the same partition, 0 is chance), and label_silhouette,
-        label_calinski_harabasz, label_davies_bouldin, the three above with the labels in place of clusters, as
+        of a spot's six nearest spots on its slide that are in its domain, high for contiguous regions; and
+        smoothness_shuffled, the same after permuting domains within slides, which the sizes of the domains alone give.
+        With labels also ari and nmi (1: the same partition, 0: unrelated), and label_silhouette,
+        label_calinski_harabasz and label_davies_bouldin: the three scores above for labels in place of clusters, as
         STimage-1K4M scores embeddings.
 
     Raises:
         ValueError: If an option is not one of those allowed, rows do not match, or the features are constant.
-        ImportError: If Leiden is asked for and not installed.
+        ImportError: If method is "leiden" and its libraries are not installed.
 
     Examples:
         >>> rows, columns = (grid.ravel() for grid in np.mgrid[:6, :6])
@@ -89,10 +89,10 @@ def spatial_domains(
 
 
 def _standardised(features: ArrayLike) -> np.ndarray:
-    """Return features brought to the mean 0 and the mean variance 1, all columns by one factor.
+    """Centre features and divide all columns by one factor, so that their mean variance is 1.
 
-    Clusters and their scores do not depend on that factor, but scikit-learn takes distances below 1e-8 for zero and calls
-    such clusters perfect (Davies-Bouldin 0). Columns keep their proportions, as published scores have them.
+    Clusters and their scores do not depend on that factor, but scikit-learn treats distances below 1e-8 as zero and calls
+    such clusters perfect (Davies-Bouldin 0). Columns keep their relative scales, as in published scores.
 
     Raises:
         ValueError: If no column varies: such features hold no clusters.
@@ -104,7 +104,7 @@ def _standardised(features: ArrayLike) -> np.ndarray:
     if scale <= 1e-12:
         raise ValueError(
             f"features are constant over the {len(rows)} spots (they vary by {scale:.1g} of their size), so nothing can be "
-            "clustered. Look for the cause: a model that collapsed, or an array of one value."
+            "clustered. Look for the cause: a collapsed model, or an array of one value."
         )
     return centred / scale
 
@@ -117,7 +117,7 @@ def _clusters(
     resolution: float = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return the domain of each spot (spots,) int64; arguments are those of `spatial_domains`, the features standardised."""
+    """Return the domain of each spot (spots,) int64; arguments as for `spatial_domains`, with features standardised."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}. Choose one of them.")
     if num_domains is None:
@@ -125,7 +125,7 @@ def _clusters(
         num_domains = max(2, len(set(map(str, named)))) if len(named) else min(7, max(2, len(rows) // 5))
     if not 2 <= num_domains < len(rows):
         raise ValueError(
-            f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than spots. Ask for fewer."
+            f"num_domains is {num_domains}; allowed is 2 to {len(rows) - 1}, fewer than the {len(rows)} spots. Choose one."
         )
     if method == "leiden":
         return _leiden(rows, resolution, seed)
@@ -140,7 +140,7 @@ def _scored(
     neighbours: np.ndarray,
     seed: int,
 ) -> tuple[dict[str, float], dict[str, Statistic]]:
-    """Return the numbers of `spatial_domains`, and some as functions of resampled spots, the clusters being what they are."""
+    """Return the scores of `spatial_domains`, and some of them as functions of resampled spots with the clusters kept."""
     there = (neighbours >= 0).sum(axis=1)
     smooth = mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)
     statistics: dict[str, Statistic] = {"smoothness": smooth}
@@ -177,9 +177,9 @@ def _centred_intervals(
     scores: Mapping[str, float],
     bootstrap: Bootstrap,
 ) -> dict[str, dict[str, Any]]:
-    """Return intervals of NMI, Calinski-Harabasz and Davies-Bouldin, moved so that the mean of their resamples is their value.
+    """Return intervals of NMI, Calinski-Harabasz and Davies-Bouldin, shifted so that the resamples' mean is the value itself.
 
-    These three are biased in resamples: copies of a spot lie in one place, so that groups look tighter and purer.
+    Resampling biases these three: copies of a spot coincide, so groups look tighter and purer.
     """
     result = {}
     for prefix, kept, groups in _partitions(labels, domains):
@@ -197,7 +197,7 @@ def _centred_intervals(
 def _partitions(
     labels: Sequence[str | None] | np.ndarray | None, domains: np.ndarray
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Return (prefix of the metrics, spots, their group): the clusters, and the labels where there are some."""
+    """Return (prefix of the metrics, mask of spots, their groups) of the clusters and, where there are any, of the labels."""
     partitions = [("", np.ones(len(domains), dtype=bool), domains)]
     if labels is not None:
         kept = ~missing_rows(labels)
@@ -212,21 +212,21 @@ def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
 
 
 def spot_neighbours(positions: np.ndarray, slides: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Return the rows (spots, k) of the nearest spots of the same slide, -1 where a slide has fewer spots than that."""
+    """Return the rows (spots, k) of the k nearest spots of the same slide, -1 where the slide has fewer."""
     result = np.full((len(positions), k), -1)
     for slide in np.unique(slides):
         rows = np.flatnonzero(slides == slide)
         there = min(k, len(rows) - 1)
         if there > 0:
             nearest = cKDTree(positions[rows]).query(positions[rows], k=there + 1)[1]
-            # The spot itself is dropped by name: of two spots in one place either may come first.
+            # Drop the spot itself by its row: of two spots at one position either may come first.
             for row, near in zip(rows, rows[nearest]):
                 result[row, :there] = near[near != row][:there]
     return result
 
 
 def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
-    """Return the share of neighbouring spots that are of the same domain; 1 is one region, the shuffled value is chance.
+    """Return the share of neighbouring spots that are in the same domain: 1 for a single region; shuffled domains give chance.
 
     Examples:
         >>> smoothness(np.array([0, 0, 1]), np.array([[1], [0], [1]]))
@@ -236,7 +236,7 @@ def smoothness(domains: np.ndarray, neighbours: np.ndarray) -> float:
 
 
 def _same_domain(domains: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    """Tell how many neighbours of each spot (spots,) are of its domain."""
+    """Count the neighbours of each spot that are in its domain (spots,)."""
     return ((domains[neighbours] == domains[:, None]) & (neighbours >= 0)).sum(axis=1)
 
 
@@ -284,8 +284,8 @@ PROTOCOL = Protocol(
     headline="ari",
     shown=("nmi", "silhouette", "smoothness", "smoothness_shuffled"),
     chance={"ari": 0.0, "nmi": 0.0, "smoothness": "smoothness_shuffled"},
-    note="Clusters of the embeddings of the test spots. ARI and NMI: 1 is the labels' partition, 0 is chance. Smoothness "
-    "counts only above its shuffled value.",
+    note="Clusters of the test spots' embeddings. ARI and NMI: 1 is the partition by labels, 0 an unrelated one. Smoothness is "
+    "meaningful only above its shuffled value.",
     lower_is_better=("davies_bouldin", "label_davies_bouldin"),
     cost=3.0,
 )

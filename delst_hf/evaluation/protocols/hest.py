@@ -3,7 +3,7 @@
 Source: mahmoodlab/HEST (arXiv 2406.16192), src/hest/bench/{benchmark,trainer,st_dataset}.py. For each fold: StandardScaler and
 PCA-256 fitted on training spots, float32, Ridge(solver="lsqr", alpha=100 / (d * genes), no intercept) with d the number of
 columns after the PCA, and Pearson per gene over the pooled test spots. The targets are log(1 + counts), not scaled to a
-library size. Without an intercept the predictions are off by the mean of a gene; Pearson does not see that.
+library size. Without an intercept, predictions are off by the mean of the gene, which does not change Pearson.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,20 +26,20 @@ from . import Protocol
 
 HEST_COMPONENTS = 256
 HEST_SEED = 1
-MAX_PAIRED_SPOTS = 20_000  # beyond, predictions by gene would make the results too large
+MAX_PAIRED_SPOTS = 20_000  # with more, the predictions of all genes would make the results too large
 # alpha="cv" chooses among these multiples of the benchmark's alpha.
 CV_FACTORS: tuple[float, ...] = tuple(float(factor) for factor in np.logspace(0, 8, 9))
 
 
 @dataclass(frozen=True)
 class ExpressionResult:
-    """What `expression_protocol` found.
+    """Result of `expression_protocol`.
 
     Attributes:
         variant: What differs from the benchmark, such as "alpha=cv,pcc=per_slide"; "" where nothing does.
-        metrics: Flat numbers.
+        metrics: Metric -> number.
         genes: Names of the genes predicted, in order.
-        gene_pearson: (genes,) Pearson of each gene, the mean over folds; NaN where it never varies.
+        gene_pearson: (genes,) Pearson of each gene, averaged over folds; NaN where the gene varies in no fold.
         predicted: (spots, genes) predictions made while the spot's group was left out; NaN where it never was.
     """
 
@@ -69,23 +69,23 @@ def expression_protocol(
     Args:
         features: (spots, columns).
         targets: (spots, genes) log(1 + counts) of the genes of `hest_genes`.
-        genes: (genes,) their names, written into the result.
+        genes: (genes,) names, written into the result.
         groups: (spots,) the patient of each spot (the benchmark leaves patients out), or another grouping.
-        protocol: "hest", the only one; the arguments below are its variants.
+        protocol: "hest", the only choice; the arguments below select its variants.
         alpha: "hest", 100 / (columns after PCA * genes); or "cv", chosen by leaving one training group out.
         pcc: "pooled", Pearson over all test spots of a fold; or "per_slide", the mean over its slides.
-        pca: components, or None for no PCA and, as in the benchmark, no scaler. Where columns or training
-            spots are fewer, as many as there are.
-        slides: (spots,) needed by pcc="per_slide".
-        seed: of the PCA's solver.
+        pca: Number of components, at most that of columns and of training spots; None for no PCA and, as in the
+            benchmark, no scaler.
+        slides: (spots,) the slide of each spot, needed by pcc="per_slide".
+        seed: Seed of the PCA's solver.
         test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
-            without such spots only train.
+            without such spots are only trained on.
 
     Returns:
-        The result; its metrics are pearson_mean (over genes, then folds: 1 is perfect, 0 is chance), pearson_sd (n, over
-        folds, as the benchmark), alpha_mean, pca_components, num_genes, num_constant_genes (not scored, summed over folds),
-        num_lacking_genes (those among them that the fitting spots of a fold lack: HEST's trainer gives NaN), num_folds,
-        num_spots.
+        The result, whose metrics are pearson_mean (over genes, then over folds: 1 is perfect, 0 is chance), pearson_sd (over
+        folds, with divisor n as in the benchmark), alpha_mean, pca_components, num_genes, num_constant_genes (not scored,
+        summed over folds), num_lacking_genes (those of them that do not vary over the training spots, for which HEST's trainer
+        gives NaN), num_folds and num_spots.
 
     Raises:
         ValueError: If an option is not one of those allowed, shapes differ, or there is one group only.
@@ -109,7 +109,7 @@ def expression_protocol(
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Predictions of the folds: (spots, genes), NaN where there is none; and of each fold its spots, penalty and columns."""
+    """Predictions (spots, genes), NaN where there are none; and the held-out spots, penalty and components of each fold."""
 
     predicted: np.ndarray
     held: list[np.ndarray]
@@ -126,14 +126,14 @@ def _predictions(
     alphas: Sequence[str],
     seed: int,
 ) -> dict[str, _Predictions]:
-    """Predict the scored spots of each group from the other groups, by each way to choose alpha; the PCA is one for all."""
+    """Predict the scored spots of each group from the other groups, by each way to choose alpha, all after one PCA."""
     result = {alpha: _Predictions(np.full(values.shape, np.nan), [], [], []) for alpha in alphas}
     for fit, whole_group in group_folds(names):
         held = whole_group[scored[whole_group]]
         if len(held) == 0:
             continue
         inputs, queries = _reduced(rows[fit], rows[held], pca, seed)
-        # Nothing is learned of a gene that the fitting spots lack: HEST's trainer gives it NaN, and so it is left out.
+        # Nothing is learned of a gene that does not vary in training: HEST's trainer gives it NaN, so it is left out.
         learned = np.flatnonzero(np.ptp(values[fit], axis=0) > 0)
         for alpha, each in result.items():
             factor = _cv_factor(rows[fit], values[fit], names[fit], pca, seed) if alpha == "cv" else 1.0
@@ -148,7 +148,7 @@ def _predictions(
 def _result(
     variant: str, predictions: _Predictions, values: np.ndarray, genes: list[str], parts: np.ndarray
 ) -> ExpressionResult:
-    """Score predictions, Pearson being taken in the `parts` (spots,) of a fold."""
+    """Score predictions, with Pearson computed within each of the `parts` (spots,) of a fold."""
     folds = [(predictions.predicted[held], values[held], parts[held]) for held in predictions.held]
     by_fold = np.array([fold_pearson(*fold) for fold in folds])
     means = nanmean(by_fold.T)
@@ -180,7 +180,7 @@ def _checked_groups(
     groups: Sequence[Any] | np.ndarray,
     parts: Sequence[Any] | np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the group of every spot and the part of a fold over which its Pearson is taken, as strings (spots,)."""
+    """Return, as strings (spots,), the group of every spot and the part of a fold in which its Pearson is computed."""
     if len(rows) != len(values) or values.shape[1] != len(genes):
         raise ValueError(
             f"features {rows.shape}, targets {values.shape} and {len(genes)} genes do not match; pass one row per spot in "
@@ -189,7 +189,7 @@ def _checked_groups(
     names = group_names(groups, len(rows), "groups")
     if len(np.unique(names)) < 2:
         raise ValueError(
-            f"all spots are of the group {str(names[0])!r}; 'hest' leaves one out. Add a second patient or slide."
+            f"all spots are of the group {str(names[0])!r}; 'hest' leaves one group out. Add a second patient or slide."
         )
     if parts is None:
         raise ValueError("pcc='per_slide' needs slides, which is None. Pass the slide of every spot.")
@@ -207,7 +207,7 @@ def hest_alpha(num_columns: int, num_genes: int) -> float:
 
 
 def _reduced(fit: np.ndarray, held: np.ndarray, pca: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return standardised and, unless None, PCA-reduced features of both sides, float32 as in the benchmark."""
+    """Return the features of both sides, standardised and reduced by PCA unless it is None, float32 as in the benchmark."""
     if pca is None:
         return fit.astype(np.float32), held.astype(np.float32)
     scaler = StandardScaler().fit(fit)
@@ -263,7 +263,7 @@ def run(findings: Findings) -> None:
 def _variants(
     features: np.ndarray, targets: np.ndarray, genes: list[str], groups: np.ndarray, spots: Spots
 ) -> Iterator[tuple[ExpressionResult, np.ndarray]]:
-    """Yield each variant of `PROTOCOL`, and over which parts its Pearson is taken; what they share is fitted once."""
+    """Yield the result of each variant of `PROTOCOL` and the parts in which its Pearson is computed; share their fits."""
     rows, names = finite_matrix(features, "features"), group_names(groups, len(features), "groups")
     shared = (rows, targets, names, spots.test)
     both = _predictions(*shared, HEST_COMPONENTS, ["hest", "cv"], HEST_SEED)
@@ -278,7 +278,7 @@ def _variants(
 
 
 def _target_genes(findings: Findings) -> list[str]:
-    """Choose genes as HEST on spots that are not scored, or by variance where a panel or a slide is too shallow for that."""
+    """Choose genes as HEST does, on spots that are not scored; or by variance where a panel or a slide is too shallow."""
     spots = findings.spots
     counts, slides = spots.counts[spots.reference], spots.slides[spots.reference]
     try:
@@ -290,7 +290,7 @@ def _target_genes(findings: Findings) -> list[str]:
 
 
 def _by_slide(result: ExpressionResult, measured: np.ndarray, slides: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Return the mean Pearson within each slide that is scored."""
+    """Return the mean Pearson within each scored slide."""
     scores = {}
     for slide in np.unique(slides):
         part = slides == slide
@@ -302,7 +302,7 @@ def _by_slide(result: ExpressionResult, measured: np.ndarray, slides: np.ndarray
 def _keep_genes(
     findings: Findings, arm: str, result: ExpressionResult, measured: np.ndarray, groups: np.ndarray
 ) -> None:
-    """Keep Pearson and interval of each gene; of the first own arm also the predictions, and the best gene for the map."""
+    """Keep the Pearson and interval of each gene; for the first own arm also its predictions and a map of the best gene."""
     predicted = result.predicted[findings.test_rows]
     bootstrap, by_gene = findings.bootstrap(findings.test_rows), gene_statistic(predicted, measured, groups)
     scores, draws = by_gene(np.arange(len(measured))), bootstrap.resampled(by_gene)
@@ -335,13 +335,13 @@ PROTOCOL = Protocol(
     headline="pearson_mean",
     chance={"pearson_mean": 0.0},
     task="expression-prediction",
-    note="HEST-Benchmark: PCA-256, its ridge without intercept, Pearson over the pooled test spots, log(1 + counts). Genes "
-    "that the training spots of a fold lack are left out, as by HEST's trainer.",
+    note="HEST-Benchmark: log(1 + counts) predicted by PCA-256 and a ridge without intercept, Pearson over the pooled test "
+    "spots. Genes that the training spots of a fold lack are left out, as in HEST's trainer.",
     variants={
         "": "As the benchmark runs it.",
         "alpha=cv": "The penalty is chosen on training groups.",
         "pcc=per_slide": "Pearson within each slide, averaged.",
-        "pca=None": "No PCA, and as in HEST's code then no scaler either.",
+        "pca=None": "No PCA and, as in HEST's code, no scaler.",
     },
     drawn=("", "alpha=cv"),
     cost=5.0,

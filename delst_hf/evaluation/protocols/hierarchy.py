@@ -1,6 +1,6 @@
-"""What a learned hierarchy is made of: biology or sequencing depth, cones or width, hyperbolic or flat.
+"""Diagnose a learned hierarchy: biology or sequencing depth, right cones or merely wide ones, hyperbolic or flat.
 
-The docstring of `hierarchy_report` tells of each number what a high and a low value say, and so does its table.
+The docstring of `hierarchy_report` says what a high and a low value of each number mean, and the table quotes it.
 """
 
 import inspect
@@ -40,7 +40,7 @@ def hierarchy_report(
     seed: int = 0,
     statistics: Mapping[str, Statistic] | None = None,
 ) -> dict[str, float]:
-    """Return everything of the learned hierarchy that is a number.
+    """Compute the numbers that describe a learned hierarchy.
 
     Args:
         image_embeds: Space parts (spots, dim).
@@ -54,47 +54,47 @@ def hierarchy_report(
         parent: "gene" or "image".
         min_radius: ``K`` of the half-aperture.
         aperture_scale: ``eta`` that widens the cones.
-        seed: Of the shuffled control and of the sample behind delta.
-        statistics: What `hierarchy_statistics` returns for these spots, where it is known.
+        seed: Seed of the shuffled control and of the sample for delta.
+        statistics: Result of `hierarchy_statistics` for these spots, if it is already there.
 
     Returns:
-        The following, those of labels only with labels, and means: ``{modality}_radius_of_{label}``, and
+        The numbers below (those of labels only with labels), and mean radii: ``{modality}_radius_of_{label}``, and
         ``{modality}_radius_of_quarter_1`` to 4, by quarters of expressed genes within each slide, few to many.
 
         image_radius: Mean distance of images to the origin. Low: general; high: specific.
-        gene_radius: Mean distance of gene profiles to the origin. The parent modality should be the lower one.
+        gene_radius: Mean distance of gene profiles to the origin. It should be lower for the parent modality.
         image_half_aperture: Mean half-angle of the images' cones in degrees. Near 90 a cone is a half-space and holds nearly
             anything.
         gene_half_aperture: Mean half-angle of the genes' cones in degrees. Near 90: cone collapse, parents at the origin.
-        in_cone_matched: Share of spots whose child lies in its parent's cone. Means something only above its control.
-        in_cone_mismatched: The control: the same with the child of another spot. As high as the matched share: the cones are
-            wide, not right.
-        entailment_auc: Chance that a parent's own child leaves its cone by less than another spot's child does. 1: perfect,
+        in_cone_matched: Share of spots whose child lies in its parent's cone. Meaningful only above its control.
+        in_cone_mismatched: Control: the same share with the child of another spot. As high as the matched share: the cones
+            are wide, not right.
+        entailment_auc: Probability that a parent's own child fits its cone better than the child of another spot. 1: perfect;
             0.5: chance. Does not depend on the aperture.
         entailment_ap: Average precision of that ranking: one over the rank of the own child. 1: always first; chance: about 0.
-        entailment_asymmetry: The chance above less that of parent and child exchanged. High: the cones point one way; 0 or
-            below: they say no more than nearness.
-        entailment_auc_decile: Chance that a child's own parent holds it better than another parent of the same tenth by
-            radius, whose cone is as wide. 0.5: chance.
+        entailment_asymmetry: That AUC minus the AUC with parent and child exchanged. High: the cones point one way; 0 or
+            below: they show no more than proximity.
+        entailment_auc_decile: Probability that a child fits its own parent's cone better than that of another parent in the
+            same decile of radius, which is as wide. 0.5: chance.
         image_radius_level_rho: Spearman of image radius with expressed genes, over all spots. Mixes slides.
         gene_radius_level_rho: Spearman of gene radius with expressed genes, over all spots. Mixes slides.
-        image_radius_genes_within: The same within slides (mean): what is left when slide effects are out.
-        gene_radius_genes_within: The same within slides (mean): what is left when slide effects are out.
+        image_radius_genes_within: Spearman of image radius with expressed genes within slides: free of slide effects.
+        gene_radius_genes_within: Spearman of gene radius with expressed genes within slides: free of slide effects.
         image_radius_counts_within: Spearman of image radius with total counts within slides. As high as with genes: depth.
         gene_radius_counts_within: Spearman of gene radius with total counts within slides. As high as with genes: depth.
         image_radius_genes_given_counts: Partial Spearman within slides of radius and genes, total counts held fixed. High:
             more than depth; 0: nothing beyond depth.
         gene_radius_genes_given_counts: Partial Spearman within slides of radius and genes, total counts held fixed. High: more
             than depth; 0: nothing beyond depth.
-        image_radius_genes_shuffled: The control: levels shuffled within slides. Must be near 0.
-        gene_radius_genes_shuffled: The control: levels shuffled within slides. Must be near 0.
-        image_radius_label_eta: Share of the variance of image radius ranks within slides that labels explain. High: radius
+        image_radius_genes_shuffled: Control: the numbers of expressed genes shuffled within slides. Must be near 0.
+        gene_radius_genes_shuffled: Control: the numbers of expressed genes shuffled within slides. Must be near 0.
+        image_radius_label_eta: Share of the variance of within-slide image radius ranks that labels explain. High: the radius
             differs between tissues.
-        gene_radius_label_eta: Share of the variance of gene radius ranks within slides that labels explain.
+        gene_radius_label_eta: Share of the variance of within-slide gene radius ranks that labels explain.
         delta_hyperbolic: Gromov delta of the embedding's distances, 2 delta / diameter. 0: a tree; near 1: no tree at all.
-        delta_euclidean: The same of the tangent coordinates by straight distance. As low: the hyperbolic geometry is not used.
+        delta_euclidean: The same for straight distances of tangent coordinates. As low: the hyperbolic geometry is not used.
         curvature: c, where the space has curvature -c. Toward 0: the space has become flat.
-        curvature_at_clamp: 1 when c sits at the end of its allowed range: training would have moved it further.
+        curvature_at_clamp: 1 when c is at an end of its allowed range: training would have moved it further.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def hierarchy_report(
         )
     everyone = np.arange(len(image))
     result = {name: statistic(everyone) for name, statistic in statistics.items()}
-    # In float32, as the log of a training tells them.
+    # In float32, as in the log of a training.
     result |= cone_statistics(torch.from_numpy(image), torch.from_numpy(gene), curvature, **cone)
     shuffled = genes[permutation_within(names, seed)]
     kept = np.zeros(len(image), dtype=bool) if labels is None else ~missing_rows(labels)
@@ -135,7 +135,7 @@ def hierarchy_report(
     return result
 
 
-# What a high and a low value of each number say, as the docstring above tells it.
+# Number -> what a high and a low value mean, read from the docstring above.
 MEANINGS = {
     name: " ".join(text.split())
     for name, text in re.findall(
@@ -159,13 +159,13 @@ def hierarchy_statistics(
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
 ) -> dict[str, Statistic]:
-    """Return the numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
+    """Return numbers of `hierarchy_report` as functions of resampled spots; arguments are those.
 
-    Not those of single points (curvature), nor Gromov's delta, a maximum, for which a bootstrap does not hold.
+    Left out are the curvature, which does not depend on spots, and Gromov's delta, a maximum, for which a bootstrap is invalid.
     """
     image, gene = (torch.from_numpy(np.asarray(embeds)).double() for embeds in (image_embeds, gene_embeds))
     apex, child = (gene, image) if parent == "gene" else (image, gene)
-    # In float32, as `cone_statistics` of a model's own output.
+    # In float32, like `cone_statistics` of a model's own output.
     matched, mismatched = cone_membership(apex.float(), child.float(), curvature, min_radius, aperture_scale)
     rankings = entailment_rankings(apex.numpy(), child.numpy(), curvature, min_radius)
     means = {"in_cone_matched": matched, "in_cone_mismatched": mismatched, **rankings}
@@ -199,10 +199,10 @@ def _quarters(level: np.ndarray, slides: np.ndarray) -> list[np.ndarray]:
 def rank_correlation(
     values: np.ndarray, level: np.ndarray, slides: np.ndarray | None = None, given: np.ndarray | None = None
 ) -> float:
-    """Return the Spearman correlation, the mean over slides weighted by spots when given; partial on ranks with `given`.
+    """Return the Spearman correlation: with `slides` the mean over them weighted by spots, with `given` partial on ranks.
 
     Returns:
-        In [-1, 1]; 0.0 where something is constant or the condition explains the level entirely.
+        In [-1, 1]; 0.0 where an argument is constant or `given` explains the level entirely.
     """
     statistic = spearman_statistic(values, level, given)
     return (statistic if slides is None else within_slides(statistic, slides))(np.arange(len(values)))
@@ -230,9 +230,9 @@ def delta_hyperbolicity(points: ArrayLike, curvature: float | None, max_points: 
 
     Args:
         points: (points, dim); space parts when `curvature` is given.
-        curvature: positive c for geodesic distances, None for straight ones.
-        max_points: sample size; the work is its cube.
-        seed: of the sample.
+        curvature: Positive c for geodesic distances, None for straight ones.
+        max_points: Sample size; the work grows with its cube.
+        seed: Seed of the sample.
 
     Returns:
         0 for a tree (then hyperbolic space is the right one) up to 1; a sphere or a cloud of noise lies near 0.3 to 0.6.
@@ -249,7 +249,7 @@ def delta_hyperbolicity(points: ArrayLike, curvature: float | None, max_points: 
 
 
 def relative_delta(distances: np.ndarray) -> float:
-    """Return 2 delta / diameter of a matrix of distances (points, points), Gromov products taken from the first point."""
+    """Return 2 delta / diameter of a matrix of distances (points, points), with the first point as the base point."""
     diameter = distances.max()
     if diameter == 0:
         return 0.0
@@ -261,16 +261,16 @@ def relative_delta(distances: np.ndarray) -> float:
 
 
 def run(findings: Findings) -> None:
-    """Report what the order of the space is made of, slide by slide and over all."""
+    """Report the hierarchy of the space, slide by slide and over all."""
     space, spots = findings.space, findings.spots
     if space is None or space.geometry != "lorentz":
-        raise ValueError("only a Lorentz space has one")
+        raise ValueError("only a Lorentz space has a hierarchy")
     genes, totals = np.diff(spots.counts.indptr).astype(float), np.asarray(spots.counts.sum(axis=1)).reshape(-1)
     slides = list(np.unique(spots.slides[spots.test]))
     for slide in [*(slides if len(slides) > 1 else []), None]:
         rows = np.flatnonzero(spots.test if slide is None else spots.test & (spots.slides == slide))
         if len(rows) < 3:
-            findings.skip("hierarchy", f"slide {slide} has {len(rows)} spots")
+            findings.skip("hierarchy", f"slide {slide} has {len(rows)} spots; 3 are needed")
             continue
         given: dict[str, Any] = {
             "image_embeds": space.image[rows],
@@ -307,7 +307,8 @@ PROTOCOL = Protocol(
         "image_radius_genes_within": "image_radius_genes_shuffled",
         "gene_radius_genes_within": "gene_radius_genes_shuffled",
     },
-    note="Distance to the origin is generality: a low radius is general. A share of cones counts only above its control.",
+    note="The radius is the distance to the origin: low is general, high is specific. The share of children in their parents' "
+    "cones is meaningful only above its control.",
     meanings=MEANINGS,
     cost=2.0,
 )

@@ -1,4 +1,4 @@
-"""Expression by retrieval: that of the training spots whose gene embeddings lie nearest to an image (BLEEP's way)."""
+"""Predict expression by retrieval, as BLEEP does: average the training spots whose gene embeddings are nearest to an image."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,21 +25,21 @@ def impute_by_retrieval(
     curvature: float | None = None,
     k: int = 20,
 ) -> np.ndarray:
-    """Predict expression of image spots as the mean profile of the k gene embeddings nearest to each (BLEEP's way).
+    """Predict the expression of each image as the mean profile of the k spots with the nearest gene embeddings (as BLEEP).
 
     Args:
         query_embeds: (queries, dim) image embeddings of spots whose expression is wanted.
         target_embeds: (targets, dim) gene embeddings of spots whose expression is known: training spots.
         target_expression: (targets, genes).
         geometry: "cosine", "euclidean" or "lorentz".
-        curvature: positive c, for "lorentz".
-        k: neighbours; all of them when there are fewer.
+        curvature: Positive c, for "lorentz".
+        k: Number of neighbours; all targets where there are fewer.
 
     Returns:
         (queries, genes), to be scored by `gene_pearson`.
 
     Raises:
-        ValueError: If k is not positive, or the targets differ in number.
+        ValueError: If k is not positive, or target embeddings and expression differ in number.
 
     Examples:
         >>> impute_by_retrieval([[1.0, 0.0]], np.eye(2), [[5.0], [7.0]], "cosine", k=1).tolist()
@@ -49,7 +49,7 @@ def impute_by_retrieval(
     known = finite_matrix(target_expression, "target_expression")
     if len(known) != len(targets):
         raise ValueError(
-            f"{len(targets)} target_embeds and {len(known)} rows of target_expression; they must be as many."
+            f"{len(targets)} target_embeds and {len(known)} rows of target_expression; pass both for the same spots."
         )
     if k < 1:
         raise ValueError(f"k is {k}; allowed is 1 or more. 20 neighbours are usual.")
@@ -68,7 +68,7 @@ def variable_expression(findings: Findings) -> tuple[np.ndarray, np.ndarray]:
 
 
 def imputed(findings: Findings, space: Space, expression: np.ndarray, shuffle: bool = False) -> np.ndarray:
-    """Return the expression of each image from spots of other groups (spots, genes), NaN where none is left to fit on."""
+    """Return expression (spots, genes) predicted for each image from spots of other groups, NaN where there are none."""
     predicted = np.full(expression.shape, np.nan)
     for fit, scored in findings.spots.folds:
         known = expression[fit]
@@ -80,7 +80,7 @@ def imputed(findings: Findings, space: Space, expression: np.ndarray, shuffle: b
 
 
 def run(findings: Findings) -> None:
-    """Score the expression of test images as that of the nearest spots' genes, beside shuffled pairs."""
+    """Score the expression imputed for test images, and that imputed from shuffled pairs."""
     space, spots, rows = findings.need_space(), findings.spots, findings.test_rows
     columns, expression = variable_expression(findings)
     findings.facts["imputation"] = {"genes": [spots.genes[i] for i in columns]}
@@ -103,6 +103,6 @@ PROTOCOL = Protocol(
     shown=("imputation_pearson_within",),
     chance={"imputation_pearson": 0.0, "imputation_pearson_within": 0.0},
     task="expression-prediction",
-    note="Expression of an image as the mean of the 20 nearest training spots' genes. Nothing is fitted.",
+    note="An image is given the mean expression of the 20 training spots with the nearest gene embeddings. Nothing is fitted.",
     drawn=("",),
 )

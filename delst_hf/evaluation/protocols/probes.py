@@ -58,22 +58,22 @@ def label_probe(
         features: (spots, columns); space parts for geometry "lorentz".
         labels: (spots,) strings, None where nobody labelled the spot.
         groups: (spots,) the slide or the patient of each spot, as `split` says; needed by "grouped".
-        protocol: "grouped", leave one group out; or "stimage1k4m" (see `stimage1k4m_probe`), which ignores all that follows.
-        split: what a group is, "slide", "patient" or "block" (a part of a slide); it names what is missing in errors.
+        protocol: "grouped", leave one group out; or "stimage1k4m" (see `stimage1k4m_probe`), which ignores all other options.
+        split: What a group is, for error messages: "slide", "patient" or "block" (a part of a slide).
         probe: "linear", "knn" or "prototype".
-        geometry: "euclidean", "cosine" or "lorentz": distances of "knn".
-        curvature: positive c, for "lorentz" and for "prototype".
-        k: neighbours of "knn".
-        seed: of the linear probe's classifier.
-        alphas: of the linear probe, chosen by leaving one training group out; a single one is taken as it is.
+        geometry: Distances of "knn": "euclidean", "cosine" or "lorentz".
+        curvature: Positive c, for "lorentz" and for "prototype".
+        k: Number of neighbours of "knn".
+        seed: Seed of the linear probe's classifier.
+        alphas: Penalties of the linear probe, of which one is chosen by leaving one training group out; a single one is used.
         test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
-            without such spots only train.
+            without such spots are only trained on.
 
     Returns:
         Scores and predictions. Scores: macro_f1 over all spots that could be predicted, pooled over the folds (1 is
         perfect), balanced_accuracy, majority_macro_f1 (always the commonest training class), macro_f1_fold_mean and
         macro_f1_fold_sd over the folds, num_folds, num_spots, num_classes. Predictions (spots,): a label, or None where
-        there is no label to compare with or no fold; for "stimage1k4m" None throughout.
+        the spot has no label or is in no fold; for "stimage1k4m" always None.
 
     Raises:
         ValueError: If an option is not one of those allowed, or no fold can be fitted.
@@ -128,7 +128,7 @@ def label_probe(
 
 
 def _folds(names: np.ndarray, truth: np.ndarray, scored: np.ndarray, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return rows that fit and rows that are predicted, for each group with scored rows that leaves two classes to fit on."""
+    """Return (rows to fit on, rows to predict) for each group that has scored rows and leaves two classes to fit on."""
     folds = [
         (np.flatnonzero(names != group), np.flatnonzero((names == group) & scored))
         for group in np.unique(names[scored])
@@ -153,7 +153,7 @@ def knn_predictions(
     """Return the majority label (unseen rows,) among the k nearest training rows; the first by name on a tie.
 
     Raises:
-        ValueError: If k is not positive or the geometry not known.
+        ValueError: If k is not positive or the geometry is unknown.
     """
     if k < 1:
         raise ValueError(f"k is {k}; allowed is 1 or more. 20 neighbours are usual.")
@@ -186,9 +186,9 @@ def prototype_predictions(
         features: (rows, dim) space parts of training points.
         labels: (rows,) strings.
         unseen: (unseen rows, dim) space parts.
-        curvature: the positive c of the hyperboloid of curvature -c.
-        steps: of the optimiser.
-        learning_rate: of the optimiser.
+        curvature: The positive c of the hyperboloid of curvature -c.
+        steps: Steps of the optimiser.
+        learning_rate: Learning rate of the optimiser.
 
     Raises:
         ValueError: If the curvature is not positive.
@@ -205,7 +205,7 @@ def prototype_predictions(
     prototypes = geoopt.ManifoldParameter(torch.cat([time, space], dim=-1).double(), manifold=manifold)
     optimiser = geoopt.optim.RiemannianAdam([prototypes], lr=learning_rate, stabilize=10)
     weight = 1.0 / torch.bincount(target).double()
-    # Distances of a class's spots to their own prototype set the temperature, so that a small ball is not a flat softmax.
+    # The mean distance of spots to their own prototype sets the temperature: else points close together give a flat softmax.
     own = pairwise_distance(points, space, curvature).gather(1, target[:, None]).mean().clamp_min(1e-3)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -229,7 +229,7 @@ def run(findings: Findings) -> None:
     """Score the linear, the kNN and the hyperbolic nearest-prototype probe, each group predicted from the others."""
     spots = findings.spots
     if not spots.labelled:
-        raise ValueError("no two labels among the spots")
+        raise ValueError("the spots to score have no labels, or all labels are of one class")
     groups, split = spots.groups
     statistics: dict[str, dict[str, Statistic]] = {}
     for arm, probe, values, options in _runs(findings):
@@ -250,7 +250,7 @@ def run(findings: Findings) -> None:
 
 
 def _runs(findings: Findings) -> list[tuple[str, str, np.ndarray, dict[str, Any]]]:
-    """Return (arm, probe, values, options) of everything that is fitted: a space's own embeddings by its own distances."""
+    """Return (arm, probe, features, options) of every fit; the embeddings of a space are compared by its own distances."""
     space, arms = findings.space, findings.arms.values()
     runs: list[tuple[str, str, np.ndarray, dict[str, Any]]] = [(arm.name, "linear", arm.features, {}) for arm in arms]
     runs += [(arm.name, "knn", arm.features, {"geometry": "cosine"}) for arm in arms]
@@ -270,7 +270,7 @@ PROTOCOL = Protocol(
     shown=("balanced_accuracy", "majority_macro_f1", "num_folds"),
     chance={"macro_f1": "majority_macro_f1"},
     task="image-classification",
-    note="Each group (patient, slide or strip of a slide) is predicted from the others. Chance is to answer always the "
+    note="Each group (patient, slide or strip of a slide) is predicted from the others. Chance is always answering the "
     "commonest label.",
     variants={
         "linear": "Linear classifier of STimage-1K4M on standardised features.",

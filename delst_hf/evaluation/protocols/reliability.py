@@ -1,4 +1,4 @@
-"""When to trust a prediction that was made from H&E alone: confidences against the errors of each spot."""
+"""Test which confidences tell, from H&E alone, how large the error of a spot's prediction is."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from . import Protocol
 from .imputation import imputed, variable_expression
 
 BANK_NEIGHBOURS = 10
-"""Nearest fitting spots whose mean distance is the distance of a spot to the reference."""
+"""The distance of a spot to the reference is its mean distance to so many nearest fitting spots."""
 
 
 def run(findings: Findings) -> None:
@@ -50,16 +50,16 @@ def run(findings: Findings) -> None:
 
 
 def _within_slides(error: np.ndarray, confidence: np.ndarray, slides: np.ndarray) -> dict[str, float]:
-    """Return the scores of each slide by itself, averaged by spots: which slide is easy is not a question about one map."""
+    """Score each slide separately and average by spots: a confidence has to rank the spots of a map, not the slides."""
     parts = [slides == slide for slide in np.unique(slides)]
     scores = pd.DataFrame([selective_prediction(error[part], confidence[part]) for part in parts])
-    weights = scores.notna().mul([part.sum() for part in parts], axis=0)  # a score that a slide has not does not count
+    weights = scores.notna().mul([part.sum() for part in parts], axis=0)  # a slide without a score has no weight
     means: dict[Any, float] = ((scores * weights).sum() / weights.sum()).to_dict()
     return means
 
 
 def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Predict each test spot from spots of other groups: errors by variant (spots,), and the expression predicted."""
+    """Predict each test spot from spots of other groups; return errors (spots,) by variant and the predicted expression."""
     spots, space = findings.spots, findings.space
     _, measured = variable_expression(findings)
     features = findings.arms[findings.own[0]].features
@@ -86,14 +86,14 @@ def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.nda
 
 
 def profile_errors(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return one minus the Pearson correlation over genes of each spot's predicted and measured profile (spots,)."""
+    """Return 1 minus the Pearson correlation, over genes, between the predicted and measured profile of each spot (spots,)."""
     errors = np.full(len(measured), np.nan)
     errors[rows] = 1 - gene_pearson(predicted[rows].T, measured[rows].T)
     return errors
 
 
 def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> list[Arm]:
-    """Return confidences (spots,); those of the model's own space are its own."""
+    """Return confidences (spots,) as arms; the radius in the model's space is its own, the others are baselines."""
     spots, space = findings.spots, findings.space
     features = findings.arms[findings.own[0]].features
     size = len(spots.slides)
@@ -128,7 +128,7 @@ def _confidences(findings: Findings, predictions: dict[str, np.ndarray]) -> list
 
 
 def distance_to_reference(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Return the mean distance (spots,) of standardised features to their nearest in the reference."""
+    """Return the mean distance (spots,) of standardised features to their nearest neighbours in the reference."""
     scaler = FlooredScaler.fit(np.asarray(reference, dtype=np.float64))
     bank, queries = scaler.transform(reference), scaler.transform(features)
     lengths, number = (bank**2).sum(1), min(BANK_NEIGHBOURS, len(bank))
@@ -141,9 +141,9 @@ def distance_to_reference(reference: np.ndarray, features: np.ndarray) -> np.nda
 
 
 def retrieval_certainty(space: Space, fit: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return of each image (spots,) the entropy of the softmax over the fitting spots' genes, and the nearest's similarity.
+    """Return for each image (spots,) the entropy of its softmax over fitting spots, and the similarity of the nearest one.
 
-    The similarities are standardised over the reference before the softmax, so that no temperature has to be chosen.
+    Similarities are divided by their standard deviation before the softmax, so that no temperature has to be chosen.
     """
     left, right = as_inner_product(space.image[scored], space.gene[fit], space.geometry, space.curvature)
     entropy, top = np.empty(len(left)), np.empty(len(left))
@@ -166,16 +166,16 @@ PROTOCOL = Protocol(
     headline="spearman",
     shown=("excess_aurc", "error_of_confident_half", "mean_error"),
     chance={"spearman": 0.0, "excess_aurc": 1.0},
-    note="Each confidence against the error of each spot, slide by slide: one minus the Pearson correlation of its predicted "
-    "and measured profile (centred: less the mean profile of the spots that fit), or a wrong label. Spearman is high where "
-    "confident spots are predicted well; the excess of the area under risk and coverage is 0 for the best order and 1 for "
-    "chance. The rival that matters most is the number of genes that a ridge predicts from the same features.",
+    note="Whether a confidence ranks the spots of a slide by their error. The error of a spot is 1 minus the Pearson "
+    "correlation of its predicted and measured profile, or for labels 1 where the label is wrong. Spearman is high where "
+    "confident spots are predicted well. Excess AURC (area under the risk-coverage curve) is 0 for the best possible order and "
+    "1 for chance. The baseline that matters most is the number of genes that a ridge predicts from the same features.",
     variants={
-        "ridge": "expression by ridge",
-        "ridge, centred": "expression by ridge, less the mean profile",
-        "retrieval": "expression by retrieval",
-        "retrieval, centred": "expression by retrieval, less the mean profile",
-        "labels": "labels by linear probe",
+        "ridge": "Expression predicted by ridge regression.",
+        "ridge, centred": "The same, with the mean profile of the training spots subtracted.",
+        "retrieval": "Expression predicted by retrieval.",
+        "retrieval, centred": "The same, with the mean profile of the training spots subtracted.",
+        "labels": "Labels predicted by the linear probe.",
     },
     cost=2.0,
 )

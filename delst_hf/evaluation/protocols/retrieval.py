@@ -11,7 +11,7 @@ from ..retrieval import retrieval_scores, sampled_queries
 from ..uncertainty import Statistic
 from . import Protocol
 
-MAX_QUERIES = 20_000  # of a larger pool a random sample is ranked, against all of it
+MAX_QUERIES = 20_000  # a larger pool is searched by a random sample of its queries
 SCORED_BY_RANK = ("recall@1", "recall@5", "recall@10")
 
 
@@ -75,7 +75,7 @@ def _scores(
 
 
 def _chance(slides: np.ndarray, pools: np.ndarray | None, queries: np.ndarray) -> dict[str, float]:
-    """Return what a model that knows nothing gets, averaged over queries."""
+    """Return the chance levels, averaged over queries."""
     sizes = np.full(len(slides), len(slides))
     if pools is not None:
         _, numbers, counts = np.unique(pools, return_inverse=True, return_counts=True)
@@ -102,12 +102,12 @@ PROTOCOL = Protocol(
     ),
     chance={
         **{f"{way}_recall@{k}": f"chance_recall@{k}" for way in ("image_to_gene", "gene_to_image") for k in (1, 5, 10)},
-        # Ranks without skill are uniform: mean and median agree.
+        # Ranks at chance are uniform: mean and median agree.
         **dict.fromkeys(_RANKS, "chance_median_rank"),
     },
     lower_is_better=_RANKS,
     task="image-gene-retrieval",
-    note="Recall depends on the size of the pool, so chance stands beside it.",
+    note="Recall depends on the size of the pool, so chance is shown beside it.",
     variants={
         "": "The pool is all test spots.",
         "within": "Each query against its own slide only: knowing the slide does not help.",

@@ -1,6 +1,6 @@
-"""Does tissue or the slide decide which spots are alike: PathoROB's robustness index, computed by croma.
+"""Test whether tissue or the slide decides which spots are alike, by PathoROB's robustness index as computed by croma.
 
-PathoROB (arXiv 2507.17845) looks at the k nearest neighbours of every patch by cosine. A neighbour of the same class from
+PathoROB (arXiv 2507.17845) takes the k nearest neighbours of every patch by cosine. A neighbour of the same class from
 another medical centre (SO) speaks for the model, one of another class from the same centre (OS) against it, and the others
 do not count: ``index = sum SO / (sum SO + sum OS)``. Here the centre is the slide, or the patient.
 """
@@ -21,8 +21,8 @@ from ..uncertainty import Weighted
 from . import Protocol
 
 K_CANDIDATES = (5, 11, 21)
-"""Numbers of neighbours of which croma takes the one whose vote names the classes best."""
-# Beyond so many spots the index is that of a random sample of so many: croma walks the neighbours one by one.
+"""Numbers of neighbours, of which croma chooses the one whose vote predicts the classes best."""
+# With more spots the index is computed on a random sample of so many: croma loops over neighbours one by one.
 MAX_SPOTS = 5_000
 
 
@@ -36,19 +36,19 @@ def robustness_index(
     """Compute the robustness index of embeddings.
 
     Args:
-        features: (spots, columns); directions count, lengths do not.
+        features: (spots, columns), of which only the directions matter.
         labels: (spots,) class of each spot.
-        centres: (spots,) what should not matter: slide or patient.
-        groups: (spots,) spots of one group are never each other's neighbours: near-copies, such as those of one slide.
+        centres: (spots,) slide or patient of each spot, which should not matter.
+        groups: (spots,) names of sets of near-copies, such as the spots of a slide, that are never each other's neighbours.
         k_candidates: Numbers of neighbours to choose from, each less than the number of spots.
 
     Returns:
-        Numbers and the index of each spot (spots,), NaN where none of its neighbours counts. robustness_index is 1 where
+        Scores, and the index of each spot (spots,), NaN where none of its neighbours counts. robustness_index is 1 where
         neighbours share the class and 0 where they share the centre; support is the share of spots with a neighbour that
-        counts, neighbours the k that was chosen, and robustness_chance what randomly drawn neighbours would give.
+        counts, neighbours is the k that was chosen, and robustness_chance is the index of randomly drawn neighbours.
 
     Raises:
-        ValueError: If croma is not installed, or nothing could be told apart: no class on two centres, or no centre with two.
+        ValueError: If croma is not installed, no class occurs in two centres, or no centre holds two classes.
 
     Examples:
         >>> labels, centres = ["a", "a", "b", "b"], ["1", "2", "1", "2"]
@@ -75,7 +75,7 @@ def robustness_index(
         }
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of little support, which is among the numbers
+        warnings.simplefilter("ignore")  # it warns of low support, which is among the scores
         found = RI.compute(values, table, confounder_column="centre", k_candidates=list(k_candidates))
     scores = {
         "robustness_index": found.value if found.support > 0 else float("nan"),
@@ -89,10 +89,10 @@ def robustness_index(
 def robustness_chance(
     labels: Sequence[str] | np.ndarray, centres: Sequence[str] | np.ndarray, groups: Sequence[str] | np.ndarray
 ) -> float:
-    """Return the index of embeddings without any sense: the share of SO among all pairs of spots that are SO or OS.
+    """Return the index of uninformative embeddings: the share of SO pairs among all SO and OS pairs of spots.
 
     Raises:
-        ValueError: If there is no pair of one of the two kinds.
+        ValueError: If there are no SO pairs or no OS pairs.
 
     Examples:
         >>> robustness_chance(["a", "a", "b"], ["1", "2", "1"], ["x", "y", "z"])  # two SO and two OS among ordered pairs
@@ -102,7 +102,7 @@ def robustness_chance(
     table = pd.DataFrame({name: np.asarray(values).astype(str) for name, values in columns.items()})
 
     def pairs(*names: str) -> int:
-        """Return how many ordered pairs of spots, each with itself too, are of one value in these columns."""
+        """Count the ordered pairs of spots, self-pairs included, that are equal in these columns."""
         return int((table.groupby(list(names)).size() ** 2).sum())
 
     same = pairs("label") - pairs("label", "centre")
@@ -119,7 +119,7 @@ def run(findings: Findings) -> None:
     rows = rows[~missing_rows(spots.labels[rows])]
     if len(np.unique(spots.slides[rows])) < 2:
         raise ValueError(
-            f"labels on two slides to score are needed, and there are {len(np.unique(spots.slides[rows]))} such slides"
+            f"two test slides with labels are needed, and there are {len(np.unique(spots.slides[rows]))} such slides"
         )
     reasons = []
     for variant, (centres, groups) in _centres(spots).items():
@@ -144,13 +144,15 @@ def _score(findings: Findings, variant: str, rows: np.ndarray, centres: np.ndarr
     kept = rows[np.isin(labels[rows], shared)]
     if len(shared) < 2:
         raise ValueError(
-            f"two labels that occur on two slides each are needed, and there are {len(shared)} such labels"
+            f"two labels that each occur on two slides are needed, and there are {len(shared)} such labels"
         )
     if len(kept) > MAX_SPOTS:
         kept = np.sort(np.random.default_rng(findings.seed).choice(kept, MAX_SPOTS, replace=False))
     candidates = [k for k in K_CANDIDATES if k < len(kept)]
     if not candidates:
-        raise ValueError(f"{len(kept)} spots with such labels are too few; {K_CANDIDATES[0] + 1} or more are needed")
+        raise ValueError(
+            f"{len(kept)} spots have a label that occurs on two slides; {K_CANDIDATES[0] + 1} or more are needed"
+        )
     statistics: dict[str, Any] = {}
     for arm in findings.arms.values():
         scores, by_spot = robustness_index(arm.features[kept], labels[kept], centres[kept], groups[kept], candidates)
@@ -163,9 +165,9 @@ def _score(findings: Findings, variant: str, rows: np.ndarray, centres: np.ndarr
 
 
 def _moved(by_spot: np.ndarray, value: float) -> Weighted:
-    """Return the mean index of resampled spots, moved so that it is the pooled index where every spot is drawn once.
+    """Return the mean index of resampled spots, shifted so that drawing every spot once gives the pooled index.
 
-    croma tells the index of each spot and the pooled one, but not how many neighbours of a spot count.
+    croma returns the index of each spot and the pooled one, but not how many neighbours of a spot count.
     """
     mean = mean_statistic(by_spot)
     shift = value - mean(np.arange(len(by_spot)))
@@ -179,8 +181,8 @@ PROTOCOL = Protocol(
     headline="robustness_index",
     shown=("robustness_chance", "support", "neighbours"),
     chance={"robustness_index": "robustness_chance"},
-    note="PathoROB's robustness index: of the nearest neighbours that share either the label or the slide, the share that "
-    "shares the label. 1 is tissue alone, 0 is the slide alone. Support is the share of spots with such a neighbour; a high "
-    "index over little support says little.",
-    variants={"": "", "patient": "the patient in place of the slide; neighbours of the same slide are left out"},
+    note="PathoROB's robustness index: among nearest neighbours that share either the label or the slide (not both), the share "
+    "with the same label. 1: tissue alone decides; 0: the slide alone. Support is the share of spots with such a neighbour; "
+    "an index with low support says little.",
+    variants={"": "", "patient": "The patient in place of the slide; neighbours of the same slide are left out."},
 )

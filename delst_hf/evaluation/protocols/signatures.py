@@ -1,7 +1,7 @@
-"""Zero-shot maps: what a shared space of images and genes gives without fitting anything.
+"""Draw zero-shot maps of gene signatures in a shared space of images and genes, without fitting anything.
 
 A gene signature becomes an expression profile, the model embeds the profile, and every spot gets the similarity of its image
-to it. No label is used; labels only score the map.
+to that profile. No label is used; labels only score the map.
 """
 
 import json
@@ -52,17 +52,17 @@ def signature_profile(
     spread: ArrayLike,
     strength: float = 2.0,
 ) -> np.ndarray:
-    """Turn a signature into the profile of a spot that has it: the mean spot, its genes raised.
+    """Turn a signature into the profile of a spot that has it: the mean profile with the signature's genes raised.
 
-    Genes outside the signature stay at their mean, so that the profile is one that a gene encoder has seen the like of; all
+    Genes outside the signature stay at their mean, so that the profile resembles those that a gene encoder was trained on; all
     zeros would be a spot without RNA.
 
     Args:
         signature: Gene name -> weight (negative: lowered), or names, each of weight 1.
         genes: (genes,) names of the columns.
-        mean: (genes,) mean normalised expression of reference spots, training spots as a rule.
+        mean: (genes,) mean normalised expression of reference spots, usually training spots.
         spread: (genes,) their standard deviation.
-        strength: how many standard deviations a weight of 1 raises a gene.
+        strength: How many standard deviations a weight of 1 raises a gene.
 
     Returns:
         (genes,) float64 normalised expression, never below 0. A reference profile needs no such step: pass its own
@@ -87,8 +87,8 @@ def signature_profile(
 def known_genes(name: str, signature: Mapping[str, Any], genes: Sequence[str]) -> str:
     """Count the genes of a signature, or of a reference profile, that a model reads.
 
-    A map drawn by the lesser part of a signature would pass under the name of the whole, so a signature needs half of its
-    genes; a reference profile, which names genes by the thousand, needs one.
+    A map of less than half of its genes would not show the signature that it is named after, so half of them must be known;
+    a reference profile, which names thousands of genes, needs one.
 
     Args:
         name: What to call it in an error.
@@ -124,17 +124,17 @@ def known_genes(name: str, signature: Mapping[str, Any], genes: Sequence[str]) -
 def reference_profiles(
     vocabulary: Sequence[str], spots: Spots, signatures: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Collect everything that is to be embedded as a profile of genes.
+    """Collect the profiles of genes that are to be embedded.
 
     Args:
         vocabulary: (genes,) names of the genes that the model reads.
-        spots: The spots; means and spreads are those of `Spots.reference`.
+        spots: The spots; means and standard deviations are taken over `Spots.reference`.
         signatures: Name -> {"genes": {gene: weight} or [genes]} or {"profile": {gene: counts}}, and "region": the label that it
             should find, if there is one.
 
     Returns:
-        Name -> normalised expression (genes,): "mean profile", each signature, and the mean profile of each label, the last
-        only from spots that are not scored. And name -> label, for those that have a label to find.
+        Name -> normalised expression (genes,): "mean profile", each signature and, where some spots are not scored, the mean
+        profile of each label among these spots. And name -> label, for the profiles that have a label to find.
 
     Raises:
         ValueError: If fewer than half of the genes of a signature are in the vocabulary and the dataset.
@@ -165,7 +165,7 @@ def reference_profiles(
 def _measured_profile(
     counts: Mapping[str, float], vocabulary: Sequence[str], mean: np.ndarray, target_sum: float
 ) -> np.ndarray:
-    """Normalise a profile of counts, such as that of a cell type of an atlas; genes that are not named stay at the mean."""
+    """Normalise a profile of counts, such as a cell type of an atlas; genes that it does not name stay at the mean."""
     total = float(sum(counts.values()))
     known = [index for index, name in enumerate(vocabulary) if name in counts]
     if not known or total <= 0:
@@ -193,11 +193,11 @@ def signature_map(
         spot_embeds: (spots, dim) image (or gene) embeddings.
         geometry: "cosine", "euclidean" or "lorentz".
         curvature: positive c, for "lorentz".
-        reference_embeds: (1, dim) embedding of the mean profile: with it the map is how much more similar a spot is to the
-            signature than to the average spot, so that spots far from everything do not look like signatures missing.
+        reference_embeds: (1, dim) embedding of the mean profile. Its similarity is subtracted from that of the signature, so
+            that spots far from every profile do not look as if they lacked the signature.
 
     Returns:
-        (spots, signatures) scores, high where the signature is; cosine, or the negative distance.
+        (spots, signatures) scores, high where the signature is: cosine, or the negative distance.
 
     Examples:
         >>> spots = np.random.default_rng(0).normal(size=(6, 3))
@@ -225,7 +225,7 @@ def _similarity(queries: np.ndarray, targets: np.ndarray, geometry: str, curvatu
 
 
 def run(findings: Findings) -> None:
-    """Draw zero-shot maps, and with labels score how well each finds its region and every other."""
+    """Draw zero-shot maps and, with labels, score how well each finds its region and every other region."""
     space, spots = findings.need_space(), findings.spots
     if not space.signatures:
         raise ValueError("no signature was given and no training spot has a label")
@@ -251,6 +251,6 @@ PROTOCOL = Protocol(
     title="Zero-shot maps of signatures",
     headline="auroc",
     chance={"auroc": 0.5},
-    note="AUROC of a signature's map for the region it should find. No label was used to draw it.",
+    note="AUROC of a signature's map for the region that it should find. The map itself uses no labels.",
     cost=1.0,
 )

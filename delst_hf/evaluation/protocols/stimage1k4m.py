@@ -1,8 +1,8 @@
 """The linear probe of STimage-1K4M, as that benchmark runs it: random spots, five splits, no scaling.
 
 Source: JiawenChenn/STimage-1K4M (arXiv 2406.06393), code_reproducibility/evaluation/01-linear_probling.py. Its splits mix the
-spots of every slide, so a test spot's neighbours are in training: compare with published numbers by it, and judge a model
-by `label_probe` with split="slide" or "patient".
+spots of every slide, so neighbours of a test spot are in training. Use it to compare with published numbers, and
+`label_probe` with split="slide" or "patient" to judge a model.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from ..resampled import f1_statistic, within_slides
 from ..uncertainty import Bootstrap
 from . import Protocol
 
-LEAST_LABELLED = 50  # spots: a tenth of them tests
+LEAST_LABELLED = 50  # spots, a tenth of which are tested
 SPLIT_SEEDS = (0, 1, 2, 3, 4)
 CLASSIFIER_SEED = 1
 # Labels that the benchmark drops before it splits.
@@ -40,7 +40,7 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
     Returns:
         macro_f1_mean and macro_f1_sd (n - 1) of the five test sets; 1 is perfect. validation_macro_f1, alpha,
         num_spots, num_train, num_test, num_classes, num_seeds. Neighbouring spots leak: values are higher than on unseen
-        slides, for shuffled and for honest features alike.
+        slides.
 
     Raises:
         ValueError: If fewer than ten spots are labelled, or a split trains on a single class.
@@ -57,7 +57,7 @@ def stimage1k4m_probe(features: ArrayLike, labels: Sequence[str | None] | np.nda
 def stimage1k4m_predictions(
     features: ArrayLike, labels: Sequence[str | None] | np.ndarray
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:
-    """Compute `stimage1k4m_probe`, and of all its test spots the label, the prediction and the split, one after another.
+    """Compute `stimage1k4m_probe`, and the label, the prediction and the split of all its test spots, split by split.
 
     Arguments and errors are those of `stimage1k4m_probe`.
     """
@@ -66,7 +66,6 @@ def stimage1k4m_predictions(
     if len(truth) < 10:
         raise ValueError(f"{len(truth)} labelled spots; the 80/10/10 split needs 10 or more. Label more spots.")
     splits = [_split(len(truth), seed) for seed in SPLIT_SEEDS]
-    # As the benchmark: F1 is averaged over the classes of truth and prediction together.
     for j, (fit, _, _) in enumerate(splits):
         if len(np.unique(truth[fit])) < 2:
             raise ValueError(
@@ -80,6 +79,7 @@ def stimage1k4m_predictions(
         fit, held, chosen = splits[j]
         classifier = fit_classifier(inputs[j], truth[fit], alpha, CLASSIFIER_SEED)
         answer, known = (answers(classifier, inputs[j], rows[part]) for part in (held, chosen))
+        # As in the benchmark, F1 is averaged over the classes of truth and prediction together.
         scores = (macro_f1(truth[held], answer, everywhere=True), macro_f1(truth[chosen], known, everywhere=True))
         return answer, *scores
 
@@ -118,10 +118,10 @@ def run(findings: Findings) -> None:
     test, labels = findings.spots.test, findings.spots.labels
     labelled = int((~missing_rows(labels[test])).sum())
     if not findings.spots.labelled or labelled < LEAST_LABELLED:
-        raise ValueError(f"{labelled} labelled spots of two classes or more; it needs {LEAST_LABELLED}")
+        raise ValueError(f"{labelled} test spots are labelled; {LEAST_LABELLED} are needed, with two classes")
     for arm in findings.arms.values():
         scores, truth, answer, splits = stimage1k4m_predictions(arm.features[test], labels[test])
-        # Each of the five test sets is resampled by itself.
+        # Each of the five test sets is resampled separately.
         statistic = within_slides(f1_statistic(truth, answer, everywhere=True), splits)
         bootstrap = Bootstrap(len(truth), splits, resamples=findings.evaluation.resamples, seed=findings.seed)
         findings.add(
@@ -136,7 +136,7 @@ PROTOCOL = Protocol(
     headline="macro_f1_mean",
     shown=("alpha", "num_spots"),
     task="image-classification",
-    note="STimage-1K4M's own split of random spots, so neighbours leak: for comparison with published numbers only. The "
+    note="STimage-1K4M splits by random spots, so neighbours leak: use it only to compare with published numbers. The "
     "standard deviation is over five splits.",
     cost=4.0,
 )
