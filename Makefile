@@ -3,21 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TOY := runs/toy
-# One process with all cores, said outright: accelerate warns of what it has to guess, and -q leaves out its own tracebacks.
+# One process with all cores, stated explicitly: accelerate warns about values that it has to guess. -q omits its own tracebacks.
 LAUNCH := $(BIN)/accelerate launch -q --config_file training/configs/accelerate/cpu.yaml \
 	--num_cpu_threads_per_process $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: pretrain test pytest extras lazyslide docs lowest newest torture lint style types suites gpu clean
 
-# torch goes first and pinned: any other version pulls gigabytes of CUDA on machines that only have a CPU.
+# torch is installed first and pinned: any other version pulls gigabytes of CUDA on CPU-only machines.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
-# The main job on the embedded default: synthetic slides in, a checkpoint and its evaluation on an unseen patient out.
+# The main job on the default data: synthetic slides in, a checkpoint and its evaluation on an unseen patient out.
 pretrain: $(VENV)/installed
 	rm -rf $(TOY)/pretrain
 	$(BIN)/delst prepare toy --output $(TOY)/data --overwrite
@@ -34,11 +34,11 @@ style: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-# The pages as a site, in site/; a link or a name that leads nowhere is an error.
+# Builds the pages as a site in site/; a broken link or an unknown name is an error.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# transformers ships its own test suites in its source distribution alone. Where it cannot be fetched, the tests that run
+# transformers ships its test suites only in its source distribution. If that cannot be fetched, the tests that run
 # them on our classes are skipped.
 $(VENV)/suites: $(VENV)/installed
 	-$(BIN)/pip download --quiet --no-deps --no-binary transformers --constraint constraints.txt \
@@ -46,16 +46,16 @@ $(VENV)/suites: $(VENV)/installed
 
 suites: $(VENV)/suites
 
-# mypy in a fresh clone takes a minute or two of one core, so it runs beside the tests; either that fails fails the whole.
+# mypy takes a minute or two of one core in a fresh clone, so it runs in parallel with the tests; if either fails, the target fails.
 test: style docs $(VENV)/suites
 	$(MAKE) --jobs 2 types pytest
 
-# Two processes, a file's tests in one: the models are tiny, more threads would only wait for each other.
+# Two processes, all tests of a file in one of them. The models are tiny: more threads would only wait for each other.
 pytest: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# Packages that the tests skip without: scanpy and squidpy (which wants an older imagecodecs than the one that figures were measured
-# with), gradio (an older Pillow). They go into an environment of their own on top of the first, which stays as it is.
+# Packages without which tests are skipped: scanpy, squidpy (needs an older imagecodecs than the figures were measured
+# with), gradio (needs an older Pillow) and others. They have their own environment on top of the first, which stays unchanged.
 EXTRAS := .venv-extras
 EXTRA_TESTS := tests/test_prediction_predict.py tests/test_demo.py tests/test_readers_spatialdata_cells.py \
 	tests/test_readers_collections.py tests/test_data_scale.py tests/test_prediction_retrieve.py \
@@ -69,8 +69,8 @@ $(EXTRAS)/installed: $(VENV)/installed
 		openslide-python openslide-bin
 	touch $@
 
-# LazySlide needs torchvision, whose wheel fits the torch of PyPI only: with its CUDA that is an environment of 6 GB by itself. Three
-# equals signs take that very build, and none for CPUs alone that a machine may prefer.
+# LazySlide needs torchvision, whose wheel fits only the torch build of PyPI, with CUDA: an environment of 6 GB of its own. Three
+# equals signs select exactly that build, even where pip would prefer a CPU-only one.
 LAZYSLIDE := .venv-lazyslide
 $(LAZYSLIDE)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LAZYSLIDE)
@@ -84,8 +84,8 @@ lazyslide: $(LAZYSLIDE)/installed
 extras: $(EXTRAS)/installed lazyslide
 	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest $(EXTRA_TESTS)
 
-# Faults injected at every step: kills, full disks, flipped bits, second runs, hostile text, planted secrets. It prints how many were
-# tried and how many held; `make test` takes some of the steps, and prints the same.
+# Fault injection at every step: kills, full disks, flipped bits, second runs, hostile text, planted secrets. It prints how many faults
+# were tried and how many held; `make test` tries some of the steps, and prints the same.
 torture: $(VENV)/installed
 	DELST_TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_torture_*.py \
 		tests/test_atomic.py tests/test_data_folder.py tests/test_data_declared.py tests/test_errors.py tests/test_markup.py \
@@ -96,8 +96,8 @@ torture: $(VENV)/installed
 		tests/test_prediction_positions.py tests/test_prediction_retrieve.py tests/test_pretraining_finetune.py \
 		tests/test_pretraining_search.py
 
-# The lowest declared versions (torch excepted, see tests/lowest.py) and the tests of what users call, a quarter of an hour.
-# Left out: checks of the project itself, and the suites of transformers, which are those of another version.
+# Tests the lowest declared versions (torch excepted, see tests/lowest.py) in a quarter of an hour. Left out are checks of the
+# project itself, and the suites of transformers, which belong to another version.
 LOWEST := .lowest
 lowest:
 	$(PYTHON) -m venv $(LOWEST)
@@ -106,7 +106,7 @@ lowest:
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lora,leiden]' pytest pytest-xdist parameterized
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(filter-out $(NOT_LOWEST),$(wildcard tests/test_*.py))
 
-# The newest versions that there are (torch excepted), with the same tests. Python 3.12 or later brings pandas 3 and anndata 0.13:
+# Runs the same tests with the newest available versions (torch excepted). Python 3.12 or later gets pandas 3 and anndata 0.13:
 # `make newest PYTHON=python3.12`.
 NEWEST := .newest
 newest:
@@ -117,7 +117,7 @@ newest:
 NOT_LOWEST := $(wildcard tests/test_torture_*.py) $(patsubst %,tests/test_%.py,architecture import_closure mlinter startup \
 	transformers_suites wheel)
 
-# On a machine with a GPU, by the Python that has torch with CUDA and the dependencies there: no environment is made.
+# For a machine with a GPU: PYTHON must have torch with CUDA and the dependencies, because no environment is created.
 gpu:
 	$(PYTHON) benchmarks/gpu.py --output $(or $(OUT),runs/gpu)
 

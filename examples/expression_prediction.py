@@ -3,7 +3,7 @@
     python examples/expression_prediction.py runs/toy/pretrain/model runs/toy/data toy_D1 runs/toy/prediction.png
 
 Prints the mean Pearson correlation over the 50 most variable genes on the slide, beside that of eleven colour statistics of
-each patch, and draws the best predicted gene. Whatever is chosen (genes, penalty, scale) is chosen on the training slides.
+each patch, and draws the best predicted gene. Genes, penalty and scales are all chosen on the training slides.
 """
 
 import sys

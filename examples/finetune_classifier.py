@@ -1,9 +1,9 @@
-"""Fine-tune a classifier of spots from a pretrained checkpoint, by transformers' own Trainer, and use it as a pipeline.
+"""Fine-tune a classifier of spots from a pretrained checkpoint with transformers' own Trainer, and use it as a pipeline.
 
     python examples/finetune_classifier.py runs/toy/pretrain/model runs/toy/data toy_D1 runs/toy/classifier
 
-Trains on the labels of all other slides and prints macro-F1 on this one, beside that of the commonest class. Writes the model
-and map.png, the pathologist's labels beside the predicted ones.
+Trains on the labels of all other slides and prints macro-F1 on this one, beside that of predicting the most common class.
+Writes the model and map.png, the pathologist's labels beside the predicted ones.
 """
 
 import sys

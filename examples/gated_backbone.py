@@ -3,8 +3,8 @@
     python examples/gated_backbone.py bioptimus/H-optimus-0 runs/toy/data runs/heads      # after `hf auth login`
     python examples/gated_backbone.py ../models/h-optimus-0 runs/toy/data runs/heads      # a copy on this machine
 
-The backbone stays as it is; the checkpoint names its id, revision and fingerprint. Who loads it fetches the backbone from the
-Hub with access of their own, or gives a folder by vision_path=, and gets an error where the weights are not the same.
+The backbone is not trained; the checkpoint stores its id, revision and fingerprint. Users of the checkpoint fetch the backbone
+from the Hub with their own access, or give a folder with vision_path=; weights that differ are an error.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Look at the learned hierarchy: the Poincare disk of a slide, and numbers that say whether it means anything.
+"""Show the learned hierarchy: the Poincare disk of a slide, and numbers that say whether it means anything.
 
     python examples/hierarchy.py runs/toy/pretrain/model runs/toy/data toy_D1 runs/toy/hierarchy.png
 
-Near the centre is general, near the rim specific. Beside each number stands the control without which it says little: levels
-shuffled within the slide, and cones that hold the children of other spots.
+Points near the centre are general, points near the rim specific. Each number is printed beside its control, without which it
+says little: levels shuffled within the slide, and cones that hold the children of other spots.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Find spots by a patch, and a gene signature on a slide, from the images alone: nothing is fitted and no label is read.
+"""Find the spots nearest to a patch, and map a gene signature from the images alone: no fit, no labels.
 
     python examples/signature_maps.py runs/toy/pretrain/model runs/toy/data toy_D1 TOY124,TOY129,TOY134 runs/toy/maps
 
 Prints how often a patch finds the genes of its own spot, and writes gallery.png (patches, and the spots whose genes lie
-nearest) and signature.png (where the images look like the signature, beside the measured expression of its genes).
+nearest) and signature.png (how much each image looks like the signature, beside the measured expression of its genes).
 """
 
 import sys
@@ -44,7 +44,7 @@ for query in np.linspace(0, len(spots) - 1, 4).astype(int):
 Path(output).mkdir(parents=True, exist_ok=True)
 retrieval_gallery(rows).savefig(f"{output}/gallery.png", dpi=120)
 
-# The signature as a profile of expression: the mean training spot, its genes raised by two standard deviations.
+# The signature as an expression profile: the mean training spot, with the signature's genes raised by two standard deviations.
 genes, vocabulary = signature.split(","), processor.feature_extractor.vocabulary
 reference = collator.gene_values([train[i] for i in range(0, len(train), max(1, len(train) // 500))])
 mean, spread = reference.mean(0), reference.std(0)

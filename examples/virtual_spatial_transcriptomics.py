@@ -1,11 +1,11 @@
-"""Expression of a slide that has only H&E: a head fitted on slides with counts, a map on the new one, the score beside it.
+"""Predict the expression of a slide that has only H&E: fit a head on slides with counts, map the new slide, score the map.
 
     python examples/virtual_spatial_transcriptomics.py runs/toy/pretrain/model runs/toy/data toy_D1 he.png 2 runs/toy/virtual
 
-Arguments: checkpoint, dataset folder, the slide to predict, its image, micrometres per pixel, a folder to write. The slide is
-predicted from its image alone. Where the dataset holds its counts, which nothing here was fitted on, the mean Pearson over the
-100 most variable genes of the training slides is printed: predictions of the grid are interpolated linearly at the spots. Two
-of these genes are drawn, measured beside predicted: those predicted best on slides that were left out of the fit.
+Arguments: checkpoint, dataset folder, the slide to predict, its image, micrometres per pixel, an output folder. The slide is
+predicted from its image alone. If the dataset holds its counts, on which nothing here was fitted, the mean Pearson over the
+100 most variable genes of the training slides is printed; predictions are interpolated linearly from the grid to the spots.
+Two of these genes are drawn, measured beside predicted: those predicted best on slides left out of the fit.
 """
 
 import sys
