@@ -155,7 +155,7 @@ def test_the_radius_of_another_array_is_refused(tmp_path, picture):
 def test_a_legacy_table_on_no_known_array_is_refused_with_what_was_found(tmp_path, picture):
     files = write_legacy(tmp_path, SQUARES, lay(SQUARES, (60.0, 45.0)), picture)
     with pytest.raises(
-        ValueError, match=r"steps of 45\.0 and 60\.0 px at 90 degrees; known are squares of 200 um.*--mpp"
+        ValueError, match=r"steps of 45\.0 and 60\.0 px at 90 degrees; known arrays are squares of 200 um.*--mpp"
     ):
         read_legacy_st(*files)
     assert read_legacy_st(*files, mpp=0.5).mpp == 0.5
@@ -282,7 +282,7 @@ def test_squares_that_are_of_no_known_array_are_refused(tmp_path, picture):
     """Crossings of channels of 25 um, 50 um apart, whose tool states the diagonal of a crossing."""
     adata = make_adata(SQUARES, lay(SQUARES, 50.0), picture, 25 * 2**0.5)
     adata.write_h5ad(tmp_path / "a.h5ad")
-    with pytest.raises(ValueError, match=r"lie on squares of 50\.0 px, and it is not known of which array.*--mpp"):
+    with pytest.raises(ValueError, match=r"lie on squares of 50\.0 px, which identifies no known array: .*--mpp"):
         read_anndata(tmp_path / "a.h5ad")
     with pytest.raises(ValueError, match=r"squares of 50\.0 px"):
         read_anndata(tmp_path / "a.h5ad", technology="Visium")
@@ -704,7 +704,7 @@ def test_systems_that_lay_the_spots_differently_must_be_chosen_between(make_stor
     store = make_store(
         both, {"a": Identity(), "b": Scale([0.5, 0.5], axes=("x", "y"))}, lay(EVERY_SECOND, (60 * HEXAGONS[0], 30))
     )
-    with pytest.raises(ValueError, match=r"\['a', 'b'\] lay the spots on different places.*--coordinate-system"):
+    with pytest.raises(ValueError, match=r"\['a', 'b'\] place the spots differently on the image.*--coordinate-system"):
         read_spatialdata(store)
     assert read_spatialdata(store, coordinate_system="a").mpp == pytest.approx(100 / 60)
     assert read_spatialdata(store, coordinate_system="b").mpp == pytest.approx(100 / 30)

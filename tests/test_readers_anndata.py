@@ -140,7 +140,7 @@ def test_one_of_several_libraries(tmp_path):
     adata.uns["spatial"]["TWO"] = adata.uns["spatial"]["LIB"]
     with pytest.raises(ValueError, match=r"holds 2 libraries: \['LIB', 'TWO'\].*--library-id"):
         read_anndata(write(adata, tmp_path / "a.h5ad"))
-    with pytest.raises(KeyError, match=r"obs\['library_id'\] does not say"):
+    with pytest.raises(KeyError, match=r"no column of obs names the library of each spot\. Add obs\['library_id'\]"):
         read_anndata(tmp_path / "a.h5ad", library_id="TWO")
     adata.obs["library_id"] = ["LIB", "TWO", "TWO", "TWO"]
     slide = read_anndata(write(adata, tmp_path / "b.h5ad"), library_id="TWO")
@@ -188,7 +188,7 @@ def test_files_that_are_no_anndata_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file at"):
         read_anndata(tmp_path / "none.h5ad")
     (tmp_path / "seurat.rds").write_bytes(gzip.compress(b"X"))  # as R packs it
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/seurat.rds is not an .h5ad .*in R by anndataR"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/seurat.rds is not an .h5ad .*in R with anndataR"):
         read_anndata(tmp_path / "seurat.rds")
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(ValueError, match="not an .h5ad file"):

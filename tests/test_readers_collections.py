@@ -265,7 +265,9 @@ def test_xenium_mistakes(tmp_path, source):
     Image.fromarray(source.pixels).save(tmp_path / "he.png")
     with pytest.raises(ValueError, match="grid_um is 0.*--grid-um"):
         read_xenium(tmp_path / "out", tmp_path / "he.png", grid_um=0)
-    with pytest.raises(ValueError, match="none of 3000 transcripts is a gene of quality 99.*--min-qv"):
+    with pytest.raises(
+        ValueError, match="none of 3000 transcripts is of a gene, with a name, a position and a quality of 99.*--min-qv"
+    ):
         read_xenium(tmp_path / "out", tmp_path / "he.png", min_qv=99)
     with pytest.raises(FileNotFoundError, match="no transcripts.parquet"):
         read_xenium(tmp_path, tmp_path / "he.png")

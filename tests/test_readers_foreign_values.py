@@ -187,7 +187,7 @@ def test_patients_of_metadata_stay_text_and_releases_must_agree(tmp_path):
     pd.DataFrame({"id": ["S1"], "patient": ["007"], "species": ["NA"]}).to_csv(tmp_path / "HEST_v1.csv", index=False)
     assert _metadata(tmp_path, "S1")["patient"] == "007" and _metadata(tmp_path, "S1")["species"] is None
     pd.DataFrame({"id": ["S1"], "patient": ["8"], "species": ["NA"]}).to_csv(tmp_path / "HEST_v2.csv", index=False)
-    with pytest.raises(ValueError, match="HEST_v1.csv, HEST_v2.csv do not agree about patient"):
+    with pytest.raises(ValueError, match="HEST_v1.csv, HEST_v2.csv disagree about patient"):
         _metadata(tmp_path, "S1")
 
 
@@ -280,7 +280,7 @@ def test_a_matrix_without_names_is_read_by_its_ids(tmp_path):
 @pytest.mark.parametrize(("text", "match"), [
     ('{"tissue_hires_scalef": "wide"}', r"scalefactors_json\.json: tissue_hires_scalef is 'wide'.*a positive number"),
     ('{"tissue_hires_scalef": 0}', "tissue_hires_scalef is 0.*a positive number"),
-    ("[1, 2]", "scalefactors_json.json holds no scale factors by name but list"),
+    ("[1, 2]", "scalefactors_json.json holds a JSON list, not named scale factors"),
 ])  # fmt: skip
 def test_scale_factors_that_are_none_are_named(tmp_path, text, match):
     outs = write_outs(tmp_path / "outs", make_source())

@@ -129,7 +129,7 @@ def test_a_table_of_labels_is_joined_to_outlines_that_are_named(tmp_path):
         read(path, mpp=5.0)
     (tmp_path / "c").mkdir()
     path, _ = write(tmp_path / "c", shapes(), range(1, 13), "mask", mask)
-    with pytest.raises(ValueError, match=r"not named as the shapes 'cells' are.*--region"):
+    with pytest.raises(ValueError, match=r"do not have the names of the shapes 'cells'.*--region"):
         read(path, mpp=5.0, region="cells")
 
 
@@ -171,9 +171,7 @@ def test_merscope_by_way_of_spatialdata_io(tmp_path):
         source.pixels.transpose(2, 0, 1), dims=("c", "y", "x"), transformations={"global": Identity()}
     )
     store.write(tmp_path / "region_0.zarr")
-    with pytest.raises(
-        ValueError, match=r"there are 2 of what --image names. Choose one of \['he', 'run_region_0_z3'\]"
-    ):
+    with pytest.raises(ValueError, match=r"there are 2 choices for --image. Choose one of \['he', 'run_region_0_z3'\]"):
         read(tmp_path / "region_0.zarr", mpp=0.5)
     with pytest.raises(ValueError, match=r"fluorescence: its channels are called \['DAPI'"):
         read(tmp_path / "region_0.zarr", mpp=0.5, image="run_region_0_z3")

@@ -240,9 +240,9 @@ def test_nothing_in_common_is_refused(tmp_path, source):
 
 
 @pytest.mark.parametrize(("rename", "said"), [
-    (lambda name: name.replace("-", "."), r"same but for signs, as R writes them .*check.names"),
+    (lambda name: name.replace("-", "."), r"differ only in signs that R replaces .*check.names"),
     (lambda name: f"X{name[1:]}", "one slide"),
-    (str.lower, "same but for capitals: rename"),
+    (str.lower, "differ only in capitals: rename"),
 ])  # fmt: skip
 def test_names_of_spots_that_differ_by_little_are_told_by_what(tmp_path, source, rename, said):
     path = write_counts(tmp_path, source, "csv")
@@ -257,7 +257,7 @@ def test_lists_of_molecules_are_no_table_of_counts(tmp_path, source):
         pd.DataFrame([["A", *range(1, len(columns))]], columns=columns).to_csv(
             tmp_path / name, sep="\t" if name.endswith("tsv") else ",", index=False
         )
-        with pytest.raises(ValueError, match=rf"{name} is a list with a gene in each row .*Add it up first"):
+        with pytest.raises(ValueError, match=rf"{name} is a list with a gene in each row .*Sum it first"):
             read_generic(None, tmp_path / name, tmp_path / "xy.csv", mpp=5.0)
     few = pd.DataFrame(source.counts[:3].T, source.symbols, source.spots.index[:3]).rename_axis("gene")
     few.to_csv(tmp_path / "few.csv")
@@ -282,7 +282,7 @@ def test_counts_and_coordinates_that_are_exchanged_are_told_in_one_line(tmp_path
     source.spots.to_csv(tmp_path / "xy.csv", index_label="barcode")
     names = [f"GENE{i}" for i in range(3000)]
     pd.DataFrame(np.ones((12, 3000), int), source.spots.index, names).to_csv(tmp_path / "counts.csv")
-    with pytest.raises(KeyError, match=r"counts.csv: columns .* missing.*3001 in all.*may be exchanged") as told:
+    with pytest.raises(KeyError, match=r"counts.csv: columns .* missing.*3001 in all.*may be swapped") as told:
         read_generic(None, tmp_path / "xy.csv", tmp_path / "counts.csv", mpp=5.0)
     assert len(str(told.value)) < 500
 
@@ -294,5 +294,5 @@ def test_text_among_the_counts_and_unknown_forms(tmp_path, source):
     with pytest.raises(ValueError, match=r"a\.csv: column 'B' holds text"):
         read_generic(tmp_path / "he.png", tmp_path / "a.csv", tmp_path / "xy.csv", mpp=5.0)
     (tmp_path / "a.rds").write_text("x")
-    with pytest.raises(ValueError, match=r"a\.rds: unknown form of counts. Allowed: \.csv"):
+    with pytest.raises(ValueError, match=r"a\.rds: unknown format of counts. Allowed: \.csv"):
         read_generic(tmp_path / "he.png", tmp_path / "a.rds", tmp_path / "xy.csv", mpp=5.0)

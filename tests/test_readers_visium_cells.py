@@ -121,7 +121,7 @@ def test_mistakes(run, tmp_path, capsys):
     ):
         read_visium_cells(segmented)
     (segmented / "spatial" / "scalefactors_json.json").write_text(json.dumps({"tissue_hires_scalef": 0.5}))
-    with pytest.raises(ValueError, match=r"no microns_per_pixel.*--mpp"):
+    with pytest.raises(ValueError, match=r"no usable microns_per_pixel.*--mpp"):
         read_visium_cells(segmented)
     (segmented / "filtered_feature_cell_matrix.h5").unlink()
     (segmented / "spatial" / "scalefactors_json.json").write_text(json.dumps(FACTORS))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What scanpy, squidpy, cell2location, Seurat's converters, BioMart and CELLxGENE call these columns of var, in lower case and
-# without separators.
+# Names of these columns of var in scanpy, squidpy, cell2location, Seurat's converters, BioMart and CELLxGENE, in lower case
+# and without separators.
 _ID_COLUMNS = (
     "geneids", "geneid", "ensemblid", "ensemblgeneid", "ensembl", "ensemblids", "genestableid", "featureid", "id",
 )  # fmt: skip
@@ -58,7 +58,7 @@ def open_anndata(path: str | Path) -> "AnnData":
         raise FileNotFoundError(f"no file at {path}. Give the path of an .h5ad file or a .zarr folder.")
     if not without(path.name, PACKED).endswith((".h5ad", ".zarr")):
         raise ValueError(
-            f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...), in R by "
+            f"{path} is not an .h5ad file or .zarr folder. Write one with adata.write_h5ad(...), in R with "
             "anndataR or zellkonverter."
         )
     path = plain_file(path) if path.is_file() else path
@@ -74,7 +74,7 @@ def open_anndata(path: str | Path) -> "AnnData":
 
 
 def _check_h5ad(path: Path) -> None:
-    """Refuse sizes that cannot be, and a matrix of which nothing says how it is stored."""
+    """Refuse impossible sizes, and a matrix X without the attribute that says how it is stored."""
     import h5py
 
     check_hdf5(path)
@@ -82,8 +82,8 @@ def _check_h5ad(path: Path) -> None:
         matrix = file.get("X")
         if isinstance(matrix, h5py.Group) and not {"encoding-type", "h5sparse_format"} & set(matrix.attrs):
             raise ValueError(
-                f"{path}: X is a group {sorted(matrix)} without the attribute 'encoding-type', so nothing says how it is "
-                "stored. Write the file again, in Python by adata.write_h5ad, in R by anndataR or zellkonverter."
+                f"{path}: X is a group {sorted(matrix)} without the attribute 'encoding-type', so its storage format is "
+                "unknown. Write the file again, in Python with adata.write_h5ad, in R with anndataR or zellkonverter."
             )
 
 
@@ -96,14 +96,14 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
     """
     layers = _layers(adata)
     if layer is not None and layer not in layers:
-        raise KeyError(f"slide {slide_id!r}: no layer {layer!r}. Available: {list(layers)}; X is used without layer.")
+        raise KeyError(f"slide {slide_id!r}: no layer {layer!r}. Available: {list(layers)}; without --layer X is used.")
     matrix = adata.X if layer is None else layers[layer]
     if matrix is None:
         raise ValueError(f"slide {slide_id!r}: X is empty. Choose a layer (--layer): {list(layers)}.")
     found = [name for name, values in layers.items() if describe_bad_counts(values) is None]
     matrix = with_whole_indices(matrix, f"slide {slide_id!r}: the matrix")
     hint = (
-        f"layers with counts in this file: {found}; choose with layer (--layer)"
+        f"layers with counts in this file: {found}; choose one (--layer)"
         if found
         else ("give raw counts as X, adata.layers['counts'] or adata.raw; this file has none")
     )
@@ -113,8 +113,8 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
 
 
 def _layers(adata: "AnnData") -> dict[str, Any]:
-    """Return the matrices of a file by the names that choose them, but X, which has none."""
-    names = sorted(name for name in adata.layers if name is not None)  # of anndata 0.13 None is X
+    """Return the layers of a file by name, and adata.raw as "raw"; X, which has no name, is left out."""
+    names = sorted(name for name in adata.layers if name is not None)  # from anndata 0.13 on, None is X
     return {name: adata.layers[name] for name in names} | ({"raw": adata.raw.X} if adata.raw is not None else {})
 
 
@@ -127,7 +127,7 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
         ids, names = (ids if ids is not None and not holds_ids_of_genes(names) else names), symbols or [""] * len(names)
     included: Sequence[object] | None = _column(var, _INCLUDED_COLUMNS)
     filtered = _column(var, _FILTERED_COLUMNS)
-    if filtered is not None:  # of CELLxGENE: genes whose counts were emptied, which were not measured as zero
+    if filtered is not None:  # CELLxGENE: the counts of these genes were emptied, not measured as zero
         empty = np.asarray(counts.sum(axis=0, dtype=np.int64)).ravel() == 0
         measured = [value.lower() not in _TRUE or not none for value, none in zip(filtered, empty, strict=True)]
         included = measured if included is None else included
@@ -135,7 +135,7 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
 
 
 def _column_of(var: pd.DataFrame, what: Callable[[list[str]], bool]) -> list[str] | None:
-    """Return the first column of text whose values are of a kind, whatever it is called; missing values are ""."""
+    """Return the first text column whose values fulfil `what`, whatever its name; missing values are ""."""
     named = (texts(var[column]) for column in var if var[column].dtype.kind not in "biufc")
     return next((names for names in named if what(names)), None)
 
@@ -148,14 +148,14 @@ def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
 
 
 def tissue_flags(values: Iterable[Any], what: str) -> np.ndarray:
-    """Tell which rows (rows,) bool are on tissue, by a column of numbers, booleans or text.
+    """Return which rows (rows,) bool are on tissue by a column of numbers, booleans or text.
 
     Args:
         values: the column.
         what: the file and its column, for the message.
 
     Raises:
-        ValueError: a value that says neither.
+        ValueError: a value that is neither true nor false.
     """
     told = pd.Series([text.strip().lower() for text in texts(values)])
     odd = sorted(set(told) - _TRUE - _FALSE)
@@ -168,7 +168,7 @@ def on_tissue(obs: pd.DataFrame, name: str, notes: Notes) -> np.ndarray:
     """Return spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
 
     Raises:
-        ValueError: a value that says neither.
+        ValueError: a value that is neither true nor false.
     """
     if "in_tissue" not in obs:
         return np.ones(len(obs), dtype=bool)

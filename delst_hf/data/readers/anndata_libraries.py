@@ -1,4 +1,4 @@
-"""The libraries of an AnnData in the Visium convention: which is meant, which spots are its, and its image."""
+"""The libraries of an AnnData in the Visium convention: choose one, find its spots and its image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..values import identifiers, plain_values, positive
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# The sharpest first. "fullres" is CELLxGENE's, in the frame of obsm["spatial"] itself; "downscaled_fullres" is HEST's.
+# Highest resolution first. CELLxGENE writes "fullres", in the frame of obsm["spatial"]; HEST writes "downscaled_fullres".
 _IMAGES = ("fullres", "hires", "downscaled_fullres", "lowres")
 
 
@@ -32,18 +32,18 @@ def _libraries(adata: "AnnData") -> dict[str, Mapping[str, Any]]:
 def library_of(
     adata: "AnnData", library_id: str | None, slide_value: str | None, image: object, name: str
 ) -> tuple[str, Mapping[str, Any]]:
-    """Return the name of the library that is meant, and its images and scale factors.
+    """Return the name of the chosen library, and its images and scale factors.
 
     Args:
         adata: the file.
-        library_id: the library; may be left out where there is one, or where the slide has the name of one.
+        library_id: the library; may be left out where there is only one, or where one has the name of the slide.
         slide_value: name of the slide.
-        image: a file of one's own, with which no library need be there.
+        image: the user's own image file, which makes a library unnecessary.
         name: of the file, for messages.
 
     Raises:
-        KeyError: no library, or not this one; the message lists those there are.
-        ValueError: several, of which none is chosen.
+        KeyError: no library, or none of this name; the message lists the available ones.
+        ValueError: several libraries, of which none is chosen.
     """
     libraries = _libraries(adata)
     if not libraries:
@@ -52,7 +52,7 @@ def library_of(
         state = "holds no image and no scale factors" if "spatial" in adata.uns else "is missing"
         raise KeyError(
             f"{name}: uns['spatial'] {state}; uns has {sorted(adata.uns)}. Read the slide with squidpy.read.visium "
-            "or scanpy.read_visium, which keep its image and scale, and write that; or give the image (--image) and --mpp."
+            "or scanpy.read_visium, which keep its image and scale, and write it again; or give the image (--image) and --mpp."
         )
     known = sorted(libraries)
     if library_id is None and slide_value in known:
@@ -60,8 +60,8 @@ def library_of(
     if library_id is None and len(known) > 1:
         column = _library_column(adata, known)
         raise ValueError(
-            f"{name} holds {len(known)} libraries: {known}. Choose one with library_id (--library-id), or read all of them by "
-            f"the column of obs that names them (--slide-key{f' {column}' if column else ''})."
+            f"{name} holds {len(known)} libraries: {known}. Choose one (--library-id), or read all of them by the column of "
+            f"obs that names them (--slide-key{f' {column}' if column else ''})."
         )
     library_id = library_id or known[0]
     if library_id not in libraries:
@@ -70,21 +70,21 @@ def library_of(
 
 
 def _library_column(adata: "AnnData", known: list[str]) -> str | None:
-    """Return the column of obs that says which library a spot is of: library_id, else one whose values are the libraries."""
+    """Return the column of obs that names the library of each spot: library_id, else one whose values are the libraries."""
     columns = [str(name) for name in adata.obs if set(identifiers(adata.obs[name])) == set(known)]
     return "library_id" if "library_id" in adata.obs else columns[0] if columns else None
 
 
 def rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray:
-    """Return spots of this library (spots,) bool, where the file holds several."""
+    """Return which spots belong to this library (spots,) bool; all of them where the file holds only one."""
     known = sorted(_libraries(adata))
     if len(known) < 2:
         return np.ones(adata.n_obs, dtype=bool)
     column = _library_column(adata, known)
     if column is None:
         raise KeyError(
-            f"{name} holds several libraries, but obs['library_id'] does not say which spot is whose. Add it; obs has "
-            f"{list(adata.obs.columns)}."
+            f"{name} holds several libraries, but no column of obs names the library of each spot. Add obs['library_id']; "
+            f"obs has {list(adata.obs.columns)}."
         )
     return np.array([value == library_id for value in identifiers(adata.obs[column])])
 
@@ -92,7 +92,7 @@ def rows_of_library(adata: "AnnData", library_id: str, name: str) -> np.ndarray:
 def image_of(
     library: Mapping[str, Any], image: str | Path | None, image_scale: float | None, name: str
 ) -> tuple[Any, float]:
-    """Return the image and its scale: pixels of it per full-resolution pixel."""
+    """Return the image and its scale, in pixels of the image per full-resolution pixel."""
     images, factors = library.get("images", {}), library.get("scalefactors", {})
     kinds = [key for key in _IMAGES if key in images]
     sizes = {key: found for key in kinds if (found := full_size(key, np.shape(images[key]), key, factors))}

@@ -1,7 +1,7 @@
-"""AnnData (.h5ad, .zarr) in the Visium convention of scanpy and squidpy, one slide or several by a column of obs.
+"""AnnData (.h5ad, .zarr) in the Visium convention of scanpy and squidpy: one slide, or several named by a column of obs.
 
 obsm["spatial"]                                           x, y in pixels of the full-resolution image
-uns["spatial"][library_id]["images"]["fullres" | "hires" | "lowres"]  the image, whole or reduced
+uns["spatial"][library_id]["images"]["fullres" | "hires" | "lowres"]  the image, full or reduced
 uns["spatial"][library_id]["scalefactors"]                tissue_hires_scalef, spot_diameter_fullres, ...
 """
 
@@ -65,27 +65,27 @@ def read_anndata(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Read one section; coordinates are scaled into the frame of the image that is used.
+    """Read one section; coordinates are converted to pixels of the image that is used.
 
     Args:
         path: an .h5ad file or a .zarr folder.
-        slide_id: by default the library id, or with slide_key the value.
-        library_id: which entry of uns["spatial"]; may be left out when there is one.
-        slide_key: column of obs that says which slide a spot is of, where the file holds several.
-        slide_value: which of them; its library in uns["spatial"] has the same name, unless library_id is given or there is
-            only one.
+        slide_id: by default slide_value, or without one the library id.
+        library_id: key of uns["spatial"]; may be left out when there is only one.
+        slide_key: column of obs that names the slide of each spot, where the file holds several.
+        slide_value: the slide to read; its library in uns["spatial"] has the same name, unless library_id is given or there
+            is only one.
         mpp: micrometres per FULL-RESOLUTION pixel (the frame of obsm["spatial"]); the reader converts it to the
-            image's. By default from the lattice of the spots where that is of a known array (100 um between spots of Visium,
-            200 or 150 um of legacy Spatial Transcriptomics), else the diameter of a spot over spot_diameter_fullres.
-        spot_diameter_um: what spot_diameter_fullres is the diameter of; by default as the array has it: 65 for Visium, whose
-            files state that of a theoretical spot, 100 for legacy Spatial Transcriptomics.
+            image's. By default from the lattice of the spots if it is that of a known array (pitch 100 um for Visium,
+            200 or 150 um for legacy Spatial Transcriptomics), else the diameter of a spot divided by spot_diameter_fullres.
+        spot_diameter_um: length in micrometres that spot_diameter_fullres stands for; by default that of the array: 65 for
+            Visium, whose files state a theoretical spot, 100 for legacy Spatial Transcriptomics.
         image: a full-resolution image file to use instead of the reduced image in the file.
         image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
-        without_image: take no image, whether there is one or not: the spots train the gene side alone.
+        without_image: ignore any image: the spots then train the gene side alone.
         layer: the layer with raw counts, "raw" for adata.raw; by default X.
-        label_key: column of obs with the labels, None or "" for no labels. The default may be absent, another may not.
+        label_key: column of obs with the labels, None or "" for no labels. A column other than the default must exist.
         patient_id: by default the slide id.
-        technology: for example "Visium"; by default that of the array whose lattice the spots have, else "Visium".
+        technology: for example "Visium"; by default the known array that the lattice of the spots matches, else "Visium".
         tissue: for example "breast".
         species: for example "human".
 
@@ -95,7 +95,7 @@ def read_anndata(
     Raises:
         FileNotFoundError: no file.
         KeyError: a missing part of obs, obsm, uns or layers; the message lists what there is.
-        ValueError: a damaged file, several libraries, counts that are not counts.
+        ValueError: a damaged file, several libraries of which none is chosen, counts that are not raw counts.
 
     Examples:
         >>> slide = read_anndata("slide.h5ad", mpp=0.5)
@@ -149,12 +149,12 @@ def places_of_anndata(
     image: str | Path | None = None,
     mpp: float | None = None,
 ) -> tuple[Slide, float]:
-    """Return where the spots of an AnnData lie on its image, whatever its X holds: for predictions, which need no counts.
+    """Return the positions of an AnnData's spots on its image, whatever X holds: predictions need no counts.
 
     Args:
-        adata: The AnnData, all of whose spots are taken, in their order.
-        name: What to call it in messages.
-        image: a full-resolution image file to use instead of the reduced image in it.
+        adata: The AnnData; all of its spots are kept, in their order.
+        name: Its name in messages.
+        image: a full-resolution image file to use instead of the reduced image in the AnnData.
         mpp: micrometres per FULL-RESOLUTION pixel; by default as in `read_anndata`.
 
     Returns:
@@ -180,7 +180,7 @@ def find_anndata_slides(path: str | Path, slide_key: str) -> list[str]:
     """Return the slides of a file that holds several: the values of a column of obs, in order of first appearance.
 
     Raises:
-        KeyError: no such column; the message lists those there are.
+        KeyError: no such column; the message lists the columns of obs.
     """
     return list(dict.fromkeys(identifiers(_names_of_slides(open_anndata(path), slide_key, Path(path).name).dropna())))
 
@@ -232,11 +232,11 @@ def _scale(
     diameter = stated_length(library.get("scalefactors", {}).get("spot_diameter_fullres"))
     lattice, array = array_of_spots(spots, technology, factor=factor, spot_px=diameter)
     unknown = f"spot_diameter_fullres is {library.get('scalefactors', {}).get('spot_diameter_fullres')}"
-    if array is None and lattice is None:  # too few spots: then they are those of the format
+    if array is None and lattice is None:  # too few spots to measure: assume the array of the format
         array = next(iter(arrays_named(technology or VISIUM.name)), None)
     elif array is None:
         unknown = (
-            f"the spots lie on {lattice}, and it is not known of which array: Visium is hexagons of 100 um, Spatial "
+            f"the spots lie on {lattice}, which identifies no known array: Visium is hexagons of 100 um, Spatial "
             "Transcriptomics squares of 200 um or a checkerboard of 150 um (delst prepare anndata --technology)"
         )
     witnesses = [
@@ -250,25 +250,25 @@ def _scale(
 def _check_own_image(
     spots: pd.DataFrame, of_slide: np.ndarray, name: str, library_id: str, slide_key: str, slide_value: str | None
 ) -> None:
-    """Refuse the one image of a file that holds several slides at the same places."""
+    """Refuse a single image for several slides whose spots have the same positions."""
     if shared := same_places(spots[of_slide], spots[~of_slide]):
         raise ValueError(
-            f"{name} has one image, {library_id!r}, for several slides: {shared} spots of {slide_value!r} lie where spots of "
-            f"others lie, so it is the image of one of them. Read that one by name (--slide-key {slide_key} --slide-value NAME "
-            f"--library-id {library_id}), the others with images of their own (--image)."
+            f"{name} has one image, {library_id!r}, for several slides: {shared} spots of {slide_value!r} have the positions "
+            f"of spots of other slides, so the image shows one of them. Read that slide by name (--slide-key {slide_key} "
+            f"--slide-value NAME --library-id {library_id}), the others with their own images (--image)."
         )
 
 
 def positions_of(adata: "AnnData", name: str) -> np.ndarray:
-    """Return x and y (spots, 2) of obsm["spatial"], by the names of its columns where these tell which is which.
+    """Return x and y (spots, 2) of obsm["spatial"]: the columns named x and y, else the first two.
 
     Args:
         adata: The AnnData.
-        name: What to call it in messages.
+        name: Its name in messages.
 
     Raises:
         KeyError: If obsm has no "spatial".
-        ValueError: If that does not hold two numbers per spot.
+        ValueError: If obsm["spatial"] does not hold two numbers per spot.
     """
     if "spatial" not in adata.obsm:
         raise KeyError(

@@ -1,4 +1,4 @@
-"""A Visium slide as public archives hand it out, brought into the layout of Space Ranger.
+"""Bring a Visium slide from a public archive into the layout of Space Ranger.
 
     GSM1234567_S1_filtered_feature_bc_matrix.h5(.gz), or ..._filtered_feature_bc_matrix.tar.gz, or ..._matrix.mtx.gz,
         ..._barcodes.tsv.gz, ..._features.tsv.gz
@@ -6,8 +6,8 @@
         ..._scalefactors_json.json.gz, ..._tissue_hires_image.png.gz
     all of that within a .tar
 
-Names end as those of Space Ranger; what stands before is the sample. Files of several samples are refused with their list,
-unless `prefix` says which is meant; so are files whose beginnings differ, since all Visium slides have the same barcodes.
+File names end as those of Space Ranger; the prefix before them is the sample. Files of several samples are refused and listed,
+unless `prefix` chooses one; so are files with different prefixes, since all Visium slides have the same barcodes.
 """
 
 import logging
@@ -20,7 +20,7 @@ from ..scratch import ARCHIVES, PACKED, is_archive, names_within, new_folder, pl
 
 logger = logging.getLogger(__name__)
 
-# What a file is -> how its name ends, and the name that it is given. "" keeps the ending as it is.
+# Role of a file -> pattern of the end of its name, and the name that it gets; "" keeps the end of its name.
 _ROLES = {
     "counts": (r"filtered_feature_bc_matrix\.h5", "filtered_feature_bc_matrix.h5"),
     "positions": (r"tissue_positions(?:_list)?\.(?:csv|parquet)", ""),
@@ -32,20 +32,20 @@ _ROLES = {
     "features": (r"features\.tsv|genes\.tsv", "filtered_feature_bc_matrix/features.tsv"),
 }
 _MATRIX = ("matrix", "barcodes", "features")
-# Folders and archives whose content is that of a sample, by the end of their names.
+# Ends of the names of folders and archives that hold files of one sample.
 _CONTAINERS = ("spatial", "filtered_feature_bc_matrix", "outs")
-# Endings by which the counts and the positions of a sample are told.
+# Endings by which the counts and the positions of a sample are recognised.
 _TOLD_BY = {
     _ROLES["counts"][0]: ("counts",), _ROLES["matrix"][0]: ("counts",), _ROLES["positions"][0]: ("positions",),
     "filtered_feature_bc_matrix": ("counts",), "spatial": ("positions",), "outs": ("counts", "positions"),
 }  # fmt: skip
-# What else Space Ranger writes, with files of the same names for other matrices.
+# Other output of Space Ranger: files of the same names with other matrices.
 _OTHERS = ("raw_feature_bc_matrix", "analysis", "binned_outputs", "segmented_outputs", "raw_probe_bc_matrix")
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a deposit: what it is, which sample the beginning of its name says, and where it lies."""
+    """A file of a deposit: its role, the prefix and the ending of its name, and its path."""
 
     role: str
     prefix: str
@@ -54,14 +54,14 @@ class _File:
 
 
 def standard_layout(path: Path, prefix: str | None = None) -> Path:
-    """Return a folder in the layout of Space Ranger: the given one if it is, else one in the scratch that stands for it.
+    """Return a folder in the layout of Space Ranger: the given one if it has it, else a scratch folder of symlinks.
 
     Args:
-        path: the folder `outs`, the one that holds it, a folder of a deposit, or a .tar of one.
-        prefix: beginning of the names of the sample's files, where there are several samples.
+        path: the folder `outs`, its parent, a folder of a deposit, or a .tar of one.
+        prefix: prefix of the sample's files, where there are several samples.
 
     Raises:
-        FileNotFoundError: no positions and scale factors; the message lists what there is.
+        FileNotFoundError: no positions or scale factors; the message lists the files found.
         ValueError: files of several samples.
     """
     roots = [unpack(path)] if path.is_file() and is_archive(path) else [path, path / "outs"]
@@ -74,7 +74,7 @@ def standard_layout(path: Path, prefix: str | None = None) -> Path:
     if not {"positions", "scale factors"} <= set(chosen):
         for root in roots:
             if (root / "spatial").is_dir():
-                return root  # a run with a file missing: its reader says which
+                return root  # a run that lacks a file: its reader reports which
         names = [entry.name for entry in visible(path)] if path.is_dir() else [file.path.name for file in files]
         if path.is_file() and not is_archive(path):
             raise FileNotFoundError(
@@ -86,7 +86,7 @@ def standard_layout(path: Path, prefix: str | None = None) -> Path:
             f"{names[:12]}. "
             + (f"Unpack {zipped[0]}, or give" if zipped else "Give")
             + " the folder `outs` of Space Ranger, or the files of one sample of a deposit."
-            + (f" Of a folder of several runs, `delst check {path}` gives the command." if path.is_dir() else "")
+            + (f" For a folder of several runs, `delst check {path}` gives the command." if path.is_dir() else "")
         )
     if all(_is_standard(file, root) for one in chosen.values() for file in one):
         return root
@@ -96,10 +96,10 @@ def standard_layout(path: Path, prefix: str | None = None) -> Path:
 
 
 def samples(place: Path) -> list[str]:
-    """Return the samples of a deposit by the beginnings of their files, "" of files without one; looks at names alone.
+    """Return the samples of a deposit by the prefixes of their files ("" for files without one), from names alone.
 
     Args:
-        place: a folder, or an archive of one. A folder without counts or without positions, and anything else, has none.
+        place: a folder, or an archive of one. A sample has counts and positions; anything else yields none.
     """
     if place.is_file():
         names = [(PurePosixPath(name).name, False) for name in names_within(place)] if is_archive(place) else []
@@ -117,7 +117,7 @@ def samples(place: Path) -> list[str]:
 
 
 def without_counts(folder: Path) -> FileNotFoundError:
-    """Return the error of a folder that has positions and no counts: what lies there in their place, and how it is read."""
+    """Return the error for a folder with positions but no counts, which names what lies there instead and how to read it."""
     names = [entry.name for entry in visible(folder)]
     raw = [name for name in names if "raw_feature_bc_matrix" in name]
     other = [name for name in names if without(name, PACKED).endswith(".h5")]
@@ -127,7 +127,7 @@ def without_counts(folder: Path) -> FileNotFoundError:
         advice = f"There is {raw[0]}, whose spots on tissue are those of the filtered matrix: copy it to {called}."
     elif other:
         advice = (
-            f"There is {other[0]}: if it is the filtered matrix, let its name end in _filtered_feature_bc_matrix.h5."
+            f"There is {other[0]}: if it is the filtered matrix, rename it to end in _filtered_feature_bc_matrix.h5."
         )
     elif folder.name == "spatial":
         advice = f"Give the folder that holds it, {folder.parent}."
@@ -137,7 +137,7 @@ def without_counts(folder: Path) -> FileNotFoundError:
 
 
 def _files(folder: Path, prefix: str, everything: bool) -> Iterator[_File]:
-    """Find the files of a folder that have a role; of its folders and archives only those of a sample, unless `everything`."""
+    """Yield the files in a folder that have a role; search folders and archives only of a sample, unless `everything`."""
     for entry in visible(folder):
         if any(other in entry.name for other in _OTHERS):
             continue
@@ -161,9 +161,7 @@ def _choose(files: list[_File], prefix: str | None, where: Path) -> dict[str, li
         wanted = prefix.rstrip("_.-")
         if all(file.prefix != wanted for file in files):
             known = sorted({file.prefix for file in files if file.prefix})
-            raise FileNotFoundError(
-                f"no file in {where} begins with {prefix!r}. Beginnings there are: {known} (--prefix)."
-            )
+            raise FileNotFoundError(f"no file in {where} begins with {prefix!r}. Available: {known} (--prefix).")
         own = {file.role for file in files if file.prefix == wanted}
         files = [file for file in files if file.prefix == wanted or (not file.prefix and file.role not in own)]
     by_role: dict[str, list[_File]] = {}
@@ -171,7 +169,7 @@ def _choose(files: list[_File], prefix: str | None, where: Path) -> dict[str, li
         by_role.setdefault(file.role, []).append(file)
     if "counts" in by_role:
         by_role = {role: found for role, found in by_role.items() if role not in _MATRIX}
-    how = "Name the sample by the beginning of its files (--prefix), or put the files of each into a folder of its own."
+    how = "Choose the sample by the prefix of its files (--prefix), or put the files of each into its own folder."
     for role, found in by_role.items():
         # One table of positions may stand there with and without a header, under two names.
         named = (
@@ -186,7 +184,7 @@ def _choose(files: list[_File], prefix: str | None, where: Path) -> dict[str, li
     if len(prefixes) > 1:
         raise ValueError(
             f"the files in {where} are of {len(prefixes)} samples: {', '.join(sorted(prefixes.values()))}. All Visium "
-            f"slides have the same barcodes, so they would join. {how}"
+            f"slides have the same barcodes, so they would be joined. {how}"
         )
     return by_role
 
@@ -200,7 +198,7 @@ def _is_standard(file: _File, root: Path) -> bool:
 
 
 def _link(chosen: dict[str, list[_File]], where: Path) -> Path:
-    """Return a folder in which the files of a sample stand, plain, under the names of Space Ranger."""
+    """Return a folder of symlinks to the unpacked files of a sample, under the names of Space Ranger."""
     folder = new_folder("outs")
     logger.info(
         "%s: read as a run of Space Ranger: %s",

@@ -1,4 +1,4 @@
-"""Anything else: an image, counts and a table of coordinates with named columns."""
+"""Slides of any other format: an image, counts and a table of coordinates with named columns."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -55,23 +55,23 @@ def read_generic(
         image: the image; None where there is none, so that its spots train the gene side alone.
         counts: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx, or a folder with matrix.mtx.
         coordinates: CSV, TSV or parquet, one row per spot.
-        barcode_column: column of the coordinates that names the spot as the counts do; its first column if there is none.
-            Several, comma-separated ("fov,cell_ID"), name it together, joined by "_"; counts have these columns, or such names.
+        barcode_column: column of the coordinates with the spot's name in the counts; without a column barcode, the first one.
+            Several, comma-separated ("fov,cell_ID"), are joined by "_"; the counts have these columns, or names so joined.
         x_column: column with x (to the right) in pixels, times `scale`.
         y_column: column with y (downwards).
         label_column: column with labels.
         area_column: column with the area of each cell in square micrometres.
         slide_column: column of the coordinates that names the sample of a spot, where they hold several.
-        slide_value: which of them.
+        slide_value: the sample to read.
         scale: pixels of the image per unit of the coordinates.
         transform: in place of `scale`, a file with a 3 x 3 matrix from coordinates to pixels of the image, such as
             micron_to_mosaic_pixel_transform.csv; several, comma-separated, are applied in their order.
-        grid_um: add rows up on squares of this side, see `pool_cells`.
-        orientation: "spots" or "genes" as the rows of a table of counts; "auto" tells it from the names.
+        grid_um: sum rows on squares of this side in micrometres, see `pool_cells`.
+        orientation: "spots" or "genes" as the rows of a table of counts; "auto" decides by the names.
         layer: layer of an .h5ad with raw counts.
-        mpp: micrometres per pixel of the image; by default from the lattice of the spots where that is of a known array, else
+        mpp: micrometres per pixel of the image; by default from the lattice of the spots if it is that of a known array, else
             what a TIFF states.
-        spot_um: diameter of a spot.
+        spot_um: diameter of a spot in micrometres.
         slide_id: by default the name of the counts without its suffixes.
         patient_id: by default the slide id.
         technology: for the slides table.
@@ -80,8 +80,8 @@ def read_generic(
 
     Raises:
         FileNotFoundError: a file is missing.
-        KeyError: a missing column; the message lists those there are.
-        ValueError: a damaged file, an unknown scale, or nothing in common.
+        KeyError: a missing column; the message lists the columns found.
+        ValueError: a damaged file, an unknown scale, or coordinates and counts that share no spot.
 
     Examples:
         >>> slide = read_generic("S1.png", "S1.csv", "xy.csv", mpp=5.0)
@@ -129,11 +129,11 @@ def _coordinates(
     table = read_table(path, "coordinates", text=[0, *key, *text, *SAMPLE_COLUMNS])
     if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
         key = [str(table.columns[0])]
-    advice = "Name those that hold them (--barcode-column, --x-column, --y-column, --label-column, --area-column)."
+    advice = "Name the right columns (--barcode-column, --x-column, --y-column, --label-column, --area-column)."
     if sum(re.fullmatch(r"-?\d+(\.\d+)*", str(name)) is not None for name in table.columns) > 1:
         advice = "Its first line seems to be a spot: put a line of names above it, e.g. barcode,x,y."
     elif table.shape[1] > _MANY_COLUMNS:
-        advice = "It looks like a table of counts: --counts and --coordinates may be exchanged."
+        advice = "It looks like a table of counts: --counts and --coordinates may be swapped."
     need_columns(table, [*key, *needed], Path(path).name, advice)
     for column in needed[:2]:
         places = pd.to_numeric(table[column], errors="coerce")
@@ -150,7 +150,7 @@ def _coordinates(
 
 
 def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:
-    """Return pixels of the image (spots, 2) of coordinates x, y.
+    """Convert coordinates x, y (spots, 2) to pixels of the image.
 
     Raises:
         ValueError: both a scale and a transform, or a file that is not an invertible 3 x 3 matrix.

@@ -29,7 +29,7 @@ class Her2stFiles:
 
 
 def find_her2st_sections(root: str | Path, without_image: bool = False) -> list[str]:
-    """List the sections that have counts, a spot file and, unless it may be missing, an image."""
+    """List the sections that have counts, a spot file and, unless `without_image`, an image."""
     data = _data_folder(root)
     placed = [name for name in _counted(data) if (data / "ST-spotfiles" / f"{name}_selection.tsv").is_file()]
     return [name for name in placed if without_image or _images(data, name)]
@@ -96,12 +96,12 @@ def read_her2st(
     labels: str | Path | None = None,
     without_image: bool = False,
 ) -> Slide:
-    """Read one section. Spots with counts and selected == 1 are kept, in the order of the counts.
+    """Read one section; keep spots with counts and selected == 1, in the order of the counts.
 
     Args:
         root: the folder that holds `data/ST-cnts` and its siblings.
         section: for example "C2".
-        mpp: micrometres per pixel; by default from the array's 200 um pitch over the pitch measured in the spot file.
+        mpp: micrometres per pixel; by default the array's pitch of 200 um divided by the pitch measured in the spot file.
         patient_id: by default the letters of the section ("C" for "C2").
         labels: a CSV with columns section, id ("XxY"), label; by default the pathologist's file of the section, if any.
         without_image: the image may be missing: the slide then has none, and its spots train the gene side alone.
@@ -111,7 +111,7 @@ def read_her2st(
 
     Raises:
         FileNotFoundError: see `locate_her2st`.
-        ValueError: a damaged file, counts that are not counts, no spot in common.
+        ValueError: a damaged file, counts that are not raw counts, or files that share no spot.
         KeyError: a missing column.
 
     Examples:

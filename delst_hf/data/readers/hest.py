@@ -1,4 +1,4 @@
-"""HEST-1k (mahmoodlab/HEST): a folder as it is downloaded from the Hub.
+"""HEST-1k (mahmoodlab/HEST): a folder downloaded from the Hub.
 
 ROOT/st/{id}.h5ad        raw counts, obsm["spatial"] in pixels of the full-resolution image
 ROOT/wsis/{id}.tif       pyramidal TIFF
@@ -29,7 +29,7 @@ from .tables import keep_array_columns, read_table
 logger = logging.getLogger(__name__)
 
 PATCH_UM = 112.0
-# What is read of the metadata.
+# The metadata that are used.
 _USED = (
     "pixel_size_um_estimated",
     "dataset_title",
@@ -43,7 +43,7 @@ _USED = (
 
 
 def find_hest_samples(root: str | Path) -> list[str]:
-    """Return ids that have counts and an image or patches.
+    """Return the ids of samples that have counts and an image or patches.
 
     Raises:
         FileNotFoundError: no st folder.
@@ -57,17 +57,17 @@ def find_hest_samples(root: str | Path) -> list[str]:
 
 @reader
 def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patient_id: str | None = None) -> Slide:
-    """Read one sample: patches from its whole-slide image, or, where that was not downloaded, its stored patches.
+    """Read one sample with its whole-slide image, or, where that was not downloaded, its stored patches.
 
     Args:
         root: the folder of HEST-1k.
         sample: for example "TENX95".
-        mpp: micrometres per pixel; by default from the lattice of the spots where that is of a known array, else
+        mpp: micrometres per pixel; by default from the lattice of the spots if it is that of a known array, else
             pixel_size_um_estimated of the metadata.
-        patient_id: by default dataset title and patient of the metadata, since "Patient 1" is in many data sets, else the id.
+        patient_id: by default dataset title and patient of the metadata, since many data sets have a "Patient 1"; else the id.
 
     Returns:
-        The slide. Without the whole-slide image, x and y are those of the reduced image within the .h5ad.
+        The slide. Without the whole-slide image, x and y are pixels of the reduced image within the .h5ad.
 
     Raises:
         FileNotFoundError: the counts, or both image and patches, are missing.
@@ -107,13 +107,13 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
 def _scale(
     adata: Any, meta: dict[str, Any], mpp: float | None, image: Any, sample: str, factor: float, tagged: str
 ) -> tuple[Scale, SpotArray | None]:
-    """Return the scale per full-resolution pixel, and the array that the spots are of; `tagged` names an image with tags."""
+    """Return the scale per full-resolution pixel, and the likely array; `tagged` is the name of an image with tags."""
     technology = str(meta.get("st_technology") or "")
     places = [name for name in ("array_row", "array_col") if name in adata.obs]
     indices = (
         adata.obs[places].apply(pd.to_numeric, errors="coerce").fillna(-1).to_numpy(float) if len(places) == 2 else None
     )
-    # Bins of Visium HD are pooled and Xenium is put on a grid: the metadata state their pitch.
+    # HEST pools bins of Visium HD and puts Xenium on a grid: the metadata state the pitch.
     pitch_um = stated_length(meta.get("inter_spot_dist"))
     xy = np.asarray(adata.obsm["spatial"], dtype=float)
     lattice = measure_lattice(xy[:, ::-1], indices)
@@ -146,7 +146,7 @@ def _metadata(root: Path, sample: str) -> dict[str, Any]:
     differing = [name for name in _USED if len({row.get(name) for row in rows.values()}) > 1]
     if differing:
         raise ValueError(
-            f"{sample}: {', '.join(rows)} do not agree about {', '.join(differing)}. Keep the table of the release that you "
+            f"{sample}: {', '.join(rows)} disagree about {', '.join(differing)}. Keep the table of the release that you "
             "downloaded."
         )
     if rows:
@@ -158,7 +158,7 @@ def _metadata(root: Path, sample: str) -> dict[str, Any]:
 
 
 def _pixels(root: Path, sample: str, adata: Any) -> tuple[Any, float, StoredPatches | None, np.ndarray, str]:
-    """Return the image, its scale, stored patches, which spots are kept (spots,) bool, and the name of the file."""
+    """Return the image, its scale, the stored patches, which spots are kept (spots,) bool, and the name of the file."""
     library: Any = next(iter(dict(adata.uns.get("spatial", {})).values()), {})
     wsi = root / "wsis" / f"{sample}.tif"
     if wsi.is_file():

@@ -1,4 +1,4 @@
-"""A slide that is nothing but its image: a grid of patches over its tissue, no counts."""
+"""A slide image without counts: a grid of patches over its tissue."""
 
 import logging
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from ..tissue import MASK_PX, find_tissue, read_tissue
 
 logger = logging.getLogger(__name__)
 
-# The scale that is given and the one that the file states may differ by this: rounding, not another objective.
+# The given scale and the one that the file states may differ by this share: rounding, not another objective.
 _SAME_SCALE = 0.1
-# An image that cannot be read region by region is held in memory as a whole.
+# From this size on, warn of an image that cannot be read region by region and is held in memory as a whole.
 _LARGE_BYTES = 2**31
 
 
@@ -45,11 +45,11 @@ def read_slide_image(
         path: any image that `open_image` opens; large ones are read region by region.
         mpp: micrometres per pixel; by default what the file states.
         patch_um: side of a patch in micrometres.
-        stride_um: from one patch to the next; by default the side of a patch.
+        stride_um: distance between patches in micrometres; by default `patch_um`.
         min_tissue: share of a patch that must be tissue, 0 to 1.
-        mask: where tissue is (see `tissue.read_tissue`); by default it is found by its colour.
-        positions: patches here instead of on a grid: x, y in pixels, the index their names; or what reads them, once it is told
-            the (height, width) of the image.
+        mask: file that marks the tissue (see `tissue.read_tissue`); by default tissue is found by its colour.
+        positions: positions of the patches instead of a grid: columns x, y in pixels, names as index; or a function that
+            returns them for the (height, width) of the image.
         slide_id: by default the name of the file.
         patient_id: by default the slide id.
         tissue: for the slides table, such as "breast".
@@ -92,7 +92,7 @@ def read_slide_image(
 
 def _grid(slide: Slide, patch_um: float, stride_um: float, min_tissue: float, mask: str | Path | None) -> pd.DataFrame:
     side = patch_um / slide.mpp
-    # Before the slide is read for its tissue, which may take a minute.
+    # Laid first: it refuses wrong sizes before the search for tissue, which may take a minute.
     grid = patch_grid(slide.image.shape, side, stride_um / slide.mpp)
     try:
         if mask is not None:
@@ -108,16 +108,16 @@ def _grid(slide: Slide, patch_um: float, stride_um: float, min_tissue: float, ma
 
 
 def _scale(image: Any, mpp: float | None, name: str, slide_id: str) -> Scale:
-    """Return the scale by the user, else by the file; no third witness could decide between them."""
+    """Return the user's scale, else the file's; refuse a contradiction, since no third witness could decide."""
     tags = image_states(image, name)
     scale = settle_scale(
-        slide_id, [*given(mpp), *tags], unknown=f"{name} does not state it, the scanner's software shows it"
+        slide_id, [*given(mpp), *tags], unknown=f"{name} does not state it, but the scanner's software shows it"
     )
     check_mpp(scale.mpp, slide_id)
     for tag in tags:
         if mpp is not None and not tag.placeholder and max(mpp / tag.mpp[0], tag.mpp[0] / mpp) > 1 + _SAME_SCALE:
             raise ValueError(
                 f"slide {slide_id!r}: --mpp is {mpp:g}, but {name} states {tag.mpp[0]:.4f} micrometres per pixel. Leave --mpp "
-                "out to take the latter; where the file is wrong, convert it to a TIFF that states the right value."
+                "out to use the stated value; if the file is wrong, convert it to a TIFF that states the right one."
             )
     return scale

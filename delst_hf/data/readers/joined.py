@@ -1,4 +1,4 @@
-"""Positions and counts of the same spots, joined by the names that both give them."""
+"""Join positions and counts of the same spots by name."""
 
 import logging
 import re
@@ -12,17 +12,17 @@ from .matrices import Counts
 
 logger = logging.getLogger(__name__)
 
-# What programs change in the names of spots, and how it is undone.
+# What programs change in the names of spots, with the pattern and the replacement that undo it.
 _CHANGED_IN_NAMES = {
-    "capitals": ("$^", ""),
-    "signs, as R writes them (- as ., X before a number; check.names = FALSE keeps them)": (r"^X(?=[ACGT\d])|\W", ""),
-    "the end of each, where both need the same suffix (-1)": (r"[-._]\d+$", ""),
-    "what stands before each": (r"^.*[_:#](?=[ACGT]{8})", ""),
+    "in capitals": ("$^", ""),
+    "in signs that R replaces (- by ., X before a number; check.names = FALSE keeps them)": (r"^X(?=[ACGT\d])|\W", ""),
+    "at the end, where both need the same suffix (-1)": (r"[-._]\d+$", ""),
+    "in a prefix": (r"^.*[_:#](?=[ACGT]{8})", ""),
 }
 
 
 def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.DataFrame, sp.csr_matrix]:
-    """Keep what has both a position and counts, in the order of the counts; say what was left out.
+    """Keep the spots with both a position and counts, in the order of the counts; report what was left out.
 
     Args:
         spots: index = barcodes.
@@ -33,7 +33,7 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
         The spots and their int32 counts.
 
     Raises:
-        ValueError: barcodes given twice, a transposed or normalised matrix, or nothing in common.
+        ValueError: duplicated barcodes, a transposed or normalised matrix, or no spot in common.
     """
     spots = spots.set_axis(pd.Index(identifiers(spots.index), dtype=object))
     for names, where in ((counts.barcodes, counts.name), (spots.index, "the positions")):
@@ -47,7 +47,7 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
     if not shared.any():
         both = spots.index.isin(counts.genes["symbol"]) | spots.index.isin(counts.genes["gene_id"])
         hint = (
-            "The matrix is transposed: its columns are the spots. Transpose it, or say --orientation genes."
+            "The matrix is transposed: its columns are the spots. Transpose it, or add --orientation genes."
             if both.any()
             else _how_names_differ(spots.index, counts.barcodes)
         )
@@ -66,9 +66,9 @@ def join_spots(spots: pd.DataFrame, counts: Counts, slide_id: str) -> tuple[pd.D
 
 
 def _how_names_differ(spots: pd.Index, barcodes: pd.Index) -> str:
-    """Say what two lists of names of spots differ by, if they are the same but for that, and the next step."""
+    """Return in what two lists of spot names differ, if one known change explains it, and the next step, in sentences."""
     for what, (pattern, instead) in _CHANGED_IN_NAMES.items():
         bare = [{re.sub(pattern, instead, str(name).upper()) for name in names} for names in (spots, barcodes)]
         if 2 * len(bare[0] & bare[1]) > min(len(bare[0]), len(bare[1])):
-            return f"They are the same but for {what}: rename those of one of the two."
-    return "Check that both belong to one slide, and that barcodes have the same suffix (-1)."
+            return f"The names differ only {what}: rename the spots of one of the two."
+    return "Check that both belong to one slide, and that their barcodes have the same suffix (-1)."

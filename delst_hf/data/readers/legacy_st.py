@@ -1,4 +1,4 @@
-"""Legacy Spatial Transcriptomics in the style of STUtility and of the ST spot detector: three files a section.
+"""Legacy Spatial Transcriptomics in the style of STUtility and of the ST spot detector: three files per section.
 
 counts       TSV or CSV, spots named "XxY" as rows or as columns, the other side gene names
 spots        the alignment table of the spot detector: x, y (array), pixel_x, pixel_y, and maybe new_x, new_y, selected; or,
@@ -43,24 +43,24 @@ def read_legacy_st(
     tissue: str = "",
     species: str = "",
 ) -> Slide:
-    """Read one section; spots with selected == 1 are kept, in the order of the counts.
+    """Read one section; keep spots with selected == 1, in the order of the counts.
 
     Args:
-        counts: table of counts; which side the spots are on is told by their names.
+        counts: table of counts; spots are rows or columns, recognised by their names.
         spots: alignment table, or the nine numbers of an affine matrix.
         image: image of the section; None where there is none, so that its spots train the gene side alone.
         slide_id: by default the name of the counts without its suffixes.
-        mpp: micrometres per pixel; by default 200 um over the pitch of the array of 1,007 spots, or 150 um over the distance of
-            diagonal neighbours on that of 2,000.
+        mpp: micrometres per pixel; by default 200 um divided by the pitch (array of 1,007 spots), or 150 um divided by the
+            distance of diagonal neighbours (array of 2,000 spots).
         patient_id: by default the slide id.
-        labels: a table with columns id ("XxY") or x and y, and label; of a table with a column section, the rows of this slide.
+        labels: a table with columns id ("XxY") or x and y, and label; if it has a column section, rows of this slide only.
         tissue: for example "brain".
         species: for example "mouse".
 
     Raises:
         FileNotFoundError: a file is missing.
         KeyError: a missing column.
-        ValueError: a damaged file, names that are not spots, counts that are not counts, nothing in common.
+        ValueError: a damaged file, names that are not spots, counts that are not raw counts, or no spot in common.
 
     Examples:
         >>> slide = read_legacy_st("st/S1.tsv.gz", "st/spot_data-S1.tsv", "st/S1.png")
@@ -99,23 +99,23 @@ def read_legacy_st(
 
 
 def _array_states(spots: pd.DataFrame) -> tuple[list[Witness], SpotArray | None, str]:
-    """Return what the array of a legacy alignment table says.
+    """Return what the lattice of a legacy alignment table says of the scale.
 
     Args:
         spots: Columns x, y (array positions), pixel_x, pixel_y; all spots of the table, selected or not.
 
     Returns:
-        The witness, if any; the array, None where the lattice is of another kind; and what was found instead of a known one.
+        The witness, if any; the array, None where the lattice matches none; and, for messages, why there is no witness.
     """
     array, pixels = spots[["y", "x"]].to_numpy(float), spots[["pixel_y", "pixel_x"]].to_numpy(float)
     lattice = measure_lattice(pixels, array)
     if lattice is None:
-        return [], LEGACY, "too few spots to measure the array's pitch, or array positions that are not theirs"
+        return [], LEGACY, "too few spots to measure the array's pitch, or array positions that do not belong to them"
     known = matching_array(lattice, arrays_named("Spatial Transcriptomics"))
     if known is None:
         return [], None, (
-            f"the spots lie on {lattice}; known are squares of 200 um (1,007 spots on 31 x 33 places) and a checkerboard "
-            "of 150 um between diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
+            f"the spots lie on {lattice}; known arrays are squares of 200 um (1,007 spots on 31 x 33 positions) and a "
+            "checkerboard of 150 um between diagonal neighbours (2,000 spots). Check pixel_x and pixel_y"
         )  # fmt: skip
     along_x, along_y, pitch = median_pitch(array, pixels, lattice)
     diagonal = "" if known is LEGACY else f", {pitch:.1f} px between diagonal neighbours"
@@ -127,7 +127,7 @@ def read_labels(path: str | Path, section: str) -> dict[str, str]:
 
     Args:
         path: the table.
-        section: whose rows are wanted, where the table has a column section.
+        section: the section whose rows are read, where the table has a column section.
 
     Raises:
         KeyError: a missing column.
@@ -161,7 +161,7 @@ def read_matrix(path: str | Path) -> np.ndarray | None:
     try:
         words = re.split(r"[\s,;\[\]()]+", path.read_text().strip(" \n\r\t[](),;"))
         matrix = np.array([float(word) for word in words]).reshape(3, 3)
-    except ValueError:  # a table, or another number of numbers
+    except ValueError:  # a table, or not nine numbers
         return None
     if not np.allclose(matrix[:, 2], (0, 0, 1)) and np.allclose(matrix[2], (0, 0, 1)):
         matrix = matrix.T  # written for columns: matrix @ (x, y, 1)
@@ -181,7 +181,7 @@ def _transformed(places: np.ndarray, names: pd.Index, matrix: np.ndarray) -> pd.
 
 
 def _by_spots(counts: Counts) -> tuple[Counts, np.ndarray]:
-    """Name the spots "XxY" with whole numbers, transpose where they are columns, and give x, y (spots, 2) as they were."""
+    """Return the counts with spots as rows, named "XxY" in whole numbers, and x, y (spots, 2) as they were written."""
     columns = counts.genes[SYMBOL].tolist()
     places = _places(counts.barcodes)
     if places is not None:
@@ -196,7 +196,7 @@ def _by_spots(counts: Counts) -> tuple[Counts, np.ndarray]:
 
 
 def _places(names: object) -> np.ndarray | None:
-    """Return x, y (spots, 2) of names such as "10x21" and "10.02x20.97"; None unless all are such."""
+    """Return x, y (spots, 2) of names such as "10x21" and "10.02x20.97"; None unless all names are of this form."""
     matches = [_SPOT_ID.fullmatch(str(name)) for name in names]  # type: ignore[attr-defined]
     if not matches or not all(matches):
         return None

@@ -1,4 +1,4 @@
-"""Count matrices as they lie on disk."""
+"""Read count matrices: 10x HDF5, mtx, AnnData and tables."""
 
 import logging
 import re
@@ -30,7 +30,7 @@ _TABLE_SUFFIXES = (
     ".parquet",
 )
 _ROWS_AT_A_TIME = 500
-# How lists of molecules call the column with a gene in each row, where no column is a gene.
+# Names of the gene column in lists of molecules, which have a gene per row instead of a gene per column.
 _NAMES_OF_A_GENE = {
     "geneid",
     "gene",
@@ -56,7 +56,7 @@ _BESIDE_A_GENE = {
     "umi_count",
 }
 _MOST_COLUMNS_OF_A_LIST = 12
-# Bytes of text that a byte of gzip can stand for.
+# The most bytes of text that one byte of gzip can stand for.
 _DENSEST_TEXT = 1100
 
 
@@ -89,18 +89,18 @@ def read_counts(
     barcodes: Collection[str] = (),
     key: Sequence[str] = (),
 ) -> Counts:
-    """Read counts of any of these forms: CSV, TSV, parquet, 10x .h5, .h5ad, .zarr, .mtx or a folder with matrix.mtx.
+    """Read counts in any of these formats: CSV, TSV, parquet, 10x .h5, .h5ad, .zarr, .mtx or a folder with matrix.mtx.
 
     Args:
         path: the file, or the folder of an mtx matrix with its barcodes and features.
-        orientation: of a table, "spots" if spots are the rows, "genes" if genes are; "auto" tells it from the names.
+        orientation: of a table, "spots" if spots are the rows, "genes" if genes are; "auto" decides by the names.
         layer: of an AnnData.
-        barcodes: names of spots, by which "auto" tells rows from columns; without them by the names of well-known genes.
-        key: columns of a table that together name a row; where none of them is there, the first column does.
+        barcodes: names of spots, by which "auto" finds the rows; without them it looks for well-known genes.
+        key: columns of a table that together name a row; if none of them is there, the first column does.
 
     Raises:
-        FileNotFoundError: no such file, or an mtx without its names.
-        ValueError: a damaged file, an unknown form, or an orientation that cannot be.
+        FileNotFoundError: no such file, or an mtx without its barcodes or features.
+        ValueError: a damaged file, an unknown format, or an unknown orientation.
     """
     path = Path(path).expanduser()
     name = path.name.lower()
@@ -117,13 +117,13 @@ def read_counts(
         return read_10x_h5(path)
     if not name.endswith(_TABLE_SUFFIXES):
         raise ValueError(
-            f"{path.name}: unknown form of counts. Allowed: {', '.join(_TABLE_SUFFIXES)}, .h5, .h5ad, .mtx."
+            f"{path.name}: unknown format of counts. Allowed: {', '.join(_TABLE_SUFFIXES)}, .h5, .h5ad, .mtx."
         )
     return _from_table(path, orientation, barcodes, key)
 
 
 def read_10x_h5(path: str | Path) -> Counts:
-    """Read a feature-barcode matrix in HDF5 as Space Ranger and Cell Ranger write it, or, a genome a group, Cell Ranger 2.
+    """Read a feature-barcode matrix in HDF5 of Space Ranger or Cell Ranger (version 2 writes one group per genome).
 
     Raises:
         ValueError: a damaged file or no such matrix.
@@ -140,11 +140,11 @@ def read_10x_h5(path: str | Path) -> Counts:
         if not genomes and "matrix" not in groups:
             raise ValueError(
                 f"{path} has no group 'matrix'; it holds {', '.join(file) or 'nothing'}. Needed: a feature-barcode matrix as "
-                "Space Ranger and Cell Ranger write it. Features of patches are given by --features."
+                "Space Ranger and Cell Ranger write it. Give features of patches with --features."
             )
         if len(genomes) > 1:
             raise ValueError(
-                f"{path} holds {len(genomes)} genomes ({genomes}), one matrix each. Write one into a file of its own."
+                f"{path} holds {len(genomes)} genomes ({genomes}), one matrix each. Write one of them to its own file."
             )
         group = file[genomes[0] if genomes else "matrix"]
         shape = whole_numbers(group["shape"][:], f"{path.name}: shape").ravel()
@@ -157,14 +157,14 @@ def read_10x_h5(path: str | Path) -> Counts:
 
 
 def read_10x(folder: Path, name: str) -> Counts | None:
-    """Return the counts of a run from NAME.h5 or else from the folder NAME, which runs have too; None without both."""
+    """Return the counts of a run from NAME.h5, else from the folder NAME; None if it has neither."""
     if (folder / f"{name}.h5").is_file():
         return read_10x_h5(folder / f"{name}.h5")
     return read_mtx(folder / name) if (folder / name).is_dir() else None
 
 
 def _features_of(group: Any, old_form: bool) -> pd.DataFrame:
-    """Return the features of an HDF5 matrix; of probes, their genes and whether Space Ranger counts them."""
+    """Return the features of an HDF5 matrix; for probes, their genes and whether Space Ranger counts them."""
     if old_form:
         return make_genes(texts(group["gene_names"][:]), texts(group["genes"][:]))
     known = ("id", "name", "feature_type", "gene_id", "gene_name", "filtered_probes", "included")
@@ -180,12 +180,12 @@ def read_mtx(path: str | Path) -> Counts:
     """Read matrix.mtx(.gz) with barcodes.tsv(.gz) and features.tsv(.gz) (or genes.tsv) beside it.
 
     Args:
-        path: the folder, or the .mtx file; a prefix of its name (`sample_matrix.mtx`) may be that of its neighbours. Genes
-            are its rows, or its columns where the numbers of names say so.
+        path: the folder, or the .mtx file; the three files may share a prefix (`sample_matrix.mtx`). Genes are the rows of
+            the matrix, or its columns if only that fits the numbers of features and barcodes.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a damaged file, or names that do not fit the matrix.
+        ValueError: a damaged file, or numbers of names that do not fit the matrix.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -211,7 +211,7 @@ def read_mtx(path: str | Path) -> Counts:
     if matrix.shape != (len(barcodes), len(features)):
         raise ValueError(
             f"{path.name} is {matrix.shape[1]} x {matrix.shape[0]}, but there are {len(features)} features and {len(barcodes)} "
-            "barcodes. The three files are not of one run: download them again."
+            "barcodes. The three files are not from one run: download them again."
         )
     if features.shape[1] > 1:
         genes = make_genes(features[1], features[0], feature_type=features[2] if features.shape[1] > 2 else None)
@@ -221,7 +221,7 @@ def read_mtx(path: str | Path) -> Counts:
 
 
 class _WithFractions:
-    """An open mtx file that says its values are real: of one that says integer, scipy reads 1.7 and 1e400 as 1."""
+    """An open mtx file whose header says real instead of integer: under integer, scipy reads 1.7 and 1e400 as 1."""
 
     def __init__(self, file: Any):
         self._file, self._waiting = file, re.sub(rb"(?i)\b(unsigned-)?integer\b", b"real", file.readline(1 << 16))
@@ -236,7 +236,7 @@ class _WithFractions:
 
 
 def _check_mtx(path: Path) -> None:
-    """Return what the header of an mtx declares, against the file: scipy ends the process where memory runs out."""
+    """Check the size that an mtx header declares against the file: scipy ends the process when memory runs out."""
     with open_packed(path) as file:
         banner, size = file.readline(1 << 16).lower(), file.readline(1 << 16)
         while size.startswith(b"%"):
@@ -246,7 +246,7 @@ def _check_mtx(path: Path) -> None:
         raise ValueError(f"{path} has no line of sizes. It is damaged, incomplete or not a matrix: download it again.")
     entries = numbers[2] if len(numbers) == 3 else numbers[0] * numbers[1]
     what = f"{'a sparse' if b'coordinate' in banner else 'a dense'} matrix of {numbers[0]:g} x {numbers[1]:g}"
-    # An entry is two bytes or more as text, and 24 in memory; an index of rows is as long as they are many.
+    # An entry is two bytes or more as text, and 24 in memory; indices of rows and columns take 8 bytes each.
     stored = path.stat().st_size * (_DENSEST_TEXT if is_packed(path) else 1)
     check_declared(24 * entries + 8 * (numbers[0] + numbers[1]), path, f"{what} with {entries:g} entries", stored, 24)
 
@@ -260,7 +260,7 @@ def _from_table(path: Path, orientation: str, barcodes: Collection[str], key: Se
 
 
 def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index, pd.Index]:
-    """Return a table of counts, made sparse some hundred rows at a time, and the names of its rows and columns."""
+    """Return a table of counts, made sparse in blocks of rows, and the names of its rows and columns."""
     header, options = names_of_columns(path, "counts")
     _refuse_lists(header, path.name)
     places = key_columns(header, key, path.name) or [0]
@@ -294,12 +294,12 @@ def _text_columns(table: pd.DataFrame) -> list[str]:
 
 
 def _refuse_lists(columns: Sequence[str], name: str) -> None:
-    """Refuse a list of molecules or of counts, a gene a row, such as a GEM file of Stereo-seq."""
+    """Refuse a list of molecules or of counts with one gene per row, such as a GEM file of Stereo-seq."""
     names = {one.casefold().strip() for one in columns}
     if len(columns) <= _MOST_COLUMNS_OF_A_LIST and names & _NAMES_OF_A_GENE and names & _BESIDE_A_GENE:
         raise ValueError(
-            f"{name} is a list with a gene in each row (columns {list(columns)}), not a table of counts. Add it up first: "
-            "a row per spot and a column per gene, e.g. by pandas.crosstab or DataFrame.pivot_table(aggfunc='sum')."
+            f"{name} is a list with a gene in each row (columns {list(columns)}), not a table of counts. Sum it first to a "
+            "row per spot and a column per gene, e.g. with pandas.crosstab or DataFrame.pivot_table(aggfunc='sum')."
         )
 
 
@@ -315,7 +315,7 @@ def _rows_are_genes(rows: pd.Index, columns: pd.Index, barcodes: Collection[str]
 
 
 def _looks_like_genes(names: pd.Index) -> bool:
-    """Tell whether there are Ensembl ids, or housekeeping genes of man or mouse among the names."""
+    """Tell whether most names are Ensembl ids, or some are housekeeping genes of human or mouse."""
     sample = set(names[:50000].str.upper())
     common = {"ACTB", "GAPDH", "B2M", "RPLP0", "RPS27", "RPL13", "EEF1A1", "TMSB4X", "MT-CO1"}
     return len(sample & common) >= 2 or float(names.str.match(r"ENS[A-Z]*G\d{6,}").mean()) > 0.5

@@ -1,7 +1,7 @@
-"""Which format of `delst prepare` a file or folder is, told by what lies there; nothing is read but names and small headers.
+"""Recognise the formats of `delst prepare` that a file or folder may have, from names and small headers alone.
 
-One function per format looks at a place and says what `delst prepare` would be given, or that it is something else. All are
-asked, so a place that could be two things is found to be so.
+One function per format checks a path and yields the arguments for `delst prepare`, or nothing. All of them run, so a path
+that fits two formats yields both.
 """
 
 import json
@@ -22,14 +22,14 @@ _DATASET = ("README.md", "spots", "genes", "slides")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A format that a place may be.
+    """A format that a path may have.
 
     Attributes:
         format: its name in `delst prepare`.
-        arguments: what to give `delst prepare FORMAT`.
+        arguments: the arguments for `delst prepare FORMAT`.
         why: what was found there.
-        missing: an option that it also needs, with what it is; "" when nothing is missing.
-        also: what else of the same format could be read from there, as options.
+        missing: an option that is also needed, with its meaning; "" when nothing is missing.
+        also: options that read something else of the same format from there.
     """
 
     format: str
@@ -40,7 +40,7 @@ class Candidate:
 
 
 def recognise(place: str | Path) -> list[Candidate]:
-    """Return every format that a place could be; where it is none itself, those of what lies directly in it.
+    """Return every format that a path may have; for a folder that has none, the formats of its direct entries.
 
     Args:
         place: a file or a folder.
@@ -87,17 +87,17 @@ def is_sheet(place: Path) -> bool:
 
 
 def lone_counts(place: Path) -> Path | None:
-    """Return the counts that a place is or holds with nothing beside them; None for anything else.
+    """Return the path of counts that stand alone, without positions or an image; None for anything else.
 
     Args:
-        place: a table, a matrix of HDF5 or mtx, the folder of the three files of an mtx, or a folder with one of these alone.
+        place: a table, an HDF5 or mtx matrix, a folder with the three files of an mtx, or a folder with only one of these.
     """
     if place.is_dir():
         there = visible(place)
         if _named(place, _MTX) and all(any(word in path.name for word in _PARTS_OF_MTX) for path in there):
             return place
         alone = len(there) == 1 and there[0].is_file()
-        # Of any other table nobody can say what it holds.
+        # Counts have many columns; a narrow table could hold anything.
         wide = alone and (len(_header(there[0])) > 20 or there[0].name.lower().endswith(".h5"))
         return lone_counts(there[0]) if wide and not recognise(place) else None
     name = place.name.lower()
@@ -105,13 +105,13 @@ def lone_counts(place: Path) -> Path | None:
         return place
     if not name.endswith((*_TABLES, ".parquet")) or is_sheet(place):
         return None
-    # Two columns are names and one value of each: labels, or prose.
+    # Two columns are names with one value each: labels, or prose.
     few = not name.endswith(".parquet") and len(_columns(place)) < 3
     return None if few or is_of_places(place) else place
 
 
 def is_of_places(table: Path) -> bool:
-    """Tell whether a table says where spots are."""
+    """Tell whether a table holds positions of spots."""
     names = {name.lower() for name in _header(table)}
     return bool({"pixel_x", "pxl_row_in_fullres"} & names) or {"x", "y"} <= names
 
@@ -141,9 +141,9 @@ def _visium(place: Path) -> Iterator[Candidate]:
 
 
 def _deposit(place: Path) -> Iterator[Candidate]:
-    """Give each sample of a deposit of Visium slides, in a folder or an archive, by the beginning of its files."""
+    """Yield each sample of a deposit of Visium slides, in a folder or an archive, by the prefix of its files."""
     found = samples(place)
-    why = "files as public archives hand out the outs of Space Ranger"
+    why = "files of Space Ranger, named as in public archives"
     if len(found) == 1:
         yield Candidate("visium", (str(place),), why)
     else:
@@ -181,7 +181,7 @@ def _her2st(place: Path) -> Iterator[Candidate]:
 
 
 def _st(place: Path) -> Iterator[Candidate]:
-    """Give each table of the spot detector the one other table and the one image of its name, or of the folder."""
+    """Yield each table of the spot detector with the one table of counts and the one image of its name, or in the folder."""
     headers = {path: _header(path) for path in _named(place, _TABLES)}
     tables = [path for path, header in headers.items() if {"x", "y", "pixel_x", "pixel_y"} <= header]
     counts = [path for path, header in headers.items() if path not in tables and len(header) > 20]
@@ -197,7 +197,7 @@ def _st(place: Path) -> Iterator[Candidate]:
 
 
 def _table(place: Path) -> Iterator[Candidate]:
-    """Return a table of coordinates, counts and an image, one of each."""
+    """Yield a folder's coordinates, counts and image, if it holds one of each."""
     headers = {path: {name.lower() for name in _header(path)} for path in _named(place, _TABLES)}
     coordinates = [path for path, header in headers.items() if {"x", "y"} <= header and "pixel_x" not in header]
     counts = [path for path, header in headers.items() if path not in coordinates and len(header) > 20]
@@ -221,7 +221,7 @@ def _merscope(place: Path) -> Iterator[Candidate]:
 
 
 def _cells_of_tables(place: Path, counts: str, cells: str, name: str, columns: tuple[str, ...]) -> Iterator[Candidate]:
-    """Find the two tables of a platform that images molecules, whose own images are fluorescence."""
+    """Yield the two tables of an imaging platform; its own images are fluorescence, so an H&E image is missing."""
     found = [_named(place, (suffix, f"{suffix}.gz")) for suffix in (counts, cells)]
     if all(len(paths) == 1 for paths in found):
         arguments = ("--counts", str(found[0][0]), "--coordinates", str(found[1][0]), *columns, "--technology", name)
@@ -298,7 +298,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _zarr_attributes(folder: Path) -> dict[str, object]:
-    """Return the attributes of the root of a store, of version 2 or 3."""
+    """Return the attributes of the root of a zarr store, version 2 or 3."""
     for name in (".zattrs", "zarr.json"):
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))

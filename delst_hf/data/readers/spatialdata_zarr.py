@@ -23,7 +23,7 @@ from .transforms import refuse_stretch
 
 logger = logging.getLogger(__name__)
 
-# Side of the pieces of an image that tell which value is white.
+# Side of the image pieces that are sampled to find the value of white.
 _PIECE = 256
 
 
@@ -54,16 +54,16 @@ def read_spatialdata(
     Args:
         path: the .zarr folder.
         table: name of the table; may be left out when there is one.
-        region: the shapes that the spots are; may be left out when the table annotates one. Shapes that the table does not
-            annotate are joined by the column of obs that holds their names.
+        region: name of the shapes to read as spots; may be left out when the table annotates only one. Shapes that the table
+            does not annotate are joined by the column of obs that holds their names.
         image: name of the image; may be left out when there is one.
-        coordinate_system: one that shapes and image share; may be left out when there is one, or when all lay them alike.
-        mpp: micrometres per pixel of the image; by default from the lattice of the spots where that is of a known array, else
-            spot_um over the diameter of the circles.
-        spot_um: diameter of a spot.
+        coordinate_system: one that shapes and image share; may be left out if all shared ones place the shapes alike.
+        mpp: micrometres per pixel of the image; by default from the lattice of the spots if it is that of a known array, else
+            spot_um divided by the diameter of the circles.
+        spot_um: diameter of a spot in micrometres.
         layer: layer of the table with raw counts.
         label_key: column of the table's obs with labels.
-        grid_um: add rows up on squares of this side, see `pool_cells`.
+        grid_um: sum rows on squares of this side in micrometres, see `pool_cells`.
         slide_id: by default the region.
         patient_id: by default the slide id.
         technology: for the slides table.
@@ -114,7 +114,7 @@ def read_spatialdata(
 
 
 def _opened(path: Path) -> Any:
-    """Return the store, read after a look at what it declares."""
+    """Return the store, read after a check of the sizes that it declares."""
     advice = "reading SpatialData needs the extra: pip install 'delst-hf[spatialdata]'."
     spatialdata = optional_library("spatialdata", advice)
     if not path.is_dir():
@@ -128,15 +128,15 @@ def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) ->
     """Return the rows of the table that belong to the region, and its name.
 
     Raises:
-        ValueError: several regions, or one that is not an element of shapes; the message names those there are.
+        ValueError: several regions, or one that is not an element of shapes; the message names the choices.
     """
     of_row = adata.obs[keys["region_key"]].astype(str)
     annotated = sorted(set(of_row))
     if region is not None and region in data.shapes and region not in annotated:
         if len(annotated) > 1:
             raise ValueError(
-                f"{name}: the table annotates {annotated}, and not {region!r}: its rows cannot be told apart. Choose one of "
-                "those, or another table (--table)."
+                f"{name}: the table annotates {annotated}, not {region!r}, so which rows belong to {region!r} is unknown. "
+                "Choose one of those, or another table (--table)."
             )
         return adata, region
     chosen = _one(annotated, region, "region", name)
@@ -153,13 +153,13 @@ def _rows_of(data: Any, adata: Any, keys: Any, region: str | None, name: str) ->
 
 
 def _instances(adata: Any, key: str, shapes: Any, region: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the name of the shape of each row (rows,), and which of these are there (rows,) bool.
+    """Return the name of the shape of each row (rows,), and which rows have one (rows,) bool.
 
-    By the instance key; where the table annotates something else, by the column of obs, or the names of rows, most of which
-    are names of shapes.
+    The names are those of the instance key; where the table annotates something else, those of the first column of obs, or of
+    the rows, of which most are names of shapes.
     """
     if shapes.index.has_duplicates:
-        raise ValueError(f"{name}: shapes {region!r} have names twice. Make their index unique and write it again.")
+        raise ValueError(f"{name}: shapes {region!r} have duplicate names. Make their index unique and write it again.")
     as_stored = {str(one): one for one in shapes.index}
     columns = [key, *(column for column in ("cell_id", "EntityID", "cell") if column in adata.obs and column != key)]
     tried = [*(adata.obs[column].astype(str).to_numpy() for column in columns), adata.obs_names.astype(str).to_numpy()]
@@ -168,7 +168,7 @@ def _instances(adata: Any, key: str, shapes: Any, region: str, name: str) -> tup
         if 2 * known.sum() > len(known) and len(set(names)) == len(names):
             return np.array([as_stored.get(one) for one in names], dtype=object), known
     raise ValueError(
-        f"{name}: the rows of the table are not named as the shapes {region!r} are ({list(as_stored)[:3]}); tried obs "
+        f"{name}: the rows of the table do not have the names of the shapes {region!r} ({list(as_stored)[:3]}); tried obs "
         f"{columns} and the names of rows. Choose other shapes (--region), or another table (--table)."
     )
 
@@ -178,13 +178,13 @@ def _one(known: Any, chosen: str | None, what: str, name: str) -> str:
     if chosen is None and len(names) == 1:
         return names[0]
     if chosen is None or chosen not in names:
-        found = f"{what} is {chosen!r}" if chosen is not None else f"there are {len(names)} of what --{what} names"
+        found = f"{what} is {chosen!r}" if chosen is not None else f"there are {len(names)} choices for --{what}"
         raise ValueError(f"{name}: {found}. Choose one of {names} (--{what}).")
     return chosen
 
 
 def _described(centres: pd.DataFrame, adata: Any, label_key: str | None, name: str) -> pd.DataFrame:
-    """Name the centres as the rows of the table are named, and add what its obs says of them."""
+    """Return the centres with the row names of the table, and the array positions, labels and samples of its obs."""
     obs = adata.obs
     if label_key is not None and label_key not in obs:
         raise KeyError(f"{name}: no column {label_key!r} in obs. Available: {list(obs.columns)}.")
@@ -204,7 +204,7 @@ def _scale(
     slide_id: str,
 ) -> tuple[Scale, SpotArray | None]:
     """Return the scale per pixel of the image, and the array, None where it is not known."""
-    # Cells are printed on nothing, however regularly they lie.
+    # Cells lie on no printed array, however regular they look.
     cells, lattice, array = "area_px2" in spots, None, None
     if not cells:
         lattice, array = array_of_spots(spots, technology, bin_um=spot_um, spot_px=diameter_px)
@@ -226,10 +226,10 @@ def _scale(
 
 
 def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -> np.ndarray:
-    """Return the matrix (3, 3) from the frame of the shapes to pixels of the image, by a coordinate system of both.
+    """Return the matrix (3, 3) from the frame of the shapes to pixels of the image, through a shared coordinate system.
 
     Raises:
-        ValueError: none is shared, the one that was named is not, or several lay the shapes differently; all are listed.
+        ValueError: none is shared, the named one is not, or several place the shapes differently; the message lists all.
     """
     from spatialdata.transformations import get_transformation
 
@@ -243,7 +243,7 @@ def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -
     if system is not None:
         if system not in matrices:
             raise ValueError(
-                f"{name}: no coordinate system {system!r} of both: {listed}. Choose a shared one (--coordinate-system)."
+                f"{name}: coordinate system {system!r} is not shared: {listed}. Choose a shared one (--coordinate-system)."
             )
         return matrices[system]
     if not matrices:
@@ -253,14 +253,14 @@ def _matrix(data: Any, region: str, image: str, system: str | None, name: str) -
     first = next(iter(matrices.values()))
     if not all(np.allclose(one, first, rtol=1e-4, atol=1e-3) for one in matrices.values()):
         raise ValueError(
-            f"{name}: the coordinate systems {sorted(matrices)} lay the spots on different places of the image. Choose one "
+            f"{name}: the coordinate systems {sorted(matrices)} place the spots differently on the image. Choose one "
             "(--coordinate-system)."
         )
     return first
 
 
 def _centres(shapes: Any, matrix: np.ndarray) -> tuple[pd.DataFrame, float | None]:
-    """Return x, y in pixels of the image by instance, with area_px2 of cells; and of others the diameter or side in pixels."""
+    """Return x, y in pixels of the image by instance, with area_px2 for cells; and for spots and bins their side in pixels."""
     centre = shapes.geometry.centroid
     xy = np.column_stack([centre.x, centre.y, np.ones(len(shapes))]) @ matrix.T
     spots = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1]}, index=shapes.index)
@@ -298,7 +298,7 @@ class _LazyImage:
             )
         self._array = array
         self.shape = (*array.shape[:2], 3)
-        # What is white, and whether a fourth channel is opacity, is told by pieces from everywhere.
+        # Pieces from all over the image show which value is white, and whether a fourth channel is opacity.
         height, width = array.shape[:2]
         corners = [
             (int(y * (height - 1)), int(x * (width - 1))) for y in (0, 0.25, 0.5, 0.75) for x in (0, 0.25, 0.5, 0.75)

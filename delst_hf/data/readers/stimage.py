@@ -1,4 +1,4 @@
-"""STimage-1K4M (JiawenChenn/STimage-1K4M): ROOT/{ST,Visium,VisiumHD}/ with one file of each kind a slide.
+"""STimage-1K4M (JiawenChenn/STimage-1K4M): ROOT/{ST,Visium,VisiumHD}/ with one file of each kind per slide.
 
 image/{slide}.png           JPEG, TIFF or PNG, whatever the suffix says
 coord/{slide}_coord.csv     spot (index), yaxis, xaxis, r: pixels of the image, r the radius of a spot
@@ -37,15 +37,15 @@ from .tables import need_columns, read_named_table, read_table
 logger = logging.getLogger(__name__)
 
 TECHNOLOGIES = {"ST": "Spatial Transcriptomics", "Visium": "Visium", "VisiumHD": "Visium HD"}
-# The bins of Visium HD are 8 um unless said otherwise.
+# The bins of Visium HD are 8 um unless `spot_um` says otherwise.
 BIN_UM = 8.0
 
 
 def find_stimage_slides(root: str | Path) -> list[str]:
-    """Return slides that have coordinates, counts and an image.
+    """Return the slides that have coordinates, counts and an image.
 
     Raises:
-        FileNotFoundError: none of the folders ST, Visium, VisiumHD, nor coord itself.
+        FileNotFoundError: there is no folder ST, Visium, VisiumHD or coord.
     """
     names = []
     for folder in _technologies(Path(root).expanduser()):
@@ -70,14 +70,14 @@ def read_stimage(
     Args:
         root: the folder with ST, Visium, VisiumHD, annotation and meta, or one of the first three.
         slide: for example "Human_Breast_Andersson_10142021_ST_A1".
-        mpp: micrometres per pixel; by default from the lattice of the spots, else half the spot's diameter over r.
+        mpp: micrometres per pixel; by default from the lattice of the spots, else the radius of a spot divided by r.
         spot_um: diameter of a spot; by default 100 (ST), 55 (Visium), 8 (Visium HD).
         patient_id: by default the slide id: the data set does not name patients.
 
     Raises:
-        FileNotFoundError: a file is missing; the message lists the slides there are.
+        FileNotFoundError: a file is missing; the message lists the slides found.
         KeyError: a missing column.
-        ValueError: a damaged file, or nothing in common.
+        ValueError: a damaged file, or coordinates and counts that share no spot.
 
     Examples:
         >>> slide = read_stimage("stimage", "Human_Breast_Andersson_10142021_ST_A1")
@@ -132,7 +132,7 @@ def _scale(
     lattice = measure_lattice(pixels, names_positions(coordinates.index))
     candidates = arrays_named(technology, bin_um)
     array = matching_array(lattice, candidates)
-    # A table of few spots tells no lattice: then the spots are those of the folder's technology.
+    # Too few spots show no lattice: assume the array of the folder's technology.
     likely = array or next(iter(candidates), None)
     radius = coordinates["r"].dropna() if "r" in coordinates else pd.Series(dtype=float)
     diameter_px = stated_length(radius.iloc[0], 2) if len(radius) else None
@@ -150,9 +150,9 @@ def _scale(
 
 
 def _labels(root: Path, slide: str) -> tuple[dict[str, str], str]:
-    """Return labels of a slide; studies with several slides have one file, found by the beginning of the slide's name."""
+    """Return the labels of a slide and their file; a study of several slides has one file, named by their common prefix."""
     files = sorted(visible(root / "annotation", "*_anno.csv"), key=lambda path: -len(path.name))
-    # The beginning up to a "_": the annotation of A1 is not that of A10.
+    # A prefix ends at a "_": the annotation of A1 is not that of A10.
     found = next((path for path in files if f"{slide}_".startswith(f"{path.name.removesuffix('_anno.csv')}_")), None)
     if found is None:
         return {}, ""

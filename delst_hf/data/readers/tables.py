@@ -1,4 +1,4 @@
-"""Tables as they lie on disk, in any of the forms that spreadsheets, R and pandas write."""
+"""Read tables in any form that spreadsheets, R and pandas write."""
 
 import csv
 import io
@@ -20,16 +20,16 @@ _MOST_COLUMNS = 2_000_000
 
 
 def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] = (), **options: Any) -> pd.DataFrame:
-    """Read CSV, TSV (gzip, bzip2 or xz, told by their first bytes) or parquet.
+    """Read CSV, TSV (gzip, bzip2 or xz, recognised by their first bytes) or parquet.
 
-    Separator, decimal comma and encoding are told from the beginning of the file: spreadsheets write semicolons, commas in
-    numbers, byte order marks and UTF-16.
+    Separator, decimal comma and encoding are detected from the beginning of the file: spreadsheets write semicolons, commas
+    in numbers, byte order marks and UTF-16.
 
     Args:
         path: the file.
         what: for messages.
-        text: columns of identifiers or labels, by name or place, taken as they are written: "0007" and "1e5" stay, "NA" is a
-            name. A name that no column has is left to the caller.
+        text: columns of identifiers or labels, by name or position, kept as written: "0007" and "1e5" stay, "NA" is a name.
+            Names of missing columns are ignored.
         options: of `pandas.read_csv`.
 
     Raises:
@@ -52,20 +52,20 @@ def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] 
 
 
 def as_written(columns: Sequence[str | int]) -> dict[str | int, Callable[[str], str]]:
-    """Return the converters of `pandas.read_csv` by which columns stay as they are written, behind a mark (see `unmarked`).
+    """Return converters for `pandas.read_csv` that keep columns as written, behind a mark (see `unmarked`).
 
-    Without the mark pandas 3 takes what a converter returns for missing where it looks like it: "NA", "nan", "None".
+    Without the mark pandas 3 takes "NA", "nan" and "None" for missing values even if a converter returns them.
     """
     return dict.fromkeys(columns, "={}".format)
 
 
 def unmarked(column: pd.Series) -> pd.Series:
-    """Return a column that was read by `as_written` as it is written."""
+    """Return a column that was read with `as_written`, without the marks."""
     return pd.Series([value[1:] for value in column], index=column.index, dtype=object)
 
 
 def read_named_table(path: str | Path, what: str = "table", **options: Any) -> pd.DataFrame:
-    """Read a table whose first column names its rows, as text; R writes a header that is one name shorter.
+    """Read a table whose first column names its rows, as text; the header may be one name short, as R writes it.
 
     Args:
         path: the file.
@@ -86,32 +86,32 @@ def read_named_table(path: str | Path, what: str = "table", **options: Any) -> p
 
 
 def names_of_columns(path: str | Path, what: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
-    """Read the header as written (pandas renames the second of two equal names), and the options that it asks for."""
+    """Return the header as written (pandas renames the second of two equal names), and the `read_csv` options it needs."""
     path = check_readable(path, what)
-    # Not by pandas, which takes seconds for one row of text of twenty thousand columns.
+    # Not with pandas, which takes seconds for one row of twenty thousand columns of text.
     with reading(path, what):
         told = dialect(path) | options
         with io.TextIOWrapper(open_packed(path), encoding=told["encoding"], newline="") as file:
             rows = (row for row in csv.reader(file, delimiter=told["sep"]) if row)
             header, first = next(rows, []), next(rows, None)
     if first is None:
-        raise ValueError(f"{path.name} has no row below its header. Give the whole table.")
+        raise ValueError(f"{path.name} has no row below its header. Give the complete table.")
     fields = len(first)
     if fields != len(header) + 1:
         return header, {}
-    # Numbers as names, since names may be there twice.
+    # Number the columns, since names may be there twice.
     return ["", *header], {"header": None, "skiprows": 1, "names": range(fields)}
 
 
 def dialect(path: Path) -> dict[str, Any]:
-    """Return the options of `pandas.read_csv` for a text: its separator, its decimal mark and its encoding."""
+    """Return the options of `pandas.read_csv` for a text file: its separator, decimal mark and encoding."""
     with open_packed(path) as file:
         start = file.read(1 << 20)
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = start.decode(encoding)
     except UnicodeDecodeError as error:
-        # The end of the piece may cut a character; anything earlier is the code page of Windows.
+        # The read may end within a character; an earlier error means the code page of Windows.
         if error.start < len(start) - 4:
             encoding = "cp1252"
         text = start.decode(encoding, errors="ignore")
@@ -124,7 +124,7 @@ def dialect(path: Path) -> dict[str, Any]:
 
 
 def _check_first_line(path: Path) -> None:
-    """Refuse a header of more columns than a table can have, a piece at a time."""
+    """Refuse a header of more columns than a table can have, reading it in pieces."""
     separators = 0
     with open_packed(path) as file:
         while piece := file.read(1 << 22):
@@ -140,7 +140,7 @@ def _check_first_line(path: Path) -> None:
 
 
 def keep_array_columns(spots: pd.DataFrame, obs: pd.DataFrame) -> None:
-    """Take up the positions on the array from a table of the same rows, as far as it has them; -1 where there is none."""
+    """Copy array_row and array_col from a table of the same rows if it has them; a missing value becomes -1."""
     for column in ("array_row", "array_col"):
         if column in obs:
             spots[column] = whole_or(obs[column], -1)
@@ -150,23 +150,23 @@ def need_columns(table: pd.DataFrame, wanted: Iterable[str], name: str, advice: 
     """Refuse a table that lacks columns.
 
     Args:
-        table: the table; its index counts by its name.
+        table: the table; a named index counts as a column.
         wanted: the columns that it must have.
         name: of its file, for the message.
         advice: the next step, a sentence.
 
     Raises:
-        KeyError: naming those that are missing and those there are.
+        KeyError: columns are missing; the message names them and the ones found.
     """
     if missing := [column for column in wanted if column not in table and column != table.index.name]:
         raise KeyError(f"{name}: columns {missing} are missing; found {some_of(table.columns)}. {advice}")
 
 
 def key_columns(columns: Sequence[str], key: Sequence[str], name: str) -> list[int]:
-    """Return the places of the columns that together name a row; none where none of them is there.
+    """Return the positions of the columns that together name a row; an empty list if the table has none of them.
 
     Raises:
-        KeyError: some are there and some are not.
+        KeyError: the table has only some of them.
     """
     places = [list(columns).index(one) for one in key if one in columns]
     if places and len(places) < len(key):

@@ -1,4 +1,4 @@
-"""Matrices (3, 3) from the coordinates of one image to those of another."""
+"""Matrices (3, 3) that transform the coordinates of one image to those of another."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from .tables import read_table
 
-# Beyond this stretch of one direction against the other a patch would not be a square of tissue.
+# If one direction is stretched more than this against the other, a patch is not a square of tissue.
 _LARGEST_STRETCH = 1.05
 
 
 def to_pixels(places: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Bring points (points, 2) x, y to pixels of an image by a matrix (3, 3)."""
+    """Convert points (points, 2) x, y to pixels of an image by a matrix (3, 3)."""
     xyw = np.column_stack([places, np.ones(len(places))]) @ matrix.T
     return np.asarray(xyw[:, :2] / xyw[:, 2:])
 
@@ -20,7 +20,7 @@ def read_transform(path: str | Path, what: str, advice: str) -> np.ndarray:
     """Read a matrix (3, 3) from a table without a header.
 
     Raises:
-        ValueError: The file does not hold one that can be inverted; the message ends in `advice`.
+        ValueError: The file does not hold an invertible matrix; the message ends in `advice`.
     """
     table = read_table(path, what, header=None)
     try:

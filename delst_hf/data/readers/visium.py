@@ -34,7 +34,7 @@ from .tables import need_columns, read_table
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
-# Names of folders that every run has, so that they name no slide.
+# Folder names that any run has, so they cannot name a slide.
 _NAMES_OF_ANY_RUN = {"outs", "spaceranger", "spatial", "count", "output", "outputs", ""}
 _PARTS_OF_HD = re.compile(r"binned_outputs|segmented_outputs|square_\d+um")
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
@@ -57,14 +57,14 @@ def read_visium(
     """Read the spots on tissue of one Visium slide.
 
     Args:
-        path: the folder `outs`, or the one that holds it; or, as public archives have it, a folder or .tar of files with a
-            prefix before these names, compressed or not, with or without a folder spatial/.
-        prefix: beginning of the names of the sample's files, where a folder holds several samples.
+        path: the folder `outs` or its parent; or a deposit of a public archive: a folder or .tar in which these names have a
+            prefix, compressed or not, with or without a folder spatial/.
+        prefix: prefix of the sample's files, where a folder holds several samples.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one in the folder, with coordinates scaled into it.
         image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
-        mpp: micrometres per FULL-RESOLUTION pixel. By default 100 um over the pitch of the spots, or, where they are too few to
-            measure it, 65 um over spot_diameter_fullres, whose diameter is that of a theoretical spot.
+        mpp: micrometres per FULL-RESOLUTION pixel. By default 100 um divided by the pitch of the spots; where they are too few
+            to measure it, 65 um (the theoretical spot of Space Ranger) divided by spot_diameter_fullres.
         patient_id: by default the slide id.
         technology: for the slides table; "Spatial Transcriptomics" for a legacy array in this layout.
         tissue: for example "breast".
@@ -75,7 +75,7 @@ def read_visium(
 
     Raises:
         FileNotFoundError: a file of the layout is missing.
-        ValueError: a damaged file, an unknown scale, or positions and counts that have nothing in common.
+        ValueError: a damaged file, an unknown scale, or positions and counts that share no spot.
         KeyError: a missing column.
 
     Examples:
@@ -106,8 +106,8 @@ def read_visium_hd(
     """Read one bin size of a Visium HD slide; bins are its spots, and their side is kept in `spot_um`.
 
     Args:
-        path: the folder `outs`, the one that holds it, `binned_outputs`, or one `square_...um`.
-        bin_um: side of a bin in micrometres: which `square_...um` to read.
+        path: the folder `outs`, its parent, `binned_outputs`, or one `square_...um`.
+        bin_um: side of a bin in micrometres; selects the folder `square_...um`.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one.
         image_scale: see `read_visium`.
@@ -118,7 +118,7 @@ def read_visium_hd(
         species: for example "human"; by default from the Ensembl ids.
 
     Raises:
-        FileNotFoundError: a file of the layout, or this bin size, is missing; the message lists those there are.
+        FileNotFoundError: a file of the layout, or this bin size, is missing; the message lists the bin sizes found.
         ValueError, KeyError: see `read_visium`.
 
     Examples:
@@ -135,11 +135,11 @@ def read_visium_hd(
 def scaled_image(
     image: str | Path | None, folders: Sequence[Path], factors: dict[str, Any], name: str, image_scale: float | None
 ) -> tuple[Any, float, str]:
-    """Return the full-resolution image if it is given, else the reduced one of these folders; its scale and its file name.
+    """Return the full-resolution image if given, else the reduced one in these folders, with its scale and its file name.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the image is not of the size that the reduced image and its scale factor say.
+        FileNotFoundError: there is no image.
+        ValueError: the size of the image is not the one that the reduced image and its scale factor imply.
     """
     reduced = {kind: found for kind in ("hires", "lowres") if (found := _reduced_image(folders, kind))}
     sizes = {
@@ -174,7 +174,7 @@ def _reduced_image(folders: Sequence[Path], kind: str) -> Path | None:
 def _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, technology, tissue, species) -> Slide:
     spatial = folder / "spatial"
     factors, positions = scale_factors(spatial), _positions(spatial)
-    # The images of a Visium HD run may lie in outs/spatial alone, beside binned_outputs.
+    # A Visium HD run may hold its images only in outs/spatial, beside binned_outputs.
     outer = [folder.parent.parent / "spatial"] if folder.name.startswith("square_") else []
     pixels, factor, image_name = scaled = scaled_image(image, [spatial, *outer], factors, slide_id, image_scale)
     counts = _counts(folder)
@@ -183,7 +183,7 @@ def _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, techno
     counts.notes.leave_out_spots("not in_tissue", len(positions) - len(on_tissue))
     if on_tissue.empty:
         raise ValueError(
-            f"slide {slide_id!r}: none of {len(positions)} spots is in_tissue by the positions in {folder / 'spatial'}. "
+            f"slide {slide_id!r}: none of {len(positions)} spots has in_tissue = 1 in the positions of {folder / 'spatial'}. "
             "Correct that column: 1 for each spot on tissue."
         )
     spots, matrix = join_spots(on_tissue, counts, slide_id)
@@ -230,8 +230,8 @@ def _scale(
     if array is None:
         unknown = (
             f"the positions lie on {lattice}, which is not the lattice of {arrays[0].name} ({arrays[0].kind}, "
-            f"{arrays[0].pitch_um:g} um), so neither their pitch nor the diameter of a spot is known. A legacy array is named "
-            "by --technology 'Spatial Transcriptomics'"
+            f"{arrays[0].pitch_um:g} um), so neither their pitch nor the diameter of a spot is known. For a legacy array add "
+            "--technology 'Spatial Transcriptomics'"
         )
         if witnesses:
             logger.warning("%s: %s", slide_id, unknown)
@@ -262,7 +262,7 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
                 raise FileNotFoundError(f"no {wanted} in {folder}. There are {known}: choose one (--bin-um).")
     advice = "Give the folder `outs` of a Visium HD run."
     if side := re.fullmatch(r"square_(\d+)um", path.name):
-        advice = f"It holds bins of {int(side[1])} um: say so (--bin-um {int(side[1])}), or give the folder `outs`."
+        advice = f"It holds bins of {int(side[1])} um: add --bin-um {int(side[1])}, or give the folder `outs`."
     elif path.is_file():
         advice = "It is a file: unpack it if it is an archive, and give the folder `outs` of a Visium HD run."
     elif samples(path) or samples(path / "outs"):
@@ -271,7 +271,7 @@ def _bin_folder(path: Path, bin_um: int) -> Path:
 
 
 def outs_name(outs: str | Path, prefix: str | None = None) -> str:
-    """Return the slide id of a run: the beginning of its files' names if given, else the folder that is the sample's own."""
+    """Return the slide id of a run: the prefix of its files if given, else the innermost folder whose name is the sample's."""
     if prefix:
         return make_slide_id(prefix.rstrip("_.-"))
     path = Path(outs).expanduser().resolve()
@@ -280,14 +280,14 @@ def outs_name(outs: str | Path, prefix: str | None = None) -> str:
 
 
 def hd_name(path: str | Path) -> str:
-    """Return the slide id of a Visium HD run, by any of its folders."""
+    """Return the slide id of a Visium HD run from the path of any of its folders."""
     path = Path(path).expanduser().resolve()
     own = next((one for one in (path, *path.parents) if not _PARTS_OF_HD.fullmatch(one.name)), path)
     return outs_name(own)
 
 
 def _counts(folder: Path) -> Counts:
-    advice = "Keep those of one sample in the folder."
+    advice = "Keep the counts of one sample in the folder."
     file = only_one(visible(folder, "*filtered_feature_bc_matrix.h5"), "the counts of one slide", advice)
     if file is not None:
         return read_10x_h5(file)
@@ -303,14 +303,14 @@ def _positions(spatial: Path) -> pd.DataFrame:
     tables = [_read_positions(path) for path in found]
     if any(not table.sort_index().equals(tables[0].sort_index()) for table in tables[1:]):
         raise ValueError(
-            f"{spatial} holds {len(found)} tables of positions that differ: {', '.join(path.name for path in found)}. Keep "
+            f"{spatial} holds {len(found)} different tables of positions: {', '.join(path.name for path in found)}. Keep "
             "the one of this slide."
         )
     return tables[0]
 
 
 def _read_positions(path: Path) -> pd.DataFrame:
-    # Some tools write the name of the table without a header with one, and the other way round.
+    # Some tools write tissue_positions_list.csv with a header, and tissue_positions.csv without one.
     table = read_table(path, "positions", text=["barcode", 0])
     if "in_tissue" not in table and (path.name == "tissue_positions_list.csv" or _lacks_header(table)):
         table = read_table(path, "positions", text=[0], header=None)
@@ -318,7 +318,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
     need_columns(table, sorted(_COLUMNS), path.name, "Add or rename them.")
     table = table if table.index.name == "barcode" else table.set_index("barcode")
     table["in_tissue"] = tissue_flags(table["in_tissue"], f"{path.name}: in_tissue")
-    with reading(path, "positions", "Numbers are needed but for barcode: correct the table."):
+    with reading(path, "positions", "All columns except barcode must hold numbers: correct the table."):
         table = table[_COLUMNS[1:]].astype(dict.fromkeys(_COLUMNS[2:], float))
     return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
 
@@ -334,5 +334,5 @@ def scale_factors(spatial: Path) -> dict[str, Any]:
     with reading(path, "scale factors"):
         factors = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(factors, dict):
-        raise ValueError(f"{path} holds no scale factors by name but {type(factors).__name__}. Download it again.")
+        raise ValueError(f"{path} holds a JSON {type(factors).__name__}, not named scale factors. Download it again.")
     return plain_values(factors)

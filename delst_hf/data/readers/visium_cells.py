@@ -47,7 +47,7 @@ def read_visium_cells(
     """Read the segmented cells of a Visium HD slide; each is placed at the centroid of its outline.
 
     Args:
-        path: the folder `outs`, the one that holds it, or `segmented_outputs`.
+        path: the folder `outs`, its parent, or `segmented_outputs`.
         slide_id: by default the name of the folder that holds `outs`.
         image: the full-resolution image; by default the reduced one.
         image_scale: pixels of `image` per full-resolution pixel; by default 1, and an image of another size is refused.
@@ -58,12 +58,12 @@ def read_visium_cells(
         species: for example "human"; by default from the Ensembl ids.
 
     Returns:
-        The slide; `cell_area_um2` of its spots is the area of the outline. Where only the outlines of nuclei are there, cells
-        are placed at these and have no area.
+        The slide; `cell_area_um2` of its spots is the area of the outline. Where only nuclei have outlines, cells are placed
+        at their nuclei and have no area.
 
     Raises:
         FileNotFoundError: no segmented_outputs, or a file of it is missing.
-        ValueError: no microns_per_pixel and no `mpp`, a damaged file, or outlines and counts that have nothing in common.
+        ValueError: no microns_per_pixel and no `mpp`, a damaged file, or outlines and counts that share no cell.
     """
     folder = _segmented(Path(path).expanduser())
     slide_id = slide_id or outs_name(folder.parent)
@@ -75,7 +75,7 @@ def read_visium_cells(
         slide_id,
         [*given(mpp), *_by_frame(factors.get("microns_per_pixel")), *image_states(pixels, image_name, factor)],
         frame="full-resolution pixel",
-        unknown=f"no microns_per_pixel to believe in scalefactors_json.json of {spatial}, which has {factors}",
+        unknown=f"no usable microns_per_pixel in scalefactors_json.json of {spatial}, which has {factors}",
     )
     counts = _counts(folder)
     table, name = _outlines(folder, slide_id, counts.notes)
@@ -92,7 +92,7 @@ def read_visium_cells(
 
 
 def _by_frame(value: Any) -> list[Witness]:
-    """Return what microns_per_pixel says: it is measured on the printed frame, unless it is a placeholder."""
+    """Return the witness of microns_per_pixel: a geometry, as it is measured on the printed frame, unless a placeholder."""
     found = stated("microns_per_pixel of scalefactors_json.json", value)
     return [one if one.placeholder else replace(one, kind="geometry") for one in found]
 

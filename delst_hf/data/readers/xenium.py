@@ -1,4 +1,4 @@
-"""10x Genomics Xenium: single transcripts, added up on a grid of square pseudo-spots. Its cells are read by `xenium_cells`.
+"""10x Genomics Xenium: transcripts summed on a grid of square pseudo-spots. Its cells are read by `xenium_cells`.
 
 DIR/transcripts.parquet (or .csv.gz, .csv)   feature_name, x_location, y_location (um), qv; is_gene and codeword_category from
                                              version 3 of the onboard analysis on
@@ -30,10 +30,10 @@ from .xenium_image import place_on_image
 
 logger = logging.getLogger(__name__)
 
-# The quality score from which on 10x counts a transcript.
+# The lowest quality score at which 10x counts a transcript.
 MIN_QV = 20.0
 _COLUMNS = ["feature_name", "x_location", "y_location", "qv", "is_gene", "codeword_category"]
-# Squares are numbered from -32,768 to 32,767, so that a key of 64 bits holds row, column and gene.
+# Rows and columns are numbered from -32,768 to 32,767, so that a key of 64 bits holds row, column and gene.
 _OFFSET = 1 << 15
 
 
@@ -60,7 +60,7 @@ def read_xenium(
         alignment: CSV with the 3 x 3 matrix of Xenium Explorer's image alignment; without one, the H&E is taken to cover the
             morphology image exactly.
         mpp: micrometres per pixel of the H&E; by default from the alignment; without one, from the size of the morphology
-            image, else the pixel size of experiment.xenium if the transcripts then fill the image, else what a TIFF states.
+            image; else the pixel size in experiment.xenium if the transcripts then fill the image; else what a TIFF states.
         min_qv: transcripts of lower quality are left out.
         slide_id: by default the name of the folder.
         patient_id: by default the slide id.
@@ -68,12 +68,12 @@ def read_xenium(
         species: for example "human".
 
     Returns:
-        The slide; array_row and array_col are the place in the grid, spot_um is grid_um.
+        The slide; array_row and array_col are the row and column in the grid, spot_um is grid_um.
 
     Raises:
         FileNotFoundError: a file is missing.
         KeyError: a missing column.
-        ValueError: a damaged file, a grid that is not positive, no transcript left, or an alignment that is no 3 x 3 matrix.
+        ValueError: a damaged file, a grid that is not positive, no transcript left, or an alignment that is not a 3 x 3 matrix.
 
     Examples:
         >>> slide = read_xenium("xenium", "xenium/he.png", grid_um=40, slide_id="X1")
@@ -101,7 +101,7 @@ def read_xenium(
 
 
 def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
-    """Return the transcripts, some hundred thousand at a time."""
+    """Yield the transcripts in tables of up to 500,000 rows."""
     parquet = folder / "transcripts.parquet"
     tables = [folder / name for name in ("transcripts.csv.gz", "transcripts.csv") if (folder / name).is_file()]
     only_one([] if parquet.is_file() else tables, "the transcripts", "Keep one of them.")
@@ -141,8 +141,8 @@ def _binned(
     told = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
     if not len(keys):
         raise ValueError(
-            f"slide {slide_id!r}: none of {seen} transcripts is a gene of quality {min_qv:g} with a name and a position "
-            f"({told or 'the table is empty'}). Lower --min-qv, or give the whole table of transcripts."
+            f"slide {slide_id!r}: none of {seen} transcripts is of a gene, with a name, a position and a quality of {min_qv:g} "
+            f"or more ({told or 'the table is empty'}). Lower --min-qv, or give the complete table of transcripts."
         )
     logger.info("%s: %d transcripts; left out %s", slide_id, seen, told or "none")
     notes.remarks.append(
@@ -158,7 +158,7 @@ def _binned(
 
 
 def _counted(table: pd.DataFrame, min_qv: float, left_out: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which transcripts count (transcripts,) bool, and the names of those; the others are counted by the first reason."""
+    """Return which transcripts count (transcripts,) bool, and their names; tally the others in `left_out` by first reason."""
     names, gene = _features(table)
     kept = np.ones(len(table), dtype=bool)
     position = np.column_stack([pd.to_numeric(table[name], errors="coerce") for name in ("x_location", "y_location")])
@@ -166,7 +166,7 @@ def _counted(table: pd.DataFrame, min_qv: float, left_out: Counter[str]) -> tupl
         pd.to_numeric(table["qv"], errors="coerce").to_numpy(float) if "qv" in table else np.full(len(table), np.inf)
     )
     for reason, good in (
-        # A quality that is not a number is not a quality of 20.
+        # NaN fails the comparison: a transcript without a quality is left out.
         (f"below quality {min_qv:g}", quality >= min_qv),
         ("without a name", names != ""),
         ("controls", gene),
@@ -186,8 +186,8 @@ def _squares(table: pd.DataFrame, grid_um: float, slide_id: str) -> np.ndarray:
         found = float(table["yx"[axis] + "_location"].iloc[row])
         raise ValueError(
             f"slide {slide_id!r}: a transcript at {'yx'[axis]} = {found:g} um is {abs(places[row, axis]):.0f} squares of "
-            f"{grid_um:g} um from the origin. Allowed: {_OFFSET} squares, {_OFFSET * grid_um:g} um. Take larger squares "
-            "(--grid-um), or, where no slide is that large, correct the positions."
+            f"{grid_um:g} um from the origin. Allowed: up to {_OFFSET} squares, {_OFFSET * grid_um:g} um. Use larger squares "
+            "(--grid-um), or, if no slide is that large, correct the positions."
         )
     row, column = places.astype(np.int64).T
     return np.asarray((row + _OFFSET << 16) + column + _OFFSET)
@@ -195,7 +195,7 @@ def _squares(table: pd.DataFrame, grid_um: float, slide_id: str) -> np.ndarray:
 
 def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the names (transcripts,) as text, "" for none, and which transcripts are of genes (transcripts,) bool."""
-    codes, names = pd.factorize(table["feature_name"])  # -1 where there is none: the place of the "" at the end
+    codes, names = pd.factorize(table["feature_name"])  # -1 for a missing name: it indexes the "" at the end
     text = np.array([*(name.strip() for name in texts(names)), ""], dtype=object)
     if "is_gene" in table:
         gene = table["is_gene"].map(lambda value: str(value).lower() in ("true", "1", "1.0")).to_numpy(bool)
@@ -203,13 +203,13 @@ def _features(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         gene = np.array([category.endswith("_gene") for category in texts(table["codeword_category"])], dtype=bool)
     else:
         gene = np.ones(len(table), dtype=bool)
-    # Controls by name too: the first versions of the onboard analysis do not say it otherwise.
+    # Find controls by name too: the first versions of the onboard analysis do not mark them.
     named = np.array([kind_of_name(name) == "" for name in text], dtype=bool)
     return text[codes], gene & named[codes]
 
 
 def _genes(folder: Path, names: list[str]) -> pd.DataFrame:
-    """Return the gene table, with Ensembl ids where the folder has the panel."""
+    """Return the gene table, with Ensembl ids if the folder has gene_panel.json."""
     path = folder / "gene_panel.json"
     if not path.is_file():
         return make_genes(names)

@@ -60,7 +60,7 @@ def read_xenium_cells(
     Raises:
         FileNotFoundError: no table of cells, or no matrix of their counts.
         KeyError: a missing column.
-        ValueError: a damaged file, or cells and counts that have nothing in common.
+        ValueError: a damaged file, or cells and counts that share no cell.
     """
     folder = Path(path).expanduser()
     slide_id = slide_id or make_slide_id(folder.resolve().name)
@@ -85,7 +85,7 @@ def read_xenium_cells(
 
 
 def _cells(folder: Path, slide_id: str, notes: Notes) -> tuple[pd.DataFrame, str]:
-    """Return the table of cells by cell_id, without those that have no position, and its name."""
+    """Return the table of cells by cell_id, without cells that have no position, and its file name."""
     found = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(
@@ -130,7 +130,7 @@ def _read_zarr(path: Path) -> Counts:
         matrix = sp.csr_matrix((data, indices, indptr), shape=(len(names), len(cells))).T.tocsr()
         kinds = [str(kind) for kind in told["feature_types"]]
         genes = make_genes(names, ids, feature_type=kinds)
-    except Exception as error:  # of zarr, numcodecs, zipfile and scipy, which share no class
+    except Exception as error:  # errors of zarr, numcodecs, zipfile and scipy share no class
         raise ValueError(
             f"cannot read {path}: {type(error).__name__}: {error}. It is damaged, incomplete or not a cell-feature matrix of "
             "Xenium: download it again, or put cell_feature_matrix.h5 beside it."
@@ -139,7 +139,7 @@ def _read_zarr(path: Path) -> Counts:
 
 
 def _cell_names(cells: np.ndarray) -> list[str]:
-    """Return the names of cells (cells,) from numbers (cells,), or from prefix and suffix (cells, 2) in digits a to p.
+    """Return the names of cells (cells,) from numbers (cells,), or from prefix and suffix (cells, 2), hexadecimal in a to p.
 
     >>> _cell_names(np.array([[1, 1], [1437536272, 2]], dtype=np.uint32))
     ['aaaaaaab-1', 'ffkpbaba-2']

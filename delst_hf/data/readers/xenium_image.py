@@ -1,4 +1,4 @@
-"""How the H&E image of a Xenium region lies on its transcripts: by an alignment matrix, or because it shows the same field."""
+"""Places transcripts on the H&E image of a Xenium region: by an alignment matrix, or because it shows the same field."""
 
 import json
 import logging
@@ -14,31 +14,31 @@ from .transforms import read_transform, refuse_stretch, to_pixels
 
 logger = logging.getLogger(__name__)
 
-# Of the morphology images, where experiment.xenium does not say it.
+# Pixel size of the morphology images where experiment.xenium does not state it.
 PIXEL_UM = 0.2125
 _MORPHOLOGY = ("morphology.ome.tif", "morphology_mip.ome.tif", "morphology_focus.ome.tif", "morphology_focus/*.ome.tif")
-# Transcripts reach over this share of a field at least, and not beyond it.
+# Transcripts reach at least this far across a field, as a share of its side, and not beyond it.
 _LEAST_SHARE, _LARGEST_SHARE = 0.5, 1.02
-# Sides of two images of one field may be in proportions that differ by this.
+# Aspect ratios of two images of one field may differ by this factor.
 _SAME_PROPORTION = 1.05
 
 
 def place_on_image(
     um: np.ndarray, folder: Path, image: str | Path, alignment: str | Path | None, mpp: float | None, slide_id: str
 ) -> tuple[Any, np.ndarray, Scale]:
-    """Open the H&E image and find where places in micrometres are in it.
+    """Open the H&E image and convert positions in micrometres to its pixels.
 
     Args:
-        um: The places (places, 2) x, y of transcripts or cells, in micrometres.
+        um: The positions (positions, 2) x, y of transcripts or cells, in micrometres.
         folder: The output folder of Xenium.
         image: The H&E.
         alignment: CSV with the matrix of Xenium Explorer, pixels of the H&E -> pixels of the morphology image; None where the
             H&E shows the field of the morphology image.
-        mpp: Micrometres per pixel of the H&E by the user.
+        mpp: Micrometres per pixel of the H&E as the user gives it, if at all.
         slide_id: For messages.
 
     Returns:
-        The pixels of the H&E, the places (places, 2) in them, and its scale.
+        The H&E image, the positions (positions, 2) in its pixels, and its scale.
 
     Raises:
         ValueError: A matrix that is not an alignment, an unknown scale, or an H&E of another field.
@@ -58,7 +58,7 @@ def place_on_image(
     shares = reach_um[0] / (width * scale.mpp), reach_um[1] / (height * scale.mpp)
     if max(shares) < _LEAST_SHARE:
         logger.warning(
-            "%s: at %.4f um per pixel %s is %.0f x %.0f um, but transcripts reach to %.0f x %.0f um only. Check the scale "
+            "%s: at %.4f um per pixel %s is %.0f x %.0f um, but transcripts reach only to %.0f x %.0f um. Check the scale "
             "(--mpp), or align the image (--alignment)",
             slide_id, scale.mpp, name, width * scale.mpp, height * scale.mpp, *reach_um,
         )  # fmt: skip
@@ -80,7 +80,7 @@ def _pixel_um(folder: Path) -> float:
 def _field(
     folder: Path, size: tuple[int, int], name: str, pixel_um: float, reach_um: tuple[float, float], stated: bool
 ) -> tuple[list[Witness], str]:
-    """Return witnesses of an image that shows the field of the morphology image, and why there is none."""
+    """Return the witnesses of an image that shows the field of the morphology image, or else why there is none."""
     found = next((path for pattern in _MORPHOLOGY for path in sorted(folder.glob(pattern))), None)
     morphology = None if found is None else _tiff_size(found)
     if found is not None and morphology is not None:
@@ -88,15 +88,15 @@ def _field(
         if max(field) / min(field) > _SAME_PROPORTION:
             return [], (
                 f"{name} ({size[1]} x {size[0]} px) does not show the field of {found.name} ({morphology[1]} x {morphology[0]} "
-                "px): its sides are in another proportion. Align it in Xenium Explorer (--alignment)"
+                "px): its aspect ratio differs. Align it in Xenium Explorer (--alignment)"
             )
         return [Witness("geometry", f"the field of {found.name}", (float(np.sqrt(field[0] * field[1])),))], ""
     share = reach_um[0] / (size[1] * pixel_um), reach_um[1] / (size[0] * pixel_um)
-    # Where a scale is stated elsewhere, its pixels are those of the morphology image only if the transcripts then fill it.
+    # If another source states a scale, assume the morphology image's pixel size only where transcripts then fill the H&E.
     if max(share) <= _LARGEST_SHARE and (min(share) >= _LEAST_SHARE or not stated):
         return [Witness("geometry", "pixel_size of experiment.xenium", (pixel_um,))], ""
     return [], (
-        f"with the pixels of the morphology image ({pixel_um:g} um) {name} would be {size[1] * pixel_um:.0f} x "
+        f"with the pixel size of the morphology image ({pixel_um:g} um) {name} would be {size[1] * pixel_um:.0f} x "
         f"{size[0] * pixel_um:.0f} um, but transcripts reach to {reach_um[0]:.0f} x {reach_um[1]:.0f} um"
     )
 
