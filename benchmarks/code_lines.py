@@ -2,8 +2,12 @@
 
     python benchmarks/code_lines.py                  # the files as they lie here, one row per folder
     python benchmarks/code_lines.py 2309afe HEAD     # the same of revisions, side by side
+    python benchmarks/code_lines.py 2309afe..HEAD    # the commits between them that made the package shorter, and the sums
 
 A line counts if a token of code stands on it: of a string over four lines all four count, unless it is a docstring.
+
+Features were added between revisions, so their difference does not say what simplifying saved. The last form does, as far as
+commits keep the two apart: a commit that adds a feature is longer, and is in the other sum.
 """
 
 import ast
@@ -50,13 +54,53 @@ def by_folder(revision: str | None) -> Counter[str]:
     return lines
 
 
+def by_commit(between: str) -> list[tuple[int, str]]:
+    """Return the lines of code that each commit added (below 0: took away) with its subject, the oldest first."""
+    known = {name: code_lines(source) for name, source in sources(between.split("..")[0]).items()}
+    added = []
+    for commit in _git("log", "--reverse", "--first-parent", "--format=%h %s", between).splitlines():
+        name, before = commit.split()[0], sum(known.values())
+        for change in _git("diff-tree", "-r", "--no-renames", f"{name}^", name, "--", PACKAGE).splitlines():
+            fields, path = change.split("\t")
+            if path.endswith(".py"):
+                known[path] = _blob_lines(fields.split()[3], known.get(path, 0))
+        added.append((sum(known.values()) - before, commit))
+    return added
+
+
+def _blob_lines(blob: str, before: int) -> int:
+    if not blob.strip("0"):  # the file is deleted
+        return 0
+    try:
+        return code_lines(_git("cat-file", "blob", blob))
+    except (SyntaxError, tokenize.TokenError):  # a commit that was mended by a later one
+        return before
+
+
 def _git(*command: str) -> str:
     return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-if __name__ == "__main__":
-    columns = {revision or "here": by_folder(revision) for revision in (sys.argv[1:] or [None])}
+def print_commits(between: str) -> None:
+    """Print the commits that made the package shorter, the largest first, and the sums."""
+    added = by_commit(between)
+    shorter = sorted(row for row in added if row[0] < 0)
+    print("\n".join(f"{lines:6,}  {commit[:110]}" for lines, commit in shorter))
+    saved, longer = sum(lines for lines, _ in shorter), [lines for lines, _ in added if lines > 0]
+    print(f"{saved:6,}  by {len(shorter)} commits; +{sum(longer):,} by {len(longer)} others")
+
+
+def print_folders(revisions: list[str]) -> None:
+    """Print the lines of code of each folder, a column per revision."""
+    columns = {revision or "here": by_folder(revision) for revision in (revisions or [None])}
     print(f"{'':14}" + "".join(f"{name[:12]:>14}" for name in columns))
     for folder in sorted(set().union(*columns.values())):
         print(f"{folder:14}" + "".join(f"{lines[folder]:14,}" for lines in columns.values()))
     print(f"{'together':14}" + "".join(f"{lines.total():14,}" for lines in columns.values()))
+
+
+if __name__ == "__main__":
+    if ".." in "".join(sys.argv[1:]):
+        print_commits(sys.argv[1])
+    else:
+        print_folders(sys.argv[1:])
