@@ -36,6 +36,7 @@ from .trainer import DelstTrainer
 
 if TYPE_CHECKING:
     from ..data.patch_features import FeatureTable
+    from .niche import Niches
 
 logger = logging.getLogger(__name__)
 
@@ -152,14 +153,7 @@ def assemble(
     sides = (study.patch_um(train_slides), study.patch_px(train_slides))
     if niches is not None:
         sides = ([niches.spot_um], [niches.spot_px])
-    before: dict[str, Any] = {}
-    if model.init_from is None:
-        network, processor = build(model, vocabulary, features)
-    else:
-        from .continuing import check_held_out, continue_checkpoint
-
-        network, processor, before = continue_checkpoint(model, vocabulary, *sides)
-        check_held_out(data, before, validation_slides)
+    network, processor, before = _build_or_continue(data, model, vocabulary, features, sides, validation_slides)
     set_missing_values(network, processor, study, moments)
     if training.lora:
         from .lora import add_lora
@@ -171,12 +165,7 @@ def assemble(
     facts = facts_of_data(data, study, train_slides, spots["train_dataset"], features)
     facts |= {} if niches is None else niches.size_of_spots
     seen = {"train": train_slides, "validation": validation_slides, "unpaired": unpaired}
-    if features is not None:
-        collator: DelstCollator = FeatureCollator.of(processor, study, features=features)
-    elif niches is not None:
-        collator = niches.collator(processor, spots)
-    else:  # patches are normalised on the device of the model
-        collator = DelstCollator.of(processor, study, defer_pixels=True)
+    collator = _collator(processor, study, features, niches, spots)
     if unpaired:
         alone = whole.with_level(training_spots(whole, unpaired), data.level_key, training.seed)
         spots["unpaired"] = UnpairedSpots(alone, collator, training)
@@ -190,6 +179,47 @@ def assemble(
         card_facts=card.facts() if card is not None else {},
         **spots,
     )
+
+
+def _build_or_continue(
+    data: DataArguments,
+    model: Any,
+    vocabulary: Sequence[str],
+    features: "FeatureTable | None",
+    sides: tuple[Sequence[float], Sequence[int]],
+    validation_slides: Sequence[str],
+) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
+    """Return the model and the processor, and the record of the checkpoint that they continue ({} for a new model).
+
+    Args:
+        data: Arguments of the data.
+        model: `ModelArguments`.
+        vocabulary: The genes to read.
+        features: Features in place of a backbone, if any.
+        sides: Sides of the patches that are trained on, in micrometres and in pixels.
+        validation_slides: Slides that the checkpoint must not have been trained on.
+    """
+    if model.init_from is None:
+        return *build(model, vocabulary, features), {}
+    from .continuing import check_held_out, continue_checkpoint
+
+    network, processor, record = continue_checkpoint(model, vocabulary, *sides)
+    check_held_out(data, record, validation_slides)
+    return network, processor, record
+
+
+def _collator(
+    processor: DelstProcessor,
+    study: Study,
+    features: "FeatureTable | None",
+    niches: "Niches | None",
+    spots: Mapping[str, Any],
+) -> DelstCollator:
+    if features is not None:
+        return FeatureCollator.of(processor, study, features=features)
+    if niches is not None:
+        return niches.collator(processor, spots)
+    return DelstCollator.of(processor, study, defer_pixels=True)  # patches are normalised on the device of the model
 
 
 def _spots(
