@@ -1,5 +1,6 @@
 """Positions of patches by one rule, whether a table, an AnnData, a dataset folder or a file of features says them."""
 
+import gzip
 from functools import partial
 
 import anndata as ad
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.fault("positions")
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.csv", b"\xff\xfe\x00\x01"), ("a.csv", b""), ("a.parquet", b"PAR1x PAR1"), ("a.h5ad", b"\x89HDF\r\n\x1a\nx")],
+    [("a.csv", b"\x1f\x8b\x00\x01"), ("a.csv", b""), ("a.parquet", b"PAR1x PAR1"), ("a.h5ad", b"\x89HDF\r\n\x1a\nx")],
 )
 def test_positions_that_cannot_be_read_are_named(tmp_path, name, text):
     (tmp_path / name).write_bytes(text)
@@ -34,14 +35,69 @@ def test_positions_that_cannot_be_read_are_named(tmp_path, name, text):
 
 
 def test_columns_of_other_names_are_told_with_the_next_step(tmp_path):
-    file = tmp_path / "tissue_positions.csv"
-    file.write_text("barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\nA-1,1,0,0,3,4\n")
-    with pytest.raises(ValueError, match="Needed: x and y.*Rename pxl_col_in_fullres to x and pxl_row_in_fullres to y"):
+    file = tmp_path / "cells.csv"
+    file.write_text("cell_id,x_centroid,y_centroid\na,3,4\n")
+    with pytest.raises(
+        ValueError, match=r"'x_centroid'.* found. Needed: x and y, in pixels.*or the table of positions of Space"
+    ):
         read_positions(str(file))
     pd.DataFrame(np.ones((2, 3000), int)).to_csv(file)
     with pytest.raises(ValueError, match=r"'18', ... 3001 in all\] found.*Put a line of names above") as told:
         read_positions(str(file))
     assert len(str(told.value)) < 500
+
+
+SPACE_RANGER = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
+ROWS = ["0007,1,0,0,30,40", "0008,0,0,2,30,50", "NA,1,0,4,30,60"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("tissue_positions.csv", [SPACE_RANGER, *ROWS]),
+        ("tissue_positions_list.csv", ROWS),
+        ("spreadsheet.csv", [row.replace(",", ";").replace("30", "30,0") for row in [SPACE_RANGER, *ROWS]]),
+        ("tissue_positions.csv.gz", ROWS),
+        ("tissue_positions.parquet", ROWS),
+    ],
+)
+def test_tables_of_space_ranger_are_read_as_they_are(tmp_path, name, lines, caplog):
+    """With its header or without, row before column, and without the spots that are not on tissue."""
+    file = tmp_path / name
+    if file.suffix == ".parquet":
+        table = pd.DataFrame([row.split(",") for row in lines], columns=SPACE_RANGER.split(","))
+        table.astype(dict.fromkeys(table.columns[1:], float)).to_parquet(file)
+    else:
+        text = "\n".join(lines).encode()
+        file.write_bytes(gzip.compress(text) if file.suffix == ".gz" else text)
+    with caplog.at_level("INFO"):
+        found = read_positions(str(file))
+    assert found["x"].tolist() == [40, 60] and found["y"].tolist() == [30, 30] and found["array_col"].tolist() == [0, 4]
+    assert found.index.tolist() == ["0007", "NA"]
+    assert caplog.messages == [f"{name}: left out 1 of 3 positions: in_tissue is 0"]
+
+
+def test_the_only_row_without_a_header_is_a_place_and_none_on_tissue_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text(ROWS[0])
+    assert read_positions(str(tmp_path / "a.csv"))["x"].tolist() == [40]
+    (tmp_path / "b.csv").write_text(ROWS[1])
+    with pytest.raises(ValueError, match="b.csv: none of 1 positions has in_tissue = 1. Correct that column"):
+        read_positions(str(tmp_path / "b.csv"))
+
+
+def test_pixels_of_a_spot_detector_are_taken_and_not_its_places_of_the_array(tmp_path):
+    header, rows = "x,y,new_x,new_y,pixel_x,pixel_y,selected", ["25,13,24.9,13.04,69.5,35,1", "24,13,24,13,66,35,0"]
+    (tmp_path / "spots.tsv").write_text("\n".join([header, *rows]).replace(",", "\t"))
+    found = read_positions(str(tmp_path / "spots.tsv"))
+    assert found[["x", "y"]].to_numpy().tolist() == [[69.5, 35]] and found.index.tolist() == ["25x13"]
+
+
+@pytest.mark.parametrize("text", [",x,y\n0007,3,4\n0008,5,6\n", "x;y;Barcode\n3,0;4,0;0007\n5;6;0008\n"])
+def test_names_of_places_are_kept_as_they_are_written(tmp_path, text):
+    """Also where pandas or R left their column without a name, and of a spreadsheet with decimal commas in UTF-16."""
+    (tmp_path / "a.csv").write_text(text, encoding="utf-16")
+    found = read_positions(str(tmp_path / "a.csv"))
+    assert found.index.tolist() == ["0007", "0008"] and found[["x", "y"]].to_numpy().tolist() == [[3, 4], [5, 6]]
 
 
 def write_places(path, x, y):
@@ -151,6 +207,9 @@ def test_columns_of_positions_in_an_anndata_go_by_their_names(tmp_path):
     adata.obsm["spatial"] = pd.DataFrame(places, index=adata.obs_names)
     adata.write_h5ad(tmp_path / "named.h5ad")
     assert read_positions(str(tmp_path / "named.h5ad"))["x"].tolist() == [3, 4]
+    adata.obs["in_tissue"] = [0, 1]
+    adata.write_h5ad(tmp_path / "tissue.h5ad")
+    assert read_positions(str(tmp_path / "tissue.h5ad"))["x"].tolist() == [4]
     adata.obsm["spatial"] = np.ones((2, 1))
     adata.write_h5ad(tmp_path / "one.h5ad")
     with pytest.raises(ValueError, match=r"obsm\['spatial'\] has shape \(2, 1\)"):

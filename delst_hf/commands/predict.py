@@ -38,7 +38,7 @@ def _add_patches(where: argparse._ArgumentGroup) -> None:
     add("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
     add("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
     add("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
-        "folder, in pixels of the full resolution, and not on a grid")  # fmt: skip
+        "folder, in pixels of the full resolution, or of Space Ranger's tissue_positions, and not on a grid")  # fmt: skip
     add("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
     add("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
     add("--species", default="", help="of the slide, to compare with the model's")

@@ -3,21 +3,38 @@
 Files are looked at piece by piece before they are in memory as a whole; what comes of any source passes `check_places`.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..data.declared import check_hdf5, check_parquet
+from ..data.files import open_packed
 from ..data.images import check_readable
+from ..data.readers.anndata_file import tissue_flags
 from ..data.readers.anndata_visium import positions_of
+from ..data.readers.tables import as_written, dialect, unmarked
 from ..data.study import Study
-from ..data.values import some_of
+from ..data.values import identifiers, some_of
 from ..errors import reading
 from ..evaluation.neighbours import blocks
 
+logger = logging.getLogger(__name__)
+
 _ROWS_AT_ONCE = 100_000
+# Columns of x, of y and, if it is there, of 1 for spots on tissue: of Space Ranger and of the spot detector of legacy arrays,
+# whose x and y are places of the array, before anybody's.
+_COLUMNS = (
+    ("pxl_col_in_fullres", "pxl_row_in_fullres", "in_tissue"),
+    ("pixel_x", "pixel_y", "selected"),
+    ("x", "y", "in_tissue"),
+)
+_OF_SPACE_RANGER = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+# How tables call the names of spots; R and pandas leave the first column without a name.
+_NAMES_OF_SPOTS = ("barcode", "barcodes", "unnamed: 0")
 # Of so few rows many may be of one place: nothing is lost by predicting it again.
 _FEW = 10_000
 
@@ -132,7 +149,8 @@ def _of_anndata(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
     _look_through(_anndata_pieces(file), file.name, shape)
     adata = anndata.read_h5ad(file, backed="r")
     places = positions_of(adata, file.name)
-    return pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
+    table = pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names.astype(str))
+    return in_pixels(table.join(adata.obs[["in_tissue"]]) if "in_tissue" in adata.obs else table, file.name)
 
 
 def _anndata_pieces(file: Path) -> Iterator[pd.DataFrame]:
@@ -151,22 +169,75 @@ def _of_table(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
         check_parquet(file)
         _look_through(_parquet_pieces(file), file.name, shape)
         table = pd.read_parquet(file)
+        names = _name_of_spots(table.columns)
     else:
-        pieces = pd.read_csv(file, sep=None, engine="python", chunksize=_ROWS_AT_ONCE)
-        table = pd.concat(_looked_through(pieces, file.name, shape))
-    if "barcode" in table:
-        table = table.set_index("barcode")
-    table.index = table.index.astype(str)
-    return table
+        told = dialect(file) | _header(file, dialect(file))
+        names = _name_of_spots(told["names"])
+        told |= {"converters": as_written([] if names is None else [names]), "chunksize": _ROWS_AT_ONCE}
+        with open_packed(file) as opened:
+            table = pd.concat(_looked_through(pd.read_csv(opened, **told), file.name, shape))
+        if names is not None:
+            table[names] = unmarked(table[names])
+    if names is not None:
+        table = table.set_index(pd.Index(identifiers(table.pop(names)), name="barcode"))
+    table = in_pixels(table, file.name)
+    return table.set_axis(table.index.astype(str))
+
+
+def _name_of_spots(columns: Iterable[str]) -> str | None:
+    return next((name for name in columns if str(name).lower() in _NAMES_OF_SPOTS), None)
+
+
+def _header(file: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """Return the names of the columns of a text as options of `pandas.read_csv`; Space Ranger 1 wrote none."""
+    with open_packed(file) as opened:
+        header = pd.read_csv(opened, **(told | {"nrows": 0})).columns.tolist()
+    numbers = pd.to_numeric(pd.Series(header[1:]), errors="coerce")
+    if len(header) == len(_OF_SPACE_RANGER) and numbers.notna().all() and numbers[0] in (0, 1):
+        return {"names": _OF_SPACE_RANGER, "header": None}
+    return {"names": header, "header": 0}
 
 
 def _parquet_pieces(file: Path) -> Iterator[pd.DataFrame]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as opened:
-        _check_columns(opened.schema_arrow.names, file.name)
-        for piece in opened.iter_batches(_ROWS_AT_ONCE, columns=["x", "y"]):
+        columns = _columns(opened.schema_arrow.names, file.name)[:2]
+        for piece in opened.iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
             yield piece.to_pandas(ignore_metadata=True)
+
+
+def in_pixels(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return a table of places with x and y in pixels, whatever wrote it, without those that are not on tissue.
+
+    Args:
+        table: With x and y, or a table of Space Ranger or of a spot detector; the index names the places.
+        name: What to call it in messages.
+
+    Raises:
+        ValueError: If no columns of places are there, or no place is on tissue.
+
+    Examples:
+        >>> in_pixels(pd.DataFrame({"in_tissue": [0, 1], "pxl_row_in_fullres": 5, "pxl_col_in_fullres": [3, 4]}), "a.csv")
+           in_tissue  y  x
+        1          1  5  4
+    """
+    x, y, tissue = _columns(table.columns.tolist(), name)
+    if x == "pixel_x" and {"x", "y"} <= set(table) and isinstance(table.index, pd.RangeIndex):
+        named = zip(table["x"], table["y"], strict=True)
+        table = table.set_axis(pd.Index([f"{float(one):.0f}x{float(other):.0f}" for one, other in named]))
+    if x != "x":
+        table = table.drop(columns=["x", "y"], errors="ignore").rename(columns={x: "x", y: "y"})
+    if tissue in table:
+        kept = tissue_flags(table[tissue], f"{name}: {tissue}")
+        if not kept.any():
+            raise ValueError(
+                f"{name}: none of {len(kept)} positions has {tissue} = 1. Correct that column, or drop it."
+            )
+        if not kept.all():
+            logger.info("%s: left out %d of %d positions: %s is 0", name, (~kept).sum(), len(kept), tissue)
+        table = table[kept]
+    return table
 
 
 def _look_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, ...] | None) -> None:
@@ -184,18 +255,18 @@ def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int,
     """
     rows, look_at, places = 0, _FEW, []
     for piece in pieces:
-        _check_columns(piece.columns.tolist(), name)
+        columns = list(_columns(piece.columns.tolist(), name)[:2])
         rows += len(piece)
         if shape is not None and rows > shape[0] * shape[1]:
             raise ValueError(
                 f"{name} holds more positions than the image of {shape[1]} x {shape[0]} px has pixels. Give the "
                 "positions of this image, or the image at full resolution."
             )
-        places.append(piece[["x", "y"]].drop_duplicates())
+        places.append(piece[columns].drop_duplicates())
         if rows > look_at:  # each time there are twice as many, or the places would be compared over and over
             places, look_at = [pd.concat(places, ignore_index=True).drop_duplicates()], 2 * rows
             if 2 * len(places[0]) < rows:
-                x, y = piece[["x", "y"]].iloc[-1]
+                x, y = piece[columns].iloc[-1]
                 raise ValueError(
                     f"{name}: its first {rows} rows are of {len(places[0])} places only, x = {x} and y = {y} among them. "
                     "Give each position once."
@@ -203,11 +274,12 @@ def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int,
         yield piece
 
 
-def _check_columns(names: list[str], name: str) -> None:
-    if not {"x", "y"} <= set(names):
-        how = " Put a line of names above the first row, if it has none."
-        if {"pxl_col_in_fullres", "pxl_row_in_fullres"} <= set(names):
-            how = " Rename pxl_col_in_fullres to x and pxl_row_in_fullres to y."
+def _columns(names: list[str], name: str) -> tuple[str, str, str]:
+    """Return the columns of x, of y, and of whether a place is on tissue, which need not be there."""
+    found = next((columns for columns in _COLUMNS if set(columns[:2]) <= set(names)), None)
+    if found is None:
         raise ValueError(
-            f"{name}: columns {some_of(names)} found. Needed: x and y, in pixels of the full resolution.{how}"
+            f"{name}: columns {some_of(names)} found. Needed: x and y, in pixels of the full resolution, or the table of "
+            "positions of Space Ranger as it is. Put a line of names above the first row, if it has none."
         )
+    return found

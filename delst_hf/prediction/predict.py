@@ -27,7 +27,7 @@ from ..errors import did_you_mean
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
 from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
-from .positions import check_positions, read_positions
+from .positions import check_positions, in_pixels, read_positions
 from .predictor import Predictor, load_predictor
 from .reference import load_reference
 from .shards import run, workspace
@@ -48,8 +48,8 @@ class PatchChoice:
         stride_um: From one patch of the grid to the next; None for the side of a patch.
         min_tissue: Share of a patch that must be tissue.
         mask: Where tissue is: a mask image or GeoJSON; None to find it by its colour.
-        positions: CSV or parquet with x and y in pixels, an .h5ad with obsm["spatial"], or such a table: patches there and not
-            on a grid.
+        positions: CSV or parquet with x and y in pixels or as Space Ranger writes it, an .h5ad with obsm["spatial"], or such a
+            table: patches there and not on a grid, but for those that are not in_tissue.
         image: Of an .h5ad, the full-resolution image in place of the reduced one in the file.
         slides: Of a dataset folder; all by default.
         species: Of the slide, to compare with the model's.
@@ -223,7 +223,9 @@ def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice
         return found
     patch_um = predictor.patch_um(choice.patch_um)
     places: Any = choice.positions
-    if not isinstance(places, pd.DataFrame | None):
+    if isinstance(places, pd.DataFrame):
+        places = in_pixels(places, "the table of positions")
+    elif places is not None:
         check_positions(places)
         places = partial(read_positions, places)
     options = {name: getattr(choice, name) for name in ("mpp", "stride_um", "min_tissue", "mask", "species")}
