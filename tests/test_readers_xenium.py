@@ -74,7 +74,9 @@ def test_text_among_numbers_of_a_csv_is_no_position(tmp_path, he):
 @pytest.mark.parametrize("grid_um", [0.0001, 10])
 def test_a_grid_beyond_the_key_is_refused(tmp_path, he, grid_um):
     far = TRANSCRIPTS if grid_um < 1 else TRANSCRIPTS.assign(y_location=[5, 5, 1e12, 5, 5])
-    with pytest.raises(ValueError, match=r"at [xy] = .* um is \d+ squares of .* Allowed: up to 32768 squares.*--grid-um"):
+    with pytest.raises(
+        ValueError, match=r"at [xy] = .* um is \d+ squares of .* Allowed: up to 32768 squares.*--grid-um"
+    ):
         read_xenium(write_transcripts(tmp_path / "out", far), he, grid_um=grid_um)
 
 

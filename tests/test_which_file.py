@@ -251,7 +251,8 @@ def test_two_sections_in_one_anndata_are_refused_unless_insisted_on(tmp_path, ho
 def test_one_image_for_two_sections_at_the_same_places_is_refused_for_each(tmp_path):
     joined(column=True).write_h5ad(tmp_path / "both.h5ad")
     read = partial(read_anndata, tmp_path / "both.h5ad", slide_key="sample", mpp=5.0)
-    with pytest.raises(ValueError, match=r"has one image, 'LIB', for several slides: 12 spots of 's1' have the positions of spots of other"):
+    words = r"has one image, 'LIB', for several slides: 12 spots of 's1' have the positions of spots of other"
+    with pytest.raises(ValueError, match=words):
         read(slide_value="s1")
     assert len(read(slide_value="s1", library_id="LIB").spots) == 12  # who names the image knows
     joined(column=True, shift=3).write_h5ad(tmp_path / "both.h5ad")  # two sections beside each other on one image
