@@ -84,7 +84,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _registers_later() -> bool:
-    """Tell whether this process is a program of this package, which registers when it needs to, or a worker of one."""
+    """Tell whether this process is a program of this package or a worker of one, which register only when they need to."""
     program, words = sys.argv[0] if sys.argv else "", sys.orig_argv
     as_module = any(pair in _MODULES for pair in itertools.pairwise(words))
     return (
@@ -95,8 +95,8 @@ def _registers_later() -> bool:
     )
 
 
-# Python runs this file before those of the programs, and a command line whose help, or whose answer to a misspelt option, takes
-# ten seconds is not used. So the programs alone do without registration here: `cli.main` imports it for the commands that load
+# Python runs this file before those of the programs, and nobody uses a command whose help, or whose answer to a misspelt
+# option, takes ten seconds. So only the programs skip registration here: `cli.main` imports it for the commands that load
 # models, the scripts in their `main`, and `__getattr__` for everybody.
 _MODULES = (("-m", "delst_hf.cli"), ("-m", "delst_hf.pretraining"))
 _CLI_FILE = os.path.join("delst_hf", "cli.py")

@@ -1,4 +1,4 @@
-"""Text of strangers in Markdown, YAML and HTML: shown as it is, and never markup.
+"""Untrusted text in Markdown, YAML and HTML: shown literally, and never interpreted as markup.
 
 Labels, names, tissues and sources come from files that anybody may have written. Cards are filled by `fill`, which escapes
 whatever is not `Markdown` already, and their headers are written by a YAML library. Pages are built by `element`, which escapes
@@ -15,7 +15,7 @@ import yaml
 
 _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-# What opens markup of HTML or Markdown, a table's next column, a link, code, a placeholder, or escapes what follows.
+# Characters that open HTML or Markdown, the next column of a table, a link, code or a placeholder, or escape the next one.
 _ACTIVE = {char: f"&#{ord(char)};" for char in "|`[]{}\\*~"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -24,7 +24,7 @@ class Html(str):
 
 
 def as_html(value: object) -> Html:
-    """Return a value as HTML that shows it and does nothing, between tags or within a quoted attribute.
+    """Return a value as HTML that only shows it: safe between tags and within a quoted attribute.
 
     Example:
         >>> as_html("a < b"), as_html(Html("<b>a</b>"))
@@ -36,7 +36,7 @@ def as_html(value: object) -> Html:
 
 
 def joined(parts: Iterable[object]) -> Html:
-    """Return parts as HTML one after the other."""
+    """Return parts as HTML, concatenated."""
     return Html("".join(map(as_html, parts)))
 
 
@@ -44,9 +44,9 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     """Return an element of HTML; children and values of attributes are escaped unless they are `Html`.
 
     Args:
-        tag: Its name.
-        *children: What it holds.
-        **attributes: Its attributes; a final underscore is dropped from their names (``class_``), other ones become hyphens.
+        tag: Name of the element.
+        *children: Content of the element.
+        **attributes: In their names a final underscore is dropped (``class_``), and other underscores become hyphens.
 
     Example:
         >>> element("p", "a < b", class_="soft")
@@ -62,7 +62,7 @@ class Markdown(str):
 
 
 def cell(value: object) -> Markdown:
-    """Return a value as Markdown on one line that shows it and does nothing: fit for a cell of a table, a list or a sentence.
+    """Return a value as one line of Markdown that only shows it: safe in a cell of a table, a list or a sentence.
 
     Args:
         value: Anything; `Markdown` passes unchanged.
@@ -105,7 +105,7 @@ def fenced(text: str, language: str = "") -> Markdown:
 
 
 def fill(template: str, facts: Mapping[str, object]) -> str:
-    """Put facts into the places ``{name}`` of a template, each by `cell`; places without a fact stay.
+    """Replace the placeholders ``{name}`` of a template by facts, each escaped by `cell`; those without a fact stay.
 
     Examples:
         >>> fill("{label} of {slide}", {"label": "{slide}"})
@@ -115,28 +115,28 @@ def fill(template: str, facts: Mapping[str, object]) -> str:
 
 
 def placeholders(text: str) -> list[str]:
-    """Return the names of the places ``{name}`` that a text has, each once."""
+    """Return the names of the placeholders ``{name}`` in a text, each once."""
     return list(dict.fromkeys(_PLACEHOLDER.findall(text)))
 
 
 def shown(text: str, keep: str = "") -> str:
-    """Return a text in which line breaks, other controls, and marks that turn the direction of reading are spaces.
+    """Return a text with line breaks, other control characters and marks of writing direction replaced by spaces.
 
     Args:
-        text: Any.
-        keep: Controls that stay.
+        text: Any text.
+        keep: Control characters that stay.
 
     Example:
         >>> shown("a\\nb")
         'a b'
     """
-    if text.isprintable():  # most are
+    if text.isprintable():  # most texts are
         return text
     return "".join(" " if char not in keep and unicodedata.category(char) in _CONTROLS else char for char in text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes strings with line breaks or controls on one line, in double quotes."""
+    """A dumper that writes strings with line breaks or control characters on one line, in double quotes."""
 
 
 def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

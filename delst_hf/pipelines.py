@@ -1,10 +1,10 @@
 """Pipelines: ``pipeline("spot-embedding", model=folder)`` and ``pipeline("gene-expression-prediction", model=folder)``.
 
-For single spots and small sets. A whole slide is faster by batches (`delst_hf.evaluation.embed`).
+They are for single spots and small sets. For a whole slide, batches are faster (`delst_hf.evaluation.embed`).
 """
 
 # mypy: disable-error-code="override, assignment"
-# transformers means its steps to be overridden with the parameters that they take, and its flags by bools.
+# transformers intends its steps to be overridden with parameters of the subclass, and its flags by bools.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _KEYS = {"image", "counts", "gene_names"}
 
 
 class _ProcessorPipeline(Pipeline):
-    """What both pipelines share: the `DelstProcessor` of the model prepares the inputs, and nothing else is loaded."""
+    """Base of both pipelines: the `DelstProcessor` of the model prepares the inputs, and no other processor is loaded."""
 
     model: Any
     processor: Any
@@ -47,11 +47,11 @@ class SpotEmbeddingPipeline(_ProcessorPipeline):
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Embed.
+        """Embed patches, counts or both.
 
         Args:
             inputs: One input or a list of them, all of the same kind.
-            **kwargs: ``gene_names`` of rows of counts that come without, ``batch_size``, ``timeout`` of a download in s.
+            **kwargs: ``gene_names`` for rows of counts without their own, ``batch_size``, ``timeout`` of a download in s.
 
         Returns:
             For each input a dict with ``image_embeds``, ``gene_embeds`` or both.
@@ -65,7 +65,7 @@ class SpotEmbeddingPipeline(_ProcessorPipeline):
         if not spot or not set(spot) <= _KEYS or set(spot) == {"gene_names"}:
             raise ValueError(
                 f"An input with the keys {sorted(map(str, spot))[:5]} is not known. Give a patch, or a dict with 'image', "
-                "'counts' or both; counts by gene go in as {'counts': {'EPCAM': 3, ...}}."
+                "'counts' or both; give counts by gene as {'counts': {'EPCAM': 3, ...}}."
             )
         image, counts = spot.get("image"), spot.get("counts")
         return self.processor(
@@ -101,7 +101,7 @@ class GeneExpressionPipeline(_ProcessorPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         saved_as = self.model.config.architectures or []
-        # A head that was drawn because the checkpoint has none answers too; one that was trained since has moved its bias.
+        # A checkpoint without a head gets a random one, with a bias of zero; training since then would have moved the bias.
         if saved_as and type(self.model).__name__ not in saved_as and not self.model.regressor.bias.any():
             raise ValueError(
                 f"{self.model.name_or_path} was saved as {', '.join(saved_as)}, without a head for expression. Fit one: "
@@ -119,7 +119,7 @@ class GeneExpressionPipeline(_ProcessorPipeline):
         return {} if timeout is None else {"timeout": timeout}, {}, {} if genes is None else {"genes": genes}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Predict.
+        """Predict the expression of each gene.
 
         Args:
             inputs: One patch or a list of them: PIL images, paths or URLs.

@@ -1,4 +1,4 @@
-"""What a run was: its hyper-parameters, command, versions and hardware, in a form that anybody may read.
+"""Records of runs: hyper-parameters, command, versions and hardware, in a form that anybody may read.
 
 Paths become names and secrets are left out when a record is made, so that nothing has to be cleaned before it is pushed.
 """
@@ -19,13 +19,14 @@ logger = logging.getLogger(__name__)
 
 TRAINING_RECORD = "training.json"
 
-# What says where things lie or how the run is watched, and not what is learned.
+# Options that say where files lie or how a run is watched; they do not affect what is learned.
 _NOT_LEARNED = re.compile(
     "dataset$|output_dir|logging|report_to|run_name|hub|push|save|token|resume|tqdm|dataloader|do_|overwrite"
 )
 
 
-# What is neither written down nor printed, by the name of its option or key, by its look, and by its value in the environment.
+# Secrets, which are neither recorded nor printed: known by the name of an option or key, by their form, or by being the value
+# of an environment variable with such a name.
 _SECRET_NAME = re.compile("token|password|passwd|secret|api_key|api-key", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile("(token|password|passwd|secret|api_?key|access_?key)$", re.IGNORECASE)
 _SHORTEST_SECRET = 5
@@ -35,14 +36,14 @@ _SECRET_OF_ADDRESS = re.compile(
     r"([?&][^=&\s]*(?:token|secret|passw|signature|credential|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE
 )
 _SECRET_OPTION = "--hub_token"
-# Two parts or more, so that a stroke between words is none; what follows a word, a colon or a stroke is an address or a date.
+# A path has two parts or more, so that "a/b" is not one; after a word, a colon or a slash comes an address or a date.
 _PATH_IN_TEXT = re.compile(r"(?<![\w:/.<])(?:file://)?(?:~|\.{1,2})?/[\w.@+-]+/[\w.@+/-]*[\w@+-]")
 _HOME = re.compile(r"(file://)?/(home|Users)/[^/]+")
 _LEFT_OUT = "<left out>"
 
 
 def hyperparameters(*parts: Any) -> dict[str, Any]:
-    """Return what a run was set to: every value of dataclasses that differs from its default, and all of a class's own fields.
+    """Return the settings of a run: all fields that a dataclass itself declares, and inherited ones that are not at default.
 
     Args:
         *parts: Instances of `DataArguments`, `ModelArguments`, ``DelstTrainingArguments``.
@@ -83,8 +84,8 @@ def public_record(value: Any) -> Any:
 def public_text(text: str) -> str:
     """Return a text without tokens, without passwords in addresses, and with names in place of paths.
 
-    A path is what is absolute, begins with ``~``, ``.`` or ``..``, has more than two parts, or is there; other names with one
-    stroke are ids of the Hub.
+    A text is a path if it is absolute, begins with ``~``, ``.`` or ``..``, has more than two parts, or exists; other names with
+    one slash are ids of the Hub.
 
     >>> public_text("../alice/models/vit"), public_text("google/vit-base"), public_text("http://alice:secret@hub/x")
     ('vit', 'google/vit-base', 'http://hub/x')
@@ -99,9 +100,9 @@ def public_text(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without tokens, values of secret variables of the environment, and passwords in addresses.
+    """Return a text without tokens, values of secret environment variables, and passwords in addresses.
 
-    Messages pass this alone, because they name paths; records pass `public_text`.
+    Messages pass through this alone, because they name paths; records pass through `public_text`.
 
     >>> without_secrets("http://alice:secret@hub.example/api answered 401 to hf_abcdefghijkl")
     'http://hub.example/api answered 401 to <left out>'
@@ -115,13 +116,13 @@ def without_secrets(text: str) -> str:
 
 def _name_of(path: str) -> str:
     path = path.rstrip("/")
-    if _HOME.fullmatch(path) or path == os.path.expanduser("~"):  # its name is that of the user
+    if _HOME.fullmatch(path) or path == os.path.expanduser("~"):  # its last part is the name of the user
         return "~"
     return os.path.basename(os.path.normpath(path)) or "."
 
 
 def public_command(words: Sequence[str]) -> list[str]:
-    """Return the words of a command as others may read them: options that hold secrets lose their value.
+    """Return the words of a command in a form that anybody may read: options that hold secrets lose their value.
 
     >>> public_command(["pretrain.py", "--hub_token", "abc", "--dataset=/home/alice/data", "--seed", "1"])
     ['pretrain.py', '--hub_token', '<left out>', '--dataset=data', '--seed', '1']
@@ -166,7 +167,7 @@ def training_record(**facts: Any) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """Return the version of a package; one that runs from a source tree has no metadata, and no record is lost for that."""
+    """Return the version of a package, or "unknown" where it has no metadata, as in a source tree, rather than raise."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -212,8 +213,8 @@ def data_facts(path: str | os.PathLike, study: Any, slides: Sequence[str]) -> di
 
     Args:
         path: The folder, or the id of a dataset of the Hub.
-        study: The same as a `Study`.
-        slides: The slides that were trained on.
+        study: The same dataset as a `Study`.
+        slides: Slides that the model was trained on.
 
     Returns:
         ``technology``, ``tissue``, ``species``, ``patch_um`` and ``patch_px`` of those slides in words; ``patients`` of all
@@ -256,7 +257,7 @@ def read_header(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"the header of {path} is not YAML ({said}). Correct what stands between the first two lines '---'."
+            f"the header of {path} is not YAML ({said}). Correct the lines between the first two lines '---'."
         ) from error
     return header if isinstance(header, dict) else {}
 
@@ -277,7 +278,7 @@ def license_of(header: Mapping[str, Any]) -> str | None:
 
 
 def feature_facts(facts: Mapping[str, Any], features: Any) -> dict[str, Any]:
-    """Return `data_facts` of a run on features made elsewhere: the size of their patches, not of those in the dataset.
+    """Return `data_facts` of a run on features made elsewhere, with the size of their patches, not that of the dataset's.
 
     Args:
         facts: What `data_facts` returns.
@@ -301,17 +302,17 @@ def check_patch_size(
     patch_px: Iterable[int] = (),
     of_features: bool = False,
 ) -> None:
-    """Refuse patches of another physical size, or much coarser ones, than those that a checkpoint was trained on.
+    """Refuse patches of another physical size, or of much lower resolution, than those that a checkpoint was trained on.
 
     Args:
-        record: Its training record; without facts of the data nothing is compared.
+        record: Training record of the checkpoint; without facts of the data nothing is compared.
         patch_um: Sides of the patches in micrometres.
-        model: The checkpoint, for the message.
-        patch_px: Sides of the patches as stored, in pixels. Other sizes are said; fewer than half of the pixels are refused.
+        model: Name of the checkpoint, for the message.
+        patch_px: Sides of the patches as stored, in pixels. Other sizes are warned of; less than half the side is refused.
         of_features: The patches are those of features made elsewhere.
 
     Raises:
-        ValueError: If a side differs by more than 2 %, or has less than half of the pixels.
+        ValueError: If a side differs by more than 2 % in micrometres, or is less than half as long in pixels.
 
     >>> check_patch_size({"data": {"patch_um": "112", "patch_px": "224"}}, [112.0], "my-model", [224])
     """
@@ -321,18 +322,18 @@ def check_patch_size(
         sides = ", ".join(f"{side:g}" for side in trained)
         what = "the features are of" if of_features else "the dataset has"
         again = (
-            "Make the features again of patches of that size"
+            "Compute the features again from patches of that size"
             if of_features
             else "Prepare the dataset again with --patch-um"
         )
         raise ValueError(
-            f"{model} was trained on patches of {sides} um, {what} patches of {wrong[0]:g} um: the same tissue looks "
-            f"another way. {again}{'' if of_features else f' {trained[0]:g}'}."
+            f"{model} was trained on patches of {sides} um, but {what} patches of {wrong[0]:g} um, in which the same tissue "
+            f"looks different. {again}{'' if of_features else f' {trained[0]:g}'}."
         )
     others = [side for side in patch_px if pixels and not any(abs(side - one) <= 0.02 * one for one in pixels)]
     if others:
         told = (
-            f"{model} was trained on patches of {', '.join(f'{side:g}' for side in pixels)} px, the dataset has patches of "
+            f"{model} was trained on patches of {', '.join(f'{side:g}' for side in pixels)} px, but the dataset has patches of "
             f"{others[0]:g} px"
         )
         again = f"Prepare the dataset again with --patch-px {pixels[0]:g}"

@@ -23,10 +23,10 @@ PIPELINE_REGISTRY.register_pipeline(
     "gene-expression-prediction", GeneExpressionPipeline, pt_model=DelstForGeneExpressionPrediction, type="image"
 )
 
-# What is saved carries the files that define it, so that it loads where this package is not installed.
+# A saved checkpoint carries the code that defines it, so that it loads where this package is not installed.
 DelstConfig.register_for_auto_class("AutoConfig")
 DelstModel.register_for_auto_class("AutoModel")
 DelstForSpotClassification.register_for_auto_class("AutoModelForImageClassification")
-DelstForGeneExpressionPrediction.register_for_auto_class("AutoModel")  # no auto class of transformers is for this task
+DelstForGeneExpressionPrediction.register_for_auto_class("AutoModel")  # transformers has no auto class for this task
 DelstGeneFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
 DelstProcessor.register_for_auto_class("AutoProcessor")

@@ -188,7 +188,7 @@ def test_what_is_not_counts_is_not_taken_for_them(here, capsys):
     Path("notes.txt").write_text("these are my notes\nabout a slide\n")
     for name in ("clusters.csv", "notes.txt"):
         code, _, error = run(capsys, name)
-        assert code == 2 and f"the format of {name} is not told" in error
+        assert code == 2 and f"the format of {name} is not recognised" in error
     with h5py.File("features.h5", "w") as file:
         file["features"], file["coords"] = np.ones((3, 4)), np.ones((3, 2))
     code, page, _ = run(capsys, "features.h5")
@@ -210,7 +210,7 @@ def test_counts_with_their_positions_are_a_slide(here, capsys):
     [
         (["nowhere"], r"nothing to check: \['nowhere'\] is not there"),
         ([], "nothing to check: no file or folder is not there"),
-        (["empty"], r"the format of empty is not told by what lies there \(a.txt\).*--format"),
+        (["empty"], r"the format of empty is not recognised from its files \(a.txt\).*--format"),
         (["two"], r"could be .*delst check --format visium(.|\n)*delst check --format anndata(.|\n)*could be 2 things"),
         (["xenium"], "looks like xenium .*, and needs --image FILE"),
     ],

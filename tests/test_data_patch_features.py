@@ -363,7 +363,8 @@ def test_features_and_patches_are_not_taken_for_each_other(
     with pytest.raises(ValueError, match="features of 16 numbers .* and these have 3"):
         predict_slide(str(features_head), narrow, tmp_path / "x.h5ad", choice=PatchChoice(mpp=1.0))
     with pytest.raises(
-        ValueError, match="trained on patches of 112 um, the features are of patches of 56 um.*Make the features again"
+        ValueError,
+        match="trained on patches of 112 um, but the features are of patches of 56 um.*Compute the features again",
     ):
         predict_slide(str(features_head), trident / "toy_B1.h5", tmp_path / "x.h5ad", choice=PatchChoice(mpp=1.0))
     with pytest.raises(ValueError, match="--vision would have no effect"):

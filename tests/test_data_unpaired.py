@@ -216,7 +216,7 @@ def test_tables_and_anndata_without_an_image(tmp_path, capsys):
     assert (
         main(["prepare", "table", *files, "--image", "x.png", "--without-image", "--output", str(tmp_path / "t")]) == 2
     )
-    assert "--without-image is for slides without one" in capsys.readouterr().err
+    assert "--without-image is for slides that have no image" in capsys.readouterr().err
     assert main(["prepare", "table", *files, "--without-image", "--output", str(tmp_path / "t"), "--quiet"]) == 0
     assert load_dataset(str(tmp_path / "t"))["unpaired"].num_rows == 16
 

@@ -29,19 +29,22 @@ def test_the_hub_the_token_and_access_to_a_backbone(tmp_path):
         hub.put("guest/vit", tmp_path / "vit", gated=True)
         hub.put("me/open", tmp_path / "vit")
         found = answer_of(hub, tmp_path, EXAMINE)
-    assert found["mine"]["hub"] == [f"{hub.endpoint} answers", None] and found["mine"]["token"] == ["of me", None]
-    assert "gated, and you were not let in" in found["mine"]["backbone"][0]
-    assert f"ask for access at {hub.endpoint}/guest/vit" in found["mine"]["backbone"][1]
+    assert found["mine"]["hub"] == [f"{hub.endpoint} answers", None] and found["mine"]["token"] == [
+        "of the account me",
+        None,
+    ]
+    assert "gated, and your account has no access" in found["mine"]["backbone"][0]
+    assert f"request access at {hub.endpoint}/guest/vit" in found["mine"]["backbone"][1]
     assert found["let in"]["backbone"] == ["guest/vit can be read", None]
     assert found["nobody"]["token"][0] == "none" and "hf auth login" in found["nobody"]["token"][1]
     assert found["nobody"]["backbone"] == ["me/open can be read", None]
     assert "log in again" in found["bad"]["token"][1]
-    assert found["bad"]["backbone"] == ["guest/vit not looked for: see token", None]
+    assert found["bad"]["backbone"] == ["guest/vit not checked: see token", None]
     assert "not on the Hub" in found["absent"]["backbone"][0]
     # The Hub is gone now.
     gone = answer_of(hub, tmp_path, EXAMINE.split("print(")[0] + 'print(json.dumps(seen("hf_me", "guest/vit")))')
     assert "does not answer" in gone["hub"][0] and "HF_ENDPOINT" in gone["hub"][1]
-    assert gone["backbone"] == ["guest/vit not looked for: see hub", None]
+    assert gone["backbone"] == ["guest/vit not checked: see hub", None]
 
 
 def test_a_library_that_breaks_python_is_only_a_finding(tmp_path, monkeypatch):

@@ -149,6 +149,6 @@ def test_a_header_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "README.md").write_text("# no header\n")
     assert read_header(tmp_path / "README.md") == {} and license_of({}) is None
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(ValueError, match="header of .*README.md is not YAML .*Correct what stands between"):
+    with pytest.raises(ValueError, match="header of .*README.md is not YAML .*Correct the lines between"):
         read_header(tmp_path / "README.md")
     assert license_of({"license": ["mit", "bsd"]}) == "mit, bsd"

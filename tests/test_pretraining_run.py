@@ -179,7 +179,7 @@ def test_what_does_not_fit_a_checkpoint_is_refused(split_study, trained, tmp_pat
     other = save_checkpoint_folder(
         tmp_path / "wide", DelstModel.from_pretrained(folder), processor, training_record(**record)
     )
-    with pytest.raises(ValueError, match="trained on patches of 400 um, the dataset has patches of 112 um"):
+    with pytest.raises(ValueError, match="trained on patches of 400 um, but the dataset has patches of 112 um"):
         assemble(split_study, DataArguments("d"), ModelArguments(init_from=str(other)), small_training(tmp_path))
 
 

@@ -155,7 +155,7 @@ def test_pushes_and_what_comes_back(checkpoints, toy_study, toy_folder, tmp_path
         "not mine": "me may not write to the model guest/x: .*rights",
         "taken": r"me/taken is taken: the repository holds \['config.json'.*Choose another name",
         "no name": "'delst' is not a repository name; use user/name",
-        "dataset without flag": "is a dataset folder. Push it by `delst push --dataset",
+        "dataset without flag": "is a dataset folder. Push it with `delst push --dataset",
         "model as dataset": "not a complete dataset folder",
         "no metric": "No metric 'none'. Choose one of entailment, gene_pearson, retrieval_recall",
         "upload cut": "connection to http://127.*broke.*as it was before. Run the same command again",

@@ -65,4 +65,4 @@ def test_a_dataset_folder_without_counts(he_file, tmp_path, capsys):
     assert "--mpp" in capsys.readouterr().err and not (tmp_path / "other").exists()
     twice = [*command[:3], *command[2:], "--mask", str(he_file), "--output", str(tmp_path / "other")]
     assert main(twice) == 2
-    assert "--mask is of one slide" in capsys.readouterr().err
+    assert "--mask belongs to one slide" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_mistakes(run, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"no segmented_outputs.*--unit bin"):
         read_visium_cells(tmp_path)
     base = ["prepare", "visium-hd", str(segmented), "--output", str(tmp_path / "d"), "--unit", "cell", "--bin-um", "8"]
-    assert main(base) == 2 and "--bin-um is of --unit bin" in capsys.readouterr().err
+    assert main(base) == 2 and "--bin-um applies to --unit bin only" in capsys.readouterr().err
 
 
 def test_the_command_writes_the_area(run, tmp_path, capsys):

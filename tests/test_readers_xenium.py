@@ -192,7 +192,7 @@ def test_mistakes(tmp_path, he, capsys):
     folder = write_cells(tmp_path / "out", source)
     base = ["prepare", "xenium", str(folder), "--image", str(he), "--output", str(tmp_path / "d"), "--unit", "cell"]
     assert main([*base, "--min-qv", "30"]) == 2
-    assert "--grid-um and --min-qv are of --unit grid" in capsys.readouterr().err
+    assert "--grid-um and --min-qv apply to --unit grid only" in capsys.readouterr().err
     (folder / "cell_feature_matrix.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"no cell_feature_matrix\.h5.*--unit grid"):
         read_xenium_cells(folder, he)

@@ -1,4 +1,4 @@
-"""`delst check`: what is understood of slides, on one page each, before anything is written."""
+"""`delst check`: one page per slide of what is understood of it, before anything is written."""
 
 import argparse
 import shlex
@@ -17,11 +17,11 @@ from .prepare import add_format, slide_options
 
 
 def add_check(commands: Any) -> None:
-    """Add `delst check`: what is understood of a slide or a dataset folder; nothing is written.
+    """Add `delst check`: show how a slide or a dataset folder is understood; nothing is written.
 
-    Says on one page per slide what was understood: format, image, scale and its witnesses, spots and genes with what was left
-    out, labels, tissue under the spots. Give a slide, its folder, a folder of several, a sample sheet, a table of counts or a
-    dataset folder; the format is told by what lies there. Every option of delst prepare FORMAT may be given too.
+    Print one page per slide: format, image, scale and what states it, spots and genes that are kept and left out, labels,
+    tissue under the spots. Give a slide, its folder, a folder of several, a sample sheet, a table of counts or a dataset
+    folder; the format is recognised from the files. Every option of delst prepare FORMAT may be given too.
 
     Examples:
         delst check S1/outs --preview S1.png
@@ -34,11 +34,9 @@ def add_check(commands: Any) -> None:
     usage = "delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]"
     parser = add_command(commands, "check", add_check, _run_check, usage=usage, allow_abbrev=False)
     parser.add_argument("--format", choices=tuple(formats.FORMATS), metavar="FORMAT",
-                        help=f"instead of telling it: {', '.join(formats.FORMATS)}")  # fmt: skip
-    parser.add_argument(
-        "--preview", metavar="PNG", help="also write the picture: spots, labels and patches on the slide"
-    )
-    # Slides and options of formats stay in `rest`, in their order: here nobody knows which options take a value.
+                        help=f"instead of recognising it: {', '.join(formats.FORMATS)}")  # fmt: skip
+    parser.add_argument("--preview", metavar="PNG", help="also write a picture: spots, labels and patches on the slide")
+    # Slides and options of formats stay in `rest`, in their order: this parser does not know which options take a value.
     parser.set_defaults(rest=[])
 
 
@@ -53,8 +51,8 @@ def _run_check(arguments: argparse.Namespace) -> int:
     if arguments.format is None and place is not None and is_dataset(place):
         if arguments.preview is not None:
             raise ValueError(
-                f"{place} is a dataset folder, which holds patches and no slide to draw. Give --preview with what it was made "
-                "from, or make the dataset with delst prepare --preview."
+                f"{place} is a dataset folder, which holds patches and no slide to draw. Give --preview with the slide that it "
+                "was made from, or make the dataset with delst prepare --preview."
             )
         return _check_dataset(place)
     named = {one.partition("=")[0] for one in given}
@@ -94,10 +92,10 @@ def _place(given: list[str]) -> Path | None:
 
 
 def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
-    """Return the one format that a place is, and all that `delst prepare` is to be given.
+    """Return the one format of what lies at a path, and the arguments for `delst prepare`.
 
     Raises:
-        ValueError: no format, several, or one that needs an option that was not given.
+        ValueError: If no format or several fit, or if the format needs an option that was not given.
     """
     from ..data.files import visible
     from ..data.readers.recognise import is_of_places, recognise
@@ -105,23 +103,23 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     if place is None:
         named = [one for one in given if not one.startswith("--")]
         raise ValueError(
-            f"nothing to check: {named or 'no file or folder'} is not there. Give a slide, its folder or a dataset folder, or "
-            f"the files by their options with --format, one of {', '.join(formats.FORMATS)}."
+            f"nothing to check: {named or 'no file or folder'} is not there. Give a slide, its folder or a dataset folder; or "
+            f"give the files by their options, with --format, one of {', '.join(formats.FORMATS)}."
         )
     candidates = recognise(place)
     if not candidates and place.is_file() and is_of_places(place):
         raise ValueError(
             f"{place} holds positions of spots alone. Give the counts and the image too: delst check --format table "
-            f"--counts FILE --coordinates {shlex.quote(str(place))} --image FILE; of a spot detector's table, delst check "
+            f"--counts FILE --coordinates {shlex.quote(str(place))} --image FILE; for a spot detector's table, delst check "
             f"--format st --counts FILE --spots {shlex.quote(str(place))} --image FILE."
         )
     if not candidates:
         there = [path.name for path in visible(place)]
         packed = zipped([str(place), *there])
         raise ValueError(
-            f"the format of {place} is not told by what lies there ({', '.join(there[:10]) or 'one file'}). "
-            f"{f'{packed} Or name' if packed else 'Name'} it with "
-            f"--format, one of {', '.join(formats.FORMATS)}; delst prepare FORMAT --help says what it reads."
+            f"the format of {place} is not recognised from its files ({', '.join(there[:10]) or 'one file'}). "
+            f"{f'{packed} Or name' if packed else 'Name'} the format with "
+            f"--format, one of {', '.join(formats.FORMATS)}; delst prepare FORMAT --help says what each reads."
         )
     if len(candidates) > 1:
         for one in candidates:
@@ -134,12 +132,12 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         raise ValueError(f"{place} looks like {found.format} ({found.why}), and needs {found.missing}.")
     if found.also:
         print(f"also     {found.also}")
-    # What the user gave comes last, so that it decides.
+    # The user's own options come last, so that they override.
     return found.format, [*found.arguments, *told]
 
 
 def _check_slide(job: Callable[[], Any], options: Any, arguments: argparse.Namespace, several: bool) -> bool:
-    """Print the page of a slide, and why it is refused if it is; return whether it would be written."""
+    """Print the page of a slide and, if it is refused, the reason; return whether it would be written."""
     from ..data.part import check_slide, swapped
 
     slide = thumbnail = None
@@ -161,7 +159,7 @@ def _check_slide(job: Callable[[], Any], options: Any, arguments: argparse.Names
 
 
 def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:
-    """Print the page; of a slide that was refused, what can be told of it."""
+    """Print the page of a slide; for a refused slide, as much of it as is known."""
     from ..data.part import slide_row
     from ..data.understood import measure, slide_page
 
@@ -170,7 +168,7 @@ def _print_page(slide: Any, thumbnail: Any, options: Any) -> None:
         measure(slide, thumbnail)
         print(slide_page(slide_row(slide, thumbnail, options), len(slide.spots)))
     except Exception:  # it is refused already; a page of it is a courtesy
-        print(f"slide    {slide.slide_id}: no page can be written of it")
+        print(f"slide    {slide.slide_id}: no page can be written for it")
 
 
 def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> None:
@@ -191,13 +189,15 @@ def _draw(slide: Any, patch_um: float, preview: str | None, several: bool) -> No
 
 
 def _check_counts(counts: Path, place: Path, given: list[str], arguments: argparse.Namespace) -> int:
-    """Print the page of a table of counts that lies alone, and what a slide needs beside it."""
+    """Print the page of a table of counts without a slide, and what else a slide needs."""
     from ..data.genes import read_aliases
     from ..data.readers.matrices import read_counts
     from ..data.scale import names_positions
     from ..data.understood import counts_page
 
-    parser = argparse.ArgumentParser(prog="delst check", description="of counts without an image and without positions")
+    parser = argparse.ArgumentParser(
+        prog="delst check", description="Check counts without an image and without positions."
+    )
     parser.add_argument("counts")
     parser.add_argument("--orientation", choices=("auto", "spots", "genes"), default="auto")
     parser.add_argument("--species", default="")
@@ -205,7 +205,7 @@ def _check_counts(counts: Path, place: Path, given: list[str], arguments: argpar
     chosen = parser.parse_args([str(place), *(one for one in given if Path(one).expanduser() != place)])
     if arguments.preview is not None:
         raise ValueError(f"{place} holds counts and no slide to draw. Leave --preview out.")
-    print("format   counts alone, which become a slide with an image and with the positions of the spots")
+    print("format   counts alone; to become a slide they need an image and the positions of the spots")
     try:
         found = read_counts(counts, chosen.orientation)
         page = counts_page(found, chosen.species, read_aliases(chosen.aliases) if chosen.aliases else None)
@@ -217,13 +217,13 @@ def _check_counts(counts: Path, place: Path, given: list[str], arguments: argpar
     by_place = names_positions(found.barcodes) is not None
     name, beside = ("st", "--spots FILE") if by_place else ("table", "--coordinates FILE")
     print(f"command  delst prepare {name} --counts {shlex.quote(str(counts))} {beside} --image FILE --output DIR")
-    print("         without an image its spots train the gene side: --without-image in place of --image FILE")
+    print("         or, to train only the gene side of a model, give --without-image in place of --image FILE")
     print(f"\n{page}\n\nchecked  1 table of counts; nothing was prepared")
     return 0
 
 
 def _check_dataset(folder: Path) -> int:
-    """Print the page of every slide of a dataset folder, its spots counted anew."""
+    """Print the page of every slide of a dataset folder, with its spots recounted."""
     from ..data.understood import dataset_pages
 
     pages = dataset_pages(folder)

@@ -1,4 +1,4 @@
-"""`delst demo`: the page on this machine, or the files of a Space that shows it.
+"""`delst demo`: serve the page on this machine, or write the files of a Space that shows it.
 
 Nothing heavy is imported before the command runs.
 """
@@ -18,12 +18,11 @@ from .options import add_command
 
 
 def add_demo(commands: Any) -> None:
-    """Add `delst demo MODEL [SLIDE]`: a page in the browser: a slide, its map, its reliability, the spots that a place looks
-    like.
+    """Add `delst demo MODEL [SLIDE]`: a page in the browser with a slide, its maps, their reliability and similar spots.
 
-    Serve a page (extra demo: gradio) on which one opens a slide, types genes or a signature, sees the map and its reliability
-    over the tissue, and clicks a place to see its patch, the nearest spots of the reference and its place in the Poincare
-    disk. --space writes the files of a Space of the Hub that shows the same.
+    Serve a page (needs the extra delst-hf[demo]). Open a slide on it and type genes or a signature to see their map and its
+    reliability over the tissue; click a position to see its patch, the nearest spots of the reference and where the patch lies
+    in the Poincare disk. --space writes the files of a Space of the Hub that shows the same page.
 
     Examples:
         delst demo runs/toy/expression slide.svs
@@ -32,8 +31,8 @@ def add_demo(commands: Any) -> None:
     parser = add_command(commands, "demo", add_demo, _run_demo)
     parser.add_argument("model", metavar="MODEL", help="checkpoint: folder or Hub id, best with a head and a reference")
     parser.add_argument("slide", metavar="SLIDE", nargs="?", help="slide to open at the start")
-    parser.add_argument("--mpp", type=float, help="its micrometres per pixel (default: what its file states)")
-    parser.add_argument("--port", type=int, metavar="N", help="of the page (default: the first free one from 7860)")
+    parser.add_argument("--mpp", type=float, help="micrometres per pixel of SLIDE (default: what its file states)")
+    parser.add_argument("--port", type=int, metavar="N", help="port (default: the first free one from 7860)")
     parser.add_argument("--space", metavar="DIR", help="write the files of a Space here, and serve nothing")
 
 
@@ -49,17 +48,17 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     os.environ["DELST_MODEL"] = arguments.model
     given = {"DELST_SLIDE": arguments.slide, "DELST_MPP": arguments.mpp, "GRADIO_SERVER_PORT": arguments.port}
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    # Nothing of what is looked at leaves the machine.
+    # Without gradio's analytics, nothing leaves the machine.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     runpy.run_path(str(app), run_name="__main__")
 
 
 def _write_space(folder: Path, model: str, app: Path) -> None:
     check_folder_output(folder)
-    # A Space is public: a folder of this machine stands there by its name.
+    # A Space is public: a local folder is named in it without its path.
     named = public_text(model)
     header = yaml_header({"title": named.split("/")[-1], "sdk": "gradio", "app_file": "app.py"})
-    about = f"A page on which an H&E slide is opened and what {cell(named)} says of it is looked at."
+    about = f"Open an H&E slide and look at what {cell(named)} predicts for it."
     with writing(folder, "Space") as output:
         if output.exists() and any(output.iterdir()):
             raise FileExistsError(f"{folder} is not empty. Choose another folder (--space).")

@@ -1,4 +1,4 @@
-"""What `delst doctor` looks at. Libraries are imported in a process of their own: a broken one can take Python down with it."""
+"""The checks of `delst doctor`. Each library is imported in a process of its own, because a broken one can crash Python."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from ..record import without_secrets
 PACKAGES = ("delst-hf", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "numpy")
 # Optional libraries: what each is for, and how it is installed.
 OPTIONAL = {
-    "torchvision": ("timm", "not needed; timm does"),
+    "torchvision": ("timm", "not needed without it"),
     "timm": ("backbones of timm", "pip install timm (with the torchvision that fits your torch)"),
     "openslide": ("slides of scanners", "pip install 'delst-hf[openslide]'"),
     "peft": ("--lora", "pip install 'delst-hf[lora]'"),
@@ -25,12 +25,12 @@ NO_TOKEN = "none"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        found: How it is.
-        fix: What to do, None where all is well.
+        name: What was checked.
+        found: What was found.
+        fix: What to do; None where nothing needs fixing.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Finding:
 
 
 def examine(backbone: str | None = None, model: str | None = None) -> list[Finding]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        backbone: Id of a backbone whose access is to be checked.
-        model: Folder of a checkpoint that is to be checked: its checksums, its weights, and whether it loads.
+        backbone: Id of a backbone to check access to.
+        model: Checkpoint folder to check: its checksums, its weights, and whether it loads.
     """
     hub = _hub()
     findings = [*_versions(), _device(), *_optional_libraries(), *hub]
@@ -51,14 +51,14 @@ def examine(backbone: str | None = None, model: str | None = None) -> list[Findi
         # A second failure of the same cause would say nothing new, and its retries take a minute.
         unusable = next((one for one in hub if one.fix is not None and one.found != NO_TOKEN), None)
         if unusable is not None and not Path(backbone).is_dir():
-            findings.append(Finding("backbone", f"{backbone} not looked for: see {unusable.name}"))
+            findings.append(Finding("backbone", f"{backbone} not checked: see {unusable.name}"))
         else:
             findings.append(_backbone(backbone))
     return [*findings, *([] if model is None else [_checkpoint(model)]), *_disks()]
 
 
 def _checkpoint(folder: str) -> Finding:
-    """Tell whether a checkpoint is as it was written, loads, and holds weights that are finite."""
+    """Check that a checkpoint matches its checksums, loads, and holds finite weights."""
     from ..errors import explain
     from ..hub.checkpoint_folder import check_finite_weights, checkpoint_class
     from ..hub.checksums import CHECKSUMS, check_checksums, weights_fingerprint
@@ -73,8 +73,10 @@ def _checkpoint(folder: str) -> Finding:
         checkpoint_class(DelstConfig.from_pretrained(folder)).from_pretrained(folder)
         genes = len(DelstProcessor.from_pretrained(folder).feature_extractor.vocabulary)
     except Exception as error:  # whatever reading a damaged file raises
-        return Finding("model", f"{folder} is not fit for use", explain(error))
-    compared = "as it was written" if (Path(folder) / CHECKSUMS).is_file() else f"loads; no {CHECKSUMS} to compare with"
+        return Finding("model", f"{folder} cannot be used", explain(error))
+    compared = (
+        "as its checksums say" if (Path(folder) / CHECKSUMS).is_file() else f"loads; no {CHECKSUMS} to compare with"
+    )
     return Finding("model", f"{folder}, {compared}: {genes} genes, weights {weights_fingerprint(folder)}")
 
 
@@ -104,7 +106,7 @@ def _device() -> Finding:
 
 
 def _optional_libraries() -> list[Finding]:
-    """Import each in a process of its own, all at once; one that is installed and does not import is to be fixed."""
+    """Import each optional library in a process of its own, all at once; one that is installed must import."""
     code = "import sys, importlib; print(getattr(importlib.import_module(sys.argv[1]), '__version__', 'present'))"
     running = {
         name: subprocess.Popen(
@@ -119,7 +121,7 @@ def _optional_libraries() -> list[Finding]:
             output, errors = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             process.kill()
-            output, errors = process.communicate()[0], "its import does not end"
+            output, errors = process.communicate()[0], "its import did not end within 120 s"
         last = errors.strip().splitlines()[-1] if errors.strip() else f"exit status {process.returncode}"
         if process.returncode == 0:
             findings.append(Finding(name, output.strip()))
@@ -133,7 +135,7 @@ def _optional_libraries() -> list[Finding]:
 
 
 def _hub() -> list[Finding]:
-    """Tell whether the Hub answers, and to whom."""
+    """Check whether the Hub answers, and which account the token belongs to."""
     from huggingface_hub import constants, get_session, get_token
 
     endpoint = without_secrets(constants.ENDPOINT)
@@ -145,7 +147,7 @@ def _hub() -> list[Finding]:
         response = get_session().get(f"{constants.ENDPOINT}/api/whoami-v2", headers=headers, timeout=10)
     except Exception as error:  # whatever the HTTP library of the client raises
         return [_unreachable(endpoint, without_secrets(f"{type(error).__name__}: {error}"))]
-    # Without a token the Hub answers 401; any other answer is that of a proxy, or of another server.
+    # Without a token the Hub answers 401; any other answer comes from a proxy or another server.
     if response.status_code not in ((200, 401) if token else (401,)):
         return [_unreachable(endpoint, f"status {response.status_code}, which is not the Hub's")]
     reached = Finding("hub", f"{endpoint} answers")
@@ -153,9 +155,9 @@ def _hub() -> list[Finding]:
         fix = "`hf auth login`, for pushing and for gated backbones; public models need none"
         return [reached, Finding("token", NO_TOKEN, fix)]
     if response.status_code == 401:
-        fix = "log in again by `hf auth login`, or unset HF_TOKEN"
-        return [reached, Finding("token", "not known to the Hub", fix)]
-    return [reached, Finding("token", f"of {response.json()['name']}")]
+        fix = "log in again with `hf auth login`, or unset HF_TOKEN"
+        return [reached, Finding("token", "not valid on the Hub", fix)]
+    return [reached, Finding("token", f"of the account {response.json()['name']}")]
 
 
 def _unreachable(endpoint: str, reason: str) -> Finding:
@@ -164,7 +166,7 @@ def _unreachable(endpoint: str, reason: str) -> Finding:
 
 
 def _backbone(name: str) -> Finding:
-    """Tell whether the configuration of a backbone can be read, which of a gated one only those may who were let in."""
+    """Check that the configuration of a backbone can be read; a gated backbone allows it only to accounts with access."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -179,7 +181,7 @@ def _backbone(name: str) -> Finding:
         validate_repo_id(name)
     except HFValidationError:
         return Finding(
-            label, f"{name} is neither a folder nor an id of the Hub", "give USER/NAME, or a folder that is there"
+            label, f"{name} is neither a folder nor an id of the Hub", "give USER/NAME, or an existing folder"
         )
     if constants.HF_HUB_OFFLINE:
         cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
@@ -189,8 +191,8 @@ def _backbone(name: str) -> Finding:
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"))
     except GatedRepoError:
-        fix = f"ask for access at {page}, with the account of your token; or use a local copy (vision_path=FOLDER)"
-        return Finding(label, f"{name} is gated, and you were not let in", fix)
+        fix = f"request access at {page}, with the account of your token; or use a local copy (vision_path=FOLDER)"
+        return Finding(label, f"{name} is gated, and your account has no access", fix)
     except RepositoryNotFoundError:
         return Finding(label, f"{name} is not on the Hub, or private", "check the id, and log in if it is private")
     except EntryNotFoundError:
@@ -205,7 +207,7 @@ def _backbone(name: str) -> Finding:
 
 
 def _disks() -> list[Finding]:
-    """Look for free space where models, datasets and temporary files go."""
+    """Check for free space where models, datasets and temporary files go."""
     import tempfile
 
     from huggingface_hub import constants

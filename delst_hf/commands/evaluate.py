@@ -31,21 +31,21 @@ class EvaluationArguments:
 
     Args:
         model: What to evaluate: a DELST checkpoint or any vision backbone (folder or Hub id), or embeddings from elsewhere
-            (.npy, .npz or .parquet, the folder of `delst embed`, or one of patch features, one file per slide).
+            (.npy, .npz or .parquet, the folder of `delst embed`, or a folder of patch features with one file per slide).
         dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub.
-        test_slides: Comma-separated slides to score. Default: the split 'test' of the dataset; where it holds nothing out, all
-            slides of patients on whom neither the checkpoint nor --train-slides was trained. Touch it: to score some slides
+        test_slides: Comma-separated slides to score. Default: the split 'test' of the dataset; without one, all slides of
+            patients that are neither in the training of the checkpoint nor in --train-slides. Touch it: to score some slides
             only.
-        train_slides: Comma-separated slides to fit the probes on. Default: those of the pretraining, or the split 'train';
-            where there are none, each group of test slides is predicted from the others. Touch it: for a backbone, to name
+        train_slides: Comma-separated slides to fit the probes on. Default: the slides of the pretraining, or the split
+            'train'; without any, each group of test slides is predicted from the others. Touch it: for a backbone, to name
             what the probes may see.
-        split: What is left out at a time: patient, slide, block (strips of a slide), or auto, the strictest that leaves
+        split: Unit that is held out: patient, slide, block (strips of a slide), or auto, the strictest of them that leaves
             something to fit on. Touch it: 'slide' or 'block' when there are too few patients; say so beside the numbers.
-        frozen_backbone: Backbone before pretraining, for the frozen arm. Default: the one the training record names. Touch it:
+        frozen_backbone: Backbone before pretraining, for the frozen arm. Default: the one in the training record. Touch it:
             when the backbone has moved since the pretraining.
         num_genes: Predict this many of the most variable genes. Touch it: never, to compare with earlier results.
-        num_seeds: Random-init backbones and shuffled controls to average over. Touch it: 5 or more for numbers that are
-            published.
+        num_seeds: Number of random-init backbones and shuffled controls to average over. Touch it: 5 or more for numbers that
+            are published.
         ignore_labels: Comma-separated labels that are not a tissue class. Touch it: when other labels are not a class of
             tissue, such as 'artefact'.
         baselines: Score the baselines too: colour, random-init and frozen backbone, shuffled pairs. Touch it: --no-baselines
@@ -57,19 +57,19 @@ class EvaluationArguments:
             your own signatures.
         domain_method: Clustering of domains: kmeans or leiden. Touch it: 'leiden' where it is installed (pip install
             'delst-hf[leiden]').
-        geometry: Of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz. Touch it: for
-            embeddings of a hyperbolic or Euclidean model.
-        curvature: The positive c of --geometry lorentz. Touch it: with --geometry lorentz.
-        image_size: Resize patches to this for a plain backbone. Default: its own size. Touch it: for a backbone that takes
-            other sizes than its own.
+        geometry: Geometry of embeddings from elsewhere that hold images and genes: cosine, euclidean or lorentz. Touch it:
+            for embeddings of a hyperbolic or Euclidean model.
+        curvature: The positive curvature parameter c of --geometry lorentz. Touch it: with --geometry lorentz.
+        image_size: Side in pixels to which patches are resized for a plain backbone. Default: its own size. Touch it: for a
+            backbone that takes other sizes than its own.
         resamples: Bootstrap resamples per interval. Touch it: lower it (100) for a quick look.
         batch_size: Spots per batch when embedding. Touch it: lower it when memory runs out.
-        allow_seen_slides: Score slides although the checkpoint was trained on them. Never report that. Touch it: to look for
-            mistakes only.
-        features: Folder of patch features for a checkpoint that was trained on features made elsewhere. Touch it: for a
-            checkpoint that was trained on features, which it reads in place of patches.
-        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it. Touch it: for
-            features of CLAM, whose files do not say it.
+        allow_seen_slides: Score slides although the checkpoint was trained on them. Never report such scores. Touch it: to
+            look for mistakes only.
+        features: Folder of patch features for a checkpoint that was trained on features made elsewhere. Touch it: for such a
+            checkpoint, which reads features in place of patches.
+        features_patch_px: Side of the patches of --features in pixels of the full resolution, where the files do not state it.
+            Touch it: for features of CLAM, whose files do not state it.
         output: Write the results to this JSON file. Default: results.json in the folder of the checkpoint, else
             NAME-results.json in the current folder. Touch it: when several evaluations of one checkpoint are to be kept.
     """
@@ -99,11 +99,11 @@ class EvaluationArguments:
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
-    """Evaluate, print the tables and what they say in plain words, write the JSON; all processes call it, the first one scores.
+    """Evaluate, print the tables and their conclusions, and write the JSON. All processes call this; the first one scores.
 
     Raises:
-        ValueError: If a slide is unknown, seen in training, or an option is not one of those allowed.
-        OSError: If the output cannot be written, or another run is writing it; before the work.
+        ValueError: If a slide is unknown or was seen in training, or the value of an option is not allowed.
+        OSError: If the output cannot be written, or another run is writing it; raised before the work.
     """
     from accelerate import PartialState
 
@@ -119,9 +119,9 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
 
 
 def default_output(model: str) -> str:
-    """Return where results are kept unless told otherwise: in the folder of a DELST checkpoint, else NAME-results.json here.
+    """Return the default path of the results: in the folder of a DELST checkpoint, else NAME-results.json in the current one.
 
-    The kind is told by the files of the folder alone, so that the output is checked before anything is loaded.
+    A checkpoint is recognised by its files alone, so that the output is checked before anything is loaded.
 
     Examples:
         >>> default_output("runs/embeddings.npz")
@@ -150,15 +150,15 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
     transformers.utils.logging.set_verbosity_error()
     kind = kind_of(arguments.model)
     study = Study.load(arguments.dataset)
-    give_back_freed_memory()  # what the first opening of a dataset leaves
+    give_back_freed_memory()  # which the first opening of a dataset leaves behind
     keep_freed_memory()
-    # From the Hub too, or its training slides would pass for unseen ones.
+    # The record of a checkpoint on the Hub is read too, or its training slides would pass for unseen ones.
     if kind == "checkpoint":
         check_checksums(arguments.model)
     record = find_training_record(arguments.model) if kind == "checkpoint" else read_training_record(arguments.model)
     if kind == "checkpoint" and not record:
         logger.warning(
-            "%s has no %s: which slides it was trained on is not known, so that scores may be of slides it has seen.",
+            "%s has no %s: its training slides are not known, so scores may be of slides that it has seen.",
             arguments.model, TRAINING_RECORD,
         )  # fmt: skip
     train_slides, test_slides = choose_slides(arguments, study, record)
@@ -189,10 +189,10 @@ def _evaluate(arguments: EvaluationArguments, evaluation: "Evaluation", output: 
 
 
 def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
-    """Read how to evaluate, every option checked before anything is loaded.
+    """Return the options of the evaluation, each checked before anything is loaded.
 
     Raises:
-        ValueError: If an option is not one of those allowed.
+        ValueError: If the value of an option is not allowed.
     """
     from ..evaluation.evidence import SPLITS
     from ..evaluation.protocols.domains import METHODS
@@ -219,7 +219,7 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
 
 
 def kind_of(model: str) -> str:
-    """Tell what a name stands for: "embeddings" by its suffix, else by its configuration "checkpoint" or "backbone".
+    """Return what a name stands for: "embeddings" by its files, else "checkpoint" or "backbone" by its configuration.
 
     Raises:
         FileNotFoundError: If it looks like a path and nothing is there.
@@ -238,7 +238,7 @@ def kind_of(model: str) -> str:
     missing = f"{model} is a file. " if here.is_file() else f"There is no folder {model}{near(here, is_model)}. "
     advice = ("" if here.is_dir() else missing) + (
         "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a vision backbone with its config.json, or an id of "
-        "the Hub. Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR."
+        "the Hub. Without a network, download it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR."
     )
     with reading(model, "model", advice):
         return "checkpoint" if isinstance(AutoConfig.from_pretrained(model), DelstConfig) else "backbone"
@@ -259,7 +259,7 @@ def _checkpoint(arguments, study, dataset, evaluation, record, features) -> "Sub
         except OSError as error:
             if arguments.frozen_backbone:
                 raise
-            # The record names it as the training found it, which may have been on another machine.
+            # The record names the backbone as the training run found it, perhaps on another machine.
             logger.warning("The arm of the frozen backbone is left out: %s", error)
     return checkpoint_subject(model, processor, study, dataset, evaluation, frozen=frozen, features=features)
 
@@ -293,7 +293,7 @@ _SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _em
 def _joined_features(
     arguments: EvaluationArguments, kind: str, study: "Study", slides: list[str], record: dict[str, Any]
 ) -> tuple["Study", Any]:
-    """Return the study, less spots without features, and the features, where these were made elsewhere; else None for them."""
+    """Return the study, without spots that have no features, and the features; the study and None without `--features`."""
     from ..data.feature_files import is_features
     from ..data.patch_features import join_features
     from ..evaluation.embedding_files import embedding_files
@@ -323,13 +323,13 @@ def choose_slides(
     from ..evaluation import slides
     from ..pretraining.arguments import split_names
 
-    # Of unpaired slides the gene side has seen the counts.
+    # The gene side has seen the counts of unpaired slides.
     trained = [*record.get("train_slides", []), *record.get("unpaired_slides", [])]
     named = split_names(arguments.train_slides), split_names(arguments.test_slides)
     seen = [slide for slide in named[1] if slide in trained]
     if seen and not arguments.allow_seen_slides:
         raise ValueError(
-            f"The checkpoint was trained on {seen}, so scores there would be worthless. Choose test slides outside "
+            f"The checkpoint was trained on {seen}, so scores on them would be worthless. Choose test slides outside "
             f"{trained}, or insist with --allow-seen-slides."
         )
     return slides.choose_slides(study, trained, *named)
@@ -348,8 +348,8 @@ EVALUATION: dict[str, tuple[str, ...]] = {
 def add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `delst evaluate MODEL DATASET`: a model and a dataset folder -> tables and one JSON of results.
 
-    Score a checkpoint, a vision backbone or embeddings from elsewhere on slides that were not trained on, by every protocol,
-    beside baselines.
+    Score a checkpoint, a vision backbone or embeddings from elsewhere, beside baselines, by every protocol on slides that were
+    not used for training.
 
     Examples:
         delst evaluate runs/toy/pretrain/model runs/toy/data --output results.json

@@ -1,4 +1,4 @@
-"""The source formats of `delst prepare`: for each its arguments, examples, and the jobs that read its slides."""
+"""The source formats of `delst prepare`: the arguments, examples and jobs of each; a job reads one slide."""
 
 import argparse
 from collections.abc import Callable
@@ -37,18 +37,18 @@ class Format:
 
     @property
     def told(self) -> Told:
-        """What the docstring of its jobs tells of it."""
+        """The help of the format, from the docstring of its jobs."""
         return Told.by(self.jobs)
 
 
 def _her2st_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="folder that holds data/ST-cnts, data/ST-spotfiles, data/ST-imgs")
-    add("--sections", metavar="C2,C3", help="comma-separated (default: all with counts, spots and image)")
-    add("--labels", metavar="CSV", help="columns section,id,label instead of the pathologist's files")
+    add("--sections", metavar="C2,C3", help="sections, comma-separated (default: all with counts, spots and image)")
+    add("--labels", metavar="CSV", help="table with columns section,id,label instead of the pathologist's files")
     add("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
-    add("--without-image", action="store_true", help="also sections without an image, in the split unpaired: "
-        "their spots train the gene side")  # fmt: skip
+    add("--without-image", action="store_true", help="also read sections without an image: their spots get the split "
+        "'unpaired' and train only the gene side of a model")  # fmt: skip
 
 
 def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -74,15 +74,15 @@ def _her2st_jobs(arguments: argparse.Namespace) -> Jobs:
 
 def _st_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--counts", required=True, metavar="FILE", help="counts, spots 'XxY' as rows or columns")
+    add("--counts", required=True, metavar="FILE", help="table of counts, with the spots 'XxY' as rows or columns")
     add(
         "--spots",
         required=True,
         metavar="FILE",
-        help="alignment table: x, y, pixel_x, pixel_y; or nine numbers, a 3 x 3 matrix",
+        help="alignment table with columns x, y, pixel_x, pixel_y; or the nine numbers of a 3 x 3 matrix",
     )
     add_image(parser, "image of the section")
-    add("--labels", metavar="FILE", help="columns id ('XxY') or x and y, and label")
+    add("--labels", metavar="FILE", help="table with the columns label and id ('XxY'), or label, x and y")
     add("--mpp", type=float, help="micrometres per pixel (default: from the array's pitch)")
     add_about(parser, "technology")
 
@@ -114,10 +114,10 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slide-value", metavar="ID", help="with --slide-column: which sample to read")
     add("--scale", type=float, default=1.0, help="pixels of the image per unit of the coordinates (default 1)")
     add("--transform", metavar="CSV", help="instead of --scale: a 3 x 3 matrix from coordinates to pixels of "
-        "the image; several comma-separated, in their order")  # fmt: skip
+        "the image; several, comma-separated, are applied in their order")  # fmt: skip
     add("--area-column", metavar="NAME", help="column with the area of each cell in um2")
     add_pooling(parser)
-    add("--orientation", choices=("auto", "spots", "genes"), default="auto", help="the rows of the counts")
+    add("--orientation", choices=("auto", "spots", "genes"), default="auto", help="what the rows of the counts are")
     add("--layer", help="layer of an h5ad with raw counts")
     add("--mpp", type=float, help="micrometres per pixel of the image (default: what a TIFF states)")
     add("--spot-um", type=float, metavar="UM", help="diameter of a spot")
@@ -142,13 +142,13 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help=".h5ad files or .zarr folders")
     add("--slide-key", metavar="COLUMN", help="column of obs that names the slide, if a file holds several")
-    add("--slide-value", metavar="ID,ID", help="with --slide-key: only these (default: all)")
+    add("--slide-value", metavar="ID,ID", help="with --slide-key: slides to read (default: all)")
     add("--library-id", metavar="ID", help="entry of uns['spatial'], if a file has several")
-    add("--image", metavar="PATH", help="full-resolution image of a single FILE (default: hires in it)")
+    add("--image", metavar="PATH", help="full-resolution image of a single FILE (default: the hires image in it)")
     add("--without-image", action="store_true", help=WITHOUT_IMAGE)
     add_image_scale(parser)
     add("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
-    add("--spot-um", type=float, metavar="UM", help="diameter that spot_diameter_fullres means (default: of the array)")
+    add("--spot-um", type=float, metavar="UM", help="what spot_diameter_fullres is in um (default: as on the array)")
     add("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
     add("--label-key", default="label", metavar="COLUMN", help="column of obs with labels, '' for none (default label)")
     add_about(parser, technology="", technology_default="that of the array")
@@ -170,7 +170,7 @@ def _anndata_jobs(arguments: argparse.Namespace) -> Jobs:
     check_image(arguments, needed=False)
     if arguments.slide_key is None:
         if arguments.slide_value:
-            raise ValueError("--slide-value needs --slide-key, the column of obs that it is a value of.")
+            raise ValueError("--slide-value needs --slide-key: the column of obs that holds these values.")
         name = partial(anndata_slide_id, library_id=arguments.library_id)
         return each(read_anndata, arguments.files, arguments, name, spot_diameter_um=arguments.spot_um)
     pairs = [(path, value) for path in arguments.files for value in find_anndata_slides(path, arguments.slide_key)]
@@ -193,8 +193,9 @@ def _spatialdata_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="ZARR", help=".zarr folder")
     for name, text in (("table", "table"), ("region", "shapes that are the spots"), ("image", "image")):
-        add(f"--{name}", metavar="NAME", help=f"{text}, where there are several")
-    add("--coordinate-system", metavar="NAME", help="shared by both (default: the one there is)")
+        add(f"--{name}", metavar="NAME", help=f"name of the {text}, where there are several")
+    add("--coordinate-system", metavar="NAME", help="coordinate system that shapes and image share, where several "
+        "differ")  # fmt: skip
     add("--mpp", type=float, help="micrometres per pixel of the image (default: from the spots)")
     add("--spot-um", type=float, metavar="UM", help="diameter of the circles, where they are on no known array")
     add("--layer", help="layer of the table with raw counts (default: X)")
@@ -217,7 +218,7 @@ def _spatialdata_jobs(arguments: argparse.Namespace) -> Jobs:
 
 def _hest_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="ROOT", help="folder with st/, wsis/ or patches/, metadata/ or HEST_v*.csv")
-    parser.add_argument("--samples", metavar="ID,ID", help="comma-separated (default: all with an image or patches)")
+    parser.add_argument("--samples", metavar="ID,ID", help="samples (default: all with an image or patches)")
     parser.add_argument("--mpp", type=float, help="micrometres per pixel (default: pixel_size_um_estimated)")
 
 
@@ -237,7 +238,7 @@ def _hest_jobs(arguments: argparse.Namespace) -> Jobs:
 def _stimage_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="ROOT", help="folder with ST/, Visium/, VisiumHD/, annotation/, meta/")
-    add("--slides", metavar="ID,ID", help="comma-separated (default: all with coordinates, counts and image)")
+    add("--slides", metavar="ID,ID", help="slides (default: all with coordinates, counts and image)")
     add("--mpp", type=float, help="micrometres per pixel (default: from the lattice of the spots)")
     add("--spot-um", type=float, metavar="UM", help="diameter of a spot (default 100, 55, 8 by folder)")
 
@@ -274,12 +275,12 @@ def _image_jobs(arguments: argparse.Namespace) -> Jobs:
     check_files(arguments.mask, *arguments.sources)
     if arguments.mask is not None and len(arguments.sources) > 1:
         raise ValueError(
-            f"--mask is of one slide, but {len(arguments.sources)} were given. Prepare them one at a time."
+            f"--mask belongs to one slide, but {len(arguments.sources)} were given. Prepare them one at a time."
         )
     jobs = each(
         read_slide_image, arguments.sources, arguments, lambda path: make_slide_id(Path(path).name.split(".")[0])
     )
-    # Applied to the grid, where holes are filled: pixels of single patches are not asked again.
+    # It was applied to the grid, with holes filled; patches are not filtered again by their own pixels.
     arguments.min_tissue = 0.0
     return jobs
 
@@ -290,7 +291,7 @@ def _toy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _toy_jobs(arguments: argparse.Namespace) -> Jobs:
-    """Return the jobs of `delst prepare toy`: small synthetic slides: more tissue structure, more expressed genes.
+    """Return the jobs of `delst prepare toy`: small synthetic slides, where more tissue structure means more expressed genes.
 
     Examples:
         delst prepare toy --output toy-dataset

@@ -7,9 +7,9 @@ from .options import Jobs, add_about, add_image_scale, check_files, each, for_re
 
 
 def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technology: str) -> None:
-    """Return what the two formats of Space Ranger share."""
+    """Add the options that both formats of Space Ranger share."""
     add = parser.add_argument
-    add("--image", metavar="PATH", help="full-resolution image, with a single OUTS (default: hires.png)")
+    add("--image", metavar="PATH", help="full-resolution image of a single OUTS (default: hires.png)")
     add_image_scale(parser)
     add("--mpp", type=float, help=f"micrometres per FULL-RESOLUTION pixel (default: {default_mpp})")
     add_about(parser, technology=technology)
@@ -18,8 +18,8 @@ def _add_space_ranger(parser: argparse.ArgumentParser, default_mpp: str, technol
 def visium_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="+", metavar="OUTS", help="folders `outs` of Space Ranger, one slide each; or folders "
-        "and .tar of a public archive")  # fmt: skip
-    add("--prefix", metavar="TEXT", help="beginning of the file names of the sample, in a folder of several")
+        "and .tar files of a public archive")  # fmt: skip
+    add("--prefix", metavar="TEXT", help="how the file names of the sample begin, in a folder of several samples")
     _add_space_ranger(parser, "from the spots", "Visium")
 
 
@@ -47,7 +47,7 @@ def visium_hd_arguments(parser: argparse.ArgumentParser) -> None:
         help="a row per bin (default) or per cell of segmented_outputs",
     )
     add("--bin-um", type=int, metavar="UM", help="which square_...um to read with --unit bin (default 8)")
-    _add_space_ranger(parser, "as stated", "Visium HD")
+    _add_space_ranger(parser, "as the files state", "Visium HD")
 
 
 def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
@@ -66,7 +66,7 @@ def visium_hd_jobs(arguments: argparse.Namespace) -> Jobs:
     if arguments.unit == "bin":
         return each(read_visium_hd, arguments.sources, arguments, hd_name)
     if arguments.bin_um is not None:
-        raise ValueError("--bin-um is of --unit bin. Leave it out, or take --unit bin.")
+        raise ValueError("--bin-um applies to --unit bin only. Leave it out, or use --unit bin.")
     return each(read_visium_cells, arguments.sources, arguments, hd_name)
 
 
@@ -74,10 +74,10 @@ def xenium_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="OUT", help="output folder with transcripts.parquet or cells.parquet")
     add("--image", required=True, metavar="FILE", help="the H&E image")
-    add("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: images coincide)")
+    add("--alignment", metavar="CSV", help="3 x 3 matrix of Xenium Explorer (default: the images coincide)")
     add("--unit", choices=("grid", "cell"), default="grid", help="a row per square of a grid (default) or per cell")
     add("--grid-um", type=float, metavar="UM", help="side of a square with --unit grid (default 100)")
-    add("--min-qv", type=float, metavar="Q", help="least quality of a transcript with --unit grid (default 20)")
+    add("--min-qv", type=float, metavar="Q", help="lowest quality (QV) of a transcript, with --unit grid (default 20)")
     add("--mpp", type=float, help="micrometres per pixel of the H&E (default: from the alignment)")
     add_about(parser, "technology")
 
@@ -99,7 +99,7 @@ def xenium_jobs(arguments: argparse.Namespace) -> Jobs:
     if arguments.grid_um is not None or arguments.min_qv not in (None, MIN_QV):
         raise ValueError(
             f"--unit cell takes the counts of the cell-feature matrix, which holds transcripts of quality {MIN_QV:g} and more "
-            "per cell: --grid-um and --min-qv are of --unit grid. Leave them out, or take --unit grid."
+            "per cell: --grid-um and --min-qv apply to --unit grid only. Leave them out, or use --unit grid."
         )
     options = for_reader(read_xenium_cells, arguments)
     return [partial(read_xenium_cells, arguments.source, arguments.image, **options)]

@@ -20,8 +20,8 @@ from .options import add_command
 def add_card(commands: Any) -> None:
     """Add `delst card`: the model card of a checkpoint, from the records of its run.
 
-    Writes the card of a checkpoint from its training record, results and dataset. Facts that no record holds stay
-    placeholders, and are named at the end with the option that gives each.
+    Write the card of a checkpoint from its training record, results and dataset. Facts that no record holds stay placeholders;
+    each is named at the end with the option that gives it.
 
     Examples:
         delst card runs/toy/pretrain/model me/toy --results runs/toy/results.json --output README.md
@@ -29,7 +29,7 @@ def add_card(commands: Any) -> None:
     """
     parser = add_command(commands, "card", add_card, _run_card)
     parser.add_argument("folder", metavar="MODEL_DIR", help="checkpoint folder")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="the repository it is for")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository that the card is for")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: print it)")
     _add_facts(parser)
 
@@ -37,8 +37,8 @@ def add_card(commands: Any) -> None:
 def add_push(commands: Any) -> None:
     """Add `delst push`: a checkpoint, a dataset folder or a metric -> the Hugging Face Hub.
 
-    Uploads a checkpoint with its processor, code and card; with --dataset a dataset folder with all its configs. One commit,
-    so that the repository is never half-written. Needs a token with the role write (hf auth login).
+    Upload a checkpoint with its processor, code and card; with --dataset, a dataset folder with all its configs. All goes in
+    one commit, so that the repository is never half-written. Needs a token with the role write (hf auth login).
 
     Examples:
         delst push runs/toy/pretrain/model me/toy --results runs/toy/results.json --license apache-2.0
@@ -48,12 +48,12 @@ def add_push(commands: Any) -> None:
     """
     parser = add_command(commands, "push", add_push, _run_push)
     add = parser.add_argument
-    add("folder", metavar="DIR", help="checkpoint folder (with --dataset: dataset folder; --metric: its name)")
-    add("repo_id", metavar="USER/NAME", help="repository; made if it is not there")
+    add("folder", metavar="DIR", help="checkpoint folder (--dataset: dataset folder; --metric: name of the metric)")
+    add("repo_id", metavar="USER/NAME", help="repository, created if it does not exist")
     kind = parser.add_mutually_exclusive_group().add_argument
     kind("--dataset", action="store_true", help="DIR is a dataset folder")
     kind("--metric", action="store_true", help="DIR names a metric: gene_pearson, retrieval_recall, entailment")
-    add("--private", action="store_true", help="make a new repository private; one that is public is refused")
+    add("--private", action="store_true", help="create the repository private; an existing public one is refused")
     add("--overwrite-card", action="store_true", help="replace a README.md in the repository that somebody else wrote")
     add("--revision", metavar="BRANCH", help="branch (default main)")
     _add_facts(parser)
@@ -62,8 +62,8 @@ def add_push(commands: Any) -> None:
 def add_doctor(commands: Any) -> None:
     """Add `delst doctor`: what is installed, what is reachable, and what to fix.
 
-    Prints versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk space. Exit status 1
-    when something is to be fixed.
+    Print versions, device, optional libraries, the Hub, the token, access to a backbone, cache and disk space. The exit status
+    is 1 if something needs fixing.
 
     Examples:
         delst doctor --backbone MahmoodLab/UNI
@@ -80,12 +80,12 @@ def _add_facts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the card")
     for name, (option, text) in FACTS.items():
         group.add_argument(option, dest=f"fact_{name}", metavar="FILE" if name in FILES else "TEXT", help=text)
-    group.add_argument("--baselines", metavar="JSON", help="results on the same data that hold the baselines")
-    group.add_argument("--data", metavar="DIR", help="dataset it was trained on, for the facts of the data")
+    group.add_argument("--baselines", metavar="JSON", help="other results on the same data, which hold the baselines")
+    group.add_argument("--data", metavar="DIR", help="dataset that it was trained on, for the facts of the data")
 
 
 def _card_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return arguments of `model_card` out of those of the command."""
+    """Return the arguments of `model_card` from those of the command."""
     from ..evaluation.results import read_results
 
     given = {name: value for name in FACTS if (value := getattr(arguments, f"fact_{name}")) is not None}
@@ -141,7 +141,7 @@ def _run_push(arguments: argparse.Namespace) -> None:
         return
     if (Path(arguments.folder) / "spots").is_dir():
         raise ValueError(
-            f"{arguments.folder} is a dataset folder. Push it by `delst push --dataset {arguments.folder} ...`."
+            f"{arguments.folder} is a dataset folder. Push it with `delst push --dataset {arguments.folder} ...`."
         )
     print(f"pushed   {push_model(arguments.folder, arguments.repo_id, **options, **_card_arguments(arguments))}")
     print(f'open     transformers.AutoModel.from_pretrained("{arguments.repo_id}", trust_remote_code=True)')

@@ -1,4 +1,4 @@
-"""What commands share: a parser with its examples, options of several source formats, the jobs of one of several files."""
+"""What commands share: parsers with examples, options common to several source formats, one job per file."""
 
 import argparse
 import inspect
@@ -14,7 +14,7 @@ Jobs = list[Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Told:
-    """What the docstring of a function tells of a command: the end of its first sentence, its paragraphs, its examples."""
+    """The help of a command, read from the docstring of its function."""
 
     summary: str
     description: str
@@ -22,7 +22,7 @@ class Told:
 
     @classmethod
     def by(cls, function: Callable[..., Any]) -> "Told":
-        """Read the docstring of a function.
+        """Read a docstring: in its first sentence, the summary follows "`: "; then come description and examples.
 
         >>> def add_fit():
         ...     \"\"\"Add `delst fit MODEL`: a head on frozen features.
@@ -48,9 +48,9 @@ def add_command(
 
     Args:
         commands: What ``add_subparsers`` returned.
-        name: Of the command.
+        name: Name of the command.
         function: Its docstring is the help of the command (see `Told`).
-        run: Called with what was given.
+        run: Called with the parsed arguments.
         **options: Passed to ``add_parser``.
     """
     told = Told.by(function)
@@ -73,18 +73,18 @@ def split_names(names: str | None) -> list[str]:
 
 
 def given(arguments: object, *names: str) -> dict[str, Any]:
-    """Return some of the arguments by name, to be handed on to a function that calls them the same."""
+    """Return the named arguments as keywords for a function whose parameters have the same names."""
     return {name: getattr(arguments, name) for name in names}
 
 
 def add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "", technology_default: str = "") -> None:
-    """Add options for what a format cannot know by itself."""
+    """Add options for facts of a slide that its files may not state."""
     for name, text in (
         ("slide-id", "name of the slide; comma-separated for several (default: from the source)"),
         ("patient-id", "patient; comma-separated for several, or one for all (default: the slide id)"),
-        ("tissue", "for the slides table, e.g. breast"),
+        ("tissue", "tissue of the slide, e.g. breast, for the slides table"),
         ("species", "human, mouse, ... (default: from the Ensembl ids)"),
-        ("technology", f"for the slides table (default {technology_default or technology or 'none'})"),
+        ("technology", f"technology, for the slides table (default {technology_default or technology or 'none'})"),
     ):
         if name not in skip:
             parser.add_argument(f"--{name}", default=technology if name == "technology" else None, help=text)
@@ -93,9 +93,9 @@ def add_about(parser: argparse.ArgumentParser, *skip: str, technology: str = "",
 def for_reader(
     reader: Callable[..., Any], arguments: argparse.Namespace, index: int = 0, count: int = 1
 ) -> dict[str, Any]:
-    """Return what was given of the options that a reader calls the same, for one of several slides.
+    """Return the given options that a reader takes as keywords of the same names, for one of several slides.
 
-    An option goes to the keyword of its name, and what was not given is left to the reader's own default.
+    Options that were not given are left to the reader's own defaults.
     """
     keywords = [name for name, one in inspect.signature(reader).parameters.items() if one.kind is one.KEYWORD_ONLY]
     options = {name: value for name in keywords if (value := getattr(arguments, name, None)) is not None}
@@ -119,12 +119,12 @@ def check_files(*names: str | None) -> None:
 
 
 def zipped(names: Sequence[str]) -> str:
-    """Return what to do with a file that is packed as none is read (tar and gzip are); "" where none is."""
+    """Return what to do with a .zip, .7z or .rar, which no reader opens (tar and gzip are read); "" where there is none."""
     packed = next((name for name in names if name.lower().endswith((".zip", ".7z", ".rar"))), None)
     return "" if packed is None else f"Unpack it (unzip {shlex.quote(packed)}), and give what it holds."
 
 
-WITHOUT_IMAGE = "counts alone: the spots get the split unpaired and train the gene side"
+WITHOUT_IMAGE = "use the counts alone: the spots get the split 'unpaired' and train only the gene side of a model"
 
 
 def add_image(parser: argparse.ArgumentParser, text: str) -> None:
@@ -134,14 +134,14 @@ def add_image(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def check_image(arguments: argparse.Namespace, needed: bool = True) -> None:
-    """Refuse an image beside `--without-image`, and none of both where one is needed."""
+    """Refuse `--image` together with `--without-image`, and neither of the two where one is needed."""
     if arguments.image is not None and arguments.without_image:
         raise ValueError(
-            f"--without-image is for slides without one, but --image {arguments.image} was given. Give one of the two."
+            f"--without-image is for slides that have no image, but --image {arguments.image} was given. Give one of the two."
         )
     if needed and arguments.image is None and not arguments.without_image:
         raise ValueError(
-            "the following arguments are required: --image, or --without-image to prepare the counts alone for the gene side."
+            "the following arguments are required: --image, or --without-image to prepare the counts alone, for the gene side."
         )
 
 
@@ -163,7 +163,7 @@ def each(
     name: Callable[[str], str],
     **options: Any,
 ) -> Jobs:
-    """Return one slide per file; where its name is not given, `name` makes one, so that all are known before any is read."""
+    """Return one job per file; `name` makes slide ids that were not given, so that all are known before any file is read."""
     jobs: Jobs = []
     for index, path in enumerate(sources):
         own = for_reader(reader, arguments, index, len(sources)) | options
@@ -172,14 +172,14 @@ def each(
 
 
 def add_pooling(parser: argparse.ArgumentParser) -> None:
-    """Add options for how rows are made pseudo-spots of a chosen size."""
+    """Add the option that sums cells into pseudo-spots of a chosen size."""
     parser.add_argument(
-        "--grid-um", type=float, metavar="UM", help="add cells up on squares of this side (default: a row per cell)"
+        "--grid-um", type=float, metavar="UM", help="sum the cells in squares of this side (default: one row per cell)"
     )
 
 
 def chosen(given: str | None, known: list[str], option: str, source: str) -> list[str]:
-    """Return the comma-separated names that were given, or all that are known; others are refused."""
+    """Return the comma-separated names that were given, or all known names; refuse unknown ones."""
     names = split_names(given) or known
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -188,9 +188,9 @@ def chosen(given: str | None, known: list[str], option: str, source: str) -> lis
 
 
 def add_grid(parser: Any) -> None:
-    """Add options for how a grid of patches is laid over a slide without counts."""
+    """Add options for the grid of patches over a slide without counts."""
     add = parser.add_argument
     add("--mpp", type=float, help="micrometres per pixel (default: what the file states)")
-    add("--stride-um", type=float, metavar="UM", help="from one patch to the next (default: its side)")
-    add("--mask", metavar="FILE", help="where tissue is: an image, tissue not black, or GeoJSON of QuPath "
-        "(default: found by its colour)")  # fmt: skip
+    add("--stride-um", type=float, metavar="UM", help="distance from one patch to the next (default: side of a patch)")
+    add("--mask", metavar="FILE", help="tissue mask: an image that is black outside tissue, or GeoJSON of QuPath "
+        "(default: tissue is found by its colour)")  # fmt: skip

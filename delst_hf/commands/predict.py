@@ -21,8 +21,8 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 def _add_features(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--features", metavar="DIR", help="patch features made elsewhere (TRIDENT, CLAM, HEST, .npy, "
                         ".parquet), one file per slide, for a model that was trained on these")  # fmt: skip
-    parser.add_argument("--features-patch-px", type=float, metavar="PX", help="side of their patches in pixels of the full "
-                        "resolution, where the files do not say it")  # fmt: skip
+    parser.add_argument("--features-patch-px", type=float, metavar="PX", help="side of the patches of --features in pixels of "
+                        "the full resolution, where the files do not state it")  # fmt: skip
 
 
 def _speed(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -36,20 +36,20 @@ def _add_patches(where: argparse._ArgumentGroup) -> None:
     add_grid(where)
     add = where.add_argument
     add("--patch-um", type=float, metavar="UM", help="side of a patch (default: that of the training)")
-    add("--min-tissue", type=float, default=0.25, metavar="SHARE", help="of a patch (default 0.25)")
-    add("--positions", metavar="FILE", help="patches at x and y of this .csv, .parquet, .h5ad or dataset "
-        "folder, in pixels of the full resolution, or of Space Ranger's tissue_positions, and not on a grid")  # fmt: skip
-    add("--image", metavar="FILE", help="of an .h5ad or a file of features: the full-resolution image")
-    add("--slides", metavar="ID,ID", help="of a dataset folder (default: all)")
-    add("--species", default="", help="of the slide, to compare with the model's")
+    add("--min-tissue", type=float, default=0.25, metavar="SHARE", help="least share of tissue (default 0.25)")
+    add("--positions", metavar="FILE", help="cut patches at the positions in this .csv, .parquet, .h5ad or dataset folder (x "
+        "and y in pixels of the full resolution) or Space Ranger's tissue_positions, not on a grid")  # fmt: skip
+    add("--image", metavar="FILE", help="full-resolution image of an .h5ad or a file of features")
+    add("--slides", metavar="ID,ID", help="slides of a dataset folder (default: all)")
+    add("--species", default="", help="species of the slide, to compare with the model's")
     _add_features(where)
 
 
 def add_fit(commands: Any) -> None:
     """Add `delst fit MODEL DATASET`: a head for expression or classes on the frozen features of a checkpoint.
 
-    Fits a head on slides with counts or labels: expression by ridge regression, classes by logistic regression, the penalty
-    chosen on slides that are left out. The result is a checkpoint with its held-out scores in its card.
+    Fit a head on slides with counts or labels: expression by ridge regression, classes by logistic regression, with the penalty
+    chosen on held-out slides. The result is a checkpoint with its held-out scores in its card.
 
     Examples:
         delst fit runs/toy/pretrain/model runs/toy/data --target expression --output runs/toy/expression
@@ -69,10 +69,10 @@ def add_fit(commands: Any) -> None:
 
 
 def add_reference(commands: Any) -> None:
-    """Add `delst reference MODEL DATASET`: embeddings and profiles of training spots, kept beside a checkpoint.
+    """Add `delst reference MODEL DATASET`: embeddings and profiles of training spots, saved with a checkpoint.
 
-    Embeds spots whose counts are known and saves them in MODEL/reference: delst predict then says how far each patch is from
-    all that the model has seen.
+    Embed spots whose counts are known and save them in MODEL/reference; with it, delst predict states how far each patch is
+    from all that the model has seen.
 
     Examples:
         delst reference runs/toy/expression runs/toy/data --size 5000
@@ -81,8 +81,8 @@ def add_reference(commands: Any) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL_DIR", help="checkpoint folder")
     add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
-    add("--size", type=int, default=10_000, metavar="N", help="spots at most, evenly from the slides (default 10000)")
-    add("--slides", metavar="ID,ID", help="their slides (default: those that the model was trained on)")
+    add("--size", type=int, default=10_000, metavar="N", help="most spots, drawn evenly from slides (default 10000)")
+    add("--slides", metavar="ID,ID", help="slides to draw from (default: those that the model was trained on)")
     add("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
     _add_features(parser)
     _add_speed(parser)
@@ -91,8 +91,8 @@ def add_reference(commands: Any) -> None:
 def add_predict(commands: Any) -> None:
     """Add `delst predict MODEL SLIDE`: a slide without counts -> expression, classes, embedding in .h5ad, .zarr or .parquet.
 
-    Predicts what a checkpoint and its heads know of every patch of tissue of a slide, or of given places. A run that was
-    killed goes on when the same command is given again.
+    Predict what a checkpoint and its heads know for every tissue patch of a slide, or for patches at given positions. A killed
+    run resumes when the same command is given again.
 
     Examples:
         delst predict runs/toy/expression slide.svs --output slide.h5ad
@@ -107,20 +107,20 @@ def add_predict(commands: Any) -> None:
     out("--output", required=True, metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
     out("--overwrite", action="store_true", help="replace FILE once the new one is complete")
     what = parser.add_argument_group("what to predict").add_argument
-    what("--head", action="append", default=[], metavar="MODEL", help="a further head of the same backbone")
-    what("--genes", metavar="NAMES", help="comma-separated, or a file with one per line (default: all)")
-    what("--signatures", metavar="JSON", help='{"HER2": {"genes": ["ERBB2", "GRB7"]}}: a score by patch')
-    what("--min-pearson", type=float, metavar="R", help="leave out genes of a lower held-out Pearson")
+    what("--head", action="append", default=[], metavar="MODEL", help="another head on this backbone; repeatable")
+    what("--genes", metavar="NAMES", help="genes, comma-separated, or a file with one per line (default: all)")
+    what("--signatures", metavar="JSON", help='{"HER2": {"genes": ["ERBB2", "GRB7"]}}: a score per patch')
+    what("--min-pearson", type=float, metavar="R", help="leave out genes with a lower held-out Pearson correlation")
     what("--reference", metavar="DIR", help="checkpoint with a reference (default: MODEL, if it has one)")
     _add_patches(parser.add_argument_group("patches"))
     _add_speed(parser)
 
 
 def add_retrieve(commands: Any) -> None:
-    """Add `delst retrieve MODEL SLIDE`: the training spots that a slide looks like: their genes, labels and names.
+    """Add `delst retrieve MODEL SLIDE`: the training spots most similar to a slide: their genes, labels and names.
 
     Find the spots of the reference (delst reference) that are nearest to every patch of a slide: their mean profile, their
-    commonest label and their names. --at asks for single places and prints the spots.
+    commonest label and their names. --at prints the spots nearest to single positions instead.
 
     Examples:
         delst retrieve runs/toy/expression slide.svs --output slide.h5ad
@@ -131,7 +131,7 @@ def add_retrieve(commands: Any) -> None:
     add("model", metavar="MODEL", help="checkpoint with a reference")
     add("source", metavar="SLIDE", help="as in delst predict")
     add("--output", metavar="FILE", help=".h5ad, .zarr (SpatialData) or .parquet to write")
-    add("--at", metavar="X,Y", action="append", help="a place in pixels of the full resolution; may be repeated")
+    add("--at", metavar="X,Y", action="append", help="a position in pixels of the full resolution; may be repeated")
     add("--overwrite", action="store_true", help="replace FILE once the new one is complete")
     add("--neighbours", type=int, default=10, metavar="N", help="spots per patch (default 10)")
     add("--by", choices=("image", "gene"), default="image",
@@ -144,12 +144,12 @@ def add_retrieve(commands: Any) -> None:
 
 
 def add_embed(commands: Any) -> None:
-    """Add `delst embed MODEL FILE.h5ad` and `delst embed MODEL DATASET`: embeddings and predictions into an AnnData that
-    exists; embeddings of a dataset folder.
+    """Add `delst embed MODEL FILE.h5ad` and `delst embed MODEL DATASET`: embeddings and predictions added to an AnnData;
+    embeddings of a dataset folder.
 
-    Of an AnnData writes obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and what the model's
-    head predicts; X and all else stay as they are. Of a dataset folder writes features and embeddings of every spot into the
-    folder --output, one file per process, for delst evaluate; several processes: torchrun --nproc_per_node 4 -m delst_hf.cli
+    For an AnnData, write obsm[KEY] (tangent coordinates, for any Euclidean method), obs['delst_radius'] and the predictions of
+    the model's head; X and all else stay unchanged. For a dataset folder, write features and embeddings of every spot to the
+    folder --output, one file per process, for delst evaluate. Several processes: torchrun --nproc_per_node 4 -m delst_hf.cli
     embed MODEL DATASET --output DIR.
 
     Examples:
@@ -162,16 +162,16 @@ def add_embed(commands: Any) -> None:
     add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
     add("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
     where = parser.add_mutually_exclusive_group().add_argument
-    where("--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad), or folder of a dataset")
-    where("--in-place", action="store_true", help="change FILE itself, in one step")
-    add("--overwrite", action="store_true", help="replace the output, and keys that FILE has already")
+    where("--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad); for a dataset, folder to write")
+    where("--in-place", action="store_true", help="change FILE itself, atomically")
+    add("--overwrite", action="store_true", help="replace the output, and keys that FILE already has")
     add("--key", default="X_delst", help="name in obsm (default X_delst)")
     add("--modality", choices=("auto", "image", "genes"), default="auto",
         help="what to embed (default: the patch of each spot where there is an image)")  # fmt: skip
     add("--image", metavar="IMAGE", help="full-resolution image (default: the reduced one in FILE)")
     add("--mpp", type=float, help="micrometres per full-resolution pixel (default: from the spots)")
     add("--layer", help="layer with raw counts, for --modality genes (default X)")
-    add("--slides", metavar="ID,ID", default="", help="of a dataset: which slides (default: all)")
+    add("--slides", metavar="ID,ID", default="", help="slides of a dataset (default: all)")
     _add_speed(parser)
 
 
@@ -247,7 +247,9 @@ def _run_retrieve(arguments: argparse.Namespace) -> None:
     speed = _speed(arguments)
     options = {"neighbours": arguments.neighbours, "modality": arguments.by, "reference": arguments.reference}
     if bool(arguments.at) == bool(arguments.output):
-        raise ValueError("give --output FILE for the whole slide, or --at X,Y for the spots that look like one place.")
+        raise ValueError(
+            "give either --output FILE for the whole slide, or --at X,Y for the spots nearest to one position."
+        )
     if arguments.output:
         found = retrieve_slide(
             arguments.model, arguments.source, arguments.output, choice=_choice(arguments), search=arguments.search,
@@ -293,7 +295,7 @@ def _embed_dataset(arguments: argparse.Namespace, speed: dict[str, Any]) -> None
     from ..model.distributed import process_rank
 
     if not arguments.output or arguments.in_place:
-        raise ValueError("Embeddings of a dataset are written into a folder of their own. Give it: --output DIR.")
+        raise ValueError("Embeddings of a dataset are written to a folder of their own. Name it with --output DIR.")
     folder = embed_dataset(
         arguments.model, arguments.file, arguments.output, slides=split_names(arguments.slides), **speed
     )

@@ -1,7 +1,7 @@
 """`delst prepare FORMAT`, `delst merge`, `delst vocabulary`: their arguments, and what they print.
 
-One `_add_*` per format; its `run` gives the list of jobs, functions without arguments that read one slide each. Imports of the
-data room stay inside functions, so that `--help` does not wait for them.
+`formats` lists the formats; the jobs of each are functions without arguments that read one slide. Imports of the data room stay
+inside functions, so that `--help` does not wait for them.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def add_prepare(commands: Any) -> None:
     prepare = commands.add_parser(
         "prepare",
         help="slides -> a dataset folder for load_dataset",
-        description="Cuts one patch per spot and writes a dataset folder that datasets.load_dataset opens.",
+        description="Cut one patch per spot and write a dataset folder that datasets.load_dataset opens.",
         epilog=f"formats, each with an example:\n{lines}\n\nDetails:  delst prepare FORMAT --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,7 +34,7 @@ def add_prepare(commands: Any) -> None:
 
 
 def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: bool = True) -> None:
-    """Add the options of a format, and those that all share; the output must be given only where something is written."""
+    """Add the options of a format and those that all formats share; --output is required only where something is written."""
     one.add_arguments(parser)
     _add_output(parser, writes)
     _add_patches(parser, one.patch_px)
@@ -46,7 +46,7 @@ def add_format(parser: argparse.ArgumentParser, one: formats.Format, writes: boo
 def add_merge(commands: Any) -> None:
     """Add `delst merge`: several dataset folders -> one, with the union of their genes.
 
-    Joins dataset folders, also with different gene panels, and the outputs of --shard-index runs.
+    Join dataset folders, also those with different gene panels, or the outputs of --shard-index runs.
 
     Examples:
         delst merge st-dataset visium-dataset --output both-dataset --split patient
@@ -63,7 +63,7 @@ def add_merge(commands: Any) -> None:
 def add_vocabulary(commands: Any) -> None:
     """Add `delst vocabulary`: choose the genes that a model reads, on training slides only.
 
-    Chooses genes of a dataset folder, reading a row group at a time; writes one name per line.
+    Choose genes of a dataset folder, read one row group at a time, and write one name per line.
 
     Examples:
         delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt
@@ -74,11 +74,11 @@ def add_vocabulary(commands: Any) -> None:
     add("--output", required=True, metavar="FILE", help="text file to write")
     add("--method", default="hvg", choices=("hvg", "spatial", "detected", "list", "all"),
         help="highly variable (default), spatially variable, most often detected, a list, or all")  # fmt: skip
-    add("--num-genes", type=int, default=1000, metavar="N", help="how many (default 1000)")
+    add("--num-genes", type=int, default=1000, metavar="N", help="number of genes (default 1000)")
     add("--ranking", default="pearson_residuals", choices=("pearson_residuals", "variance"),
-        help="of hvg: variance beyond what the mean explains (default), or of log counts")  # fmt: skip
+        help="for hvg: variance beyond what the mean explains (default), or variance of log counts")  # fmt: skip
     add("--include", metavar="GENES|FILE",
-        help="genes that come first, however they rank: comma-separated, or a file, one per line")  # fmt: skip
+        help="genes to include first, whatever their rank: comma-separated, or a file with one per line")  # fmt: skip
     add("--min-spots", type=float, default=0.02, metavar="SHARE",
         help="a gene must be detected in this share of the spots (default 0.02)")  # fmt: skip
     add("--genes", metavar="FILE", help="with --method list: names or Ensembl ids, one per line")
@@ -90,29 +90,29 @@ def _add_output(parser: argparse.ArgumentParser, writes: bool) -> None:
     add("--output", required=writes, metavar="DIR", help="dataset folder to make")
     add("--overwrite", action="store_true", help="replace a dataset at DIR once the new one is complete")
     add("--license", default="unknown", help="license of the data, for the dataset card (default unknown)")
-    add("--preview", action="store_true", help="DIR/previews/SLIDE.png: spots, labels and patches on the slide")
+    add("--preview", action="store_true", help="also draw DIR/previews/SLIDE.png: spots, labels, patches on the slide")
     add("--quiet", action="store_true", help="no progress bars")
 
 
 def _add_patches(parser: argparse.ArgumentParser, patch_px: int) -> None:
     add = parser.add_argument_group("patches").add_argument
-    add("--patch-um", type=float, default=112.0, metavar="UM", help="side in micrometres (default 112)")
-    add("--patch-px", type=int, default=patch_px, metavar="PX", help=f"side as stored (default {patch_px})")
-    add("--image-format", choices=("jpeg", "png"), default="jpeg", help="how they are stored (default jpeg)")
+    add("--patch-um", type=float, default=112.0, metavar="UM", help="side of a patch in micrometres (default 112)")
+    add("--patch-px", type=int, default=patch_px, metavar="PX", help=f"its stored side in pixels (default {patch_px})")
+    add("--image-format", choices=("jpeg", "png"), default="jpeg", help="how patches are stored (default jpeg)")
     add("--quality", type=int, default=95, metavar="Q", help="JPEG quality, 1 to 100 (default 95)")
-    add("--shard-mb", type=int, default=256, metavar="MB", help="begin a further file beyond this (default 256)")
+    add("--shard-mb", type=int, default=256, metavar="MB", help="begin a new file beyond this size (default 256)")
 
 
 def _add_checks(parser: argparse.ArgumentParser, min_tissue: float) -> None:
     add = parser.add_argument_group("checks and filters").add_argument
-    add("--drop-outside", action="store_true", help="leave out spots outside the image instead of refusing")
+    add("--drop-outside", action="store_true", help="leave out spots outside the image instead of refusing the slide")
     add("--allow-off-tissue", action="store_true", help="accept a slide whose spots mostly lie off tissue")
     add(
         "--allow-scale",
         action="store_true",
-        help="only report it where sources of the scale disagree by more than 5 %%",
+        help="accept a slide whose sources of the scale disagree by more than 5 %%, and report it",
     )
-    add("--swap-xy", action="store_true", help="take x for y and y for x")
+    add("--swap-xy", action="store_true", help="swap x and y of the spots")
     add("--one-slide", action="store_true", help="accept a table that looks like several samples as one slide")
     add("--min-counts", type=int, default=0, metavar="N", help="leave out spots with fewer counts")
     add("--min-genes", type=int, default=0, metavar="N", help="leave out spots with fewer expressed genes")
@@ -121,27 +121,31 @@ def _add_checks(parser: argparse.ArgumentParser, min_tissue: float) -> None:
         type=float,
         default=min_tissue,
         metavar="SHARE",
-        help=f"leave out patches of less tissue (default {min_tissue:g})",
+        help=f"leave out patches with a smaller share of tissue (default {min_tissue:g})",
     )
-    add("--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and maybe gene_id")
+    add("--aliases", metavar="CSV", help="gene names to replace: columns alias, symbol and, optionally, gene_id")
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("speed and scale").add_argument
-    add("--num-proc", type=int, default=1, metavar="N", help="slides at a time, a process each (default 1)")
-    add("--shard-index", type=int, metavar="I", help="with --num-shards: make the I-th part of the slides, as "
-        "DIR-0000I-of-0000N; put them together with delst merge")  # fmt: skip
-    add("--num-shards", type=int, metavar="N", help="number of runs the slides are spread over")
+    add("--num-proc", type=int, default=1, metavar="N", help="slides prepared at a time, one process each (default 1)")
+    add("--shard-index", type=int, metavar="I", help="with --num-shards: prepare shard I (0 to N - 1) of the slides, as "
+        "DIR-0000I-of-0000N; join the shards with delst merge")  # fmt: skip
+    add("--num-shards", type=int, metavar="N", help="number of shards, one per run, that the slides are spread over")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("splits").add_argument
-    add("--split", choices=("patient", "slide", "spot"), help="split by this unit (default: all is train)")
+    add(
+        "--split",
+        choices=("patient", "slide", "spot"),
+        help="unit to split by (default: no split, everything is train)",
+    )
     add("--test-fraction", type=float, default=0.2, metavar="F", help="share for testing (default 0.2)")
     add("--validation-fraction", type=float, default=0.0, metavar="F", help="share for validation (default 0)")
     add("--split-seed", type=int, default=0, metavar="S", help="equal seeds give equal splits (default 0)")
-    add("--test-slides", metavar="ID,ID", help="slides to test on, instead of drawing them")
-    add("--validation-slides", metavar="ID,ID", help="slides to validate on, instead of drawing them")
+    add("--test-slides", metavar="ID,ID", help="slides to test on, instead of random ones")
+    add("--validation-slides", metavar="ID,ID", help="slides to validate on, instead of random ones")
 
 
 def _split_request(arguments: argparse.Namespace) -> Any:
@@ -161,7 +165,7 @@ def _split_request(arguments: argparse.Namespace) -> Any:
 
 
 def slide_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return how slides are checked and patches cut, as `write_dataset` and `PatchOptions` call it."""
+    """Return the options for checking slides and cutting patches, by their names in `write_dataset` and `PatchOptions`."""
     from ..data.genes import read_aliases
     from ..data.quality import QualityFilter
 
@@ -177,7 +181,7 @@ def slide_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespace], list[Any]]) -> None:
-    """Write the dataset and say what came out."""
+    """Write the dataset and print a summary of it."""
     from ..data.dataset import write_dataset
     from ..data.shards import shard, shard_name
     from ..data.understood import summary_table
@@ -189,7 +193,7 @@ def _run_prepare(arguments: argparse.Namespace, jobs: Callable[[argparse.Namespa
     if arguments.num_shards is not None:
         if split is not None:
             raise ValueError(
-                "a part of the slides cannot be split. Give --split to delst merge, which sees all of them."
+                "one shard of the slides cannot be split. Give --split to delst merge, which sees all of them."
             )
         shard_of = {"index": arguments.shard_index, "of": arguments.num_shards, "slides": len(todo)}
         todo = list(shard(todo, arguments.shard_index, arguments.num_shards))
@@ -231,7 +235,7 @@ def _run_vocabulary(arguments: argparse.Namespace) -> None:
         wanted = read_gene_list(arguments.genes) if arguments.genes else None
         include = gene_names_of(arguments.include) if arguments.include else ()
         study = Study.load(arguments.folder)
-        # A list and all genes are chosen without looking at a spot.
+        # The methods "list" and "all" read no spots.
         chosen_on = [] if arguments.method in ("list", "all") else training_slides(study, slides)
         names = choose_genes(
             study,
@@ -247,7 +251,7 @@ def _run_vocabulary(arguments: argparse.Namespace) -> None:
 
 
 def _print_absent_markers(study: Any, names: list[str]) -> None:
-    """Say which well-known markers of the tissue the vocabulary lacks, and which of them may be included."""
+    """Print the well-known markers of the tissue that the vocabulary lacks, and which of them the data have."""
     from ..data.markers import absent_markers
 
     own = {name.casefold(): name for name in study.gene_names}
@@ -255,7 +259,7 @@ def _print_absent_markers(study: Any, names: list[str]) -> None:
         measured = [own[name.casefold()] for name in absent if name.casefold() in own]
         lacking = [name for name in absent if name.casefold() not in own]
         if measured:
-            print(f"absent   markers of {tissue} that the data have: add them by --include {','.join(measured)}")
+            print(f"absent   markers of {tissue} that the data have: add them with --include {','.join(measured)}")
         if lacking:
             print(f"absent   markers of {tissue} that the data lack: {', '.join(lacking)}")
 

@@ -13,8 +13,8 @@ from .options import add_command, split_names
 def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `delst report RESULTS`: results -> one HTML file with every figure.
 
-    Draw results into one HTML file that opens without a network. Several results of the same data are compared over runs, and
-    the first runs of the first two models spot by spot.
+    Draw results into one HTML file that opens without a network. Several results on the same data are compared over runs, and
+    the first runs of the first two models are compared spot by spot.
 
     Examples:
         delst report results.json --output report.html
@@ -34,11 +34,11 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="A,B",
         help="genes to draw, measured and predicted (default: well measured, well predicted ones)",
     )
-    maps("--opacity", type=float, default=0.85, metavar="F", help="of the spots, 0 to 1 (default 0.85)")
+    maps("--opacity", type=float, default=0.85, metavar="F", help="opacity of the spots, 0 to 1 (default 0.85)")
 
 
 def default_names(paths: Sequence[str]) -> list[str]:
-    """Return what results are called without --names: by what tells their files apart; of one file, by its model.
+    """Return names for results without --names: the part that tells their paths apart; none for one file, named by its model.
 
     Example:
         >>> default_names(["runs/a/results.json", "runs/b/results.json"]), default_names(["runs/a/results.json"])

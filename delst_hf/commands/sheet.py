@@ -10,7 +10,7 @@ from . import formats
 from .options import Jobs
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".txt")
-# Columns that every sheet may have, and the option that each becomes; `labels` is what the format calls it.
+# Columns that every sheet may have, and the option that each becomes: for `labels`, the one that the format has.
 _OPTIONS = {
     "patient": ("--patient-id",),
     "slide": ("--slide-id",),
@@ -20,7 +20,7 @@ _YES, _NO = ("1", "true", "yes", "x"), ("", "0", "false", "no")
 
 
 def named_sheet(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with the word `sheet` before a table that stands where `delst prepare` expects a format."""
+    """Return the arguments with the word `sheet` inserted before a table that is given in place of a format."""
     words = list(argv)
     for place, word in enumerate(words[:-1]):
         if word == "prepare" and words[place + 1].lower().endswith(SUFFIXES):
@@ -31,18 +31,18 @@ def named_sheet(argv: Sequence[str]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the one argument of its own."""
+    """Add the argument that names the sheet."""
     parser.add_argument(
-        "sheet", metavar="SHEET", help="CSV or TSV: path, format, image, patient, slide, labels, options"
+        "sheet", metavar="SHEET", help="CSV or TSV with columns path, format, image, patient, slide, labels, options"
     )
 
 
 def jobs(arguments: argparse.Namespace) -> Jobs:
-    """Return the jobs of all rows of `delst prepare SHEET.csv`: a sample sheet: a row per slide, in any of the formats.
+    """Return the jobs of all rows of `delst prepare SHEET.csv`: a sample sheet with one row per slide, in any of the formats.
 
-    Reads a table with the columns path and format, and, where they are needed, image, patient, slide, labels and any option of
-    that format (mpp, species, slide-key, ...). Paths are taken from the folder of the sheet. Empty cells are not given. A row
-    that its format would refuse on the command line is refused by its line.
+    Read a table with the columns path and format and, where needed, image, patient, slide, labels and any option of that
+    format (mpp, species, slide-key, ...). Paths are relative to the folder of the sheet. An empty cell leaves its option out.
+    An error names the line of its row.
 
     Examples:
         delst prepare SHEET.csv --split patient --num-proc 2 --output cohort-dataset
@@ -69,7 +69,7 @@ def jobs(arguments: argparse.Namespace) -> Jobs:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that raises instead of leaving the process."""
+    """A parser that raises ValueError instead of exiting."""
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}.")
@@ -106,7 +106,7 @@ def _jobs_of(row: dict[str, str], folder: Path, common: argparse.Namespace) -> J
 
 
 def _place(folder: Path, value: str) -> str:
-    """Return a value that is a path, from the folder of the sheet or from ~, as such; any other as it is."""
+    """Return a value that names an existing path, relative to the sheet's folder or to ~, as that path; others unchanged."""
     path = Path(value).expanduser() if value.startswith("~") else Path(value)
     return str(folder / path) if (folder / path).exists() else str(value)
 
