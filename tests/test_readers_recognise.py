@@ -135,6 +135,25 @@ def test_deposits_are_told_by_the_endings_of_their_names(tmp_path):
     assert told(tmp_path / "broken.tar") == []
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "raw_feature_bc_matrix.h5",
+        "GSM1_filtered_feature_bc_matrix.h5.gz",
+        "GSM1_matrix.mtx.gz",
+        "feature_bc_matrix.h5",
+        "a/",
+    ],
+)
+def test_a_run_is_told_by_its_positions_whatever_its_counts_are_called(tmp_path, counts):
+    """Its reader takes them, or says what to rename; nothing would be said of a folder that is no slide."""
+    spatial = ("spatial/tissue_positions_list.csv.gz", "spatial/scalefactors_json.json")
+    assert told(touch(tmp_path / "S1", counts, *spatial)) == [("visium", ())]
+    assert told(touch(tmp_path / "S2", f"outs/{counts}", *(f"outs/{name}" for name in spatial))) == [("visium", ())]
+    flat = touch(tmp_path / "S3", counts, "GSM1_tissue_positions.csv", "GSM1_scalefactors_json.json")
+    assert [name for name, _ in told(flat)] == ["visium"]
+
+
 def test_nothing_that_is_known(tmp_path):
     assert recognise(touch(tmp_path / "a", "notes.txt", "b/c.txt")) == []
     with pytest.raises(FileNotFoundError, match="nothing is at"):

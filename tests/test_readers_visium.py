@@ -175,6 +175,10 @@ def test_counts_that_are_missing_are_told_by_what_lies_in_their_place(tmp_path, 
     (outs / "filtered_feature_bc_matrix.h5").rename(outs / "raw_feature_bc_matrix.h5")
     with pytest.raises(FileNotFoundError, match=r"There is raw_feature_bc_matrix.h5, whose .*copy it to filtered_feat"):
         read_visium(outs)
+    with pytest.raises(
+        FileNotFoundError, match=rf"There is raw_feature_bc_matrix.h5 in {outs}, whose .*copy it to filt"
+    ):
+        read_visium(outs.parent)
     shutil.copy(outs / "raw_feature_bc_matrix.h5", outs / "filtered_feature_bc_matrix.h5")
     assert_same(read_visium(outs), source, 0.5)
     flat = tmp_path / "flat"

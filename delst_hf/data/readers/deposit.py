@@ -11,6 +11,7 @@ unless `prefix` chooses one; so are files with different prefixes, since all Vis
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -116,15 +117,28 @@ def samples(place: Path) -> list[str]:
     return sorted(own for own, parts in found.items() if len(parts) == 2)
 
 
+def is_without_counts(place: Path) -> bool:
+    """Tell whether a folder has the positions and the scale factors of Space Ranger, in it or in spatial/."""
+    for folder in (place, place / "spatial"):
+        plain = [without(entry.name, PACKED) for entry in visible(folder)]
+        if all(
+            any(split_prefix(name, _ROLES[role][0]) is not None for name in plain)
+            for role in ("positions", "scale factors")
+        ):
+            return True
+    return False
+
+
 def without_counts(folder: Path) -> FileNotFoundError:
     """Return the error for a folder with positions but no counts, which names what lies there instead and how to read it."""
-    names = [entry.name for entry in visible(folder)]
-    raw = [name for name in names if "raw_feature_bc_matrix" in name]
-    other = [name for name in names if without(name, PACKED).endswith(".h5")]
+    found = [entry for place in (folder, folder / "outs") for entry in visible(place)]
+    raw = [entry for entry in found if re.search(r"raw_(feature|probe)_bc_matrix", entry.name)]
+    other = [entry.name for entry in found if without(entry.name.lower(), PACKED).endswith(".h5")]
     advice = "Give the whole `outs` folder."
     if raw:
-        called = raw[0].replace("raw_feature", "filtered_feature")
-        advice = f"There is {raw[0]}, whose spots on tissue are those of the filtered matrix: copy it to {called}."
+        called = re.sub(r"raw_(feature|probe)", "filtered_feature", raw[0].name)
+        where = "" if raw[0].parent == folder else f" in {raw[0].parent}"
+        advice = f"There is {raw[0].name}{where}, whose spots on tissue are those of the filtered matrix: copy it to {called}."
     elif other:
         advice = (
             f"There is {other[0]}: if it is the filtered matrix, rename it to end in _filtered_feature_bc_matrix.h5."

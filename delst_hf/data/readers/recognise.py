@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import open_packed, visible
-from .deposit import samples
+from .deposit import is_without_counts, samples
 from .visium_cells import CELLS, NUCLEI
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif")
@@ -149,6 +149,8 @@ def _deposit(place: Path) -> Iterator[Candidate]:
     else:
         for one in filter(None, found):
             yield Candidate("visium", (str(place), "--prefix", one), f"sample {one}: {why}")
+    if not found and any(map(is_without_counts, _outs(place))):  # its reader says what to rename
+        yield Candidate("visium", (str(place),), "positions and scale factors of Space Ranger")
 
 
 def _visium_hd(place: Path) -> Iterator[Candidate]:
