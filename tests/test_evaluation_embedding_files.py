@@ -82,4 +82,4 @@ def test_a_part_that_is_missing_is_an_error(embedded, toy_checkpoint, toy_folder
     assert main(["embed", str(toy_checkpoint), str(toy_folder)]) == 2
     assert "Give it: --output DIR" in capsys.readouterr().err
     assert main(["embed", str(toy_checkpoint), str(toy_folder), "--output", str(embedded)]) == 2
-    assert "holds something already. Choose another --output" in capsys.readouterr().err
+    assert "is not empty. Choose another --output" in capsys.readouterr().err

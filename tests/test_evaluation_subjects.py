@@ -194,7 +194,8 @@ def test_no_labels_and_a_shallow_slide(checkpoint, tmp_path):
     protocols = {row["protocol"] for row in record["protocols"]}
     assert "hest" in protocols and "retrieval" in protocols and "probes" not in protocols
     reasons = {row["protocol"]: row["reason"] for row in record["skipped"]}
-    assert "no two labels" in reasons["probes"] and "0 labelled spots" in reasons["stimage1k4m"]
+    assert "the spots to score have no labels" in reasons["probes"]
+    assert "0 test spots are labelled" in reasons["stimage1k4m"]
     assert all("ari" not in row["metrics"] for row in record["protocols"] if row["protocol"] == "domains")
 
 
@@ -239,9 +240,9 @@ def test_mistakes_end_with_one_line_before_any_work(planted, checkpoint, toy_fol
         (tmp_path / "nan.npy", [], "nan.npy: image holds NaN or infinity in 1 of 108 rows, first in row 7"),
         (tmp_path / "complex.npy", [], "complex.npy: image holds values of type complex128; allowed are real numbers"),
         (tmp_path / "words.npz", [], "holds words; no array of image embeddings"),
-        (tmp_path / "half.npz", [], "has slide_id and not the other"),
+        (tmp_path / "half.npz", [], "has only slide_id of slide_id and barcode"),
         (tmp_path / "few.npz", [], "lacks 108 of the 108 spots"),
-        (tmp_path / "twice.npz", [], "more than once"),
+        (tmp_path / "twice.npz", [], "repeats spots in 1 rows"),
         (tmp_path / "both.npz", ["--geometry", "lorentz"], "--geometry lorentz needs --curvature"),
         (tmp_path / "both.npz", ["--signatures", str(tmp_path / "s.json")], "need a gene encoder"),
         (checkpoint, ["--split", "spot"], "--split is 'spot'; allowed are auto, patient, slide, block"),

@@ -1,4 +1,4 @@
-"""Embeddings from elsewhere: .npy, .npz or .parquet -> arrays in the order of a dataset's spots."""
+"""Read embeddings made elsewhere: .npy, .npz or .parquet -> arrays in the order of a dataset's spots."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,31 +13,31 @@ from ..errors import reading
 from .embedding_files import embedding_files, read_embedding_files
 from .preparation import finite_matrix
 
-# What an array may be called in an .npz, or a column of lists in a .parquet.
+# Allowed names of an array in an .npz, or of a column of lists in a .parquet.
 IMAGE_NAMES = ("image", "image_embeds", "embeddings", "embedding", "features")
 GENE_NAMES = ("gene", "gene_embeds")
 KEYS = ("slide_id", "barcode")
 
 
 def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[str, np.ndarray]:
-    """Read embeddings and bring them into the order of spots.
+    """Read embeddings in the order of spots.
 
-    Where the file has both `slide_id` and `barcode`, rows are found by them, in any order, and rows of other spots are left
-    aside. Without them the file must have one row for each spot of the whole dataset, in its order.
+    Where the file has both `slide_id` and `barcode`, rows are matched by them, in any order, and rows of other spots are
+    ignored. Without them the file must have one row per spot of the complete dataset, in its order.
 
     Args:
         path: .npy (spots, dim); .npz with an array "image" (or "embeddings", "features") and possibly "gene", "slide_id" and
             "barcode"; or .parquet with columns of the same names, the embeddings as lists, or as one column of numbers each; or
             the folder that ``delst embed MODEL DATASET`` wrote, of which only the slides of `spots` are read.
         spots: The spots to be evaluated.
-        num_spots: Spots of the whole dataset; `spot_index` of `spots` counts in it.
+        num_spots: Number of spots in the complete dataset, to which `spot_index` of `spots` refers.
 
     Returns:
         "image" (spots, dim) and, if it is there, "gene" (spots, dim), float64.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds no embeddings, spots are missing or come twice, or a value is not finite.
+        ValueError: If it holds no embeddings, spots are missing or repeated, or a value is not finite.
     """
     path = Path(path)
     if path.is_dir() and embedding_files(path):
@@ -55,7 +55,7 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
             arrays[kind] = finite_matrix(np.asarray(columns[name])[rows], f"{path.name}: {name}")
     if "image" not in arrays:
         raise ValueError(
-            f"{path} holds {', '.join(columns) or 'nothing'}; no array of image embeddings is among them. Call it one of "
+            f"{path} holds {', '.join(columns) or 'nothing'}; no array of image embeddings is among them. Name it one of "
             f"{', '.join(IMAGE_NAMES)}."
         )
     return arrays
@@ -65,13 +65,13 @@ def _rows_of(columns: Mapping[str, np.ndarray], spots: Dataset, num_spots: int, 
     """Return the row of the file for each spot (spots,)."""
     present = [name for name in KEYS if name in columns]
     if len(present) == 1:
-        raise ValueError(f"{path} has {present[0]} and not the other of {', '.join(KEYS)}; give both, or neither.")
+        raise ValueError(f"{path} has only {present[0]} of {' and '.join(KEYS)}; give both columns, or neither.")
     if not present:
         lengths = {name: len(np.atleast_1d(values)) for name, values in columns.items()}
         if any(length != num_spots for length in lengths.values()):
             raise ValueError(
                 f"{path} has {lengths} rows and the dataset {num_spots} spots; without slide_id and barcode there must be one "
-                "row for each spot of the dataset, in its order. Add both columns, and rows are found by them."
+                "row for each spot of the dataset, in its order. Add both columns to match rows by them."
             )
         return np.asarray(spots["spot_index"])
     keys, wanted = (
@@ -80,13 +80,13 @@ def _rows_of(columns: Mapping[str, np.ndarray], spots: Dataset, num_spots: int, 
     twice = keys.duplicated()
     if twice.any():
         raise ValueError(
-            f"{path} has the spot {keys[twice][0]} more than once, and {twice.sum()} such rows. Keep one each."
+            f"{path} repeats spots in {twice.sum()} rows, such as {keys[twice][0]}. Keep one row per spot."
         )
     rows = keys.get_indexer(wanted)
     missing = wanted[rows < 0]
     if len(missing):
         raise ValueError(
             f"{path} lacks {len(missing)} of the {len(wanted)} spots to evaluate, such as {missing[0]}. Embed these too, or "
-            "leave their slides out by --test-slides and --train-slides."
+            "leave their slides out with --test-slides and --train-slides."
         )
     return rows

@@ -1,4 +1,4 @@
-"""A backbone as it is run without gradients: patches in, pooled features out, as fast as the device allows."""
+"""Run a backbone without gradients: patches in, pooled features out, as fast as the device allows."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -12,18 +12,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..model.modeling_delst import DelstModel
 from ..model.vision_delst import encode_images
 
-# What goes through a backbone at once on a CPU: patches of so many pixels together, and no fewer than so many.
+# Batch size on a CPU: patches of so many pixels in total, but at least so many patches.
 CPU_PIXELS, CPU_PATCHES = 8 * 112**2, 4
-_SAME = 1e-4  # of the largest feature; folding moves float32 by 1e-6
+_SAME = 1e-4  # tolerance, relative to the largest feature; folding changes float32 by 1e-6
 _Key = TypeVar("_Key")
 _Result = TypeVar("_Result")
 
 
 class InferenceBackbone:
-    """The backbone of a model, for patches that nothing is learnt from.
+    """The backbone of a model, for inference.
 
-    On a CPU convolutions take channels last, in half the time, and a few patches at a time: its cache holds the activations
-    of no more. Batch norms that follow a convolution are folded into it, in a copy; MobileNetV2 then takes three fifths.
+    On a CPU convolutions run channels-last, which halves their time, and on a few patches at a time, so that activations stay
+    in cache. Batch norms that follow a convolution are folded into it, in a copy; MobileNetV2 then takes 3/5 of the time.
 
     Args:
         model: The model, in eval mode; its weights stay as they are.
@@ -55,7 +55,7 @@ class InferenceBackbone:
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Begin to copy tensors of one device to the CPU, and return what waits for the copies.
+    """Start to copy tensors of one device to the CPU; return a function that waits for the copies.
 
     Examples:
         >>> wait = on_cpu({"features": torch.ones(2)})
@@ -75,7 +75,7 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 
 
 def one_late(begun: Iterable[tuple[_Key, Callable[[], _Result]]]) -> Iterator[tuple[_Key, _Result]]:
-    """Yield each key with what is waited for, once the next is begun: a GPU works at the one while the other is kept.
+    """Yield each key and its result once the next item is started, so that a GPU computes while results are stored.
 
     Examples:
         >>> list(one_late((number, lambda: "done") for number in range(2)))
@@ -91,7 +91,7 @@ def _pooled(network: Any, pixel_values: Tensor, pooling: str) -> Tensor:
 
 
 def _folded(network: Any, pixel_values: Tensor, pooling: str) -> Any:
-    """Return a copy with batch norms folded into convolutions; the network itself where there are none, or that changes it."""
+    """Return a copy with batch norms folded into convolutions, or the network itself if there are none or outputs change."""
     if not any(_is_fixed(layer) for layer in network.modules()):
         return network
     pairs, pooled = _pairs(network, pixel_values, pooling)
@@ -99,15 +99,15 @@ def _folded(network: Any, pixel_values: Tensor, pooling: str) -> Any:
     for convolution, norm in pairs.items():
         copy.set_submodule(convolution, fuse_conv_bn_eval(copy.get_submodule(convolution), copy.get_submodule(norm)))
         copy.set_submodule(norm, nn.Identity())
-    # Whatever else reads the output of such a convolution would now read another.
+    # Outputs change if another layer than the batch norm reads the output of its convolution.
     difference = (_pooled(copy, pixel_values, pooling) - pooled).abs().max()
     return copy if difference <= _SAME * pooled.abs().max() else network
 
 
 def _pairs(network: Any, pixel_values: Tensor, pooling: str) -> tuple[dict[str, str], Tensor]:
-    """Run the network; return the names of convolutions, each with that of the batch norm that gets its output, and features.
+    """Run the network; return convolution -> batch norm that reads its output, by their names, and the pooled features.
 
-    A layer that runs twice stands in no pair.
+    A layer that runs twice is in no pair.
     """
     outputs: dict[int, tuple[str, Tensor]] = {}  # kept, so that no later tensor has the same id
     calls: dict[str, int] = {}
@@ -136,6 +136,6 @@ def _pairs(network: Any, pixel_values: Tensor, pooling: str) -> tuple[dict[str, 
 
 
 def _is_fixed(layer: nn.Module) -> bool:
-    """Say whether a layer is a plain batch norm in float32 that uses what it has measured."""
+    """Tell whether a layer is a plain float32 batch norm that uses its running statistics."""
     plain = type(layer) is nn.BatchNorm2d and not layer.training and layer.running_mean is not None
     return plain and layer.running_mean.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""What a trained embedding must beat: a few colour statistics of the patch, and pairs that were shuffled."""
+"""Baselines that a trained embedding must beat: colour statistics of the patch, and shuffled pairs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,21 +25,21 @@ COLOUR_STATISTICS = (
 # histochemical staining by color deconvolution", Anal. Quant. Cytol. Histol. 23 (2001) 291-299; unit length below.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 _UNMIX = np.linalg.pinv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True))
-# A byte has 256 optical densities, -log10(I / 255); 0 is read as 1, since no light at all has no logarithm.
+# A byte has 256 optical densities, -log10(I / 255); 0 is taken as 1, since 0 has no logarithm.
 _OPTICAL_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)
 # Mean optical density above which a pixel is tissue: darker than 85 % of white.
 _TISSUE_DENSITY = 0.07
 
 
 def colour_statistics(images: np.ndarray | Iterable[Any]) -> np.ndarray:
-    """Describe each patch by eleven numbers that know nothing of shape.
+    """Describe each patch by eleven numbers that ignore shape.
 
     Colour alone predicts expression about as well as a frozen ImageNet network on some slides, so every table of
-    results carries it. All statistics lie within about one order of magnitude, as `FlooredScaler` assumes.
+    results includes it. All statistics lie within about one order of magnitude, as `FlooredScaler` assumes.
 
     Args:
         images: (patches, height, width, 3) uint8, or an iterable of PIL images or of (height, width, 3) uint8 arrays,
-            which may differ in size. Taken one by one, so a generator costs no memory.
+            which may differ in size. They are read one by one, so a generator saves memory.
 
     Returns:
         (patches, 11) float32 in the order of `COLOUR_STATISTICS`: mean and standard deviation of red, green and blue
@@ -47,7 +47,7 @@ def colour_statistics(images: np.ndarray | Iterable[Any]) -> np.ndarray:
         squares), mean saturation (0 grey to 1), fraction of pixels that are tissue (0 to 1).
 
     Raises:
-        ValueError: If there is no image, or one is not of bytes in three channels.
+        ValueError: If there is no image, or one is not uint8 with three channels.
 
     Examples:
         >>> white = np.full((1, 8, 8, 3), 255, dtype=np.uint8)
@@ -61,16 +61,16 @@ def colour_statistics(images: np.ndarray | Iterable[Any]) -> np.ndarray:
 
 
 def shuffled(rows: Any, groups: Sequence[Any] | np.ndarray, seed: int) -> Any:
-    """Permute rows at random within each group: the control in which partners no longer belong together.
+    """Permute rows at random within each group: a control in which partners no longer belong together.
 
-    Within a slide, because what distinguishes slides (staining, depth) then stays in place: what the control still
-    scores is the slide effect, and what the true pairs score above it was learnt from spots. Every permutation is
-    equally likely, so a few rows stay where they were, and a group of one row always does.
+    A permutation within slides keeps the differences between slides (staining, depth). What the control still scores is
+    therefore the slide effect, and what true pairs score above it was learnt from spots. Every permutation is
+    equally likely, so a few rows stay in place, and the row of a group of one always does.
 
     Args:
         rows: (rows, ...) array, scipy csr matrix or list.
         groups: (rows,) the slide of each row.
-        seed: of the permutation; the same seed and groups give the same one.
+        seed: Seed of the permutation; equal seeds and groups give equal permutations.
 
     Returns:
         A copy of `rows`, of the same type, permuted.

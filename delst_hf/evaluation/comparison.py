@@ -1,4 +1,4 @@
-"""Two results of the same data, paired spot by spot."""
+"""Compare two results on the same data, paired spot by spot."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,13 +17,13 @@ def compare_results(
 
     Args:
         first: Record with per-spot values.
-        second: Another one, of the same data.
-        resamples: Resamples of the bootstrap, over slides or over spots within slides, as the intervals of the first.
-        seed: Of the resamples.
+        second: Another record, of the same data.
+        resamples: Number of bootstrap resamples, over slides or over spots within slides as in the intervals of the first.
+        seed: Seed of the resamples.
 
     Returns:
         One row per quantity that both have: macro_f1 of each probe and arm, recall@10 and mean rank in both directions, Pearson
-        of HEST. A positive difference says that the first is higher (for ranks: worse).
+        of HEST. A positive difference means that the first is higher (for ranks: worse).
 
     Raises:
         ValueError: If the data differ, or per-spot values are missing.
@@ -56,7 +56,7 @@ def compare_results(
 def _common(
     first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, np.ndarray, tuple[Statistic, ...]]]:
-    """Find what both results hold spot by spot: name, metric, spots, and the metric of either as a function of rows."""
+    """Yield what both results hold per spot: name, metric, mask of spots, and the metric of each as a function of rows."""
     ours, theirs = first["spots"], second["spots"]
     for name, other in _same_quantities(first, second):
         kept = np.array([a is not None and b is not None for a, b in zip(ours[name], theirs[other])])
@@ -79,7 +79,7 @@ def _common(
 
 
 def _same_quantities(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the names of per-spot values that mean the same in both: the first own arm of one model is that of the other."""
+    """Return pairs of names of per-spot values with the same meaning; the own arms of both correspond in order."""
     same = dict(zip(first["own_arms"], second["own_arms"]))
     pairs = []
     for name in first["spots"]:

@@ -1,4 +1,4 @@
-"""What an evaluation found, in a few sentences for a reader who does not know the protocols."""
+"""Sum up an evaluation in a few sentences, for a reader who does not know the protocols."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from .suite import protocol
 from .verdicts import Verdict, verdicts
 
 Record = Mapping[str, Any]
-# Which score speaks for a model, the first that is there: (protocol, variant).
+# (protocol, variant) whose headline represents a model: the first one that was scored.
 _SPOKESMEN = (
     ("hest", "alpha=cv"),
     ("hest", ""),
@@ -19,19 +19,19 @@ _SPOKESMEN = (
 
 
 def conclusions(record: Record) -> list[str]:
-    """Say how well the model does, against which baseline, whether beyond its interval, and what the hierarchy shows.
+    """Say how well the model does, against which baseline, how certain that is, and what the hierarchy shows.
 
     Examples:
         >>> from delst_hf.evaluation.conclusions import conclusions
         >>> conclusions({"protocols": [], "own_arms": ["ours"], "test_slides": ["B4"], "skipped": []})[0]
-        'Nothing was scored on B4; the table of what was not run says why.'
+        'Nothing was scored on B4; the table "Not run" says why.'
     """
     slides = ", ".join(record["test_slides"])
     verdict = _spokesman(record)
     if verdict is None:
-        return [f"Nothing was scored on {slides}; the table of what was not run says why.", _hierarchy(record)]
+        return [f'Nothing was scored on {slides}; the table "Not run" says why.', _hierarchy(record)]
     where = f" on {verdict.slide}" if verdict.slide else f" on {slides}"
-    chance = "" if verdict.chance is None else f" and {verdict.chance:.3g} is what an answer without skill gets"
+    chance = "" if verdict.chance is None else f" and {verdict.chance:.3g} is chance"
     what = f"{verdict.protocol.title_of(verdict.variant)} ({verdict.metric.replace('_', ' ')})"
     return [
         f"How well: {verdict.arm} scores {verdict.value:.3f} in {what}{where}; 1 is perfect{chance}.",
@@ -42,7 +42,7 @@ def conclusions(record: Record) -> list[str]:
 
 
 def _spokesman(record: Record) -> Verdict | None:
-    """Return the score that speaks for the model, judged; of several slides the first."""
+    """Return the verdict on the score that represents the model; of several slides the first."""
     judged = verdicts(record["protocols"], record["own_arms"])
     for place in _SPOKESMEN:
         for verdict in judged:
@@ -54,7 +54,7 @@ def _spokesman(record: Record) -> Verdict | None:
 
 def _against(verdict: Verdict) -> str:
     gain = verdict.value - verdict.rival_value
-    rival = "an answer without skill" if verdict.rival == "chance" else f"the best baseline, {verdict.rival},"
+    rival = "chance" if verdict.rival == "chance" else f"the best baseline, {verdict.rival},"
     return (
         f"{rival} gets {verdict.rival_value:.3f}; the model lies {abs(gain):.3f} {'above' if gain > 0 else 'below'} it."
     )
@@ -72,24 +72,24 @@ def _how_sure(record: Record, verdict: Verdict) -> str:
     if verdict.rival == "chance":
         left_out = next((name for name in ("--no-baselines", "--protocols") if name in record.get("command", ())), None)
         advice = f" Evaluate without {left_out}." if left_out else ""
-        return f"no baseline was scored beside it, so what was learned is not shown.{advice}"
+        return f"no baseline was scored, so the results do not show what was learned.{advice}"
     beyond = "above it" if verdict.better else "not above it"
-    return f"no interval of the difference is known here; by the spread of the baseline it is {beyond}."
+    return f"there is no interval of the difference; judged by the spread of the baseline, the model is {beyond}."
 
 
 def _hierarchy(record: Record) -> str:
     row = next((row for row in record["protocols"] if row["protocol"] == "hierarchy" and not row.get("slide")), None)
     if row is None and "--protocols" in record.get("command", ()):
-        return "it is not among the --protocols that were asked for."
+        return "it is not among the --protocols that were chosen."
     if row is None:
         return "none was scored; only a checkpoint with a Lorentz space has one."
     metrics, which = row["metrics"], protocol("hierarchy")
     inside, control, auc = metrics["in_cone_matched"], metrics["in_cone_mismatched"], metrics[which.headline]
     depth = metrics.get("image_radius_genes_given_counts")
-    cones = "so the cones tell own from foreign" if inside > control + 0.05 else "so the cones say nothing"
-    beyond = "The radius of images follows the number of expressed genes beyond sequencing depth by"
-    radius = "" if depth is None else f" {beyond} {depth:+.2f} (0 is not at all)."
+    cones = "so the cones tell the two apart" if inside > control + 0.05 else "so the cones do not tell the two apart"
+    beyond = "Beyond sequencing depth, the radius of images correlates with the number of expressed genes by"
+    radius = "" if depth is None else f" {beyond} {depth:+.2f} (0: not at all)."
     return (
-        f"{inside:.0%} of spots lie in their parent's cone and {control:.0%} of foreign ones, {cones}; own children fit better "
-        f"than foreign ones in {auc:.0%} of pairs (50 % is chance).{radius}"
+        f"{inside:.0%} of children lie in their own parent's cone and {control:.0%} in another's, {cones}; a parent's own "
+        f"child fits its cone better than another child in {auc:.0%} of pairs (50% is chance).{radius}"
     )

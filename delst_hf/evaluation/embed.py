@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What a model makes of the spots of a dataset, in its order.
+    """Embeddings of the spots of a dataset, in its order.
 
     Attributes:
         features: Pooled output of the vision backbone (spots, width), before the hyperbolic head.
@@ -53,10 +53,10 @@ class Embeddings:
 def model_collator(
     model: DelstModel, processor: DelstProcessor, study: Study, features: "FeatureTable | None" = None
 ) -> DelstCollator:
-    """Make the collator of a model: of patches, or of features made elsewhere where the model reads these.
+    """Make the collator of a model: of patches or, if the model reads these, of features made elsewhere.
 
     Raises:
-        ValueError: If it reads features and there are none, the other way round, or they are of another width.
+        ValueError: If the model reads features and there are none, or the reverse, or the features have another width.
     """
     vision = model.config.vision_config
     check_features(vision, None if features is None else features.width, None if features is None else features.encoder)
@@ -66,12 +66,12 @@ def model_collator(
 
 
 def check_features(vision: PreTrainedConfig, width: int | None, encoder: str | None = None) -> None:
-    """Compare what a model reads with what there is.
+    """Check that a model can read the patches or features that are given.
 
     Args:
-        vision: Configuration of its backbone, or of what stands in for one.
+        vision: Configuration of its backbone, or of the features that replace one.
         width: Width of the features made elsewhere; None where there are patches.
-        encoder: What made them.
+        encoder: Name of the encoder that made them.
 
     Raises:
         ValueError: If a model of patches is given features, one of features patches, or features of another width.
@@ -85,8 +85,8 @@ def check_features(vision: PreTrainedConfig, width: int | None, encoder: str | N
     if reads is not None and width is None:
         raise ValueError(
             f"the model reads features of {reads} numbers that {vision.encoder or 'another program'} made of patches, "
-            "and cannot read the patches themselves. Give the features of these slides: --features DIR with a dataset, "
-            "else their file in place of the slide."
+            "and cannot read the patches themselves. Give the features of these slides: --features DIR beside a dataset, "
+            "or their file in place of a slide."
         )
     if reads != width:
         raise ValueError(
@@ -95,7 +95,7 @@ def check_features(vision: PreTrainedConfig, width: int | None, encoder: str | N
         )
     if encoder and vision.__dict__.get("encoder") not in (None, "", encoder):
         logger.warning(
-            "the model was trained on %s, and is given %s: features of one encoder?", vision.encoder, encoder
+            "the model was trained on %s and gets %s. Check that both name the same encoder.", vision.encoder, encoder
         )
 
 
@@ -118,8 +118,8 @@ def embed(
         progress: Show a progress bar, on the first process.
 
     Returns:
-        On the first process the whole, in the order of `spots`; on the others, whose memory a large dataset need not fill as
-        well, arrays of no rows.
+        On the first process all embeddings, in the order of `spots`; on the others arrays without rows, to save their
+        memory.
 
     Examples:
         >>> from delst_hf import DelstCollator, DelstModel, DelstProcessor, Study
@@ -133,7 +133,7 @@ def embed(
     """
     share, local = _shares(len(spots))[process_rank()], [torch.empty(0, 0)] * 3
     for start, *parts in embed_share(model, spots, collator, batch_size, num_workers, progress):
-        if start == share.start:  # all rows at once: batches that are kept and joined at the end would be there twice
+        if start == share.start:  # allocate all rows: joining batches at the end would take twice the memory
             local = [part.new_empty(len(share), part.shape[1]) for part in parts]
         for rows, part in zip(local, parts, strict=True):
             rows[start - share.start :][: len(part)] = part
@@ -153,7 +153,7 @@ def embed_share(
     """Embed this process's share, a batch at a time; arguments are those of `embed`.
 
     Yields:
-        The place of the batch's first spot among all, features, image embeddings and gene embeddings, on the CPU.
+        Position of the batch's first spot in `spots`, features, image embeddings and gene embeddings, on the CPU.
     """
     model.eval()
     rank = process_rank()
@@ -188,13 +188,13 @@ def embed_share(
 
 
 def _shares(spots: int) -> list[range]:
-    """Tell which spots each process embeds: stretches that differ by one spot at most, the first of them never the shorter."""
+    """Return the range of spots of each process; lengths differ by one at most, and the first range is one of the longest."""
     ends = [-(-spots * rank // world_size()) for rank in range(world_size() + 1)]
     return [range(start, end) for start, end in pairwise(ends)]
 
 
 def _on_the_first_process(rows: Tensor, spots: int, device: torch.device) -> np.ndarray:
-    """Return rows of all processes, in order, on the first; no rows on the others. They go one process at a time."""
+    """Return the rows of all processes, in order, on the first, and no rows on the others; they are sent one by one."""
     if world_size() == 1:
         return rows.numpy()
     if process_rank() > 0:

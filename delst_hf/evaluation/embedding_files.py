@@ -1,9 +1,9 @@
-"""Embeddings of a dataset on the disk, one file per process: none of them has to hold all, and none is sent to another.
+"""Write embeddings of a dataset to disk, one file per process, so that no process holds all and none sends any.
 
     DIR/embeddings-00000-of-00004.parquet   slide_id, barcode, features, image_embeds, gene_embeds of the spots of a process
-    DIR/training.json                       the record of the checkpoint, where it has one: which slides it has seen
+    DIR/training.json                       the record of the checkpoint, if it has one: which slides it has seen
 
-`delst evaluate DIR DATASET` reads the rows of the slides that it scores, and no others.
+`delst evaluate DIR DATASET` reads only the rows of the slides that it evaluates.
 """
 
 import json
@@ -48,9 +48,9 @@ def embed_dataset(
     Args:
         model: Folder or Hub id of a checkpoint.
         dataset: Dataset folder, or a Hub id.
-        output: Folder to write, which must not exist or be empty but for what a run that was killed left; several machines
-            need one that all of them see.
-        slides: Which slides; all of them by default.
+        output: Folder to write, which must be new, empty, or hold only what a killed run left; of several machines, a folder
+            that all of them share.
+        slides: Ids of the slides to embed; by default all that have an image.
         batch_size: Spots per batch of a process.
         num_workers: Worker processes of the loader.
         progress: Show a progress bar, on the first process.
@@ -59,7 +59,7 @@ def embed_dataset(
         The folder.
 
     Raises:
-        FileExistsError: If something is in it, or another run is writing to it.
+        FileExistsError: If the folder is not empty, or another run is writing to it.
         ValueError: If a slide is unknown, or the model does not read patches.
 
     Examples:
@@ -72,15 +72,15 @@ def embed_dataset(
 
     from ..data.study import Study
 
-    PartialState()  # which begins what joins the processes
+    PartialState()  # starts the process group
     output = Path(output)
     check_folder_output(output)
     if output.exists() and not all(_left_by_a_kill(path) for path in output.iterdir()):
         if process_rank() == 0:
             clear_finished(output, "folder of embeddings")
-        raise FileExistsError(f"{output} holds something already. Choose another --output.")
+        raise FileExistsError(f"{output} is not empty. Choose another --output.")
     with writing(output, "folder of embeddings") if process_rank() == 0 else nullcontext():
-        wait_for_all()  # or the first one to write would be in the way of the last one to look
+        wait_for_all()  # so that nobody writes before all have checked the folder
         loaded, processor = DelstModel.from_pretrained(model), DelstProcessor.from_pretrained(model)
         loaded.to(device="cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[call-arg]
         study = Study.load(dataset)
@@ -90,7 +90,7 @@ def embed_dataset(
         if process_rank() == 0:
             for stale in list(output.glob("*")):
                 stale.unlink()
-            if record := find_training_record(model):  # written first: embeddings are never there without it
+            if record := find_training_record(model):  # written first, so that no embeddings are without it
                 write_text(output / TRAINING_RECORD, json.dumps(record, indent=1) + "\n")
         wait_for_all()
         write_embeddings(
@@ -101,7 +101,7 @@ def embed_dataset(
 
 
 def _left_by_a_kill(path: Path) -> bool:
-    """Tell whether a file of the folder is one that a run leaves that is killed before any of its files is whole."""
+    """Tell whether a file was left by a run that was killed before any of its files was complete."""
     return path.name.startswith((".embeddings-", f".{TRAINING_RECORD}.incomplete-")) or (
         path.name == TRAINING_RECORD and not any(path.parent.glob("embeddings-*"))
     )
@@ -117,7 +117,7 @@ def write_embeddings(
     """Embed this process's share of spots into a file of its own, a batch at a time; arguments are those of `embed`.
 
     Returns:
-        The file. It is there once it is whole.
+        The file, which exists only once it is complete.
     """
     config = model.config
     widths = (config.vision_feature_size, config.projection_dim, config.projection_dim)
@@ -140,10 +140,10 @@ def write_embeddings(
 
 
 def embedding_files(folder: str | os.PathLike) -> list[Path]:
-    """Return the files of embeddings of a folder, none where it holds none.
+    """Return the embedding files of a folder; an empty list if it has none.
 
     Raises:
-        ValueError: If some are missing, or they are of several runs.
+        ValueError: If some are missing, or they come from several runs.
     """
     found = {
         path: match
@@ -160,11 +160,11 @@ def embedding_files(folder: str | os.PathLike) -> list[Path]:
 
 
 def read_embedding_files(folder: str | os.PathLike, slides: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read the keys and the embeddings of some slides; files and groups of rows without them are passed over.
+    """Read the keys and the embeddings of some slides; files and row groups without these slides are skipped.
 
     Args:
-        folder: What `write_embeddings` wrote.
-        slides: Their names.
+        folder: Folder that `write_embeddings` wrote to.
+        slides: Ids of the slides.
 
     Returns:
         ``slide_id``, ``barcode``, ``image_embeds`` and ``gene_embeds``.
@@ -184,6 +184,6 @@ def read_embedding_files(folder: str | os.PathLike, slides: Sequence[str]) -> di
 
 
 def space_of_files(folder: str | os.PathLike) -> dict[str, Any]:
-    """Return the geometry that the embeddings are of, and its curvature."""
+    """Return the geometry of the embeddings and its curvature."""
     metadata = pq.read_schema(embedding_files(folder)[0]).metadata or {}
     return dict(json.loads(metadata.get(_ABOUT, b"{}")))

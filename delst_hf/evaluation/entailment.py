@@ -1,6 +1,6 @@
-"""Entailment as a ranking: whether a parent's own child fits its cone better than others do, and only in that direction.
+"""Score entailment as a ranking: whether a parent's own child fits its cone better than others do, and not the reverse.
 
-The score of a pair is its excess, the exterior angle minus the half-aperture, as in the loss: low fits.
+The score of a pair is its excess, the exterior angle minus the half-aperture, as in the loss; low is a good fit.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from .neighbours import query_blocks
 from .preparation import finite_matrix
 
 DECILES = 10
-_BLOCK = 2**18  # numbers of an array that are worked on at once: they stay in cache
-_EQUAL = 1e-12  # equal points may differ in their last bits, as rounding depends on the place in the array
+_BLOCK = 2**18  # array elements computed at a time, which stay in cache
+_EQUAL = 1e-12  # scores of equal points may differ in their last bits, as rounding depends on the position in the array
 
 
 def entailment_rankings(
@@ -26,7 +26,7 @@ def entailment_rankings(
         child_embeds: Space parts (pairs, dim).
         curvature: ``c > 0``.
         min_radius: ``K``.
-        max_pairs: Score so many evenly spaced pairs; the others are NaN.
+        max_pairs: Score at most so many, evenly spaced pairs; the others are NaN.
 
     Returns:
         Arrays (pairs,):
@@ -35,15 +35,15 @@ def entailment_rankings(
           reached with narrow cones that hold nothing, and cones so wide that they hold everything give 0.5.
         - ``entailment_ap``: the average precision of that ranking, which for one right answer is one over its rank. Chance is
           about ``log(pairs) / pairs``.
-        - ``entailment_asymmetry``: the AUC less that of parent and child exchanged. Near 0 or below, the cones say no more than
-          nearness.
+        - ``entailment_asymmetry``: the AUC minus that with parent and child exchanged. Near 0 or below, the cones show no more
+          than proximity.
         - ``entailment_auc_decile``: the share of other parents of the same decile of radius, whose cones are as wide, that fit
           the child worse than its own. 0.5 is chance.
 
         Ties count half.
 
     Raises:
-        ValueError: If there are not as many parents as children, and two at least.
+        ValueError: If the numbers of parents and children differ, or are below 2.
     """
     parents, children = (
         torch.from_numpy(np.asarray(finite_matrix(embeds, name), dtype=np.float64))
@@ -51,7 +51,7 @@ def entailment_rankings(
     )
     pairs = len(parents)
     if pairs != len(children) or pairs < 2:
-        raise ValueError(f"{pairs} parents and {len(children)} children; allowed are as many of both, 2 or more.")
+        raise ValueError(f"{pairs} parents and {len(children)} children; allowed are equal numbers, 2 or more.")
     scored = np.unique(np.linspace(0, pairs - 1, min(max_pairs, pairs)).astype(int))
     decile = _deciles(radius(parents, curvature).numpy())
     names = ("entailment_auc", "entailment_ap", "entailment_asymmetry", "entailment_auc_decile")
@@ -78,13 +78,13 @@ def entailment_rankings(
 
 
 def _excess(apices: torch.Tensor, candidates: torch.Tensor, curvature: float, min_radius: float) -> np.ndarray:
-    """Tell how far, in radians, candidates (..., dim) lie outside the cones of apices (..., dim)."""
+    """Return how far, in radians, candidates (..., dim) lie outside the cones of apices (..., dim)."""
     excess = exterior_angle(apices, candidates, curvature) - half_aperture(apices, curvature, min_radius)
     return excess.numpy()
 
 
 def _compared(excess: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count in each row (rows, candidates) those that fit worse and better than the one at `own`; ties count half to both."""
+    """Count per row of (rows, candidates) those that fit worse and better than the one at `own`; ties add half to both."""
     score = np.take_along_axis(excess, own[:, None], axis=1)
     worse, better = (excess > score + _EQUAL).sum(axis=1), (excess < score - _EQUAL).sum(axis=1)
     ties = 0.5 * (excess.shape[1] - 1 - worse - better)
@@ -92,7 +92,7 @@ def _compared(excess: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _deciles(values: np.ndarray) -> np.ndarray:
-    """Return the decile of each value (values,) by rank; of few values, fewer groups, so that each has ten members."""
+    """Return the decile of each value (values,) by rank; few values form fewer groups, so that each has ten members."""
     groups = max(min(DECILES, len(values) // DECILES), 1)
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     return ranks * groups // len(values)

@@ -1,4 +1,4 @@
-"""What protocols read: the spots, what is scored on them, the space that a model put them in, and how to evaluate."""
+"""What protocols read: the spots, the arms that are scored, the space of a model, and the options of the evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ Signatures = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How to evaluate.
+    """Options of an evaluation.
 
     Attributes:
-        num_genes: How many of the most variable genes the protocol `arms` predicts.
-        seeds: Seeds of the random-init backbones and shuffled controls; the first one is that of all other random choices.
-        ignore_labels: Labels that are not a tissue class.
-        baselines: False leaves the baseline arms out, for a run whose baselines stand elsewhere.
+        num_genes: Number of most variable genes that the protocol `arms` predicts.
+        seeds: Seeds of the random-init backbones and shuffled controls; the first one also seeds all other random choices.
+        ignore_labels: Labels that are treated as missing, as they are not tissue classes.
+        baselines: False leaves the baseline arms out, for example where other results already hold them.
         protocols: Names of `suite.SUITE`.
         signatures: Gene signatures for zero-shot maps (see `signatures.reference_profiles`).
         resamples: Bootstrap resamples per interval.
@@ -55,9 +55,9 @@ class Arm:
 
     Attributes:
         name: Its name in every row.
-        repeats: Arrays (spots, columns), or (spots,) of a confidence, one per random seed; one where nothing is random.
-        own: It is the model's own, not a baseline.
-        control: Its rows belong to other spots, so that it must come out at chance.
+        repeats: One array (spots, columns), or (spots,) for a confidence, per random seed; a single one if nothing is random.
+        own: Whether it is the model's own and not a baseline.
+        control: Whether its rows belong to other spots, so that it must score at chance.
     """
 
     name: str
@@ -73,22 +73,22 @@ class Arm:
 
 @dataclass(frozen=True)
 class Spots:
-    """What is known of the evaluated spots besides their embeddings; all arrays have one entry per spot.
+    """What is known about the evaluated spots besides their embeddings; all arrays have one entry per spot.
 
     Attributes:
         slides: Slide ids.
         patients: Patient ids.
-        test: bool, True for the spots to score. The others, if there are any, only fit.
-        labels: Strings, None where there is none.
+        test: bool, True for the spots to score. The others, if there are any, are only fitted on.
+        labels: Strings, None where a spot has no label.
         positions: (spots, 2) x and y.
         counts: (spots, genes) raw counts, sparse.
         genes: (genes,) names.
         split: What is left out at a time: "patient", "slide", "block" (one of five strips of every slide), or "auto", the
             strictest that leaves something to fit on.
-        target_sum: Library size that log-normalisation brings every spot to: that of the model's processor.
+        target_sum: Library size of the log-normalisation, as in the model's processor.
 
     Raises:
-        ValueError: If the split is not known, or there are not two of what it leaves out.
+        ValueError: If the split is unknown, or there are not two patients or slides to leave out.
     """
 
     slides: np.ndarray
@@ -114,7 +114,7 @@ class Spots:
 
     @property
     def groups(self) -> tuple[np.ndarray, str]:
-        """The group of every spot (spots,), of `MAX_FOLDS` at most, and what is in a group."""
+        """The group of every spot (spots,), `MAX_FOLDS` groups at most, and what a group is."""
         if self.split in ("auto", "patient") and len(np.unique(self.patients)) > 1:
             return joined_groups(self.patients, MAX_FOLDS), "patient"
         if self.split in ("auto", "slide") and len(np.unique(self.slides)) > 1:
@@ -123,12 +123,12 @@ class Spots:
 
     @property
     def reference(self) -> np.ndarray:
-        """bool: spots to choose genes and take means from: those that are not scored, or all where all are."""
+        """Mask of the spots to choose genes and take means from: those that are not scored, or all if all are scored."""
         return ~self.test if not self.test.all() else self.test
 
     @property
     def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows that fit and rows that are scored: the spots not scored and the others, or where all are scored by group."""
+        """Pairs of rows to fit on and rows to score: one pair, or if all spots are scored, one per group that is left out."""
         if not self.test.all():
             return [(np.flatnonzero(~self.test), np.flatnonzero(self.test))]
         groups = self.groups[0]
@@ -136,12 +136,12 @@ class Spots:
 
     @property
     def labelled(self) -> bool:
-        """Whether spots to score have labels, and all together two classes at least."""
+        """Whether spots to score have labels, and all labels together have two classes or more."""
         known = ~missing_rows(self.labels)
         return bool((known & self.test).any()) and len(set(self.labels[known])) > 1
 
     def _blocks(self) -> np.ndarray:
-        """Strip of equal numbers of spots along the longer side of each slide: all that one slide leaves to leave out."""
+        """Cut each slide along its longer side into strips of equal numbers of spots; a single slide has no other groups."""
         names = np.empty(len(self.slides), dtype=object)
         for slide in np.unique(self.slides):
             rows = np.flatnonzero(self.slides == slide)
@@ -166,8 +166,8 @@ class Space:
         parent: The modality whose cones hold the other.
         min_radius: K of the half-aperture.
         aperture_scale: eta of the cones across modalities.
-        name: Who made it, in the rows of the results.
-        arm: The name of the arm that its image embeddings are.
+        name: Name of its model in the rows of the results.
+        arm: Name of the arm of its image embeddings.
         signatures: Name -> gene embedding (dim,) of a signature or of a reference profile.
         regions: Signature name -> the label it is meant to find.
         gene_shares: Signature name -> how many of its genes the model reads, such as "3 of 5 genes".
@@ -190,7 +190,7 @@ class Space:
     mean_profile: np.ndarray | None = None
 
     def tangent(self, embeds: np.ndarray) -> np.ndarray:
-        """Return coordinates for methods of flat space: those of the tangent space at the origin."""
+        """Return coordinates for Euclidean methods: for "lorentz" those of the tangent space at the origin."""
         if self.geometry != "lorentz":
             return embeds
         return log_map0(torch.from_numpy(np.asarray(embeds, dtype=np.float64)), float(self.curvature)).numpy()  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Gene expression predicted from features by ridge regression, scored by Pearson correlation gene by gene."""
+"""Predict gene expression from features by ridge regression, and score it by Pearson correlation gene by gene."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class RidgeReadout:
         train_features: (train rows, columns).
         test_features: (test rows, columns).
         train_groups: (train rows,) the slide or patient of each row.
-        floor: Of the feature scales (see `preparation.FlooredScaler`).
+        floor: Floor of the feature scales (see `preparation.FlooredScaler`).
 
     Raises:
         ValueError: If shapes do not match or a value is not finite.
@@ -120,7 +120,7 @@ class RidgeReadout:
         self._whole = _Decomposition.of(features, unseen, floor)
 
     def predict(self, train_targets: ArrayLike, alphas: Sequence[float] = RIDGE_ALPHAS) -> RidgePrediction:
-        """Predict targets of the test rows, the penalty being chosen on left-out training groups.
+        """Predict targets of the test rows, with the penalty chosen on left-out training groups.
 
         Raises:
             ValueError: If targets do not match the training rows, a penalty is not positive, or no training gene varies.
@@ -138,7 +138,7 @@ class RidgeReadout:
 
 
 def choose_penalty(scores: np.ndarray) -> tuple[int, np.ndarray, int]:
-    """Choose the penalty of the highest mean score over left-out training groups; on a tie the larger.
+    """Choose the penalty with the highest mean score over left-out training groups; on a tie the larger.
 
     The evaluation and the heads of `delst fit` choose by this rule.
 
@@ -146,7 +146,7 @@ def choose_penalty(scores: np.ndarray) -> tuple[int, np.ndarray, int]:
         scores: (groups, penalties) mean gene-wise Pearson on each group, penalties ascending; NaN where no gene varies.
 
     Returns:
-        The place of the chosen penalty, the means (penalties,), and the number of groups behind them.
+        The index of the chosen penalty, the means (penalties,), and the number of groups behind them.
 
     Raises:
         ValueError: If no group could be scored.
@@ -166,7 +166,7 @@ def choose_penalty(scores: np.ndarray) -> tuple[int, np.ndarray, int]:
 
 
 def best_floor(predictions: Sequence[RidgePrediction]) -> RidgePrediction:
-    """Return the prediction of the floor that is best on left-out training groups; the first on a tie."""
+    """Return the prediction with the floor that is best on left-out training groups; the first on a tie."""
     return max(predictions, key=lambda prediction: float(prediction.validation_pearson.max()))
 
 
@@ -181,7 +181,7 @@ def ridge_prediction(
     """Predict expression by ridge regression on standardised features, penalty and floor chosen on training groups alone.
 
     The scaler and the mean of the targets are fitted anew in each fold. The penalty alpha in
-    |Y - X W|^2 + alpha |W|^2 is the one of the highest mean gene-wise Pearson on left-out groups (five at most, or
+    |Y - X W|^2 + alpha |W|^2 is the one with the highest mean gene-wise Pearson on left-out groups (five at most, or
     contiguous blocks where there is one group only); on a tie the larger. Nothing here is random.
 
     Args:
@@ -214,7 +214,7 @@ def expression_prediction(
     alphas: Sequence[float] = RIDGE_ALPHAS,
     floors: Sequence[float] = SCALE_FLOORS,
 ) -> dict[str, float]:
-    """Score features by the expression that `ridge_prediction` reads out of them on unseen spots.
+    """Score features by the expression that `ridge_prediction` predicts from them on unseen spots.
 
     Args:
         train_features: As in `ridge_prediction`.
