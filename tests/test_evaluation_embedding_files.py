@@ -80,6 +80,6 @@ def test_a_part_that_is_missing_is_an_error(embedded, toy_checkpoint, toy_folder
     with pytest.raises(ValueError, match="embeddings-00001-of-00002.parquet, which are not all the files of one run"):
         embedding_files(tmp_path / "part")
     assert main(["embed", str(toy_checkpoint), str(toy_folder)]) == 2
-    assert "Give it: --output DIR" in capsys.readouterr().err
+    assert "Name it with --output DIR" in capsys.readouterr().err
     assert main(["embed", str(toy_checkpoint), str(toy_folder), "--output", str(embedded)]) == 2
     assert "is not empty. Choose another --output" in capsys.readouterr().err
