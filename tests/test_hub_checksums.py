@@ -56,7 +56,7 @@ FAULTS = {
     ),
     "checksums of nothing": (
         lambda folder: (folder / CHECKSUMS).write_text('{"files": {}}'),
-        "lists no weights, so that nothing could be compared",
+        "lists no weights, so nothing could be compared",
     ),
     "a file less in the checksums": (
         lambda folder: unlist(folder, "processor_config.json"),
@@ -117,7 +117,7 @@ def test_results_are_those_of_the_weights_that_were_scored(checkpoint, tmp_path)
     assert weights_fingerprint(tmp_path / "copy") == results["weights"]
     check_checksums(tmp_path / "copy")
     for model in ("me/elsewhere", str(tmp_path / "gone")):
-        with pytest.raises(ValueError, match="The results are of the checkpoint .*Give those of this one"):
+        with pytest.raises(ValueError, match="The results are of the checkpoint .*Give results of this one"):
             model_card(checkpoint, "me/x", results=results | {"model": model, "weights": "0123456789abcdef"})
     del results["weights"]
     assert "carry no fingerprint of the weights" in model_card(checkpoint, "me/x", results=results)

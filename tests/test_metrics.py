@@ -53,7 +53,7 @@ def test_ties_are_scored_as_retrieval_scores_them():
     found = RetrievalRecall().compute(**facts)
     for name in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_rank", "mrr"):
         assert found[name] == pytest.approx(expected[name]), name
-    with pytest.raises(ValueError, match="ranks lie between whole numbers where some targets tie"):
+    with pytest.raises(ValueError, match="a rank lies between whole numbers only where targets tie"):
         RetrievalRecall().compute(predictions=[50.5], references=[100])
 
 

@@ -98,7 +98,7 @@ def test_results_of_another_checkpoint_are_refused(folder, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(
         ValueError,
-        match=r"results are of the checkpoint .*other \(weights .*\), not of .*model \(weights .*\). Give those of this one",
+        match=r"results are of the checkpoint .*other \(weights .*\), not of .*model \(weights .*\). Give results of this one",
     ):
         model_card(folder, "me/name", results=results(model=str(tmp_path / "other")))
     assert "0.250" in model_card(folder, "me/name", results=results(model=str(folder)))

@@ -169,7 +169,7 @@ def test_private_is_not_promised_where_it_is_public(hub, tmp_path):
         hub, tmp_path, SCRIPT,
         json.dumps([{"number": 1, "private": True}, *[{"number": 1, "name": "me/new", "private": True}] * 2]),
     )  # fmt: skip
-    assert re.search("PermissionError: The model me/toy is there and is public.*Nothing was pushed", refused)
+    assert re.search("PermissionError: The model me/toy exists and is public.*Nothing was pushed", refused)
     assert set(hub.files("me/toy")) <= {".gitattributes"}
     assert "/commit/" in made and "/commit/" in again and hub.repositories["model", "me/new"].private
 

@@ -81,7 +81,7 @@ def add_reference(commands: Any) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL_DIR", help="checkpoint folder")
     add("dataset", metavar="DATASET", help="dataset folder written by delst prepare, or Hub id")
-    add("--size", type=int, default=10_000, metavar="N", help="most spots, drawn evenly from slides (default 10000)")
+    add("--size", type=int, default=10_000, metavar="N", help="at most N spots, evenly from the slides (default 10000)")
     add("--slides", metavar="ID,ID", help="slides to draw from (default: those that the model was trained on)")
     add("--seed", type=int, default=0, help="equal seeds draw equal spots (default 0)")
     _add_features(parser)

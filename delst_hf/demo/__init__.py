@@ -1,4 +1,4 @@
-"""A page on which a slide is opened, and what a model says of it is looked at: `delst demo`, or a Space that runs app.py.
+"""A page to open a slide and look at what a model predicts for it: `delst demo`, or a Space that runs app.py.
 
 `slide` (a slide predicted, in memory) -> `pictures` (maps, patches, the Poincare disk) -> `page` (needs gradio).
 """

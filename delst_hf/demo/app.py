@@ -1,7 +1,7 @@
 """The page as a program: `delst demo` runs this file, and a Space of the Hub runs a copy of it.
 
-What it shows is told by the environment: DELST_MODEL (folder or Hub id), and if one slide is to be open at the start
-DELST_SLIDE, with DELST_MPP where its file does not state the micrometres per pixel.
+Environment variables say what it shows: DELST_MODEL (folder or Hub id) and, to open a slide at the start, DELST_SLIDE, with
+DELST_MPP where its file does not state the micrometres per pixel.
 """
 
 import os

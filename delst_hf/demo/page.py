@@ -1,4 +1,4 @@
-"""The page: a slide is opened, genes are typed, a place is clicked."""
+"""The page: open a slide, type genes, click a position."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ def build_page(model: str, slide: str | None = None, mpp: float | None = None) -
     """Build the page for one model.
 
     Args:
-        model: Folder or Hub id of a checkpoint; with a head it shows genes or classes, with a reference the spots that patches
-            look like.
+        model: Folder or Hub id of a checkpoint; with a head the page shows genes or classes, with a reference the spots most
+            similar to a patch.
         slide: Slide to open at the start.
-        mpp: Its micrometres per pixel; by default those that its file states.
+        mpp: Micrometres per pixel of that slide; by default those that its file states.
 
     Returns:
-        A `gradio.Blocks`, to be launched.
+        A `gradio.Blocks` to launch.
 
     Raises:
         ImportError: If gradio is not installed.
@@ -40,7 +40,7 @@ def build_page(model: str, slide: str | None = None, mpp: float | None = None) -
     page = _Page(model)
     first = page.first_genes()
 
-    # gradio tells progress and the place of a click to arguments of these types.
+    # gradio passes the progress and the position of a click to arguments of these types.
     def open_file(file: Any, mpp: float | None, way: str, asked: str, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
         return page.open(file, mpp, way, asked, lambda share: progress(share, desc="patches"))
 
@@ -89,7 +89,7 @@ def build_page(model: str, slide: str | None = None, mpp: float | None = None) -
 
 
 class _Page:
-    """What the page does, each answer as gradio wants it; mistakes of the reader are told on the page."""
+    """The actions of the page: each returns what gradio expects, and mistakes of the user are shown on the page."""
 
     def __init__(self, model: str):
         self.predictor = load_predictor(model)
@@ -120,7 +120,7 @@ class _Page:
             picture, legend = number_map(slide, ranks, "magma")
             return (
                 picture,
-                legend + f"<small>By {name}: 1 is trusted most, 0 least. It does not compare slides.</small>",
+                legend + f"<small>By {name}: 1 is trusted most, 0 least, within this slide only.</small>",
             )
         return slide.picture, "<small>No reference, and no radius in this geometry.</small>"
 
@@ -144,14 +144,14 @@ class _Page:
             return [slide.picture, "", _mistake(str(error))]
 
     def click(self, slide: OpenSlide | None, way: str, asked: str, place: Any) -> list[Any]:
-        """Show the patch at a place (x, y) of the picture that was clicked."""
+        """Show the patch at a position (x, y) of the picture that was clicked."""
         if slide is None:
             return [None, None, _mistake("Open a slide first."), "", ""]
         number = slide.at(*place)
         picture = self.draw(slide, way, asked)[0]
         if number is None:
-            return [picture, None, "There is no patch of tissue at this place.", "", ""]
-        spots = "<p>No reference: delst reference MODEL DATASET.</p>"
+            return [picture, None, "There is no patch of tissue at this position.", "", ""]
+        spots = "<p>The model has no reference. Make one: delst reference MODEL DATASET.</p>"
         if self.reference is not None:
             tangent = slide.values["tangent"][number : number + 1]
             rows = self.reference.nearest(self.predictor, tangent, min(_NEIGHBOURS, len(self.reference.spots)), "image")

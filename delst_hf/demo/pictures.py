@@ -1,4 +1,4 @@
-"""What the page shows: maps over the tissue, the legend of a map, the nearest spots, the place in the Poincare disk."""
+"""What the page shows: maps over the tissue, the legend of a map, the nearest spots, the position in the Poincare disk."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def number_map(slide: OpenSlide, values: np.ndarray, colours: str = "viridis") -
 
     Args:
         slide: The slide.
-        values: (patches,) numbers; patches that are not finite stay as they are.
+        values: (patches,) numbers; patches whose number is not finite are not painted.
         colours: Name of a colour map of matplotlib.
 
     Returns:
@@ -60,7 +60,7 @@ def _painted(slide: OpenSlide, colours: np.ndarray, there: np.ndarray) -> np.nda
         rows = slice(max(round(y - half), 0), max(round(y + half), 0))
         columns = slice(max(round(x - half), 0), max(round(x + half), 0))
         area = picture[rows, columns]
-        # The grey of the tissue shows through.
+        # The tissue shows through in grey.
         grey = area.mean(axis=2, keepdims=True)
         picture[rows, columns] = (1 - _OPACITY) * grey + _OPACITY * 255 * colour
     return picture.round().astype(np.uint8)
@@ -109,7 +109,7 @@ def disk(slide: OpenSlide, number: int, predictor: Predictor, reference: Referen
     if config.geometry != "lorentz":
         return f"<p>The geometry of this model is {config.geometry}: there is no disk.</p>"
     if reference is None:
-        return "<p>The model has no reference, whose spots would be drawn beside: delst reference MODEL DATASET.</p>"
+        return "<p>The disk is drawn with the spots of a reference. Make one: delst reference MODEL DATASET.</p>"
     tangent = slide.values["tangent"][number : number + 1]
     nearest = reference.nearest(predictor, tangent, 1, "image")[0][0, 0]
     some = np.unique(np.linspace(0, len(reference.spots) - 1, _MANY).astype(int))

@@ -1,4 +1,4 @@
-"""A slide that is open on the page: its patches predicted once, and what is asked of them."""
+"""A slide that is open on the page: its patches, predicted once, and the queries of the page."""
 
 import os
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class OpenSlide:
-    """Patches of a slide with what a model makes of them.
+    """Patches of a slide with the predictions of a model.
 
     Attributes:
         source: The patches.
@@ -34,7 +34,7 @@ class OpenSlide:
         genes: Names of the columns of the expression, with held-out scores where they are known.
         classes: Names of the columns of the probabilities.
         distance: (patches,) mean distance to the nearest spots of the reference, None without one.
-        imputed: The expression is the mean profile of the nearest spots, because the model has no head.
+        imputed: Whether the expression is the mean profile of the nearest spots, because the model has no head.
     """
 
     source: PatchSource
@@ -63,7 +63,7 @@ class OpenSlide:
             asked: Comma-separated genes, each with a weight after a colon where it is not 1: ``KRT8, ERBB2:2``.
 
         Raises:
-            ValueError: If nothing is predicted, no gene is asked for, or one is not known; the nearest names are told.
+            ValueError: If nothing is predicted, no gene is given, or one is not known; then with the most similar names.
         """
         if "expression" not in self.values:
             raise ValueError(
@@ -90,7 +90,7 @@ class OpenSlide:
         return f"{name}: held-out Pearson {score['pearson']:.2f} ({score['pearson_low']:.2f} to {score['pearson_high']:.2f})"
 
     def at(self, x: float, y: float) -> int | None:
-        """Return the patch at a place of the picture, None where there is none."""
+        """Return the number of the patch at a position of the picture, None where there is none."""
         distance = np.abs(self.places - [x, y]).max(axis=1)
         nearest = int(distance.argmin())
         return nearest if distance[nearest] <= self.side * 0.75 else None
@@ -124,10 +124,10 @@ def open_slide(
 
     Args:
         predictor: The model.
-        path: Image of a slide, or what else `predict_slide` takes.
+        path: Image of a slide, or any other source that `predict_slide` takes.
         mpp: Micrometres per pixel; by default those that the file states.
         reference: Spots to compare with.
-        step: Told the share that is done.
+        step: Called with the share that is done.
 
     Raises:
         ValueError: As `predict_slide`.

@@ -1,4 +1,4 @@
-"""The card of a checkpoint, written from the records of its run; what no record knows stays a placeholder that names itself."""
+"""The card of a checkpoint, written from the records of its run; a fact that no record holds stays a placeholder."""
 
 import math
 import os
@@ -24,11 +24,11 @@ _FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ ]*$", re.DOTALL | re.MULTILINE)
 _HEADER_GAP = re.compile(r"^[a-z_]+: '?\{([a-z_]+)\}'?$", re.MULTILINE)
 _SCRATCH = "random weights, trained from scratch"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")  # of a head that is not pushed, the name of its folder
+_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")  # a head that is not pushed has the name of its folder
 
 
 def template_text() -> str:
-    """Return the text that is filled in: model_cards/template.md of the repository, which an installation carries along."""
+    """Return the template of the card: model_cards/template.md of the repository, or the copy in an installation."""
     installed = Path(__file__).with_name("model_card_template.md")
     source = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
     return (installed if installed.is_file() else source).read_text(encoding="utf-8")
@@ -47,14 +47,14 @@ def model_card(
 
     Args:
         folder: The checkpoint.
-        repo_id: Where it will be: "user/name".
+        repo_id: Repository that it is for: "user/name".
         results: Results of `delst evaluate`; by default results.json of the folder.
-        baselines: Results that hold the baselines, where `results` has none: of another run on the same data.
+        baselines: Results of another run on the same data, which hold the baselines that `results` lacks.
         data: Facts of the dataset (`record.data_facts`); by default those of the training record.
-        given: Facts by hand; names as in `hub.facts.FACTS`. They win over the records.
+        given: Facts from the user, named as in `hub.facts.FACTS`. They override the records.
 
     Returns:
-        Markdown with a YAML header. Facts that are nowhere are placeholders such as ``{license}``.
+        Markdown with a YAML header. Unknown facts are placeholders such as ``{license}``.
 
     Raises:
         ValueError: If the results are of another checkpoint, or the baselines of other data.
@@ -83,7 +83,7 @@ def model_card(
     facts["limitations"] = limitations(record, data, results, baselines)
     facts |= given or {}
     if facts.get("hyperparameters") and record.get("command"):
-        command = f"Command, whose options win over the file: <code>{cell(_command(record))}</code>."
+        command = f"Command, whose options override the file: <code>{cell(_command(record))}</code>."
         facts["hyperparameters"] = Markdown(f"{cell(facts['hyperparameters'])}\n\n{command}")
     known = {name: value for name, value in facts.items() if value is not None}
     header, body = template_text().removeprefix("---\n").split("---\n", 1)
@@ -92,10 +92,10 @@ def model_card(
 
 
 def _header(template: str, known: Mapping[str, object]) -> dict[str, Any]:
-    """Return the values of the YAML header: those of the template, with what is known in its places."""
+    """Return the values of the template's YAML header, with known facts in place of its placeholders."""
     values: dict[str, Any] = {}
     for name, value in yaml.safe_load(template).items():
-        if isinstance(value, dict):  # a place {name} is a mapping to YAML
+        if isinstance(value, dict):  # YAML reads a placeholder {name} as a mapping
             place = next(iter(value))
             value = str(known.get(place, f"{{{place}}}"))
         if value != _SCRATCH:
@@ -116,7 +116,7 @@ def _check_scored(results: Mapping[str, Any], folder: Path) -> None:
     if known and scored != here:
         raise ValueError(
             f"The results are of the checkpoint {results.get('model')} (weights {scored}), not of {folder} (weights {here}). "
-            f"Give those of this one: delst evaluate {folder} DATASET --output results.json."
+            f"Give results of this one: delst evaluate {folder} DATASET --output results.json."
         )
 
 
@@ -124,7 +124,7 @@ def unfilled(card: str) -> list[str]:
     """Return the names of the facts that a card lacks, each once."""
     outside_code = _FENCED.sub("", card)
     _, header, body = outside_code.split("---\n", 2) if outside_code.startswith("---\n") else ("", "", outside_code)
-    # In the header only a value that is nothing but a placeholder is a gap: names of data may hold braces.
+    # In the header, only a value that is nothing but a placeholder is a gap: names of data may hold braces.
     return list(dict.fromkeys([*_HEADER_GAP.findall(header), *placeholders(body)]))
 
 
@@ -146,7 +146,7 @@ def check_filled(card: str) -> None:
 
 
 def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
-    """Return what configuration and weights know."""
+    """Return the facts that configuration and weights hold."""
     vision: Any = config.vision_config
     gene: Any = config.gene_config
     sizes, scalars = _weights(folder)
@@ -188,7 +188,7 @@ def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> tuple[dict[str, int], dict[str, float]]:
-    """Return number of values of every weight, and the values of the scalars."""
+    """Return the number of values of every weight tensor, and the values of the scalar ones."""
     sizes, scalars = {}, {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -209,7 +209,7 @@ def _input_size(folder: Path, config: DelstConfig) -> Any:
 
 
 def _run_facts(record: Mapping[str, Any], config: DelstConfig) -> dict[str, Any]:
-    """Return what the training record knows of the run itself."""
+    """Return the facts of the run itself, from the training record."""
     seconds = next((row["train_runtime"] for row in record.get("log_history", []) if "train_runtime" in row), None)
     values = record.get("hyperparameters")
     text = fenced(yaml.safe_dump(values, allow_unicode=True), "yaml") if values else None
@@ -219,7 +219,7 @@ def _run_facts(record: Mapping[str, Any], config: DelstConfig) -> dict[str, Any]
         "hardware": record.get("hardware"),
         "training_time": None if seconds is None else f"{seconds / 60:.1f} minutes",
     }
-    # What the configuration says of the backbone wins.
+    # What the configuration says of the backbone takes precedence.
     if not config.vision_source and _HUB_ID.fullmatch(vision):
         facts["base_model"] = vision
     if not config.vision_source and "vision" in record and record["vision"] is None:
@@ -234,7 +234,7 @@ def _command(record: Mapping[str, Any]) -> str:
 def _data_facts(
     record: Mapping[str, Any], data: Mapping[str, Any], results: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return what is known of the data."""
+    """Return the known facts of the data."""
     train, validation = record.get("train_slides", []), record.get("validation_slides", [])
     patients = data.get("patients", {})
     test = list(results["test_slides"]) if results else []

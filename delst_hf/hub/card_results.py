@@ -46,7 +46,7 @@ def with_baselines(results: Record, baselines: Record | None) -> Record:
             f"{baselines['test_slides']}. Give results on the same dataset and slides."
         )
     present = {(row["protocol"], row["arm"]) for row in results["protocols"]}
-    # A control is one of the other run's model, and not of this one.
+    # The controls of the other run belong to its model, not to this one.
     added = [
         row
         for row in baselines["protocols"]
@@ -56,7 +56,7 @@ def with_baselines(results: Record, baselines: Record | None) -> Record:
 
 
 def limitations(record: Record, data: Record, results: Record | None, baselines: Record | None = None) -> Markdown:
-    """List what the checkpoint was not tried on, and where it is no better than a baseline."""
+    """List what the checkpoint was not tested on, and where it is no better than a baseline."""
     train, patients = list(record.get("train_slides", [])), data.get("patients", {})
     lines = ["Research only: not for clinical use."]
     if train:
@@ -67,8 +67,8 @@ def limitations(record: Record, data: Record, results: Record | None, baselines:
     if results is not None:
         if results.get("weights") is None:
             lines.append(
-                "The results carry no fingerprint of the weights that were scored: that they are of this checkpoint was not "
-                "checked."
+                "The results carry no fingerprint of the weights that were scored: it was not checked that they are of this "
+                "checkpoint."
             )
         seen = {patients[slide] for slide in [*train, *record.get("unpaired_slides", [])] if slide in patients}
         same = [slide for slide in results["test_slides"] if patients.get(slide) in seen]

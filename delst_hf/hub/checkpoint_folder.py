@@ -32,22 +32,22 @@ def save_checkpoint_folder(
     replace: bool = True,
     card: Callable[[Path], str] | None = None,
 ) -> Path:
-    """Write everything that ``from_pretrained`` needs into one folder, which appears only when it is whole.
+    """Write everything that ``from_pretrained`` needs into one folder, which appears only when it is complete.
 
     Args:
-        folder: Where to write; a checkpoint that is there is replaced at the very end, anything else is left as it is.
-        model: The model; without its backbone where ``config.save_backbone`` is False.
+        folder: Folder to write. An existing checkpoint is replaced at the very end; anything else is refused.
+        model: The model; it is saved without its backbone where ``config.save_backbone`` is False.
         processor: Its processor.
         training: What the model was trained on and how (see `training_record`).
-        replace: Whether a checkpoint that is there may be replaced.
-        card: Makes the text of README.md from the folder that holds all else.
+        replace: Whether an existing checkpoint may be replaced.
+        card: Returns the text of README.md, given the folder with all other files.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: If a weight is not finite.
-        FileExistsError: If something stands there that is not to be replaced.
+        FileExistsError: If the folder holds something that may not be replaced.
 
     Examples:
         >>> from delst_hf import DelstModel, DelstProcessor
@@ -72,7 +72,7 @@ def save_checkpoint_folder(
 
 
 def _check_free(folder: Path) -> None:
-    """Refuse to replace what is no checkpoint, also where it came during the run."""
+    """Refuse to replace anything but a checkpoint, also if it appeared during the run."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
         raise FileExistsError(
             f"{folder} holds something that is not a checkpoint, so it is left as it is and the model is not saved there. Move "
@@ -81,7 +81,7 @@ def _check_free(folder: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write sizes and SHA-256 of weights, configuration, processor and record of a checkpoint folder that is finished."""
+    """Write sizes and SHA-256 of weights, configuration, processor and record of a finished checkpoint folder."""
     paths = sorted({path for pattern in COVERED for path in folder.glob(pattern)})
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     write_text(folder / CHECKSUMS, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
@@ -92,7 +92,7 @@ def check_finite(model: nn.Module, when: str = "") -> None:
 
     Args:
         model: The model, or a part of it where it is sharded.
-        when: For the message, such as ``"after step 12"``.
+        when: Words for the message, such as ``"after step 12"``.
 
     Raises:
         ValueError: Naming the first of these weights.
@@ -111,7 +111,7 @@ def check_finite(model: nn.Module, when: str = "") -> None:
 
 
 def check_finite_weights(folder: Path) -> None:
-    """Refuse a checkpoint folder that holds weights that are not finite; they are read one by one.
+    """Refuse a checkpoint folder with weights that are not finite; they are read one by one.
 
     Raises:
         ValueError: Naming the first of these weights.
@@ -131,7 +131,7 @@ def checkpoint_class(config: DelstConfig) -> type[DelstPreTrainedModel]:
     """Return the class that a checkpoint was saved from.
 
     Raises:
-        ValueError: If it is none of this package.
+        ValueError: If that class is not one of this package.
     """
     name = (config.architectures or ["DelstModel"])[0]
     from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification

@@ -1,4 +1,4 @@
-"""A checkpoint folder against its checksums: compared before it is scored, used, trained further or pushed."""
+"""Check a checkpoint folder against its checksums before it is scored, used, trained further or pushed."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from .checkpoint_folder import CHECKSUMS, COVERED, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint of a run in progress is marked with, which lists its files too (`pretraining.checkpoints`).
+# Marker file of a checkpoint of a run in progress, which lists its files too (`pretraining.checkpoints`).
 _MARKER = "complete"
 _AGAIN = f"Copy it again from where it came from. If you changed it yourself, delete its {CHECKSUMS}."
 
 
 def check_checksums(model: str | os.PathLike) -> None:
-    """Refuse a checkpoint whose files are not those that were written, and say so where it carries no checksums.
+    """Refuse a checkpoint whose files do not match its checksums; log where it carries none.
 
     Args:
         model: Folder of a checkpoint, or its id on the Hub.
@@ -31,18 +31,18 @@ def check_checksums(model: str | os.PathLike) -> None:
     """
     listed = _listed(model)
     if listed is None:
-        logger.info("%s carries no %s, as those of version 0.1: its files are not compared.", model, CHECKSUMS)
+        logger.info("%s carries no %s, like those of version 0.1: its files are not checked.", model, CHECKSUMS)
         return
     problems = [*_problems(model, listed), *_added(model, listed)]
     if problems:
-        raise ValueError(f"The checkpoint {model} is not as it was written: {'; '.join(problems)}. {_AGAIN}")
+        raise ValueError(f"The checkpoint {model} does not match its checksums: {'; '.join(problems)}. {_AGAIN}")
 
 
 def weights_fingerprint(model: str | os.PathLike) -> str | None:
-    """Return a hash (16 hex digits) of the weights of a checkpoint, the same wherever it lies; None where there are none.
+    """Return a hash (16 hex digits) of the weights of a checkpoint, whatever its path; None where there are no weights.
 
     Args:
-        model: Folder of a checkpoint, or its id on the Hub, of which the weights were fetched already.
+        model: Folder of a checkpoint, or its id on the Hub if its weights are in the cache already.
 
     >>> weights_fingerprint("runs/none") is None
     True
@@ -53,7 +53,7 @@ def weights_fingerprint(model: str | os.PathLike) -> str | None:
 
 
 def _located(model: str | os.PathLike, name: str) -> Path | None:
-    """Tell where a file of a checkpoint lies, fetched if it is on the Hub; None where there is none."""
+    """Return the path of a file of a checkpoint, downloaded if it is on the Hub; None where there is none."""
     if os.path.isdir(model):
         return Path(model) / name
     found = cached_file(
@@ -67,7 +67,7 @@ def _located(model: str | os.PathLike, name: str) -> Path | None:
 
 
 def _listed(model: str | os.PathLike) -> Mapping[str, Any] | None:
-    """Return what a checkpoint says of its files; None where it says nothing."""
+    """Return name -> size and SHA-256 of the files that a checkpoint lists; None where it lists none."""
     for name in (CHECKSUMS, _MARKER) if os.path.isdir(model) else (CHECKSUMS,):
         path = _located(model, name)
         if path is None or regular_size(path) is None:
@@ -84,7 +84,7 @@ def _listed(model: str | os.PathLike) -> Mapping[str, Any] | None:
         if strange and name == CHECKSUMS:
             raise ValueError(f"{path} names {strange[:3]}, which a checkpoint does not have. {_AGAIN}")
         if name == CHECKSUMS and not any(Path(key).match(WEIGHTS) for key in entries):
-            raise ValueError(f"{path} lists no weights, so that nothing could be compared. {_AGAIN}")
+            raise ValueError(f"{path} lists no weights, so nothing could be compared. {_AGAIN}")
         if entries:
             return entries
     return None
@@ -103,6 +103,6 @@ def _problems(model: str | os.PathLike, listed: Mapping[str, Any]) -> Iterator[s
 
 
 def _added(model: str | os.PathLike, listed: Mapping[str, Any]) -> list[str]:
-    """Name what was put beside a checkpoint: which weights are loaded would be chance, other files were never compared."""
+    """Name files that were added to a checkpoint: added weights might be loaded, and other added files were never checked."""
     here = {path.name for pattern in COVERED for path in Path(model).glob(pattern)} if os.path.isdir(model) else set()
     return [f"{name} was not written with it" for name in sorted(here - set(listed))]

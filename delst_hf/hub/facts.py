@@ -1,4 +1,4 @@
-"""Facts that a card states and that are given by hand where no record has them: nothing is imported, so that help is quick."""
+"""Facts of a card that the user gives where no record has them. Nothing is imported here, so that help is quick."""
 
 FACTS = {
     "license": ("--license", "license of the weights as the Hub writes it, such as apache-2.0: the stricter "
@@ -17,5 +17,5 @@ FACTS = {
     "hyperparameters": ("--hyperparameters", "YAML file of the hyper-parameters"),
     "results": ("--results", "JSON of `delst evaluate MODEL DATASET --output` (default: results.json in MODEL_DIR)"),
 }  # fmt: skip
-# Those whose option names a file.
+# Facts whose option names a file.
 FILES = ("hyperparameters", "results")

@@ -1,4 +1,4 @@
-"""What a card says of a head: how it was fitted, and how well each gene or class is predicted on slides left out of the fit."""
+"""The part of a card on a head: how it was fitted, and how well it predicts each gene or class on held-out slides."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def head_text(head: Mapping[str, Any]) -> Markdown:
     """Describe a head with its held-out scores.
 
     Args:
-        head: What `delst fit` records of it.
+        head: Its record, as `delst fit` writes it.
 
     Returns:
         Markdown.
@@ -26,8 +26,8 @@ def head_text(head: Mapping[str, Any]) -> Markdown:
     of_what, in_turn = ("the frozen features of ", ", a group at a time") if frozen else ("", "")
     told = (
         f"A head for {cell(head['target'])}, fitted by {cell(head['method'])} on {of_what}{slides}. Scores are "
-        f"those of slides that were left out of the fit{in_turn} ({folds}); where all are of one patient, they are "
-        "not those of a new patient."
+        f"on slides that were held out of the fit{in_turn} ({folds}); where all slides are of one patient, they do "
+        "not hold for a new patient."
     )
     table = _classes(head) if head["target"] == "labels" else _genes(head)
     return Markdown(f"{told}\n\n{table.as_markdown()}")

@@ -40,14 +40,14 @@ def push_model(
     message: str = "Upload DELST checkpoint",
     **card: Any,
 ) -> str:
-    """Upload a checkpoint in one commit; afterwards ``from_pretrained(repo_id)`` loads it, without this package too.
+    """Upload a checkpoint in one commit; afterwards ``from_pretrained(repo_id)`` loads it, even without this package.
 
     Args:
-        folder: The checkpoint. A README.md that lies in it is taken as it is; otherwise the card is written.
-        repo_id: "user/name"; made if it is not there.
-        results: Results of `delst evaluate`, to go with it.
+        folder: The checkpoint. A README.md in it is uploaded unchanged; otherwise the card is written.
+        repo_id: "user/name"; the repository is created if it does not exist.
+        results: Results of `delst evaluate`, to be uploaded too.
         overwrite_card: Replace a README.md in the repository that somebody else wrote.
-        private: Make a new repository private; one that is public is refused.
+        private: Create the repository private; an existing public one is refused.
         revision: Branch.
         token: By default that of `hf auth login`.
         message: Title of the commit.
@@ -58,7 +58,7 @@ def push_model(
 
     Raises:
         FileNotFoundError: If the folder holds no checkpoint.
-        ValueError: If the card lacks facts, the results are of other weights, or the checkpoint is not as it was written.
+        ValueError: If the card lacks facts, the results are of other weights, or the checkpoint does not match its checksums.
         OSError: As `push_files` says.
 
     Examples:
@@ -80,7 +80,7 @@ def push_model(
             repo_id,
             "model",
             marks=("configuration_delst.py",),
-            # What an earlier push left must not stay: weights of a backbone, above all.
+            # Files of an earlier push must not stay: weights of a backbone, above all.
             earlier=r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json",
             overwrite_card=overwrite_card,
             private=private,
@@ -91,9 +91,9 @@ def push_model(
 
 
 def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
-    """Copy what a repository of the Hub holds of a checkpoint, made complete and rid of what only this machine knows.
+    """Copy the files of a checkpoint that go to the Hub, completed and without facts of this machine.
 
-    Checkpoints of earlier versions get their code and ``auto_map``. Of absolute paths only the last part stays, and results
+    Checkpoints of earlier versions get their code and ``auto_map``. Absolute paths are cut to their last part, and results
     lose their pictures, which are pieces of the slides.
 
     Args:
@@ -102,7 +102,7 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
     """
     folder = Path(folder)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), *folder.glob("README.md")]:
-        # The copy does not outlive a push: weights are linked, so that whatever ends that they lie in no second place.
+        # Weights are linked, so that a push leaves no second copy of them, however it ends.
         if path.suffix == ".safetensors":
             (target / path.name).symlink_to(path.resolve())
         else:
@@ -123,9 +123,9 @@ def copy_checkpoint_folder(folder: str | os.PathLike, target: Path) -> None:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Return a hidden folder beside a checkpoint in which a push is put together; what a killed push left there is removed.
+    """Yield a hidden folder beside a checkpoint, in which a push is assembled; what a killed push left there is removed.
 
-    Where nothing can be written there it is a temporary one. Neither holds weights, only links to them.
+    Where nothing can be written beside the checkpoint, yield a temporary folder. Both hold only links to the weights.
     """
     folder = folder.resolve()
     if not os.access(folder.parent, os.W_OK):
@@ -143,12 +143,12 @@ def _staging(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Refuse files of a checkpoint that are links to somewhere else; the Hub's cache links into its own blobs."""
+    """Refuse symlinks that lead out of a checkpoint, other than those of the Hub's cache into its own blobs."""
     allowed = [folder.resolve(), folder.resolve().parent.parent / "blobs"]
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not any(parent in allowed for parent in path.resolve().parents):
             raise ValueError(
-                f"{path} is a link to {path.resolve().name} outside of the checkpoint. What a link leads to is not pushed: put "
+                f"{path} is a link to {path.resolve().name} outside of the checkpoint. Targets of links are not pushed: put "
                 "the file itself there (cp -L), or delete the link."
             )
 
@@ -166,7 +166,7 @@ def check_checkpoint(folder: str | os.PathLike) -> Path:
     if missing:
         raise FileNotFoundError(
             f"{folder} is not a complete checkpoint folder; missing: {', '.join(missing)}. Give the folder that "
-            "training/pretrain.py printed (OUTPUT_DIR/model); a dataset folder is pushed by `delst push --dataset`."
+            "training/pretrain.py printed (OUTPUT_DIR/model); a dataset folder is pushed with `delst push --dataset`."
         )
     return folder
 
@@ -174,13 +174,13 @@ def check_checkpoint(folder: str | os.PathLike) -> Path:
 def push_metric(
     name: str, repo_id: str, *, overwrite_card: bool = False, private: bool = False, token: str | None = None
 ) -> str:
-    """Upload a metric; afterwards ``evaluate.load(repo_id)`` opens it where this package is installed.
+    """Upload a metric; afterwards ``evaluate.load(repo_id)`` loads it where this package is installed.
 
     Args:
-        name: Folder of `delst_hf.metrics`.
+        name: Folder in `delst_hf.metrics`.
         repo_id: "user/name"; `evaluate` looks there for ``name.py``.
         overwrite_card: Replace a README.md in the repository that somebody else wrote.
-        private: Make a new repository private; one that is public is refused.
+        private: Create the repository private; an existing public one is refused.
         token: By default that of `hf auth login`.
 
     Raises:
@@ -225,9 +225,9 @@ def push_dataset(
 
     Args:
         folder: Written by `write_dataset` or `merge_datasets`; every checksum is compared first.
-        repo_id: "user/name"; the repository is made if it is not there.
+        repo_id: "user/name"; the repository is created if it does not exist.
         overwrite_card: Replace a README.md in the repository that somebody else wrote.
-        private: Make a new repository private; one that is public is refused.
+        private: Create the repository private; an existing public one is refused.
         revision: Branch.
         token: By default that of `hf auth login`.
 
@@ -236,7 +236,7 @@ def push_dataset(
 
     Raises:
         FileNotFoundError: If it is not a complete dataset folder.
-        ValueError: If it is not as it was written, or holds links.
+        ValueError: If it does not match its manifest, or holds links.
         OSError: As `push_files` says.
 
     Examples:
@@ -249,7 +249,7 @@ def push_dataset(
             f"{folder} is not a complete dataset folder: {missing} missing. Make it with delst prepare; a checkpoint is pushed "
             "without --dataset."
         )
-    user_of(repo_id, "dataset", token)  # a missing token is said before the files are read
+    user_of(repo_id, "dataset", token)  # a missing token is reported before the files are read
     opened = open_folder(folder, verify=True)
     refuse_links(opened)
     return push_files(

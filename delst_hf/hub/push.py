@@ -1,4 +1,4 @@
-"""Files to the Hub in one commit, and every refusal in words that say what to do."""
+"""Upload files to the Hub in one commit; every refusal says what to do."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from ..data.schema import sha256
 from ..record import without_secrets
 
-# The list of what a push brought, in the repository itself.
+# File in the repository that lists what a push uploaded.
 PUSHED = "delst_files.json"
 _NOTHING_SENT = "Nothing was pushed. Run the same command again."
 # The errors of the client's own HTTP library, whichever it is built on, and those of sockets.
@@ -39,18 +39,18 @@ def push_files(
 ) -> str:
     """Upload files; the repository changes by one commit, or not at all.
 
-    A list of what was pushed goes with them, and the next push deletes what this list names and it does not push itself.
-    Whatever else lies in the repository stays.
+    A list of the files is uploaded with them; the next push deletes files on that list that it does not push itself. All other
+    files in the repository stay.
 
     Args:
-        files: What to upload, by name in the repository.
-        repo_id: "user/name"; made if it is not there.
+        files: Files to upload, by name in the repository.
+        repo_id: "user/name"; the repository is created if it does not exist.
         repo_type: "model", "dataset" or "space".
-        marks: Files, one of which a repository that is not empty must hold to be one of this kind; otherwise its name is taken.
+        marks: Files that mark a repository of this kind: one that is not empty must hold one of them, else its name is taken.
         earlier: Regular expression of the files that versions without a list pushed.
         overwrite_card: Replace a README.md in the repository that is not the one pushed last.
-        private: Make a new repository private.
-        revision: Branch, made if it is not there.
+        private: Create the repository private; an existing public one is refused.
+        revision: Branch, created if it does not exist.
         token: By default that of `hf auth login` or HF_TOKEN.
         message: Title of the commit.
 
@@ -58,9 +58,9 @@ def push_files(
         The address of the commit.
 
     Raises:
-        ValueError: If the name is not one.
-        PermissionError: Without a token, with a bad one, without the right to write there, or if `private` is asked for and the
-            repository is public.
+        ValueError: If the name is not a repository name.
+        PermissionError: Without a token, with an invalid one, without the right to write there, or if `private` is asked for
+            and the repository is public.
         FileExistsError: If the name is taken by something else, or README.md there was written by somebody else.
         ConnectionError: If the Hub cannot be reached or the connection breaks.
     """
@@ -76,7 +76,7 @@ def push_files(
         _check_free(repo_id, there, marks)
         if private and there is not None and not target.api.repo_info(repo_id, repo_type=repo_type).private:
             raise PermissionError(
-                f"The {repo_type} {repo_id} is there and is public, so --private would not hide what is pushed. Nothing was "
+                f"The {repo_type} {repo_id} exists and is public, so --private would not hide what is pushed. Nothing was "
                 "pushed. Make it private in its settings on the Hub first, choose another name, or leave --private out."
             )
         target.create(private)
@@ -102,7 +102,7 @@ def push_files(
 
 @dataclass(frozen=True)
 class Target:
-    """A branch of a repository of the Hub that is to be written."""
+    """The branch of a Hub repository that is to be written."""
 
     api: HfApi
     repo_id: str
@@ -125,14 +125,14 @@ class Target:
             self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
 
     def head(self) -> str | None:
-        """Return its last commit; None where that cannot be asked."""
+        """Return its last commit; None where the Hub does not answer."""
         try:
             return self.api.repo_info(self.repo_id, repo_type=self.repo_type, revision=self.revision).sha
         except Exception:  # whatever the client's HTTP library raises
             return None
 
     def read(self, name: str) -> bytes:
-        """Return the content of one of its files, asked of the Hub and not of a cache."""
+        """Return the content of one of its files, from the Hub and not from a cache."""
         with tempfile.TemporaryDirectory(prefix="delst-read-") as folder:
             path = self.api.hf_hub_download(
                 self.repo_id, name, repo_type=self.repo_type, revision=self.revision, local_dir=folder
@@ -140,7 +140,7 @@ class Target:
             return Path(path).read_bytes()
 
     def read_list(self, there: Sequence[str]) -> dict[str, Any] | None:
-        """Return what our last push said of its files; None for a push of an earlier version, or of somebody else."""
+        """Return the list of files of our last push; None if it was by an earlier version or by somebody else."""
         if PUSHED not in there:
             return None
         try:
@@ -150,13 +150,13 @@ class Target:
             return None
 
     def commit(self, operations: Sequence[Any], message: str) -> Any:
-        """Write all of it in one commit."""
+        """Write all operations in one commit."""
         return self.api.create_commit(
             self.repo_id, operations, commit_message=message, repo_type=self.repo_type, revision=self.revision
         )
 
     def outcome(self, before: str | None, listed: Mapping[str, Any]) -> str:
-        """Return what became of a push whose answer did not come, in a sentence: the repository is asked."""
+        """Ask the repository what became of a push whose answer was lost, and return it as a sentence."""
         again = "Run the same command again: files that arrived already are not sent twice."
         now = self.head()
         if now is None or before is None:
@@ -190,7 +190,7 @@ def _check_card(
 
 
 def user_of(repo_id: str, repo_type: str, token: str | None = None) -> str:
-    """Return the names of the user whose token will be used.
+    """Return the name of the user whose token will be used.
 
     Args:
         repo_id: Repository that is to be written, for messages.
@@ -207,7 +207,7 @@ def user_of(repo_id: str, repo_type: str, token: str | None = None) -> str:
         )
     if not (token or get_token()):
         raise PermissionError(
-            f"No token, so {repo_id} cannot be written. Log in by `hf auth login` (a token with the role write), or set "
+            f"No token, so {repo_id} cannot be written. Log in with `hf auth login` (a token with the role write), or set "
             "HF_TOKEN."
         )
     with errors_explained(repo_id, repo_type):
@@ -215,7 +215,7 @@ def user_of(repo_id: str, repo_type: str, token: str | None = None) -> str:
 
 
 def _check_free(repo_id: str, files: Sequence[str] | None, marks: Sequence[str]) -> None:
-    """Refuse to write over what is of another kind."""
+    """Refuse to overwrite a repository of another kind."""
     held = [name for name in files or () if name not in (".gitattributes", "README.md", "LICENSE")]
     if held and not any(name in held for name in marks):
         raise FileExistsError(
@@ -228,13 +228,13 @@ def _check_free(repo_id: str, files: Sequence[str] | None, marks: Sequence[str])
 def errors_explained(
     repo_id: str, repo_type: str, user: str | None = None, outcome: Callable[[], str] = lambda: _NOTHING_SENT
 ) -> Iterator[None]:
-    """Turn what the client raises into errors that say what happened and what to do.
+    """Turn errors of the client into errors that say what happened and what to do.
 
     Args:
-        repo_id: Repository that is asked for.
+        repo_id: Repository that is accessed.
         repo_type: Its type.
         user: Name of the token's user, once it is known.
-        outcome: Says what became of the repository after an error, and what to do.
+        outcome: Returns a sentence on what became of the repository after an error, and what to do.
     """
     try:
         yield
@@ -247,7 +247,7 @@ def errors_explained(
         said = without_secrets(error.server_message or str(error).splitlines()[0])
         if status == 401 and user is None:
             raise PermissionError(
-                f"The Hub does not know your token ({said}). Log in again by `hf auth login`."
+                f"The Hub does not know your token ({said}). Log in again with `hf auth login`."
             ) from error
         if status in (401, 403):
             raise PermissionError(
@@ -256,7 +256,7 @@ def errors_explained(
             ) from error
         raise ConnectionError(f"The Hub answered with an error ({status}: {said}). {outcome()}") from error
     except (RuntimeError, *_NETWORK_ERRORS) as error:
-        # The client wraps what broke an upload into a RuntimeError.
+        # The client wraps the error that broke an upload in a RuntimeError.
         wrapped = isinstance(error, RuntimeError) and not isinstance(error.__cause__, _NETWORK_ERRORS)
         if wrapped or isinstance(error, (PermissionError, FileExistsError, FileNotFoundError)):
             raise

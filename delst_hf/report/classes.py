@@ -1,4 +1,4 @@
-"""Per-class scores of the labels that a probe predicted, from what results keep of every test spot."""
+"""Per-class scores of the labels that a probe predicted, from the predictions that results hold for every test spot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class ClassScores:
     """Labels against predictions.
 
     Attributes:
-        classes: Names, of labels and predictions.
-        confusion: Spots (label, prediction).
+        classes: Names of the classes, for labels and predictions.
+        confusion: Number of spots (label, prediction).
     """
 
     classes: list[str]
@@ -34,7 +34,9 @@ class ClassScores:
             scores = (_share(hits, predicted), _share(hits, labelled), _share(2 * hits, labelled + predicted))
             rows.append((name, str(labelled), *scores, mistaken))
         header = ("class", "spots", "precision", "recall", "F1", "most often taken for")
-        return Table("Labels by class, linear probe", header, tuple(rows), "A class of few spots has an unsure score.")
+        return Table(
+            "Labels by class, linear probe", header, tuple(rows), "A class of few spots has an uncertain score."
+        )
 
 
 def class_scores(record: Record) -> ClassScores | None:

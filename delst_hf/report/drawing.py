@@ -52,10 +52,10 @@ def tissue(
 
 
 def scale_bar(axes: Axes, mpp: float) -> None:
-    """Draw a bar of a round length, about a fifth of the axes, with its length in words.
+    """Draw a bar of a round length, about a fifth of the axes, with its length as text.
 
     Args:
-        axes: Of a map, its limits set.
+        axes: Axes of a map whose limits are set.
         mpp: Micrometres per unit of the axes.
     """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -73,7 +73,7 @@ def scale_bar(axes: Axes, mpp: float) -> None:
 
 
 def pitch(places: np.ndarray, alone: float = 1.0) -> float:
-    """Return the typical distance to the nearest other spot; `alone` where there is none, or all lie in one place."""
+    """Return the median distance to the nearest other spot; `alone` where there is no other, or that distance is 0."""
     if len(places) < 2:
         return alone
     return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) or alone
@@ -134,13 +134,13 @@ def colour_bar(figure: Figure, points: Any, unit: str, axes: list[Axes]) -> None
 
 
 def category_style(number: int) -> tuple[str, str]:
-    """Return colour and marker of a category; beyond the palette colours come again with another marker: 64 pairs differ."""
+    """Return colour and marker of a category; beyond the palette, colours repeat with other markers, for 64 different pairs."""
     turn = number // len(PALETTE)
     return PALETTE[number % len(PALETTE)], MARKERS[(number + turn) % len(MARKERS)]
 
 
 def category_handles(categories: Sequence[str], shown: Sequence[str] | None = None) -> list[Line2D]:
-    """Return entries of a legend, of those categories that are shown."""
+    """Return legend entries of the categories that are shown."""
     handles = []
     for number, category in enumerate(categories):
         if shown is None or category in shown:

@@ -93,8 +93,8 @@ def _classes(record: Record) -> Iterator[Picture]:
     found = class_scores(record)
     if found is not None:
         caption = (
-            "Rows: what the label says; columns: what the linear probe predicts. Numbers of spots; shades: shares of each "
-            "row, so a dark diagonal is good."
+            "Rows: labels; columns: predictions of the linear probe. Numbers: spots; shades: shares of each row, so a dark "
+            "diagonal is good."
         )
         figure = plots.confusion_matrix(found.confusion, found.classes)
         yield Picture("confusion", "Which classes are taken for which", caption, figure)
@@ -115,14 +115,14 @@ def _space(record: Record) -> Iterator[Picture]:
         "gene_plane": spots["gene_plane"],
         "curvature": space["curvature"],
         "cone_of": middle,
-        # In the plane a cone holds points that it does not hold in full dimension: drawn over nothing, it would lie.
+        # In the plane a cone covers points that it does not hold in full dimension: if it holds none, drawing it misleads.
         "shaded": inside is None or inside > 0,
         "min_radius": space["min_radius"],
         "parent": space["parent"],
     }
     caption = (
         f"Distances to the centre are true, angles are those of the two leading directions. Joined: the two points of one spot "
-        f"(square: its {space['parent']} point, the parent). "
+        f"(square: gene, circle: image; the {space['parent']} point is the parent). "
     )
     if common["shaded"]:
         caption += "Shaded: the cone of that point. In the plane cones hold more than in full dimension."
@@ -140,7 +140,7 @@ _LEAST_COVERAGE = 0.05  # the mean error of a handful of spots is noise
 
 
 def _reliability(record: Record) -> Iterator[Picture]:
-    """Draw what is believed by each confidence against its errors: the mean over slides of each slide's own curve."""
+    """Draw the risk-coverage curve of each confidence, the mean of the slides' own curves."""
     spots = record["spots"]
     error = next((key for key in spots if key.startswith("error:")), None)
     names = [key for key in spots if key.startswith("confidence:")]
@@ -151,16 +151,16 @@ def _reliability(record: Record) -> Iterator[Picture]:
     curves = {name: _curve(errors, values, spots["slide"]) for name, values in confidences.items()}
     curves["the best order"] = _curve(errors, -errors, spots["slide"])
     caption = (
-        "Mean error of the spots that are believed: one minus the Pearson correlation of a spot's predicted and measured "
-        "profile. A line that falls towards the left tells good predictions from bad ones; a level one is chance. Which "
-        "confidence is the best is a matter of the table, with its intervals."
+        "Mean error of the spots that are trusted: one minus the Pearson correlation of a spot's predicted and measured "
+        "profile. A line that falls towards the left tells good predictions from bad ones; a flat line is chance. Which "
+        "confidence is best, the table tells with its intervals."
     )
     label = f"error, expression by {error.removeprefix('error:')}"
     yield Picture("risk-coverage", "When to trust a prediction", caption, plots.risk_coverage_plot(curves, label))
 
 
 def _curve(errors: np.ndarray, confidence: np.ndarray, slides: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the risk at even coverages, the mean over slides weighted by their spots."""
+    """Return evenly spaced coverages and the risk at each, averaged over slides weighted by their numbers of spots."""
     at, risks, weights = np.linspace(_LEAST_COVERAGE, 1.0, 39), [], []
     known = np.isfinite(errors) & np.isfinite(confidence)
     for slide in dict.fromkeys(slides):
@@ -202,7 +202,7 @@ def _genes(record: Record) -> Picture:
 def spread_pictures(records: Sequence[Record], names: Sequence[str]) -> Iterator[Picture]:
     """Draw each headline number of several results by model, mean and spread over its runs."""
     caption = (
-        "Mean over runs (how many in brackets); lines: their standard deviation. Inside the spread: no difference."
+        "Mean over runs (their number in brackets); lines: their standard deviation. Inside the spread: no difference."
     )
     for number, (title, by_name) in enumerate(headline_values(records, names).items()):
         rows = []
@@ -216,7 +216,7 @@ def spread_pictures(records: Sequence[Record], names: Sequence[str]) -> Iterator
 def headline_values(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     """Collect title -> name -> values over runs, of the drawn headlines of the models' own arms.
 
-    Arms of different models are the same by their place: the first own arm of one is compared with the first of the others.
+    Arms of different models are matched by position: the first own arm of one is compared with the first of the others.
     """
     result: dict[str, dict[str, list[float]]] = {}
     for record, name in zip(records, names):

@@ -1,4 +1,4 @@
-"""Maps of a slide as a pathologist reads them: bare tissue first, then what was measured and predicted, in one scale."""
+"""Maps of a slide as a pathologist reads them: bare tissue first, then what was measured and predicted, on one scale."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from . import plots
 Record = Mapping[str, Any]
 MAX_SLIDES = 6
 GENES_SHOWN = 3
-# A gene that fewer test spots express than this is measured too poorly for a map to be judged by it.
+# Share of test spots that must express a gene: below it, the gene is measured too poorly to judge a map by it.
 WELL_MEASURED = 0.3
 
 
@@ -25,7 +25,7 @@ class MapChoice:
 
     Attributes:
         genes: Genes to draw; by default well measured ones that are predicted well.
-        opacity: Of the spots over the tissue, above 0 to 1.
+        opacity: Opacity of the spots over the tissue, above 0 to 1.
     """
 
     genes: Sequence[str] = ()
@@ -72,7 +72,7 @@ def shown_slides(record: Record) -> list[str]:
 
 
 def slide_maps(record: Record, choice: MapChoice) -> Iterator[Picture]:
-    """Draw the maps of each slide, one figure a question.
+    """Draw the maps of each slide, one figure per question.
 
     Args:
         record: Results (see `results.read_results`).
@@ -102,7 +102,7 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
     shown = {"label": spots["label"]}
     if f"predicted:linear:{main}" in spots:
         shown["predicted (linear probe)"] = spots[f"predicted:linear:{main}"]
-    # One colour a label on all slides.
+    # One colour per label on all slides.
     names = sorted({value for values in shown.values() for value in values if value is not None})
     yield MapPanels("labels", "labels", "Spots without a label are not drawn.", shown, categories=names)
     for number, (gene, measured, predicted, pearson) in enumerate(chosen_genes(record, choice.genes)):
@@ -112,7 +112,7 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
     if signatures:
         caption = (
             "How much nearer each image lies to the gene embedding of the signature than to that of the mean profile. No label "
-            "was used to draw it; a mean profile of a label is taken from training slides. Each panel has its own scale."
+            "of these slides was used; a mean profile of a label comes from training slides. Each panel has its own scale."
         )
         yield MapPanels("signature", "zero-shot maps of signatures", caption, signatures, "similarity")
     if "domain" in spots:
@@ -122,7 +122,7 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
     confidences = [key for key in ("confidence:image radius", "confidence:predicted number of genes") if key in spots]
     if error is not None and confidences:
         caption = (
-            "Yellow: to be believed, as far as the patch alone tells; beside it, the error that was made. Each panel has its "
+            "Yellow: to be trusted, as far as the patch alone shows; beside it, the error that was made. Each panel has its "
             "own scale. docs/reliability.md says how much of the error each confidence explains."
         )
         panels = {key.removeprefix("confidence:"): spots[key] for key in confidences} | {"error": spots[error]}
@@ -134,7 +134,7 @@ def _map_rows(record: Record, choice: MapChoice) -> Iterator[MapPanels]:
 
 
 def _gene_panels(name: str, gene: str, measured: np.ndarray, predicted: np.ndarray, pearson: float | None) -> MapPanels:
-    """Lay out a gene, measured and predicted on one scale, and the prediction once more on its own, to see its pattern."""
+    """Lay out a gene, measured and predicted on one scale, and the prediction again on its own scale, to show its pattern."""
     score = "" if pearson is None else f" Pearson {pearson:.2f} over all test spots."
     top = max(float(np.quantile(measured, 0.98)), 1.0)
     low, high = (float(end) for end in np.quantile(predicted, [0.02, 0.98]))
@@ -158,7 +158,7 @@ def chosen_genes(
 
     Args:
         record: Results.
-        wanted: Genes asked for; without, those that are measured well, predicted best, and no housekeeping genes.
+        wanted: Genes to draw; by default the best predicted of those that are measured well and are no housekeeping genes.
 
     Raises:
         ValueError: If a gene was not predicted, naming those that were.
@@ -179,7 +179,7 @@ def chosen_genes(
 
 
 def _predictions(record: Record) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return log(1 + counts) of test spots by gene, measured and predicted; of old or large results of the one gene kept."""
+    """Return log(1 + counts) of test spots by gene, measured and predicted; old or large results hold one gene only."""
     expression, spots = record.get("expression") or {}, record["spots"]
     if expression.get("genes"):
         both = (np.asarray(expression[key], dtype=float).T for key in ("measured", "predicted"))

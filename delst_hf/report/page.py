@@ -24,12 +24,12 @@ from .drawing import INK
 from .figures import Record, report_pictures, spread_pictures
 from .maps import MapChoice, Picture, shown_slides
 
-# Were a text of strangers to become markup after all, the page still could not run it, fetch anything or send anything away.
+# If untrusted text became markup after all, the page still could not run it, fetch anything or send anything away.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-src 'none'"
 _STYLE = Path(__file__).with_name("page.css")
 _WHERE_TO_LOOK = (
-    "What to look at: the maps show tissue, labels and genes of each slide side by side, the confusion matrix which classes "
-    "are taken for which; every number with its interval stands under Protocols."
+    "What to look at: the maps show tissue, labels and genes of each slide side by side; the confusion matrix shows which "
+    "classes are taken for which; every number with its interval is under Protocols."
 )
 
 
@@ -43,9 +43,9 @@ def write_report(
 
     Args:
         records: Results (see `results.read_results`). The first is shown in full; with several, their headline numbers are
-            compared, those of one name as runs of one model.
+            compared, and records of one name count as runs of one model.
         path: The file.
-        names: One per record; by default that of its model.
+        names: Name of each record; by default that of its model.
         choice: Which genes are drawn on the maps, and how opaque the spots are.
 
     Returns:
@@ -63,7 +63,7 @@ def write_report(
         raise ValueError("there are no results to report; pass at least one.")
     names = list(names or [Path(str(record.get("model") or "model")).name for record in records])
     check_file_output(path)
-    # Names of strangers may hold "$", which is not a formula.
+    # Untrusted names may hold "$", which must not start a formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         page = _page([_printable(record) for record in records], [shown(name) for name in names], choice or MapChoice())
         write_text(path, page)
@@ -71,7 +71,7 @@ def write_report(
 
 
 def _printable(value: Any) -> Any:
-    """Return results whose texts hold neither controls nor halves of characters, which no font can draw."""
+    """Return results whose texts hold no control characters or surrogates, which no font can draw."""
     if isinstance(value, str):
         return shown(value)
     if isinstance(value, Mapping):
@@ -111,7 +111,7 @@ def _page(records: Sequence[Record], names: Sequence[str], choice: MapChoice) ->
             element("details", element("summary", f"Paired comparisons: {len(paired.rows)}"), paired.as_html())
         )
     parts += [_traversals(record), _html(skipped_table(record)), _foot(record)]
-    # An icon of no bytes, so that a browser does not ask a server for one.
+    # An empty icon, so that a browser does not ask a server for one.
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{as_html(_POLICY)}">{element("title", title)}'
@@ -156,7 +156,7 @@ def _foot(record: Record) -> Html:
         if known.get("genes"):
             facts[f"genes of {name}"] = _listed(known["genes"])
     lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
-    return joined([element("h2", "How to get these numbers again"), element("pre", lines)])
+    return joined([element("h2", "How to reproduce these numbers"), element("pre", lines)])
 
 
 def _link(picture: Picture) -> Html:
@@ -173,9 +173,9 @@ def _figure(picture: Picture) -> Html:
 
 
 def figure_svg(picture: Picture) -> Html:
-    """Return the figure as SVG for inlining: no background, its ink the text colour of the page, ids of its own."""
+    """Return the figure as SVG to inline: without background, drawn in the text colour of the page, with ids of its own."""
     buffer = io.StringIO()
-    # The salt keeps ids of different figures apart, and equal figures equal to the byte.
+    # The salt makes ids of different figures differ, and keeps equal figures identical to the byte.
     with matplotlib.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path", "figure.dpi": 100}):
         picture.figure.savefig(
             buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
@@ -189,7 +189,7 @@ def figure_svg(picture: Picture) -> Html:
     seen: set[str] = set()
 
     def own(match: re.Match[str]) -> str:
-        # An image that a figure shows twice comes with the same id twice; the first is the one referred to.
+        # An image that a figure shows twice comes with the same id twice; references mean the first.
         repeated = match[1] in seen
         seen.add(match[1])
         return "" if repeated else f' id="{prefix}-{match[1]}"'
@@ -197,7 +197,7 @@ def figure_svg(picture: Picture) -> Html:
     svg = re.sub(r'\sid="([^"]*)"', own, svg)
     svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     svg = svg.replace(INK, "currentColor")
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # each text again, which is drawn as outlines already
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)  # comments repeat each text, which is drawn as outlines
     return Html(svg.replace("<svg ", f'<svg role="img" aria-label="{as_html(picture.title)}" ', 1))
 
 

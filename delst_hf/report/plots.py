@@ -36,13 +36,13 @@ _COLUMNS = 3
 
 
 def spatial_map(x: ArrayLike, y: ArrayLike, values: Sequence[Any], *, title: str = "", **options: Any) -> Figure:
-    """Draw values at their places on the tissue: strings as categories, numbers as a scale, None not drawn.
+    """Draw values at their positions on the tissue: strings as categories, numbers on a colour scale, None not at all.
 
     Args:
         x: (spots,) pixels of the slide image, to the right.
-        y: (spots,) downwards.
+        y: (spots,) pixels downwards.
         values: (spots,) labels, domains, or numbers such as a gene, a signature or a radius.
-        title: Above the map.
+        title: Title above the map.
         **options: As in `spatial_maps`: image, extent, limits, unit, mpp, opacity.
 
     Examples:
@@ -76,14 +76,14 @@ def spatial_maps(
         x: (spots,) as in `spatial_map`.
         y: (spots,) alike.
         panels: Title -> values (spots,), three maps to a row, and four in two rows.
-        image: As in `spatial_map`, and `extent`, `unit` too.
-        extent: See there.
+        image: (height, width, 3) picture of the slide, drawn under the spots where `extent` is given too.
+        extent: Width and height that the picture covers, in units of x and y.
         limits: Ends of the scale of all panels, or panel -> ends.
-        unit: See there.
+        unit: Unit of the numbers, at the colour bar.
         categories: All categories, in the order of their colours.
-        mpp: Micrometres per unit of x and y, for a scale bar; None for none.
+        mpp: Micrometres per unit of x and y, for a scale bar; None for no bar.
         bare: Show the tissue without spots before the maps, where there is an image.
-        opacity: Of the spots, 1 hides what is beneath.
+        opacity: Opacity of the spots; 1 hides what is beneath.
 
     Raises:
         ValueError: If a panel has not one value per spot.
@@ -137,7 +137,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     figure, axes = single((size + 0.8, size))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
-        # On cells of their own colours, so not in the reader's ink.
+        # The cells keep their own colours, so the text does not take the reader's.
         colour = "white" if share[row, column] > 0.6 else "#222222"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=FONT_SIZE - 1)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
@@ -163,13 +163,13 @@ def poincare_disk(
     Args:
         image_plane: (spots, 2) tangent coordinates at the origin, projected to a plane, at their full length.
         gene_plane: (spots, 2) alike.
-        curvature: The positive c.
-        labels: (spots,) colour the points by them; else by `level`.
+        curvature: The positive curvature parameter c.
+        labels: (spots,) labels that colour the points; without them, `level` does.
         level: (spots,) hierarchy key, such as the number of expressed genes.
         cone_of: Draw the entailment cone of this spot's parent point, and join the spot's two points by a line.
-        min_radius: K of the cone.
+        min_radius: Constant K of the cone.
         parent: The modality of the cone's apex, "gene" or "image".
-        shaded: Draw that cone; False where no spot lies in its parent's, so that none looks occupied.
+        shaded: Draw that cone; False where no spot lies in its parent's cone, so that no cone looks occupied.
 
     Examples:
         >>> plane = np.random.default_rng(0).normal(size=(10, 2))
@@ -211,7 +211,7 @@ def poincare_disk(
 
 
 def radius_histograms(radii: Mapping[str, ArrayLike]) -> Figure:
-    """Draw distances to the origin per modality: low is general, high specific. Hatched and outlined: grey tells them apart.
+    """Draw distances to the origin per modality: low is general, high specific. Hatching tells them apart in grey print.
 
     Examples:
         >>> radii = np.random.default_rng(0).normal(2, 0.1, size=50)
@@ -232,10 +232,10 @@ def radius_histograms(radii: Mapping[str, ArrayLike]) -> Figure:
 
 
 def retrieval_gallery(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Query patches, and the spots that were retrieved by their genes.
+    """Draw query patches, and the spots that were retrieved by their genes.
 
     Args:
-        rows: One a query: "query" (patch, caption) and "retrieved", a list of (patch, caption, is the query's own spot).
+        rows: One per query: "query" (patch, caption) and "retrieved", a list of (patch, caption, is the query's own spot).
             Patches are arrays (height, width, 3).
 
     Examples:
@@ -260,11 +260,11 @@ def retrieval_gallery(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def gene_pearson_plot(rows: Sequence[Mapping[str, Any]], top: int = 25) -> Figure:
-    """Draw the Pearson of the best and of all genes, with intervals.
+    """Draw the Pearson correlation of the best and of all genes, with intervals.
 
     Args:
-        rows: One a gene: gene, pearson, low, high.
-        top: So many of the highest are named; the small panel shows all of them in order.
+        rows: One per gene: gene, pearson, low, high.
+        top: Number of the highest genes that are named; the small panel shows all genes in order.
 
     Examples:
         >>> figure = gene_pearson_plot([{"gene": "ERBB2", "pearson": 0.4, "low": 0.3, "high": 0.5}])
@@ -331,7 +331,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def risk_coverage_plot(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel: str) -> Figure:
-    """Draw the mean error of the spots that are believed, by their share: good confidences are low on the left.
+    """Draw the mean error of the spots that are trusted, by their share: good confidences are low on the left.
 
     Args:
         curves: Name -> coverages and risks, as `evaluation.reliability.risk_coverage` returns them; all end at one point.
@@ -346,7 +346,7 @@ def risk_coverage_plot(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], ylabel
     for place, (name, (coverage, risk)) in enumerate(curves.items()):
         colour, style = PALETTE[place % len(PALETTE)], styles[place // len(PALETTE) % len(styles)]
         axes.plot(coverage, risk, style, color=colour, lw=1.8, label=name)
-    axes.set(xlabel="share of the spots that are believed, the surest first", ylabel=ylabel, xlim=(0, 1))
+    axes.set(xlabel="share of the spots that are trusted, the surest first", ylabel=ylabel, xlim=(0, 1))
     figure.legend(loc="outside right upper", **LEGEND)
     return figure
 
@@ -355,7 +355,7 @@ def arms_plot(rows: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
     """Draw arms in one column with their spread, the baselines set apart by open markers.
 
     Args:
-        rows: One an arm: name, value, low and high (or None), baseline (bool).
+        rows: One per arm: name, value, low and high (or None), baseline (bool).
         xlabel: What the value is, and whether high is good.
 
     Examples:

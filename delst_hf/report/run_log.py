@@ -1,4 +1,4 @@
-"""A log that one can read: one line per logged step with the terms by name, and in words what is wrong; curves as a picture."""
+"""A readable log: one line per logged step, with the loss terms by name and problems in words; curves as a picture."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +19,16 @@ _TERMS = {
     "unpaired contrastive": "unpaired_contrastive_loss",
     "unpaired intra": "unpaired_entailment_loss",
 }
-# What is wrong, in the two words of a line -> what it means and what to do, said once.
+# A problem, as a line of the log names it -> what it means and what to do, printed once.
 ADVICE = {
     "curvature at its clamp": "The curvature has reached the end of its range and cannot follow the loss any more: lower "
-    "--scalar_learning_rate, or begin elsewhere with --curvature_init.",
-    "cones empty": "No child lies in the cone of its parent, so the entailment losses push and nothing holds yet. If it stays "
-    "so, raise --min_radius (0.3) or the weights of the entailment losses (1).",
-    "cones collapsed": "Parents have moved to the origin, where a cone is half of the space and holds any child, also foreign "
-    "ones: set --radius_floor (0.3), or lower the weights of the entailment losses.",
+    "--scalar_learning_rate, or start from another value with --curvature_init.",
+    "cones empty": "No child lies in the cone of its parent: the entailment losses act, but no pair satisfies them yet. If it "
+    "stays so, raise --min_radius (0.3) or the weights of the entailment losses (1).",
+    "cones collapsed": "Parents have moved to the origin, where a cone is half of the space and holds any child, even those of "
+    "other spots: set --radius_floor (0.3), or lower the weights of the entailment losses.",
     "no better than chance": "After a fifth of the run the contrastive loss is still that of guessing: raise --learning_rate, "
-    "or look whether images and counts belong together (delst check DATASET).",
+    "or check that images and counts belong together (delst check DATASET).",
 }
 
 
@@ -71,7 +71,7 @@ def log_line(logs: Mapping[str, Any], step: int, steps: int) -> str:
 
 
 def what_is_wrong(logs: Mapping[str, Any], step: int, steps: int, entailed: bool = True) -> Iterator[str]:
-    """Yield what a row of the log says of the state of the run, as keys of `ADVICE`.
+    """Yield the problems of a run that a row of its log shows, as keys of `ADVICE`.
 
     Args:
         logs: A row of ``log_history``.
@@ -95,7 +95,7 @@ def what_is_wrong(logs: Mapping[str, Any], step: int, steps: int, entailed: bool
 
 
 class ReadableLog(TrainerCallback):
-    """In place of a dictionary one line per log, with what is wrong at its end."""
+    """Print each log as one line in place of a dictionary, with its problems at the end."""
 
     training_bar: Any = None
 
@@ -122,17 +122,17 @@ class ReadableLog(TrainerCallback):
 
 
 class ReadableLogWithBar(ReadableLog, ProgressCallback):
-    """The same lines, written above transformers' progress bar."""
+    """Print the same lines above transformers' progress bar."""
 
 
 class LearningCurves(TrainerCallback):
-    """Draws the log as OUTPUT_DIR/curves.png at each checkpoint and at the end."""
+    """Draw the log as OUTPUT_DIR/curves.png at each checkpoint and at the end."""
 
     def __init__(self) -> None:
         self.drawn_at = -1
 
     def on_save(self, args, state, control, **kwargs):
-        # A run that ends at a checkpoint has been drawn to its end.
+        # The curves of a run that ends at a checkpoint are complete already.
         if state.is_world_process_zero and state.global_step != self.drawn_at:
             self.drawn_at = state.global_step
             write_curves(state.log_history, args.output_dir)
@@ -148,7 +148,7 @@ def write_curves(log: Sequence[Mapping[str, Any]], folder: str | Path) -> Path |
         folder: Where ``curves.png`` is written.
 
     Returns:
-        The picture; None where the log holds no two points to draw a line between.
+        The picture; None where the log holds fewer than two losses.
     """
     if sum("loss" in row for row in log) < 2:
         return None
@@ -158,14 +158,14 @@ def write_curves(log: Sequence[Mapping[str, Any]], folder: str | Path) -> Path |
     try:
         with write_file(path) as file:
             training_curves(log).savefig(file, format="png", dpi=110, facecolor="white")
-    except OSError as error:  # a picture is not worth the end of a run
+    except OSError as error:  # a run must not end for a picture
         logger.warning("The learning curves were not written: %s", error)
         return None
     return path
 
 
 def make_readable(trainer: Trainer) -> None:
-    """Put these in place of transformers' own callbacks, so that each line is printed once."""
+    """Replace transformers' printing callbacks by these, so that each line is printed once."""
     removed = [trainer.pop_callback(printing) for printing in (PrinterCallback, ProgressCallback)]
     if not any(removed):
         return  # a notebook, whose table shows the log
@@ -182,7 +182,7 @@ def _number(value: Any) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time as one reads it.
+    """Return a duration in readable units.
 
     >>> _duration(75.2), _duration(7300), _duration(3.21)
     ('1 min 15 s', '2 h 1 min', '3.2 s')

@@ -1,6 +1,6 @@
 """Entailment of pairs, from how far each child lies outside its parent's cone, as a module for `evaluate`."""
 
-# `evaluate` copies this file away from the package and reads its imports line by line: one a line, absolute.
+# `evaluate` copies this file away from the package and reads its imports line by line: one per line, absolute.
 import datasets
 import evaluate
 import numpy as np

@@ -1,6 +1,6 @@
 """Mean gene-wise Pearson correlation of predicted and measured expression, as a module for `evaluate`."""
 
-# `evaluate` copies this file away from the package and reads its imports line by line: one a line, absolute.
+# `evaluate` copies this file away from the package and reads its imports line by line: one per line, absolute.
 import datasets
 import evaluate
 import numpy as np
@@ -16,7 +16,7 @@ class GenePearson(evaluate.Metric):
         references: (spots, genes) measured expression, same unit and genes.
 
     Returns:
-        gene_pearson: mean over the genes whose measurement varies; gene_pearson_median; num_genes of them.
+        gene_pearson and gene_pearson_median: mean and median over the genes whose measurement varies; num_genes: their number.
 
     Examples:
         >>> scores = GenePearson().compute(predictions=[[1.0], [2.0], [4.0]], references=[[1.0], [2.0], [3.0]])

@@ -1,6 +1,6 @@
 """Recall@k of a matrix of scores or of ranks, as a module for `evaluate`."""
 
-# `evaluate` copies this file away from the package and reads its imports line by line: one a line, absolute.
+# `evaluate` copies this file away from the package and reads its imports line by line: one per line, absolute.
 from typing import Any
 
 import datasets
@@ -14,14 +14,14 @@ class RetrievalRecall(evaluate.Metric):
     """Recall@k of ranks; batches may be added with `add_batch` and are scored as one.
 
     Args:
-        predictions: (queries,) rank of the true target of each query, 1 for the best. Ranks, not embeddings: these would cost
-            seconds to pass. `delst_hf.evaluation.retrieval.retrieval_scores` makes them ("rank"); of a matrix of scores,
-            `ranks_of_scores`.
+        predictions: (queries,) rank of the true target of each query, 1 for the best. Ranks, not embeddings, which would take
+            seconds to pass. `delst_hf.evaluation.retrieval.retrieval_scores` returns them ("rank"); for a matrix of scores,
+            `ranks_of_scores` does.
         references: (queries,) size of the pool that each query was ranked against.
         ties: (queries,) how many targets score the same as the true one, itself included; `ties_of_scores` counts them. Every
             order of tied targets counts as equally likely, as in `delst_hf.evaluation.retrieval`, so that a model that scores
-            all targets alike comes out at chance. Without it no target is tied. After `add_batch` pass those of all batches to
-            `compute`.
+            all targets alike comes out at chance. By default no target is tied. After `add_batch`, pass the ties of all batches
+            to `compute`.
         ks: depths, (1, 5, 10) by default.
 
     Returns:
@@ -50,7 +50,7 @@ class RetrievalRecall(evaluate.Metric):
         above = ranks - 1 - (tied - 1) / 2
         if (np.abs(above - np.round(above)) > 1e-6).any() or (tied < 1).any():
             raise ValueError(
-                "ranks lie between whole numbers where some targets tie with the true one, and ties begin at 1. Pass "
+                "a rank lies between whole numbers only where targets tie with the true one, and ties are 1 or more. Pass "
                 "ties=ties_of_scores(scores) beside predictions=ranks_of_scores(scores)."
             )
         if (ranks < 1).any() or (ranks > pools).any():
@@ -65,7 +65,7 @@ class RetrievalRecall(evaluate.Metric):
 
 
 def ranks_of_scores(scores: np.ndarray) -> np.ndarray:
-    """Return the rank (queries,) of the target of the same number in each row of scores (queries, targets), ties at their mean.
+    """Return the rank (queries,) of each query's target, the diagonal of scores (queries, targets); ties get their mean rank.
 
     Examples:
         >>> ranks_of_scores(np.array([[3.0, 1.0], [2.0, 2.0]])).tolist()
@@ -77,7 +77,7 @@ def ranks_of_scores(scores: np.ndarray) -> np.ndarray:
 
 
 def ties_of_scores(scores: np.ndarray) -> np.ndarray:
-    """Return how many targets (queries,) score the same as the one of the same number, itself included.
+    """Return how many targets (queries,) score the same as each query's own, on the diagonal, which is included.
 
     Examples:
         >>> ties_of_scores(np.array([[3.0, 1.0], [2.0, 2.0]])).tolist()
