@@ -95,7 +95,7 @@ def test_nothing_is_overwritten_unasked(file, toy_checkpoint, capsys):
     assert main([*command, "--in-place"]) == 0
     after = digest(path)
     assert main([*command, "--in-place"]) == 2
-    assert "obsm['X_delst'] and uns['delst'] already" in capsys.readouterr().err and digest(path) == after
+    assert "already has obsm['X_delst'] and uns['delst'] of" in capsys.readouterr().err and digest(path) == after
     assert main([*command, "--in-place", "--overwrite"]) == 0
     copy = path.with_name("copy.h5ad")
     copy.write_text("mine")

@@ -84,7 +84,7 @@ def test_a_slide_that_cannot_be_predicted(make, name, message, pixels, toy_heads
             "1 of 2 positions have a patch beyond the image of 400 x 400 px, the first '1'",
         ),
         ([], "x,y\n", "has no position"),
-        ([], "x,y,barcode\n200,200,a\n210,200,a\n", "the barcode 'a' stands in several rows"),
+        ([], "x,y,barcode\n200,200,a\n210,200,a\n", "the barcode 'a' is in several rows"),
     ],
 )
 def test_what_is_asked_of_a_slide_and_cannot_be(options, table, message, pixels, toy_heads, tmp_path, capsys):

@@ -135,7 +135,7 @@ def test_positions_that_are_all_alike_are_refused_before_they_are_in_memory(tmp_
     monkeypatch.setattr(pd, "read_parquet", lambda path: pytest.fail("it was read as a whole"))
     monkeypatch.setattr(ad, "read_h5ad", lambda *a, **k: pytest.fail("it was read as a whole"))
     with pytest.raises(
-        ValueError, match=r"its first 15000 rows are of 1 places only, x = 5.* and y = 6.*each position once"
+        ValueError, match=r"its first 15000 rows hold only 1 positions, such as x = 5.* and y = 6.*each position once"
     ):
         read_positions(str(path))
 
@@ -186,7 +186,7 @@ def test_positions_of_a_dataset_are_those_of_its_own_image(tmp_path):
     write_places(tmp_path / "data", np.array([20.0, 40.0]), np.array([20.0, 40.0]))
     assert read_positions(str(tmp_path / "data"), (90, 90))["x"].tolist() == [20, 40]
     with pytest.raises(
-        ValueError, match="pixels of an image of 90 x 90 px, and this one has 180 x 180 px. Give the image"
+        ValueError, match="pixels of an image of 90 x 90 px, but this image has 180 x 180 px. Give the image"
     ):
         read_positions(str(tmp_path / "data"), (180, 180))
 

@@ -266,7 +266,9 @@ def test_genes_are_chosen_by_name_and_by_held_out_score(toy_heads, slide_file, t
             str(toy_heads / "expression"), path, tmp_path / "x.h5ad", signatures={"odd": {"genes": ["Z"]}}, **options
         )
     half = {"half": {"genes": [wanted[0], "Y", wanted[0].lower() + "x"]}}
-    with pytest.raises(ValueError, match=rf"predicts 1 of the 3 genes of .*'half'; half .*Y, .*mean '{wanted[0]}'\?"):
+    with pytest.raises(
+        ValueError, match=rf"predicts 1 of the 3 genes of .*'half'; the least is half .*Y, .*mean '{wanted[0]}'\?"
+    ):
         predict_slide(str(toy_heads / "expression"), path, tmp_path / "x.h5ad", signatures=half, **options)
     assert not (tmp_path / "x.h5ad").exists()
 

@@ -1,7 +1,7 @@
-"""Slides in, answers out: heads fitted on frozen features, and predictions for slides that have no counts.
+"""Heads fitted on frozen features, and predictions for slides that have no counts.
 
 The way of one slide: `source` (what patches there are) -> `stream` (read by threads, in order) -> `predictor` (features,
-embedding, expression, classes) -> `shards` (kept, so that a killed run goes on) -> `outputs` (AnnData, SpatialData, parquet).
+embedding, expression, classes) -> `shards` (on disk: a killed run resumes) -> `outputs` (AnnData, SpatialData, parquet).
 Heads come from `fit`, by `ridge` or `logistic`, with their `held_out` scores.
 """
 

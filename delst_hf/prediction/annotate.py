@@ -1,4 +1,4 @@
-"""What a model makes of the spots of an AnnData that exists, written into it: never into X, the file whole or untouched."""
+"""Add a model's embeddings and predictions of its spots to an AnnData: never to X, and to a file completely or not at all."""
 
 import os
 import shutil
@@ -41,12 +41,12 @@ def embed_anndata(
     batch_size: int = 64,
     num_workers: int = 2,
 ) -> "AnnData":
-    """Embed every spot of an AnnData and write what was found into it; X and what is there stay as they are.
+    """Embed every spot of an AnnData and add the results to it; X and all that it holds stay unchanged.
 
     Args:
         model: Folder or Hub id of a checkpoint, or a loaded one.
         adata: With obsm["spatial"] and an image for "image", with raw counts for "genes".
-        key: ``obsm[key]`` becomes the coordinates in the tangent space at the origin: of flat space, so that any Euclidean
+        key: ``obsm[key]`` becomes the coordinates in the tangent space at the origin, which is flat, so that any Euclidean
             method may cluster them.
         modality: "image" embeds the patch at each spot, "genes" its counts, "auto" the patch where there is an image.
         image: Full-resolution image file; by default the reduced image in ``uns["spatial"]``.
@@ -56,12 +56,12 @@ def embed_anndata(
         num_workers: Threads that read patches.
 
     Returns:
-        The same AnnData, with ``obsm[key]``, ``obs["delst_radius"]`` (hyperbolic and Euclidean models), what the model's head
-        predicts in ``obsm["delst_expression"]`` or ``obsm["delst_probabilities"]`` and ``obs["delst_class"]``, and
+        The same AnnData, with ``obsm[key]``, ``obs["delst_radius"]`` (hyperbolic and Euclidean models), the predictions of the
+        model's head in ``obsm["delst_expression"]`` or ``obsm["delst_probabilities"]`` and ``obs["delst_class"]``, and
         ``uns["delst"]``, which says what made them.
 
     Raises:
-        ValueError: If an option is not one of those allowed, or patches and counts are not such that they can be embedded.
+        ValueError: If an option has a value that is not allowed, or the patches or counts cannot be embedded.
         KeyError: If a part of the AnnData is missing; the message lists what there is.
 
     Examples:
@@ -88,15 +88,15 @@ def embed_file(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Do the same with a file: what was found is added to a copy, byte for byte the same in all else, or to the file itself.
+    """Embed the spots of an .h5ad file: results are added to a copy, otherwise identical to the byte, or to the file itself.
 
     Args:
         model: Folder or Hub id of a checkpoint.
         path: An .h5ad.
-        output: The copy to write; the path itself changes the file in place, in one step. By default NAME_delst.h5ad.
+        output: The copy to write, by default NAME_delst.h5ad; `path` itself to change the file in place, atomically.
         key: As in `embed_anndata`.
         modality: As in `embed_anndata`.
-        overwrite: Replace what stands at `output`, and keys that are in the file already.
+        overwrite: Replace a file at `output`, and keys that the file already has.
         **options: ``image``, ``mpp``, ``layer``, ``batch_size``, ``num_workers`` of `embed_anndata`.
 
     Returns:
@@ -123,9 +123,9 @@ def embed_file(
     adata = open_anndata(path)
     taken = [f"obsm[{key!r}]"] * (key in adata.obsm) + ["uns['delst']"] * ("delst" in adata.uns)
     if taken and not overwrite:
-        # Another key alone does not help: what uns says is of one embedding.
+        # Another key alone does not help: uns describes one embedding.
         raise FileExistsError(
-            f"{path.name} has {' and '.join(taken)} already, of an earlier embedding. Replace it (--overwrite; with another "
+            f"{path.name} already has {' and '.join(taken)} of an earlier embedding. Replace it (--overwrite; with another "
             "--key the earlier coordinates stay), or give the file without it."
         )
     with writing(output), full_disk_explained(output):
@@ -139,7 +139,7 @@ def embed_file(
 
 
 def _refuse_changed(path: Path, before: os.stat_result | None) -> None:
-    """Refuse to write what was found in a file that somebody changed meanwhile: its rows may be others."""
+    """Refuse to write results for a file that changed meanwhile: its rows may be different ones."""
     now = path.stat()
     if before is None or (now.st_size, now.st_mtime_ns, now.st_ino) != (
         before.st_size,
@@ -216,7 +216,7 @@ def _parts(
 
 @torch.no_grad()
 def _from_genes(predictor: Predictor, adata: "AnnData", name: str, layer: str | None) -> dict[str, np.ndarray]:
-    """Embed the genes of the spots, a few hundred at a time."""
+    """Embed the genes of the spots, a few hundred spots at a time."""
     counts, genes = raw_counts(adata, layer, name)
     names = [symbol or gene_id for symbol, gene_id in zip(genes["symbol"], genes["gene_id"], strict=True)]
     parts: list[dict[str, np.ndarray]] = []

@@ -38,7 +38,7 @@ from .source import dataset_source
 logger = logging.getLogger(__name__)
 
 TARGETS = ("expression", "labels")
-# So many patches tell how the dataset stores them.
+# Number of patches from which the encoding of the dataset's patches is read.
 _IMAGES = 32
 _ROWS = 512
 
@@ -59,31 +59,32 @@ def fit_head(
 ) -> dict[str, Any]:
     """Fit a head and save it with its held-out scores as a checkpoint of its own.
 
-    The backbone stays as it is. Features are made once and kept beside the output until the head is saved, so that a killed run
-    goes on. Slides are left out by patient where there are several, else one by one, five groups at most; the penalty is
-    chosen on them, and every gene and class is scored on them.
+    The backbone does not change. Features are computed once and stored beside the output until the head is saved, so that a
+    killed run resumes. Slides are held out by patient where there are several, else one by one, in five groups at most; the
+    penalty is chosen on them, and every gene and class is scored on them.
 
     Args:
         model: Folder or Hub id of a checkpoint.
         dataset: Dataset folder written by ``delst prepare``, or a dataset id of the Hub.
         output: Checkpoint folder to make.
         target: "expression" or "labels".
-        train_slides: Slides to fit on; by default those of the pretraining that are in the dataset, else its split "train". Of
-            slides whose spots are split, the training spots.
+        train_slides: Slides to fit on; by default those of the pretraining that are in the dataset, else its split "train".
+            Slides whose spots are split give their training spots.
         ignore_labels: Labels that are not a class of tissue.
-        features: For a model that was trained on features made elsewhere, their folder.
+        features: Folder of the features, for a model that was trained on features made elsewhere.
         features_patch_px: As in `data.feature_files.read_patch_features`.
         batch_size: As in `shards.run`.
         num_workers: As in `shards.run`.
         progress: As in `shards.run`.
 
     Returns:
-        What the record of the checkpoint says under ``head``.
+        The entry ``head`` of the checkpoint's record.
 
     Raises:
-        ValueError: If an option is not one of those allowed, slides are unknown or too few, genes or patches do not fit.
+        ValueError: If an option has a value that is not allowed, slides are unknown or too few, or genes or patches do not
+            fit the model.
         FileExistsError: If `output` exists.
-        OSError: If it cannot be made; before the work.
+        OSError: If it cannot be made; raised before the work.
 
     Examples:
         >>> head = fit_head("runs/toy/pretrain/model", "runs/toy/data", "heads/expression", num_workers=0, progress=False)
@@ -125,7 +126,7 @@ def fit_head(
             facts["colours"] = colour_record(shards.column("colours"))
             facts["patch_encoding"] = str(PatchEncoding.of(some_images(study.subset(slides), _IMAGES)) or "unknown")
         record = {**predictor.record, **training_record(head=head | found)}
-        # What the head was fitted on is what a prediction is compared with; the pretraining keeps its own list of slides.
+        # Predictions are compared with the data of the head's fit; the slides of the pretraining stay listed.
         record["data"] = {**facts, "patch_um": predictor.data.get("patch_um", facts["patch_um"])}
         card = partial(model_card, repo_id=Path(output).name)
         save_checkpoint_folder(output, fitted, predictor.processor, record, replace=False, card=card)
@@ -138,7 +139,7 @@ def _check_free(output: str | os.PathLike) -> None:
 
 
 def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[str]:
-    """Choose slides to fit on: those named, of the pretraining, or of the split "train" of a folder that holds some out."""
+    """Choose slides to fit on: the named ones, else those of the pretraining, else the split "train" of a split dataset."""
     study.check_images(named)
     own = study.split_of_slide
     trained = [slide for slide in predictor.record.get("train_slides", []) if slide in own]
@@ -146,17 +147,17 @@ def _slides(predictor: Predictor, study: Study, named: Sequence[str]) -> list[st
     slides = list(dict.fromkeys(named)) or trained or training
     if not slides:
         raise ValueError(
-            f"the model {predictor.name} was pretrained on no slide of this dataset, which holds {study.slide_ids}. Say which "
-            "to fit on, and leave out those to be scored later (--train-slides)."
+            f"the model {predictor.name} was pretrained on no slide of this dataset, which holds {study.slide_ids}. Name "
+            "slides to fit on, without those to be scored later (--train-slides)."
         )
     departing = [slide for slide in slides if own[slide] in ("validation", "test")]
     if departing:
-        logger.warning("Fits on %s, which the dataset holds out: its split is departed from.", ", ".join(departing))
+        logger.warning("Fits on %s, which the dataset's own split holds out.", ", ".join(departing))
     return slides
 
 
 def _folds(rows: pd.DataFrame) -> np.ndarray:
-    """Return the fold of each row: patients where there are several, else slides; of many, several at a time."""
+    """Return the fold of each row: its patient where there are several, else its slide; many are joined into a few folds."""
     groups = rows["patient_id"] if rows["patient_id"].nunique() > 1 else rows["slide_id"]
     return joined_groups(groups.to_numpy(dtype=str), MAX_INNER_FOLDS)
 
@@ -166,7 +167,7 @@ def _expression(
 ) -> tuple[DelstForGeneExpressionPrediction, dict[str, Any]]:
     """Return the expression head with its scores: one pass over features and counts to fit, one to score."""
     folds, slides = _folds(rows), joined_groups(rows["slide_id"].to_numpy(dtype=str), MAX_INNER_FOLDS)
-    # The genes by which the evaluation chooses a penalty too.
+    # The evaluation chooses its penalty by these genes too.
     deciding = most_variable_of_blocks(measured_values(spots, collator), Evaluation.num_genes)
     origin = next(iter(shards))["features"][0].astype(np.float64)
     by_fold: dict[tuple[str, bytes], Moments] = {}
@@ -182,10 +183,10 @@ def _expression(
         means = model.delst.gene_model.missing_values.float()
         model.regressor.weight.copy_(torch.from_numpy(ridge.weight.T.copy()))
         model.regressor.bias.copy_(torch.from_numpy(ridge.bias - origin @ ridge.weight) - means)
-    # JSON knows no NaN: a gene that could not be scored has none.
+    # JSON has no NaN: a gene that could not be scored gets None.
     known = {name: [None if np.isnan(value) else round(value, 4) for value in scores[name]] for name in scores}
     if choice.alpha in (choice.alphas[0], choice.alphas[-1]):
-        logger.warning("the penalty %g is the smallest or largest that was tried", choice.alpha)
+        logger.warning("the chosen penalty %g is the smallest or largest of those tried", choice.alpha)
     return model, {
         "method": "ridge",
         "alpha": choice.alpha,
@@ -210,7 +211,7 @@ def _add(
     targets: np.ndarray,
     mask: np.ndarray,
 ) -> None:
-    """Add rows to the sums of their groups (rows,) and panels."""
+    """Add rows to the sums of their group and their panel of measured genes."""
     rows = pd.DataFrame({"group": groups, "panel": [row.tobytes() for row in mask]})
     parts: Any = rows.groupby(["group", "panel"]).indices
     for key, here in parts.items():
@@ -219,7 +220,7 @@ def _add(
 
 
 def _pairs(shards: Shards, spots: Dataset, collator: DelstCollator, origin: np.ndarray) -> Any:
-    """Yield positions, features less `origin` (rows, width), targets and mask (rows, genes) of the spots of each shard."""
+    """Yield positions, features minus `origin` (rows, width), targets and mask (rows, genes) of the spots of each shard."""
     table, start = SpotRows(spots.remove_columns("image")), 0
     for shard in shards:
         places = np.arange(start, start + len(shard["features"]))

@@ -1,4 +1,4 @@
-"""How well each gene and class is predicted on slides that were left out of the fit, with intervals."""
+"""Scores of each gene and class on slides that were held out of the fit, with intervals."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from ..evaluation.preparation import nanmean
 from ..evaluation.uncertainty import Bootstrap
 from .ridge import correlation
 
-# Neighbouring spots are alike: where there are too few slides to draw, strips of them are drawn, never single spots.
+# Neighbouring spots are alike: where there are too few slides to resample, strips of slides are resampled, never single spots.
 _STRIPS = 8
 _ENOUGH_SLIDES = 5
 _GENES_AT_ONCE = 256
 
 
 def strips(slides: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return number the strips into which each slide is cut along y, with equally many spots each (spots,)."""
+    """Return for each spot (spots,) the number of its strip; slides are cut along y into strips of equally many spots."""
     of_slide = pd.Series(y).groupby(slides)
     size = of_slide.transform("size")
     strip = (of_slide.rank(method="first") - 1) * size.clip(upper=_STRIPS) // size
@@ -24,11 +24,11 @@ def strips(slides: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class PearsonSums:
-    """Sums of predictions and targets by strip, gene by gene: what Pearson correlations and their intervals need.
+    """Sums of predictions and targets by strip and gene, from which Pearson correlations and their intervals follow.
 
     Args:
         slides: (strips,) the slide of each strip.
-        genes: How many.
+        genes: Number of genes.
     """
 
     def __init__(self, slides: Sequence[str], genes: int):
@@ -51,7 +51,7 @@ class PearsonSums:
     def scores(self, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Return pearson, pearson_low and pearson_high by gene: the mean over slides of the correlation within each.
 
-        The interval of 95 % is that of other slides where there are five or more, else that of other strips of these slides.
+        The 95 % interval resamples slides where there are five or more, else strips of these slides.
         """
         names = list(dict.fromkeys(self.slides))
         over_slides = len(names) >= _ENOUGH_SLIDES
@@ -90,7 +90,7 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 
 
 def class_scores(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """Return f1, precision, recall and spots by class, on labels (rows,) that were left out of the fit."""
+    """Return f1, precision, recall and spots by class, on labels (rows,) that were held out of the fit."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, number = precision_recall_fscore_support(

@@ -1,6 +1,6 @@
-"""A checkpoint as models of LazySlide (extra ``lazyslide``): for its tiles, and for features of tiles that it made.
+"""A checkpoint as models of LazySlide (extra ``lazyslide``): one for its tiles, one for features of its tiles.
 
-LazySlide asks a model for a few methods and for no base class, so nothing of it is imported here.
+LazySlide needs only a few methods of a model and no base class, so it is not imported here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +17,18 @@ RADIUS = "delst_radius"
 
 
 class LazySlideModel:
-    """What both models share.
+    """Base of both models.
 
     Args:
         model: Folder or Hub id of a checkpoint, or a loaded one.
-        heads: Further heads of the same backbone.
+        heads: Further heads on the same backbone.
         genes: Genes to predict; by default all that the head knows.
         min_pearson: Leave out genes whose held-out Pearson is lower.
 
     Attributes:
         model: The towers, a `DelstModel`.
-        name: Name of the checkpoint, by which results are stored.
-        columns: Names of what is predicted: genes, "p_" and a class, and the radius where the geometry has one.
+        name: Name of the checkpoint, under which results are stored.
+        columns: Names of the predicted columns: genes, "p_" and a class, and the radius where the geometry has one.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class LazySlideModel:
         self.columns = (*names, *([RADIUS] if self.model.config.geometry != "cosine" else []))
 
     def get_transform(self) -> Callable[[Any], Tensor] | None:
-        """Return what makes a tile an input of the model; None for features."""
+        """Return the function that turns a tile into an input of the model; None for features."""
         return None
 
     def to(self, device: Any) -> "LazySlideModel":
@@ -55,10 +55,10 @@ class LazySlideModel:
         return self
 
     def try_compile(self, **options: Any) -> None:
-        """Compile nothing: heads are small, and a backbone of any kind may not allow it."""
+        """Do nothing: heads are small, and not every backbone can be compiled."""
 
     def _named(self, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Name the columns (tiles,) of what the predictor found."""
+        """Return name -> column (tiles,) of the predictor's arrays."""
         parts = [found[name] for name in ("expression", "probabilities") if name in found]
         if RADIUS in self.columns:
             parts.append(found["radius"][:, None])
@@ -69,9 +69,9 @@ class LazySlideModel:
 
 
 class LazySlideTiles(LazySlideModel):
-    """For ``lazyslide.tl.tile_prediction`` and ``lazyslide.tl.feature_extraction``.
+    """Model for ``lazyslide.tl.tile_prediction`` and ``lazyslide.tl.feature_extraction``.
 
-    Tiles must have the micrometres that the model was trained on: ``patch_um`` of the predictor.
+    Tiles must have the side in micrometres that the model was trained on: ``patch_um`` of the predictor.
 
     Examples:
         >>> model = LazySlideTiles("runs/toy/expression", min_pearson=-1.0)
@@ -109,7 +109,7 @@ class LazySlideTiles(LazySlideModel):
 
 
 class LazySlideFeatures(LazySlideModel):
-    """For ``lazyslide.tl.feature_prediction``, on features that `LazySlideTiles` or the model's own encoder made.
+    """Model for ``lazyslide.tl.feature_prediction``, on features from `LazySlideTiles` or from the model's own encoder.
 
     Examples:
         >>> model = LazySlideFeatures("runs/toy/expression")
@@ -120,7 +120,7 @@ class LazySlideFeatures(LazySlideModel):
 
     @property
     def features_model_name(self) -> str:
-        """The model whose features are read unless another table is named."""
+        """Name of the model whose features are read unless another table is named."""
         return self.name
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class LazySlideFeatures(LazySlideModel):
         width = self.model.config.vision_feature_size
         if values.ndim != 2 or values.shape[1] != width:
             raise ValueError(
-                f"the features have the shape {tuple(values.shape)}, the model {self.name} reads (tiles, {width}). Make them "
-                "with LazySlideTiles of the same checkpoint, or with the encoder that it was trained on."
+                f"the features have the shape {tuple(values.shape)}, but the model {self.name} reads (tiles, {width}). Make "
+                "them with LazySlideTiles of the same checkpoint, or with the encoder that it was trained on."
             )
         return self._named(self.predictor.from_features(values))

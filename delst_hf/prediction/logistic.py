@@ -1,4 +1,4 @@
-"""Classes of tissue by logistic regression on frozen features, the penalty chosen on slides that are left out."""
+"""Classes of tissue by logistic regression on frozen features, with the penalty chosen on held-out slides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Logistic:
     Attributes:
         weight: (width, classes), on unscaled features.
         bias: (classes,).
-        classes: Names, in the order of the columns.
-        strength: The one of `STRENGTHS` that was chosen.
+        classes: Names of the classes, in the order of the columns.
+        strength: The chosen one of `STRENGTHS`.
         held_out: (rows,) the class predicted for each row by the fit that left its fold out; "" where no fold held it.
     """
 
@@ -36,17 +36,17 @@ def fit_logistic(
 ) -> Logistic:
     """Fit a multinomial logistic regression with balanced classes.
 
-    The strength is that of the highest mean macro-F1 over groups that are left out; on a tie the stronger penalty. Classes are
-    balanced, so probabilities are those of a slide with equally much of each.
+    The chosen strength has the highest mean macro-F1 over held-out groups; on a tie, the stronger penalty wins. Classes are
+    balanced, so probabilities hold for a slide with equal shares of all classes.
 
     Args:
         features: (rows, width).
         labels: (rows,) names.
         groups: (rows,) the slide or patient of each row.
-        strengths: To choose from, ascending.
+        strengths: Strengths to choose from, ascending.
 
     Raises:
-        ValueError: If there are fewer than two classes, or no group can be left out.
+        ValueError: If there are fewer than two classes, or no group can be held out.
     """
     classes = sorted(set(labels.tolist()))
     if len(classes) < 2:
@@ -57,7 +57,7 @@ def fit_logistic(
     folds = [fold for fold in group_folds(groups, MAX_INNER_FOLDS) if len(set(labels[fold[0]].tolist())) > 1]
     if not folds:
         raise ValueError(
-            "leaving any slide out leaves a single class, so no penalty can be chosen. Train on more annotated slides."
+            "whichever slide is left out, a single class remains, so no penalty can be chosen. Train on more annotated slides."
         )
     best, held_out, chosen = -1.0, np.empty(0, dtype=object), strengths[0]
     for strength in strengths:
@@ -82,6 +82,6 @@ def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.
     model.fit(scaler.transform(features), labels)
     weight, bias = model.coef_.T / scaler.scale[:, None], model.intercept_
     bias = bias - scaler.mean @ weight
-    if weight.shape[1] == 1:  # of two classes scikit-learn keeps the difference
+    if weight.shape[1] == 1:  # for two classes scikit-learn keeps the difference only
         weight, bias = np.hstack([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
     return weight, bias, [str(name) for name in model.classes_]

@@ -1,4 +1,4 @@
-"""Predictions as files of the field: AnnData as scanpy and squidpy draw it, SpatialData, or a table in parquet.
+"""Predictions as files: AnnData as scanpy and squidpy draw it, SpatialData, or a parquet table.
 
 Shards are read one at a time, so an .h5ad or a table of a million patches needs no more memory than one of a thousand.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SUFFIXES = (".h5ad", ".zarr", ".parquet")
-# Longer side of the pictures in uns["spatial"], as Space Ranger makes them.
+# Longer side of the pictures in uns["spatial"], as in Space Ranger's output.
 _HIRES_PX, _LOWRES_PX = 2000, 600
 _ROWS_PER_CHUNK = 512
 _KEPT = ("slide_id", "array_row", "array_col", "tissue_fraction", "label")
@@ -32,18 +32,18 @@ _KEPT = ("slide_id", "array_row", "array_col", "tissue_fraction", "label")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted of the patches of a source.
+    """The predictions for the patches of a source.
 
     Attributes:
         source: The patches.
-        shards: The arrays, in the order of its rows.
+        shards: The predicted arrays, in the order of the rows of `source`.
         predicted: The genes of the array ``expression``, in order.
-        genes: Those to write, one row each, with their held-out scores.
+        genes: The genes to write, one row each, with their held-out scores.
         classes: Names of the columns of ``probabilities``.
         signatures: Name -> weights of predicted genes.
         distance: (patches,) distance to the nearest spots of a reference; None without one.
-        provenance: What ``uns["delst"]`` says.
-        reference: Spots that the array ``neighbours`` points into; None without it.
+        provenance: Content of ``uns["delst"]``.
+        reference: Spots that the array ``neighbours`` points to; None without it.
     """
 
     source: PatchSource
@@ -61,18 +61,18 @@ class Prediction:
         return shard["expression"][:, self._columns(self.genes.index)]
 
     def _columns(self, genes: Iterable[str]) -> list[int]:
-        """Return where these genes stand in the array ``expression``; of several of one name the first."""
+        """Return the columns of these genes in the array ``expression``; the first, where several have one name."""
         place = {gene: i for i, gene in reversed(list(enumerate(self.predicted)))}
         return [place[gene] for gene in genes]
 
     def reliability(self) -> tuple[np.ndarray, str] | tuple[None, str]:
-        """Return how far to believe each patch (patches,), and by which confidence; None and "" where there is none."""
+        """Return how far to trust each patch (patches,), and by which confidence; None and "" where there is none."""
         rows = self.source.rows
         slides = rows["slide_id"].to_numpy(str) if "slide_id" in rows else np.zeros(len(rows))
         return reliability(self.shards.column("radius"), self.distance, slides)
 
     def table(self) -> pd.DataFrame:
-        """Return what is known of every patch in one number or word: where it lies, radius, class, signatures, reliability."""
+        """Return one row per patch, of single numbers and words: array position, radius, class, signatures, reliability."""
         rows = self.source.rows
         found = rows[[name for name in _KEPT if name in rows]].copy()
         if "label" in found and found["label"].isna().all():
@@ -101,15 +101,15 @@ class Prediction:
 
 
 def write_prediction(output: Path, prediction: Prediction, overwrite: bool = False) -> None:
-    """Write .h5ad, .zarr or .parquet, whole or not at all.
+    """Write .h5ad, .zarr or .parquet, completely or not at all.
 
     Args:
-        output: What to write.
-        prediction: What it holds.
-        overwrite: Whether what stands there, or came there during the run, may be replaced.
+        output: File or folder to write.
+        prediction: Its content.
+        overwrite: Whether an output that exists, or appeared during the run, may be replaced.
 
     Raises:
-        FileExistsError: If it may not.
+        FileExistsError: If it exists and may not be replaced.
         OSError: If the disk is full.
     """
     with full_disk_explained(output):
@@ -122,13 +122,13 @@ def write_prediction(output: Path, prediction: Prediction, overwrite: bool = Fal
 
 
 def full_disk_explained(output: Path) -> AbstractContextManager[None]:
-    """Say what to do where the disk runs full."""
-    then = "Free some space and run the same command again: it goes on from what is predicted"
+    """Say what to do if the disk runs full."""
+    then = "Free some space and run the same command again: it resumes from what is predicted already"
     return disk_explained(output, f"{output.name} was not touched. {then}")
 
 
 def skeleton(prediction: Prediction) -> "AnnData":
-    """Return an AnnData of all but the two large arrays, X and obsm["X_delst"].
+    """Return an AnnData with all but the two large arrays, X and obsm["X_delst"].
 
     Returns:
         obs as `Prediction.table`, var with the held-out scores, obsm["spatial"] in pixels of the full resolution,
@@ -152,7 +152,7 @@ def skeleton(prediction: Prediction) -> "AnnData":
 
 
 def _spatial(source: PatchSource) -> dict[str, Any]:
-    """Return uns["spatial"] as Space Ranger's readers make it."""
+    """Return uns["spatial"] in the layout of scanpy's readers of Space Ranger."""
     found: dict[str, Any] = {}
     for name, picture in source.pictures.items():
         height = source.shapes[name][0]
@@ -214,7 +214,7 @@ def _write_parquet(output: Path, prediction: Prediction, overwrite: bool) -> Non
 
 
 def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Prediction) -> pd.DataFrame:
-    """Return one column per gene, per class ("p_...") and per coordinate of the embedding ("X_delst_..."), beside the table."""
+    """Add one column per gene, class ("p_..."), neighbour and coordinate of the embedding ("X_delst_...") to the table."""
     parts = [table]
     if len(prediction.genes):
         names = [f"{gene}_predicted" if gene in table else gene for gene in prediction.genes.index]
@@ -232,10 +232,10 @@ def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Predict
 
 
 def check_spatialdata(output: Path) -> None:
-    """Raise an ImportError if .zarr is asked for and spatialdata is not installed."""
+    """Raise an ImportError if the output is .zarr and spatialdata is not installed."""
     if output.suffix == ".zarr" and find_spec("spatialdata") is None:
         raise ImportError(
-            f"{output.name} is SpatialData, which is not installed: pip install 'delst-hf[spatialdata]', or write .h5ad."
+            f"{output.name} needs SpatialData, which is not installed: pip install 'delst-hf[spatialdata]', or write .h5ad."
         )
 
 

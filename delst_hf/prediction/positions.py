@@ -1,6 +1,6 @@
-"""Where patches are to lie on a slide: x and y of a table, an AnnData, a dataset folder or a file of features, by one rule.
+"""Positions of patches on a slide, read from a table, an AnnData, a dataset folder or a file of features, by one rule.
 
-Files are looked at piece by piece before they are in memory as a whole; what comes of any source passes `check_places`.
+Files are checked piece by piece before they are loaded completely; positions from any source pass `check_places`.
 """
 
 import logging
@@ -25,22 +25,22 @@ from ..evaluation.neighbours import blocks
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 100_000
-# Columns of x, of y and, if it is there, of 1 for spots on tissue: of Space Ranger and of the spot detector of legacy arrays,
-# whose x and y are places of the array, before anybody's.
+# Columns of x, of y and, optional, of 1 for spots on tissue. Space Ranger and the spot detector of legacy arrays come first:
+# the x and y of that detector are positions on the array, not pixels.
 _COLUMNS = (
     ("pxl_col_in_fullres", "pxl_row_in_fullres", "in_tissue"),
     ("pixel_x", "pixel_y", "selected"),
     ("x", "y", "in_tissue"),
 )
 _OF_SPACE_RANGER = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
-# How tables call the names of spots; R and pandas leave the first column without a name.
+# Columns that hold the names of spots; R and pandas leave the first column without a name.
 _NAMES_OF_SPOTS = ("barcode", "barcodes", "unnamed: 0")
-# Of so few rows many may be of one place: nothing is lost by predicting it again.
+# In a table of no more rows than this, positions may repeat: predicting some of them again costs little.
 _FEW = 10_000
 
 
 def check_positions(path: str) -> None:
-    """Refuse positions that are not there, before the slide is opened.
+    """Refuse a file of positions that does not exist, before the slide is opened.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -53,7 +53,7 @@ def check_positions(path: str) -> None:
 
 
 def read_positions(path: str, shape: tuple[int, ...] | None = None) -> pd.DataFrame:
-    """Read x and y in pixels of the full-resolution image: of a CSV or parquet, of an .h5ad, or of a dataset folder.
+    """Read x and y, in pixels of the full-resolution image, from a CSV or parquet, an .h5ad, or a dataset folder.
 
     Args:
         path: The file or folder.
@@ -80,7 +80,7 @@ def read_positions(path: str, shape: tuple[int, ...] | None = None) -> pd.DataFr
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()][0]
             raise ValueError(
-                f"{file.name}: the barcode {twice!r} stands in several rows. Give each position a name of its own."
+                f"{file.name}: the barcode {twice!r} is in several rows. Give each position a name of its own."
             )
         return table
 
@@ -88,20 +88,20 @@ def read_positions(path: str, shape: tuple[int, ...] | None = None) -> pd.DataFr
 def check_places(
     table: pd.DataFrame, name: str, shape: tuple[int, ...] | None = None, side: float = np.inf
 ) -> pd.DataFrame:
-    """Refuse positions that cannot be those of patches of a slide, whatever they were read from.
+    """Refuse positions that cannot be patches of a slide, whatever they were read from.
 
     Args:
-        table: x and y in pixels of the image; the index names them.
-        name: What to call them in messages.
+        table: x and y in pixels of the image; the index names the positions.
+        name: Name of the source in messages.
         shape: (height, width) of the image; None where it is not known.
-        side: Of a patch in pixels: one that shows nothing of the image is refused.
+        side: Side of a patch in pixels; a patch that lies fully outside the image is refused.
 
     Returns:
         x and y alone, as float64.
 
     Raises:
         ValueError: If there is no position, one is not a pair of finite numbers or lies beyond the image, there are more
-            than the image has pixels, or most rows are of the same places.
+            than the image has pixels, or most rows repeat positions.
 
     Examples:
         >>> check_places(pd.DataFrame({"x": [3, 1e12], "y": [4, 5]}, index=["a", "b"]), "places.csv", (60, 80), side=10)
@@ -134,8 +134,8 @@ def _of_dataset(path: str, shape: tuple[int, ...] | None) -> pd.DataFrame:
     size = tuple(int(study.slides[name].iloc[0]) for name in ("image_height", "image_width"))
     if shape is not None and all(size) and size != tuple(shape[:2]):
         raise ValueError(
-            f"the positions in {path} are pixels of an image of {size[1]} x {size[0]} px, and this one has {shape[1]} x "
-            f"{shape[0]} px. Give the image that the dataset was made of, or positions in pixels of this one."
+            f"the positions in {path} are pixels of an image of {size[1]} x {size[0]} px, but this image has {shape[1]} x "
+            f"{shape[0]} px. Give the image that the dataset was made from, or positions in pixels of this one."
         )
     spots = study.spots.select_columns(["x", "y", "barcode", "array_row", "array_col"])
     _look_through((piece.to_pandas() for piece in spots.with_format("arrow").iter(_ROWS_AT_ONCE)), path, shape)
@@ -154,7 +154,7 @@ def _of_anndata(file: Path, shape: tuple[int, ...] | None) -> pd.DataFrame:
 
 
 def _anndata_pieces(file: Path) -> Iterator[pd.DataFrame]:
-    """Yield the positions of an .h5ad, where they are an array of two columns or more; what else they are is said later."""
+    """Yield the positions of an .h5ad if they are an array of two columns or more; anything else is refused later."""
     import h5py
 
     with h5py.File(file, "r") as opened:
@@ -189,7 +189,7 @@ def _name_of_spots(columns: Iterable[str]) -> str | None:
 
 
 def _header(file: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """Return the names of the columns of a text as options of `pandas.read_csv`; Space Ranger 1 wrote none."""
+    """Return the column names of a text file as options of `pandas.read_csv`; Space Ranger 1 wrote no header."""
     with open_packed(file) as opened:
         header = pd.read_csv(opened, **(told | {"nrows": 0})).columns.tolist()
     numbers = pd.to_numeric(pd.Series(header[1:]), errors="coerce")
@@ -208,14 +208,14 @@ def _parquet_pieces(file: Path) -> Iterator[pd.DataFrame]:
 
 
 def in_pixels(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return a table of places with x and y in pixels, whatever wrote it, without those that are not on tissue.
+    """Return a table of positions with x and y in pixels, whatever wrote it, without positions that are not on tissue.
 
     Args:
-        table: With x and y, or a table of Space Ranger or of a spot detector; the index names the places.
-        name: What to call it in messages.
+        table: With x and y, or a table of Space Ranger or of a spot detector; the index names the positions.
+        name: Name of the table in messages.
 
     Raises:
-        ValueError: If no columns of places are there, or no place is on tissue.
+        ValueError: If there are no columns of positions, or no position is on tissue.
 
     Examples:
         >>> in_pixels(pd.DataFrame({"in_tissue": [0, 1], "pxl_row_in_fullres": 5, "pxl_col_in_fullres": [3, 4]}), "a.csv")
@@ -246,12 +246,12 @@ def _look_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, .
 
 
 def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, ...] | None) -> Iterator[pd.DataFrame]:
-    """Yield pieces of a table as long as it can be one of positions.
+    """Yield pieces of a table while it can be a table of positions.
 
-    A table of some kilobytes can hold millions of rows that are all alike, each of which would be a patch to predict.
+    A table of a few kilobytes can hold millions of identical rows, each of which would be a patch to predict.
 
     Raises:
-        ValueError: If x or y is missing, there are more rows than the image has pixels, or most rows are of the same places.
+        ValueError: If x or y is missing, there are more rows than the image has pixels, or most rows repeat positions.
     """
     rows, look_at, places = 0, _FEW, []
     for piece in pieces:
@@ -263,23 +263,23 @@ def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int,
                 "positions of this image, or the image at full resolution."
             )
         places.append(piece[columns].drop_duplicates())
-        if rows > look_at:  # each time there are twice as many, or the places would be compared over and over
+        if rows > look_at:  # only when the rows have doubled: comparing them all each time would be slow
             places, look_at = [pd.concat(places, ignore_index=True).drop_duplicates()], 2 * rows
             if 2 * len(places[0]) < rows:
                 x, y = piece[columns].iloc[-1]
                 raise ValueError(
-                    f"{name}: its first {rows} rows are of {len(places[0])} places only, x = {x} and y = {y} among them. "
+                    f"{name}: its first {rows} rows hold only {len(places[0])} positions, such as x = {x} and y = {y}. "
                     "Give each position once."
                 )
         yield piece
 
 
 def _columns(names: list[str], name: str) -> tuple[str, str, str]:
-    """Return the columns of x, of y, and of whether a place is on tissue, which need not be there."""
+    """Return the names of the columns of x, of y, and of whether a position is on tissue; the last may be absent."""
     found = next((columns for columns in _COLUMNS if set(columns[:2]) <= set(names)), None)
     if found is None:
         raise ValueError(
             f"{name}: columns {some_of(names)} found. Needed: x and y, in pixels of the full resolution, or the table of "
-            "positions of Space Ranger as it is. Put a line of names above the first row, if it has none."
+            "positions of Space Ranger unchanged. Put a line of names above the first row, if there is none."
         )
     return found

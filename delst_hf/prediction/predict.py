@@ -45,16 +45,16 @@ class PatchChoice:
     Attributes:
         mpp: Micrometres per pixel; None for what the file states.
         patch_um: Side of a patch; None for that of the model's training.
-        stride_um: From one patch of the grid to the next; None for the side of a patch.
-        min_tissue: Share of a patch that must be tissue.
+        stride_um: Distance from one patch of the grid to the next; None for the side of a patch.
+        min_tissue: Least share of tissue in a patch.
         mask: Where tissue is: a mask image or GeoJSON; None to find it by its colour.
-        positions: CSV or parquet with x and y in pixels or as Space Ranger writes it, an .h5ad with obsm["spatial"], or such a
-            table: patches there and not on a grid, but for those that are not in_tissue.
-        image: Of an .h5ad, the full-resolution image in place of the reduced one in the file.
-        slides: Of a dataset folder; all by default.
-        species: Of the slide, to compare with the model's.
-        features: Of a dataset folder, the folder of features made elsewhere, for a model that was trained on these.
-        features_patch_px: Side of their patches in pixels of the full resolution, where no file says it.
+        positions: Positions of patches, in place of a grid: CSV or parquet with x and y in pixels or as Space Ranger writes
+            it, an .h5ad with obsm["spatial"], or such a table. Positions that are not in_tissue are left out.
+        image: Full-resolution image of an .h5ad, in place of the reduced one in the file.
+        slides: Slides of a dataset folder; all by default.
+        species: Species of the slide, to compare with the model's.
+        features: Folder of features of a dataset folder, for a model that was trained on features made elsewhere.
+        features_patch_px: Side of the patches of `features` in pixels of the full resolution, where no file states it.
 
     Examples:
         >>> PatchChoice(mpp=0.5, stride_um=56.0).min_tissue
@@ -90,31 +90,30 @@ def predict_slide(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Prediction:
-    """Predict what a model knows of a slide, and write it.
+    """Predict what a model knows of a slide, and write it to a file.
 
     Args:
         model: Folder or Hub id of a checkpoint: a head that was fitted by `fit_head`, or a pretrained `DelstModel`, which gives
             embeddings alone.
         source: An image of a slide, a dataset folder or dataset id, an .h5ad with positions, or, for a model that reads
-            features
-            made elsewhere, the file of a slide's features.
+            features made elsewhere, the file of a slide's features.
         output: .h5ad, .zarr (SpatialData) or .parquet to write.
-        heads: Further heads of the same backbone, such as one for labels.
+        heads: Further heads on the same backbone, such as one for labels.
         genes: Genes to predict; by default all that the head knows.
         signatures: name -> {"genes": [names] or {name: weight}}: the weighted mean of their predicted expression.
         min_pearson: Leave out genes whose held-out Pearson is lower.
-        reference: Folder with the reference of `delst reference`; by default that beside the model, if there is one.
-        choice: Which patches.
+        reference: Folder with the reference of `delst reference`; by default that of the model, if it has one.
+        choice: Which patches to predict.
         batch_size: As in `shards.run`.
         num_workers: As in `shards.run`.
         progress: As in `shards.run`.
         overwrite: Replace a file at `output`.
 
     Returns:
-        What was written.
+        The prediction that was written.
 
     Raises:
-        ValueError: If an option, the slide, its scale or the genes are not such that it can be predicted.
+        ValueError: If an option, the slide, its scale or the genes do not allow a prediction.
         FileExistsError: If `output` exists.
 
     Examples:
@@ -165,11 +164,11 @@ def predict_slide(
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that could not be written, before any work; beside one that is there clear up what a killed run left.
+    """Refuse an output that could not be written, before any work; beside one that exists, remove what a killed run left.
 
     Args:
-        output: Where the prediction will be.
-        overwrite: It may be replaced.
+        output: Path of the prediction.
+        overwrite: Whether it may be replaced.
 
     Raises:
         ValueError: If its suffix is not one of those allowed.
@@ -187,7 +186,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
-    """Open whatever there is to predict: an .h5ad, a dataset folder or Hub id, else an image.
+    """Open any source of patches: an .h5ad, a file of features, a dataset folder or Hub id, else an image.
 
     Raises:
         FileNotFoundError: If it looks like a path and nothing is there.
@@ -234,7 +233,7 @@ def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice
 
 
 def check_species(predictor: Predictor, species: str) -> None:
-    """Refuse a slide of another species than that of the model's genes, where both are known.
+    """Refuse a slide of another species than the model's genes, where both are known.
 
     Raises:
         ValueError: Naming both.
@@ -244,16 +243,16 @@ def check_species(predictor: Predictor, species: str) -> None:
     if species and trained and canonical_species(species) not in trained:
         raise ValueError(
             f"the slide is of {canonical_species(species)}, but the model {predictor.name} was trained on "
-            f"{', '.join(sorted(trained))}. Take a model of that species, or translate its genes into orthologues first."
+            f"{', '.join(sorted(trained))}. Use a model of the slide's species, or translate its genes to orthologues first."
         )
 
 
 def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Predictor) -> dict[str, dict[str, float]]:
-    """Return weights of the genes of each signature that the head predicts; those it does not know are named.
+    """Return the weights of the genes of each signature that the head predicts; warn of genes that it does not.
 
     Raises:
-        ValueError: If the head predicts no gene of a signature, or fewer than half of them: the score would pass under a name
-            that it does not deserve.
+        ValueError: If the head predicts no gene of a signature, or fewer than half of them: the score would not be that of the
+            signature.
     """
     known = set(predictor.genes.index)
     found = {}
@@ -269,8 +268,8 @@ def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Pr
         missing = [gene for gene in weights if gene not in known]
         if signature.get("genes") and 2 * len(there) < len(weights):
             raise ValueError(
-                f"the head predicts {len(there)} of the {len(weights)} genes of the signature {name!r}; half of them is the "
-                f"least. Absent: {', '.join(missing[:8])}.{did_you_mean(missing[:8], known)} Leave the signature out, or fit a "
+                f"the head predicts {len(there)} of the {len(weights)} genes of the signature {name!r}; the least is half of "
+                f"them. Absent: {', '.join(missing[:8])}.{did_you_mean(missing[:8], known)} Leave the signature out, or fit a "
                 "head on a vocabulary that holds its genes."
             )
         if missing:
@@ -285,14 +284,14 @@ def signature_weights(signatures: Mapping[str, Mapping[str, Any]], predictor: Pr
 def _parts_of_signatures(
     signatures: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, str]]:
-    """Return of how many of its genes the score of each signature is, for uns["delst"]."""
+    """Return how many genes of each signature are in its score, in words for uns["delst"]."""
     asked = {name: len(one.get("genes") or one.get("profile") or ()) for name, one in signatures.items()}
     parts = {name: f"{len(found)} of {asked[name]} genes" for name, found in weights.items()}
     return {"signatures": parts} if parts else {}
 
 
 def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, Any]:
-    """Return what uns["delst"] says: model, revision, patches, date and versions, as strings and numbers."""
+    """Return the content of uns["delst"]: model, revision, patches, date and versions, as strings and numbers."""
     facts: dict[str, Any] = {
         "model": public_text(str(predictor.name)),
         "revision": str(getattr(predictor.model.config, "_commit_hash", None) or ""),
@@ -309,7 +308,7 @@ def provenance(predictor: Predictor, source: PatchSource | None) -> dict[str, An
 
 
 def state_of(path: str | os.PathLike) -> list[Any]:
-    """Name, sizes and times of a file or of those in a folder: another file is another prediction."""
+    """Return path, sizes and times of a file or of the files in a folder, which change when the content does."""
     root = Path(path)
     files = sorted(one for one in root.rglob("*") if one.is_file()) if root.is_dir() else [root] * root.is_file()
     return [str(path), [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files[:5000]]]

@@ -31,20 +31,20 @@ SCORES = ("pearson", "pearson_low", "pearson_high")
 
 @dataclass
 class Predictor:
-    """What `load_predictor` returns.
+    """A loaded checkpoint with its heads; `load_predictor` returns one.
 
     Attributes:
         name: Folder or Hub id of the checkpoint.
         model: Its towers and projections, in eval mode.
         processor: Its processor.
         record: The record of its training, with that of its head under ``head``.
-        data: What the record says of the data of the training; empty where it says nothing.
+        data: Facts of the training data, from the record; empty where it has none.
         genes: One row per gene that the expression head predicts, in its order, with `SCORES` where they are known.
-        expression: The head as a layer from features to all of `genes`; None without one.
+        expression: The expression head as a layer from features to all of `genes`; None without one.
         classes: Names of the classes, in the order of the logits.
-        classifier: The head as a layer; None without one.
+        classifier: The head for classes as a layer; None without one.
         configs: Configuration of each head, by "expression" and "classifier": it says how the head reads features.
-        backbone: The model's backbone as it is run without gradients, on the device that `to` chose.
+        backbone: The model's backbone, run without gradients on the device that `to` chose.
 
     Examples:
         >>> predictor = load_predictor("runs/toy/expression")
@@ -69,7 +69,7 @@ class Predictor:
 
     @property
     def patch_px(self) -> int:
-        """Side of the model's input."""
+        """Side of the model's input in pixels."""
         if self.transform is not None:
             return max(self.transform.size)
         size = self.processor.image_processor.size
@@ -77,32 +77,32 @@ class Predictor:
 
     @property
     def cut_px(self) -> int:
-        """Side at which patches of a slide are cut: that at which those of the training were stored, else the model's own."""
+        """Side in pixels at which patches of a slide are cut: the stored side of the training patches, else `patch_px`."""
         stored = str(self.data.get("patch_px") or "")
         return int(stored) if stored.isdecimal() and self.encoding is not None else self.patch_px
 
     @property
     def encoding(self) -> PatchEncoding | None:
-        """How the patches of the training were stored: those of a slide are to look alike. None where nobody knows."""
+        """Encoding of the training patches, which patches of a slide are to share; None where it is not known."""
         return PatchEncoding.named(str(self.data.get("patch_encoding") or ""))
 
     def patch_um(self, given: float | None = None) -> float:
-        """Return the side of a patch in micrometres: that of the training, unless another is insisted on.
+        """Return the side of a patch in micrometres: that of the training, unless another is given.
 
         Raises:
-            ValueError: If neither the record nor the caller says it.
+            ValueError: If neither the record nor the caller states one side.
         """
         stated = str(self.data.get("patch_um") or "")
         sizes = [float(size) for size in stated.split(",") if size.strip()]
         if given is None and len(sizes) != 1:
             found = f"trained on patches of {stated} um" if sizes else "saved without the size of its patches"
-            raise ValueError(f"the model {self.name} was {found}. Say which to cut, in micrometres (--patch-um).")
+            raise ValueError(f"the model {self.name} was {found}. Give the side to cut, in micrometres (--patch-um).")
         if given is not None and sizes and all(abs(given / size - 1) > 0.05 for size in sizes):
             logger.warning("patches of %g um are cut, but the model was trained on %s um", given, stated)
         return sizes[0] if given is None else float(given)
 
     def keep_genes(self, names: Sequence[str] | None, min_pearson: float | None) -> None:
-        """Predict these genes only, in this order, and of them those of at least this held-out Pearson.
+        """Predict only these genes, in this order, and only those with at least this held-out Pearson.
 
         Raises:
             ValueError: As `places_of`.
@@ -113,7 +113,7 @@ class Predictor:
             self.expression = _layer(self.expression.weight[places], self.expression.bias[places])
 
     def places_of(self, names: Sequence[str] | None, min_pearson: float | None) -> np.ndarray:
-        """Return where these genes stand in `genes`, and of them those of at least this held-out Pearson; without both, all.
+        """Return the positions in `genes` of these genes that have at least this held-out Pearson; without both, of all.
 
         Raises:
             ValueError: If a gene is not predicted by the head, there is no head or no score, or nothing is left.
@@ -137,7 +137,7 @@ class Predictor:
         if min_pearson is not None:
             if "pearson" not in self.genes:
                 raise ValueError(
-                    f"the model {self.name} carries no held-out scores of its genes. Leave --min-pearson out, or fit the head "
+                    f"the model {self.name} has no held-out scores of its genes. Leave --min-pearson out, or fit the head "
                     "with delst fit, which scores it."
                 )
             score = self.genes["pearson"].to_numpy(float)[places]
@@ -149,10 +149,10 @@ class Predictor:
         return places
 
     def __call__(self, patches: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Predict.
+        """Predict patches.
 
         Args:
-            patches: uint8 RGB (height, width, 3) each; features (width,) of a model that was trained on these.
+            patches: uint8 RGB (height, width, 3) each; features (width,) each, for a model that was trained on features.
 
         Returns:
             ``features`` (patches, width), pooled; ``tangent`` (patches, projection_dim), the image embeddings in the tangent
@@ -163,10 +163,10 @@ class Predictor:
 
     @torch.no_grad()
     def begin(self, patches: Sequence[np.ndarray]) -> Callable[[], dict[str, np.ndarray]]:
-        """Begin to predict, and return what waits for the end: meanwhile a GPU may be given the next patches.
+        """Start a prediction and return a function that waits for its end: meanwhile a GPU may be given the next patches.
 
         Args:
-            patches: As above.
+            patches: As in `__call__`.
 
         Returns:
             A function without arguments that returns the arrays of `__call__`.
@@ -180,7 +180,7 @@ class Predictor:
         return self.backbone(pixel_values)
 
     def from_features(self, features: Tensor) -> dict[str, Tensor]:
-        """Return the same from pooled features (patches, width) of the backbone."""
+        """Return the arrays of `__call__`, as tensors, from pooled features (patches, width) of the backbone."""
         found = {"features": features, **self.in_space(self.model.embed_features(features, "image"))}
         if self.expression is not None:
             found["expression"] = self.expression(head_features(features, self.configs["expression"]))
@@ -190,7 +190,7 @@ class Predictor:
         return found
 
     def in_space(self, embeds: Tensor) -> dict[str, Tensor]:
-        """Return ``tangent`` and ``radius`` of embeddings (rows, projection_dim); a sphere has no radius: NaN."""
+        """Return ``tangent`` and ``radius`` of embeddings (rows, projection_dim); on a sphere the radius is NaN."""
         geometry = self.model.config.geometry
         if geometry == "lorentz":
             curvature = self.model.curvature
@@ -199,12 +199,12 @@ class Predictor:
         return {"tangent": embeds, "radius": norm if geometry == "euclidean" else torch.full_like(norm, torch.nan)}
 
     def pixel_values(self, patches: Sequence[np.ndarray]) -> Tensor:
-        """Put patches (patches, 3, height, width) the model's device, normalised by the processor; features stay."""
+        """Return patches (patches, 3, height, width) on the model's device, normalised by the processor; features unchanged."""
         device = self.model.device
         if patches[0].ndim == 1:
             return torch.from_numpy(np.stack(patches).astype(np.float32, copy=False)).to(device)
         if self.transform is not None and all(patch.shape[1::-1] == self.transform.size for patch in patches):
-            # Out of page-locked memory the copy does not wait for what the GPU still has to do.
+            # From page-locked memory, the copy does not wait for pending work of the GPU.
             batch = torch.empty((len(patches), *patches[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
             np.stack(patches, out=batch.numpy())
             return self.transform(batch.to(device, non_blocking=True).permute(0, 3, 1, 2))
@@ -214,7 +214,7 @@ class Predictor:
     def to(self, device: torch.device | str) -> "Predictor":
         """Move everything to a device."""
         self.model.to(device)  # type: ignore[arg-type]
-        self.backbone = InferenceBackbone(self.model)  # made for a device: on a GPU the weights keep their order
+        self.backbone = InferenceBackbone(self.model)  # it depends on the device: on a GPU the weights keep their order
         for layer in (self.expression, self.classifier):
             if layer is not None:
                 layer.to(device)
@@ -222,14 +222,14 @@ class Predictor:
 
 
 def load_predictor(name: str, heads: Sequence[str] = ()) -> Predictor:
-    """Load a checkpoint and the heads that were fitted on its backbone, onto a GPU where there is one.
+    """Load a checkpoint and heads that were fitted on its backbone, onto a GPU where there is one.
 
     Args:
         name: Folder or Hub id of a `DelstModel` or of one of its heads.
-        heads: Further checkpoints of which only the head is taken.
+        heads: Further checkpoints, of which only the heads are used.
 
     Raises:
-        ValueError: If it is not a checkpoint of this package, or a head is of another backbone.
+        ValueError: If it is not a checkpoint of this package, or a head was fitted on another backbone.
 
     Examples:
         >>> predictor = load_predictor("runs/toy/pretrain/model", heads=["runs/toy/expression"])

@@ -1,4 +1,4 @@
-"""A reference beside a checkpoint: embeddings and profiles of training spots, and the nearest of them to any patch."""
+"""The reference of a checkpoint: embeddings and profiles of training spots, and the nearest of them to any patch."""
 
 import json
 import logging
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "reference"
 FORMAT = "delst-reference-1"
-# What a reference says of itself: the model that made it, and sizes and checksums of its files; written last.
+# File that names the model of a reference and the sizes and checksums of its files; it is written last.
 _LIST = "reference.json"
 _AGAIN = "Make one: delst reference MODEL DATASET"
 _FILES = ("reference.safetensors", "spots.parquet", "genes.parquet")
 _CHUNK = 1024
-# Patches are compared with the mean distance to so many spots: one alone may be an odd one.
+# The distance of a patch to the reference is the mean over so many spots: a single one may be an outlier.
 _NEIGHBOURS = 5
 
 
@@ -47,7 +47,7 @@ class Reference:
     """Spots whose counts are known.
 
     Attributes:
-        image: (spots, projection_dim) image embeddings, as the model gives them.
+        image: (spots, projection_dim) image embeddings, as the model returns them.
         gene: (spots, projection_dim) gene embeddings.
         spots: slide_id, barcode, label, x and y of each.
         profiles: (spots, genes) normalised expression of the model's vocabulary, sparse.
@@ -69,12 +69,10 @@ class Reference:
         Args:
             predictor: The model that made the embeddings.
             tangent: (patches, projection_dim) as `Predictor` returns them.
-            number: How many.
+            number: Number of spots per patch.
             modality: "gene" or "image": which embeddings of the spots to compare with.
-
             search: A `FaissSearch` of the same embeddings, which is quicker for hundreds of thousands of spots and may miss
-                some;
-                None compares with all of them.
+                some; None compares with all of them.
 
         Returns:
             Positions (patches, number) and distances (patches, number) in the model's space, the nearest first.
@@ -84,9 +82,7 @@ class Reference:
         """
         known = torch.from_numpy(self.gene if modality == "gene" else self.image).to(predictor.model.device)
         if not 1 <= number <= len(known):
-            raise ValueError(
-                f"{number} neighbours are asked for. Allowed: 1 to {len(known)}, the spots of the reference."
-            )
+            raise ValueError(f"number is {number} neighbours. Allowed: 1 to {len(known)}, the spots of the reference.")
         positions, distances = [], []
         for start in range(0, len(tangent), _CHUNK):
             part = torch.from_numpy(tangent[start : start + _CHUNK]).to(known)
@@ -102,7 +98,7 @@ class Reference:
         return np.concatenate(positions), np.concatenate(distances)
 
     def distance(self, predictor: Predictor, tangent: np.ndarray) -> np.ndarray:
-        """Mean distance (patches,) to the nearest image embeddings: high where nothing like the patch was trained on."""
+        """Return the mean distance (patches,) to the nearest image embeddings: high for patches unlike all training patches."""
         number = min(_NEIGHBOURS, len(self.image))
         return self.nearest(predictor, tangent, number, "image")[1].mean(axis=1)
 
@@ -135,14 +131,14 @@ class Reference:
 class FaissSearch:
     """Candidates for the nearest spots by faiss (extra ``faiss``), from a graph of neighbours.
 
-    A graph is good at Euclidean distances, and poor at inner products of vectors that differ in length: of ten neighbours in a
-    Lorentz space it found four. So every geometry is brought to Euclidean distances. The order of Lorentz distances is that of
-    the inner products of (x, -time) and (y, time), and this is that of the Euclidean distances once another column makes
-    all spots equally long (Bachrach et al., RecSys 2014). On a sphere both orders are one.
+    A graph is good at Euclidean distances and poor at inner products of vectors of different lengths: of ten neighbours in a
+    Lorentz space it found four. So every geometry is reduced to Euclidean distances. Lorentz distances have the order of the
+    inner products of (x, -time) and (y, time), and these have the order of Euclidean distances once a further column gives
+    all spots equal length (Bachrach et al., RecSys 2014). On a sphere both orders agree.
 
     Args:
         predictor: The model that made the embeddings.
-        known: (spots, projection_dim) its embeddings of the spots.
+        known: (spots, projection_dim) embeddings of the spots by that model.
 
     Raises:
         ImportError: If faiss is not installed.
@@ -157,7 +153,7 @@ class FaissSearch:
         self.index.add(rows)
 
     def __call__(self, predictor: Predictor, tangent: torch.Tensor, number: int) -> np.ndarray:
-        """Return candidates (patches, four times `number` or all spots) for the nearest spots of patches."""
+        """Return candidates (patches, 4 x `number`, or all spots) for the nearest spots of patches."""
         wanted = min(4 * number, self.index.ntotal)
         self.index.hnsw.efSearch = max(256, 4 * wanted)
         points = tangent.cpu()
@@ -166,7 +162,7 @@ class FaissSearch:
         found = self.index.search(self._vectors(predictor, points, of_spots=False), wanted)[1]
         for row in np.flatnonzero(
             (found < 0).any(axis=1)
-        ):  # the graph ended early: any others will do, as all are compared
+        ):  # the graph ended early: any other spots will do, as all candidates are compared exactly
             missing = found[row] < 0
             others = np.setdiff1d(np.arange(self.index.ntotal), found[row])
             found[row, missing] = others[: missing.sum()]
@@ -211,10 +207,10 @@ def build_reference(
     Args:
         model: Checkpoint folder.
         dataset: Dataset folder with the spots.
-        size: How many spots at most, drawn evenly from the slides.
-        slides: Their slides; by default those the model was trained on.
+        size: Maximum number of spots, drawn evenly from the slides.
+        slides: Slides to draw from; by default those that the model was trained on.
         seed: Equal seeds draw equal spots.
-        features: For a model that was trained on features made elsewhere, their folder.
+        features: Folder of the features, for a model that was trained on features made elsewhere.
         features_patch_px: As in `data.feature_files.read_patch_features`.
         batch_size: Spots per batch.
         progress: Show a bar.
@@ -225,7 +221,7 @@ def build_reference(
     Raises:
         ValueError: If slides are unknown, or the model was trained on none of this dataset.
         FileNotFoundError: If the model is not a local folder.
-        OSError: If nothing can be written there, or another run is writing; before the work.
+        OSError: If nothing can be written there, or another run is writing; raised before the work.
 
     Examples:
         >>> build_reference("runs/toy/pretrain/model", "runs/toy/data", size=50, progress=False).name
@@ -282,12 +278,12 @@ def _write(folder: Path, predictor: Predictor, spots: Dataset, embeddings: Embed
 
 
 def weights_of(predictor: Predictor) -> str:
-    """Return a hash of the weights that embed, which a model and the heads fitted on it share."""
+    """Return a hash of the weights that make embeddings, which a model and the heads fitted on it share."""
     return tensor_fingerprint(predictor.model.state_dict(), predictor.model.config.vision_pooling)
 
 
 def _drawn(slides: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Return positions of at most `size` spots, in order: equally many of each slide, as far as it has them."""
+    """Return positions of at most `size` spots, in order: equally many from each slide, as far as it has them."""
     generator = np.random.default_rng(seed)
     rank = np.empty(len(slides))
     for slide in np.unique(slides):
@@ -304,11 +300,11 @@ def load_reference(
     Args:
         model: The folder.
         required: Whether there must be one.
-        predictor: The model that it is to be compared with; one of other weights is refused.
+        predictor: The model whose patches are compared with it; a reference made by other weights is refused.
 
     Raises:
         FileNotFoundError: If `required` and there is none.
-        ValueError: If it is not as it was written, or was made by another model.
+        ValueError: If it does not match its checksums, or was made by another model.
 
     Examples:
         >>> len(load_reference("runs/toy/expression").spots)
@@ -330,10 +326,10 @@ def load_reference(
 
 
 def _check(folder: Path, predictor: Predictor | None) -> None:
-    """Refuse a reference whose files are not those that were written, or that is of another model."""
+    """Refuse a reference whose files do not match its checksums, or that another model made."""
     if not (folder / _LIST).is_file():
         logger.warning(
-            "%s has no %s, as references of earlier versions: neither its files nor its model are compared. %s.",
+            "%s has no %s, like references of earlier versions: neither its files nor its model are checked. %s.",
             folder, _LIST, _AGAIN,
         )  # fmt: skip
         return
@@ -342,7 +338,7 @@ def _check(folder: Path, predictor: Predictor | None) -> None:
         size, digest = told["files"][name]["bytes"], told["files"][name]["sha256"]
         if regular_size(folder / name) != size or sha256(folder / name) != digest:
             raise ValueError(
-                f"the reference {folder} is not as it was written: {name} is missing or has another content. {_AGAIN}."
+                f"the reference {folder} does not match its checksums: {name} is missing or has another content. {_AGAIN}."
             )
     if predictor is not None and told["weights"] != weights_of(predictor):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How far to believe the prediction of a patch, in one number: the confidence that the study found best, as a rank."""
+"""How far to trust the prediction of a patch, as one number: the rank of the confidence that the study found best."""
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,12 @@ DISTANCE = "nearness to the reference, as a rank within the slide"
 def reliability(
     radius: np.ndarray, distance: np.ndarray | None, slides: np.ndarray
 ) -> tuple[np.ndarray, str] | tuple[None, str]:
-    """Rank the patches of each slide by how far to believe their prediction.
+    """Rank the patches of each slide by how far to trust their prediction.
 
-    The confidence is the radius of the image embedding: of all that were tried, the one that goes best with the accuracy of a
-    spot's profile, though not significantly better than its rivals (docs/reliability.md has the evidence). A cosine model has
-    no radius: there it is the nearness to the reference, where there is one. It is a rank because a confidence tells the
-    patches of one slide apart and does not compare slides.
+    The confidence is the radius of the image embedding: of all confidences tried, it follows the accuracy of a spot's profile
+    best, though not significantly better than its rivals (docs/reliability.md has the evidence). A cosine model has no radius:
+    there the confidence is the nearness to the reference, where there is one. The result is a rank because a confidence tells
+    patches of one slide apart but does not compare slides.
 
     Args:
         radius: (patches,) distance of the image embedding from the origin; NaN where the geometry has none.
@@ -23,8 +23,8 @@ def reliability(
         slides: (patches,) the slide of each.
 
     Returns:
-        The share of its slide's patches that are trusted less (patches,), in (0, 1) with a mean of 0.5 per slide, ties being
-        shared; and which confidence it is. None and "" where there is no confidence.
+        The share of its slide's patches that are trusted less (patches,), in (0, 1) with a mean of 0.5 per slide, where ties
+        share their rank; and the name of the confidence. None and "" where there is no confidence.
 
     Examples:
         >>> reliability(np.array([2.0, 1.0, 3.0, 5.0]), None, np.array(["a", "a", "a", "a"]))[0].tolist()

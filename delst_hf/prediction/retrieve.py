@@ -1,4 +1,4 @@
-"""What the reference says of a slide: profiles and labels of the nearest training spots, and which spots look like a place."""
+"""The reference's answer for a slide: profiles and labels of the nearest training spots, and the spots most like a position."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -46,18 +46,19 @@ def retrieve_slide(
         modality: Compare the patch with the "image" or the "gene" embeddings of the spots.
         search: "exact" compares with all spots, "faiss" searches a graph (extra ``faiss``).
         reference: Checkpoint with a reference; by default the model.
-        choice: Which patches.
+        choice: Which patches to compare.
         batch_size: Patches per batch.
         num_workers: Threads that read patches.
         overwrite: Replace a file at `output`.
         progress: Show a bar.
 
     Returns:
-        What was written: X is the mean profile (log-normalised) of the nearest spots, ``delst_probabilities`` the share of each
-        label among them, ``delst_neighbours`` their rows in ``uns["delst_reference"]``, nearest first.
+        The prediction that was written: X is the mean profile (log-normalised) of the nearest spots,
+        ``delst_probabilities`` the share of each label among them, ``delst_neighbours`` their rows in
+        ``uns["delst_reference"]``, nearest first.
 
     Raises:
-        ValueError: If an option is not one of those allowed, or the slide cannot be predicted.
+        ValueError: If an option has a value that is not allowed, or the slide cannot be predicted.
         FileNotFoundError: If there is no reference.
         FileExistsError: If `output` exists.
 
@@ -111,9 +112,8 @@ def _reference(predictor: Predictor, place: str, neighbours: int) -> Reference:
     width = predictor.model.config.projection_dim
     if known.image.shape[1] != width:
         raise ValueError(
-            f"the reference in {place} has embeddings of {known.image.shape[1]} numbers, the model {width}: it was made "
-            "by another "
-            "model. Make it again: delst reference MODEL DATASET."
+            f"the reference in {place} has embeddings of {known.image.shape[1]} numbers, but the model's have {width}: another "
+            "model made the reference. Make one with this model: delst reference MODEL DATASET."
         )
     return known
 
@@ -121,7 +121,7 @@ def _reference(predictor: Predictor, place: str, neighbours: int) -> Reference:
 def _found(
     path: Path, known: Reference, nearest: Callable[..., tuple[np.ndarray, np.ndarray]], classes: list[str]
 ) -> Path:
-    """Make of a shard of embeddings one of neighbours, profiles and shares of labels, and write it beside."""
+    """Turn a shard of embeddings into one of neighbours, profiles and shares of labels, written beside it."""
     arrays = load_file(path)
     places, distances = nearest(tangent=arrays["tangent"])
     found = {
@@ -148,19 +148,19 @@ def spots_like(
     reference: str | None = None,
     choice: PatchChoice | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Find the spots of the reference that look like a slide at some places.
+    """Find the spots of the reference that are most similar to a slide at given positions.
 
     Args:
         model: Folder or Hub id of a checkpoint.
         source: Image of a slide.
-        places: x and y (places, 2) in pixels of the full resolution.
+        places: x and y (positions, 2) in pixels of the full resolution.
         neighbours: As in `retrieve_slide`.
         modality: As in `retrieve_slide`.
         reference: As in `retrieve_slide`.
-        choice: Which scale and size of patch.
+        choice: Scale and size of the patches.
 
     Yields:
-        For each place a table of the nearest spots: slide_id, barcode, label, x, y, distance and top_genes, nearest first.
+        For each position a table of the nearest spots: slide_id, barcode, label, x, y, distance and top_genes, nearest first.
 
     Examples:
         >>> choice = PatchChoice(mpp=2.0, patch_um=112)

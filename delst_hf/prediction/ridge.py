@@ -1,9 +1,9 @@
 """Ridge regression from sums alone: memory does not depend on how many rows there are.
 
-It is the ridge of `evaluation.expression.ridge_prediction`, and its penalty and floor are chosen as there.
+It is the ridge of `evaluation.expression.ridge_prediction`, with penalty and floor chosen as there.
 
-With the sums of x, y, x x' and x y' of the fitting rows, everything a ridge needs is there, and with those of held-out rows
-everything its Pearson correlation needs: the covariance of prediction and target is W' Cxy, the variance W' Cxx W.
+The sums of x, y, x x' and x y' of the fitting rows determine the ridge, and those of held-out rows its Pearson correlation: the
+covariance of prediction and target is W' Cxy, the variance of the prediction W' Cxx W.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,17 +14,17 @@ import numpy as np
 from ..evaluation.expression import RIDGE_ALPHAS, choose_penalty
 from ..evaluation.preparation import SCALE_FLOORS, nanmean
 
-# A spread of a feature below this share of its size is what rounding leaves of a constant one.
+# A feature whose spread is below this share of its size is taken for constant: rounding alone leaves as much.
 _ROUNDING = 1e-6
-# (group, panel) -> sums of its rows. A panel is the measured genes, ``bool (genes,).tobytes()``, so that a gene is learned
-# from the slides alone that measure it.
+# (group, panel) -> sums of its rows. A panel is the mask of measured genes, ``bool (genes,).tobytes()``, so that a gene is
+# learned only from slides that measure it.
 Sums = Mapping[tuple[str, bytes], "Moments"]
 
 
 class Moments:
     """Sums over rows of features x (width,) and targets y (genes,), in float64.
 
-    Give features less those of one row: the smaller they are, the fewer digits squares lose, and a constant one is exactly 0.
+    Give features minus those of one row: the smaller they are, the fewer digits squares lose, and a constant one is exactly 0.
     """
 
     def __init__(self, width: int, genes: int):
@@ -43,7 +43,7 @@ class Moments:
         self.xy += features.T @ targets
 
     def include(self, other: "Moments", genes: np.ndarray) -> None:
-        """Add the sums of other rows, of these genes (genes,) only."""
+        """Add the sums of other rows, for these genes (genes,) only."""
         self.count += other.count
         self.x += other.x
         self.xx += other.xx
@@ -60,7 +60,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class RidgePath:
-    """A ridge at every penalty, from one decomposition; features standardised with a floor (see `FlooredScaler`)."""
+    """A ridge at every penalty, from one decomposition, on features standardised with a floor (see `FlooredScaler`)."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -98,7 +98,7 @@ class RidgePath:
 
 def correlation(covariance: np.ndarray, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Return correlations from covariances and variances: 0 for a constant prediction, NaN for a constant target."""
-    tiny = 1e-9  # sums of thousands of values in float64 are off by less
+    tiny = 1e-9  # above the rounding error of sums of thousands of values in float64
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.clip(covariance / np.sqrt(predicted * measured), -1, 1)
     return np.where(measured <= tiny, np.nan, np.where(predicted <= tiny, 0.0, value))
@@ -106,7 +106,7 @@ def correlation(covariance: np.ndarray, predicted: np.ndarray, measured: np.ndar
 
 @dataclass(frozen=True)
 class Choice:
-    """The penalty and the floor of the feature scales that are best on groups that are left out.
+    """The penalty and the floor of the feature scales that are best on held-out groups.
 
     Attributes:
         alpha: The penalty.
@@ -128,7 +128,7 @@ class Ridge:
     Attributes:
         weight: (width, genes).
         bias: (genes,).
-        folds: Fold -> weight and bias fitted on all the others.
+        folds: Fold -> weight and bias fitted on all other folds.
     """
 
     weight: np.ndarray
@@ -139,7 +139,7 @@ class Ridge:
 def choose_ridge(
     moments: Sums, alphas: Sequence[float] = RIDGE_ALPHAS, floors: Sequence[float] = SCALE_FLOORS
 ) -> Choice:
-    """Choose penalty and floor by the mean Pearson on groups that are left out, as `ridge_prediction` does.
+    """Choose penalty and floor by the mean Pearson on held-out groups, as `ridge_prediction` does.
 
     Args:
         moments: Sums of the rows by group, such as slides, and panel.
@@ -147,7 +147,7 @@ def choose_ridge(
         floors: Floors of the feature scales to choose from.
 
     Raises:
-        ValueError: If there are fewer than two groups, a gene is measured in one only, or none varies.
+        ValueError: If there are fewer than two groups, a gene is measured in one group only, or no gene varies.
     """
     penalties, choices = np.sort(np.asarray(alphas, dtype=float)), []
     for floor in floors:
@@ -162,10 +162,10 @@ def fit_ridge(moments: Sums, alpha: float, floor: float) -> Ridge:
     Args:
         moments: Sums of the rows by fold and panel.
         alpha: The penalty.
-        floor: Of the feature scales.
+        floor: Floor of the feature scales.
 
     Raises:
-        ValueError: If there are fewer than two folds, or a gene is measured in one only.
+        ValueError: If there are fewer than two folds, or a gene is measured in one fold only.
     """
     genes = next(iter(moments.values())).genes
     folds, parts = _folds(moments), list(_patterns(moments))
@@ -179,7 +179,7 @@ def fit_ridge(moments: Sums, alpha: float, floor: float) -> Ridge:
 
 
 def _left_out_scores(moments: Sums, penalties: np.ndarray, floor: float) -> np.ndarray:
-    """Return the mean Pearson over genes (groups, penalties) on each group after fitting on the others; NaN if none varies."""
+    """Return the mean Pearson over genes (groups, penalties) on each group, fitted on the others; NaN if no gene varies."""
     folds, genes = _folds(moments), next(iter(moments.values())).genes
     scores = np.full((len(folds), len(penalties), genes), np.nan)
     for panels, some in _patterns(moments):
@@ -195,14 +195,14 @@ def _folds(moments: Sums) -> list[str]:
     folds = sorted({fold for fold, _ in moments})
     if len(folds) < 2:
         raise ValueError(
-            f"the penalty is chosen on slides that are left out, and there is only {', '.join(folds) or 'none'}. Train on two "
-            "slides or more (--train-slides)."
+            f"the penalty is chosen on held-out slides, and there is only {', '.join(folds) or 'none'}. Train on two slides or "
+            "more (--train-slides)."
         )
     return folds
 
 
 def _patterns(moments: Sums) -> Iterable[tuple[list[bytes], np.ndarray]]:
-    """Yield panels, and the genes that just these panels measure, which are solved together."""
+    """Yield groups of genes that exactly the same panels measure, with these panels; they are solved together."""
     panels = list(dict.fromkeys(panel for _, panel in moments))
     measured = np.stack([np.frombuffer(panel, dtype=bool) for panel in panels])
     patterns, which = np.unique(measured, axis=1, return_inverse=True)
@@ -219,8 +219,8 @@ def _others(moments: Sums, folds: Sequence[str], fold: str, panels: Sequence[byt
     found = _sum(moments, [one for one in folds if one != fold], panels, genes)
     if not found.count:
         raise ValueError(
-            f"{len(genes)} genes are measured in {fold} only, so that they cannot be scored. Train on further slides "
-            "that measure them, or leave that one out (--train-slides)."
+            f"{len(genes)} genes are measured in {fold} only, so they cannot be scored. Train on further slides that measure "
+            "them, or leave that one out (--train-slides)."
         )
     return found
 
@@ -235,7 +235,7 @@ def _sum(moments: Sums, folds: Sequence[str], panels: Sequence[bytes], genes: np
 
 
 def _joined(parts: Sequence[tuple[RidgePath, np.ndarray]], alpha: float, genes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights and biases of all genes; those that no slide measures stay 0."""
+    """Return weights and biases of all genes; those of genes that no slide measures stay 0."""
     weight, bias = np.zeros((len(parts[0][0].mean), genes)), np.zeros(genes)
     for path, places in parts:
         weight[:, places], bias[places] = path.coefficients(alpha)

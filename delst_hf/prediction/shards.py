@@ -1,4 +1,4 @@
-"""What a model makes of patches, kept on the disk a few hundred at a time: memory is flat, and a killed run goes on."""
+"""A model's outputs for patches, written to disk a few hundred at a time: memory stays flat, and a killed run resumes."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ from .stream import check_reading, in_batches, read_ahead
 
 logger = logging.getLogger(__name__)
 
-# Patches per shard, which are what a killed run loses at most.
+# Patches per shard, the most that a killed run loses.
 _ROWS = 512
-# The colours of about so many patches of a shard are looked at, evenly spread over it.
+# Number of patches per shard, evenly spread, whose colours are measured.
 _COLOURS = 16
 
 
@@ -48,20 +48,20 @@ class Shards:
             yield load_file(path)
 
     def column(self, name: str) -> np.ndarray:
-        """Return one array of all patches (patches, ...), or raise a KeyError where the model makes no such thing."""
+        """Return one array for all patches (patches, ...); raise a KeyError if the model does not make it."""
         return np.concatenate([shard[name] for shard in self])
 
 
 @contextmanager
 def workspace(output: str | os.PathLike, told: Any, check: Callable[[], object]) -> Iterator[Path]:
-    """Give the hidden folder beside an output in which shards are kept; it is removed once the output is written.
+    """Yield the hidden folder beside an output that holds its shards; it is removed once the output is written.
 
     Args:
-        output: What is to be written.
-        told: All that decides what the shards hold, as JSON; shards of something else are not taken up.
+        output: Path of the output.
+        told: All that determines the content of the shards, as JSON; shards of other content are not resumed from.
         check: Refuses an output that must not be replaced: a run that had the lock until now may have made it.
     """
-    # Shards of another size, as another version of this program has them, are something else too.
+    # The size of a shard counts too: another version of this program may have another.
     key = hashlib.sha256(json.dumps([told, _ROWS], sort_keys=True, default=str).encode()).hexdigest()[:16]
     with writing(output) as path:
         check()
@@ -88,13 +88,13 @@ def run(
     num_workers: int = 2,
     progress: bool = True,
 ) -> Shards:
-    """Predict all patches of a source; shards that an earlier run left are taken up.
+    """Predict all patches of a source; resume from shards that an earlier run left.
 
     Args:
         source: The patches.
         predictor: The model.
-        folder: Where shards are kept (see `workspace`).
-        keep: Which of the predictor's arrays to keep; those that it does not make are left out.
+        folder: Folder of the shards (see `workspace`).
+        keep: Names of the predictor's arrays to keep; arrays that it does not make are left out.
         batch_size: Patches per batch.
         num_workers: Threads that read patches.
         progress: Show a bar with tiles per second and the time left.
@@ -106,7 +106,7 @@ def run(
     done = {start for start, path in paths.items() if path.exists()}
     taken = sum(min(_ROWS, len(source) - start) for start in done)
     if taken:
-        logger.info("%d of %d patches taken up from an earlier run", taken, len(source))
+        logger.info("resumed with %d of %d patches from an earlier run", taken, len(source))
     todo = {start: source.order(start, min(start + _ROWS, len(source))) for start in paths if start not in done}
     # One stream for all shards: the next one is read while this one is finished.
     batches = read_ahead(
@@ -131,14 +131,14 @@ def in_memory(
     num_workers: int = 2,
     step: Callable[[float], Any] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Predict all patches of a source at once, those of one slide.
+    """Predict all patches of a source in memory, such as those of one slide.
 
     Args:
         source: The patches.
         predictor: The model.
         batch_size: Patches per batch.
         num_workers: Threads that read patches.
-        step: Told the share that is done.
+        step: Called with the share that is done.
 
     Returns:
         The predictor's arrays in the order of the source, without ``features``, which are large.
@@ -160,7 +160,7 @@ def _one_shard(
     batch_size: int,
     bar: Any,
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of one shard, in the order of the source; its batches are the next ones."""
+    """Return the arrays of one shard, in the order of the source, from the next batches."""
     places = order - order.min()
     arrays: dict[str, np.ndarray] = {}
     colours: list[np.ndarray] = []

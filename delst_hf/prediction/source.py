@@ -1,4 +1,4 @@
-"""What patches there are to predict from: of a slide cut as they are asked for, or stored in a dataset folder."""
+"""Sources of patches: cut from a slide on demand, or stored in a dataset folder; or features of patches made elsewhere."""
 
 import copy
 import logging
@@ -35,17 +35,17 @@ class PatchSource:
     """Patches of one or several slides.
 
     Attributes:
-        rows: One row per patch: x, y in pixels of the slide, slide_id, and what else is known; the index names them.
+        rows: One row per patch: x, y in pixels of the slide, slide_id, and what else is known; the index names the patches.
         read: Positions in `rows` -> uint8 patches (height, width, 3), or features (width,); called by several threads.
         patch_um: Side of a patch in micrometres; None where it is not known.
         mpp: Micrometres per pixel of each slide.
         spot_px: Diameter at which a spot of each slide is drawn, in its pixels.
         pictures: The slides, reduced.
         shapes: (height, width) of each slide in pixels.
-        species: Of the slides, "" where it is not known.
-        about: What they were read from, for the record.
-        width: Width of the features where `read` gives these, None for patches.
-        encoder: What made them.
+        species: Species of the slides, "" where it is not known.
+        about: What the patches were read from, for the record.
+        width: Width of the features where `read` returns features, None for patches.
+        encoder: Encoder that made the features.
     """
 
     rows: pd.DataFrame
@@ -64,25 +64,25 @@ class PatchSource:
         return len(self.rows)
 
     def order(self, start: int, stop: int) -> np.ndarray:
-        """Order positions from `start` to `stop` along rows of the image, so that each tile of a TIFF is decoded about once."""
+        """Return positions from `start` to `stop` in order of rows of the image, so that a TIFF tile is decoded about once."""
         rows = self.rows.iloc[start:stop]
         side = 512.0 if not self.mpp else max((self.patch_um or 0) / next(iter(self.mpp.values())), 512.0)
         return start + np.lexsort((rows["x"].to_numpy(), rows["y"].to_numpy() // side))
 
 
 def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEncoding | None = None) -> PatchSource:
-    """Return patches of a slide at its spots, cut when they are asked for.
+    """Return patches of a slide at its spots, cut on demand.
 
-    Of a pyramid the coarsest level is read that still has more pixels than the patch.
+    A pyramid is read at its coarsest level on which a patch still has enough pixels.
 
     Args:
         slide: The slide; its spots may have any further columns.
         patch_um: Side of a patch in micrometres.
         patch_px: Side of a patch in pixels.
-        encoding: How the patches of the training were stored; those of the slide then look as if they came out of that dataset.
+        encoding: How the training patches were stored; patches of the slide then look as if they came from that dataset.
 
     Raises:
-        ValueError: If patches are larger than the slide, or a spot is without a place or lies beyond the image.
+        ValueError: If patches are larger than the slide, or a spot has no position or lies beyond the image.
     """
     height, width = slide.image.shape[:2]
     side = patch_um / slide.mpp
@@ -93,7 +93,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
         )
     if slide.stored_patches is None and patch_px > _UPSAMPLING_ALARM * side:
         logger.warning(
-            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px: give a sharper image (--image)",
+            "%s: a patch of %g um is %.0f px of the image, enlarged to %d px. Give a sharper image (--image).",
             slide.slide_id, patch_um, side, patch_px,
         )  # fmt: skip
     shape = None if slide.stored_patches is not None else slide.image.shape
@@ -115,7 +115,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
 
 
 class _Reader:
-    """Cuts patches for several threads: an array in memory is shared, a file is opened once per thread."""
+    """A callable that cuts patches for several threads: an array in memory is shared, a file is opened once per thread."""
 
     def __init__(self, slide: Slide, patch_um: float, patch_px: int, encoding: PatchEncoding | None):
         self.slide, self.patch_um, self.patch_px = slide, patch_um, patch_px
@@ -124,7 +124,7 @@ class _Reader:
 
     def __call__(self, positions: Sequence[int]) -> list[np.ndarray]:
         cut = self._cutter()
-        if self.slide.stored_patches is not None:  # of one HDF5 file, which is read by one thread at a time
+        if self.slide.stored_patches is not None:  # in one HDF5 file, which one thread reads at a time
             with self.lock:
                 patches = [cut(position) for position in positions]
             return [self.restored(patch) for patch in patches]
@@ -154,7 +154,7 @@ def _at_best_level(slide: Slide, factor: float) -> Slide:
 
 
 def in_full_resolution(source: PatchSource, scale: float) -> PatchSource:
-    """Return the same with places in pixels of the full resolution, of which the image that was read has `scale` as many."""
+    """Return the source in pixels of the full resolution; the image that was read has `scale` pixels per such pixel."""
     return replace(
         source,
         rows=source.rows.assign(x=source.rows["x"] / scale, y=source.rows["y"] / scale),
@@ -170,10 +170,10 @@ def features_source(
     """Return the features of one slide that were made elsewhere.
 
     Args:
-        path: A file of `data.patch_features`, with positions.
+        path: A file of features as `data.feature_files` reads it, with positions.
         mpp: Micrometres per pixel of the full resolution; by default those that `image` or the file states.
         image: The slide, for its picture and its scale.
-        patch_px: Side of a patch in pixels of the full resolution, where the file does not say it.
+        patch_px: Side of a patch in pixels of the full resolution, where the file does not state it.
 
     Raises:
         ValueError: If there are no positions, or the size of the patches or the scale is not known.
@@ -181,7 +181,7 @@ def features_source(
     found = read_patch_features(path, patch_px)
     if found.centres is None or found.side_px is None:
         raise ValueError(
-            f"{Path(path).name} does not say where its patches lie and how large they are. Needed: coords with "
+            f"{Path(path).name} does not state where its patches lie and how large they are. Needed: coords with "
             "patch_size_level0, or x and y with --features-patch-px."
         )
     places = pd.DataFrame(found.centres, columns=["x", "y"])
@@ -195,8 +195,8 @@ def features_source(
         pictures = {found.slide_id: slide.thumbnail(_PICTURE_PX)}
     if scale is None:
         raise ValueError(
-            f"{Path(path).name} does not say the micrometres per pixel of the slide, by which the size of its patches "
-            "is compared with that of the training. Give them (--mpp), or the slide that states them (--image)."
+            f"{Path(path).name} does not state the micrometres per pixel of the slide, without which its patches cannot be "
+            "compared in size with those of the training. Give them (--mpp), or the slide that states them (--image)."
         )
     found.check_scale(scale)
     check_places(places, Path(path).name, shapes.get(found.slide_id), found.side_px)
@@ -218,14 +218,14 @@ def features_source(
 def dataset_source(
     path: str, study: Study, slides: Sequence[str], features: FeatureTable | None = None, spot_split: str | None = None
 ) -> PatchSource:
-    """Return the patches that a dataset folder holds of these slides, or features of its spots that were made elsewhere.
+    """Return the patches of these slides in a dataset folder, or features of its spots that were made elsewhere.
 
     Args:
         path: The folder, or the id of a dataset of the Hub.
-        study: The same, opened.
+        study: The same dataset, opened.
         slides: Slide ids.
-        features: Given, they are read in place of the patches.
-        spot_split: Of slides whose spots were split one by one, only the spots of this split.
+        features: Features to read in place of the patches, if given.
+        spot_split: Split to which slides whose spots were split one by one are restricted.
 
     Raises:
         ValueError: If a slide is not in the folder, or patches of several sizes in micrometres would be mixed.
@@ -274,6 +274,6 @@ def _thumbnails(path: str, slides: Sequence[str]) -> dict[str, Image.Image]:
 
 
 def _decoded(spots: Dataset) -> Callable[[Sequence[int]], list[np.ndarray]]:
-    """Return what decodes stored patches."""
+    """Return a function that decodes stored patches."""
     images = spots.select_columns("image").with_format("arrow")
     return lambda rows: [np.asarray(open_patch(cell)) for cell in images[list(map(int, rows))]["image"].to_pylist()]

@@ -1,4 +1,4 @@
-"""Batches of patches, read ahead by threads: decoding and resizing leave Python's lock, so they run beside the model."""
+"""Batches of patches, prefetched by threads: decoding and resizing release Python's lock, so they run beside the model."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 def check_reading(batch_size: int, num_workers: int) -> None:
-    """Raise a ValueError unless batches hold something and there are no fewer than 0 threads."""
+    """Raise a ValueError for an empty batch or a negative number of threads."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}. Allowed: 1 or more patches (--batch-size).")
     if num_workers < 0:
@@ -32,15 +32,15 @@ def in_batches(positions: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
 def read_ahead(
     read: Callable[[Sequence[int]], _T], batches: Iterable[np.ndarray], num_workers: int
 ) -> Generator[tuple[np.ndarray, _T]]:
-    """Read batches in order, at most two per thread ahead of whoever takes them.
+    """Read batches in order, at most two per thread ahead of the consumer.
 
     Args:
         read: Positions -> their patches; called by several threads at a time.
         batches: The positions of each batch.
-        num_workers: Threads; 0 reads each batch when it is asked for.
+        num_workers: Number of threads; 0 reads each batch on demand.
 
     Yields:
-        The positions of a batch and what `read` made of them.
+        The positions of a batch and the result of `read` for them.
 
     >>> [(p.tolist(), int(b)) for p, b in read_ahead(sum, in_batches(np.arange(5), 2), num_workers=1)]
     [([0, 1], 1), ([2, 3], 5), ([4], 4)]
