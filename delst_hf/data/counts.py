@@ -21,8 +21,9 @@ _ALIKE = 0.15
 # more, the median of variance over mean was 0.95 to 47 in 1,300 samples of 20 spots and more of HER2ST and of mouse olfactory
 # bulb, also thinned to a tenth and a fiftieth, and 0.1 to 0.7 of their rounded logarithms in five slides of six.
 _LEAST_VARIATION, _LEAST_MEAN = 0.75, 0.5
-# The largest logarithm, to the base 2, of counts per million.
-_MAX_LOGARITHM = 20
+# The largest logarithm, to the base 2, of counts per million. Of genes that are zero in a tenth of the spots and more, one is
+# the commonest other count (40 to 99 %); logarithms of counts that were normalised begin at 3 or more.
+_MAX_LOGARITHM, _MOST_DETECTED, _LEAST_ONES = 20, 0.9, 0.1
 
 
 def describe_bad_counts(counts: Any) -> str | None:
@@ -71,14 +72,15 @@ def describe_unlikely_counts(counts: sp.csr_matrix) -> str:
             f"the {len(common)} commonest genes vary less from spot to spot than counts can (the median of variance over mean "
             f"is {np.median(variation):.2f}, of counts 1 or more): they look like rounded logarithms; give raw counts"
         )
-    several = counts[np.diff(counts.indptr) >= _FEW_GENES]
-    if several.shape[0] >= _FEW_SPOTS and several.data.max() <= _MAX_LOGARITHM:
-        without_ones = np.minimum.reduceat(several.data, several.indptr[:-1]) > 1
-        if 2 * without_ones.sum() > len(without_ones):
-            return (
-                f"no gene has one count in {without_ones.sum()} of {len(without_ones)} spots, and none more than "
-                f"{several.data.max()}: they look like rounded logarithms of normalised counts; give raw counts"
-            )
+    detected = counts.getnnz(axis=0)
+    sparse = np.flatnonzero((detected >= _FEW_SPOTS) & (detected <= _MOST_DETECTED * counts.shape[0]))
+    values = counts[:, sparse].data
+    if len(sparse) >= _FEW_GENES and counts.data.max() <= _MAX_LOGARITHM and (values == 1).mean() < _LEAST_ONES:
+        return (
+            f"{len(sparse)} genes are absent from many spots and yet have a count of one in {(values == 1).mean():.1%} of the "
+            f"others, and none has more than {counts.data.max()}: they look like rounded logarithms of normalised counts; give "
+            "raw counts"
+        )
     return ""
 
 
