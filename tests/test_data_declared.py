@@ -186,8 +186,8 @@ def test_what_attributes_say_is_not_a_codec_and_a_pipe_is_not_waited_for(tmp_pat
 @pytest.mark.parametrize(
     ("indptr", "indices", "match"),
     [
-        ((0, 2, 3), (0, 2, 1_000_000), "places go from 0 to 1000000 in 3 columns"),
-        ((0, 2, 3), (-5, 2, 1), "places go from -5 to 2 in 3 columns"),
+        ((0, 2, 3), (0, 2, 1_000_000), "indices go from 0 to 1000000 in 3 columns"),
+        ((0, 2, 3), (-5, 2, 1), "indices go from -5 to 2 in 3 columns"),
         ((0, 2, 10**12), (0, 2, 1), "does not say where its 2 lines of 3 entries begin|index pointer"),
         ((0, -2, -3), (0, 2, 1), "does not say where its 2 lines of 3 entries begin|index pointer"),
         ((3, 2, 0), (0, 2, 1), "does not say where its 2 lines of 3 entries begin|index pointer"),
@@ -212,7 +212,7 @@ def test_places_outside_of_a_matrix_are_refused(tmp_path, indptr, indices, match
     write_10x_h5(tmp_path / "x.h5", source)
     with h5py.File(tmp_path / "x.h5", "r+") as file:
         file["matrix/indices"][0] = 10**6
-    with pytest.raises(ValueError, match="x.h5: the matrix is damaged: its places go from 0 to 1000000"):
+    with pytest.raises(ValueError, match="x.h5: the matrix is damaged: its indices go from 0 to 1000000"):
         read_10x_h5(tmp_path / "x.h5")
 
 

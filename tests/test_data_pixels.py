@@ -116,7 +116,7 @@ def test_fluorescence_is_refused(tmp_path, pixels):
         tifffile.imwrite(
             tmp_path / "f.ome.tif", np.moveaxis(pixels, -1, 0), ome=True, photometric="minisblack", metadata=meta
         )
-        with pytest.raises(ValueError, match=r"f\.ome\.tif is an image of fluorescence: its channels are called"):
+        with pytest.raises(ValueError, match=r"f\.ome\.tif is a fluorescence image: its channels are called"):
             open_image(tmp_path / "f.ome.tif")
     check_channels(["r", "g", "b", "a"], "he")
     check_channels([0, 1, 2], "he")

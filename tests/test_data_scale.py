@@ -738,7 +738,7 @@ def test_a_store_of_squares_or_of_fluorescence_is_refused(make_store):
     store = make_store(one, one, lay(SQUARES, 50.0), channels=("DAPI", "CD3", "CD20"))
     with pytest.raises(ValueError, match=r"squares of 50\.0 px.*--spot-um"):
         read_spatialdata(store)
-    with pytest.raises(ValueError, match=r"is an image of fluorescence: its channels are called \['DAPI'\]"):
+    with pytest.raises(ValueError, match=r"is a fluorescence image: its channels are called \['DAPI'\]"):
         read_spatialdata(store, mpp=1.0)
 
 

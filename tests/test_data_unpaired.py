@@ -169,7 +169,7 @@ def test_what_needs_an_image_refuses_them(study, folder):
     assert training_slides(study) == ["toy_A1"]
     with pytest.raises(ValueError, match="A spot has no image: it is of the split 'unpaired'"):
         open_patch(study.spots[40]["image"])
-    with pytest.raises(ValueError, match="slide 'toy_A1' has no image, so there is nothing to cut"):
+    with pytest.raises(ValueError, match="slide 'toy_A1' has no image, so nothing can be cut"):
         blind("toy_A1").thumbnail()
 
 

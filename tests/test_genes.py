@@ -24,7 +24,7 @@ def test_versions_of_ensembl_ids_are_dropped_and_what_becomes_one_is_summed(capl
     assert symbols == ["ERBB2", "CD99", "TSPAN6"]
     assert counts == [[3, 4, 8], [1, 0, 3]]
     assert species == "human"
-    assert "summed 1 columns of genes that are there twice, e.g. ERBB2" in caplog.text
+    assert "summed 1 duplicate columns of genes, e.g. ERBB2" in caplog.text
 
 
 def test_one_symbol_of_two_ids_stays_two_genes():
@@ -107,7 +107,7 @@ def test_real_genes_are_of_one_species(shared_dir, caplog):
 def test_names_that_a_spreadsheet_made_dates_are_reported(caplog):
     dates = ["1-Mar", "2-Sep", "Mar-01", "2001-09-02", "2021-03-01 00:00:00", "02.09.2001", "1-DEC", "1. Mrz"]
     clean([*dates, "ACTB", "MARCHF1", "SEPTIN2", "DEC1", "RP11-34P13.7", "HLA-A", "mir-21"])
-    told = f"slide: {len(dates)} gene names were made dates by a spreadsheet, e.g. 1-Mar, 2-Sep, Mar-01"
+    told = f"slide: a spreadsheet turned {len(dates)} gene names into dates, e.g. 1-Mar, 2-Sep, Mar-01"
     assert told.split(": ")[1] in caplog.text
     assert "alias file (--aliases CSV" in caplog.text
     caplog.clear()
@@ -124,7 +124,7 @@ def test_aliases_rename_and_report(tmp_path, caplog):
     assert ids == ["ENSG00000141736", "ENSG00000026508", ""]
     assert counts == [[3, 4, 8], [1, 0, 3]]
     clean(["A", "B", "C", "HER2"], aliases=aliases)
-    assert "1 of 4 genes (25 %) are in the alias table, 1 were renamed; is it of this species" in caplog.text
+    assert "1 of 4 genes (25 %) are in the alias table, 1 were renamed; is the table of this species" in caplog.text
     (tmp_path / "b.csv").write_text("alias\tsymbol\nX\tY\nx\tZ\n")
     with pytest.raises(ValueError, match="the alias 'x' has two meanings"):
         read_aliases(tmp_path / "b.csv")

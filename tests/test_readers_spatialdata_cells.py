@@ -173,7 +173,7 @@ def test_merscope_by_way_of_spatialdata_io(tmp_path):
     store.write(tmp_path / "region_0.zarr")
     with pytest.raises(ValueError, match=r"there are 2 choices for --image. Choose one of \['he', 'run_region_0_z3'\]"):
         read(tmp_path / "region_0.zarr", mpp=0.5)
-    with pytest.raises(ValueError, match=r"fluorescence: its channels are called \['DAPI'"):
+    with pytest.raises(ValueError, match=r"fluorescence image: its channels are called \['DAPI'"):
         read(tmp_path / "region_0.zarr", mpp=0.5, image="run_region_0_z3")
     slide = read(tmp_path / "region_0.zarr", mpp=0.5, image="he")
     rows = slide.spots.loc[names]

@@ -55,7 +55,7 @@ def test_a_sound_slide_is_accepted_and_completed():
         ({"counts": sp.csr_matrix((3, 4))}, "every count is zero"),
         ({"counts": sp.csr_matrix(np.full((3, 4), np.nan))}, "12 values are NaN"),
         ({"counts": sp.csr_matrix(np.full((3, 4), -1))}, "12 values are negative, the smallest -1"),
-        ({"counts": sp.csr_matrix(np.log1p(np.ones((3, 4))))}, r"0\.693147; it looks already normalised or log-trans"),
+        ({"counts": sp.csr_matrix(np.log1p(np.ones((3, 4))))}, r"0\.693147; they look already normalised or log-trans"),
         ({"counts": sp.csr_matrix(np.full((3, 4), 0.5))}, r"adata.layers\['counts'\] or adata.raw"),
         ({"counts": sp.csr_matrix(np.full((3, 4), 2**31))}, "above 2147483647"),
         ({"genes": pd.DataFrame({"symbol": list("abcd")})}, r"columns \['gene_id'\] are missing"),

@@ -1,4 +1,4 @@
-"""What counts may be, and the table of a source's features."""
+"""Check raw counts and sparse matrices, and make the table of a source's features."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +27,7 @@ _MAX_LOGARITHM, _MOST_DETECTED, _LEAST_ONES = 20, 0.9, 0.1
 
 
 def describe_bad_counts(counts: Any) -> str | None:
-    """Say what keeps a matrix (dense or sparse) from being raw counts; None when it is."""
+    """Return why a matrix (dense or sparse) does not hold raw counts; None if it does."""
     values = counts.data if sp.issparse(counts) else np.asarray(counts)
     if values.dtype.kind not in "iufb":
         return f"values of type {values.dtype}"
@@ -38,12 +38,12 @@ def describe_bad_counts(counts: Any) -> str | None:
         if undefined:
             return f"{undefined} values are NaN or infinite"
     if values.min() < 0:
-        return f"{int((values < 0).sum())} values are negative, the smallest {values.min():g}; it looks already scaled"
+        return f"{int((values < 0).sum())} values are negative, the smallest {values.min():g}; they look already scaled"
     if values.dtype.kind == "f":
         fractions = values[values != np.floor(values)]
         if fractions.size:
             found = f"{fractions.size} values are not whole numbers, e.g. {fractions[0]:g}"
-            return f"{found}; it looks already normalised or log-transformed"
+            return f"{found}; they look already normalised or log-transformed"
     return f"the largest value is {values.max():g}, above {_MAX_COUNT}" if values.max() > _MAX_COUNT else None
 
 
@@ -96,12 +96,12 @@ def check_counts(
 
 
 def make_genes(names: Iterable[str], gene_ids: Iterable[str] | None = None, **columns: Any) -> pd.DataFrame:
-    """Return the table of a source's features, as it names them; `clean_genes` tells genes, ids and symbols apart.
+    """Return the table of a source's features under its own names; `clean_genes` tells genes, ids and symbols apart.
 
     Args:
-        names: (features,) symbols, or whatever else the source has.
+        names: (features,) symbols, or whatever names the source has.
         gene_ids: (features,) ids, where the source has them.
-        columns: what else it says of them: `feature_type`, `included`, `feature` (see `features.identify`); None says nothing.
+        columns: further columns: `feature_type`, `included`, `feature` (see `features.identify`); None leaves one out.
     """
     symbols = list(names)
     ids = list(gene_ids) if gene_ids is not None else [""] * len(symbols)
@@ -110,10 +110,10 @@ def make_genes(names: Iterable[str], gene_ids: Iterable[str] | None = None, **co
 
 
 def with_whole_indices(matrix: Any, what: str) -> Any:
-    """Return a sparse matrix whose places are whole numbers: R writes them as floats. Any other comes back as it is.
+    """Return a sparse matrix with integer indices, which R writes as floats; any other matrix is returned unchanged.
 
     Raises:
-        ValueError: places that are not whole numbers, with `what` they are of.
+        ValueError: indices that are not whole numbers; the message begins with `what`.
     """
     if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
         for name in ("indices", "indptr"):
@@ -123,15 +123,15 @@ def with_whole_indices(matrix: Any, what: str) -> Any:
 
 
 def check_places(matrix: Any, what: str) -> Any:
-    """Return a sparse matrix whose places are within it, and any other as it is: a place outside ends the process.
+    """Return a matrix whose sparse indices, if it has any, are within bounds: one outside would crash the process.
 
     Raises:
-        ValueError: places that are negative, beyond the matrix or out of order, with `what` they are of.
+        ValueError: indices that are negative, beyond the matrix or out of order; the message begins with `what`.
 
     Examples:
         >>> check_places(sp.csr_matrix(([1], [7], [0, 1]), (1, 3)), "X")
         Traceback (most recent call last):
-        ValueError: X is damaged: its places go from 0 to 7 in 3 columns. Write or download the file again.
+        ValueError: X is damaged: its indices go from 0 to 7 in 3 columns. Write or download the file again.
     """
     if not sp.issparse(matrix) or matrix.format not in ("csr", "csc"):
         return matrix
@@ -139,12 +139,12 @@ def check_places(matrix: Any, what: str) -> Any:
     starts, places, lines = matrix.indptr, matrix.indices, matrix.shape[0 if matrix.format == "csr" else 1]
     wide, problem = matrix.shape[1 if matrix.format == "csr" else 0], ""
     if len(starts) != lines + 1 or starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] > len(places):
-        problem = f"it does not say where its {lines} lines of {len(places)} entries begin"
+        problem = f"its index pointers do not fit {lines} lines of {len(places)} entries"
     elif len(places) != len(matrix.data):
-        problem = f"it has {len(places)} places for {len(matrix.data)} values"
+        problem = f"it has {len(places)} indices for {len(matrix.data)} values"
     elif len(places) and (places.min() < 0 or places.max() >= wide):
         problem = (
-            f"its places go from {min(0, places.min())} to {places.max()} in {wide} "
+            f"its indices go from {min(0, places.min())} to {places.max()} in {wide} "
             f"{'columns' if matrix.format == 'csr' else 'rows'}"
         )
     if problem:
@@ -153,10 +153,10 @@ def check_places(matrix: Any, what: str) -> Any:
 
 
 def as_counts(matrix: Any) -> sp.csr_matrix:
-    """Return a checked matrix (spots, features), dense or sparse, as int32: no stored zeros, each place stored once.
+    """Return a checked matrix (spots, features), dense or sparse, as int32: no stored zeros, no duplicate entries.
 
     Raises:
-        ValueError: places that are stored several times add up to more than 32 bits hold.
+        ValueError: duplicate entries add up to more than 32 bits hold.
     """
     counts = sp.csr_matrix(matrix)
     if not counts.has_canonical_format:
@@ -166,6 +166,6 @@ def as_counts(matrix: Any) -> sp.csr_matrix:
         if problem:
             raise ValueError(f"these are not counts: {problem}. Check that the matrix holds raw counts.")
     if not counts.data.all():
-        counts = counts.copy()  # the matrix of whoever asks is left as it is
+        counts = counts.copy()  # the caller's matrix stays unchanged
         counts.eliminate_zeros()
     return counts.astype(np.int32, copy=False)

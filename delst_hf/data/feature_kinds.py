@@ -1,4 +1,4 @@
-"""What the features of a count matrix are that are not genes, told by their names and by the types that the source states."""
+"""Recognise features of a count matrix that are not genes, by name and by the type that the source states."""
 
 import re
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 TOTALS, SPOT_COLUMNS = "totals", "columns about spots"
-# What is not a gene, by name. Each stands in the public outputs of a platform or a tool, named beside it.
+# Features that are not genes, by name. Each occurs in public outputs of the platform or tool named beside it.
 _NOT_GENES = {
     "summary rows of a read counter": re.compile(  # htseq-count, featureCounts, STAR
         r"_*(?:no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)|"
@@ -55,7 +55,7 @@ _NOT_GENES = {
         re.I,
     ),
 }  # fmt: skip
-# What is not a gene, by the type that the source states. "antisense" and "protein_coding" are biotypes of genes.
+# Features that are not genes, by the type that the source states. "antisense" and "protein_coding" are biotypes of genes.
 _NOT_GENE_TYPES = {
     "antibodies": re.compile(r"antibod|^proteins?(?! *_?coding)|\badt\b|hashtag|\bhto\b|multiplex|isotype|antigen", re.I),
     "blanks": re.compile("blank", re.I),
@@ -71,12 +71,11 @@ _GENE_TYPES = {"gene expression", "gene", "genes", "rna", "mrna", "gex", "transc
 
 @lru_cache(maxsize=1 << 18)
 def kind_of_name(name: str) -> str:
-    """Return what a feature of this name is, a plural; "" for a gene.
+    """Return the kind of a feature of this name, as a plural noun; "" for a gene.
 
     >>> [kind_of_name(name) for name in ("NegPrb3", "__no_feature", "ERCC-00002", "ERCC1", "CTRL")]
     ['control probes', 'summary rows of a read counter', 'spike-ins', '', '']
     """
-    # Symbols of one plain word are most of a matrix, and the words of these kinds are few.
     return next((kind for kind, pattern in _NOT_GENES.items() if pattern.fullmatch(name)), "")
 
 
@@ -86,7 +85,7 @@ def kinds_by_type(types: list[str]) -> np.ndarray:
     for name in set(types):
         kind = next((kind for kind, pattern in _NOT_GENE_TYPES.items() if pattern.search(name)), "")
         meaning[name] = "" if name.casefold() in _GENE_TYPES else kind
-    # Beside "Gene Expression", every other type is something else; without it, types may be biotypes of genes.
+    # If a type says "Gene Expression", every other type is not a gene; without it, types may be biotypes of genes.
     if any(name.casefold() in _GENE_TYPES for name in meaning):
         for name, kind in meaning.items():
             if not kind and name and name.casefold() not in _GENE_TYPES:

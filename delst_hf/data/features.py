@@ -1,9 +1,8 @@
-"""What the features of a count matrix are: genes, told by id and symbol, or one of the kinds that are not genes.
+"""Recognise the features of a count matrix: genes, with id and symbol, or one of the kinds that are not genes.
 
 Sources write ids where symbols belong and symbols where ids belong, both in one name, or "NA" for either; and beside the genes
-of a panel stand blanks, control probes, antibodies, totals. All of it is told by what it looks like, wherever it stands, in one
-place for every format. Only what is unmistakable is taken for something else than a gene: BLNK, NEGR1, CTRL, ERCC1, ADTRP and
-SUMO1 are genes.
+of a panel they list blanks, control probes, antibodies and totals. This module recognises all of them by their form, for every
+format. Only the unmistakable is taken for something other than a gene: BLNK, NEGR1, CTRL, ERCC1, ADTRP and SUMO1 are genes.
 """
 
 import logging
@@ -22,12 +21,12 @@ from .values import texts, unwrapped
 
 logger = logging.getLogger(__name__)
 
-# Kinds that neither a name nor a type tells.
+# Kinds that neither the name nor the type of a feature shows.
 NO_NAME, EXCLUDED = "features without a name", "probes that the source excludes"
 PROBES, TRANSCRIPTS = "probes without a gene", "transcripts without a gene"
-# Among the attributes of a gene table: features that are not genes were left out of it before.
+# Attribute of a gene table from which features that are not genes were already left out.
 GENES_ONLY = "genes_only"
-# Fewer features or spots could add up to another feature by chance; a total is there under this many names at most.
+# Fewer features or spots could add up to another feature by chance; a total occurs under this many names at most.
 _TOTAL_OF_FEATURES, _TOTAL_IN_SPOTS, _MOST_TOTALS = 5, 5, 3
 _FALSE = {"false", "0", "0.0", "f", "no", "n"}
 
@@ -44,10 +43,10 @@ _IDS = re.compile(
     re.I,
 )
 GENOME_PREFIX = re.compile(r"^(?:(GRCh3[78]|hg19|hg38)|(?:GRCm3[89]|mm10|mm39))_+(?=.)")
-# Where an id can be, or several names in one; the symbols that have none of it are soon done.
+# Names that may hold an id, or several names; all others are plain symbols and need no further search.
 _COMPOUND = re.compile(r"[|;:=,/\s_]|\d{3}|^\d|^ENS.*\d|^(?:gene|rna)-")
 _ENTREZ = re.compile(r"[1-9]\d*(?:\.0)?")
-# Most ids are nothing but one of Ensembl: they are soon done too.
+# Most ids are exactly one Ensembl id: these need no further search either.
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d+)(?:\.\d+)?")
 # A probe of 10x (the end of its name) and of microarrays and GeoMx; "gene-ERBB2" and "gene:ENSG..." of GFF files.
 _PROBE_HASH = re.compile(r"[0-9a-f]{7}")
@@ -66,20 +65,20 @@ _PLACEHOLDER = re.compile(
     r"0|-1|#(?:n/a|name\?|ref!|value!)|ENS[A-Z]{0,6}G[X?*#_.-]*|LOC[?X*]*|[NX][MR]_",
     re.I,
 )  # fmt: skip
-# An id that stands with this many different symbols names none of them; so does a symbol of this many rows or share of them.
+# An id with this many different symbols is a placeholder; so is a symbol of more than this many rows, or this share of them.
 _SYMBOLS_OF_AN_ID, _ROWS_OF_A_SYMBOL, _SHARE_OF_A_SYMBOL = 3, 20, 0.05
 
 
 def identify(genes: pd.DataFrame) -> pd.DataFrame:
-    """Tell what each feature is.
+    """Recognise the id, the symbol and the kind of each feature.
 
     Args:
-        genes: columns gene_id and symbol as the source has them, in any order; maybe feature_type (what the source calls the
-            feature), included (False: the source itself leaves it out) and feature (its own name, where gene_id and symbol are
-            those of its gene).
+        genes: columns gene_id and symbol as the source has them, even exchanged; optionally feature_type (the source's type of
+            the feature), included (False: the source itself leaves the feature out) and feature (the feature's own name, where
+            gene_id and symbol are those of its gene).
 
     Returns:
-        One row per feature: gene_id and symbol, "" where unknown, and kind: "" for a gene, else what it is, a plural.
+        One row per feature: gene_id and symbol, "" where unknown, and kind: "" for a gene, else a plural noun.
 
     >>> table = pd.DataFrame({"gene_id": ["ERBB2_ENSG00000141736.13", "NA", "Blank-1"], "symbol": ["", "BLNK", "Blank-1"]})
     >>> identify(table).to_numpy().tolist()
@@ -92,7 +91,7 @@ def identify(genes: pd.DataFrame) -> pd.DataFrame:
     named = table["kind"] == ""
     table.loc[named & (table[GENE_ID] == "") & (table[SYMBOL] == ""), "kind"] = NO_NAME
     names = set(symbols)
-    if {"x", "y"} <= names:  # together they are a position
+    if {"x", "y"} <= names:  # both together are positions
         table.loc[named & np.isin(symbols, ["x", "y"]), "kind"] = SPOT_COLUMNS
     if FEATURE in genes:
         kinds = np.array([kind_of_name(value) for value in _texts(genes[FEATURE])], dtype=object)
@@ -110,21 +109,22 @@ def identify(genes: pd.DataFrame) -> pd.DataFrame:
 def genes_only(
     counts: sp.csr_matrix, features: pd.DataFrame, slide_id: str, notes: Notes, aliases: Collection[str] | None = None
 ) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Return the genes among the features of a slide; what is left out is logged, and counted in the notes, by kind.
+    """Return the genes among the features of a slide; log the others, and count them in the notes by kind.
 
     Args:
         counts: (spots, features) raw counts: a feature that is the sum of all others is a total, whatever its name.
         features: see `identify`.
         slide_id: for messages.
         notes: of the slide.
-        aliases: names in lower case that are known to be of genes, though they look like probes or transcripts; None leaves
-            all probes and transcripts among the genes, for who knows the aliases.
+        aliases: lower-case names of probes and transcripts whose genes are known; None keeps all probes and transcripts, for
+            a later step that knows the aliases.
 
     Returns:
         Counts (spots, genes), and columns gene_id and symbol.
 
     Raises:
-        ValueError: no gene is left, most features are probes or transcripts of unknown genes, or names were lost.
+        ValueError: no gene is left, most features are probes or transcripts of unknown genes, genes are merely numbered, or a
+            name holds a control character.
     """
     _refuse_numbers(features, slide_id)
     counts, table = counts.tocsr(), identify(features)
@@ -146,26 +146,26 @@ def genes_only(
 
 
 def without_genome(name: str) -> str:
-    """Return a name without the prefix of its genome: Space Ranger sets one where a reference holds two genomes."""
+    """Return a name without the prefix of its genome, which Space Ranger adds for a reference of two genomes."""
     return GENOME_PREFIX.sub("", name) if "_" in name else name
 
 
 def holds_ids(names: Sequence[str]) -> bool:
-    """Return whether most names are ids of any kind, numbers of Entrez and transcripts among them, and not symbols."""
+    """Return whether most names are ids of any kind, including Entrez numbers and transcripts, and not symbols."""
     sample = names[:2000]
     ids = [name for name in sample if _ENTREZ.fullmatch(name) or _IDS.fullmatch(name)]
     return 2 * len(ids) > len(sample)
 
 
 def holds_ids_of_genes(names: Sequence[str]) -> bool:
-    """Return whether most names are ids that name a gene for good, such as those of Ensembl."""
+    """Return whether most names are stable ids of genes, such as those of Ensembl."""
     sample = names[:2000]
     matches = [_IDS.fullmatch(name) for name in sample]
     return 2 * sum(bool(m and (m["ensembl"] or m["par_y"] or m["stable"])) for m in matches) > len(sample)
 
 
 def holds_symbols(names: Sequence[str]) -> bool:
-    """Return whether names can be the symbols of as many genes: most are there, in one word, and nearly all differ."""
+    """Return whether names can be symbols of genes: most are single words, not placeholders, and nearly all differ."""
     sample = names[:2000]
     words = [name for name in sample if _SYMBOL.fullmatch(name) and not _PLACEHOLDER.fullmatch(name)]
     return 2 * len(words) > len(sample) and len(set(words)) >= _DISTINCT * len(words)
@@ -177,7 +177,7 @@ def names_transcript(name: str) -> bool:
 
 
 def _texts(values: pd.Series) -> list[str]:
-    """Return names without what exporters wrap around them: blanks, quotes, the b'' of Python's bytes, line breaks."""
+    """Return names without the blanks, line breaks, quotes and b'' of Python's bytes that exporters add."""
     return [name if name.isalnum() else unwrapped(" ".join(name.split())) for name in texts(values)]
 
 
@@ -196,7 +196,7 @@ def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
     if len(set(stable)) == 1:
         return stable[0], names[0] if names else "", ""
     name = names[0] if names else ""
-    if len(set(stable)) > 1:  # of two genes at once, to neither of which it can be added
+    if len(set(stable)) > 1:  # of two genes: it can be added to neither
         name = name or symbol or gene_id
     if name:  # without an id, the prefix alone tells the species
         return "", (prefix[0] if prefix else "") + name, PROBES if _PROBE.fullmatch(name) else ""
@@ -204,7 +204,7 @@ def _identify(gene_id: str, symbol: str) -> tuple[str, str, str]:
 
 
 def _parts(value: str) -> tuple[list[str], list[str], list[str]]:
-    """Return what one name holds: ids that name a gene for good, other ids, and what is left, the symbol first."""
+    """Split one name into stable ids of genes, other ids, and the remaining names, the symbol first."""
     if plain := _ENSEMBL.fullmatch(value):
         return [plain[1]], [], []
     if not _COMPOUND.search(value):
@@ -235,7 +235,7 @@ def _stable_id(match: re.Match[str]) -> str:
 
 
 def _drop_shared(table: pd.DataFrame) -> None:
-    """Empty the ids and symbols that so many features share that they are a placeholder, whatever they look like."""
+    """Empty ids and symbols that so many features share that they must be placeholders."""
     genes = table[table["kind"] == ""]
     with_id = genes[(genes[GENE_ID] != "") & (genes[SYMBOL] != "")]
     symbols_of = with_id[SYMBOL].str.casefold().groupby(with_id[GENE_ID].to_numpy()).nunique()
@@ -265,11 +265,11 @@ def _report_left_out(table: pd.DataFrame, slide_id: str, notes: Notes) -> None:
 
 
 def _columns_of_totals(counts: sp.csr_matrix, genes: np.ndarray) -> list[int]:
-    """Return the features that are the sum of all other genes in every spot; none are there, or one, or the same one again."""
+    """Return the features that are the sum of all other genes in every spot: none, one, or copies of one."""
     chosen = np.flatnonzero(genes)
     if len(chosen) <= _TOTAL_OF_FEATURES or not counts.nnz:
         return []
-    # One spot tells of almost every feature that it is none.
+    # The fullest spot alone rules out almost every feature.
     fullest = counts[int(np.diff(counts.indptr).argmax())].toarray().ravel().astype(np.int64)[chosen]
     for times in range(1, _MOST_TOTALS + 1):
         columns = chosen[(times + 1) * fullest == fullest.sum()]
@@ -290,7 +290,7 @@ def _refuse_unplaced(table: pd.DataFrame, slide_id: str) -> None:
         raise ValueError(
             f"slide {slide_id!r}: {lost} of {len(table)} features are probes or transcripts that name no gene, e.g. "
             f"{example[SYMBOL] or example[GENE_ID]!r}. Allowed: genes, by symbol or id. Give the gene of each (--aliases CSV, "
-            "columns alias, symbol, gene_id); what is of one gene is then summed."
+            "columns alias, symbol, gene_id); features of one gene are then summed."
         )
 
 

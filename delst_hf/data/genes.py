@@ -1,6 +1,6 @@
-"""The genes of a slide put in order: species, case, aliases, duplicates; and the union of several panels.
+"""Clean the genes of a slide (species, case, aliases, duplicates), and join several panels.
 
-What is a gene at all, and which of its names is the id, is told by `features`.
+`features` decides which features are genes, and which of two names is the id.
 """
 
 import logging
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 _ENSEMBL = re.compile(r"(ENS([A-Z]*)G\d{6,})(\.\d+)?(_PAR_Y)?")
 _MAX_COUNT = np.iinfo(np.int32).max
-# Symbols as man and as mouse and rat write them; names of clones (LOC100360413, Gm1234) are neither.
+# Symbols as human and as mouse and rat genes are written; names of clones (LOC100360413, Gm1234) are neither.
 _HUMAN_SYMBOL, _RODENT_SYMBOL = re.compile(r"[A-Z]{3,}\d{0,2}[A-Z]?\d?"), re.compile(r"[A-Z][a-z]{2,}\d{0,3}[a-z]?\d?")
-# Each must be this share of all symbols to speak of two species, or this many genes must be there in both spellings.
+# Two species are present if each has this share of all symbols, or if this share of the genes occurs in both spellings.
 _BOTH_CASES, _TWINS = 0.2, 0.02
-# What a spreadsheet makes of MARCH1, SEPT2, DEC1, OCT4.
+# What spreadsheets turn MARCH1, SEPT2, DEC1, OCT4 into.
 _MONTH = "jan|feb|mar|mrz|mär|apr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez"
 _DATE = re.compile(
     rf"\d{{1,2}}[-. ]{{1,2}}(?:{_MONTH})|(?:{_MONTH})[-. ]\d\d|"
@@ -55,11 +55,11 @@ def read_aliases(path: str | Path) -> dict[str, tuple[str, str]]:
     """Read a mapping of gene names.
 
     Args:
-        path: CSV or TSV with the column alias (a symbol or an Ensembl id as it may be found) and symbol or gene_id or both:
-            what the gene is to be called.
+        path: CSV or TSV with the column alias (a symbol or an Ensembl id as the data have it) and the columns symbol or
+            gene_id or both (the names that the gene gets).
 
     Returns:
-        (gene_id, symbol) by alias in lower case; "" where the table says nothing.
+        (gene_id, symbol) by alias in lower case; "" where the table gives none.
 
     Raises:
         KeyError: a missing column.
@@ -90,26 +90,26 @@ def clean_genes(
     aliases: Mapping[str, tuple[str, str]] | None = None,
     notes: Notes | None = None,
 ) -> tuple[sp.csr_matrix, pd.DataFrame, str]:
-    """Bring the features of one slide into the form in which slides can be joined; what changed is logged.
+    """Clean the features of one slide so that slides can be joined; log what changed.
 
     Every slide of every format passes here before it is written.
 
     Args:
         counts: (spots, features) raw counts.
-        genes: columns gene_id and symbol as the source has them, and what else `features.identify` reads.
+        genes: columns gene_id and symbol as the source has them, and the other columns that `features.identify` reads.
         slide_id: for messages.
-        species: of the slide; "" takes what the Ensembl ids say.
+        species: of the slide; "" takes it from the genes.
         aliases: see `read_aliases`.
-        notes: of the slide: what was left out, by kind, and how many columns were summed.
+        notes: of the slide; receives what was left out, by kind, and how many columns were summed.
 
     Returns:
-        Counts and genes, and the species. Controls, antibodies, totals and the like are left out; ids and symbols stand in
-        their columns; versions of Ensembl ids and prefixes of genomes are gone; the case of symbols is that of the species;
+        Counts and genes, and the species. Controls, antibodies, totals and the like are left out; ids and symbols are in their
+        columns; versions of Ensembl ids and prefixes of genomes are removed; the case of symbols is that of the species;
         aliases are replaced; columns of one gene are summed.
 
     Raises:
-        ValueError: what `features.genes_only` refuses, genes of two species and no `species` that says which to keep, or none
-            of the species' own, or a sum that no count can be.
+        ValueError: what `features.genes_only` refuses; genes of two species and no `species` that says which to keep; no gene
+            of the given species; or a sum above the range of counts.
     """
     notes = notes or Notes()
     counts, table = genes_only(counts, genes, slide_id, notes, aliases or ())
@@ -132,15 +132,15 @@ def clean_genes(
 def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Join gene tables of several slides or folders into one.
 
-    Two rows are one gene if their species agree (or one is unknown) and their Ensembl ids agree; a row without an id joins the
-    gene of that symbol, if exactly one has it; a row without a symbol joins by its id alone.
+    Two rows are one gene if their Ensembl ids agree, and their species agree or one is unknown. A row without an id joins the
+    gene with its symbol, if exactly one id has that symbol; a row without a symbol joins by its id alone.
 
     Args:
         tables: each with columns gene_id, symbol, species.
 
     Returns:
-        The union in order of first appearance (gene_id, symbol, species), and for each table the row of the union that each
-        of its genes is (genes,).
+        The union in order of first appearance (gene_id, symbol, species), and for each table the row of the union for each of
+        its genes (genes,).
     """
     rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["gene_id", "symbol", "species"])
     known_as = {name: canonical_species(name) for name in set(rows["species"])}
@@ -167,7 +167,7 @@ def union_genes(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[np.n
 
 
 def _only_ids(names: Iterable[Hashable], ids: Iterable[str]) -> dict[Hashable, str]:
-    """Return the id of each name that stands with one id, and no other, in some row; a name may be missing too."""
+    """Return the id of each name that occurs with exactly one id; rows without a name or an id are ignored."""
     found: dict[Hashable, set[str]] = {}
     for name, gene_id in zip(names, ids, strict=True):
         if name and gene_id:
@@ -181,24 +181,24 @@ def _bare_id(value: str) -> str:
 
 
 def _report_dates(symbols: pd.Series, aliases: Mapping[str, tuple[str, str]], slide_id: str) -> None:
-    """Report names that a spreadsheet took for dates, unless the alias file knows them."""
+    """Report names that a spreadsheet turned into dates, unless the alias file has them."""
     dates = [name for name in symbols if _DATE.fullmatch(name) and name.lower() not in aliases]
     if dates:
         logger.warning(
-            "%s: %d gene names were made dates by a spreadsheet, e.g. %s (1-Mar was MARCH1 or MARC1, 2-Sep was SEPT2). Take "
-            "the table as it was before, or name them in an alias file (--aliases CSV, columns alias,symbol, a row such as "
-            "2-Sep,SEPTIN2); as they are, they match no other slide", slide_id, len(dates), ", ".join(dates[:3]),
+            "%s: a spreadsheet turned %d gene names into dates, e.g. %s (1-Mar was MARCH1 or MARC1, 2-Sep was SEPT2). Use the "
+            "original table, or name the genes in an alias file (--aliases CSV, columns alias,symbol, a row such as "
+            "2-Sep,SEPTIN2); as dates they match no other slide", slide_id, len(dates), ", ".join(dates[:3]),
         )  # fmt: skip
 
 
 def _species_by_prefix(genes: pd.DataFrame) -> np.ndarray:
-    """Return (genes,) "human" and "mouse" by the prefix of a genome, "" without one."""
+    """Return "human" or "mouse" (genes,) by the prefix of a genome, "" without one."""
     prefixes = [GENOME_PREFIX.match(symbol) for symbol in genes[SYMBOL]]
     return np.array(["" if found is None else "human" if found[1] else "mouse" for found in prefixes], dtype=object)
 
 
 def _species_told(table: pd.DataFrame, prefixes: np.ndarray, species: str) -> np.ndarray:
-    """Tell the species of each gene (genes,), "" where unknown: by Ensembl id, a prefix of the genome, or the symbols."""
+    """Return the species of each gene (genes,), "" where unknown: by Ensembl id, else by genome prefix, else by symbols."""
     matches = [_ENSEMBL.fullmatch(value) if value.startswith("ENS") else None for value in table[GENE_ID]]
     told = np.array([_SPECIES_OF_PREFIX.get(m[2], "ENS" + m[2]) if m else "" for m in matches], dtype=object)
     if told.any():
@@ -207,7 +207,7 @@ def _species_told(table: pd.DataFrame, prefixes: np.ndarray, species: str) -> np
 
 
 def _species_by_case(symbols: pd.Series, species: str) -> np.ndarray:
-    """Return "human" and "mouse" (or the rodent that was asked for) where symbols are of both; else "" for every gene."""
+    """Return "human" and "mouse" (or "rat", if that is `species`) where symbols are of both; else "" for every gene."""
     human = np.array([_HUMAN_SYMBOL.fullmatch(name) is not None for name in symbols])
     rodent = np.array([_RODENT_SYMBOL.fullmatch(name) is not None for name in symbols])
     twins = len(set(symbols[human]) & set(symbols[rodent].str.upper()))
@@ -220,19 +220,19 @@ def _species_by_case(symbols: pd.Series, species: str) -> np.ndarray:
 
 
 def _one_species(told: np.ndarray, species: str, slide_id: str) -> tuple[np.ndarray, str]:
-    """Tell which genes to keep (genes,) bool, and the species, from what is told of each gene."""
+    """Return which genes to keep (genes,) bool, and the species, from the species of each gene."""
     numbers = {str(name): int((told == name).sum()) for name in sorted(set(told) - {""})}
     common = [name for name, number in numbers.items() if number > _STRANGERS * sum(numbers.values())]
     if not numbers:
         return np.ones(len(told), dtype=bool), species
     if not species and len(common) > 1:
         raise ValueError(
-            f"slide {slide_id!r} mixes species: genes of {numbers}. Say which genes to keep (--species {common[0]}), "
-            "and prepare the other species as a dataset of its own."
+            f"slide {slide_id!r} mixes species: genes of {numbers}. Choose the genes to keep (--species {common[0]}), "
+            "and prepare the other species as a separate dataset."
         )
     species = species or common[0]
     known = set(_SPECIES_OF_PREFIX.values())
-    # One of another name altogether may be right; one that is near a name is that, typed wrong.
+    # An unknown species may be right, but one that resembles a known name is a typing error.
     if species not in numbers and set(numbers) & known and (species in known or did_you_mean([species], known)):
         raise ValueError(
             f"slide {slide_id!r}: species is {species!r}, but its genes are of {numbers}. Correct the species "
@@ -282,7 +282,7 @@ def _rename(table: pd.DataFrame, aliases: Mapping[str, tuple[str, str]], slide_i
     for gene_id, symbol in zip(table["gene_id"], table["symbol"], strict=True):
         found = aliases.get(symbol.lower()) if symbol else None
         found = found or (aliases.get(gene_id.lower()) if gene_id else None)
-        # The id of a transcript names one of several of its gene.
+        # A gene has several transcripts, so the id of one does not stand for the gene.
         own_id = "" if found and names_transcript(gene_id) else gene_id
         new_id, new_symbol = (found[0] or own_id, found[1] or symbol) if found else (gene_id, symbol)
         renamed += (new_id, new_symbol) != (gene_id, symbol)
@@ -293,14 +293,14 @@ def _rename(table: pd.DataFrame, aliases: Mapping[str, tuple[str, str]], slide_i
     report = logger.warning if rate < _FEW_MATCHES else logger.info
     report("%s: %d of %d genes (%.0f %%) are in the alias table, %d were renamed%s",
            slide_id, known, len(table), 100 * rate, renamed,
-           "; is it of this species and panel?" if rate < _FEW_MATCHES else "")  # fmt: skip
+           "; is the table of this species and panel?" if rate < _FEW_MATCHES else "")  # fmt: skip
     return pd.DataFrame({"gene_id": ids, "symbol": symbols})
 
 
 def _sum_duplicates(
     counts: sp.csr_matrix, genes: pd.DataFrame, slide_id: str, notes: Notes
 ) -> tuple[sp.csr_matrix, pd.DataFrame]:
-    """Add up the columns of one gene: the same id; or without an id the same symbol, which may be that of one id."""
+    """Sum the columns of each gene: those of one id; those without an id join the only id of their symbol, or one another."""
     only_id = _only_ids(genes[SYMBOL], genes[GENE_ID])
     pairs = zip(genes[GENE_ID], genes[SYMBOL], strict=True)
     key = [gene_id or only_id.get(symbol, f"symbol {symbol}") for gene_id, symbol in pairs]
@@ -309,7 +309,7 @@ def _sum_duplicates(
     if first.all():
         return counts, genes
     example = genes[~first].iloc[0]
-    logger.warning("%s: summed %d columns of genes that are there twice, e.g. %s",
+    logger.warning("%s: summed %d duplicate columns of genes, e.g. %s",
                    slide_id, (~first).sum(), example[SYMBOL] or example[GENE_ID])  # fmt: skip
     notes.genes_summed += int((~first).sum())
     genes = _names_of_groups(genes, group, first)

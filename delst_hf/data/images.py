@@ -1,4 +1,4 @@
-"""Image files of any kind to what a `Slide` holds: uint8 RGB, (height, width, 3), at once or region by region."""
+"""Open image files of any kind as a `Slide` needs them: uint8 RGB, (height, width, 3), at once or region by region."""
 
 import os
 import warnings
@@ -19,28 +19,28 @@ from .tiff_tags import refuse_turned
 
 __all__ = ["check_readable", "image_size", "open_image", "read_image", "to_rgb"]
 
-# A large image of which a stored byte stands for more pixels than these bytes is one colour throughout: no slide.
+# A large image with more decoded bytes per stored byte than this is of one colour, so it is not a slide.
 _LARGE_BYTES, _DENSEST_IMAGE = 2**31, 1000
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# The tag of EXIF.
+# The EXIF tag Orientation.
 _ORIENTATION = 274
-# Formats of scanners that are no TIFF, or a TIFF whose tiles overlap: left to openslide.
+# Scanner formats that are not TIFF, or a TIFF with overlapping tiles: read by openslide.
 _OPENSLIDE_SUFFIXES = {".mrxs", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi", ".zvi"}
 
 
 class StatedImage(np.ndarray):
-    """Pixels in memory, and what their file says of its scale: pairs of the tag and micrometres per pixel."""
+    """Pixels in memory, with the scales that their file states: pairs of tag and micrometres per pixel."""
 
     scale_statements: tuple[tuple[str, float], ...] = ()
 
 
 def open_image(path: str | Path) -> Any:
-    """Open the image of a slide without reading more than it must.
+    """Open the image of a slide, reading no more than needed.
 
-    What a file is, is told by its first bytes, not by its suffix: STimage-1K4M, for one, has TIFF and JPEG named ".png".
+    The first bytes decide what a file is, not its suffix: STimage-1K4M, for one, has TIFF and JPEG named ".png".
 
     Args:
-        path: a TIFF of any kind (read region by region), JPEG, PNG or whatever else Pillow opens (read at once), or a format
+        path: a TIFF of any kind (read region by region), JPEG, PNG or another format of Pillow (read at once), or a format
             of openslide (with the extra `openslide`).
 
     Returns:
@@ -48,7 +48,7 @@ def open_image(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        PermissionError: it may not be read.
+        PermissionError: the file may not be read.
         ValueError: the file is truncated, corrupt or not an image.
         ImportError: the format needs openslide, which is not installed.
     """
@@ -73,7 +73,7 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Return an image file of any size: slides are routinely larger than Pillow's guard against decompression bombs."""
+    """Open an image file of any size: slides routinely exceed Pillow's limit against decompression bombs."""
     guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
@@ -89,7 +89,7 @@ def check_readable(path: str | Path, what: str = "file", advice: str = "Give the
 
     Raises:
         FileNotFoundError: there is no such file.
-        PermissionError: it may not be read.
+        PermissionError: the file may not be read.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -102,17 +102,17 @@ def check_readable(path: str | Path, what: str = "file", advice: str = "Give the
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read a whole image file. One that is to be turned before it is shown is refused: see `tiff_tags.refuse_turned`.
+    """Read a complete image file; refuse one that must be turned for display (see `tiff_tags.refuse_turned`).
 
     Args:
         path: a file that Pillow opens (JPEG, PNG, plain TIFF, ...), of any size.
 
     Returns:
-        uint8 (height, width, 3). Transparency is laid on white.
+        uint8 (height, width, 3), transparent parts on white.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, corrupt, not an image, or lies on its side.
+        ValueError: the file is truncated, corrupt, not an image, or not stored upright.
     """
     path = check_readable(path, "image", "Give the path of the slide's image (JPEG, PNG or TIFF).")
     advice = (
@@ -137,7 +137,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def _deep_png(path: Path) -> np.ndarray | None:
-    """Return a PNG of 16 bits with colour or opacity, of which Pillow keeps the upper 8 only; None for another."""
+    """Return a 16-bit PNG with colour or opacity, of which Pillow would keep only 8 bits; None for any other PNG."""
     with path.open("rb") as file:
         header = file.read(26)
     if len(header) < 26 or header[24] != 16 or header[25] not in (2, 4, 6):
@@ -148,7 +148,7 @@ def _deep_png(path: Path) -> np.ndarray | None:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Return grey or colour by samples, for modes whose numbers are not samples of red, green and blue."""
+    """Convert modes whose numbers are not samples of grey, red, green and blue (palette, CMYK, YCbCr, 1 bit)."""
     if image.mode in ("P", "PA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "1") else image

@@ -1,7 +1,7 @@
-"""Pixels of any kind to uint8 RGB, by one rule for every file and array.
+"""Convert pixels of any kind to uint8 RGB, by one rule for every file and array.
 
-Which value is white is asked first (`white_level`), of the whole image: a stated number of significant bits, else the smallest
-of 8, 10, 12, 14 and 16 bits that holds the largest value; of floats 1 or 255. Everything else is a proportion of white.
+First the value of white is found for the whole image (`white_level`): by the stated number of significant bits, else the
+smallest of 8, 10, 12, 14 and 16 bits that holds the largest value; for floats 1 or 255. All values are scaled by it.
 """
 
 import logging
@@ -14,23 +14,23 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 _DEPTHS = (8, 10, 12, 14, 16)
-# This share of the samples may be brighter than white: dead pixels of a camera, at the end of the range.
+# This share of the samples may be brighter than white: dead camera pixels at the end of the range.
 _DEAD = 1e-3
-# A fourth channel is opacity if at least this share of it is wholly opaque or wholly transparent.
+# The last of 2 or 4 channels is opacity if at least this share of it is fully opaque or fully transparent.
 _OPAQUE_SHARE = 0.5
-# Names of channels of fluorescence, as microscopes write them.
+# Names of fluorescence channels, as microscopes write them.
 _FLUORESCENCE = re.compile(
     r"\b(dapi|hoechst|fitc|gfp|tritc|txred|texas ?red|rhodamine|alexa|cy ?[357](\.5)?|draq5|sytox)", re.I
 )
 
 
 def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | None = None) -> float:
-    """Return the value that is white.
+    """Return the value of white.
 
     Args:
-        sample: Values of the image, bright ones among them: all of it, or regions spread over it.
+        sample: Values of the image that include bright ones: the complete image, or regions spread over it.
         name: For messages.
-        stated_bits: Significant bits by the file, such as 12 of the 16 that are stored.
+        stated_bits: Significant bits that the file states, such as 12 of the 16 stored ones.
 
     Raises:
         ValueError: Negative values, or floats outside 0..255, or a type that holds no samples.
@@ -45,7 +45,7 @@ def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | 
         return 1.0
     if kind not in "iuf":
         raise ValueError(
-            f"{name} has values of type {sample.dtype}. Allowed: uint8, uint16 or float. Convert it before."
+            f"{name} has values of type {sample.dtype}. Allowed: uint8, uint16 or float. Convert it first."
         )
     low, high = (float(sample.min()), float(sample.max())) if sample.size else (0.0, 0.0)
     # A float slightly off 0..1 is rounding of the tool that wrote it; NaN fails both comparisons.
@@ -54,11 +54,11 @@ def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | 
     if kind == "f" or low < 0 or high >= 2**16:
         raise ValueError(
             f"{name} has {sample.dtype} values from {low:g} to {high:g}. Allowed: uint8, whole numbers of up to 16 bits, or "
-            "floats in 0..1 or 0..255. Rescale it before."
+            "floats in 0..1 or 0..255. Rescale it first."
         )
     needed = _bits(sample, high)
     if 2**needed <= high:
-        logger.warning("%s: less than %g of its samples, up to %g, are brighter than its white", name, _DEAD, high)
+        logger.warning("%s: a share below %g of its samples, up to %g, is brighter than its white", name, _DEAD, high)
     if stated_bits is not None and stated_bits < 16 and high < 2**stated_bits:
         needed, by = stated_bits, "as it states"
     else:
@@ -70,7 +70,7 @@ def white_level(sample: np.ndarray, name: str = "the image", stated_bits: int | 
 
 
 def _bits(sample: np.ndarray, high: float) -> int:
-    """Return the smallest known depth that holds all samples but dead pixels; 15 bits where the sixteenth is a sign."""
+    """Return the smallest known depth that holds all samples except dead pixels; at most 15 bits for signed ones."""
     needed = next(bits for bits in _DEPTHS if high < 2**bits)
     bright = float(np.quantile(sample, 1 - _DEAD)) if needed > _DEPTHS[0] else high
     needed = next(bits for bits in _DEPTHS if bright < 2**bits)
@@ -85,12 +85,12 @@ def to_rgb(
     Args:
         array: (height, width) or (height, width, 1 to 4), where 2 and 4 channels end with opacity; uint8, whole numbers of up
             to 16 bits, or float in 0..1 or in 0..255.
-        white: the value that is white; by default it is told by the array itself, which must then be the whole image.
+        white: the value of white; by default found from the array, which must then be the whole image.
         premultiplied: whether colours were multiplied by their opacity before they were stored.
         name: for messages.
 
     Returns:
-        uint8 (height, width, 3); the input itself when it is that already. What is transparent is laid on white.
+        uint8 (height, width, 3), transparent parts on white; the input itself if it already has this form.
 
     Raises:
         ValueError: another shape, another type, values that `white_level` refuses, or a last channel that is not opacity.
@@ -116,20 +116,20 @@ def to_rgb(
 
 
 def borders(region: Any, shape: Sequence[int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Return start, stop and step of the rows and of the columns that `[y0:y1, x0:x1]` asks of an image of this shape."""
+    """Return start, stop and step of the rows and of the columns that `[y0:y1, x0:x1]` selects from an image of this shape."""
     rows, columns = region[:2] if isinstance(region, tuple) else (region, slice(None))
     return rows.indices(shape[0]), columns.indices(shape[1])
 
 
 def to_eight_bits(array: np.ndarray, white: float) -> np.ndarray:
-    """Scale samples so that `white` is 255; the input itself where it is uint8."""
+    """Scale samples so that `white` becomes 255; return uint8 unchanged."""
     if array.dtype == np.uint8:
         return array
     return np.clip(np.rint(array * np.float32(255 / white)), 0, 255).astype(np.uint8)
 
 
 def check_opacity(array: np.ndarray, white: float, name: str = "the image") -> None:
-    """Raise a ValueError if the last of 2 or 4 channels of an array (height, width, channels) is a colour, not opacity."""
+    """Raise a ValueError if an array (height, width, channels) has 2 or 4 channels and the last one is not opacity."""
     if array.shape[2] not in (2, 4):
         return
     last = array[:, :, -1]
@@ -141,10 +141,10 @@ def check_opacity(array: np.ndarray, white: float, name: str = "the image") -> N
 
 
 def check_channels(names: Iterable[object], name: str) -> None:
-    """Raise a ValueError if names of channels are those of fluorescence."""
+    """Raise a ValueError if a channel has the name of a fluorescence channel."""
     found = [str(one) for one in names if _FLUORESCENCE.search(str(one))]
     if found:
         raise ValueError(
-            f"{name} is an image of fluorescence: its channels are called {found}. Patches are of H&E, or of another stain "
-            "seen in transmitted light: give that image."
+            f"{name} is a fluorescence image: its channels are called {found}. Allowed: H&E, or another stain seen in "
+            "transmitted light. Give that image."
         )

@@ -1,4 +1,4 @@
-"""One tissue section in memory: its image, its spots, their counts, and the scale that joins pixels to micrometres."""
+"""One tissue section in memory: its image, its spots, their counts, and its scale in micrometres per pixel."""
 
 import logging
 import re
@@ -22,17 +22,17 @@ from .values import identifiers, labels
 
 logger = logging.getLogger(__name__)
 
-# Real scanners give 0.1 to 1 um/px and reduced "hires" images up to ~10; beyond this window units were mixed up.
+# Scanners give 0.1 to 1 um/px and reduced "hires" images up to about 10; outside this range, units were mixed up.
 PLAUSIBLE_MPP = (0.05, 50.0)
 # Side of the squares that a thumbnail is made from: 12 MB, and a few tiles of any slide.
 _BLOCK_PX = 2048
-_MANY_CLASSES = 20  # that numbers with decimals may name, such as clusters of clusters
+_MANY_CLASSES = 20  # so many classes may have numbers with decimals as names, such as clusters of clusters
 # Slide ids become file names and glob patterns; `datasets` skips names that begin with "." or "_".
 _SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class WrongFrameError(ValueError):
-    """Spots that do not lie where tissue is: their coordinates belong to another image or scale."""
+    """Raised for spots that do not lie on tissue: their coordinates belong to another image or scale."""
 
 
 @dataclass
@@ -46,24 +46,23 @@ class Slide:
         spots: index = barcodes, kept as text; columns x, y (float, pixels of `image`), array_row, array_col (-1 when unknown),
             label (None when unknown; cleaned by `values.label`, so 1.0 is "1" and "NA" is None), cell_area_um2 (NaN unless a
             row is a cell of known size). All but x and y are added where they are missing.
-        counts: (spots, genes) sparse raw counts. May be given with features that are not genes: they are left out, and counted
-            in the notes.
+        counts: (spots, genes) sparse raw counts. Features that are not genes are left out, and counted in the notes.
         genes: columns gene_id and symbol, in the order of the columns of `counts`. May be given as the source names them, with
-            what else `features.identify` reads: ids and symbols are then told apart, "" where unknown.
+            the other columns that `features.identify` reads; ids and symbols are then told apart, "" where unknown.
         mpp: micrometres per pixel of `image`.
-        patient_id: slides of one patient never belong on both sides of a split.
+        patient_id: all slides of one patient belong to one split.
         technology: for example "Visium".
         tissue: for example "breast".
         species: for example "human".
-        label_source: "" without labels, else who or what gave them.
+        label_source: who or what gave the labels, "" without labels.
         spot_um: diameter of a spot, or side of a bin, in micrometres; None when unknown.
         spot_px: the same in pixels of `image`, as the source states it; None when it does not.
         source: the format and the names of the files that the slide was read from.
-        stored_patches: patches that were cut before, where there is no image to cut them from.
-        notes: what was noticed while it was read: what was left out, and what states a scale.
-        has_counts: False for a slide that is nothing but its image: `counts` and `genes` are then empty.
-        signs_of_samples: what showed, before rows were added up, that they are of several samples (see `samples`).
-        scale: who says what of `mpp`; without it, `mpp` is compared with the lattice of the spots and the tags of the image.
+        stored_patches: patches cut earlier, where there is no image to cut them from.
+        notes: what was left out while it was read, and which sources state a scale.
+        has_counts: False for an image without counts: `counts` and `genes` are then empty.
+        signs_of_samples: signs of several samples that were found before rows were added up (see `samples`).
+        scale: the sources of `mpp`; without it, `mpp` is compared with the lattice of the spots and the tags of the image.
 
     Examples:
         >>> from delst_hf.data.toy import make_toy_slide
@@ -109,15 +108,15 @@ class Slide:
         self._keep_genes()
 
     def validate(self, allow_scale: bool = False) -> None:
-        """Refuse what would give wrong patches or wrong counts.
+        """Refuse a slide that would give wrong patches or wrong counts.
 
         Args:
-            allow_scale: only report it where sources of the scale disagree.
+            allow_scale: log it, and do not raise, where sources of the scale disagree.
 
         Raises:
-            ValueError: ids, shapes, duplicated barcodes, counts that are not raw counts, labels that are no classes, an
-                implausible `mpp` or one that the spots or the image contradict, or spots whose centre lies outside the image.
-                The message names the next step.
+            ValueError: invalid ids or shapes, duplicated barcodes, counts that are not raw counts, labels that are not classes,
+                an implausible `mpp` or one that the spots or the image contradict, or spots whose centre lies outside the
+                image. The message names the next step.
         """
         self._check_names()
         self._check_tables()
@@ -140,7 +139,7 @@ class Slide:
         """Return the slide without the spots whose centre lies outside the image.
 
         Raises:
-            ValueError: most spots are outside: then the coordinates are wrong, not a few spots.
+            ValueError: most spots are outside, which means that the coordinates are wrong.
         """
         self._check_tables()
         outside = ~self._inside()
@@ -165,9 +164,9 @@ class Slide:
     def patches(self, patch_um: float, patch_px: int) -> Iterator[Image.Image]:
         """Cut one square patch per spot by physical size, in the order of `spots`.
 
-        The region of patch_um / mpp pixels centred on (x, y) is taken at sub-pixel precision and resampled once
-        (bicubic, antialiased); beyond the border of the image it is white. Only that region of `image` is read. Where that
-        side equals patch_px, no pixel is resampled: the crop at the nearest whole pixel is the patch.
+        The square of patch_um / mpp pixels centred on (x, y) is taken at sub-pixel precision and resampled once
+        (bicubic, antialiased); beyond the border of the image it is white. Only that region of `image` is read. Where
+        patch_um / mpp equals patch_px, nothing is resampled: the patch is the crop at the nearest whole pixel.
 
         Args:
             patch_um: side in micrometres.
@@ -183,7 +182,7 @@ class Slide:
         yield from (Image.fromarray(cut(position)) for position in range(len(self.spots)))
 
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
-        """Return a function from the position of a spot to its patch as an array, for another order than `patches`."""
+        """Return a function from the row of a spot to its patch as an array, for any order of the spots."""
         check_patch_size(patch_um, patch_px)
         self._need_image()
         check_mpp(self.mpp, self.slide_id)
@@ -198,7 +197,7 @@ class Slide:
         height, width = image.shape[:2]
         factor = -(-max(height, width) // max_px)
         reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-        # Blocks are whole pixels of the thumbnail. Strips are decoded as a whole, so they are not divided.
+        # Blocks cover whole pixels of the thumbnail. A strip is decoded at once, so blocks do not divide it.
         strips = getattr(image, "chunks", (1, 1))[1] >= width
         columns = factor * -(-(width if strips else _BLOCK_PX) // factor)
         rows = factor * max(1, _BLOCK_PX**2 // (columns * factor))
@@ -212,12 +211,12 @@ class Slide:
     def _need_image(self) -> None:
         if self.image is None:
             raise ValueError(
-                f"slide {self.slide_id!r} has no image, so there is nothing to cut or to draw. Give its image, or train the "
-                "gene side alone on its spots (--unpaired_slides)."
+                f"slide {self.slide_id!r} has no image, so nothing can be cut or drawn. Give its image, or train the gene side "
+                "alone on its spots (--unpaired_slides)."
             )
 
     def _keep_genes(self) -> None:
-        """Leave out the features that are not genes. What `validate` refuses is left to it."""
+        """Leave out the features that are not genes; leave tables that do not fit to `validate`."""
         fits = {GENE_ID, SYMBOL} <= set(self.genes) and self.counts.shape[1] == len(self.genes) > 0
         if fits and not self.genes.attrs.get(GENES_ONLY):
             self.counts, self.genes = genes_only(self.counts, self.genes, self.slide_id, self.notes)
@@ -241,7 +240,7 @@ class Slide:
             )
         if n_spots == 0 or (n_genes == 0 and self.has_counts):
             raise ValueError(
-                f"{where} is empty: {n_spots} spots, {n_genes} genes. Check the filters and the ids that join them."
+                f"{where} is empty: {n_spots} spots, {n_genes} genes. Check the filters and the ids that join spots and counts."
             )
         if self.counts.shape != (n_spots, n_genes):
             hint = "Transpose it." if self.counts.shape == (n_genes, n_spots) else "Align the three tables."
@@ -267,14 +266,14 @@ class Slide:
             )
 
     def _check_labels(self) -> None:
-        """Refuse measurements in the place of classes: nearly every spot would be a class of its own."""
+        """Refuse measurements in place of classes: nearly every spot would be its own class."""
         named = self.spots["label"].dropna()
         numbers = pd.to_numeric(named, errors="coerce")
         if named.nunique() > _MANY_CLASSES and 2 * (numbers.notna() & (numbers % 1 != 0)).sum() > len(named):
             raise ValueError(
                 f"slide {self.slide_id!r}: the labels are measurements, such as {named.iloc[0]}, and not classes: {len(named)} "
                 f"labelled spots have {named.nunique()} different ones. Allowed: names or whole numbers of classes. Name the "
-                "column that holds them (--label-key, --label-column), or take none (of an .h5ad --label-key '')."
+                "column that holds them (--label-key, --label-column), or read no labels (of an .h5ad: --label-key '')."
             )
 
     def _inside(self, x_name: str = "x", y_name: str = "y") -> np.ndarray:
@@ -295,21 +294,21 @@ class Slide:
         if swapped > n - outside.sum():
             return f"{found} With x and y swapped, {swapped} would be inside: swap them (--swap-xy)."
         if 2 * outside.sum() > n:
-            return f"{found} The scale is probably wrong: scale them to this image, or give the image they refer to."
+            return f"{found} The scale is probably wrong: scale x and y to this image, or give the image that they refer to."
         return f"{found} Drop them with outside='drop' (--drop-outside), or correct their coordinates."
 
 
 def no_counts(spots: pd.DataFrame) -> dict[str, Any]:
-    """Return what a slide of these spots has in the place of counts and genes where it has none."""
+    """Return the fields of a slide of these spots that has no counts: empty counts, empty genes, has_counts False."""
     genes = pd.DataFrame({GENE_ID: [], SYMBOL: []}, dtype=object)
     return {"counts": sp.csr_matrix((len(spots), 0), dtype=np.int32), "genes": genes, "has_counts": False}
 
 
 def make_slide_id(name: str) -> str:
-    """Return a name of a file, a folder or a sample as a slide id.
+    """Make a slide id from the name of a file, a folder or a sample.
 
-    Accents are dropped, other letters than Latin ones become their code points, so that different names stay different; what no
-    slide id may hold becomes "_".
+    Accents are dropped; letters that are not Latin become their code points, so that different names stay different; any other
+    character that a slide id may not hold becomes "_".
 
     >>> make_slide_id("Caf\u00e9 1"), make_slide_id("\u809d"), make_slide_id("a/b")
     ('Cafe_1', 'u809d', 'a_b')
