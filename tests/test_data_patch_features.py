@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused(toy_study, trident, tmp_path):
     table = spots_of(toy_study, "toy_A1")
     with pytest.raises(FileNotFoundError, match="Give the folder of the files"):
         join_features(tmp_path / "none", toy_study, ["toy_A1"])
-    with pytest.raises(FileNotFoundError, match="no features of toy_A1.*Rename it, or leave the slide out"):
+    with pytest.raises(FileNotFoundError, match="no features of toy_A1.*Rename them, or leave the slide out"):
         find_feature_files(tmp_path, ["toy_A1"])
     for name in ("toy_A1.h5", "toy_A1_features.h5"):
         shutil.copy(trident / "toy_A1.h5", tmp_path / name)
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_refused(toy_study, trident, tmp_path):
     with pytest.raises(ValueError, match="1 features are not finite"):
         join_features(one, toy_study, ["toy_A1"])
     np.save(one / "toy_A1.npy", values[:-1])
-    with pytest.raises(ValueError, match="one row for each spot, in the order of the dataset"):
+    with pytest.raises(ValueError, match="one row per spot, in the order of the dataset"):
         join_features(one, toy_study, ["toy_A1"])
 
 

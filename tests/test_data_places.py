@@ -45,8 +45,8 @@ def test_what_may_be_a_dataset_passes(here, name):
 @pytest.mark.parametrize(
     ("name", "error", "said"),
     [
-        ("data/mine", ValueError, "is a dataset folder, and a model is asked for. Commands take the model first"),
-        ("Läufe 1", ValueError, r"is the folder of a run; its model lies in Läufe 1/model\. Give that"),
+        ("data/mine", ValueError, "is a dataset folder, and a model is asked for. Commands take the model first, then"),
+        ("Läufe 1", ValueError, r"is the folder of a run; its model is Läufe 1/model\. Give that"),
         ("./backbones/dinov3", FileNotFoundError, r"no model ./backbones/dinov3 \(did you mean backbones/dinov2\?\)"),
         ("runs/toy/model", FileNotFoundError, r"no model runs/toy/model\. Give the folder of a DELST checkpoint"),
     ],

@@ -44,8 +44,8 @@ DELST = {
     "prepare visium S1 --output runs/toy/data": r"already holds a dataset.*--overwrite",
     "check nowhere": r"nowhere",
     f"evaluate runs/toy/pretrain/modell {DATA}": r"there is no model runs/toy/pretrain/modell.*runs/toy/pretrain/model",
-    f"evaluate runs/toy/pretrain {DATA}": r"is the folder of a run; its model lies in runs/toy/pretrain/model",
-    f"evaluate {DATA} {MODEL}": r"Commands take the model first and then the data",
+    f"evaluate runs/toy/pretrain {DATA}": r"is the folder of a run; its model is runs/toy/pretrain/model",
+    f"evaluate {DATA} {MODEL}": r"Commands take the model first, then the data",
     f"report {MODEL} --output r.html": r"results",
     # how things are given
     f"evaluate --model {MODEL} --dataset {DATA}":

@@ -234,7 +234,7 @@ def nucleotides(source, seed):
     ({"suffixes": ("-1", "-2"), "shift": 3}, r"barcodes are of 2 kinds, '...-1', '...-2'"),
     ({"suffixes": ("-1_a", "-1_b"), "shift": 3}, r"barcodes are of 2 kinds"),
     ({"column": True, "shift": 3}, r"the column 'sample' names 2, 's1', 's2'.*--slide-key"),
-    ({}, r"12 of 24 places of the array are there more than once"),
+    ({}, r"12 of 24 array positions occur more than once"),
 ])  # fmt: skip
 def test_two_sections_in_one_anndata_are_refused_unless_insisted_on(tmp_path, how, match):
     joined(**how).write_h5ad(tmp_path / "both.h5ad")

@@ -1,4 +1,4 @@
-"""Arrays with a row per patch or spot that another program wrote, .npy, .npz or .parquet: looked at, then read."""
+"""Read arrays of other programs with a row per patch or spot (.npy, .npz, .parquet), after a check of their declared sizes."""
 
 import zipfile
 from collections.abc import Collection, Sequence
@@ -16,18 +16,18 @@ def read_arrays(
     """Read the arrays of a file by name.
 
     Args:
-        path: The file; its suffix says which kind it is.
-        keys: Columns of a table that say what a row is of, and are no features.
-        names: What the features may be called, in a table a column of lists. The first is the name of what has none: all of
-            an .npy, and the columns of numbers of a table without such lists.
-        others: Further columns of a table that may be lists.
+        path: The file; its suffix gives the format.
+        keys: Columns of a table that identify a row and are not features.
+        names: Names that the features may have; in a table, columns of lists. The first one names features without a name:
+            the array of an .npy, and the numeric columns of a table without such lists.
+        others: Further columns of a table that may hold lists.
 
     >>> np.save("features.npy", np.ones((2, 3)))
     >>> read_arrays(Path("features.npy"), keys=("barcode",), names=("features", "embeddings"))["features"].shape
     (2, 3)
 
     Raises:
-        ValueError: If lists of one column differ in length, or an array is declared larger than what is stored of it.
+        ValueError: If lists of one column differ in length, or an array is declared larger than its stored bytes allow.
     """
     if path.suffix == ".npy":  # mapped, an array cannot be larger than its file
         return {names[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
@@ -52,12 +52,12 @@ def read_arrays(
 
 
 def _as_numbers(values: np.ndarray) -> np.ndarray:
-    """Return floats in the precision that the file has; others, also text that says numbers and what is missing, as float64."""
+    """Return floats in their own precision; integers, numbers as text and missing values become float64."""
     return values if values.dtype.kind == "f" else values.astype(float)
 
 
 def _check_npz(path: Path) -> None:
-    """Compare what the arrays of an .npz declare with what it stores of them."""
+    """Compare the declared sizes of the arrays of an .npz with the bytes that it stores."""
     with zipfile.ZipFile(path) as archive:
         for one in archive.infolist():
             check_declared(float(one.file_size), path, f"{one.filename} of {one.file_size} bytes", one.compress_size)

@@ -1,4 +1,4 @@
-"""Cells as rows of a slide: outlines to centres and areas, and cells added up on a grid of squares."""
+"""Cells as rows of a slide: centres and areas from outlines, and cells summed on a grid of squares."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from .slide import Slide
 logger = logging.getLogger(__name__)
 
 Ring = Sequence[Sequence[float]] | np.ndarray
-# Squares along a side of the image, beyond which a side of a square was given in another unit.
+# More squares than this along the image mean that the side of a square was given in another unit.
 _MAX_SQUARES = 1 << 15
 
 
@@ -26,8 +26,8 @@ def outlines(polygons: Iterable[Sequence[Sequence[Ring]]]) -> pd.DataFrame:
             holes. A ring is a list of points x, y, running either way, with or without the first repeated at the end.
 
     Returns:
-        Columns x, y, area in the units of the points, a row per cell. An outline without an area has the mean of its points
-        as its centre; a cell without points has NaN.
+        Columns x, y, area in the units of the points, one row per cell. The centre of an outline without an area is the mean
+        of its points; a cell without points has NaN.
 
     >>> square_with_hole = [[[0, 0], [4, 0], [4, 4], [0, 4]], [[0, 0], [2, 0], [2, 4], [0, 4]]]
     >>> outlines([[square_with_hole], [[[[1, 1], [3, 1], [3, 2], [1, 2]]]]]).values.tolist()
@@ -66,7 +66,7 @@ def _rings(points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     lengths = np.array([len(ring) for ring in points])
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     flat = np.concatenate(points)
-    # Relative to the first point of each ring: far from the origin the products would cancel.
+    # Relative to the first point of each ring: far from the origin the products would lose precision.
     origin = flat[starts]
     flat = flat - np.repeat(origin, lengths, axis=0)
     following = np.arange(1, len(flat) + 1)
@@ -81,21 +81,21 @@ def _rings(points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def pool_cells(slide: Slide, grid_um: float) -> Slide:
-    """Return the slide with its rows added up on squares of grid_um, as pseudo-spots.
+    """Return the slide with its rows summed on squares of grid_um, as pseudo-spots.
 
-    The grid begins at the top left corner of the image. Squares without a row are not there, nor are those whose centre lies
-    outside the image, whose rows are counted as left out. A square has a label if all its labelled rows agree on it.
+    The grid begins at the top left corner of the image. Squares without a row are left out, as are squares whose centre lies
+    outside the image; the rows of the latter are counted as left out. A square has a label if all its labelled rows share it.
 
     Args:
         slide: rows are cells, or points.
         grid_um: side of a square in micrometres.
 
     Returns:
-        The slide of squares in order of row and column: array_row and array_col are the place in the grid, spot_um is grid_um,
-        counts are sums; x and y are the centres of the squares.
+        The slide of squares in order of row and column: array_row and array_col are row and column in the grid, spot_um is
+        grid_um, counts are sums; x and y are the centres of the squares.
 
     Raises:
-        ValueError: a side that is not positive or so small that no grid is meant, or no square within the image.
+        ValueError: a side that is not positive, or too small for the image, or no square within the image.
     """
     if not (np.isfinite(grid_um) and grid_um > 0):
         raise ValueError(f"grid_um is {grid_um}. Allowed: a positive side in micrometres, e.g. 55 (--grid-um).")
@@ -103,11 +103,11 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
     x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
     height, width = (
         (np.nanmax(y) + side, np.nanmax(x) + side) if slide.image is None else slide.image.shape[:2]
-    )  # as far as there are cells
+    )  # without an image: the extent of the cells
     if max(height, width) / side > _MAX_SQUARES:
         raise ValueError(
             f"slide {slide.slide_id!r}: squares of {grid_um:g} um are {side:.3g} px, more than {_MAX_SQUARES} along the image. "
-            "Take larger squares (--grid-um)."
+            "Use larger squares (--grid-um)."
         )
     with np.errstate(invalid="ignore"):
         row, column = np.floor(y / side), np.floor(x / side)
@@ -115,7 +115,7 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
     if not inside.any():
         raise ValueError(
             f"slide {slide.slide_id!r}: none of {len(x)} cells lies in a square of {grid_um:g} um within the image. Check the "
-            "coordinates and their scale, or take smaller squares (--grid-um)."
+            "coordinates and their scale, or use smaller squares (--grid-um)."
         )
     if not inside.all():
         logger.warning(
@@ -130,7 +130,7 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
         (np.ones(len(square), np.int64), (square, np.arange(len(square)))), shape=(len(keys), len(square))
     )
     counts = sp.csr_matrix(summing @ slide.counts.tocsr()[inside].astype(np.int64))
-    # A square holds cells of several samples without a trace, so what tells them apart is looked for before.
+    # Sums hide that a square holds cells of several samples, so look for signs of them first.
     signs = (*slide.signs_of_samples, *signs_of_samples(slide.spots))
     spots = pd.DataFrame(
         {"x": (columns + 0.5) * side, "y": (rows + 0.5) * side, "array_row": rows, "array_col": columns,
@@ -146,7 +146,7 @@ def pool_cells(slide: Slide, grid_um: float) -> Slide:
 
 
 def _agreed(labels: np.ndarray, square: np.ndarray, number: int) -> np.ndarray:
-    """Return the label of each square (squares,): that of its rows, None where they have none or several."""
+    """Return the label of each square (squares,): the one that its rows share, None where they have none or several."""
     table = pd.DataFrame({"label": labels, "square": square}).dropna().drop_duplicates()
     table = table[~table["square"].duplicated(keep=False)]
     result = np.full(number, None, dtype=object)

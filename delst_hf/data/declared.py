@@ -1,7 +1,7 @@
-"""What a file says it holds, looked at before room is made for it.
+"""Check the sizes and codecs that a file declares, before memory is allocated for it.
 
-A header of a few bytes can declare more than any machine has. Libraries make room by what a file declares, so that is compared
-with the size of the file and with the memory there is, and refused in words where it is out of proportion.
+A header of a few bytes can declare more than any machine has. Libraries allocate what a file declares, so the declared size is
+first compared with the size of the file and with the free memory, and refused with a message where it is out of proportion.
 """
 
 import math
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-# What deflate, the densest common compression of tables, makes of nothing but zeros.
+# Bytes of zeros per byte of deflate, the densest common compression of tables.
 _DENSEST = 1100
-# What a zarr store makes of it: pieces that are all fill value are not stored, and zstd is denser than deflate.
+# The same for a zarr store: chunks of only the fill value are not stored, and zstd is denser than deflate.
 _DENSEST_ZARR = 100_000
-# Elements of SpatialData that are read piece by piece; all others are read at once.
+# Elements of SpatialData that are read chunk by chunk; all others are read at once.
 _IN_PIECES = ("images", "labels")
 _SLACK = 1 << 26
 GIB = 1 << 30
-# A filter or compressor of a zarr store is code that is chosen by the store; these only move bytes.
+# A zarr store chooses the code of its filters and compressors; these only transform bytes.
 _CODECS = {
     "blosc", "zlib", "gzip", "bz2", "lzma", "zstd", "lz4", "shuffle", "delta", "fixedscaleoffset", "quantize",
     "packbits", "bitround", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "bytes", "transpose",
@@ -28,7 +28,7 @@ _CODECS = {
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still take, by the machine and by its group's limit."""
+    """Return the bytes that this process may still allocate, by the machine's memory and the limit of its cgroup."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -39,17 +39,17 @@ def free_memory() -> int:
 def check_declared(
     needed: float, path: object, what: str, stored: float | None = None, densest: float = _DENSEST
 ) -> None:
-    """Refuse what cannot be: more than the file can hold, or than there is memory for.
+    """Refuse a declared size that exceeds what the file can hold, or the free memory.
 
     Args:
-        needed: bytes that reading takes.
+        needed: bytes of memory that reading takes.
         path: the file, for the message.
         what: what it declares, such as "a matrix of 10 x 20 with 30 entries".
-        stored: bytes of the file that this is stored in; None where that says nothing.
-        densest: bytes that one stored byte can stand for.
+        stored: bytes in which the file stores it; None where that does not limit the size.
+        densest: the most bytes that one stored byte can stand for.
 
     Raises:
-        ValueError: with the two sizes and the next step.
+        ValueError: the size is too large; the message gives both sizes and the next step.
     """
     if stored is not None and needed > _SLACK + densest * stored:
         raise ValueError(
@@ -65,10 +65,11 @@ def check_declared(
 
 
 def check_hdf5(path: Path) -> None:
-    """Look at the declared size of everything in an HDF5 file, and whether all of it is in this file.
+    """Check the declared size of everything in an HDF5 file, and that all of it is in this file.
 
     Raises:
-        ValueError: see `check_declared`; or an array or group that is kept in another file, which may be any of the machine.
+        ValueError: see `check_declared`; or an array or group that is kept in another file, which could be any file of the
+            machine.
     """
     import h5py
 
@@ -83,7 +84,7 @@ def check_hdf5(path: Path) -> None:
         if elsewhere:
             raise ValueError(
                 f"{path} keeps {name.strip('/')}{'/' if name.strip('/') else ''}{elsewhere[0]} in another file, which could be "
-                "any of this machine. Allowed: arrays in the file itself. Write it as one file, e.g. by h5repack."
+                "any of this machine. Allowed: arrays in the file itself. Write it as one file, e.g. with h5repack."
             )
         if isinstance(node, h5py.Dataset) and node.shape is not None:
             size = _product(node.dtype.itemsize, node.shape)
@@ -97,7 +98,7 @@ def check_hdf5(path: Path) -> None:
 
 
 def check_parquet(path: Path) -> None:
-    """Look at the declared size of a parquet file: numbers of a column, and what its pages come to.
+    """Check the declared size of a parquet file: rows and columns, and the values of all its row groups.
 
     Raises:
         ValueError: see `check_declared`.
@@ -112,11 +113,11 @@ def check_parquet(path: Path) -> None:
 
 
 def check_zarr(path: Path) -> None:
-    """Look at the codecs and sizes that a zarr store names, in any of its groups, before a library obeys them.
+    """Check the codecs and sizes that a zarr store declares in any of its groups, before a library follows them.
 
     Raises:
-        ValueError: a codec that is not in the list of those that only move bytes (pickle, for one, runs code), metadata that
-            cannot be read, or a size that cannot be (see `check_declared`).
+        ValueError: a codec that is not known to be safe (pickle, for one, runs code), metadata that cannot be read, or an
+            impossible size (see `check_declared`).
     """
     import json
 
@@ -146,20 +147,20 @@ def check_zarr(path: Path) -> None:
 
 
 def _metadata_files(path: Path) -> Iterator[Path]:
-    """Yield the files that say how the arrays of a store are coded, through links too, as zarr follows them."""
+    """Yield the files that declare how the arrays of a store are encoded, following symlinks as zarr does."""
     seen = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         seen.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen)
         for name in sorted(set(files) & {".zarray", "zarr.json", ".zmetadata"}):
             file = Path(folder, name)
-            if not file.is_file():  # a pipe would be waited for, a link to nothing is no metadata
+            if not file.is_file():  # reading a pipe would block; a dangling symlink is not metadata
                 raise ValueError(f"{file} is not a file. The store is damaged: write or download it again.")
             yield file
 
 
 def _arrays(told: Any, folder: Path) -> Iterator[tuple[Path, float, list[float], list[float]]]:
-    """Yield the arrays of which metadata of a store tell: where they are, bytes per item, shape, and shape of a piece."""
+    """Yield the arrays that the metadata of a store declare: folder, bytes per item, shape, and shape of a chunk."""
     if not isinstance(told, dict):
         return
     below = told.get("consolidated_metadata") or told
@@ -167,7 +168,7 @@ def _arrays(told: Any, folder: Path) -> Iterator[tuple[Path, float, list[float],
     for name, one in (inner if isinstance(inner, dict) else {}).items():
         yield from _arrays(one, folder / str(name).removesuffix(".zarray"))
     if isinstance(told.get("shape"), list):
-        # Of a shard its pieces are read one by one.
+        # The chunks of a shard are read one by one.
         shards = [one for one in told.get("codecs") or [] if "sharding_indexed" in (_under(one, "name"), one)]
         about = _under(shards[0] if shards else told.get("chunk_grid"), "configuration")
         piece = _under(about, "chunk_shape") or told.get("chunks")
@@ -177,7 +178,7 @@ def _arrays(told: Any, folder: Path) -> Iterator[tuple[Path, float, list[float],
 
 
 def _itemsize(kind: Any) -> float:
-    """Return the bytes of an item of a zarr array, by the name of its type; 8, a pointer, for text of any length."""
+    """Return the bytes per item of a zarr array by the name of its type; 8, a pointer, for text of variable length."""
     import numpy as np
 
     length = _under(_under(kind, "configuration"), "length_bytes")
@@ -198,19 +199,19 @@ def _sides(shape: list[float]) -> str:
 
 
 def _stored(folder: Path) -> float:
-    """Return the bytes of all files below a folder."""
+    """Return the total size in bytes of all files below a folder."""
     return float(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
 
 def _product(itemsize: float, shape: Iterable[float]) -> float:
-    """Return the bytes of an array, as a float: what a file declares may be larger than any integer of a machine."""
+    """Return the bytes of an array, as a float: a declared size may exceed any machine integer."""
     return math.prod(map(float, shape), start=float(itemsize))
 
 
 def _codecs(told: Any) -> list[str]:
-    """Return the names of filters, compressors and codecs, wherever they stand in the metadata of a store.
+    """Return the names of filters, compressors and codecs, wherever they occur in the metadata of a store.
 
-    Attributes of a group are left out, in which anything may be said; a group may be named "attributes".
+    Attributes of a node are left out, since they are free text; a group may also be named "attributes".
     """
     if isinstance(told, list):
         return [name for one in told for name in _codecs(one)]

@@ -1,4 +1,4 @@
-"""Files of features of patches that were made elsewhere.
+"""Read files of patch features made by other programs.
 
 TRIDENT    NAME.h5: features (patches, width); coords (patches, 2), the top left corner of each patch in pixels of the full
            resolution, with patch_size_level0, level0_magnification, target_magnification as attributes
@@ -28,9 +28,9 @@ FEATURES = ("features", "embeddings", "image", "image_embeds", "embedding", "fea
 _BARCODES = ("barcode", "barcodes")
 _KEYS = (*_BARCODES, "x", "y")
 _IN_H5 = (*FEATURES, "coords", *_KEYS)
-# What tools add to the name of a slide.
+# Endings that tools add to the name of a slide.
 _ENDINGS = ("_patches", "_features", "_feats", "_embeddings")
-# A magnification is a name for a range of scales: 20x is said of 0.4 to 0.6 um per pixel, here of 0.34 to 0.74.
+# A magnification names a range of scales: 20x means 0.4 to 0.6 um per pixel; 0.34 to 0.74 is accepted here.
 _UM_OF_MAGNIFICATION, _MAGNIFICATION_FACTOR = 10.0, 1.48
 _SAME = 0.05
 
@@ -40,14 +40,14 @@ class PatchFeatures:
     """Features of the patches of one slide.
 
     Attributes:
-        slide_id: Name of the slide, that of its file.
-        values: (patches, width), of the type that the file has.
-        centres: (patches, 2) x and y in pixels of the full resolution; None where the file does not say it.
+        slide_id: Name of the slide, from the name of the file.
+        values: (patches, width), in the type of the file.
+        centres: (patches, 2) x and y in pixels of the full resolution; None where the file does not state them.
         barcodes: (patches,) names of spots, None where the file has none.
-        side_px: Side of a patch in pixels of the full resolution, None where the file does not say it.
-        mpp: Micrometres per pixel of the full resolution, None where the file does not say it.
-        magnification: Of the full resolution, None where the file does not say it.
-        encoder: What made them: the name of their folder.
+        side_px: Side of a patch in pixels of the full resolution, None where the file does not state it.
+        mpp: Micrometres per pixel of the full resolution, None where the file does not state it.
+        magnification: Magnification of the full resolution, None where the file does not state it.
+        encoder: Name of the encoder: that of the folder of the file.
     """
 
     slide_id: str
@@ -75,7 +75,7 @@ class PatchFeatures:
             mpp: Micrometres per pixel of the slide.
 
         Raises:
-            ValueError: If the file states other micrometres per pixel, or a magnification that these are far from.
+            ValueError: If the file states other micrometres per pixel, or a magnification that `mpp` is far from.
         """
         told = None
         if self.mpp is not None and abs(self.mpp / mpp - 1) > _SAME:
@@ -94,7 +94,7 @@ class PatchFeatures:
 
 
 def is_features(path: str | Path) -> bool:
-    """Tell whether a path is a file of features, or a folder that holds such files and is not a model or a dataset."""
+    """Tell whether a path is a file of features, or a folder with such files that is neither a model nor a dataset."""
     path = Path(path)
     if path.is_file():
         return path.suffix in SUFFIXES
@@ -108,7 +108,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def slide_of_file(path: str | Path) -> str:
-    """Return the name of the slide that a file is of.
+    """Return the name of the slide that a file belongs to.
 
     >>> slide_of_file("features_uni_v1/C5.h5"), slide_of_file("C5_patches.h5")
     ('C5', 'C5')
@@ -121,7 +121,7 @@ def find_feature_files(path: str | Path, slides: Sequence[str]) -> dict[str, Pat
     """Find the file of each slide.
 
     Args:
-        path: A folder, or a file where there is one slide.
+        path: A folder, or a file if there is only one slide.
         slides: Slide ids.
 
     Raises:
@@ -134,7 +134,7 @@ def find_feature_files(path: str | Path, slides: Sequence[str]) -> dict[str, Pat
     files = [path] if path.is_file() else _files(path)
     found: dict[str, list[Path]] = {slide: [] for slide in slides}
     for file in files:
-        # The name itself goes first: a slide may be called S1_patches.
+        # The complete name goes first: a slide may be called S1_patches.
         name = file.stem if file.stem in found else slide_of_file(file)
         if name in found:
             found[name].append(file)
@@ -142,14 +142,14 @@ def find_feature_files(path: str | Path, slides: Sequence[str]) -> dict[str, Pat
     if missing:
         names = ", ".join(sorted(file.name for file in files)[:5]) or "no such file"
         raise FileNotFoundError(
-            f"{path} has no features of {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}; it holds {names}. A "
-            f"file is called by its slide: {missing[0]}.h5 (or {', '.join(SUFFIXES[2:])}). Rename it, or leave the "
+            f"{path} has no features of {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}; it holds {names}. Allowed: "
+            f"files named by their slides, {missing[0]}.h5 (or {', '.join(SUFFIXES[2:])}). Rename them, or leave the "
             "slide out."
         )
     for slide, where in found.items():
         if len(where) > 1:
             raise ValueError(
-                f"several files of {path} are of {slide}: {', '.join(file.name for file in where)}. Keep the one that is meant."
+                f"{path} holds several files of {slide}: {', '.join(file.name for file in where)}. Keep one of them."
             )
     return {slide: where[0] for slide, where in found.items()}
 
@@ -159,17 +159,17 @@ def read_patch_features(path: str | os.PathLike, patch_px: float | None = None) 
 
     Args:
         path: .h5 of TRIDENT, CLAM or HEST, .npy, .npz or .parquet.
-        patch_px: Side of a patch in pixels of the full resolution, where no file says it.
+        patch_px: Side of a patch in pixels of the full resolution, where no file states it.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds no features, values that are not finite, or positions that do not match.
+        ValueError: If it holds no features, or features, positions and barcodes of different numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no features at {path}. Give a file that ends in {', '.join(SUFFIXES)}.")
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path.name} is not a file of features. Allowed are {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{path.name} is not a file of features. Allowed: {', '.join(SUFFIXES)}.")
     with reading(path):
         of_h5 = path.suffix in (".h5", ".hdf5")
         columns, stated = read_h5(path, _IN_H5) if of_h5 else (read_arrays(path, _KEYS, FEATURES), {})
@@ -194,7 +194,7 @@ def read_patch_features(path: str | os.PathLike, patch_px: float | None = None) 
     for what, rows in (("coords", found.centres), ("barcodes", found.barcodes)):
         if rows is not None and len(rows) != len(values):
             raise ValueError(
-                f"{path.name} has {len(values)} features and {len(rows)} {what}. There must be one per patch."
+                f"{path.name} has {len(values)} features and {len(rows)} {what}. Each patch must have one of both."
             )
     return found
 
@@ -203,14 +203,14 @@ def _no_features(path: Path, columns: Mapping[str, Any]) -> str:
     held = ", ".join(columns) or "nothing"
     if "img" in columns:
         return (
-            f"{path.name} holds patches ({held}), not their features. Make a dataset of them: delst prepare hest ROOT "
-            "--output DIR, and train or predict on that."
+            f"{path.name} holds patches ({held}), not their features. Make a dataset of them (delst prepare hest ROOT "
+            "--output DIR), and train or predict on that."
         )
-    return f"{path.name} holds {held}, and no features. Call them one of {', '.join(FEATURES)}."
+    return f"{path.name} holds {held}, and no features. Name the array of features one of {', '.join(FEATURES)}."
 
 
 def _rows(values: np.ndarray) -> np.ndarray:
-    """Return (patches, width), which some tools write as (1, patches, width)."""
+    """Return (patches, width) of an array that some tools write as (1, patches, width)."""
     return values[0] if values.ndim == 3 and len(values) == 1 else values
 
 
@@ -222,7 +222,7 @@ def _barcodes(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path, level: float) -> np.ndarray | None:
-    """Return the centres of the patches from corners, whose pixels are `level` times as wide as the full resolution's."""
+    """Return the centres of the patches: x and y, or from corners in pixels `level` times as wide as the full resolution's."""
     if "x" in columns and "y" in columns:
         return np.column_stack([columns["x"], columns["y"]]).astype(float)
     if "coords" not in columns:
@@ -234,8 +234,8 @@ def _centres(columns: Mapping[str, np.ndarray], side: float | None, path: Path, 
         if _barcodes(columns) is not None:  # spots are found by name
             return None
         raise ValueError(
-            f"{path.name}: coords are corners of patches whose size no attribute says (patch_size_level0, or "
-            f"patch_size and downsample), and there is no patches/{path.name} that does. Give the side of a patch in "
-            "pixels of the full resolution (--features-patch-px)."
+            f"{path.name}: coords are corners of patches, but neither its attributes (patch_size_level0, or patch_size and "
+            f"downsample) nor a file patches/{path.name} state the size of a patch. Give the side of a patch in pixels of the "
+            "full resolution (--features-patch-px)."
         )
     return corners * level + side / 2

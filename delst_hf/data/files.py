@@ -1,4 +1,4 @@
-"""Which file is meant: hidden files are nobody's data, and several candidates are an error that lists them, never the first."""
+"""Find the file that is meant: hidden files are never data, and several candidates are an error that lists them."""
 
 import bz2
 import gzip
@@ -16,16 +16,16 @@ _OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.o
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file is a system's own: .x, the ._x of a Mac, the ~$x and x~ of an editor, and the like."""
+    """Tell whether a file belongs to a system or an editor: .x, ._x of a Mac, ~$x, x~, and the like."""
     return name.startswith((".", "~")) or name.endswith("~") or name.lower() in _SYSTEM_FILES
 
 
 def visible(folder: str | Path, *patterns: str) -> list[Path]:
-    """Return the entries of a folder that match one of the patterns, hidden ones never, sorted by name.
+    """Return the entries of a folder that match one of the patterns, sorted by name, without hidden ones.
 
     Args:
-        folder: one that need not exist.
-        patterns: of whole names, such as "*.h5"; all entries without one.
+        folder: the folder, which need not exist.
+        patterns: patterns of names, such as "*.h5"; without one, all entries match.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -37,15 +37,15 @@ def visible(folder: str | Path, *patterns: str) -> list[Path]:
 
 
 def only_one(candidates: Iterable[Path], what: str, advice: str) -> Path | None:
-    """Return the candidate, or None without one; copies of one file, compressed or not, count as one.
+    """Return the only candidate, or None if there is none; copies of one file, compressed or not, count as one.
 
     Args:
         candidates: files, or folders.
-        what: which file is looked for, for the message.
+        what: the file that is looked for, for the message.
         advice: how to choose, a sentence.
 
     Raises:
-        ValueError: several that differ; the message lists them.
+        ValueError: several different candidates; the message lists them.
     """
     found = list(dict.fromkeys(candidates))
     if len(found) < 2:
@@ -58,10 +58,10 @@ def only_one(candidates: Iterable[Path], what: str, advice: str) -> Path | None:
 
 
 def split_prefix(name: str, ending: str) -> str | None:
-    """Return what stands before the ending of a name: "GSM1_S1" of "GSM1_S1_matrix.mtx"; "" of "matrix.mtx"; None of others.
+    """Return the prefix before the ending of a name: "GSM1_S1" of "GSM1_S1_matrix.mtx", "" of "matrix.mtx"; else None.
 
     Args:
-        name: of a file, without the suffix of its compression.
+        name: name of a file, without the suffix of its compression.
         ending: a regular expression.
     """
     match = re.fullmatch(rf"(?:(.*?)[_.\-])?(?:{ending})", name)
@@ -69,18 +69,18 @@ def split_prefix(name: str, ending: str) -> str | None:
 
 
 def without(name: str, suffixes: Sequence[str]) -> str:
-    """Return a name without the first of these suffixes that it has, in any case."""
+    """Return a name without the first of these suffixes that it has, ignoring case."""
     return next((name[: -len(one)] for one in suffixes if name.lower().endswith(one)), name)
 
 
 def open_packed(path: Path) -> IO[bytes]:
-    """Open a file that may be gzip, bzip2 or xz by its first bytes; a browser may have unpacked it without renaming it."""
+    """Open a file that may be gzip, bzip2 or xz, by its first bytes: browsers may unpack a file without renaming it."""
     opener = _opener(path)
     return path.open("rb") if opener is None else opener(path, "rb")
 
 
 def is_packed(path: Path) -> bool:
-    """Say whether a file is gzip, bzip2 or xz."""
+    """Tell whether a file is gzip, bzip2 or xz."""
     return _opener(path) is not None
 
 
@@ -91,9 +91,9 @@ def _opener(path: Path):
 
 
 def _content(path: Path) -> str:
-    """Return a checksum of what a file holds when it is not compressed."""
+    """Return a checksum of the uncompressed content of a file."""
     try:
         with open_packed(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except (OSError, EOFError, ValueError):
-        return str(path)  # unreadable: equal to none
+        return str(path)  # unreadable: equal to no other file

@@ -1,4 +1,4 @@
-"""Features of patches that were made elsewhere, joined to the spots of a dataset; `feature_files` reads them."""
+"""Join patch features of other programs, which `feature_files` reads, to the spots of a dataset."""
 
 import hashlib
 import logging
@@ -24,8 +24,8 @@ class FeatureTable:
     Attributes:
         values: (joined spots, width) float32.
         row_of_spot: (spots of the folder,) row of `values`, -1 where a spot has no features.
-        patch_um: Sides of the patches in micrometres, each once; empty where the files do not say it.
-        encoder: What made the features, as far as their files tell.
+        patch_um: Distinct sides of the patches in micrometres; empty where the files do not state them.
+        encoder: Name of the encoder: that of the folder of the files.
     """
 
     values: np.ndarray
@@ -35,7 +35,7 @@ class FeatureTable:
 
     @property
     def width(self) -> int:
-        """Width of a feature."""
+        """Number of values per feature."""
         return self.values.shape[1]
 
     @property
@@ -54,7 +54,7 @@ class FeatureTable:
 def join_features(
     path: str | Path, study: Study, slides: Sequence[str], patch_px: float | None = None
 ) -> tuple[Study, FeatureTable]:
-    """Join features made elsewhere to the spots of a study: by name, else by the patch that a spot lies in.
+    """Join features of other programs to the spots of a study: by name, else by the patch that a spot lies in.
 
     Args:
         path: Folder with one file per slide.
@@ -104,12 +104,12 @@ def join_features(
 def _check_values(values: np.ndarray, parts: Sequence[np.ndarray], file: Path) -> None:
     if parts and parts[0].shape[1] != values.shape[1]:
         raise ValueError(
-            f"{file.name} has features of {values.shape[1]} numbers, the files before it {parts[0].shape[1]}. All must "
+            f"{file.name} has features of width {values.shape[1]}, the files before it of width {parts[0].shape[1]}. All must "
             "come from one encoder."
         )
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{file.name}: {int((~np.isfinite(values)).any(axis=1).sum())} features are not finite. Make them anew."
+            f"{file.name}: {int((~np.isfinite(values)).any(axis=1).sum())} features are not finite. Make them again."
         )
 
 
@@ -119,7 +119,7 @@ def _row_of_each(found: PatchFeatures, spots: pd.DataFrame, file: Path) -> np.nd
         rows = pd.Index(found.barcodes)
         if rows.has_duplicates:
             raise ValueError(
-                f"{file.name}: the barcode {rows[rows.duplicated()][0]!r} comes more than once. Keep one row each."
+                f"{file.name}: the barcode {rows[rows.duplicated()][0]!r} occurs more than once. Keep one row per barcode."
             )
         return _enough(
             rows.get_indexer(spots["barcode"].astype(str)), spots, file, "their barcodes are not in the file"
@@ -127,22 +127,22 @@ def _row_of_each(found: PatchFeatures, spots: pd.DataFrame, file: Path) -> np.nd
     if found.centres is None:
         if len(found.values) != len(spots):
             raise ValueError(
-                f"{file.name} has {len(found.values)} rows without barcode or position, and the slide {len(spots)} "
-                "spots. Without them there must be one row for each spot, in the order of the dataset: add barcode, or "
-                "x and y."
+                f"{file.name} has {len(found.values)} rows without barcode or position, but the slide has {len(spots)} "
+                "spots. Add barcode, or x and y; without them the file must have one row per spot, in the order of the "
+                "dataset."
             )
         return np.arange(len(spots))
     from scipy.spatial import cKDTree
 
     places = spots[["x", "y"]].to_numpy(float)
-    # A spot lies in a patch where it is within half a side of its centre in both directions.
+    # A spot lies in a patch if it is within half a side of its centre in both directions.
     reach = np.inf if found.side_px is None else found.side_px / 2 * (1 + 1e-6)
     distance, rows = cKDTree(found.centres).query(places, p=np.inf)
     low, high = found.centres.min(axis=0), found.centres.max(axis=0)
     where = (
         f"patches lie at x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}, spots at x "
         f"{places[:, 0].min():.0f} to {places[:, 0].max():.0f}, y {places[:, 1].min():.0f} to "
-        f"{places[:, 1].max():.0f}, which must be pixels of one image"
+        f"{places[:, 1].max():.0f}; both must be in pixels of one image"
     )
     return _enough(np.where(distance <= reach, rows, -1), spots, file, where)
 

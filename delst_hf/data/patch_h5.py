@@ -1,4 +1,4 @@
-"""What HDF5 files of TRIDENT, CLAM and HEST say of their patches, in arrays and attributes."""
+"""Read the arrays and attributes of HDF5 files of TRIDENT, CLAM and HEST that describe patches."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from .values import number
 
-# Side of the patches of a bag in their own pixels, beside the attributes of the file.
+# Key, among the attributes of the file, for the side of the patches of a bag in their own pixels.
 _BAG_PX = "side of imgs"
 
 
 def read_h5(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays of an HDF5 file, and the attributes of its coords (of the file, of a bag of patches)."""
+    """Return the arrays of an HDF5 file, and the attributes of the file, of its coords and of its bag of patches."""
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -27,7 +27,7 @@ def read_h5(path: Path, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], d
 
 
 def with_companion(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a file says of its patches; CLAM says it in another file."""
+    """Return the attributes that describe patches, with those of the second file in which CLAM keeps them."""
     for folder in (path.parent, path.parent.parent):
         other = folder / "patches" / path.name
         if side_px(stated) is None and path.suffix == ".h5" and other.is_file() and other != path:
@@ -36,10 +36,10 @@ def with_companion(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def downsample_of_bag(stated: Mapping[str, Any], name: str) -> float:
-    """Return how many pixels of the full resolution one pixel of the coords is wide: 1, but in CLAM's bags of patches.
+    """Return the width of one pixel of the coords in pixels of the full resolution: 1, except in CLAM's bags of patches.
 
     Raises:
-        ValueError: If it is a bag of a level whose factor is not said.
+        ValueError: If it is a bag of a level whose factor is not stated.
     """
     if positive(stated, _BAG_PX) is None:
         return 1.0
@@ -47,16 +47,16 @@ def downsample_of_bag(stated: Mapping[str, Any], name: str) -> float:
     if downsample is None and positive(stated, "patch_level") is not None:
         raise ValueError(
             f"{name}: coords are in pixels of level {np.ravel(stated['patch_level'])[0]} of the slide, and no attribute "
-            "says how far that is reduced (downsample). Make coordinates and features again, which CLAM now writes in pixels "
+            "states how far that is reduced (downsample). Make coordinates and features again: CLAM now writes them in pixels "
             "of the full resolution."
         )
-    # With --custom_downsample patches and coords are reduced once more; the two sizes of the level tell by how much.
+    # With --custom_downsample patches and coords are reduced once more: the two sizes of the level give the factor.
     whole, reduced = positive(stated, "level_dim"), positive(stated, "downsampled_level_dim")
     return (downsample or 1.0) * (round(whole / reduced) if whole and reduced else 1.0)
 
 
 def side_px(stated: Mapping[str, Any]) -> float | None:
-    """Return the side of a patch in pixels of the full resolution, by the attributes of its coords or of a bag of patches."""
+    """Return the side of a patch in pixels of the full resolution from these attributes; None if they do not give it."""
     if found := positive(stated, "patch_size_level0"):
         return found
     size, level = positive(stated, "patch_size"), stated.get("patch_level")
@@ -72,6 +72,6 @@ def side_px(stated: Mapping[str, Any]) -> float | None:
 
 
 def positive(stated: Mapping[str, Any], *names: str) -> float | None:
-    """Return the first positive number that attributes of these names state, of an array its first."""
+    """Return the first positive number among the attributes of these names; an array counts by its first value."""
     found = (number(np.ravel(stated[name])[:1]) for name in names if name in stated)
     return next((value for value in found if value is not None and value > 0), None)

@@ -1,6 +1,6 @@
-"""What a name on the command line stands for: a dataset folder, the folder of a run, a model, an id of the Hub.
+"""Recognise what a name on the command line is: a dataset folder, the folder of a run, a model, or an id of the Hub.
 
-Told by the files that lie there, before anything is loaded, so that a wrong path is answered at once and in words.
+The files at the path decide it, before anything is loaded, so that a wrong path is answered at once with the next step.
 """
 
 import difflib
@@ -19,17 +19,17 @@ _GIVE_DATASET = "Give a folder made by delst prepare, or the id USER/NAME of a d
 
 
 def is_dataset(path: Path) -> bool:
-    """Say whether a dataset folder lies here, whole or not: spots in a folder of their own."""
+    """Tell whether a path is a dataset folder, complete or not: it has the folder `spots`."""
     return (path / _TABLES[0]).is_dir()
 
 
 def is_model(path: Path) -> bool:
-    """Say whether a model lies here: a checkpoint, or any model of transformers or timm."""
+    """Tell whether a path is the folder of a model: a checkpoint, or any model of transformers or timm."""
     return (path / _CONFIG).is_file()
 
 
 def is_id(name: str) -> bool:
-    """Say whether a name can be an id of the Hub, and is not plainly a path.
+    """Tell whether a name can be an id of the Hub, and is not clearly a path.
 
     >>> is_id("facebook/dinov2-small"), is_id("runs/mine/model"), is_id("./model")
     (True, False, False)
@@ -38,14 +38,14 @@ def is_id(name: str) -> bool:
 
 
 def check_model(name: str) -> None:
-    """Refuse what is plainly not a model; a name that can be an id of the Hub passes, and so does that of a file of embeddings.
+    """Refuse what is clearly not a model. A name that can be an id of the Hub passes, and so does a file of embeddings.
 
     Args:
         name: Folder, file of embeddings, or Hub id.
 
     Raises:
-        FileNotFoundError: If it is a path and nothing is there, naming the model that is meant.
-        ValueError: If something else is there, naming what it is.
+        FileNotFoundError: If nothing is at the path; the message names the nearest model.
+        ValueError: If something else is there; the message names it.
 
     >>> check_model("runs/toy/data")
     Traceback (most recent call last):
@@ -57,23 +57,23 @@ def check_model(name: str) -> None:
             return
         if is_dataset(path):
             raise ValueError(
-                f"{name} is a dataset folder, and a model is asked for. Commands take the model first and then the data. "
+                f"{name} is a dataset folder, and a model is asked for. Commands take the model first, then the data. "
                 f"{_GIVE_MODEL}"
             )
         if is_model(path / "model"):
-            raise ValueError(f"{name} is the folder of a run; its model lies in {path / 'model'}. Give that.")
+            raise ValueError(f"{name} is the folder of a run; its model is {path / 'model'}. Give that.")
     elif not path.exists() and not is_id(name) and path.suffix not in EMBEDDING_SUFFIXES:
         raise FileNotFoundError(f"there is no model {name}{near(path, is_model)}. {_GIVE_MODEL}")
 
 
 def check_dataset(name: str) -> None:
-    """Refuse what is plainly not a dataset folder; a name that can be an id of the Hub passes.
+    """Refuse what is clearly not a dataset folder. A name that can be an id of the Hub passes.
 
     Args:
         name: Folder written by ``delst prepare``, or Hub id.
 
     Raises:
-        FileNotFoundError: If it is a path and nothing is there, or it is no dataset folder, with the next step.
+        FileNotFoundError: If nothing is at the path, or something that is not a dataset folder; with the next step.
 
     >>> check_dataset("runs/toy/pretrain/model")
     Traceback (most recent call last):
@@ -88,9 +88,7 @@ def check_dataset(name: str) -> None:
     if not missing:
         return
     if path.is_file():
-        advice = (
-            f"is a file, and a dataset folder is asked for. Make one of it: delst check {name} says what it is and how."
-        )
+        advice = f"is a file, and a dataset folder is asked for. delst check {name} shows what it is and how to make one of it."
     elif is_model(path):
         advice = f"is a model, and a dataset folder is asked for. {_GIVE_DATASET}"
     elif is_dataset(path / "data"):
@@ -104,17 +102,17 @@ def check_dataset(name: str) -> None:
         )
     else:
         advice = (
-            f"is not a complete dataset folder: {missing} missing. Make one with delst prepare; delst check {name} says what "
-            "lies there."
+            f"is not a complete dataset folder: {missing} missing. Make one with delst prepare; delst check {name} shows what "
+            "is there."
         )
     raise FileNotFoundError(f"{name} {advice}")
 
 
 def near(path: Path, kind: Callable[[Path], bool]) -> str:
-    """Name what of a kind lies where this should be, the nearest name first; "" where there is nothing.
+    """Return a hint that names the entries of one kind beside a missing path, the nearest name if one is close; "" for none.
 
     Args:
-        path: Where nothing is.
+        path: The missing path.
         kind: `is_model` or `is_dataset`.
     """
     beside = path.parent

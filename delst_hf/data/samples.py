@@ -1,8 +1,8 @@
-"""Several samples in one table, found before their counts are put on one image.
+"""Detect several samples in one table, before their counts are placed on one image.
 
-Tools join sections without asking: the same place of the array is then there twice, barcodes carry -1 and -2 or the name of a
-sample, or a column says which sample a spot is of. One image belongs to one of them, so the slide is refused, unless its user
-insists that it is one (`one_slide`).
+Tools join sections silently: array positions then occur twice, barcodes end in -1 and -2 or carry the name of a sample, or a
+column names the sample of each spot. An image belongs to one sample, so such a slide is refused, unless the user states that
+it is one slide (`one_slide`).
 """
 
 import re
@@ -14,18 +14,18 @@ import pandas as pd
 from .slide import Slide
 from .values import identifiers
 
-# Columns that say which section a spot is of, as scanpy, Seurat, squidpy, CELLxGENE and spatialLIBD name them, in lower case
-# without dots and blanks. Patients and donors are not among them: a tissue array has many on one slide.
+# Names of columns with the section of a spot in scanpy, Seurat, squidpy, CELLxGENE and spatialLIBD, in lower case without dots
+# and blanks. Patients and donors are not among them: a tissue array has many on one slide.
 SAMPLE_COLUMNS = {
     "sample", "sample_id", "sampleid", "sample_name", "sample_key", "batch", "library", "library_id", "slide", "slide_id",
     "slice", "slice_id", "section", "section_id", "section_name", "capture_area", "orig_ident", "dataset", "dataset_id",
     "specimen_id", "image_id", "tissue_section", "brain_section_label", "experiment",
 }  # fmt: skip
-# The part of a barcode that is the place on the array; what stands around it is of the sample.
+# The part of a barcode that gives the position on the array; the parts around it name the sample.
 _PLACE = re.compile(r"(.*?)((?:[ACGTN]{12,})|(?:s_\d{3}um_\d{5}_\d{5})|(?:-?\d+x-?\d+))((?:\D.*)?)")
-# Fewer places that are there twice are rounding or damage, which other checks see.
+# A smaller share of duplicated positions is rounding or damage, which other checks find.
 _SHARE_TWICE = 0.01
-# How a format says which of several is meant, by the first word of `Slide.source`.
+# How to choose one of several samples in each format, by the first word of `Slide.source`.
 _CHOICE = {
     "anndata": "Read each by the column of obs that names it (--slide-key COLUMN, --slide-value NAME), with its own image",
     "table": "Read each by the column of the coordinates that names it (--slide-column COLUMN, --slide-value NAME)",
@@ -35,38 +35,38 @@ _CHOICE = {
 
 
 def sample_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of a table of spots whose names say that they name samples."""
+    """Return the columns of a table of spots that name samples, recognised by their own names."""
     named = [name for name in table if re.sub(r"[ .\-]+", "_", str(name).strip().lower()) in SAMPLE_COLUMNS]
     return table[named]
 
 
 def keep_sample_columns(spots: pd.DataFrame, obs: pd.DataFrame) -> None:
-    """Add to a table of spots the columns of another, of the same rows, that name samples: `check_one_slide` looks at them."""
+    """Copy the columns that name samples from a table of the same rows, for `check_one_slide`."""
     for name, column in sample_columns(obs).items():
         if name not in spots:
-            spots[name] = column.to_numpy()  # by place: names of spots that are there twice are refused later, in words
+            spots[name] = column.to_numpy()  # by position: duplicated names of spots are refused later, with a message
 
 
 def check_one_slide(slide: Slide) -> None:
-    """Refuse a slide that is several.
+    """Refuse a slide that holds several samples.
 
     Args:
-        slide: columns of its spots that `sample_columns` knows are looked at too.
+        slide: the slide; columns of its spots that `sample_columns` finds are checked too.
 
     Raises:
-        ValueError: what shows it, and how to choose.
+        ValueError: signs of several samples; the message lists them and says how to choose.
     """
     found = [*slide.signs_of_samples, *signs_of_samples(slide.spots)]
     if found:
         how = _CHOICE.get(slide.source.partition(":")[0], "Split the files and read each sample by itself")
         raise ValueError(
-            f"slide {slide.slide_id!r} is several samples on one image: {'; '.join(found)}. {how}; or, if all of it is on this "
-            "image, say so (--one-slide)."
+            f"slide {slide.slide_id!r} is several samples on one image: {'; '.join(found)}. {how}; or, if this image shows all "
+            "of them, add --one-slide."
         )
 
 
 def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
-    """Return how many spots of the first lie at a place, of the array or in pixels, where one of the second lies."""
+    """Return how many spots of the first table have the position, on the array or in pixels, of a spot of the second."""
     numbers = 0
     for columns in (["array_row", "array_col"], ["x", "y"]):
         places = [pd.MultiIndex.from_frame(_placed(table, columns).dropna()) for table in (first, second)]
@@ -75,12 +75,12 @@ def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
 
 
 def signs_of_samples(spots: pd.DataFrame) -> Iterable[str]:
-    """Yield what shows that a table of spots is of several samples, in words."""
-    for columns, what in ((["array_row", "array_col"], "places of the array"), (["x", "y"], "positions")):
+    """Yield the signs, in words, that a table of spots holds several samples."""
+    for columns, what in ((["array_row", "array_col"], "array positions"), (["x", "y"], "positions")):
         table = _placed(spots, columns)
         twice = int(table.duplicated().sum())
         if twice >= max(2, _SHARE_TWICE * len(table)):
-            yield f"{twice} of {len(table)} {what} are there more than once"
+            yield f"{twice} of {len(table)} {what} occur more than once"
             break
     parts = [_PLACE.fullmatch(str(name)) for name in spots.index]
     if len(parts) and all(parts):
@@ -94,7 +94,7 @@ def signs_of_samples(spots: pd.DataFrame) -> Iterable[str]:
 
 
 def _placed(spots: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return two columns of places, of the array without those that are not known, -1."""
+    """Return two columns of positions; array positions without the unknown ones, -1."""
     table = spots[columns].astype(float)
     return table[(table >= 0).all(axis=1)] if columns[0] == "array_row" else table
 
@@ -109,10 +109,10 @@ def rows_of(table: pd.DataFrame, column: str, value: str | None, name: str, opti
 
     Args:
         table: one row per spot.
-        column: that names the sample.
-        value: its name; may be left out where there is one.
-        name: of the file.
-        option: that names the column.
+        column: the column that names the sample.
+        value: the name of the sample; may be left out where there is only one.
+        name: of the file, for messages.
+        option: the option that names the column, for messages.
 
     Raises:
         KeyError: no such column.

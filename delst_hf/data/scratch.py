@@ -1,7 +1,8 @@
-"""Files as they lie in archives: unpacked into a scratch folder that lasts as long as a slide is read and cut.
+"""Unpack files and archives into a scratch folder that is kept while a slide is read and cut.
 
-Public archives compress every file (.gz) and hand folders out as .tar.gz. What reads parts of a file (images, HDF5) needs it
-plain. `plain_file` and `unpack` give it; `scratch` says how long it is kept, since pixels are read while patches are cut.
+Public archives compress every file (.gz) and offer folders as .tar.gz. Libraries that read parts of a file (images, HDF5)
+need it uncompressed: `plain_file` and `unpack` provide it. Pixels are read while patches are cut, so `scratch` keeps the
+folder until then.
 """
 
 import shutil
@@ -20,14 +21,14 @@ from .files import is_hidden, is_packed, open_packed
 PACKED = (".gz", ".bz2", ".xz")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PIECE = 1 << 22
-# Room that is left on the disk, whatever an archive says it holds.
+# Free space that is always left on the disk.
 _SPARE_BYTES = 1 << 29
 
 _current: ContextVar["_Scratch | None"] = ContextVar("scratch", default=None)
 
 
 class _Scratch:
-    """A folder made on first use, and what was put into it."""
+    """A folder made on first use, and what was unpacked into it."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, int, int], Path] = {}
@@ -37,13 +38,13 @@ class _Scratch:
         return tempfile.TemporaryDirectory(prefix="delst-unpacked-")
 
 
-# For readers that are called by themselves: kept to the end of the process.
+# For readers called outside of `scratch`: kept to the end of the process.
 _of_process = _Scratch()
 
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """Remove at the end what was unpacked within."""
+    """Remove on exit what was unpacked within this context."""
     mine = _Scratch()
     token = _current.set(mine)
     try:
@@ -65,10 +66,10 @@ def is_archive(path: Path) -> bool:
 
 
 def plain_file(path: Path) -> Path:
-    """Return the file itself, or, where it is compressed, an unpacked copy whose name lacks the suffix.
+    """Return the file itself, or, if it is compressed, an unpacked copy whose name lacks the suffix.
 
     Raises:
-        ValueError: damaged.
+        ValueError: a damaged file.
         OSError: the scratch disk is full.
     """
     if not is_packed(path):
@@ -77,12 +78,12 @@ def plain_file(path: Path) -> Path:
 
 
 def names_within(path: Path) -> list[str]:
-    """Return the names of the files in a tar archive; none of hidden ones, and none where it cannot be read."""
+    """Return the names of the files in a tar archive, without hidden ones; an empty list if it cannot be read."""
     try:
         with tarfile.open(path) as archive:
             return [one.name for one in archive if one.isfile() and not is_hidden(PurePosixPath(one.name).name)]
     except (OSError, EOFError, tarfile.TarError):
-        return []  # what reads it says why
+        return []  # the reader of the archive reports why
 
 
 def _unpacked(path: Path) -> Path:
@@ -93,10 +94,10 @@ def _unpacked(path: Path) -> Path:
 
 
 def unpack(path: Path) -> Path:
-    """Unpack a tar archive and return the folder. Only plain files are taken; links and names that lead out are refused.
+    """Unpack a tar archive and return the folder. Links, devices and names that lead out of the archive are refused.
 
     Raises:
-        ValueError: damaged, or with members that no archive of data has.
+        ValueError: a damaged archive, or one with such members.
         OSError: the scratch disk is full.
     """
     return _once(path, _extracted)
@@ -111,8 +112,8 @@ def _extracted(path: Path) -> Path:
                 continue
             if not member.isfile() or inner.is_absolute() or ".." in inner.parts:
                 raise ValueError(
-                    f"the archive {path} holds {member.name!r}, which is a link or leads out of the archive. Unpack it "
-                    "yourself and look at it, or download it again."
+                    f"the archive {path} holds {member.name!r}, which is a link or leads out of the archive. Unpack and "
+                    "inspect it yourself, or download it again."
                 )
             source = archive.extractfile(member)
             if source is not None:
@@ -123,7 +124,7 @@ def _extracted(path: Path) -> Path:
 
 
 def _once(path: Path, make: Callable[[Path], Path]) -> Path:
-    """Return what is made of a file, which is made again only where the file has changed."""
+    """Return what `make` makes of a file, making it again only if the file has changed."""
     where, status = _current.get() or _of_process, path.stat()
     key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
     if key not in where.known:

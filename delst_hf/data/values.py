@@ -1,8 +1,8 @@
-"""Values as files hold them, whoever wrote these, as plain Python: numbers, texts, names of spots, labels.
+"""Convert values of files, whatever wrote them, to plain Python: numbers, texts, names of spots, labels.
 
-R writes every number as float64 and every scalar as an array of one; HDF5 holds bytes; spreadsheets and pandas make 1000.0 of
-the barcode 1000; a missing label is a NaN, "NA", "None" or a blank. Every value that a reader takes from HDF5, zarr, JSON or a
-table passes one of these functions.
+R writes every number as float64 and every scalar as an array of one; HDF5 holds bytes; spreadsheets and pandas turn the barcode
+1000 into 1000.0; a missing label is a NaN, "NA", "None" or a blank. Every value that a reader takes from HDF5, zarr, JSON or a
+table passes through one of these functions.
 """
 
 import re
@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# What pandas, R, numpy and spreadsheets write where there is no label, in lower case.
+# What pandas, R, numpy and spreadsheets write for a missing label, in lower case.
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat"}
 _TRUTH = {"true": "True", "false": "False"}
-# Whole numbers as pandas (1.0) and R (1e+05) write them. A leading zero makes a name of it, and so does a bare "1e5".
+# Whole numbers as pandas (1.0) and R (1e+05) write them. With a leading zero, or as a bare "1e5", they are names.
 _WHOLE = re.compile(r"[+-]?(?:0|[1-9]\d*)\.0*|[+-]?[1-9](?:\.\d+)?[eE]\+\d{2}")
 _DIGITS_AND_ZERO = re.compile(r"\d+\.0+")
 
 
 def plain(value: Any) -> Any:
-    """Return a value without its wrapping: arrays of one, numpy scalars, bytes.
+    """Unwrap a value from arrays of one, numpy scalars and bytes.
 
     >>> plain(np.array([b"slide"])), plain(np.float64(2))
     ('slide', 2.0)
 
     Args:
-        value: anything; what is not wrapped, such as an array of several, comes back as it is.
+        value: anything; a value that is not wrapped, such as an array of several, is returned unchanged.
     """
     if isinstance(value, str):
         return value
@@ -42,7 +42,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping of settings, such as scale factors, with numbers as floats, also those that are text.
+    """Return a mapping of settings, such as scale factors, with all numbers as floats, including those stored as text.
 
     >>> plain_values({"tissue_hires_scalef": np.array(["0.2"]), "slide": "V1"})
     {'tissue_hires_scalef': 0.2, 'slide': 'V1'}
@@ -52,7 +52,7 @@ def plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unwrapped(text: str) -> str:
-    """Return a text without the quotes that an exporter left around it, nor the b'' of Python's bytes.
+    """Return a text without the quotes or the b'' of Python's bytes that an exporter left around it.
 
     >>> unwrapped("b'tumour'"), unwrapped('"stroma"'), unwrapped("5'")
     ('tumour', 'stroma', "5'")
@@ -63,7 +63,7 @@ def unwrapped(text: str) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Say whether a value stands for none: None, NaN, NA, and the texts that tools write for these."""
+    """Tell whether a value is missing: None, NaN, NA, or a text that tools write for these."""
     value = plain(value)
     if isinstance(value, str):
         return value.strip().lower() in _MISSING
@@ -71,7 +71,7 @@ def is_missing(value: Any) -> bool:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number, also from a text or an array of one; None where the value is none.
+    """Return a finite number, also from a text or an array of one; None if the value is not a finite number.
 
     >>> number("0.25"), number(np.array([3])), number("wide")
     (0.25, 3.0, None)
@@ -87,7 +87,7 @@ def number(value: Any) -> float | None:
 
 
 def positive(value: Any, what: str, advice: str) -> float:
-    """Return a positive number.
+    """Return a positive number, or raise.
 
     Args:
         value: from a file.
@@ -95,7 +95,7 @@ def positive(value: Any, what: str, advice: str) -> float:
         advice: the next step, a sentence.
 
     Raises:
-        ValueError: If it is missing, no number, or not above 0.
+        ValueError: If the value is missing, not a number, or not above 0.
     """
     found = number(value)
     if found is None or found <= 0:
@@ -104,7 +104,7 @@ def positive(value: Any, what: str, advice: str) -> float:
 
 
 def whole_numbers(values: Any, what: str) -> np.ndarray:
-    """Return int64 of an array that holds whole numbers in any type, float64 of R among them.
+    """Return an array of whole numbers of any type, including R's float64, as int64.
 
     Raises:
         ValueError: If a value is text, not finite, or not whole.
@@ -123,7 +123,7 @@ def whole_numbers(values: Any, what: str) -> np.ndarray:
 
 
 def texts(values: Any) -> list[str]:
-    """Return each value as text; what is missing is "".
+    """Return each value as text; a missing value becomes "".
 
     >>> texts(np.array([b"ACTB", b"GAPDH"]))
     ['ACTB', 'GAPDH']
@@ -140,7 +140,7 @@ def _text(value: Any) -> str:
 
 
 def identifier(value: Any) -> str:
-    """Return one identifier (a patient, a slide, a section) as text: "007" stays, and so does "1e5"; 7.0 is "7".
+    """Return one identifier (a patient, a slide, a section) as text: "007" and "1e5" stay, 7.0 becomes "7".
 
     >>> identifier("007"), identifier(7.0), identifier("1e5")
     ('007', '7', '1e5')
@@ -156,7 +156,7 @@ def identifier(value: Any) -> str:
 
 
 def identifiers(values: Iterable[Any]) -> list[str]:
-    """Return the names of spots as text. Where all of them are whole numbers that something wrote as 1000.0, they are 1000.
+    """Return the names of spots as text. If all of them are whole numbers written as 1000.0, they become 1000.
 
     >>> identifiers(["1000.0", "1001.0"]), identifiers(["0007", "1e5"])
     (['1000', '1001'], ['0007', '1e5'])
@@ -168,16 +168,16 @@ def identifiers(values: Iterable[Any]) -> list[str]:
 
 
 def label(value: Any) -> str | None:
-    """Return a label as one clean class, or None where there is none.
+    """Return a label in its clean form, or None if it is missing.
 
-    1, 1.0, "1.0" and "1 " are "1"; True, "TRUE" and "true" are "True"; NaN, "NA", "none" and blanks are None; runs of blanks
-    are one, and letters with accents are written one way (NFC).
+    1, 1.0, "1.0" and "1 " become "1"; True, "TRUE" and "true" become "True"; NaN, "NA", "none" and blanks become None; runs of
+    blanks become one blank, and letters with accents are normalised (NFC).
 
     >>> [label(value) for value in (1, 1.0, " 1.0", np.True_, "TRUE", "NA", "invasive  cancer ", "01")]
     ['1', '1', '1', 'True', 'True', None, 'invasive cancer', '01']
 
     Raises:
-        ValueError: If the value is a list, a mapping or another object that can be no label.
+        ValueError: If the value is a list, a mapping or another object that cannot be a label.
     """
     value = plain(value)
     if _undefined(value):
@@ -186,7 +186,7 @@ def label(value: Any) -> str | None:
         return str(value)
     if not isinstance(value, str | float):
         raise ValueError(
-            f"label {value!r} is not text. Allowed: text, numbers, booleans, or nothing where it is unknown."
+            f"label {value!r} is not text. Allowed: text, numbers, booleans, or a missing value where it is unknown."
         )
     text = unwrapped(unicodedata.normalize("NFC", " ".join(str(value).split())))
     if text.lower() in _MISSING:
@@ -197,7 +197,7 @@ def label(value: Any) -> str | None:
 
 
 def labels(values: Iterable[Any]) -> list[str | None]:
-    """Return `label` of each value, each distinct one looked at once."""
+    """Return `label` of each value, computed once per distinct value."""
     clean: dict[tuple[type, Any], str | None] = {}  # by type too: True == 1
     result = []
     for value in map(plain, values):
@@ -212,7 +212,7 @@ def labels(values: Iterable[Any]) -> list[str | None]:
 
 
 def some_of(names: Iterable[object], most: int = 20) -> str:
-    """Return the first of many names as a list, and how many there are: a table of counts has a column per gene.
+    """Return names as the text of a list; of many names, the first ones and their number.
 
     >>> some_of(["x", "y"]), some_of(range(30), most=2)
     ("['x', 'y']", '[0, 1, ... 30 in all]')
@@ -222,7 +222,7 @@ def some_of(names: Iterable[object], most: int = 20) -> str:
 
 
 def whole_or(values: Any, default: int) -> np.ndarray:
-    """Return int64 of a column of whole numbers in which some are missing: these are `default`."""
+    """Return a column of whole numbers as int64; missing values become `default`."""
     column = pd.to_numeric(pd.Series([plain(value) for value in values], dtype=object), errors="coerce")
     return np.rint(column.fillna(default).to_numpy(float)).astype(np.int64)
 
