@@ -355,7 +355,7 @@ def test_features_and_patches_are_not_taken_for_each_other(
         fit_head(str(features_model), dataset, output, progress=False)
     with pytest.raises(ValueError, match="has a vit backbone and reads patches, not features"):
         fit_head(str(toy_heads / "expression"), dataset, output, features=str(trident), progress=False)
-    with pytest.raises(ValueError, match="their file in place of the slide"):
+    with pytest.raises(ValueError, match="their file in place of a slide"):
         predict_slide(str(features_head), tmp_path / "he.png", tmp_path / "x.h5ad")
     narrow = write_h5(
         tmp_path / "f" / "S.h5", {"features": np.zeros((2, 3)), "coords": np.zeros((2, 2))}, patch_size_level0=112
