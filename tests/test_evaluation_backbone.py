@@ -61,12 +61,12 @@ def test_batch_norms_are_folded_in_a_copy_and_features_are_those_of_float64(name
 
 
 class Shared(nn.Module):
-    """A convolution whose output is read beside its batch norm, and one that runs twice."""
+    """A convolution whose output is read beside its batch norm, one that runs twice, and one read beside its activation."""
 
-    def __init__(self, config, beside, twice):
+    def __init__(self, config, beside, twice, after):
         super().__init__()
-        self.config, self.beside, self.twice = config, beside, twice
-        self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.config, self.beside, self.twice, self.after = config, beside, twice, after
+        self.convolution, self.norm, self.activation = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
 
     @property
     def dtype(self):
@@ -79,14 +79,19 @@ class Shared(nn.Module):
             hidden = self.norm(self.convolution(hidden))
         if self.beside:
             hidden = hidden + found
+        if self.after:
+            hidden = self.activation(hidden) + 2 * hidden
         return BaseModelOutputWithNoAttention(last_hidden_state=hidden)
 
 
-@pytest.mark.parametrize(("beside", "twice", "left"), [(False, False, 0), (True, False, 1), (False, True, 1)])
-def test_what_folding_would_change_is_left_as_it_is(beside, twice, left):
+@pytest.mark.parametrize(
+    ("beside", "twice", "after", "left"),
+    [(False, False, False, 0), (True, False, False, 1), (False, True, False, 1), (False, False, True, 1)],
+)
+def test_what_folding_would_change_is_left_as_it_is(beside, twice, after, left):
     model = model_of(CONVOLUTIONAL["ResNet"][0])
     torch.manual_seed(0)
-    model.vision_model = measured(Shared(model.config.vision_config, beside, twice).eval())
+    model.vision_model = measured(Shared(model.config.vision_config, beside, twice, after).eval())
     backbone = InferenceBackbone(model)
     found, exact = compared(backbone, model.vision_model)
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)

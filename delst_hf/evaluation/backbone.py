@@ -1,7 +1,7 @@
 """Run a backbone without gradients: patches in, pooled features out, as fast as the device allows."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import chain, pairwise
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ class InferenceBackbone:
     """The backbone of a model, for inference.
 
     On a CPU convolutions run channels-last, which halves their time, and on a few patches at a time, so that activations stay
-    in cache. Batch norms that follow a convolution are folded into it, in a copy; MobileNetV2 then takes 3/5 of the time.
+    in cache. Batch norms that follow a convolution are folded into it, in a copy whose activations work in place and whose
+    convolutions pad their own input; MobileNetV2 then takes half the time.
 
     Args:
         model: The model, in eval mode; its weights stay as they are.
@@ -91,17 +92,37 @@ def _pooled(network: Any, pixel_values: Tensor, pooling: str) -> Tensor:
 
 
 def _folded(network: Any, pixel_values: Tensor, pooling: str) -> Any:
-    """Return a copy with batch norms folded into convolutions, or the network itself if there are none or outputs change."""
+    """Return a copy with batch norms folded into convolutions, or the network itself if there are none or outputs change.
+
+    Activations of the copy work in place.
+    """
     if not any(_is_fixed(layer) for layer in network.modules()):
         return network
     pairs, pooled = _pairs(network, pixel_values, pooling)
-    copy = deepcopy(network)
+    folded = deepcopy(network)
     for convolution, norm in pairs.items():
-        copy.set_submodule(convolution, fuse_conv_bn_eval(copy.get_submodule(convolution), copy.get_submodule(norm)))
-        copy.set_submodule(norm, nn.Identity())
-    # Outputs change if another layer than the batch norm reads the output of its convolution.
-    difference = (_pooled(copy, pixel_values, pooling) - pooled).abs().max()
-    return copy if difference <= _SAME * pooled.abs().max() else network
+        folded.set_submodule(
+            convolution, fuse_conv_bn_eval(folded.get_submodule(convolution), folded.get_submodule(norm))
+        )
+        folded.set_submodule(norm, nn.Identity())
+    for layer in folded.modules():
+        if hasattr(layer, "inplace"):
+            layer.inplace = True
+        _pad_inside(layer)
+    # Outputs change if another layer reads the output of a folded convolution or the input of an activation.
+    difference = (_pooled(folded, pixel_values, pooling) - pooled).abs().max()
+    return folded if difference <= _SAME * pooled.abs().max() else network
+
+
+def _pad_inside(layer: Any) -> None:
+    """Let the convolution of a MobileNet layer pad its own input if padding is the same on all sides; saves a copy."""
+    if getattr(getattr(layer, "config", None), "tf_padding", False) and hasattr(layer, "convolution"):
+        convolution = layer.convolution
+        if convolution.stride == (1, 1):
+            sizes = zip(convolution.kernel_size, convolution.dilation)
+            convolution.padding = tuple(size // 2 * dilation for size, dilation in sizes)
+            layer.config = copy(layer.config)
+            layer.config.tf_padding = False
 
 
 def _pairs(network: Any, pixel_values: Tensor, pooling: str) -> tuple[dict[str, str], Tensor]:
