@@ -1,4 +1,4 @@
-"""Where protocols put what they find: rows of metrics with intervals, paired comparisons, values by gene and by spot."""
+"""Collect what protocols find: rows of metrics with intervals, paired comparisons, values per gene and per spot."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,24 +12,24 @@ from .evidence import Arm, Evaluation, Space, Spots
 from .preparation import row_blocks
 from .uncertainty import Bootstrap, Statistic
 
-# From so many slides on, intervals are over slides: fewer say too little of how slides vary.
+# With so many slides or more, intervals are over slides: fewer say too little about how slides vary.
 MIN_SLIDES = 5
 Row = dict[str, Any]
 
 
 class Findings:
-    """What protocols are given, and what they hand back.
+    """What protocols read, and what they add to.
 
     Attributes:
         spots: The spots.
-        arms: Name -> what is scored; baselines first.
-        own: The arms that are the model's own. The first stands for it in pictures.
+        arms: Name -> arm, baselines first.
+        own: Names of the model's own arms. The first one represents the model in figures.
         space: The space of images and genes, None where the model has none.
-        evaluation: How to evaluate.
-        rows, comparisons, per_gene, skipped: What was found, and what could not be.
-        facts: Protocol -> what belongs to all of its rows, such as its genes.
+        evaluation: Options of the evaluation.
+        rows, comparisons, per_gene, skipped: The results, and the protocols that could not run.
+        facts: Protocol -> facts that hold for all of its rows, such as its genes.
         per_spot: Name -> one value per spot.
-        expression: The HEST prediction of the first own arm, so that two models can be paired.
+        expression: The HEST prediction of the first own arm, for paired comparisons of two models.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Findings:
     def log_expression(self) -> sparse.csr_matrix:
         """Log-normalised expression of all spots (spots, genes), at the library size of the model's processor.
 
-        Its indices are those of the counts, and not a second time in memory.
+        It shares its indices with the counts, to save memory.
         """
         counts, target_sum = self.spots.counts, self.spots.target_sum
         if not counts.has_canonical_format:
@@ -91,16 +91,16 @@ class Findings:
         """Add a row.
 
         Args:
-            protocol: The protocol.
+            protocol: Name of the protocol.
             arm: What was scored: the name of one of `arms`, of the space or of a signature.
-            metrics: Flat numbers, beside the values of `statistics`.
-            statistics: The metrics that are to have an interval, each as a function of positions in `rows`.
+            metrics: Metric -> number, beside the values of `statistics`.
+            statistics: The metrics that get an interval, each as a function of positions in `rows`.
             rows: The spots behind these metrics; by default all that are scored.
-            variant: Which variant of the protocol.
+            variant: Variant of the protocol.
             own: Whether the arm is the model's own; by default as `arms` says.
-            control: Whether its pairs were shuffled, so that it must come out at chance; by default as `arms` says.
-            intervals: Those that are known already.
-            **facts: Whatever else belongs into the row; `slide` where it is of one slide.
+            control: Whether its pairs were shuffled, so that it must score at chance; by default as `arms` says.
+            intervals: Metric -> interval, where it is already computed.
+            **facts: Further entries of the row, such as `slide` if it is of one slide.
         """
         known = self.arms.get(arm)
         computed = dict(intervals or {})
@@ -122,7 +122,7 @@ class Findings:
         )
 
     def bootstrap(self, rows: np.ndarray) -> Bootstrap:
-        """Return the resamples of positions in `rows`, which are spots; the last ones are kept, with what they hold."""
+        """Return the bootstrap over positions in `rows`, the rows of some spots; the last one is cached with its values."""
         if self._bootstrap is None or not np.array_equal(self._bootstrap[0], rows):
             slides = self.spots.slides[rows]
             unit = self.unit if len(np.unique(slides)) >= MIN_SLIDES else "spots"
@@ -152,12 +152,12 @@ class Findings:
                     self.comparisons.append({**names, "first": ours, "second": other, **difference})
 
     def keep(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
-        """Keep a value of the spots `rows`: strings, or numbers with NaN for all others."""
+        """Keep one value per spot of `rows`: strings, with None for all other spots, or numbers, with NaN for them."""
         text = values.dtype.kind in "OU"
         full = np.full(len(self.spots.slides), None if text else np.nan, dtype=object if text else float)
         full[rows] = values
         self.per_spot[name] = full
 
     def skip(self, protocol: str, reason: str) -> None:
-        """Say why a protocol was not run."""
+        """Record why a protocol was not run."""
         self.skipped.append({"protocol": protocol, "reason": reason})

@@ -1,4 +1,4 @@
-"""What a report draws beside numbers: values and coordinates of every test spot, galleries of retrieval, ways to the origin."""
+"""Collect what a report draws beside numbers: values of every test spot, galleries of retrieval, paths to the origin."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,11 @@ from .preparation import finite_matrix, missing_rows
 from .protocols.signatures import signature_map
 from .retrieval import retrieval_scores
 
-MAX_CANDIDATES = 5000  # spots that a way to the origin may pass, of a larger study evenly spaced ones
+MAX_CANDIDATES = (
+    5000  # reference spots near a path to the origin are sought among; of a larger study, evenly spaced ones
+)
 _SPACE_FACTS = ("geometry", "curvature", "curvature_bounds", "parent", "min_radius")
-GALLERY_POOL = 20_000  # a gallery is chosen among so many test spots
+GALLERY_POOL = 20_000  # test spots that a gallery is chosen from
 
 
 def illustrations(findings: Findings) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def illustrations(findings: Findings) -> dict[str, Any]:
 
     Returns:
         ``spots`` (lists, one entry per test spot: slide, x, y, label, predictions, ranks, maps, radii and 2-D coordinates),
-        ``space`` (geometry), ``gallery`` (queries at the quartiles of rank, not chosen by eye) and ``traversals`` (from images
+        ``space`` (geometry), ``gallery`` (queries at the quartiles of rank, not hand-picked) and ``traversals`` (from images
         to the origin); the last three are empty without a space of images and genes.
     """
     space = findings.space
@@ -61,7 +63,7 @@ def _per_spot(findings: Findings) -> dict[str, list[Any]]:
 
 
 def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[str, Any]]:
-    """Return the image queries at the best rank of their own genes and at its quartiles, and the spots retrieved for each."""
+    """Return the image queries at the best rank and at the quartiles of rank, and the spots retrieved for each."""
     spots, rows = findings.spots, findings.test_rows[:GALLERY_POOL]
     options: dict[str, Any] = {"similarity": space.geometry, "curvature": space.curvature}
     ranks = retrieval_scores(space.image[rows], space.gene[rows], **options)["rank"]
@@ -72,7 +74,7 @@ def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[
     train = expression[spots.reference]
     mean, variance = mean_variance_axis(train, axis=0)
     spread = np.sqrt(variance) + 0.1
-    # A top gene is high against training spots, among those that half of these express, and says what a cell is.
+    # A top gene is high compared with training spots, expressed in half of them, and not a housekeeping gene.
     common = np.asarray((train > 0).mean(axis=0)).reshape(-1) > 0.5
     telling = common & ~np.array([is_housekeeping(gene) for gene in spots.genes])
     common = telling if telling.any() else common
@@ -95,7 +97,7 @@ def _gallery(findings: Findings, space: Space, retrieved: int = 5) -> list[dict[
 
 
 def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
-    """Walk from the image of median radius of each label to the origin: which reference spots and mean profiles lie nearest."""
+    """Walk from each label's image of median radius to the origin, and find the nearest reference spots and mean profiles."""
     spots, rows = findings.spots, findings.test_rows
     if space.geometry != "lorentz":
         return []
@@ -121,18 +123,18 @@ def _traversals(findings: Findings, space: Space) -> list[dict[str, Any]]:
 def traversal(
     point: ArrayLike, candidates: ArrayLike, names: Sequence[str], curvature: float, steps: int = 10
 ) -> list[dict[str, Any]]:
-    """Walk from a point straight to the origin, from specific to general, and name what lies nearest at each step.
+    """Walk straight from a point to the origin, from specific to general, and name the nearest candidate at each step.
 
     Args:
         point: Space part (dim,), such as one image.
         candidates: Space parts (candidates, dim), such as spots' genes or the mean profiles of labels.
-        names: (candidates,) what to call them.
+        names: (candidates,) names of the candidates.
         curvature: ``c > 0``.
-        steps: stops on the way, both ends included.
+        steps: Number of stops, both ends included.
 
     Returns:
-        One row a stop: radius, nearest (a name), distance, and origin_nearer: True once the origin is nearer than any
-        candidate, where the walk has left everything specific behind.
+        One row per stop: radius, nearest (a name), distance, and origin_nearer: True once the origin is nearer than any
+        candidate, so that nothing specific is near.
 
     Raises:
         ValueError: If names and candidates differ in number, or steps is below 2.
@@ -160,7 +162,7 @@ def traversal(
 
 
 def leading_plane(image: np.ndarray, gene: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return tangent coordinates of both modalities in the plane of their two leading directions, each at its own true length.
+    """Return tangent coordinates of both modalities in the plane of their two leading directions, each point at true length.
 
     Examples:
         >>> rng = np.random.default_rng(0)

@@ -1,8 +1,8 @@
-"""Tissue labels predicted from features by a linear classifier, scored by macro-F1 on unseen slides.
+"""Predict tissue labels from features by a linear classifier, and score them by macro-F1 on unseen slides.
 
 The classifier is that of the STimage-1K4M benchmark (scikit-learn's SGDClassifier with log loss, L2 penalty and
 balanced class weights). The split is not: the benchmark splits by spot, where neighbours leak from training to test;
-here the caller passes the rows of whole slides, and alpha is chosen by leaving one training slide out.
+here the caller passes the rows of complete slides, and alpha is chosen by leaving one training slide out.
 """
 
 import itertools
@@ -58,13 +58,13 @@ def linear_probe(
         test_labels: (test rows,) strings.
         train_groups: (train rows,) the slide or patient of each row.
         alphas: positive L2 penalties to choose from.
-        seeds: one final fit each.
+        seeds: Seeds, each of one final fit.
 
     Returns:
         macro_f1_mean, macro_f1_sd, balanced_accuracy_mean, balanced_accuracy_sd: over the seeds (sd with n - 1, 0.0
         for one seed); 1 is perfect. majority_macro_f1: what always answering the commonest training class gets.
         chance_balanced_accuracy: 1 / test classes. alpha, alpha_at_edge (1.0: a wider grid might do better),
-        validation_macro_f1 (NaN-free; 0.0 when one alpha leaves nothing to choose), num_train, num_test,
+        validation_macro_f1 (0.0 when a single alpha leaves no choice), num_train, num_test,
         num_dropped_train, num_dropped_test, num_train_classes, num_test_classes, num_unseen_classes, num_seeds.
 
     Raises:
@@ -85,13 +85,13 @@ def linear_probe(
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A linear probe fitted on training rows, and what it answers on test rows.
+    """A linear probe fitted on training rows, and its answers on test rows.
 
     Attributes:
         answers: One array (test rows,) of labels per seed.
-        labels: (labelled training rows,) that it was fitted on.
-        alpha: The penalty chosen, and whether it is the smallest or largest of those tried.
-        at_edge: See `alpha`.
+        labels: (labelled training rows,) labels that it was fitted on.
+        alpha: The penalty chosen.
+        at_edge: Whether it is the smallest or largest of those tried.
         validation: Macro-F1 at this penalty on left-out training groups.
         num_dropped: Training rows without a label.
     """
@@ -152,7 +152,7 @@ def fit_probe(
     alphas: Sequence[float] = PROBE_ALPHAS,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
 ) -> FittedProbe:
-    """Fit the probe of `linear_probe` once, for test rows of any number of slides; arguments and errors are those."""
+    """Fit the probe of `linear_probe` once, for test rows of any number of slides; arguments and errors as there."""
     features, labels, kept = labelled_rows(train_features, train_labels, "train")
     unseen = finite_matrix(test_features, "test_features")
     groups = group_names(train_groups, len(kept), "train_groups")[kept]
@@ -177,7 +177,7 @@ def fit_probe(
 def macro_f1(truth: np.ndarray, predicted: np.ndarray, everywhere: bool = False) -> float:
     """Return F1 averaged over classes, each with the same weight; 1 is perfect.
 
-    The number is scikit-learn's ``f1_score``, whose checks of its arguments take longer than a fit of the probe.
+    It equals scikit-learn's ``f1_score``, whose checks of its arguments take longer than a fit of the probe.
 
     Args:
         truth: (rows,) strings.
@@ -205,7 +205,7 @@ def macro_recall(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _confusion(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count, for each class of either, the rows (classes,) that are right, that are of it, and that are called it."""
+    """Count for each class the correct rows, the rows in `truth` and the rows in `predicted`, each (classes,)."""
     classes, numbers = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
     actual, answered = np.split(numbers, [len(truth)])
     counted = (actual[actual == answered], actual, answered)
@@ -233,15 +233,15 @@ def probe_predictions(
 
 
 def _scaled(features: np.ndarray, unseen: np.ndarray) -> tuple[NarrowRows, np.ndarray]:
-    """Return both scaled as the fitting rows say, these in as few columns as hold them."""
+    """Scale both by the fitting rows `features`, and return these as `NarrowRows`."""
     scaler = FlooredScaler.fit(features)
     return NarrowRows.of(scaler.transform(features)), scaler.transform(unseen)
 
 
 def at_once(fit: Callable[[_Task], _Result], tasks: Iterable[_Task]) -> list[_Result]:
-    """Return what a function gives for each task, in order; as many run at once as torch may use threads.
+    """Apply a function to each task, in as many threads as torch may use, and return the results in order.
 
-    The fits of scikit-learn let other threads work meanwhile.
+    The fits of scikit-learn release the GIL, so the threads run in parallel.
 
     Examples:
         >>> at_once(len, ["a", "bc"])
@@ -258,7 +258,7 @@ def fit_classifier(inputs: NarrowRows, labels: np.ndarray, alpha: float, seed: i
         loss="log_loss",
         penalty="l2",
         alpha=alpha,
-        # "balanced", which scikit-learn takes longer to work out.
+        # Equal to "balanced", which scikit-learn computes more slowly.
         class_weight=dict(zip(classes, len(labels) / (len(classes) * counts))),
         max_iter=10_000,
         random_state=seed,
@@ -275,10 +275,10 @@ def answers(classifier: Any, inputs: NarrowRows, queries: np.ndarray) -> np.ndar
 def choose_alpha(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, alphas: list[float], seeds: Sequence[int]
 ) -> tuple[float, float]:
-    """Return the alpha of the highest mean macro-F1 on left-out groups, and that F1."""
+    """Return the alpha with the highest mean macro-F1 on left-out groups, and that F1."""
     if len(alphas) == 1:
         return alphas[0], 0.0
-    # A fold whose fitting rows are all of one class has no classifier and says nothing about alpha.
+    # A fold that would fit on one class has no classifier and says nothing about alpha.
     folds = [(fit, held) for fit, held in group_folds(groups, MAX_INNER_FOLDS) if len(np.unique(labels[fit])) > 1]
     if not folds:
         raise ValueError(
@@ -301,7 +301,7 @@ def choose_alpha(
 def labelled_rows(
     features: ArrayLike, labels: Sequence[str | None] | np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the features and labels of the rows that have a label, and which rows these are (rows,)."""
+    """Return the features and labels of the rows that have a label, and the mask of these rows (rows,)."""
     matrix, values = finite_matrix(features, f"{name}_features"), list(labels)
     if len(values) != len(matrix):
         raise ValueError(
@@ -324,5 +324,5 @@ def checked_grid(alphas: Sequence[float], seeds: Sequence[int]) -> tuple[list[fl
     if len(alphas) == 0 or not all(np.isfinite(alpha) and alpha > 0 for alpha in alphas):
         raise ValueError(f"alphas are {list(alphas)}; allowed is at least one positive number, such as {PROBE_ALPHAS}.")
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds are {list(seeds)}; allowed is at least one, each once, such as (0, 1, 2, 3, 4).")
+        raise ValueError(f"seeds are {list(seeds)}; allowed are one or more different seeds, such as (0, 1, 2, 3, 4).")
     return sorted({float(alpha) for alpha in alphas}, reverse=True), [int(seed) for seed in seeds]

@@ -1,4 +1,4 @@
-"""LSQR for many right-hand sides at once: scipy's algorithm, whose steps are taken for all columns together.
+"""LSQR for many right-hand sides at once: scipy's algorithm, with each step taken for all columns together.
 
 Source: Paige and Saunders, "LSQR: an algorithm for sparse linear equations and sparse least squares", ACM TOMS 8 (1982) 43-71.
 HEST-Benchmark fits its ridge by this method, which stops early; a closed form would give other numbers in the third digit. One
@@ -7,7 +7,7 @@ fit per gene, as scikit-learn does it, takes a hundred times as long.
 
 import numpy as np
 
-MAX_CONDITION = 1e8  # of the estimate of the condition of the problem, where scipy stops
+MAX_CONDITION = 1e8  # estimated condition number at which scipy stops
 _EPSILON = np.finfo(np.float64).eps
 
 
@@ -20,8 +20,8 @@ def lsqr_ridge(
         inputs: (rows, columns).
         targets: (rows, targets).
         alphas: (penalties,), each for all targets.
-        tolerance: Of the residual and of its gradient, relative, where a target stops.
-        max_steps: At most so many steps.
+        tolerance: Relative tolerance of the residual and of its gradient at which a target stops.
+        max_steps: Maximum number of steps.
 
     Returns:
         Coefficients (penalties, columns, targets), float64.
@@ -34,7 +34,7 @@ def lsqr_ridge(
     basis = _Bidiagonal(inputs, np.asarray(targets, dtype=inputs.dtype))
     state = _Rotations(basis, np.sqrt(np.repeat(np.asarray(alphas, dtype=np.float64), targets.shape[1])), penalties)
     result = np.zeros((inputs.shape[1], penalties * targets.shape[1]))
-    # What runs, as places in the result, and which target of the basis each is of.
+    # The columns of the result that still run, and for each its target's column in the basis.
     running, target = np.arange(result.shape[1]), np.tile(np.arange(targets.shape[1]), penalties)
     stop = np.tile(basis.alpha * basis.beta == 0, penalties)
     for _ in range(max_steps + 1):
@@ -55,7 +55,7 @@ def lsqr_ridge(
 
 
 class _State:
-    """Running quantities, one column (or number) for each of those that have not converged."""
+    """Running quantities, with one column (or number) per problem that has not converged."""
 
     def keep(self, columns: np.ndarray) -> None:
         """Keep these columns only."""
@@ -65,7 +65,7 @@ class _State:
 
 
 class _Bidiagonal(_State):
-    """Golub and Kahan's bidiagonalisation from each target, which knows no penalty; names as in scipy.sparse.linalg.lsqr."""
+    """Golub and Kahan's bidiagonalisation of each target, for all penalties; names as in scipy.sparse.linalg.lsqr."""
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray):
         self.inputs = inputs
@@ -77,7 +77,7 @@ class _Bidiagonal(_State):
         self.before = self.alpha
 
     def step(self) -> None:
-        """Take one step; `before` is the alpha that it started from."""
+        """Take one step; `before` is the alpha before it."""
         kind = self.inputs.dtype
         u = self.inputs @ self.v - self.alpha.astype(kind) * self.u
         self.beta = np.linalg.norm(u, axis=0).astype(np.float64)
@@ -88,7 +88,7 @@ class _Bidiagonal(_State):
 
 
 class _Rotations(_State):
-    """What LSQR makes of the bidiagonalisation for each target with each penalty."""
+    """The solution and the norms of LSQR for each target with each penalty, from the bidiagonalisation."""
 
     def __init__(self, basis: _Bidiagonal, damp: np.ndarray, penalties: int):
         def each(values: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ class _Rotations(_State):
         self.length = np.zeros(len(damp))
 
     def step(self, basis: _Bidiagonal, target: np.ndarray) -> None:
-        """Rotate by one step of the basis, as scipy does; `target` says which column of the basis each is of."""
+        """Rotate by one step of the basis, as scipy does; `target` holds the column of the basis of each problem."""
         kind = basis.v.dtype
         before, alpha, beta = basis.before[target], basis.alpha[target], basis.beta[target]
         self.norm_squared = self.norm_squared + before**2 + beta**2 + self.damp**2
@@ -136,7 +136,7 @@ class _Rotations(_State):
         self.gradient = alpha * np.abs(tau)
 
     def converged(self, tolerance: float) -> np.ndarray:
-        """Tell which columns have come to a stop by scipy's rules."""
+        """Tell which columns have converged by scipy's rules."""
         norm = np.sqrt(self.norm_squared)
         relative = self.residual / self.target_norm
         optimality = self.gradient / (norm * self.residual + _EPSILON)

@@ -1,6 +1,6 @@
-"""Nearest spots among many, some queries at a time.
+"""Find the nearest spots among many, some queries at a time.
 
-Scores of all pairs at once would be the square of a slide: 100,000 spots of Visium HD have 75 GiB of them.
+The scores of all pairs at once would not fit in memory: 100,000 spots of Visium HD have 75 GiB of them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ PAIRS = 2**20  # scores that are held at a time
 
 
 def query_blocks(queries: int, targets: int, pairs: int = PAIRS) -> Iterator[slice]:
-    """Yield the queries in order, as many at a time as have so many pairs with all targets, one at least.
+    """Yield slices of the queries, in order, that have at most `pairs` pairs with all targets, or of one query.
 
     Examples:
         >>> [(rows.start, rows.stop) for rows in query_blocks(5, 3, pairs=6)]
@@ -21,7 +21,7 @@ def query_blocks(queries: int, targets: int, pairs: int = PAIRS) -> Iterator[sli
 
 
 def blocks(length: int, at_once: int) -> Iterator[slice]:
-    """Yield slices that divide so many rows in their order.
+    """Yield slices that divide `length` rows, in order, into blocks of `at_once`.
 
     >>> [(rows.start, rows.stop) for rows in blocks(5, 2)]
     [(0, 2), (2, 4), (4, 5)]
@@ -33,13 +33,13 @@ def blocks(length: int, at_once: int) -> Iterator[slice]:
 def most_similar(
     queries: np.ndarray, targets: np.ndarray, k: int, pairs: int = PAIRS
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield rows of the queries, and the k targets (rows, k) of the highest inner product with each.
+    """Yield slices of the queries, and the k targets (rows, k) with the highest inner product with each query.
 
     Args:
         queries: (queries, dim), as `retrieval.as_inner_product` gives them.
         targets: (targets, dim).
-        k: How many, at most all.
-        pairs: Scores that are held at a time.
+        k: Number of targets, at most all.
+        pairs: Number of scores held at a time.
 
     Examples:
         >>> for rows, nearest in most_similar(np.eye(2), np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]), k=2):
@@ -51,9 +51,9 @@ def most_similar(
 
 
 def highest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns (rows, k) of the k highest scores, from the highest; of equal ones the first comes first.
+    """Return the columns (rows, k) of the k highest scores, highest first, equal ones in the order of the columns.
 
-    That is what a stable sort gives, without sorting all of a row but where scores are equal at its k-th place.
+    The result is that of a stable sort, but only rows with a tie at the k-th position are sorted completely.
 
     Examples:
         >>> highest(np.array([[1.0, 3.0, 2.0, 3.0], [5.0, 5.0, 5.0, 0.0]]), k=2).tolist()

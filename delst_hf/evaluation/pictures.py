@@ -1,4 +1,4 @@
-"""What a report shows besides numbers, kept in the results as text: the tissue under the maps and the patches of galleries."""
+"""Images of a report, stored in the results as text: the tissue under the maps and the patches of galleries."""
 
 import base64
 import io
@@ -20,13 +20,12 @@ def collect_pictures(dataset: str, study: Study, results: Mapping[str, Any]) -> 
 
     Args:
         dataset: The dataset folder or Hub id; its `slides` config holds the thumbnails.
-        study: The same, opened.
+        study: The same dataset, opened.
         results: What `evaluate_checkpoint` returned, with `spots` and `gallery`.
 
     Returns:
-        ``slides``: slide -> {"jpeg", "width", "height", "mpp"} in pixels of the slide image and, where known,
-        micrometres per pixel; ``patches``: index of a test spot ->
-        JPEG.
+        ``slides``: slide -> {"jpeg", "width", "height", "mpp"}, in pixels of the slide image and, where known,
+        micrometres per pixel; ``patches``: index of a test spot -> JPEG.
     """
     slides = {}
     thumbnails = _read_thumbnails(study.folder or find_folder(dataset))
@@ -50,7 +49,7 @@ def _read_thumbnails(folder: DatasetFolder) -> dict[str, bytes]:
 
 
 def encode(image: Image.Image, longest: int, quality: int = 80) -> str:
-    """Return an image of at most `longest` pixels a side, as JPEG in base64."""
+    """Return an image, reduced to at most `longest` pixels per side, as JPEG in base64."""
     image = image.convert("RGB")
     image.thumbnail((longest, longest))
     buffer = io.BytesIO()
@@ -59,5 +58,5 @@ def encode(image: Image.Image, longest: int, quality: int = 80) -> str:
 
 
 def decode(jpeg: str) -> np.ndarray:
-    """Return the pixels (height, width, 3) uint8 of what `encode` wrote."""
+    """Return the pixels (height, width, 3) uint8 of a result of `encode`."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Which genes are predicted: the most variable ones, or those of HEST-Benchmark."""
+"""Choose the genes to predict: the most variable ones, or those of HEST-Benchmark."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ def most_variable_genes(values: Any, num_genes: int = 100, rows: np.ndarray | No
 
     Args:
         values: (spots, genes) log-normalised expression, dense or sparse.
-        num_genes: how many genes to choose.
-        rows: (spots,) bool, the training spots; by default all are. Of a sparse matrix they are not copied.
+        num_genes: Number of genes to choose.
+        rows: (spots,) bool, the training spots; all by default. Rows of a sparse matrix are not copied.
 
     Returns:
         (num_genes,) column indices, most variable first; equal variances in the order of the columns.
@@ -45,11 +45,11 @@ def most_variable_genes(values: Any, num_genes: int = 100, rows: np.ndarray | No
 
 
 def most_variable_of_blocks(blocks: Iterable[tuple[np.ndarray, np.ndarray]], num_genes: int = 100) -> np.ndarray:
-    """Choose as `most_variable_genes` does, in one pass over blocks of rows, each gene among the spots that measure it.
+    """Choose as `most_variable_genes` does, in one pass over blocks of rows; a gene varies over the spots that measure it.
 
     Args:
         blocks: Pairs of log-normalised expression (rows, genes) and bool (rows, genes), where it was measured.
-        num_genes: How many genes to choose; all of them where there are fewer.
+        num_genes: Number of genes to choose; all where there are fewer.
 
     Returns:
         (num_genes,) column indices, most variable first; equal variances in the order of the columns.
@@ -74,7 +74,7 @@ def _highest(variance: np.ndarray, num_genes: int) -> np.ndarray:
 def _column_moments(matrix: sparse.csr_matrix, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the means of columns and of their squares (columns,) float64 over some rows, a block of rows at a time.
 
-    Sums go from row to row, as those of scipy do, so that blocks make no difference.
+    Sums run row by row, as in scipy, so the size of the blocks makes no difference.
     """
     share = 1.0 / (matrix.shape[0] if rows is None else int(rows.sum()))
     mean, square = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1])
@@ -90,17 +90,17 @@ def _column_moments(matrix: sparse.csr_matrix, rows: np.ndarray | None) -> tuple
 def hest_genes(
     counts: Any, slides: Sequence[Any] | np.ndarray, genes: Sequence[str], num_genes: int = HEST_GENES
 ) -> list[str]:
-    """Return the benchmark's gene list: expressed in a tenth of the spots of every slide, then the highest scaled dispersion.
+    """Return the benchmark's genes: of those expressed in a tenth of the spots of every slide, the most dispersed.
 
-    The dispersion is scanpy's default ("seurat"): log of variance / mean of counts, as a z-score among genes of a like mean
-    (20 bins). The benchmark chooses from all slides, test slides included; pass the training slides' counts for a choice
-    that does not look. (What scanpy 1.10 computes from log1p data, whose expm1 are the counts.)
+    The dispersion is scanpy's default ("seurat"): log of variance / mean of counts, as a z-score among genes of a similar mean
+    (20 bins), as scanpy 1.10 computes it from log1p data, whose expm1 are the counts. The benchmark chooses from all slides,
+    test slides included; pass the counts of training slides only to avoid that leak.
 
     Args:
         counts: (spots, genes) raw counts, dense or sparse.
         slides: (spots,) the slide of each spot.
         genes: (genes,) names; those with "BLANK" or "Control" in them are left out.
-        num_genes: how many.
+        num_genes: Number of genes to choose.
 
     Returns:
         Names, in alphabetical order as in the benchmark.

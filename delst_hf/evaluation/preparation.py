@@ -1,4 +1,4 @@
-"""What every probe does with its rows before it fits: check them, split them by slide, bring features to one scale.
+"""Prepare the rows of a probe before it is fitted: check them, split them by slide, scale their features.
 
 Everything here that is fitted is fitted on training rows only.
 """
@@ -14,14 +14,14 @@ from scipy import sparse
 from scipy.linalg.lapack import dormqr
 
 SCALE_FLOOR = 0.1
-SCALE_FLOORS = (0.0, SCALE_FLOOR)  # what a ridge chooses among, on left-out training groups
+SCALE_FLOORS = (0.0, SCALE_FLOOR)  # from which a ridge chooses, on left-out training groups
 CONTIGUOUS_FOLDS = 5
-# Left out one by one up to so many groups, several at a time beyond: for scoring, and for choosing a penalty in each fold.
+# Up to so many groups are left out one by one, more of them several at a time: to score, and to choose a penalty in a fold.
 MAX_FOLDS, MAX_INNER_FOLDS = 10, 5
 
 
 def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
-    """Return `values` as a float64 matrix (rows, columns), refused when it is empty or holds NaN or infinity.
+    """Return `values` as a float64 matrix (rows, columns); refuse an empty one, NaN and infinity.
 
     Raises:
         ValueError: If `values` is not two-dimensional, is empty, is complex or is not finite.
@@ -29,8 +29,8 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
     given = np.asarray(values)
     if given.dtype.kind not in "fiub":
         raise ValueError(
-            f"{name} holds values of type {given.dtype}; allowed are real numbers. Of complex numbers pass real and imaginary "
-            "parts as columns, and of text nothing."
+            f"{name} holds values of type {given.dtype}; allowed are real numbers. Pass real and imaginary parts of complex "
+            "numbers as columns, and leave out text."
         )
     matrix = given.astype(np.float64, copy=False)
     if matrix.ndim != 2 or matrix.size == 0:
@@ -49,7 +49,7 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def row_blocks(matrix: sparse.csr_matrix, entries: int = 2**20) -> Iterator[slice]:
-    """Yield the rows of a matrix in order, as many at a time as hold so many entries, one at least.
+    """Yield slices of the rows of a matrix, in order, that hold at most so many stored entries, or one row.
 
     Examples:
         >>> [(rows.start, rows.stop) for rows in row_blocks(sparse.csr_matrix(np.ones((5, 2))), entries=4)]
@@ -93,15 +93,15 @@ def group_names(groups: Sequence[Any] | np.ndarray, num_rows: int, name: str) ->
 
 @dataclass(frozen=True)
 class NarrowRows:
-    """Rows of features turned into fewer coordinates that keep all their inner products and distances.
+    """Rows of features rotated into fewer coordinates, which keep all their inner products and distances.
 
-    Wide features of few spots lie in a space of as many dimensions as there are spots. There a fit that sees its rows through
-    inner products alone (SGD from zero, distances) gives the same for less. The rotation is kept as Householder reflections:
-    turning the few coefficients of a classifier back costs less than turning all rows that it is asked about.
+    Wide features of few spots span at most as many dimensions as there are spots. In these, a fit that depends on its rows
+    through inner products alone (SGD from zero, distances) gives the same result at less cost. The rotation is kept as
+    Householder reflections: rotating the few coefficients of a classifier back costs less than rotating all query rows.
 
     Attributes:
         rows: (rows, min(columns, rows)), the features themselves where they are not wide.
-        reflections: What LAPACK's dgeqrf leaves, vectors (columns, rows) and factors (rows,); None where nothing was turned.
+        reflections: Output of LAPACK's dgeqrf, vectors (columns, rows) and factors (rows,); None where nothing was rotated.
 
     Examples:
         >>> wide = np.arange(12.0).reshape(2, 6)
@@ -117,34 +117,34 @@ class NarrowRows:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "NarrowRows":
-        """Turn features (rows, columns)."""
+        """Rotate features (rows, columns)."""
         if features.shape[1] <= features.shape[0]:
             return cls(features)
         vectors, factors = np.linalg.qr(features.T, mode="raw")
         return cls(np.tril(vectors[:, : len(features)]), (vectors.T, factors))
 
     def widened(self, coefficients: np.ndarray) -> np.ndarray:
-        """Return coefficients (outputs, coordinates of `rows`) as ones of the features (outputs, columns)."""
+        """Turn coefficients of `rows` (outputs, coordinates) into coefficients of the features (outputs, columns)."""
         if self.reflections is None:
             return coefficients
         vectors, factors = self.reflections
         padded = np.zeros((vectors.shape[0], len(coefficients)), order="F")
         padded[: coefficients.shape[1]] = coefficients.T
-        _, workspace, _ = dormqr("L", "N", vectors, factors, padded, lwork=-1)  # asks how much it wants
+        _, workspace, _ = dormqr("L", "N", vectors, factors, padded, lwork=-1)  # queries the size of the workspace
         return dormqr("L", "N", vectors, factors, padded, lwork=int(workspace[0]))[0].T
 
 
 def nanmean(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Return the mean over an axis of what is not NaN; NaN (without a warning) where all are."""
+    """Return the mean over an axis of the values that are not NaN; NaN (without a warning) where all are NaN."""
     there = ~np.isnan(values)
     total = np.where(there, values, 0.0).sum(axis=axis)
     return np.where(there.any(axis=axis), total / np.maximum(there.sum(axis=axis), 1), np.nan)
 
 
 def joined_groups(groups: np.ndarray, max_groups: int) -> np.ndarray:
-    """Join groups (rows,) into at most `max_groups` of about equal size, so that folds stay few; others stay as they are.
+    """Join groups (rows,) into at most `max_groups` of about equal size, to limit the folds; fewer groups stay as they are.
 
-    A study of fifty patients would otherwise be fitted two and a half thousand times to choose one penalty.
+    A study of fifty patients would otherwise be fitted 2,500 times to choose one penalty.
 
     Examples:
         >>> joined_groups(np.array(["a", "a", "b", "c"]), 2).tolist()
@@ -163,7 +163,7 @@ def joined_groups(groups: np.ndarray, max_groups: int) -> np.ndarray:
 def group_folds(groups: np.ndarray, max_folds: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split rows into folds that never share a group: leave one group out.
 
-    With one group only there is nothing to leave out, and its rows are cut into five contiguous blocks. Blocks rather
+    A single group cannot be left out, so its rows are cut into five contiguous blocks. Blocks rather
     than random rows, because neighbouring rows are usually neighbouring spots and would leak.
 
     Args:
@@ -226,7 +226,7 @@ class FlooredScaler:
         # The spread of a constant column is rounding noise, which must neither set the median nor divide anything.
         varies = np.ptp(features, axis=0) > 0
         typical = float(np.median(scale[varies])) if varies.any() else 1.0
-        # Without a floor a column that does not vary keeps the typical scale.
+        # Without a floor, a column that does not vary gets the typical scale.
         return cls(mean, np.where(varies, np.maximum(scale, floor * typical), (floor or 1.0) * typical))
 
     def transform(self, features: np.ndarray) -> np.ndarray:

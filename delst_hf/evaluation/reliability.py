@@ -1,8 +1,8 @@
 """Selective prediction: whether a confidence says which predictions to believe.
 
-Predictions are accepted in the order of their confidence, the surest first. The *risk* at a *coverage* is the mean error of
-those that have been accepted by then; its area (AURC) is low when errors come late (arXiv 1705.08500; the excess over the best
-possible order, arXiv 1805.08206).
+Predictions are accepted in the order of their confidence, the most confident first. The *risk* at a *coverage* is the mean
+error of the predictions accepted by then; the area under this curve (AURC) is low when errors come late (arXiv 1705.08500; the
+excess over the best possible order, arXiv 1805.08206).
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ def risk_coverage(errors: Any, confidence: Any) -> tuple[np.ndarray, np.ndarray]
 
     Args:
         errors: (spots,) error of each prediction; any scale on which a mean makes sense.
-        confidence: (spots,) high where the prediction is to be believed. Of spots with one confidence every order is as
-            good, so each counts with the mean of their errors.
+        confidence: (spots,) high where the prediction is to be believed. Spots of equal confidence have no order, so each
+            counts with the mean of their errors.
 
     Returns:
         Coverages ``1/n .. 1`` and the risks at them, both (spots,).
@@ -39,18 +39,17 @@ def risk_coverage(errors: Any, confidence: Any) -> tuple[np.ndarray, np.ndarray]
 
 
 def selective_prediction(errors: Any, confidence: Any) -> dict[str, float]:
-    """Score a confidence by what it says of errors.
+    """Score how well a confidence predicts errors.
 
     Args:
         errors: (spots,) error of each prediction.
         confidence: (spots,) high where the prediction is to be believed.
 
     Returns:
-        ``aurc`` (area under `risk_coverage`; low is better, the mean error is chance), ``excess_aurc`` (the share of what can
-        be won by ordering that is not won: 0 for the order of the errors themselves, 1 for chance, above 1 for a misleading
-        confidence), ``spearman`` (of confidence and accuracy, the negative error; high is better, 0 is chance) and
-        ``error_of_confident_half``, to be compared with ``mean_error``. Where all errors are equal ``excess_aurc`` is NaN and
-        ``spearman`` 0.
+        ``aurc`` (area under `risk_coverage`; low is better, the mean error is chance), ``excess_aurc`` (the same, rescaled to
+        0 for the order of the errors themselves and 1 for chance; a misleading confidence is above 1), ``spearman`` (of
+        confidence and accuracy, the negative error; high is better, 0 is chance) and ``error_of_confident_half``, to be
+        compared with ``mean_error``. Where all errors are equal, ``excess_aurc`` is NaN and ``spearman`` 0.
 
     Raises:
         ValueError: As `risk_coverage`.

@@ -1,4 +1,4 @@
-"""Metrics as functions of resampled rows, computed for all resamples at once; each equals the metric that it stands for.
+"""Metrics as functions of resampled rows, computed for all resamples at once; each gives the values of the plain metric.
 
 A resample is a row of weights: how often each spot was drawn. Sums over drawn spots are then one matrix product for a
 thousand resamples.
@@ -18,7 +18,7 @@ _CONSTANT = 1e-11
 
 
 def mean_statistic(values: np.ndarray, weights: np.ndarray | None = None) -> Weighted:
-    """Return the mean of values (rows,), with weights of the rows if there are some; NaN values are left out."""
+    """Return the mean of values (rows,), weighted if there are weights (rows,); NaN values are left out."""
     there = ~np.isnan(values) * (np.ones(len(values)) if weights is None else weights)
     filled = np.where(np.isnan(values), 0.0, values) * there
     return Weighted(len(values), lambda drawn: _ratio(drawn @ filled, drawn @ there))
@@ -41,7 +41,7 @@ def median_statistic(values: np.ndarray) -> Weighted:
 
 
 def within_slides(statistic: Weighted, slides: np.ndarray) -> Weighted:
-    """Mean over slides, weighted by their rows, of a statistic of the rows of one slide; undefined slides are left out."""
+    """Return the mean over slides, weighted by their rows, of a statistic within slides; undefined ones are left out."""
     masks = [slides == slide for slide in np.unique(slides)]
 
     def of(weights: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ def within_slides(statistic: Weighted, slides: np.ndarray) -> Weighted:
 
 
 def f1_statistic(truth: np.ndarray, answer: np.ndarray, everywhere: bool = False) -> Weighted:
-    """Return macro-F1 from a table of confusion.
+    """Return macro-F1, from the confusion matrix.
 
     The mean is over the classes of `truth`, as in `macro_f1`, or with `everywhere` over those of `answer` too, as in sklearn.
     """
@@ -78,16 +78,16 @@ def recall_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
 
 
 def _of_confusion(truth: np.ndarray, answer: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Weighted:
-    """Return a function of tables (resamples, classes, classes) of truth and answer, as one of weights."""
+    """Turn a function of confusion matrices (resamples, classes, classes) into one of weights."""
     classes, numbers = np.unique(np.concatenate([truth, answer]).astype(str), return_inverse=True)
     cells = _indicators(numbers[: len(truth)] * len(classes) + numbers[len(truth) :], len(classes) ** 2)
     return Weighted(len(truth), lambda weights: of((weights @ cells).reshape(len(weights), len(classes), len(classes))))
 
 
 def gene_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> Weighted:
-    """Return the Pearson per gene (resamples, genes), the mean over groups in which it varies; NaN where that is none.
+    """Return Pearson per gene (resamples, genes), averaged over the groups in which the gene varies; NaN where it never does.
 
-    A column of predictions that is NaN in a group was not predicted there, and does not count.
+    A gene whose predictions are NaN in a group was not predicted there and does not count.
     """
     parts = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     functions = [(part, _pearson(predicted[part], measured[part])) for part in parts]
@@ -99,14 +99,14 @@ def gene_statistic(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarr
 
 
 def fold_pearson(predicted: np.ndarray, measured: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the Pearson per gene (genes,), the mean over groups in which it varies; NaN where that is none."""
+    """Return Pearson per gene (genes,), averaged over the groups in which the gene varies; NaN where it never does."""
     return gene_statistic(predicted, measured, groups)(np.arange(len(measured)))
 
 
 def pearson_statistic(
     predicted: np.ndarray, measured: np.ndarray, folds: np.ndarray, parts: np.ndarray | None = None
 ) -> Weighted:
-    """Mean over folds of the mean over genes of Pearson, itself the mean over the `parts` of a fold (`expression_protocol`)."""
+    """Return Pearson averaged over the `parts` of a fold, then over genes, then over folds (as in `expression_protocol`)."""
     parts = folds if parts is None else parts
     members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
     functions = [(rows, gene_statistic(predicted[rows], measured[rows], parts[rows])) for rows in members]
@@ -119,7 +119,7 @@ def pearson_statistic(
 
 
 def _pearson(predicted: np.ndarray, measured: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Map weights (resamples, rows) to Pearson per gene as `expression.gene_pearson`: 0 for a constant prediction, else NaN."""
+    """Map weights (resamples, rows) to Pearson per gene, with 0 and NaN where `expression.gene_pearson` has them."""
     absent = np.isnan(predicted).any(axis=0)
     first, second = (_scaled(np.where(absent, 0.0, values)) for values in (predicted, measured))
     columns = np.concatenate([first, second, first**2, second**2, first * second], axis=1)
@@ -138,7 +138,7 @@ def _pearson(predicted: np.ndarray, measured: np.ndarray) -> Callable[[np.ndarra
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Return columns centred and brought to one scale, so that sums of squares cancel as little as they can."""
+    """Centre columns and scale each to a maximum of 1, so that sums of squares cancel as little as possible."""
     values = values - values.mean(axis=0)
     largest = np.abs(values).max(axis=0)
     return values / np.where(largest > 0, largest, 1.0)
@@ -190,7 +190,7 @@ def auroc_statistic(scores: np.ndarray, labels: np.ndarray, region: str) -> Weig
 
 
 def spearman_statistic(values: np.ndarray, level: np.ndarray, given: np.ndarray | None = None) -> Weighted:
-    """Return the Spearman correlation, partial on ranks with `given`; 0 where something is constant."""
+    """Return the Spearman correlation, partial on ranks with `given`; 0 where an argument is constant."""
     rank = [_ranks(array) for array in (values, level, *([] if given is None else [given]))]
 
     def of(weights: np.ndarray) -> np.ndarray:
@@ -225,7 +225,7 @@ def _ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _by_value(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Map weights (resamples, rows) to sums over rows of one value (resamples, different values), in ascending order."""
+    """Map weights (resamples, rows) to sums over rows of equal value (resamples, distinct values), in ascending order."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(values[order]) != 0]))
     return lambda weights: np.add.reduceat(weights[:, order], starts, axis=1)
@@ -261,7 +261,7 @@ def information_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
 
 
 def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
-    """Return a statistic of the rows where `known` (rows,) is True, as one of all rows; NaN where fewer than two are drawn."""
+    """Turn a statistic of the rows where `known` (rows,) is True into one of all rows; NaN where fewer than two are drawn."""
 
     def of(weights: np.ndarray) -> np.ndarray:
         enough = weights[:, known].sum(axis=1) > 1
@@ -274,7 +274,7 @@ def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
 
 
 def dispersion_draws(rows: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
-    """Return Calinski-Harabasz and Davies-Bouldin of every resample, from sums over groups and not a pass over all points."""
+    """Return Calinski-Harabasz and Davies-Bouldin of every resample, computed from sums over groups."""
     names, numbers = np.unique(groups, return_inverse=True)
     points = NarrowRows.of(rows - rows.mean(axis=0)).rows
     members = [np.flatnonzero(numbers == number) for number in range(len(names))]
@@ -311,13 +311,13 @@ def _dispersion(points: np.ndarray, members: Sequence[np.ndarray], weights: np.n
 
 
 def _cells(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the cell of each row in the table of contingency, its row there and its column."""
+    """Return for each spot its cell in the contingency table, and the row and column of this cell."""
     left, right = (np.unique(np.asarray(side).astype(str), return_inverse=True)[1] for side in (truth, answer))
     return left * (right.max() + 1) + right, left, right
 
 
 def _indicators(numbers: np.ndarray, size: int | None = None) -> np.ndarray:
-    """Make one column per number (rows, numbers), 1 where a row has it; without `size` none for numbers that no row has."""
+    """Return one-hot rows (rows, numbers); without `size` only numbers that occur get a column."""
     if size is None:
         _, numbers = np.unique(numbers, return_inverse=True)
         size = int(numbers.max()) + 1
@@ -329,7 +329,7 @@ def _entropy(shares: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: Any, denominator: Any, otherwise: float = np.nan) -> np.ndarray:
-    """Return a quotient, and `otherwise` where the denominator is 0."""
+    """Return the quotient, or `otherwise` where the denominator is 0."""
     there = denominator != 0
     return np.where(there, numerator / np.where(there, denominator, 1.0), otherwise)
 

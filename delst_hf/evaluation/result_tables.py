@@ -1,4 +1,4 @@
-"""Results -> tables, the same ones for a terminal, the report and a card; what they show is said by each protocol."""
+"""Make tables of results, the same ones for a terminal, the report and a card; each protocol states what its table shows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def comparison_table(record: Record) -> Table | None:
 
 
 def skipped_table(record: Record) -> Table | None:
-    """Make the table of protocols that the data did not allow, and why; None where all ran."""
+    """Make the table of protocols that the data did not allow, with the reasons; None where all ran."""
     rows = tuple((row["protocol"], row["reason"]) for row in record.get("skipped") or [])
     return Table("Not run", ("protocol", "why"), rows, prose=(1,)) if rows else None
 
@@ -90,7 +90,7 @@ def value_of(row: Record, metric: str) -> str:
 
 
 def spread_of(metrics: Record, metric: str) -> float | None:
-    """Return the standard deviation beside a metric: that over networks before that over a probe's own seeds."""
+    """Return the standard deviation of a metric: over random networks or, without these, over the seeds of a probe."""
     names = (f"{metric}_sd", metric.removesuffix("_mean") + "_sd")
     return next((metrics[name] for name in names if metrics.get(name) is not None), None)
 
@@ -123,7 +123,7 @@ def _by_metric(rows: Sequence[Record], which: Protocol) -> Table:
         (
             key.replace("_", " "),
             *(number(row["metrics"].get(key)) for row in rows),
-            which.meanings.get(key, "Mean radius of the label."),
+            which.meanings.get(key, "Mean radius of these spots."),
         )
         for key in metrics
     ]
@@ -137,7 +137,7 @@ def _title(which: Protocol, metric: str) -> str:
 
 
 def _note(rows: Sequence[Record], which: Protocol) -> str:
-    """Tell how to read the table: what the protocol says of itself and of the variants that are there, and what is left out."""
+    """Return how to read the table: the note of the protocol, those of the variants in it, and what is left out at a time."""
     parts, present = [which.note], {row["variant"] for row in rows}
     for name, text in which.variants.items():
         if name in present and text:

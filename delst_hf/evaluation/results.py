@@ -1,4 +1,4 @@
-"""One JSON of results: what was measured on which data, by which versions, seeds and command; and the Hub's model-index."""
+"""Read and write results as one JSON: scores, data, versions, seeds and command; make the Hub's model-index."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ from ..record import training_record
 from .suite import protocol
 
 FORMAT = "delst-results-2"
-RESULTS = "results.json"  # its name in the folder of a checkpoint
+RESULTS = "results.json"  # name of the file in the folder of a checkpoint
 _FINGERPRINT_BATCH = 256  # spots
 
 
 def results_record(results: Mapping[str, Any], dataset: Dataset, /, **facts: Any) -> dict[str, Any]:
-    """Join results with everything needed to run them again and to know whether the data were the same.
+    """Join results with everything needed to reproduce them and to know whether the data were the same.
 
     Args:
         results: What `evaluate_checkpoint` returned.
         dataset: The spots that were evaluated, for the fingerprint.
-        **facts: Model, dataset, seeds and whatever else JSON holds.
+        **facts: Model, dataset, seeds and other facts that JSON can hold.
     """
     return training_record(
         format=FORMAT, **facts, data_fingerprint=data_fingerprint(dataset), num_spots=len(dataset), **results
@@ -49,19 +49,19 @@ def data_fingerprint(dataset: Dataset) -> str:
 
 
 def write_results(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
-    """Write the record as JSON, NaN as null, whole or not at all."""
-    with write_file(path, "w") as file:  # straight into it: the pieces of the text are many times as large as the text
+    """Write the record as JSON, with NaN as null, atomically."""
+    with write_file(path, "w") as file:  # streamed: the pieces of the text take many times the memory of the text
         json.dump(_finite(record), file, indent=1, allow_nan=False)
         file.write("\n")
     return Path(path)
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON of `delst evaluate` or training/evaluate.py.
+    """Read the results of `delst evaluate` or training/evaluate.py.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not one, or was written by a version whose results had another form.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no results, or results in the format of another version.
 
     Examples:
         >>> record = read_results("runs/toy/results.json")
@@ -81,20 +81,20 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         )
     if record.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is of the form {record.get('format')!r}; this version reads {FORMAT!r}. Evaluate anew: "
+            f"{path} has the format {record.get('format')!r}; this version reads {FORMAT!r}. Evaluate again: "
             f"`{_command(record, path)}`."
         )
     wrong = [name for name in ("protocols", "own_arms", "test_slides") if not isinstance(record.get(name, []), list)]
     if wrong or not all(isinstance(row, dict) for row in record.get("protocols", [])):
         raise ValueError(
             f"{path} was changed after `delst evaluate --output` wrote it: {(wrong or ['protocols'])[0]} is not a list of "
-            "results. Evaluate anew."
+            "results. Evaluate again."
         )
     return record
 
 
 def _command(record: Mapping[str, Any], path: Path) -> str:
-    """Return the command that makes results of an earlier version anew."""
+    """Return the command that repeats the evaluation of an earlier version."""
     slides = {"--test-slides": record["test_slides"], "--train-slides": record.get("train_slides")}
     options = [part for name, names in slides.items() if names for part in (name, ",".join(names))]
     words = [str(record.get("model", "MODEL")), str(record.get("dataset", "DATASET")), *options, "--output", str(path)]
@@ -104,7 +104,7 @@ def _command(record: Mapping[str, Any], path: Path) -> str:
 def model_index(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """Make the `model-index` of a model card: the model's own headline numbers over all test slides.
 
-    Only protocols with a task of the Hub are listed, and of several own arms the first one.
+    Only protocols with a task on the Hub are listed, and only the first of several own arms.
     """
     dataset = {"type": "spatial-transcriptomics", "name": ", ".join(record["test_slides"])}
     if "data_fingerprint" in record:
@@ -131,9 +131,9 @@ def model_index_yaml(record: Mapping[str, Any], name: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return the same with NaN and infinity, which are not JSON, as None, and numbers to ten digits.
+    """Replace NaN and infinity, which JSON does not have, by None, and round numbers to ten digits.
 
-    The last ones of a float depend on the number of threads of the linear algebra, and would make equal results differ.
+    The last digits of a float depend on the number of threads of the linear algebra, and would make equal results differ.
     """
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}

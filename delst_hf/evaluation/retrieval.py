@@ -1,7 +1,7 @@
-"""How well an embedding of one modality finds its partner of the other in the whole pool.
+"""Measure how well an embedding of one modality finds its partner of the other in the complete pool.
 
 Ranks are fair to ties: where several targets score the same as the true one, every order of them is taken as equally
-likely. An embedding that collapsed to one point comes out at chance and not at rank 1.
+likely. An embedding that collapsed to one point scores at chance and not at rank 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ def retrieval(query_embeds: ArrayLike, target_embeds: ArrayLike, **options: Any)
     Args:
         query_embeds: (pool, dim). For "lorentz" the space part of points on the hyperboloid of curvature -c.
         target_embeds: (pool, dim), alike.
-        options: Those of `retrieval_scores`: similarity, which must be given, curvature, ks, chunk_size, num_queries and seed.
+        options: Those of `retrieval_scores`: similarity (required), curvature, ks, chunk_size, num_queries and seed.
 
     Returns:
         recall@k: probability that the true target is among the first k; high is good, chance is k / pool_size.
         median_rank and mean_rank: low is good, 1 is perfect, chance is (pool_size + 1) / 2. mrr: mean reciprocal rank,
-        high is good. pool_size: all of them depend on it. Each is the expectation over random orders of tied targets.
+        high is good. pool_size: all others depend on it. Each is the expectation over random orders of tied targets.
 
     Raises:
         ValueError: If the shapes differ, a value is not finite, or an option is not one of those allowed.
@@ -64,7 +64,7 @@ def retrieval_scores(
     num_queries: int | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return what `retrieval` averages, query by query, which is what a bootstrap draws from; errors are those.
+    """Return the scores of each query, which `retrieval` averages and a bootstrap resamples; errors as there.
 
     Args:
         query_embeds: (pool, dim), as `retrieval` takes them.
@@ -72,21 +72,21 @@ def retrieval_scores(
         similarity: "cosine", "euclidean" (negative distance), "lorentz" (negative geodesic distance), or a function of
             queries (m, dim) and targets (n, dim) that returns scores (m, n), high for similar, where the score of a
             pair does not depend on the rest of its chunk.
-        curvature: the positive c, needed by "lorentz" and not looked at by the others.
-        ks: depths of recall. A k beyond the pool gives 1.0.
-        chunk_size: rows and columns of the similarity tile held at a time.
-        num_queries: rank only so many queries, drawn without replacement; None ranks all. The pool stays whole.
-        seed: of that draw.
+        curvature: The positive c, needed by "lorentz" and ignored by the others.
+        ks: Depths of recall. A k beyond the pool gives 1.0.
+        chunk_size: Rows and columns of the similarity tile held at a time.
+        num_queries: Rank only so many queries, drawn without replacement; None ranks all. The pool stays complete.
+        seed: Seed of that draw.
 
     Returns:
-        query (queries,) its row; recall@k (queries,) in [0, 1]; rank (queries,), 1 is perfect; mrr (queries,) 1 / rank.
+        query (queries,), its row; recall@k (queries,) in [0, 1]; rank (queries,), 1 is perfect; mrr (queries,), 1 / rank.
     """
     if any(k != int(k) or k < 1 for k in ks):
         raise ValueError(f"ks are {list(ks)}; allowed are whole numbers from 1 up, such as (1, 5, 10).")
     queries, targets = finite_matrix(query_embeds, "query_embeds"), finite_matrix(target_embeds, "target_embeds")
     if queries.shape[0] != targets.shape[0]:
         raise ValueError(
-            f"{len(queries)} queries and {len(targets)} targets; they must be as many, because the answer to the i-th "
+            f"{len(queries)} queries and {len(targets)} targets; allowed are equal numbers, as the answer to the i-th "
             "query is the i-th target. Embed both modalities of the same spots."
         )
     if chunk_size < 1:
@@ -114,7 +114,7 @@ def expected_scores(above: np.ndarray, equal: np.ndarray, ks: Sequence[int]) -> 
 
     Args:
         above: (queries,) targets that score above the true one.
-        equal: (queries,) targets that score the same, itself in.
+        equal: (queries,) targets that score the same, the true one included.
         ks: Depths of recall.
 
     Returns:
@@ -150,8 +150,8 @@ def retrieval_within(
 ) -> dict[str, float]:
     """Return `bidirectional_retrieval` with the pool of each query limited to its own slide, averaged over spots.
 
-    A model that only knows staining and depth finds the slide, and with it much of a whole pool's recall; within a slide that
-    does not help.
+    A model that only knows staining and depth finds the right slide, which explains much of the recall in a pool of all slides;
+    within a slide it does not help.
 
     Args:
         image_embeds: As in `bidirectional_retrieval`.
@@ -193,7 +193,7 @@ def bidirectional_retrieval(
         image_embeds: (pool, dim); the space part for "lorentz".
         gene_embeds: (pool, dim), of the same spots in the same order.
         geometry: "cosine", "euclidean" or "lorentz".
-        curvature: the positive c, needed by "lorentz" and not looked at by the others.
+        curvature: The positive c, needed by "lorentz" and ignored by the others.
         ks: As in `retrieval`.
         chunk_size: As in `retrieval`.
         num_queries: As in `retrieval`.
@@ -241,7 +241,7 @@ def as_inner_product(
     if geometry == "cosine":
         return _unit(queries), _unit(targets)
     if geometry == "euclidean":
-        # Distances do not change when both sides move, and near the origin the squares cancel least.
+        # Moving both sides keeps their distances, and near the origin the squares cancel least.
         centre = targets.mean(axis=0)
         queries, targets = queries - centre, targets - centre
         half_square = (targets**2).sum(axis=1, keepdims=True) / 2
@@ -277,12 +277,12 @@ def _count(
             margin = 16 * float(np.finfo(tile.dtype).eps) * largest.astype(np.float64)
         else:
             margin = rounding[rows][:, None]
-        if everyone:  # then it is the tile on the diagonal
+        if everyone:  # then this tile is on the diagonal
             _add(tile, true, margin, above[rows], equal[rows])
         for columns in blocks(len(targets), chunk_size):
             if everyone and columns == rows:
                 continue
-            del tile  # or the next one would be made beside it
+            del tile  # before the next one takes as much memory
             tile = _scores(score, queries[rows], targets[columns])
             _add(tile, true, margin, above[rows], equal[rows])
         del tile
@@ -290,7 +290,7 @@ def _count(
 
 
 def _add(tile: np.ndarray, true: np.ndarray, margin: np.ndarray, above: np.ndarray, equal: np.ndarray) -> None:
-    """Add to `above` and `equal` (queries,) what a tile holds, some rows at a time: a difference is as large as its scores."""
+    """Add the counts of a tile to `above` and `equal` (queries,), some rows at a time: temporary arrays are as large as it."""
     for rows in blocks(len(tile), _ROWS_AT_ONCE):
         above[rows] += (tile[rows] > true[rows] + margin[rows]).sum(axis=1)
         equal[rows] += (np.abs(tile[rows] - true[rows]) <= margin[rows]).sum(axis=1)
@@ -301,7 +301,7 @@ def _scores(score: Similarity, queries: np.ndarray, targets: np.ndarray) -> np.n
     tile = tile if np.issubdtype(tile.dtype, np.floating) else tile.astype(np.float64)
     if tile.shape != (len(queries), len(targets)) or not np.isfinite(tile).all():
         raise ValueError(
-            f"the similarity gave scores of the shape {tile.shape}, finite: {bool(np.isfinite(tile).all())}; allowed are "
+            f"the similarity returned scores of the shape {tile.shape}, finite: {bool(np.isfinite(tile).all())}; allowed are "
             f"finite scores of the shape {(len(queries), len(targets))}, one row per query."
         )
     return tile

@@ -31,20 +31,20 @@ def evaluate_checkpoint(
     evaluation: Evaluation | None = None,
     frozen_backbone: str | None = None,
 ) -> Results:
-    """Score a checkpoint on test slides, everything being fitted elsewhere.
+    """Score a checkpoint on test slides, with everything fitted on other spots.
 
     Arms: colour statistics of the patch; the backbone with random weights; the frozen backbone that the training started from;
     the backbone of the checkpoint; its image embeddings (in the tangent space at the origin); and the checkpoint's backbone
-    with its pairs shuffled within slides, which must come out at chance. Every process embeds a share of the spots, the first
+    with its pairs shuffled within slides, which must score at chance. Every process embeds a share of the spots; the first
     one scores.
 
     Args:
         model: The checkpoint's model.
         processor: Its processor.
         study: The dataset folder.
-        train_slides: Slides to fit the probes on. None: each test slide is predicted from the test slides of other patients.
+        train_slides: Slides to fit probes on; if empty, test slides are predicted from other test slides (`Evaluation.split`).
         test_slides: Slides to score; none of them may be a training slide.
-        evaluation: How to evaluate.
+        evaluation: Options of the evaluation.
         frozen_backbone: Hub id or folder of the backbone before training; None leaves that arm out.
 
     Returns:
@@ -73,10 +73,10 @@ def evaluate_checkpoint(
 
 
 def spots_of(study: Study, train_slides: Sequence[str], test_slides: Sequence[str], evaluation: Evaluation) -> Spots:
-    """Collect what is known of the spots of these slides, in the order of the folder.
+    """Collect what is known about the spots of these slides, in the order of the folder.
 
     Raises:
-        ValueError: If a slide is unknown or on both sides, no slide is to be scored, or the split cannot be made.
+        ValueError: If a slide is unknown or in both lists, no slide is to be scored, or the split cannot be made.
     """
     study.check_slides([*train_slides, *test_slides])
     overlap = sorted(set(train_slides) & set(test_slides))
@@ -103,7 +103,7 @@ def spots_of(study: Study, train_slides: Sequence[str], test_slides: Sequence[st
 
 
 def evaluate_subject(subject: Subject, spots: Spots, study: Study, evaluation: Evaluation) -> Results:
-    """Score features and, where there is one, a space.
+    """Score the features of a subject and, if it has one, its space.
 
     Returns:
         ``protocols`` (rows of metrics with intervals), ``comparisons`` (paired), ``per_gene``, ``expression``, ``skipped``,

@@ -1,4 +1,4 @@
-"""Which slides are scored, and which the probes are fitted on: by the split of the dataset, unless slides are named."""
+"""Choose the slides to score and the slides to fit probes on: by the split of the dataset, unless slides are named."""
 
 import logging
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ def choose_slides(
 ) -> tuple[list[str], list[str]]:
     """Choose slides to fit probes on and slides to score.
 
-    Without names, the slides of the split "test" are scored, or where nothing is held out all that the checkpoint has not seen,
-    less other sections of patients whom it has seen. Probes are fitted on the slides of the pretraining, or on those of the
-    split "train". What departs from the split is logged.
+    Unless slides are named, those of the split "test" are scored or, where nothing is held out, all that the checkpoint has not
+    seen, without other sections of patients that it has seen. Probes are fitted on the slides of the pretraining or, without
+    these, on the split "train". Departures from the split are logged.
 
     Args:
         study: The dataset.
-        trained: Slides that the checkpoint was trained on; none of a plain backbone.
+        trained: Slides that the checkpoint was trained on; empty for a plain backbone.
         train_slides: Slides to fit the probes on, if named.
         test_slides: Slides to score, if named.
 
@@ -37,7 +37,7 @@ def choose_slides(
 
 
 def _unseen(study: Study, trained: Sequence[str], train_slides: Sequence[str]) -> list[str]:
-    """Return the slides of the split "test" that were not seen; where nothing is held out, all that were not."""
+    """Return the unseen slides of the split "test" or, where nothing is held out, all unseen slides of unseen patients."""
     own, seen = study.split_of_slide, {*trained, *train_slides}
     patients = study.patients([slide for slide in study.slide_ids if slide in seen])
     unseen = [slide for slide in study.paired_slides if slide not in seen]
@@ -49,20 +49,20 @@ def _unseen(study: Study, trained: Sequence[str], train_slides: Sequence[str]) -
         near = f" ({unseen} are other sections of the same patients)" if unseen else ""
         raise ValueError(
             f"No slide is left to score: the dataset holds {study.slide_ids}, and probes or pretraining have seen all of its "
-            f"patients{near}. Evaluate on another dataset, or name slides with --test-slides; of slides that were trained on "
+            f"patients{near}. Evaluate on another dataset, or name slides with --test-slides; for slides that were trained on "
             "--allow-seen-slides is needed too."
         )
     left_out = [slide for slide in unseen if slide not in others]
     if left_out:
         logger.warning(
-            "Not scored: %s, other sections of patients who were trained on. Name them in --test-slides to insist.",
+            "Not scored: %s, other sections of patients that were trained on. Name them with --test-slides to score them.",
             ", ".join(left_out),
         )
     return others
 
 
 def _known(study: Study, trained: Sequence[str], tests: Sequence[str]) -> list[str]:
-    """Return the slides of the pretraining, or those of the split "train"; none that is scored."""
+    """Return the slides of the pretraining or, without these, of the split "train", except those that are scored."""
     own = study.split_of_slide
     pretrained = [slide for slide in trained if slide in study.paired_slides and slide not in tests]
     training = [slide for slide in study.slide_ids if own[slide] == "train" and slide not in tests]
@@ -75,14 +75,14 @@ def _say_departures(study: Study, trained: Sequence[str], fitted: Sequence[str],
     departing += [slide for slide in tests if own[slide] == "train" and study.is_split]
     if departing:
         logger.warning(
-            "The split of the dataset is departed from: probes are fitted on %s, %s are scored; %s it has otherwise.",
-            ", ".join(fitted) or "none", ", ".join(tests), ", ".join(departing),
+            "Slides used against the split of the dataset: %s. Probes are fitted on: %s. Scored: %s.",
+            ", ".join(departing), ", ".join(fitted) or "none", ", ".join(tests),
         )  # fmt: skip
     patients = study.patients([slide for slide in trained if slide in own])
     near = [slide for slide in tests if study.patients([slide]) & patients and slide not in trained]
     if near:
         logger.warning(
-            "%s: other sections of patients who were trained on. Sections of one patient are nearly copies, so scores there "
-            "are too good; do not report them as those of other patients.",
+            "%s: other sections of patients that were trained on. Sections of one patient are nearly copies, so their scores "
+            "are too good; do not report them as scores on other patients.",
             ", ".join(near),
         )

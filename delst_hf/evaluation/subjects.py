@@ -1,4 +1,4 @@
-"""What can be evaluated, each as features and, where there is one, a space: a checkpoint, a plain backbone, any array."""
+"""Turn a checkpoint, a plain backbone or an array into what is evaluated: features and, if there is one, a space."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +29,10 @@ class Subject:
     """What is evaluated.
 
     Attributes:
-        arms: What is scored, baselines first; the first own one stands for the model.
-        space: Its space of images and genes, if it has one.
-        encode: Names and normalised profiles (profiles, genes of the vocabulary) -> gene embeddings; None where there is no
-            gene encoder.
+        arms: The arms to score, baselines first; the first own one represents the model.
+        space: Its space of images and genes, None without one.
+        encode: Function of normalised profiles (profiles, genes of the vocabulary) that returns gene embeddings; None where
+            there is no gene encoder.
         vocabulary: The genes that `encode` reads.
         target_sum: Library size of the normalisation that `encode` expects.
     """
@@ -44,10 +44,10 @@ class Subject:
     target_sum: float = 1e4
 
     def with_signatures(self, spots: Spots, signatures: Signatures) -> "Subject":
-        """Return the same, its space with the embeddings of signatures and of the labels' mean profiles.
+        """Return the subject with the embeddings of signatures and of the labels' mean profiles added to its space.
 
         Raises:
-            ValueError: If there are signatures and no gene encoder, or no gene of a signature is in the vocabulary.
+            ValueError: If there are signatures and no gene encoder, or fewer than half of the genes of one are known.
         """
         if self.encode is None or self.space is None:
             _refuse(signatures)
@@ -61,10 +61,10 @@ class Subject:
 
 
 def check_signatures(signatures: Signatures, vocabulary: Sequence[str], genes: Sequence[str]) -> dict[str, str]:
-    """Count the genes of each signature that the model reads and the dataset has: name -> such as "3 of 5 genes".
+    """Count the genes of each signature that the model reads and the dataset has: name -> text such as "3 of 5 genes".
 
     Raises:
-        ValueError: If fewer than half of the genes of a signature are; before anything is embedded.
+        ValueError: If these are fewer than half of the genes of a signature, before anything is embedded.
     """
     present = set(genes)
     readable = [name for name in vocabulary if name in present]
@@ -94,12 +94,12 @@ def checkpoint_subject(
     Args:
         model, processor: The checkpoint.
         study, dataset: The study and its spots to embed.
-        evaluation: How to evaluate: seeds of the backbones with random weights, whether there are baselines, batch size.
+        evaluation: Options: seeds of the backbones with random weights, whether there are baselines, batch size.
         frozen: The backbone before training (`frozen_model`); None leaves that arm out.
-        features: What a checkpoint reads that was trained on features made elsewhere.
+        features: Features made elsewhere, for a checkpoint that was trained on such features.
 
     Raises:
-        ValueError: If the model reads features and there are none, or the other way round, or it does not read half of the
+        ValueError: If the model reads features and there are none, or the reverse, or it does not read half of the
             genes of a signature.
     """
     check_signatures(evaluation.signatures, processor.feature_extractor.vocabulary, study.gene_names)
@@ -124,7 +124,7 @@ def checkpoint_subject(
 
 
 def frozen_model(model: DelstModel, backbone: str) -> DelstModel:
-    """Load the backbone that a training started from, pooled as the model pools its own; the arm "frozen backbone".
+    """Load the backbone that training started from, with the model's pooling, for the arm "frozen backbone".
 
     Args:
         model: The checkpoint's model.
@@ -139,7 +139,7 @@ def frozen_model(model: DelstModel, backbone: str) -> DelstModel:
         )
     except OSError as error:
         raise OSError(
-            f"the frozen backbone {backbone} does not load ({str(error).splitlines()[0]}). Say where it is now by "
+            f"the frozen backbone {backbone} does not load ({str(error).splitlines()[0]}). Say where it is now with "
             "--frozen-backbone, or leave the baselines out (--no-baselines)."
         ) from error
 
@@ -147,13 +147,13 @@ def frozen_model(model: DelstModel, backbone: str) -> DelstModel:
 def backbone_subject(
     vision: str, study: Study, dataset: Dataset, evaluation: Evaluation, *, name: str, image_size: int | None = None
 ) -> Subject:
-    """Make a subject of a plain vision backbone as it is, without a gene encoder.
+    """Make a subject of a plain vision backbone, without a gene encoder.
 
     Args:
         vision: Hub id or folder of any backbone of transformers.
         study, dataset, evaluation: As in `checkpoint_subject`.
         name: What to call its arm.
-        image_size: Patches are resized to this; None for the size of its own image processor.
+        image_size: Size in pixels to resize patches to; None for that of its own image processor.
     """
     _refuse(evaluation.signatures)
     size: dict[str, Any] = {}
@@ -182,18 +182,18 @@ def array_subject(
     geometry: str = "cosine",
     curvature: float | None = None,
 ) -> Subject:
-    """Make a subject of embeddings from elsewhere.
+    """Make a subject of embeddings made elsewhere.
 
     Args:
-        arrays: "image" (spots, dim), and "gene" (spots, dim) where both live in one space.
+        arrays: "image" (spots, dim) and, if both share a space, "gene" (spots, dim).
         dataset: The spots, in the order of the arrays.
-        evaluation: How to evaluate: without its `baselines` the arm of colour statistics is left out.
-        name: What to call them.
-        geometry: Of the space that both share: "cosine", "euclidean", or "lorentz" (then the arrays are space parts).
+        evaluation: Options: without `baselines` the arm of colour statistics is left out.
+        name: What to call their arm.
+        geometry: Geometry of the shared space: "cosine", "euclidean", or "lorentz" (then the arrays are space parts).
         curvature: The positive c of "lorentz".
 
     Raises:
-        ValueError: If the two do not share their dimension, or a curvature is missing.
+        ValueError: If the two differ in dimension, or a curvature is missing.
     """
     _refuse(evaluation.signatures)
     image, gene = arrays["image"], arrays.get("gene")
@@ -260,8 +260,8 @@ class _Embedder:
     def random_features(self, config: DelstConfig, seed: int) -> np.ndarray:
         """Return features (spots, columns) of a backbone with random weights.
 
-        The running statistics of its batch norms are measured on some patches first. Untouched they are 0 and 1, the signal
-        shrinks from layer to layer, and features of a scale of 1e-21 are no baseline for anything.
+        The running statistics of its batch norms are measured on some patches first. Otherwise they are 0 and 1, the signal
+        shrinks from layer to layer, and features of a scale of 1e-21 are no baseline.
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -282,7 +282,7 @@ class _Embedder:
 
 
 def _baselines(model: DelstModel, frozen: DelstModel | None, run: _Embedder) -> list[Arm]:
-    """Make colour statistics; the backbone with random weights, one array per seed; the backbone as it was before training."""
+    """Make the baselines: colour statistics; the backbone with random weights, one array per seed; and before training."""
     random = [run.random_features(model.config, seed) for seed in run.evaluation.seeds]
     baselines = [_colours(run.dataset), Arm("random-init backbone", random)]
     if frozen is not None:

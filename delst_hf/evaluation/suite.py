@@ -1,4 +1,4 @@
-"""The names of the protocols in order, and how they are run one after the other."""
+"""List the protocols in order, and run them one after the other."""
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from .findings import Findings
 from .preparation import finite_matrix
 from .protocols import Protocol
 
-# Each name is that of a file in protocols/, which is loaded when it is needed.
+# Each name is that of a file in protocols/, loaded on first use.
 SUITE = (
     "arms",
     "probes",
@@ -39,12 +39,12 @@ def protocol(name: str) -> Protocol:
         'pearson_mean'
     """
     if name not in SUITE:
-        raise ValueError(f"protocol {name!r} is not known; allowed are {', '.join(SUITE)}. Name some of them.")
+        raise ValueError(f"protocol {name!r} is not known; allowed are {', '.join(SUITE)}. Choose one of them.")
     return importlib.import_module(f"{__package__}.protocols.{name}").PROTOCOL
 
 
 def protocols_of(rows: Iterable[Mapping[str, Any]]) -> list[Protocol]:
-    """Return the protocols that rows of results are of, in the order of the suite."""
+    """Return the protocols that occur in rows of results, in the order of the suite."""
     present = {row["protocol"] for row in rows}
     return [protocol(name) for name in SUITE if name in present]
 
@@ -53,7 +53,7 @@ def chosen_protocols(names: Iterable[str]) -> tuple[str, ...]:
     """Check names and bring them into the order of the suite.
 
     Raises:
-        ValueError: If a name is not one of the suite, or there is none.
+        ValueError: If a name is not in the suite, or no name is given.
 
     Examples:
         >>> chosen_protocols(["retrieval", "hest"])
@@ -70,10 +70,10 @@ def chosen_protocols(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def run_protocols(findings: Findings, names: Sequence[str] = SUITE, progress: bool = False) -> Findings:
-    """Run the protocols named, in the order of `SUITE`, and keep what they find.
+    """Run the protocols named, in the order of `SUITE`, and collect what they find.
 
-    One that the data do not allow (no labels, one class, too few spots) is skipped with its reason in `findings.skipped`, so
-    that the others are not lost.
+    A protocol that the data do not allow (no labels, one class, too few spots) is skipped, with the reason in
+    `findings.skipped`, so that the results of the others are not lost.
 
     Raises:
         ValueError: If a protocol is not known, or an embedding is not finite.
@@ -89,7 +89,7 @@ def run_protocols(findings: Findings, names: Sequence[str] = SUITE, progress: bo
         disable=not progress,
         leave=False,
     )
-    # Features are finite and arguments are ours: scikit-learn need not look at them again at each of a thousand fits.
+    # Features are finite and arguments valid: scikit-learn need not check them again at each of a thousand fits.
     with bar, config_context(assume_finite=True, skip_parameter_validation=True):
         for each in protocols:
             bar.set_description_str(f"protocol {each.name}")

@@ -1,4 +1,4 @@
-"""One table, rendered three ways: as text for a terminal, as HTML for the report, as Markdown for a card."""
+"""Render a table in three ways: as text for a terminal, as HTML for the report, as Markdown for a card."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ class Table:
         header: Names of the columns.
         rows: One tuple of cells per row, each as long as the header.
         note: How to read it.
-        prose: Numbers of the columns that hold sentences: a terminal leaves them out.
+        prose: Indices of the columns that hold sentences, which a terminal leaves out.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Table:
 
 
 def number(value: Any) -> str:
-    """Write a number as tables show it: three digits, whole numbers and large ones without.
+    """Write a number as tables show it: with three decimals; whole and large numbers without.
 
     Examples:
         >>> [number(value) for value in (0.25, 36, 512.3, None)]

@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap over spots or slides, and the paired comparison of two models on the same spots."""
+"""Estimate how certain a number is: bootstrap over spots or slides, and paired comparison of two models on the same spots."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Statistic = Callable[[np.ndarray], float]
 
 @dataclass(frozen=True)
 class Weighted:
-    """A statistic that is computed for many resamples at once, and like any other for one.
+    """A statistic that can be computed for many resamples at once, and called for one like any other.
 
     Attributes:
-        num_rows: Rows there are.
+        num_rows: Number of rows.
         of: Weights (resamples, num_rows), how often each row was drawn -> values (resamples, ...), NaN where undefined.
 
     Examples:
@@ -36,29 +36,29 @@ class Weighted:
     of: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, rows: np.ndarray) -> Any:
-        """Return the value on rows, with repeats."""
+        """Return the value on row indices, with repeats."""
         value = self.of(np.bincount(rows, minlength=self.num_rows)[None].astype(np.float64))[0]
         return value if value.ndim else float(value)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples of rows, the same ones for every statistic that it is asked about.
+    """Resamples of rows, the same for every statistic.
 
     Over spots an interval says how the number would vary with other spots of *these* slides; neighbouring spots are alike,
     so it is too narrow for a claim about patients. Over slides it says how it would vary with other slides, and needs
     several of them.
 
     Intervals are percentiles of the resamples, expanded for the number of units (Hesterberg, "What teachers should know
-    about the bootstrap", Am. Stat. 69 (2015) 371-386): plain 95 % percentiles of five slides hold the truth in 83 % of cases,
+    about the bootstrap", Am. Stat. 69 (2015) 371-386): plain 95 % percentiles of five slides cover the truth in 83 % of cases,
     expanded ones in 92 % (of eight slides in 94 %, of twenty in 95 %).
 
     Attributes:
-        num_rows: Rows there are.
+        num_rows: Number of rows.
         slides: (num_rows,) the slide of each row, or None.
         unit: What is drawn with replacement: "spots" (within each slide when `slides` is given) or "slides".
-        level: Of the interval, in (0, 1).
-        resamples: How many.
+        level: Confidence level of the interval, in (0, 1).
+        resamples: Number of resamples.
         seed: Equal seeds give equal intervals.
 
     Raises:
@@ -80,12 +80,11 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise ValueError(
-                f"unit is {self.unit!r}; allowed are {', '.join(UNITS)}. Choose what the interval shall speak of."
-            )
+            raise ValueError(f"unit is {self.unit!r}; allowed are {', '.join(UNITS)}. Choose what to resample.")
         if not 0 < self.level < 1 or self.resamples < 1:
             raise ValueError(
-                f"level is {self.level} and resamples {self.resamples}; allowed are 0 to 1, such as 0.95, and 1 or more."
+                f"level is {self.level} and resamples {self.resamples}; allowed are a level between 0 and 1, such as 0.95, and "
+                "1 or more resamples."
             )
         if self.unit == "slides" and self.slides is None:
             raise ValueError("unit is 'slides' and slides is None; pass the slide of every row, or unit='spots'.")
@@ -100,14 +99,14 @@ class Bootstrap:
 
         Returns:
             value (of all rows), low, high, level, unit, resamples, and num_units: the spots or slides drawn from. Resamples in
-            which the statistic is undefined are left out; low and high are NaN when that is all of them.
+            which the statistic is undefined are left out; low and high are NaN if it is undefined in all.
         """
         return self.interval_of(float(statistic(np.arange(self.num_rows))), self.resampled(statistic))
 
     def resampled(self, statistic: Statistic) -> np.ndarray:
         """Return the value of every resample (resamples, ...).
 
-        A `Weighted` statistic is computed once: its interval and its comparisons share the values for as long as it lives.
+        The values of a `Weighted` statistic are cached for as long as it exists, for its interval and its comparisons.
         """
         if not isinstance(statistic, Weighted):
             return np.array([statistic(rows) for rows in self.draws()])
@@ -118,14 +117,14 @@ class Bootstrap:
         return self._values[statistic]
 
     def interval_of(self, value: float, resampled: np.ndarray) -> dict[str, Any]:
-        """Return the same from the values (resamples,) of `resampled`."""
+        """Return what `interval` returns, from the values (resamples,) of `resampled`."""
         low, high = self._percentiles(resampled)
         return {"value": value, "low": low, "high": high, **self._facts(), "num_units": self._num_units()}
 
     def difference(self, first: Statistic, second: Statistic) -> dict[str, Any]:
         """Return the difference first - second of two models evaluated on the same rows and folds, resampled together.
 
-        What both find easy or hard cancels, so the difference is known better than either number.
+        Spots that are easy or hard for both cancel, so the difference is more certain than either number.
 
         Returns:
             difference (positive: the first is higher), low, high, p_value (two-sided: twice the smaller share of resamples
@@ -136,7 +135,7 @@ class Bootstrap:
         return self.difference_of(difference, self.resampled(first) - self.resampled(second))
 
     def difference_of(self, difference: float, resampled: np.ndarray) -> dict[str, Any]:
-        """Return the same from the differences (resamples,) of two sets of `resampled` values."""
+        """Return what `difference` returns, from the differences (resamples,) of two sets of `resampled` values."""
         low, high = self._percentiles(resampled)
         there = resampled[~np.isnan(resampled)]
         tail = min((there <= 0).mean(), (there >= 0).mean()) if len(there) else 0.5
@@ -151,7 +150,7 @@ class Bootstrap:
     def weights(self) -> Iterator[np.ndarray]:
         """Yield how often each row is drawn (resamples of a block, num_rows), in blocks that fit in memory.
 
-        A single block is kept for the next statistic.
+        A single block is cached for the next statistic.
         """
         yield from self._only_block if self.resamples * self.num_rows <= BLOCK else self._blocks()
 
@@ -179,7 +178,7 @@ class Bootstrap:
             counts = np.bincount(flat, minlength=number * units).reshape(number, units).astype(np.float64)
             weights = np.empty((number, self.num_rows))
             weights[:, order] = counts if self.unit == "spots" else counts[:, slide]
-            weights.flags.writeable = False  # every statistic is given the same
+            weights.flags.writeable = False  # all statistics share them
             yield weights
 
     def draws(self) -> Iterator[np.ndarray]:
@@ -189,7 +188,7 @@ class Bootstrap:
                 yield np.repeat(np.arange(self.num_rows), number.astype(int))
 
     def _members(self) -> list[np.ndarray]:
-        """Return the rows of each slide, or all rows as of one."""
+        """Return the rows of each slide; without slides, all rows as one group."""
         if self.slides is None:
             return [np.arange(self.num_rows)]
         names = group_names(self.slides, self.num_rows, "slides")

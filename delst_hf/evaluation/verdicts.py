@@ -1,4 +1,4 @@
-"""What results say of a model: each of its scores beside the best baseline, or beside chance where there is no baseline."""
+"""Judge a model by its results: compare each score with the best baseline, or with chance where there is no baseline."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One score of the model's own beside what it has to beat.
+    """One score of the model beside the score that it has to beat.
 
     Attributes:
         protocol: The protocol.
-        variant, slide, arm, metric: Which of its scores.
+        variant, slide, arm, metric: Where in the results of the protocol the score is.
         value: The score.
         rival: The best baseline, or "chance".
-        rival_value: Its score.
+        rival_value: Score of the rival.
         spread: The standard deviation of the baseline's score where there is one, else 0.
-        chance: What an answer without skill gets; None where the protocol does not know.
+        chance: The chance level; None where the protocol states none.
     """
 
     protocol: Protocol
@@ -38,12 +38,12 @@ class Verdict:
 
     @property
     def better(self) -> bool:
-        """Whether the score lies beyond what it has to beat and its spread."""
+        """Whether the score is better than the rival's by more than the spread."""
         gain = self.value - self.rival_value
         return (-gain if self.metric in self.protocol.lower_is_better else gain) > self.spread
 
     def sentence(self) -> str:
-        """Say a score that is not better, for a list of limitations."""
+        """State that the score is not better than the rival's, for a list of limitations."""
         where = f" on {self.slide}" if self.slide else ""
         spread = " and its spread" if self.spread else ""
         rival = "chance" if self.rival == "chance" else f"that of {self.rival}"
@@ -56,12 +56,12 @@ class Verdict:
 def verdicts(rows: Sequence[Record], own_arms: Sequence[str]) -> list[Verdict]:
     """Judge every headline score of the model's own arms.
 
-    The first own arm is judged by the best baseline of the same protocol, variant and slide; where there is none, and for the
-    other arms, by chance.
+    The first own arm is compared with the best baseline of the same protocol, variant and slide. Where there is none, and for
+    the other arms, it is compared with chance.
 
     Args:
         rows: Rows of results.
-        own_arms: The model's own arms, the first standing for it.
+        own_arms: Names of the model's own arms; the first one represents it.
     """
     result = []
     for row in rows:
@@ -91,7 +91,7 @@ def _of_row(row: Record, which: Protocol, rivals: Sequence[Record]) -> Iterator[
         chance = which.chance_of(metric, row)
         if scored:
             best = max(scored, key=lambda other: sign * other["metrics"][metric])
-            # The spread over random networks or seeds of a probe; that over folds is not one of the score.
+            # Per slide, the spread is over random networks or seeds of a probe; otherwise over folds, which is not used.
             spread = spread_of(best["metrics"], metric) if row.get("slide") else None
             yield Verdict(*facts, best["arm"], best["metrics"][metric], spread or 0.0, chance)
         elif chance is not None:
