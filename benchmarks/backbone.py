@@ -1,9 +1,9 @@
-"""CPU seconds of a backbone without gradients: as transformers runs it, and as prediction and evaluation do.
+"""Measure CPU seconds of a backbone without gradients: as run by transformers, and by prediction and evaluation.
 
     python benchmarks/backbone.py path/to/mobilenet_v2 --patches 64 --turns 7
 
-BACKBONE is a folder or Hub id of transformers. Both take the same patches of noise, turn by turn in one run; the ratio is taken
-within each turn, and its median and quartiles are printed. Features of both are compared with those of float64.
+BACKBONE is a folder or Hub id of transformers. Both run on the same patches of noise, turn by turn in one run; the ratio is
+taken within each turn, and its median and quartiles are printed. Features of both are compared with those of float64.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""How many lines of code the package has, docstrings, comments and blank lines left out, at any revision.
+"""Count the lines of code of the package, without docstrings, comments and blank lines, at any revision.
 
-    python benchmarks/code_lines.py                  # the files as they lie here, one row per folder
-    python benchmarks/code_lines.py 2309afe HEAD     # the same of revisions, side by side
+    python benchmarks/code_lines.py                  # the files in the work tree, one row per folder
+    python benchmarks/code_lines.py 2309afe HEAD     # the same for revisions, side by side
     python benchmarks/code_lines.py 2309afe..HEAD    # the commits between them that made the package shorter, and the sums
 
-A line counts if a token of code stands on it: of a string over four lines all four count, unless it is a docstring.
+A line counts if it holds a token of code: all lines of a multi-line string count, unless it is a docstring.
 
-Features were added between revisions, so their difference does not say what simplifying saved. The last form does, as far as
-commits keep the two apart: a commit that adds a feature is longer, and is in the other sum.
+Features were added between revisions, so their difference does not show what simplifying saved. The last form shows it, as far
+as commits keep the two apart: a commit that adds a feature makes the package longer, and counts in the other sum.
 """
 
 import ast
@@ -38,7 +38,7 @@ def code_lines(source: str) -> int:
 
 
 def sources(revision: str | None) -> dict[str, str]:
-    """Return the text of each module of the package, by path, at a revision; of the files as they lie here for None."""
+    """Return the text of each module of the package, by path, at a revision, or in the work tree for None."""
     if revision is None:
         return {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in (ROOT / PACKAGE).rglob("*.py")}
     names = _git("ls-tree", "-r", "--name-only", revision, PACKAGE).splitlines()
@@ -55,7 +55,7 @@ def by_folder(revision: str | None) -> Counter[str]:
 
 
 def by_commit(between: str) -> list[tuple[int, str]]:
-    """Return the lines of code that each commit added (below 0: took away) with its subject, the oldest first."""
+    """Return the lines of code that each commit added (below 0: removed) with its subject, the oldest first."""
     known = {name: code_lines(source) for name, source in sources(between.split("..")[0]).items()}
     added = []
     for commit in _git("log", "--reverse", "--first-parent", "--format=%h %s", between).splitlines():
@@ -73,7 +73,7 @@ def _blob_lines(blob: str, before: int) -> int:
         return 0
     try:
         return code_lines(_git("cat-file", "blob", blob))
-    except (SyntaxError, tokenize.TokenError):  # a commit that was mended by a later one
+    except (SyntaxError, tokenize.TokenError):  # a commit that a later one repaired
         return before
 
 

@@ -1,9 +1,9 @@
-"""Contrastive loss: time and memory against the forms it replaces, measured side by side in one run.
+"""Measure time and memory of the contrastive loss and of the forms that it replaces, side by side in one run.
 
-    python benchmarks/contrastive.py             the bars of docs/performance.md, on CPU and, where there is one, on GPU
-    python benchmarks/contrastive.py --quick     the same paths at a tiny size, in seconds; its ratios mean nothing
+    python benchmarks/contrastive.py             the bars of docs/performance.md, on CPU and, if there is one, on GPU
+    python benchmarks/contrastive.py --quick     the same code at a tiny size, in seconds; its ratios mean nothing
 
-Forward + backward in the Lorentz geometry, float32, for gradients by both embeddings, logit scale and curvature:
+Forward + backward in the Lorentz geometry, float32, with gradients for both embeddings, logit scale and curvature:
 
     ours         delst_hf.model.losses.contrastive_loss
     two-matrix   what published hyperbolic models do: for each direction a matrix of Lorentzian inner products, its acosh,
@@ -36,11 +36,11 @@ from delst_hf.model.losses import contrastive_loss
 MIB = 2**20
 CPU_SECONDS = False  # --cpu-seconds
 TRIED_BLOCKS = [(64, 64, 32, 4, 3), (64, 64, 32, 4, 2), (128, 64, 32, 8, 3), (128, 128, 32, 8, 3), (64, 128, 32, 8, 3)]
-"""Rows, columns, coordinates at a time, warps and stages of --kernels."""
+"""Blocks that --kernels tries: rows, columns, coordinates at a time, warps and stages."""
 
 
 def inner_products(x: Tensor, y: Tensor, curvature: Tensor) -> Tensor:
-    """``-c <x, y>_L`` of every pair, by its definition."""
+    """Return ``-c <x, y>_L`` of every pair, by its definition."""
     x_time = (1 / curvature + (x * x).sum(-1)).sqrt()
     y_time = (1 / curvature + (y * y).sum(-1)).sqrt()
     return curvature * (x_time[:, None] * y_time[None, :] - x @ y.T)
@@ -70,7 +70,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def peak_of_this_process() -> int:
-    """Peak of this process in bytes. On Linux not by ru_maxrss, which a child inherits from its larger parent."""
+    """Return the peak memory of this process in bytes; on Linux not ru_maxrss, which a child inherits from its parent."""
     status = Path("/proc/self/status")
     if status.is_file():
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
@@ -78,7 +78,7 @@ def peak_of_this_process() -> int:
 
 
 def make_inputs(size: int, dim: int, device: str) -> list[Tensor]:
-    """Matching pairs near radius 1 whose loss is neither chance nor 0, logit scale 1/0.07 and curvature 1."""
+    """Make matching pairs near radius 1 whose loss is neither chance nor 0, logit scale 1/0.07 and curvature 1."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(size, dim, generator=generator)
     gene = image + 1.5 * torch.randn(size, dim, generator=generator)
@@ -92,7 +92,7 @@ def loss_and_backward(name: str, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def four_products(inputs: list[Tensor], chunk_size: int = 8192) -> None:
-    """In slices of rows, so that it fits where the tiled loss does."""
+    """Compute the four products in slices of rows, so that they fit in memory where the tiled loss does."""
     x, y = (tensor.detach() for tensor in inputs[:2])
     grad_y = torch.zeros_like(y)
     for rows in x.split(chunk_size):
@@ -104,7 +104,7 @@ def four_products(inputs: list[Tensor], chunk_size: int = 8192) -> None:
 
 def bytes_kept(name: str, inputs: list[Tensor]) -> int:
     storages: dict[int, int] = {}
-    kept = []  # alive until counted: an address must not be given out twice
+    kept = []  # alive until counted, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -128,7 +128,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def measure(size: int, dim: int, repeats: int, device: str, names: list[str]) -> dict[str, list[float]]:
-    """Seconds of each form in each repeat, the forms interleaved; one repeat before that to warm up."""
+    """Return the seconds of each form in each repeat, the forms interleaved, after one repeat to warm up."""
     inputs = make_inputs(size, dim, device)
     runs: dict[str, Callable[[], object]] = {name: lambda name=name: loss_and_backward(name, inputs) for name in names}
     runs["products"] = lambda: four_products(inputs)
@@ -150,7 +150,7 @@ def bar(text: str, value: float, limit: float, unit: str = "") -> None:
 
 
 def peak_memory(size: int, dim: int, threads: int) -> int:
-    """Bytes of the whole process, torch included, at its peak: one loss and its backward pass in a fresh process."""
+    """Return the peak memory in bytes of a fresh process, torch included, that computes one loss and its backward pass."""
     command = [sys.executable, __file__, "--peak-of", str(size), "--dim", str(dim), "--threads", str(threads)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -184,7 +184,7 @@ def report_cpu(options: argparse.Namespace) -> None:
 
 
 def peak_on_gpu(name: str, inputs: list[Tensor]) -> float:
-    """MiB that one loss with its backward pass needs beside its inputs."""
+    """Return the MiB that one loss with its backward pass needs beside its inputs."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -194,18 +194,18 @@ def peak_on_gpu(name: str, inputs: list[Tensor]) -> float:
 
 
 def error_on_gpu(inputs: list[Tensor]) -> float:
-    """Largest relative error of the loss and its gradients against tiles in float64."""
+    """Return the largest relative error of the loss and its gradients against tiles in float64."""
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     pairs = zip(loss_and_backward("ours", inputs), loss_and_backward("ours", exact), strict=True)
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def report_gpu(options: argparse.Namespace) -> None:
-    """One line per batch size and form, then the bars: beside the one-matrix form up to 4,096 spots, then the products."""
+    """Print a line per batch size and form, and the bars: against the one-matrix form up to 4,096 spots, then the products."""
     print(
         f"GPU, {torch.cuda.get_device_name()}, D={options.dim}, float32, without TF32 where the library multiplies it"
     )
-    torch.backends.cuda.matmul.allow_tf32 = False  # for the other forms; ours sees to it itself
+    torch.backends.cuda.matmul.allow_tf32 = False  # for the other forms; ours sets it by itself
     for size in options.gpu_sizes:
         repeats = 30 if size <= 4096 else 7
         names = [name for name in LOSSES if name == "ours" or size <= 16384]
@@ -226,7 +226,7 @@ def report_gpu(options: argparse.Namespace) -> None:
 
 
 def report_kernels(options: argparse.Namespace) -> None:
-    """Time of each kernel of ours at the largest size, and of the two that walk the pairs for other blocks of pairs."""
+    """Print the time of each kernel of ours at the largest size, and of the loss with other blocks of pairs."""
     from torch.profiler import ProfilerActivity, profile
 
     from delst_hf.model import contrastive_fused as fused
@@ -248,7 +248,7 @@ def report_kernels(options: argparse.Namespace) -> None:
         fused.TILES["small"] = fused.TILES["large"] = dict(
             zip(("BM", "BN", "BK", "num_warps", "num_stages"), block, strict=True)
         )
-        replay._graphs.clear()  # they hold the blocks of before
+        replay._graphs.clear()  # they hold the previous blocks
         try:
             line = []
             for size in (1024, 4096, max(options.gpu_sizes)):
@@ -273,16 +273,14 @@ def main() -> None:
     parser.add_argument(
         "--cpu-seconds",
         action="store_true",
-        help="count CPU seconds instead of elapsed ones: for a machine that is shared",
+        help="count CPU seconds instead of elapsed ones, for a shared machine",
     )
     parser.add_argument(
         "--gpu-sizes", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384], help="N on the GPU"
     )
-    parser.add_argument("--gpu-only", action="store_true", help="leave the CPU out where there is a GPU")
-    parser.add_argument(
-        "--kernels", action="store_true", help="also the time of each kernel, and other blocks of pairs"
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--gpu-only", action="store_true", help="leave out the CPU if there is a GPU")
+    parser.add_argument("--kernels", action="store_true", help="also time each kernel, and other blocks of pairs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that it runs")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     global CPU_SECONDS

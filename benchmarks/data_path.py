@@ -1,12 +1,12 @@
-"""Rows of a dataset folder -> batches, and batches -> embeddings, each against the work that cannot be avoided.
+"""Measure rows of a dataset folder -> batches, and batches -> embeddings, each against the work that cannot be avoided.
 
     python benchmarks/data_path.py                                   # synthetic slides, patches of 224 px
     python benchmarks/data_path.py --dataset DIR --embed-spots 0     # your own slides, loading only
 
 Bars: loading at 0.8 of the rate at which the same machine merely decodes the same JPEGs, per core, with 0 and 2 workers, by
-whichever of Pillow and libjpeg-turbo is the faster; embedding at 0.95 of the throughput of the bare backbone's forward pass, on
-the GPU where there is one. The works of a ratio are measured in turn, and a ratio is the median over the repeats. One process
-on a CPU is timed by the CPU seconds that it used, so that other load on the machine does not count; workers and GPUs are timed
+the faster of Pillow and libjpeg-turbo; embedding at 0.95 of the throughput of the bare backbone's forward pass, on
+the GPU if there is one. The parts of a ratio are measured in turn, and a ratio is the median over the repeats. One process
+on a CPU is timed by its CPU seconds, so that other load on the machine does not count; workers and GPUs are timed
 by the clock. Bare decoding in a worker hands nothing over; loading hands over every pixel, through shared memory.
 
 Needs the package with its dependencies, `datasets` among them.
@@ -38,7 +38,7 @@ VIT_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, 
 
 
 def toy_dataset(folder: str) -> str:
-    """Two synthetic slides of 196 spots whose patches are 224 px of the slide, not enlarged."""
+    """Write two synthetic slides of 196 spots with patches of 224 px of the slide, not enlarged."""
     slides = (make_toy_slide(name, spots_per_side=14, image_px=1200) for name in ("toy_A1", "toy_B1"))
     write_dataset(slides, Path(folder) / "data", patch_um=448, patch_px=224)
     return str(Path(folder) / "data")
@@ -57,7 +57,7 @@ def wall_seconds(work: Callable[[], object]) -> float:
 
 
 def in_turn(repeats: int, clock: Callable, **works: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each work, measured in turn so that a change of the machine meets all of them."""
+    """Return the seconds of each work, measured in turn so that changes of the machine affect all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -68,20 +68,20 @@ def in_turn(repeats: int, clock: Callable, **works: Callable[[], object]) -> dic
 
 
 def one_by_one(work: Callable, items: list) -> None:
-    """Each result is dropped before the next one is made, as a training step drops its batch."""
+    """Drop each result before the next one is made, as a training step drops its batch."""
     for item in items:
         work(item)
 
 
 def decode_by_pillow(cells: list[dict]) -> int:
-    """The work that cannot be avoided: bytes of a JPEG to pixels, and nothing done with them."""
+    """Do the work that cannot be avoided: decode a JPEG, and do nothing with the pixels."""
     for cell in cells:
         Image.open(io.BytesIO(cell["bytes"])).load()
     return len(cells)
 
 
 def decode_by_libjpeg(cells: list[dict]) -> int:
-    """The same by the decoder that `DelstCollator` calls, always into the same memory, which never leaves the cache."""
+    """Do the same by the decoder of `DelstCollator`, always into the same memory, which stays in cache."""
     pixels = np.empty((*Image.open(io.BytesIO(cells[0]["bytes"])).size[::-1], 3), dtype=np.uint8)
     for cell in cells:
         imagecodecs.jpeg8_decode(cell["bytes"], outcolorspace="RGB", out=pixels)
@@ -92,7 +92,7 @@ DECODERS = {"Pillow": decode_by_pillow, "libjpeg-turbo": decode_by_libjpeg}
 
 
 class DecodeOnly:
-    """A collator that decodes and drops."""
+    """A collator that decodes patches and drops them."""
 
     def __init__(self, decoder: str):
         self.decoder = decoder
@@ -111,7 +111,7 @@ def verdict(name: str, ratio: float, bar: float) -> None:
 
 
 def loading(study: Study, collator: DelstCollator, spots: int, batch_size: int, repeats: int) -> None:
-    """Ratio of loading to decoding, one process and two workers, and the parts of it."""
+    """Print the ratio of loading to decoding, for one process and two workers, and its parts."""
     order = np.random.default_rng(0).permutation(len(study.spots))[:spots]
     rows = SpotRows(study.spots.select(order))
     batches = [list(range(i, min(i + batch_size, len(order)))) for i in range(0, len(order), batch_size)]
@@ -132,7 +132,7 @@ def loading(study: Study, collator: DelstCollator, spots: int, batch_size: int, 
     size = np.mean([len(cell["bytes"]) for each in cells for cell in each]) / 1000
     genes = np.mean([len(genes) for table in tables for genes in table["gene_indices"]])
     print(f"{len(order)} spots, JPEGs of {size:.0f} kB, {genes:.0f} expressed genes, batch {batch_size}; microseconds of one "
-          "core a row:")  # fmt: skip
+          "core per row:")  # fmt: skip
     fastest = min(DECODERS, key=per_row.__getitem__)
     for name in DECODERS:
         print(f"  {f'decode by {name}, nothing else':40s}{per_row[name]:7.0f}   {1e6 / per_row[name]:6.0f} rows/s")
@@ -151,7 +151,7 @@ def loading(study: Study, collator: DelstCollator, spots: int, batch_size: int, 
 
 
 def loading_by_workers(rows: SpotRows, collator: DelstCollator, batch_size: int, repeats: int) -> None:
-    """The ratio with two workers, by the clock, against two workers that decode and drop."""
+    """Print the ratio with two workers, by the clock, against two workers that decode and drop."""
 
     def loader(collate) -> DataLoader:
         return DataLoader(rows, batch_size, collate_fn=collate, num_workers=2, persistent_workers=True)  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def ratio_of(base: list[float], measured: list[float]) -> float:
 
 
 def embedding(study: Study, collator: DelstCollator, spots: int, size: int, repeats: int, workers: int) -> None:
-    """Throughput of `embed` against the backbone's forward pass on patches that are ready, on the GPU where there is one."""
+    """Print the throughput of `embed` against the backbone's forward pass on ready patches, on the GPU if there is one."""
     cuda = torch.cuda.is_available()
     batch_size = 256 if cuda else 16
     vision = ViTConfig(image_size=size, patch_size=16, **VIT_S)
@@ -205,11 +205,14 @@ def embedding(study: Study, collator: DelstCollator, spots: int, size: int, repe
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", help="dataset folder; synthetic slides without it")
+    parser.add_argument("--dataset", help="dataset folder (default: synthetic slides)")
     parser.add_argument("--spots", type=int, default=384, help="spots to load")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
-        "--embed-spots", type=int, default=32768 if cuda else 32, help="spots to embed, 0 for none; few are taken again"
+        "--embed-spots",
+        type=int,
+        default=32768 if cuda else 32,
+        help="spots to embed, 0 for none; repeated if the dataset has fewer",
     )
     parser.add_argument("--embed-workers", type=int, default=min(16, os.cpu_count() or 1) if cuda else 0)
     parser.add_argument("--repeats", type=int, default=5)

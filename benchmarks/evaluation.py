@@ -1,10 +1,10 @@
-"""CPU seconds of a whole evaluation, and whether its numbers are those of another version.
+"""Measure the CPU seconds of a complete evaluation, and compare its numbers with those of another version.
 
     python benchmarks/evaluation.py runs/her2st/pretrain/model runs/her2st/data --test-slides C5,B4 --reference old.json
 
---reference is a JSON of `delst evaluate` by another version on the same model, data and slides; that of 2309afe is read too.
-Two things differ from 2309afe on purpose: random-init backbones have measured batch norms, so they stand apart, and `arms`
-chooses the floor of the feature scales, so the old Pearson is compared with the floored one.
+--reference is the JSON of `delst evaluate` by another version on the same model, data and slides; the format of 2309afe is
+read too. Two things differ from 2309afe on purpose: random-init backbones have measured batch norms, so they are listed
+separately, and `arms` chooses the floor of the feature scales, so the old Pearson is compared with the floored one.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _OLD = {
 
 
 def numbers(record: dict[str, Any]) -> Iterator[tuple[Key, float]]:
-    """Every metric of results, by a name that does not depend on their form."""
+    """Return every metric of results, by a name that does not depend on their format."""
     for row in record.get("arms", []):  # as 2309afe wrote them
         for metric, value in row.items():
             name = metric.replace("pearson_mean", "pearson_floored") if metric.startswith("pearson_mean") else metric
@@ -49,7 +49,7 @@ def numbers(record: dict[str, Any]) -> Iterator[tuple[Key, float]]:
 
 
 def print_comparison(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """One line per protocol: how many numbers both have, how many are equal to 1e-6, and the largest difference."""
+    """Print per protocol how many numbers both have, how many are equal to 1e-6, and the largest difference."""
     first, second = dict(numbers(ours)), dict(numbers(theirs))
     by_protocol: dict[str, list[tuple[float, Key]]] = defaultdict(list)
     for key in first.keys() & second.keys():
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--protocols", default="all")
     parser.add_argument("--signatures")
     parser.add_argument(
-        "--frozen-backbone", help="where the backbone lies, if the record of the training names it no more"
+        "--frozen-backbone", help="folder or Hub id of the backbone, if the one in the training record no longer exists"
     )
     parser.add_argument("--reference", help="results of another version to compare with")
     options = parser.parse_args()

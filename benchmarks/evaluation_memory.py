@@ -1,11 +1,11 @@
-"""Peak memory of `delst evaluate` at N and at 4 N spots with images: it should not grow with the images.
+"""Measure the peak memory of `delst evaluate` at N and at 4 N spots with images: it should not grow with the images.
 
     python benchmarks/evaluation_memory.py
     python benchmarks/evaluation_memory.py --spots 4800 --protocols all
 
-Slides are noise, whose patches do not compress: 128 px, about 20 kB each. A child of its own evaluates each set. Anonymous
-memory is what the process holds. Pages of the mapped Arrow file count into the peak (VmHWM) too, although the system takes
-them back whenever somebody else needs the room.
+Slides are noise, whose patches do not compress: 128 px, about 20 kB each. Each set is evaluated in a process of its own.
+Anonymous memory is what the process holds. The peak (VmHWM) also counts pages of the mapped Arrow file, although the system
+reclaims them when another process needs memory.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def make(folder: Path, spots: int) -> tuple[Path, Path]:
 
 
 def peaks(data: Path, model: Path, protocols: str) -> dict[str, int]:
-    """Return the peaks in KiB of an evaluation in a child: anonymous memory (sampled), and all of it."""
+    """Return the peaks in KiB of an evaluation in a child process: of anonymous memory (sampled), and of all memory."""
     command = [sys.executable, "-m", "delst_hf.cli", "evaluate", str(model), str(data), "--resamples", "20", "--num-seeds", "1",
                "--output", str(data.parent / "results.json")]  # fmt: skip
     command += [] if protocols == "all" else ["--protocols", protocols]
@@ -70,7 +70,7 @@ def peaks(data: Path, model: Path, protocols: str) -> dict[str, int]:
 
 
 def main() -> None:
-    """Print the peaks of both sets, and what a further spot costs."""
+    """Print the peaks of both sets, and the memory per further spot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, default=1200, help="N (default 1200)")
     parser.add_argument(

@@ -1,9 +1,9 @@
-"""Time and memory of a training step of the gene encoders, forward and backward.
+"""Measure time and memory of a training step of the gene encoders, forward and backward.
 
     python benchmarks/gene_encoders.py --genes 2000 5000 --batch 128 1024
 
-Memory is what autograd keeps for the backward pass, counted tensor by tensor: it does not depend on the machine. Beside it
-stands what tokens of every gene, (batch, genes, width), would take.
+Memory is what autograd keeps for the backward pass, counted tensor by tensor, so it does not depend on the machine. The last
+column is the memory that one token per gene, (batch, genes, width), would take.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from delst_hf import DelstGeneConfig, DelstGeneModel
 
 
 def measure(encoder: str, genes: int, batch: int, width: int, checkpointing: bool, repeats: int) -> tuple[float, float]:
-    """Median seconds of a step, and MB kept for its backward pass."""
+    """Return the median seconds of a step, and the MB kept for its backward pass."""
     torch.manual_seed(0)
     model = DelstGeneModel(DelstGeneConfig(encoder=encoder, num_genes=genes, hidden_size=width)).train()
     if checkpointing:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    print("| encoder | genes | batch | s a step | MB kept | MB of tokens |\n|---|---|---|---|---|---|")
+    print("| encoder | genes | batch | s per step | MB kept | MB of tokens |\n|---|---|---|---|---|---|")
     for genes in arguments.genes:
         for batch in arguments.batch:
             tokens = 4 * batch * genes * arguments.width / 1e6

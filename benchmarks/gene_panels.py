@@ -1,4 +1,4 @@
-r"""Retrieval when a slide measures only a part of the vocabulary: does a model trained on one panel run on another?
+r"""Measure retrieval when a slide has only a part of the vocabulary: does a model trained on one panel run on another?
 
     python benchmarks/gene_panels.py --dataset runs/toy/data --slides toy_C1,toy_D1 \
         --models runs/toy/pretrain/model runs/toy/set/model
@@ -22,7 +22,7 @@ KEYS = ("image_to_gene_recall@10", "gene_to_image_recall@10")
 
 @torch.no_grad()
 def recalls(folder: str, images: list, counts: np.ndarray, names: list[str], shares: list[float]) -> list[np.ndarray]:
-    """Both recalls of one checkpoint for each share of the genes."""
+    """Return both recalls of one checkpoint for each share of the genes."""
     model, processor = DelstModel.from_pretrained(folder).eval(), DelstProcessor.from_pretrained(folder)
     processor.feature_extractor.min_match_rate = 0.0  # a small panel is what is asked for
     batches = [images[i : i + 64] for i in range(0, len(images), 64)]
@@ -47,7 +47,7 @@ def recalls(folder: str, images: list, counts: np.ndarray, names: list[str], sha
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--slides", required=True, help="held-out slides, by commas")
+    parser.add_argument("--slides", required=True, help="comma-separated held-out slides")
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.5, 0.25])
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""The gene side alone, on the eight annotated sections of HER2ST: counts and a pathologist's labels, no images here.
+"""Evaluate the gene side alone, on the eight annotated sections of HER2ST: counts and a pathologist's labels, no images.
 
     python benchmarks/gene_side.py --source ../shared/data/her2st --arms runs/her2st/arms
 
-Two tables of docs/evaluation.md. Labels: macro-F1 and kNN of gene embeddings against PCA and the counts themselves, one
-patient left out at a time. Radius: does the order of a model mean biology or depth? Its gene radius against expressed genes,
-total counts, genes given counts, and labels, within slides and across, beside the level shuffled within slides.
+It prints two tables of docs/evaluation.md. Labels: linear and kNN probes of gene embeddings, of PCA and of the counts
+themselves, one patient left out at a time. Radius: does the order of a model mean biology or depth? Its gene radius against
+expressed genes, total counts, genes given counts, and labels, within slides and across, beside levels shuffled within slides.
 """
 
 import argparse
@@ -35,7 +35,7 @@ COMPONENTS = 50
 # Arms that differ in what shapes the gene side: no geometry, geometry alone, entailment, and its control.
 PROBED = ("cosine", "Lorentz", "Lorentz + cross + intra", "Lorentz + cross + intra order shuffled")
 # L2 penalty per row, fixed. The linear probe is logistic regression by L-BFGS: SGDClassifier, the probe of `delst evaluate`,
-# takes a minute a set of features on 3,500 spots.
+# takes a minute per set of features on 3,500 spots.
 PROBE_ALPHA = 0.01
 
 
@@ -44,7 +44,7 @@ def read_counts(source: Path, section: str) -> pd.DataFrame:
 
 
 def read_labels(source: Path, section: str) -> pd.Series:
-    """Label by array position; their coordinates are floats, rounded to join."""
+    """Return the labels by array position; the file's coordinates are floats, rounded to join."""
     table = pd.read_csv(source / f"data/ST-pat/lbl/{section}_labeled_coordinates.tsv", sep="\t").dropna(
         subset=["x", "y"]
     )
@@ -54,7 +54,7 @@ def read_labels(source: Path, section: str) -> pd.Series:
 
 
 def read_sections(source: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Counts (spots, genes) of the eight sections, the slide of each spot, and its label or None."""
+    """Return counts (spots, genes) of the eight sections, the slide of each spot, and its label or None."""
     counts, slides, labels = [], [], []
     for section in SECTIONS:
         table = read_counts(source, section)
@@ -66,7 +66,7 @@ def read_sections(source: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
 
 
 class GeneSide:
-    """The gene encoders of checkpoints on the same spots; normalised expression is made once for each vocabulary."""
+    """The gene encoders of checkpoints on the same spots; expression is normalised once per vocabulary."""
 
     def __init__(self, counts: pd.DataFrame, slides: np.ndarray):
         self.counts, self.slides = counts, slides
@@ -74,7 +74,7 @@ class GeneSide:
 
     @torch.no_grad()
     def embed(self, folder: Path, random_seed: int | None = None) -> tuple[torch.Tensor, DelstModel]:
-        """Gene embeddings (spots, dim) and the model; of a model with random weights when a seed is given."""
+        """Return gene embeddings (spots, dim) and the model, which has random weights if a seed is given."""
         if random_seed is None:
             model = DelstModel.from_pretrained(folder)
         else:
@@ -111,7 +111,7 @@ def baselines(source: Path, counts: pd.DataFrame, vocabulary: list[str]) -> Iter
 
 
 def probe_row(features: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> dict[str, float]:
-    """Each section is of another patient, so leaving a section out leaves a patient out."""
+    """Score features by both probes; each section is of another patient, so leaving one out leaves a patient out."""
     kept = np.array([label is not None for label in labels])
     rows, truth, names = features[kept], labels[kept].astype(str), slides[kept]
     answer = np.empty(len(truth), dtype=object)
@@ -161,8 +161,8 @@ def main() -> None:
     parser.add_argument(
         "--arms", type=Path, default=Path("runs/her2st/arms"), help="folder of benchmarks/her2st_arms.py"
     )
-    parser.add_argument("--probe-runs", type=int, default=2, help="probe so many seeds of each arm")
-    parser.add_argument("--probe-arms", nargs="*", default=PROBED, help="probe these arms; the radius is shown of all")
+    parser.add_argument("--probe-runs", type=int, default=2, help="number of seeds of each arm to probe")
+    parser.add_argument("--probe-arms", nargs="*", default=PROBED, help="arms to probe; the radius is shown for all")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
     options = parser.parse_args()
     counts, slides, labels = read_sections(options.source)

@@ -1,15 +1,15 @@
-"""Everything that wants a GPU, in one command: `make gpu`. Each piece writes its log to a folder; a summary comes last.
+"""Run everything that needs a GPU in one command (`make gpu`): each piece writes its log to a folder; a summary comes last.
 
-    python benchmarks/gpu.py --output runs/gpu                     # some five minutes on one H100
+    python benchmarks/gpu.py --output runs/gpu                     # about five minutes on one H100
     python benchmarks/gpu.py --output runs/gpu --only loss step    # the two benchmarks alone
     python benchmarks/gpu.py --output runs/gpu --small             # the same commands on any machine, at tiny sizes
 
-Needs torch with CUDA, the package's dependencies and pytest; the package itself may lie unpacked beside it, not installed.
+It needs torch with CUDA, the package's dependencies and pytest; the package itself need not be installed.
 
     loss       benchmarks/contrastive.py: the contrastive loss against the forms that it replaces, N = 256 to 16,384
     step       benchmarks/step.py: the training step against its bare backbone
     predict    benchmarks/predict.py: `delst predict` of a ViT-S against its backbone alone, and reading alone
-    tests      tests that touch the device, and those whose results once depended on what such a machine has
+    tests      tests that use the device, and those whose results once depended on such a machine
     training   pretraining on toy slides in bf16, and an evaluation
 """
 
@@ -55,7 +55,7 @@ def commands(piece: str, output: Path, small: bool) -> list[list[str]]:
 
 
 def run(piece: str, output: Path, small: bool) -> str:
-    """Run one piece and say how it ended; its log holds the rest."""
+    """Run one piece and print how it ended; its output is in its log."""
     environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **environment, "PYTHONPATH": path}
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the logs")
     parser.add_argument("--only", nargs="+", choices=LIMITS, default=list(LIMITS), help="pieces to run")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that the commands run")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to test that the commands run")
     options = parser.parse_args()
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)

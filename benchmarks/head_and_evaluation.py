@@ -1,9 +1,9 @@
-"""What each choice of `delst fit` and `delst predict` is worth in the Pearson correlation of slides that are held out.
+"""Measure what each choice of `delst fit` and `delst predict` contributes to the Pearson correlation on held-out slides.
 
     python benchmarks/head_and_evaluation.py MODEL DATASET --train-slides C2,C3,C4 --image C5=C5.jpg --image B4=B4.jpg
 
-The choices are those of `delst evaluate`: features as they are, the penalty by the 100 genes of highest variance, patches that
-were stored as JPEG. One is changed at a time: patches just as they are cut from the image, the penalty by all genes of the
+The choices are those of `delst evaluate`: features unchanged, the penalty chosen by the 100 genes of highest variance, patches
+that were stored as JPEG. One is changed at a time: patches directly from the image, the penalty chosen by all genes of the
 vocabulary, features standardised patch by patch.
 """
 

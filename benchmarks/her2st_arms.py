@@ -1,10 +1,10 @@
-"""The arms of docs/results.md: pretrain and evaluate each on HER2ST, over several seeds, and print the table.
+"""Pretrain and evaluate each arm of docs/results.md on HER2ST, over several seeds, and print the tables.
 
     python benchmarks/her2st_arms.py --dataset runs/her2st/data --vision ../shared/weights/mobilenet_v2
 
-Training slides C2-C4; test slides C5 (held-out section of that tumour), B4 (held-out patient) and A1 (another one, labelled by
-a pathologist, image at 3.4 um/px), never seen. A run that was killed goes on where it stopped: results that exist are kept.
---table prints the table of the results that are there.
+Training slides are C2-C4. Test slides, never seen, are C5 (held-out section of that tumour), B4 (held-out patient) and A1
+(another held-out patient, labelled by a pathologist, image at 3.4 um/px). A killed run resumes: existing results are kept.
+--table only prints the tables of the existing results.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SLIDES = ("C5", "B4", "A1")
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of the tables, shown once for each test slide."""
+    """One metric of the tables, shown once per test slide."""
 
     key: str
     title: str
@@ -87,7 +87,7 @@ PROTOCOLS = {
     ("signatures", "", "HER2 amplicon", "auroc"): Column("her2", "AUROC HER2"),
 }
 ALL = "all"
-# (row, slide, metric) -> its values, one per seed; a baseline of several networks brings its own spread.
+# (row, slide, metric) -> its values, one per seed; a baseline of several networks has its own spread.
 Values = dict[tuple[str, str, str], list[float]]
 
 
@@ -96,7 +96,7 @@ def run_folder(options: argparse.Namespace, arm: str, seed: int) -> Path:
 
 
 def run_arm(options: argparse.Namespace, arm: str, seed: int) -> None:
-    """Pretrain and evaluate one arm with one seed, unless its results are there."""
+    """Pretrain and evaluate one arm with one seed, unless its results exist."""
     folder = run_folder(options, arm, seed)
     if (folder / "results.json").is_file():
         return
@@ -118,7 +118,7 @@ def run_arm(options: argparse.Namespace, arm: str, seed: int) -> None:
 
 
 def collect(options: argparse.Namespace) -> Values:
-    """The values of every row of the tables, from the results that are there."""
+    """Return the values of every row of the tables, from the existing results."""
     values: Values = defaultdict(list)
     for arm in ARMS:
         for seed in options.seeds:
@@ -131,7 +131,7 @@ def collect(options: argparse.Namespace) -> Values:
 
 
 def add_row(values: Values, arm: str, row: dict[str, Any]) -> None:
-    """Add what the tables show of one row of results."""
+    """Add the values of one row of results that the tables show."""
     metrics, protocol, own = row["metrics"], row["protocol"], row["arm"]
     name = arm if row["own"] else "shuffled pairs" if row["control"] else own
     if row.get("slide") and protocol == "arms":
@@ -149,7 +149,7 @@ def add_row(values: Values, arm: str, row: dict[str, Any]) -> None:
 
 
 def cell(values: Values, row: str, slide: str, column: Column) -> str:
-    """Mean and sample standard deviation over the seeds."""
+    """Return mean and sample standard deviation over the seeds, as text."""
     found = [column.factor * value for value in values.get((row, slide, column.key), [])]
     if not found:
         return ""
@@ -159,7 +159,7 @@ def cell(values: Values, row: str, slide: str, column: Column) -> str:
 
 
 def print_tables(values: Values) -> None:
-    """The tables of docs/results.md, in Markdown, each cell the test slides."""
+    """Print the tables of docs/results.md in Markdown, each cell with one value per test slide."""
     rows = sorted({row for row, _, _ in values}, key=lambda row: [*BASELINES, *ARMS].index(row))
     tables = {**TABLES, "Protocols, over all test slides": list(PROTOCOLS.values())}
     for title, columns in tables.items():
@@ -180,12 +180,12 @@ def main() -> None:
         "--dataset", default="runs/her2st/data", help="dataset folder written by `delst prepare her2st`"
     )
     parser.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
-    parser.add_argument("--output", default="runs/her2st/arms", help="where each run is kept")
+    parser.add_argument("--output", default="runs/her2st/arms", help="folder for the runs")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these arms, by their names in the table"
+        "--arms", nargs="+", choices=ARMS, metavar="ARM", help="arms to run, by their names in the table"
     )
-    parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    parser.add_argument("--table", action="store_true", help="only print the tables of the existing results")
     options = parser.parse_args()
     if not options.table:
         for seed in options.seeds:

@@ -1,4 +1,4 @@
-"""Which trainings the study of hierarchy_study.py makes: its arms, its splits of two datasets, and their order."""
+"""List the trainings of hierarchy_study.py: its arms, its splits of two datasets, and their order."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ NONE = {"entailment": "none"}
 # Trained on a dataset of wide patches; weights of HyperST.
 NICHE = {"levels": "niche", "cross_aperture_scale": 0.7, "intra_aperture_scale": 1.2, "intra_entailment_weight": 0.08}
 
-# Arm -> options of training/pretrain.py; those of no entailment first, then forms, controls, and what is beside.
+# Arm -> options of training/pretrain.py: arms without entailment, then its forms, controls, and all others.
 ARMS: dict[str, dict[str, Any]] = {
     "none": NONE,
     "cone": {},
@@ -53,7 +53,7 @@ CORE = ("none", "cone", "cosine", "euclidean", "cone, shuffled", "cone, total co
 """The arms of the splits that leave a patient out."""
 
 BASELINES = "baselines"
-"""The unit that trains nothing: colour statistics, the backbone with random weights, and the backbone as it was."""
+"""The unit that trains nothing: colour statistics, the backbone with random weights, and the backbone before training."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Split:
     """Slides to train on and to score, of one dataset.
 
     Attributes:
-        dataset: Which of the two datasets.
+        dataset: Name of one of the two datasets.
         train, test: Slides.
-        epochs: So that every split takes a like number of steps.
-        same_patient: Test slides of a patient who is trained on, each by name.
+        epochs: Number of epochs, chosen so that every split takes a similar number of steps.
+        same_patient: Names of the test slides of patients that are trained on.
     """
 
     dataset: str
@@ -78,7 +78,7 @@ SPLITS = {
     "HER2ST": Split("her2st", ("C2", "C3", "C4"), ("C5", "B4", "A1"), 12, ("C5",)),
     "MOB1": Split("mob", ("MOB1",), ("MOB2",), 24),
     "MOB2": Split("mob", ("MOB2",), ("MOB1",), 18),
-    # One patient left out: A, B and C are all there are with an image.
+    # One patient left out: only A, B and C have an image.
     "without A": Split("her2st", ("B4", "C2", "C3"), ("A1",), 9),
     "without B": Split("her2st", ("A1", "C2", "C3"), ("B4",), 9),
     "without C": Split("her2st", ("A1", "B4"), ("C2", "C5"), 12),
@@ -108,7 +108,7 @@ class Unit:
 
 
 def training_data(split: Split, options: dict[str, Any]) -> str:
-    """Return which dataset an arm trains on; all are scored on that of the split."""
+    """Return the name of the dataset that an arm trains on; all arms are scored on that of the split."""
     kind = "wide" if options.get("levels") == "niche" else "unpaired" if "unpaired_slides" in options else ""
     return f"{split.dataset} {kind}".strip()
 
@@ -118,7 +118,7 @@ def split_of(unit: Unit) -> Split:
 
 
 def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
-    """The units to do, seeds outermost; the heavy splits first within a seed."""
+    """Return the units to run, seeds outermost, with the heavy splits first within a seed."""
     units = []
     if options.action == "tune":
         for seed in options.seeds:
@@ -143,13 +143,13 @@ def units_of(options: argparse.Namespace, done: set[str]) -> list[Unit]:
 
 
 def folders_of(options: argparse.Namespace) -> dict[str, str | None]:
-    """Return the folder of each dataset, None of those not given: arms that need them are not run."""
+    """Return the folder of each dataset, None for those not given, whose arms are not run."""
     folders = {"her2st": options.her2st, "mob": options.mob, "her2st unpaired": options.her2st_unpaired}
     return folders | {"her2st wide": options.her2st_wide, "mob wide": options.mob_wide}
 
 
 def split_units(split: str, seed: int, arms: dict[str, dict[str, Any]]) -> list[Unit]:
-    """Every arm of a split, of the patients left out the core ones; masks of slides need two slides."""
+    """Return the arms of a split: all, or the core ones where a patient is left out; masks of slides need two slides."""
     units = [Unit(split, BASELINES, seed)]
     for name, chosen in arms.items():
         alone = len(SPLITS[split].train) < 2 and "mask_negatives" in chosen
@@ -159,7 +159,7 @@ def split_units(split: str, seed: int, arms: dict[str, dict[str, Any]]) -> list[
 
 
 def tuned_arms(path: str) -> dict[str, dict[str, Any]]:
-    """Arms at the learning rates that were best on validation slides, from the results of `tune`."""
+    """Return the arms at the learning rates that were best on validation slides, from the results of `tune`."""
     chosen = best_rates(load(path))
     return {f"{name}, tuned": {**TUNED_GEOMETRIES[name], **rates} for name, rates in chosen.items()}
 

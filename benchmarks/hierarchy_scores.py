@@ -1,4 +1,4 @@
-"""What the study of hierarchy_study.py measures of one trained model: numbers per test slide, and predictions per spot."""
+"""Score one trained model for hierarchy_study.py: numbers per test slide, and predictions per spot."""
 
 from itertools import combinations
 from pathlib import Path
@@ -32,16 +32,16 @@ ENSEMBLE = 3
 
 
 def score(subject: Subject, spots: Spots, tissue: np.ndarray, seed: int) -> tuple[Scores, dict[str, np.ndarray]]:
-    """Score a subject on its test slides; nothing of them is read but to be scored.
+    """Score a subject on its test slides, which are used for nothing else.
 
     Args:
-        subject: features by arm, and the space.
-        spots: of all slides of the split.
-        tissue: share of tissue of each patch (spots,), a confidence that needs no model.
-        seed: of the shuffled control.
+        subject: Features by arm, and the space.
+        spots: Spots of all slides of the split.
+        tissue: Share of tissue of each patch (spots,), a confidence that needs no model.
+        seed: Seed of the shuffled control.
 
     Returns:
-        Metrics by test slide, and what the ensembles of seeds need: the predictions and errors of the test spots.
+        Metrics by test slide, and the predictions and errors of the test spots, for ensembles of seeds.
     """
     test, fit = np.flatnonzero(spots.test), np.flatnonzero(~spots.test)
     expression = log_normalize(spots.counts, spots.target_sum)
@@ -94,14 +94,14 @@ def score(subject: Subject, spots: Spots, tissue: np.ndarray, seed: int) -> tupl
 def _ridge(
     features: np.ndarray, targets: list[np.ndarray], fit: np.ndarray, test: np.ndarray, spots: Spots
 ) -> list[np.ndarray]:
-    """`ridge_prediction` of several targets, the features decomposed once."""
+    """Return `ridge_prediction` of several targets, with the features decomposed once."""
     train, unseen = features[fit], features[test]
     readouts = [RidgeReadout(train, unseen, spots.slides[fit], floor) for floor in SCALE_FLOORS]
     return [best_floor([readout.predict(target[fit]) for readout in readouts]).predicted for target in targets]
 
 
 def _labels(features: np.ndarray, spots: Spots, fit: np.ndarray, test: np.ndarray) -> np.ndarray | None:
-    """Class of each test spot by logistic regression on labelled training spots; None where there are not two classes."""
+    """Predict the class of each test spot by logistic regression on labelled training spots; None without two classes."""
     from sklearn.linear_model import LogisticRegression
 
     from delst_hf.evaluation.preparation import FlooredScaler
@@ -117,7 +117,7 @@ def _labels(features: np.ndarray, spots: Spots, fit: np.ndarray, test: np.ndarra
 
 
 def _space_scores(space: Space, spots: Spots, rows: np.ndarray) -> dict[str, float]:
-    """Retrieval within a slide, and the order of its space."""
+    """Score retrieval within a slide, and the hierarchy of its space."""
     image, gene = space.image[rows], space.gene[rows]
     found = bidirectional_retrieval(image, gene, space.geometry, curvature=space.curvature)
     result = {f"recall@10:{way}": found[f"{way}_recall@10"] for way in ("image_to_gene", "gene_to_image")}
@@ -143,7 +143,7 @@ def _space_scores(space: Space, spots: Spots, rows: np.ndarray) -> dict[str, flo
 
 
 def _confidences(subject: Subject, spots: Spots, fit: np.ndarray, test: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Confidences (test spots,) that need no prediction."""
+    """Return confidences (test spots,) that need no prediction."""
     space, features = subject.space, subject.arms[0].features
     result = {"nearness": -distance_to_reference(features[fit], features[test])}
     if space is not None:
@@ -158,7 +158,7 @@ def _confidences(subject: Subject, spots: Spots, fit: np.ndarray, test: np.ndarr
 
 
 def _distance_in_space(space: Space, fit: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Mean distance of each test image to the five nearest training images in the model's space, as `delst predict` has it."""
+    """Return the mean distance of each test image to its five nearest training images in the space, as in `delst predict`."""
     import torch
 
     from delst_hf.model.contrastive import similarity_logits
@@ -171,7 +171,7 @@ def _distance_in_space(space: Space, fit: np.ndarray, test: np.ndarray) -> np.nd
 def _errors(
     predicted: dict[str, np.ndarray], first: str, measured: np.ndarray, means: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Error of each test spot: one minus the Pearson correlation of its profile, plain and less the training mean."""
+    """Return the error of each test spot: 1 minus Pearson of its profile, as it is and with the training mean subtracted."""
     every, errors = np.arange(len(measured)), {}
     for name, label in ((first, "ridge"), ("retrieval", "retrieval")):
         if name in predicted:
@@ -195,7 +195,7 @@ def selective(errors: dict[str, np.ndarray], confidence: np.ndarray, rows: np.nd
 
 
 def score_ensembles(units: dict[str, Any], scratch: Path) -> None:
-    """Add the confidence that three seeds give: minus the spread of their predictions, at the errors of the first."""
+    """Add the confidence of three seeds, minus the spread of their predictions, scored on the errors of the first."""
     runs: dict[tuple[str, str], list[int]] = {}
     for key in units:
         split, arm, seed = key.split("|")

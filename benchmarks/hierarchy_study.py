@@ -1,13 +1,13 @@
-"""The study of docs/results.md: every arm over several seeds on two tissues, and its tables.
+"""Run the study of docs/results.md, every arm over several seeds on two tissues, and print its tables.
 
     python benchmarks/hierarchy_study.py run --her2st runs/her2st/data --mob runs/mob/data --vision $MOBILENET \\
         --seeds 0,1,2,3,4 --output runs/hierarchy.json
     python benchmarks/hierarchy_study.py table prediction --results docs/results/hierarchy.json
 
 `run` trains each arm on the training slides of a split and scores it on slides that it has never read; several processes share
-one GPU. Seeds are the outer loop, so a run that is ended by --minutes has whole seeds; results that the output holds are kept.
+one GPU. Seeds are the outer loop, so a run ended by --minutes has complete seeds; results already in the output are kept.
 `tune` tries learning rates with equal budgets per geometry on validation slides. `table` prints one table of docs/results.md,
-and `fill` all tables of a page.
+and `fill` rewrites all tables of a page.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from hierarchy_tables import TABLES, fill, print_table  # beside this file, as t
 from hierarchy_values import load, pack
 
 GRACE = 30.0
-"""Seconds after the deadline for which units that have begun are waited for."""
+"""Seconds to wait after the deadline for units that have started."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all units share: where the data are, and how long a run is."""
+    """What all units share: the paths of the data, and the length of a run."""
 
     folders: dict[str, str | None]
     vision: str
@@ -78,7 +78,7 @@ def study_of(folder: str) -> Any:
 
 
 def work(unit: Unit) -> dict[str, Any]:
-    """Train and score one unit; what goes wrong is a result too."""
+    """Train and score one unit; an error is recorded as its result."""
     if time.time() > _SETTING.deadline:
         return {"key": unit.key, "skipped": "out of time"}
     start = time.time()
@@ -167,7 +167,7 @@ def make_trainer(unit: Unit, folder: str) -> Any:
 
 
 def baseline_subject(unit: Unit) -> Any:
-    """Colour statistics, random weights and the backbone as it was: `checkpoint_subject` of a model before training."""
+    """Return colour statistics, random weights and the plain backbone: `checkpoint_subject` of a model before training."""
     from delst_hf.evaluation.run import spots_of
     from delst_hf.evaluation.subjects import checkpoint_subject, frozen_model
 
@@ -202,8 +202,8 @@ def run(options: argparse.Namespace) -> None:
         for number in range(1, len(units) + 1):
             try:
                 result = finished.next(max(deadline + GRACE - time.time(), 1.0))
-            except multiprocessing.TimeoutError:  # a worker was lost, or its last unit takes too long
-                print(f"{number - 1} of {len(units)}: the rest did not come in time", flush=True)
+            except multiprocessing.TimeoutError:  # a worker died, or its last unit takes too long
+                print(f"{number - 1} of {len(units)}: the rest did not end in time", flush=True)
                 pool.terminate()
                 break
             key = result.pop("key")
@@ -244,7 +244,7 @@ def about(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    """Write results whole or not at all."""
+    """Write results atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(pack(results), separators=(",", ":")), encoding="utf-8")
     os.replace(partial, path)
@@ -263,7 +263,9 @@ def main() -> None:
         text = "HER2ST merged with sections prepared with --without-image, for the arm of unpaired sections"
         action.add_argument("--her2st-unpaired", help=text)
         action.add_argument("--vision", default="google/mobilenet_v2_1.0_224", help="backbone to start from")
-        action.add_argument("--output", default=f"runs/hierarchy_{name}.json", help="results, to which units are added")
+        action.add_argument(
+            "--output", default=f"runs/hierarchy_{name}.json", help="results file, to which units are added"
+        )
         action.add_argument("--scratch", help="folder of predictions per spot, for the ensembles of seeds")
         action.add_argument(
             "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2, 3, 4]
@@ -271,14 +273,18 @@ def main() -> None:
         action.add_argument("--splits", nargs="+", choices=SPLITS, metavar="SPLIT", help="only these splits")
         action.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="only these arms")
         action.add_argument("--tuned", help="results of `tune`: adds its geometries at their best learning rates")
-        action.add_argument("--processes", type=int, default=1, help="side by side; several pay on one GPU")
-        action.add_argument("--minutes", type=float, default=1e6, help="units that have not begun by then are left out")
+        action.add_argument(
+            "--processes", type=int, default=1, help="processes side by side; several are faster even on one GPU"
+        )
+        action.add_argument(
+            "--minutes", type=float, default=1e6, help="units that have not started by then are left out"
+        )
         action.add_argument("--max-steps", type=int, default=-1, help="steps of each run, for a trial")
         action.add_argument("--batch-size", type=int, default=128, help="spots per step; other sizes are for a trial")
     table = actions.add_parser("table")
     table.add_argument("name", choices=TABLES)
     table.add_argument("--results", nargs="+", required=True, help="results files of run, or of tune")
-    page = actions.add_parser("fill", help="print the tables of a page anew between their marks")
+    page = actions.add_parser("fill", help="rewrite the tables of a page between their marks")
     page.add_argument("page", type=Path)
     page.add_argument("--results", required=True, help="results file of run")
     page.add_argument("--rates", help="results file of tune, for a page with the table of rates")

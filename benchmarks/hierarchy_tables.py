@@ -1,4 +1,4 @@
-"""The tables of docs/results.md out of the results files of hierarchy_study.py, in Markdown."""
+"""Print the tables of docs/results.md from the results files of hierarchy_study.py, in Markdown."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def interval(table: np.ndarray, digits: int = 3) -> str:
 
 
 def by_slide(section: dict[tuple[str, str], dict[int, float]], digits: int = 3) -> str:
-    """Mean over seeds of each section, one after the other."""
+    """Return the mean over seeds of each section, as text."""
     return " / ".join(f"{np.mean(list(seeds.values())):.{digits}f}" for seeds in section.values())
 
 
@@ -60,7 +60,7 @@ def sections_line(values: Values, metric: str) -> None:
 def compare(
     values: Values, metrics: dict[str, str], reference: str = REFERENCE, digits: int = 3, detail: bool = True
 ) -> None:
-    """One row per arm: each metric by section, and its difference to the reference arm."""
+    """Print one row per arm: each metric by section, and its difference to the reference arm."""
     main = next(iter(metrics))
     arms = [arm for arm in arms_with(values, main) if arm != "baselines"]
     sections_line(values, main)
@@ -80,14 +80,14 @@ def compare(
 
 
 def verdict(p: float) -> str:
-    """A corrected p-value; above .05 the difference is inside the spread."""
+    """Return a corrected p-value as text; above .05 the difference is inside the spread."""
     if math.isnan(p):
         return ""
     return f"{p:.3f}" if p < 0.05 else f"no difference ({p:.2f})"
 
 
 def baselines(values: Values, metric: str) -> None:
-    """The arms that train nothing, and that the trained ones are to beat."""
+    """Return the arms that train nothing, which the trained ones should beat."""
     names = ("colour statistics", "random-init backbone", "frozen backbone")
     rows = [
         [name, by_slide(values["baselines", f"{metric}:{name}"])]
@@ -114,7 +114,7 @@ def labels(values: Values) -> None:
 
 
 def best_baseline(values: Values) -> None:
-    """The paper's claim: macro-F1 of the default over the best baseline."""
+    """Print the paper's claim: macro-F1 of the default against the best baseline."""
     ours = values["cone", "f1:backbone"]
     rivals = {name[3:]: found for (arm, name), found in values.items() if arm == "baselines" and name.startswith("f1:")}
     if not rivals or not ours:
@@ -169,7 +169,7 @@ def confidences_of(values: Values, arm: str, kind: str) -> list[str]:
 
 
 def reliability(values: Values, arm: str = "cone", metric: str = "rho", digits: int = 2) -> None:
-    """One row per confidence of the default arm, one column per kind of error, and the image radius less each rival."""
+    """Print a row per confidence of the default arm, a column per kind of error, and the image radius minus each rival."""
     kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{RADIUS}") in values]
     names = confidences_of(values, arm, kinds[0])
     sections_line({key: found for key, found in values.items() if key[0] == arm}, f"rho:{kinds[0]}|{RADIUS}")
@@ -181,7 +181,7 @@ def reliability(values: Values, arm: str = "cone", metric: str = "rho", digits: 
 
 
 def rivals(values: Values, arm: str = "cone") -> None:
-    """The image radius less each rival, Spearman with accuracy, corrected over the rivals of a column."""
+    """Print the image radius minus each rival, Spearman with accuracy, corrected over the rivals of a column."""
     kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{RADIUS}") in values]
     names = [name for name in confidences_of(values, arm, kinds[0]) if name != RADIUS]
     header, columns = [f"{RADIUS} less"], []
@@ -203,9 +203,9 @@ def gain(values: Values) -> None:
 
 
 def tissue(values: Values, arm: str = "cone, crops") -> None:
-    """What a share of tissue tells, beside the radius and the predicted number of genes of the same runs.
+    """Print the share of tissue as a confidence, beside the radius and the predicted number of genes of the same runs.
 
-    It was scored later than the rest: of the arm that was run last.
+    It was scored later than the rest, for the arm that was run last.
     """
     kinds = [kind for kind in KINDS if (arm, f"rho:{kind}|{TISSUE}") in values]
     scored = values[arm, f"rho:{kinds[0]}|{TISSUE}"]
@@ -224,12 +224,12 @@ def tissue(values: Values, arm: str = "cone, crops") -> None:
 
 
 def radius_by_arm(values: Values) -> None:
-    """Whether some form of entailment makes the image radius a better confidence."""
+    """Print whether some form of entailment makes the image radius a better confidence."""
     compare(values, {f"rho:{kind}|{RADIUS}": f"{KINDS[kind]}" for kind in ("ridge", "retrieval")}, digits=2)
 
 
 def rates(values: Values) -> None:
-    """Validation score of each learning rate, by geometry."""
+    """Print the validation score of each learning rate, by geometry."""
     geometries: dict[str, dict[str, str]] = defaultdict(dict)
     for arm in arms_with(values, "pearson:embedding"):
         geometry, head, vision = arm.split(" ")
@@ -269,12 +269,12 @@ def print_table(name: str, paths: Sequence[str]) -> None:
 
 
 def fill(page: Path, results: str, others: dict[str, str]) -> None:
-    """Print every table of a page anew, between its marks ``<!-- table NAME -->`` and ``<!-- end -->``.
+    """Rewrite every table of a page, between its marks ``<!-- table NAME -->`` and ``<!-- end -->``.
 
     Args:
         page: A Markdown file.
         results: Results of `run`.
-        others: Results files of tables that have one of their own, by the name of the table.
+        others: Name of a table -> its results file, for tables that have their own.
     """
 
     def table(mark: re.Match[str]) -> str:

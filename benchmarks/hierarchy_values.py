@@ -1,8 +1,8 @@
-"""The results files of hierarchy_study.py, and the statistics of its tables.
+"""Read and write the results files of hierarchy_study.py, and compute the statistics of its tables.
 
 Differences are paired by seed and section. Their intervals are over seeds and sections, both taken as random: the variance of
-the mean of a table (sections, seeds) is estimated by the mean squares of its two margins less that of the rest, and the
-interval is Student's with Satterthwaite's degrees of freedom. P-values are corrected over a table's arms by Holm.
+the mean of a table (sections, seeds) is estimated by the mean squares of its two margins minus the residual mean square, and
+the interval is Student's with Satterthwaite's degrees of freedom. P-values are corrected over a table's arms by Holm.
 """
 
 import json
@@ -20,7 +20,7 @@ Values = dict[tuple[str, str], dict[tuple[str, str], dict[int, float]]]
 
 
 def unpack(packed: dict[str, Any]) -> dict[str, Any]:
-    """Units with their scores by name, out of a results file: there, names stand once and values in their order."""
+    """Return units with their scores by name, from a results file that holds names once and values in their order."""
     names = packed["metrics"]
     units = {
         key: {
@@ -36,7 +36,7 @@ def unpack(packed: dict[str, Any]) -> dict[str, Any]:
 
 
 def pack(results: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of `unpack`; what is not finite is left out."""
+    """Reverse `unpack`; values that are not finite are left out."""
     every = (scores for unit in results["units"].values() for scores in unit["scores"].values())
     names = list(dict.fromkeys(name for scores in every for name in scores))
     units = {
@@ -58,7 +58,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def read(paths: Sequence[str], splits: Sequence[str]) -> Values:
-    """Values of the units of these splits."""
+    """Return the values of the units of these splits."""
     values: Values = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         for key, unit in load(path)["units"].items():
@@ -73,7 +73,7 @@ def read(paths: Sequence[str], splits: Sequence[str]) -> Values:
 
 
 def paired(first: dict, second: dict | None = None) -> np.ndarray:
-    """Table (sections, seeds) of values, or of differences, of the sections and seeds that are complete."""
+    """Return a table (sections, seeds) of values, or of differences, for the sections and seeds that are complete."""
     sections = [section for section in first if second is None or section in second]
     seeds = [
         set(first[section]) & (set(second[section]) if second is not None else set(first[section]))
@@ -86,11 +86,11 @@ def paired(first: dict, second: dict | None = None) -> np.ndarray:
 
 
 def crossed_interval(table: np.ndarray, level: float = 0.95) -> tuple[float, float, float, float]:
-    """Mean of a table (sections, seeds), its interval, and the p-value of a mean of 0.
+    """Return the mean of a table (sections, seeds), its interval, and the p-value of a mean of 0.
 
-    With sections and seeds both random, ``var(mean) = (MS_sections + MS_seeds - MS_rest) / (sections * seeds)``; where that
-    is below either share alone, the larger of the two; degrees of freedom are Satterthwaite's. With one section or one seed
-    only the other margin varies, and the interval says nothing of the one that does not. NaN where neither does.
+    With sections and seeds both random, ``var(mean) = (MS_sections + MS_seeds - MS_rest) / (sections * seeds)``, or the larger
+    of the two shares if it is below either; degrees of freedom are Satterthwaite's. With one section or one seed
+    only the other margin varies, and the interval says nothing about the one that does not. NaN where neither varies.
     """
     rows, columns = table.shape
     mean = float(table.mean()) if table.size else math.nan
@@ -117,7 +117,7 @@ def crossed_interval(table: np.ndarray, level: float = 0.95) -> tuple[float, flo
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number by Holm's step-down; NaN stays out.
+    """Correct p-values for their number by Holm's step-down; NaN does not count.
 
     >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -131,7 +131,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def best_rates(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Learning rates of the highest mean Pearson on validation slides, by geometry."""
+    """Return the learning rates with the highest mean Pearson on validation slides, by geometry."""
     found: dict[str, dict[tuple[float, float], list[float]]] = defaultdict(lambda: defaultdict(list))
     for key, unit in results["units"].items():
         geometry, head, vision = key.split("|")[1].split(" ")

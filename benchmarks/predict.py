@@ -1,16 +1,16 @@
-"""Rate of `delst predict` beside its two limits, its memory, and reading patches of a tiled TIFF beside other readers.
+"""Measure `delst predict` against its two limits, its memory, and reading patches of a tiled TIFF against other readers.
 
     python benchmarks/predict.py MODEL --tiles 128 --turns 9        # rates; bar: 0.9 of the slower limit
-    python benchmarks/predict.py tiny --memory 10000 40000          # peak memory at each number of tiles, a process each
-    python benchmarks/predict.py tiny --whole 60000                 # a slide of that side, its grid, seconds and peak memory
+    python benchmarks/predict.py tiny --memory 10000 40000          # peak memory per number of tiles, a process each
+    python benchmarks/predict.py tiny --whole 60000                 # the grid over a slide of that side: seconds, peak memory
     python benchmarks/predict.py --readers                          # patches of a tiled TIFF, beside zarr and openslide
     python benchmarks/predict.py small --tiles 4096 --batch-size 256 --num-workers 16    # on a GPU
 
 MODEL is a checkpoint with a head, or a ViT of random weights with 1,000 genes: tiny (one layer) or small (ViT-S/16, 224 px).
-The slide is made here: coloured noise of the sizes of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
+The slide is synthetic: coloured noise at the size of nuclei, JPEG tiles of 256 px. A tile is 112 px of the slide, read at the
 model's own size. Rates are medians of many short turns in a row, so that a busy machine slows all of them. The share
 of the slower limit is taken within each turn, and its median and quartiles are printed, by the clock and by CPU seconds: the
-latter count reading as if nothing ran beside it, and hardly depend on other jobs.
+latter count reading as if it ran alone, and hardly depend on other jobs.
 """
 
 import argparse
@@ -39,7 +39,7 @@ VITS = {
 
 
 def make_slide(path: Path, tiles: int, side: int = 112) -> None:
-    """Write a tiled TIFF that has room for this many tiles beside each other."""
+    """Write a tiled TIFF that has room for this many adjacent tiles."""
     across = int(np.ceil(np.sqrt(tiles))) * side
     across += -across % 256
     generator = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def make_slide(path: Path, tiles: int, side: int = 112) -> None:
 
 
 def positions(path: Path, tiles: int, side: int = 112, room: int | None = None) -> pd.DataFrame:
-    """Centres of this many tiles, spread evenly over the places of `room` tiles that lie beside each other."""
+    """Return the centres of this many tiles, spread evenly over the positions of `room` adjacent tiles."""
     across = open_image(path).shape[1] // side
     places = np.linspace(0, (room or tiles) - 1, tiles).astype(int)
     return pd.DataFrame(
@@ -69,7 +69,7 @@ def positions(path: Path, tiles: int, side: int = 112, room: int | None = None) 
 
 
 def scratch_model(folder: Path, preset: str) -> str:
-    """Save a ViT of random weights at 224 px with a head of 1,000 genes, as `delst fit` would, and return where it lies."""
+    """Save a ViT of random weights at 224 px with a head of 1,000 genes, as `delst fit` would, and return its folder."""
     from transformers import ViTConfig, ViTImageProcessorPil
 
     from delst_hf import (
@@ -92,7 +92,7 @@ def scratch_model(folder: Path, preset: str) -> str:
 
 
 def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> dict[str, list[tuple[float, float]]]:
-    """Clock and CPU seconds of each turn: of the whole, of the bare backbone on patches in memory, and of reading alone."""
+    """Return clock and CPU seconds of each turn: of all work, of the bare backbone on patches in memory, of reading alone."""
     from delst_hf.prediction import load_predictor
     from delst_hf.prediction.shards import run
     from delst_hf.prediction.source import slide_source
@@ -125,7 +125,7 @@ def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> 
         works = {"predict": whole, "backbone": backbone, "reading": reading}
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
         for number in range(-1, turns):
-            # Each goes first as often as the others; the turn before the first warms up and is not counted.
+            # Each goes first equally often; an uncounted turn before the first warms up.
             for name in np.roll(list(works), number).tolist():
                 start, spent = time.perf_counter(), time.process_time()
                 works[name](number)
@@ -135,7 +135,7 @@ def rates(model: str, tiles: int, turns: int, batch_size: int, workers: int) -> 
 
 
 def summary(taken: dict[str, list[tuple[float, float]]], tiles: int) -> dict[str, object]:
-    """Median tiles per second, and the share of the slower limit that `predict` reaches: median and quartiles over turns."""
+    """Print median tiles per second, and median and quartiles of the share of the slower limit that `predict` reaches."""
     found: dict[str, object] = {
         name: round(tiles / statistics.median(clock for clock, _ in turns), 1) for name, turns in taken.items()
     }
@@ -149,7 +149,7 @@ def summary(taken: dict[str, list[tuple[float, float]]], tiles: int) -> dict[str
 
 
 def memory(model: str, tiles: int, room: int) -> float:
-    """Peak memory in MiB of `predict_slide` in a process of its own, on a slide that has room for `room` tiles."""
+    """Return the peak memory in MiB of `predict_slide` in a process of its own, on a slide with room for `room` tiles."""
     code = (
         "import sys, resource; from delst_hf.prediction import predict_slide, PatchChoice\n"
         "predict_slide(*sys.argv[1:4], choice=PatchChoice(positions=sys.argv[4], patch_um=8.0), progress=False)\n"
@@ -157,7 +157,7 @@ def memory(model: str, tiles: int, room: int) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         path, table = Path(folder) / "slide.tif", Path(folder) / "places.csv"
-        # One slide for all numbers of tiles, and all of it read: decoded tiles are kept up to 64 MiB per thread.
+        # One slide for all numbers of tiles, read completely: decoded tiles are cached up to 64 MiB per thread.
         make_slide(path, room, side=16)
         positions(path, tiles, side=16, room=room).to_csv(table, index=False)
         command = [sys.executable, "-c", code, model, str(path), f"{folder}/out.h5ad", str(table)]
@@ -165,7 +165,7 @@ def memory(model: str, tiles: int, room: int) -> float:
 
 
 def whole(model: str, side: int) -> dict[str, float]:
-    """Patches, seconds and peak MiB of `predict_slide` on the grid over a slide of `side` px, in a process of its own."""
+    """Return patches, seconds and peak MiB of `predict_slide` on the grid over a slide of `side` px, in its own process."""
     code = (
         "import sys, resource, time; from delst_hf.prediction import predict_slide, PatchChoice\n"
         "start = time.perf_counter()\n"
@@ -210,7 +210,7 @@ def _installed(name: str) -> bool:
 
 
 def readers(patches: int = 2000) -> dict[str, float]:
-    """Patches per second of 112 px at random places, in order along the rows."""
+    """Print patches per second of 112 px at random positions, in order along the rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.tif"
         make_slide(path, 4096)

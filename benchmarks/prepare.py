@@ -1,4 +1,4 @@
-"""Patches per second and peak memory of `delst prepare`, against merely cropping and JPEG-encoding the same regions.
+"""Measure patches per second and peak memory of `delst prepare`, against cropping and JPEG-encoding the same regions.
 
     python benchmarks/prepare.py                             # speed, and memory at 4, 8 and 16 thousand pixels
     python benchmarks/prepare.py --turns 0 --sides 60000     # memory at 60,000 x 60,000
@@ -6,9 +6,9 @@
 
 Speed is that of one core (CPU time), ours and the baselines in turns, and a ratio is the median over the turns. Ours does
 everything that makes a part of a dataset: cutting, encoding, tissue fraction, counts, parquet. The bar is against cropping and
-encoding with Pillow, as one would write it; beside it stands the same with our encoder, and what the rest of the time goes to.
+encoding with plain Pillow; the same with our encoder, and what the rest of the time goes to, are printed beside it.
 Memory is the peak of a process that runs `delst prepare table` on a slide in a tiled TIFF. With `--against`, a folder with the
-package of another version (`git worktree add OLD COMMIT`) prepares the same inputs; what importing takes stands apart.
+package of another version (`git worktree add OLD COMMIT`) prepares the same inputs; the time of imports is not counted.
 """
 
 import argparse
@@ -44,14 +44,14 @@ OPTIONS = part.PatchOptions(off_tissue="allow")
 
 
 def by_pillow(pixels: np.ndarray) -> bytes:
-    """A crop as JPEG, as one would write it."""
+    """Return a crop as JPEG, by plain Pillow."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
 def make_slide(image: Any, num_spots: int, seed: int = 0) -> Slide:
-    """Spots at random places, with 2,000 expressed genes of 18,000 each, as on a Visium slide."""
+    """Make spots at random positions, each with 2,000 expressed genes of 18,000, as on a Visium slide."""
     height, width = image.shape[:2]
     rng = np.random.default_rng(seed)
     spots = pd.DataFrame(
@@ -68,7 +68,7 @@ def make_slide(image: Any, num_spots: int, seed: int = 0) -> Slide:
 
 
 def write_tiled(path: Path, pixels: np.ndarray, side: int, tile: int = 512) -> None:
-    """A square tiled JPEG TIFF of any side, written tile after tile: those of a drawing, over and over."""
+    """Write a square tiled JPEG TIFF of any side, tile by tile, repeating those of a drawing."""
     across = -(-side // tile)
     steps = pixels.shape[0] // tile
     drawn = {
@@ -81,14 +81,14 @@ def write_tiled(path: Path, pixels: np.ndarray, side: int, tile: int = 512) -> N
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """CPU time of this process."""
+    """Return the CPU time of this process."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def speed(pixels: np.ndarray, folder: Path, num_spots: int, turns: int) -> None:
-    """Prints patches per second and ratios."""
+    """Print patches per second and ratios."""
     tifffile.imwrite(folder / "tiled.tif", pixels, tile=(512, 512), photometric="rgb", compression="jpeg",
                      compressionargs={"level": 90})  # fmt: skip
     stored = zarr.open(tifffile.imread(folder / "tiled.tif", aszarr=True), mode="r")
@@ -124,12 +124,12 @@ def speed(pixels: np.ndarray, folder: Path, num_spots: int, turns: int) -> None:
 
 
 def encode_as_ours(pixels: np.ndarray) -> bytes:
-    """A crop as JPEG by the encoder of `delst prepare`."""
+    """Return a crop as JPEG, by the encoder of `delst prepare`."""
     return encode(pixels, "jpeg", 95)
 
 
 def parts(slide: Slide, folder: Path) -> None:
-    """Prints what the time of one slide in memory goes to, in microseconds a patch."""
+    """Print what the time of one slide in memory goes to, in microseconds per patch."""
     number = len(slide.spots)
     cut = slide.cutter(112.0, PATCH_PX)
     patches = [cut(i) for i in range(number)]
@@ -153,11 +153,11 @@ def parts(slide: Slide, folder: Path) -> None:
         "write images": seconds(lambda: written(["image"])),
         "write gene lists": seconds(lambda: written(["gene_indices", "gene_counts"])),
     }
-    print("us a patch: " + ", ".join(f"{name} {1e6 * value / number:.0f}" for name, value in spent.items()))
+    print("us per patch: " + ", ".join(f"{name} {1e6 * value / number:.0f}" for name, value in spent.items()))
 
 
 def memory(pixels: np.ndarray, folder: Path, sides: list[int], num_spots: int = 1000) -> None:
-    """Prints the peak memory of `delst prepare table` on a slide of each side."""
+    """Print the peak memory of `delst prepare table` on a slide of each side."""
     empty = peak([sys.executable, "-c", "import delst_hf.data.dataset, delst_hf.data.readers.generic, anndata"])
     for side in sides:
         path = folder / f"{side}.tif"
@@ -180,7 +180,7 @@ def memory(pixels: np.ndarray, folder: Path, sides: list[int], num_spots: int = 
 
 
 def peak(command: list[Any]) -> float:
-    """Peak memory of a command in MiB."""
+    """Return the peak memory of a command in MiB."""
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -188,7 +188,7 @@ def peak(command: list[Any]) -> float:
     return usage.ru_maxrss / 2**10
 
 
-# Run in a process of its own: one slide read and written, after a first one that brings all imports.
+# Run in a process of its own: one slide is read and written, after a first one that does all imports.
 _ONE = """
 import logging, sys, tempfile, time
 logging.disable(logging.CRITICAL)
@@ -213,7 +213,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def against(other: Path, her2st: Path | None, pixels: np.ndarray, folder: Path, turns: int) -> None:
-    """Prints CPU seconds of one slide by this version and by another, in turns, for inputs of three kinds."""
+    """Print CPU seconds of one slide by this version and by another, in turns, for inputs of three kinds."""
     jobs = {"visium": write_visium(folder / "S1", pixels), "table": write_table(folder, pixels)}
     if her2st is not None:
         jobs |= {f"her2st {section}": ["her2st", her2st.resolve(), section] for section in ("B4", "C2")}
@@ -283,9 +283,14 @@ def main() -> None:
     parser.add_argument(
         "--sides", type=int, nargs="*", default=[4000, 8000, 16000], help="pixels; 60000 for a large slide"
     )
-    parser.add_argument("--folder", type=Path, help="where temporary files go (a slide of 60,000 px takes some GiB)")
+    parser.add_argument("--folder", type=Path, help="folder of temporary files (a slide of 60,000 px takes some GiB)")
     parser.add_argument("--against", type=Path, metavar="OLD", help="folder with the package of another version")
-    parser.add_argument("--her2st", type=Path, metavar="SRC", help="with --against: HER2ST's sections B4 and C2 too")
+    parser.add_argument(
+        "--her2st",
+        type=Path,
+        metavar="SRC",
+        help="with --against: folder of HER2ST, to prepare its sections B4 and C2 too",
+    )
     arguments = parser.parse_args()
     drawn = make_toy_slide(image_px=1024, mpp=0.5).image
     pixels = np.tile(drawn, (4, 4, 1))

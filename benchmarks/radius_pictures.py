@@ -1,12 +1,12 @@
-"""Pictures and the table of genes of docs/radius.md and docs/reliability.md, out of an evaluation and its dataset.
+"""Make the pictures and the table of genes of docs/radius.md and docs/reliability.md, from an evaluation and its dataset.
 
     delst evaluate MODEL DATASET --test-slides C5,B4,A1 --protocols reliability,hierarchy --output runs/radius.json
     python benchmarks/radius_pictures.py runs/radius.json DATASET --output docs/pictures
 
-The table: genes whose expression goes with the radius of the image within a slide, the total counts of a spot held fixed
-(partial Spearman of log-normalised expression), at a false discovery rate below .05 (Benjamini and Hochberg) among the genes
-found in a tenth of its spots. Beside their number stands that of radii shuffled within the slide, the mean of a hundred
-shuffles: what chance gives. Last, the genes that do so in all slides, with one sign.
+The table lists genes whose expression correlates with the radius of the image within a slide, the total counts of a spot held
+fixed (partial Spearman of log-normalised expression), at a false discovery rate below .05 (Benjamini and Hochberg) among the
+genes found in a tenth of its spots. Their number is printed beside that for radii shuffled within the slide (mean of a hundred
+shuffles), which is chance. Last come the genes that correlate in all slides, with one sign.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def discovered(correlations: np.ndarray, spots: int) -> np.ndarray:
 
 
 def rank_correlations(columns: np.ndarray, level: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Return the partial Spearman correlation (columns,) of each column (spots, columns) with a level, `given` held fixed."""
+    """Return the partial Spearman correlation (columns,) of each column (spots, columns) with a level, with `given` fixed."""
     ranks, by_level, fixed = (_unit_ranks(values.reshape(len(level), -1)) for values in (columns, level, given))
     first, second, third = (by_level.T @ ranks)[0], (fixed.T @ ranks)[0], (fixed.T @ by_level)[0]
     rest = (1 - second**2) * (1 - third**2)
@@ -49,7 +49,7 @@ def _unit_ranks(columns: np.ndarray) -> np.ndarray:
 
 
 def print_genes(record: dict, study: Study, slides: list[str], top: int) -> None:
-    """Print the genes that go with the radius, slide by slide, and those that do so in all."""
+    """Print the genes that correlate with the radius, slide by slide, and those that do so in all slides."""
     spots, generator = record["spots"], np.random.default_rng(0)
     radius, totals = np.array(spots["image_radius"]), np.array(spots["total_counts"])
     rows, signs = [], []
@@ -59,7 +59,7 @@ def print_genes(record: dict, study: Study, slides: list[str], top: int) -> None
         places = np.asarray(subset["x"][:])  # results round to a decimal
         if len(places) != own.sum() or np.abs(places - np.array(spots["x"])[own]).max() > 0.1:
             raise SystemExit(
-                f"the spots of {slide} differ from those of the dataset: give the dataset that was evaluated."
+                f"the spots of {slide} differ from those of the dataset. Give the dataset that was evaluated."
             )
         values = log_normalize(study.counts(subset)).toarray()
         often = np.flatnonzero((values > 0).mean(axis=0) >= LEAST_SHARE)
@@ -107,7 +107,7 @@ def draw(record: dict, slides: list[str], output: Path) -> None:
 
 
 def save(figure, path: Path) -> None:
-    """Write a PNG of few colours, a third as large."""
+    """Write a PNG with few colours, a third of the size."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=80, facecolor="white")
     Image.open(drawn).convert("RGB").quantize(96).save(path, optimize=True)
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="results.json of delst evaluate, with the protocols named above")
     parser.add_argument("dataset", help="the dataset that was evaluated")
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"), help="folder of the pictures")
-    parser.add_argument("--top", type=int, default=10, help="genes named of each kind")
+    parser.add_argument("--top", type=int, default=10, help="number of genes to name of each kind")
     options = parser.parse_args()
     record = json.loads(options.results.read_text(encoding="utf-8"))
     slides = list(dict.fromkeys(record["spots"]["slide"]))

@@ -1,11 +1,11 @@
-"""How a step grows with the batch and with processes: measured at small sizes, modelled beyond.
+"""Measure how a training step grows with the batch and with processes at small sizes, and model it beyond.
 
     python benchmarks/scaling.py                      # measured and modelled
     python benchmarks/scaling.py --sizes 512,1024,2048 --processes 1,2,4
     python benchmarks/scaling.py --model-only
 
-The backbone is left out of what is measured (its cost is flops times spots); measured are heads and losses on features, as in
-cached-feature training. Seconds are CPU seconds of one process, on a CPU with one thread; processes talk by gloo.
+Heads and losses are measured on features, as in cached-feature training; the backbone is left out (its cost is flops times
+spots). Seconds are CPU seconds of one process, on a CPU with one thread; processes communicate by gloo.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def make_batch(rows: int, rank: int) -> dict[str, torch.Tensor]:
 
 
 def worker(rank: int, ranks: int, sizes: list[int], repeats: int, address: str, results) -> None:
-    """One process of the steps over each joined batch; the first one reports CPU seconds and bytes kept for backward."""
+    """Run one process of the steps over each joined batch; the first reports CPU seconds and bytes kept for backward."""
     torch.set_num_threads(1)
     if ranks > 1:
         dist.init_process_group("gloo", address, rank=rank, world_size=ranks)
@@ -68,7 +68,7 @@ def worker(rank: int, ranks: int, sizes: list[int], repeats: int, address: str, 
 
 
 def one_step(model: DelstModel, batch: dict[str, torch.Tensor], across_ranks: bool) -> tuple[float, int]:
-    """CPU seconds of a forward and backward pass, and the bytes that the graph kept in between."""
+    """Return CPU seconds of a forward and backward pass, and the bytes that the graph kept in between."""
     kept = 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def one_step(model: DelstModel, batch: dict[str, torch.Tensor], across_ranks: bo
 
 
 def measured(sizes: list[int], processes: list[int], repeats: int) -> None:
-    """Prints a row for each joined batch and a column for each number of processes."""
+    """Print a row per joined batch and a column per number of processes."""
     print(f"Heads and losses, {GENES} genes, dim {DIM}: CPU seconds and MB kept for backward of one process")
     columns = []
     for ranks in processes:
@@ -101,12 +101,12 @@ def measured(sizes: list[int], processes: list[int], repeats: int) -> None:
 
 
 def gathered_bytes(total: int, ranks: int) -> float:
-    """Bytes that a process receives in a step, float32: genes for the contrastive loss, both for entailment, there and back."""
+    """Return the bytes a process receives per step, float32: genes for the contrastive loss, both for entailment, and back."""
     return 2 * 3 * total * DIM * 4 * (ranks - 1) / ranks
 
 
 def step_seconds(backbone: str, total: int, ranks: int, cached: bool) -> dict[str, float]:
-    """The parts of a step of `total` spots on `ranks` GPUs."""
+    """Return the parts of a step of `total` spots on `ranks` GPUs."""
     parameters, forward = BACKBONES[backbone]
     passes = 4 if cached else 3
     return {
@@ -134,8 +134,8 @@ def modelled(spots: float, epochs: int, ranks: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="256,512,1024,2048", help="joined batches, by commas")
-    parser.add_argument("--processes", default="1,2,4", help="numbers of processes, by commas")
+    parser.add_argument("--sizes", default="256,512,1024,2048", help="comma-separated sizes of the joined batch")
+    parser.add_argument("--processes", default="1,2,4", help="comma-separated numbers of processes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model-only", action="store_true")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What colour normalisation does to the prediction of expression by a frozen backbone, on slides that were left out.
+"""Measure what colour normalisation does to the prediction of expression by a frozen backbone, on held-out slides.
 
     python benchmarks/stain_normalization.py data/her2st --vision BACKBONE --fit-slides C2,C3,C4 --test-slides C5,B4
 
-One ridge on the backbone's features for each normalisation, penalty chosen on left-out fitting slides; mean Pearson over the
-100 most variable genes of the fitting slides, and a bootstrap over spots of the difference to no normalisation. The last column
-is the time that preparing patches takes, as a ratio to none, in the same run.
+Per normalisation, a ridge is fitted on the backbone's features, with the penalty chosen on left-out fitting slides. Printed are
+the mean Pearson over the 100 most variable genes of the fitting slides, its difference to no normalisation with a bootstrap
+interval over spots, and the time to prepare patches, as a ratio to no normalisation in the same run.
 """
 
 import argparse
@@ -26,8 +26,8 @@ NUM_GENES, RESAMPLES = 100, 500
 
 
 def features_of(method: str, args: argparse.Namespace, study: Study, spots) -> tuple[np.ndarray, float]:
-    """Features (spots, width) of the backbone on normalised patches, and the seconds that preparing some patches takes."""
-    genes = study.gene_names[:1]  # a gene encoder has to be there; its answers are not read
+    """Return the features (spots, width) of the backbone on normalised patches, and the seconds to prepare some patches."""
+    genes = study.gene_names[:1]  # a gene encoder is required; its output is not used
     config = DelstGeneConfig(num_genes=1, hidden_size=8, encoder="linear")
     model = DelstModel.from_vision_gene_pretrained(args.vision, config).to(args.device).eval()
     processor = DelstProcessor(load_image_processor(args.vision), DelstGeneFeatureExtractor(vocabulary=genes), method)
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def score(predicted: np.ndarray, measured: np.ndarray, rows: np.ndarray) -> float:
-    """Mean Pearson over the genes that vary in these rows."""
+    """Return the mean Pearson over the genes that vary in these rows."""
     return float(np.nanmean(gene_pearson(predicted[rows], measured[rows])))
 
 

@@ -1,10 +1,10 @@
-"""CPU seconds of starting: `import delst_hf` and the help of `delst`, beside what they are measured by.
+"""Measure the CPU seconds of `import delst_hf` and of the help of `delst`, against their bars.
 
     python benchmarks/startup.py
 
 Bars: `import delst_hf` at most 1.15 times `from transformers import AutoModel, AutoProcessor` plus 0.1 s; the help of `delst`
-and `delst prepare` at most 1.5 times `import numpy, PIL.Image` plus 0.3 s. The least of several runs counts: what other
-programs do only adds.
+and `delst prepare` at most 1.5 times `import numpy, PIL.Image` plus 0.3 s. The least of several runs counts, as other
+programs only add to it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 
 
 def cpu_seconds(words: list[str]) -> float:
-    """CPU seconds, user and system, of a Python process and its children."""
+    """Return the CPU seconds, user and system, of a Python process and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

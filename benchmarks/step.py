@@ -1,15 +1,15 @@
-"""The training step beside its bare backbone: how much of the hardware a run gets, and where the rest goes.
+"""Measure the training step against its bare backbone: how much of the hardware a run uses, and where the rest goes.
 
     python benchmarks/step.py                    on a GPU: ViT-S/16 and ViT-B/16, 224 px, batches 256 and 1,024, in bf16
-    python benchmarks/step.py --small            the same paths at a tiny size on any machine; its ratios mean nothing
+    python benchmarks/step.py --small            the same code at a tiny size on any machine; its ratios mean nothing
 
-*Share* is the time of the bare backbone (forward, backward, the same optimizer, the same autocast, the batch on the device
-already) over that of a step of `DelstTrainer.train` with default options: the batch comes from pinned memory as uint8, is
+*Share* is the time of the bare backbone (forward, backward, the same optimizer, the same autocast, the batch already on the
+device) over that of a step of `DelstTrainer.train` with default options: the batch comes from pinned memory as uint8, is
 copied, turned and normalised; two towers, all three losses, clipping, optimizer, log. Batches are synthetic and all different,
-so reading files is left out (benchmarks/data_path.py). Then, of both, the time of all kernels and copies added up: what a step
-takes beside it is the device waiting for the host. Then every part outside the backbone by itself, each waited for, which on a
-GPU is longer than what it adds to a step; the number of operations; and the times at which the host waited for the device
-within one step, by torch's own watch.
+so reading files is left out (benchmarks/data_path.py). Also printed are: the time of all kernels and copies of both added up
+(in the rest of a step the device waits for the host); each part outside the backbone, synchronised, which on a
+GPU takes longer than it adds to a step; the number of operations; and the places where the host waited for the device
+within one step, as torch reports them.
 """
 
 import argparse
@@ -52,7 +52,7 @@ GENES = 2000
 
 
 def synthetic_batch(batch_size: int, image_size: int, seed: int) -> dict[str, Any]:
-    """A batch as the collator makes it, with patches left as uint8, in pinned memory where there is a GPU."""
+    """Make a batch like the collator's, with patches as uint8, in pinned memory if there is a GPU."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
     values = torch.rand(batch_size, GENES, generator=generator)
@@ -70,7 +70,7 @@ def synthetic_batch(batch_size: int, image_size: int, seed: int) -> dict[str, An
 
 
 class Loader:
-    """Batches from pinned memory, each copied to the device one step ahead, as accelerate's loader does."""
+    """Yield batches from pinned memory, each copied to the device one step ahead, as accelerate's loader does."""
 
     def __init__(self, batches: list[dict[str, Any]], steps: int, device: torch.device):
         self.batches, self.steps, self.device = batches, steps, device
@@ -91,7 +91,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds from the end of step `first` to the end of training, the device waited for at both ends."""
+    """Measures seconds from the end of step `first` to the end of training, with the device synchronised at both ends."""
 
     def __init__(self, first: int, device: torch.device):
         self.first, self.device = first, device
@@ -134,7 +134,7 @@ def make_trainer(
 
 
 def time_training(trainer: DelstTrainer, warm: int, steps: int) -> float:
-    """Seconds per step of `trainer.train`."""
+    """Return the seconds per step of `trainer.train`."""
     watch = Stopwatch(warm, trainer.args.device)
     trainer.add_callback(watch)
     trainer.train()
@@ -142,7 +142,7 @@ def time_training(trainer: DelstTrainer, warm: int, steps: int) -> float:
 
 
 def time_bare_backbone(trainer: DelstTrainer, batch: dict[str, Any], warm: int, steps: int) -> float:
-    """Seconds per step of the backbone alone: forward, backward, the optimizer that the trainer uses for it."""
+    """Return the seconds per step of the backbone alone: forward, backward, the optimizer that the trainer uses for it."""
     model, device = trainer.model.vision_model.train(), trainer.args.device
     cls, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
     optimizer = cls(model.parameters(), **options)
@@ -161,7 +161,7 @@ def time_bare_backbone(trainer: DelstTrainer, batch: dict[str, Any], warm: int, 
 
 
 class Kernels(TrainerCallback):
-    """Profiles the device from the begin of step `first` on, until the end of training."""
+    """Profiles the device from the start of step `first` to the end of training."""
 
     def __init__(self, first: int):
         self.first, self.profile = first, profile(activities=[ProfilerActivity.CUDA])
@@ -177,12 +177,12 @@ class Kernels(TrainerCallback):
 
 
 def device_seconds(measured: profile) -> float:
-    """Seconds of all kernels and copies of a profile, added up."""
+    """Return the total seconds of all kernels and copies of a profile."""
     return sum(event.device_time for event in measured.events() if event.device_type == DeviceType.CUDA) / 1e6
 
 
 def print_kernels(trainer: DelstTrainer, batch: dict[str, Any]) -> None:
-    """Say how long the device computes and copies in a step and in one of the bare backbone.
+    """Print how long the device computes and copies in a step and in a step of the bare backbone.
 
     Args:
         trainer: A trainer of eight steps, not yet run.
@@ -210,9 +210,9 @@ def median_seconds(run: Callable[[], Any], device: torch.device, repeats: int) -
 
 
 def parts(trainer: DelstTrainer, batch: dict[str, Any], repeats: int) -> dict[str, float]:
-    """Seconds of each part of a step outside the backbone, forward and backward.
+    """Return the seconds of each part of a step outside the backbone, forward and backward.
 
-    Of turning and normalising also what torch takes for each by itself: a step does so where Triton's kernel does not run.
+    Turning and normalising are also timed separately in torch, which a step uses where Triton's kernel does not run.
     """
     model, device, config = trainer.model.train(), trainer.args.device, trainer.model.config
     collator = trainer.data_collator
@@ -276,7 +276,7 @@ class Operations(TorchDispatchMode):
 
 
 class Watcher(TrainerCallback):
-    """From step 2 to step 3 counts operations, and waits of the host by ``torch.cuda.set_sync_debug_mode``."""
+    """Counts, from step 2 to step 3, operations and waits of the host, by ``torch.cuda.set_sync_debug_mode``."""
 
     def __init__(self) -> None:
         self.operations, self.waits = Operations(), []
@@ -324,7 +324,7 @@ def report(backbone: str, batch_size: int, image_size: int, warm: int, steps: in
         bare_operations = Operations()
         with bare_operations:
             time_bare_backbone(trainer, batches[0], 0, 1)
-        # The watch of torch sees waits of the host on a GPU alone; that it begins is a warning as well, and no wait.
+        # torch reports waits of the host on a GPU only; that it starts to report is a warning as well, but not a wait.
         found = [warning for warning in watcher.waits if "called a synchronizing" in str(warning.message)]
         print(f"  operations: {watcher.operations.count} in a step, {bare_operations.count} of the bare backbone")
         if torch.cuda.is_available():
@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["ViT-S", "ViT-B"], choices=BACKBONES)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--small", action="store_true", help="a tiny backbone and batch, to see that it runs")
+    parser.add_argument("--small", action="store_true", help="a tiny backbone and batch, to test that it runs")
     options = parser.parse_args()
     warm = 6
     if options.small:

@@ -1,10 +1,10 @@
-"""Why `--streaming true` deals out and shuffles spots itself: what datasets' own stream does with the same files.
+"""Show why `--streaming true` distributes and shuffles spots itself: what datasets' own stream does with the same files.
 
     python benchmarks/streamed_by_datasets.py
 
 Three toy slides of 36, 169 and 121 spots, one file each, are read by ``load_dataset("parquet", streaming=True)``. Printed are
-the spots that each of two processes gets and reads by ``split_dataset_by_node``, and what a stream with a shuffle buffer gives
-that goes on from its ``state_dict`` after 100 spots; beside both, what ours does.
+the spots that each of two processes gets and reads by ``split_dataset_by_node``, and the spots of a stream with a shuffle
+buffer that resumes from its ``state_dict`` after 100 spots; beside both, the same for ours.
 """
 
 import inspect
@@ -33,7 +33,7 @@ ROWS_READ: list[int] = []
 
 
 def count_rows() -> None:
-    """Let both readers of parquet files note how many rows they read."""
+    """Make both readers of parquet files record how many rows they read."""
     original, read_group = Parquet._generate_tables, pq.ParquetFile.read_row_group
 
     def counted(self: Parquet, *arguments: Any, **options: Any) -> Iterator[Any]:
@@ -50,7 +50,7 @@ def count_rows() -> None:
 
 
 def opened(folder: Path) -> IterableDataset:
-    """Open the files, a shard per group of rows where this version of datasets can."""
+    """Open the files, with a shard per row group if this version of datasets supports it."""
     files = sorted(map(str, (folder / "spots").glob("*.parquet")))
     stream = load_dataset("parquet", data_files=files, split="train", streaming=True)
     stream = stream.select_columns(["slide_id", "barcode"])
@@ -62,7 +62,7 @@ def names(examples: Iterable[dict[str, Any]]) -> list[Example]:
 
 
 def print_split(stream: IterableDataset, spots: SpotFiles) -> None:
-    """Say what each of two processes gets of an epoch, and reads for it."""
+    """Print which spots of an epoch each of two processes gets, and how many rows it reads for them."""
     ways: list[dict[str, Any]] = [{}]
     if "strategy" in inspect.signature(split_dataset_by_node).parameters:
         ways += [{"strategy": "shards"}]
@@ -85,7 +85,7 @@ def print_split(stream: IterableDataset, spots: SpotFiles) -> None:
 
 
 def print_resumed(stream: IterableDataset, spots: SpotFiles) -> None:
-    """Say what a stream with a shuffle buffer gives after it was resumed."""
+    """Print what a stream with a shuffle buffer yields after it is resumed."""
     whole = names(stream.shuffle(seed=0, buffer_size=BUFFER))
     first, given = stream.shuffle(seed=0, buffer_size=BUFFER), []
     for example in first:

@@ -1,10 +1,10 @@
-"""Memory and speed of `--streaming true` on a study, and on one of four times as many spots.
+"""Measure memory and speed of `--streaming true` on a study, and on one with four times as many spots.
 
     python benchmarks/streaming.py                 # 8 and 32 slides of 1,024 spots
     python benchmarks/streaming.py --slides 20     # 20 and 80
 
 Each line is a process of its own that reads the counts once, as the vocabulary does, and then an epoch of batches: streamed,
-and from a `Dataset` that is kept. Pages of the Arrow files of the latter are shared and do not count.
+or kept as a `Dataset`. Pages of the latter's Arrow files are shared and do not count.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BATCH, BUFFER = 256, 2048
 
 
 def make_study(folder: Path, slides: int) -> None:
-    """Write a dataset folder of toy slides that are all alike: only their number matters here."""
+    """Write a dataset folder of equal toy slides: only their number matters here."""
     from delst_hf.data.dataset import write_dataset
     from delst_hf.data.schema import write_manifest
     from delst_hf.data.toy import make_toy_slide
@@ -47,7 +47,7 @@ def make_study(folder: Path, slides: int) -> None:
 
 
 def run(folder: str, streaming: bool) -> None:
-    """Stream or load one study, and print its spots, their rate and the peak of memory that is the process's own."""
+    """Stream or load one study, and print its spots, their rate and the peak of the process's private memory."""
     from transformers import ViTImageProcessorPil
 
     from delst_hf import DelstCollator, DelstGeneFeatureExtractor, DelstProcessor, Study

@@ -1,4 +1,4 @@
-"""Peak memory of `delst vocabulary` by method, at two numbers of spots: it should not grow with them.
+"""Measure the peak memory of `delst vocabulary` by method, at two numbers of spots: it should not grow with them.
 
     python benchmarks/vocabulary.py                          # 5,000 and 50,000 spots of one slide
 
@@ -29,7 +29,7 @@ choose_genes(Study.load(sys.argv[1]), method=sys.argv[2], num_genes=100)
 
 
 def write_folder(folder: Path, num_spots: int, seed: int = 0) -> None:
-    """What a vocabulary is chosen from: a dataset folder of one slide, whose images are not read."""
+    """Write a dataset folder of one slide to choose a vocabulary from, whose images are not read."""
     for config in ("spots", "genes", "slides"):
         (folder / config).mkdir(parents=True)
     (folder / "README.md").touch()
@@ -59,7 +59,7 @@ def write_folder(folder: Path, num_spots: int, seed: int = 0) -> None:
 
 
 def filled(columns: dict, schema: pa.Schema, rows: int) -> pa.Table:
-    """A table of these columns, and of nulls for the others."""
+    """Return a table of these columns, with nulls in the others."""
     arrays = [
         pa.array(columns[field.name]).cast(field.type) if field.name in columns else pa.nulls(rows, field.type)
         for field in schema
@@ -68,7 +68,7 @@ def filled(columns: dict, schema: pa.Schema, rows: int) -> pa.Table:
 
 
 def peak(folder: Path, method: str) -> float:
-    """Peak memory of choosing 100 genes, in MiB."""
+    """Return the peak memory of choosing 100 genes, in MiB."""
     cache = os.environ | {"HF_DATASETS_CACHE": str(folder.parent / "cache")}
     process = subprocess.Popen([sys.executable, "-c", CHOOSE, str(folder), method], env=cache)
     _, status, usage = os.wait4(process.pid, 0)
