@@ -89,7 +89,7 @@ def test_saved_without_the_backbone_it_loads_without_peft(tiny_model, inputs, tm
     name = next(name for name in saved if ".lora_A." in name)
     save_file({name.replace("layers.0", "layer.0"): tensor for name, tensor in saved.items()},
               tmp_path / "adapter" / "model.safetensors")  # fmt: skip
-    with pytest.raises(ValueError, match=r"LoRA lies beside 'vision_model.layer.0.*names it otherwise"):
+    with pytest.raises(ValueError, match=r"The checkpoint has LoRA for 'vision_model.layer.0.*names it otherwise"):
         DelstModel.from_pretrained(tmp_path / "adapter", vision_path=tmp_path / "vit")
 
 

@@ -136,7 +136,7 @@ def test_contrastive_gradient_by_finite_differences(geometry):
 
 
 def test_contrastive_loss_refuses_batches_of_two_shapes():
-    with pytest.raises(ValueError, match=r"\(3, 2\) and gene_embeds \(4, 2\) must have one shape"):
+    with pytest.raises(ValueError, match=r"\(3, 2\) and gene_embeds \(4, 2\) must have the same shape"):
         contrastive_loss(torch.zeros(3, 2), torch.zeros(4, 2), 1.0)
 
 

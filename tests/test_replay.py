@@ -95,7 +95,7 @@ def test_what_cannot_be_recorded_falls_back_with_a_warning(recordings, monkeypat
 
     monkeypatch.setattr(replay, "_record", fail)
     batch = make_batch(0)
-    with pytest.warns(UserWarning, match="CUDA graphs do not serve cpu .*operation not permitted"):
+    with pytest.warns(UserWarning, match="CUDA graphs do not work on cpu .*operation not permitted"):
         first = gradients(batch)
     second = gradients(batch)
     torch.testing.assert_close(second, first)

@@ -1,7 +1,7 @@
-"""Checkpoints without their backbone: heads, and LoRA where there is one, beside the id and the fingerprint of the rest.
+"""Checkpoints saved without their backbone: heads and, if any, LoRA, with the id and fingerprint of the backbone.
 
-For backbones that are gated, or whose license forbids to republish them. Loading fetches the backbone from where it came from,
-or from a local folder, and refuses one whose weights are not those that the heads were trained on.
+For backbones that are gated, or whose license forbids republishing. Loading fetches the backbone from its source, or from a
+local folder, and refuses one whose weights are not those that the heads were trained on.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from .vision_delst import belongs_to_pooler, read_vision_model
 
 BACKBONE = "vision_model."
-# Arguments of from_pretrained that say where a checkpoint lies; the last three hold for its backbone as well.
+# Arguments of from_pretrained that locate a checkpoint; the last three also apply to its backbone.
 _HUB_ARGUMENTS = ("revision", "subfolder", "force_download", "cache_dir", "local_files_only", "token")
 
 
@@ -31,10 +31,10 @@ def load_checkpoint(
     vision_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Load a checkpoint, with its backbone or without: ``from_pretrained`` of the DELST models, whose arguments these are.
+    """Load a checkpoint saved with or without its backbone; ``from_pretrained`` of the DELST models passes its arguments here.
 
     Args:
-        model_class: What is loaded.
+        model_class: Class of the model to load.
         load: transformers' own ``from_pretrained`` of that class.
     """
     hub_kwargs = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
@@ -58,7 +58,7 @@ def load_checkpoint(
 
 
 def _checked(loaded: Any, folder: Any, saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
-    """Give back what was loaded, once every weight of it is known to come from the checkpoint."""
+    """Return what was loaded, after checking that every weight of it comes from the checkpoint."""
     model, info = loaded
     if folder is not None:
         check_loaded(model, info, str(folder), saved.get("architectures"))
@@ -66,16 +66,16 @@ def _checked(loaded: Any, folder: Any, saved: Mapping[str, Any], kwargs: Mapping
 
 
 def check_loaded(model: Any, info: Mapping[str, Any], folder: str, architectures: Any = None) -> None:
-    """Refuse a model whose weights are not all those of its checkpoint: transformers draws missing ones at random.
+    """Refuse a model whose weights do not match its checkpoint: transformers initialises missing ones at random.
 
     Args:
         model: The model.
         info: Loading info of ``from_pretrained``.
         folder: The checkpoint, for messages.
-        architectures: Classes that it was saved from. Of another class the task head may be missing, or left over.
+        architectures: Classes that it was saved from. When another class loads it, a task head may be missing or left over.
 
     Raises:
-        ValueError: Naming the weights.
+        ValueError: If weights are missing, unknown or out of range; the message names them.
     """
     base, other_head = model.base_model, type(model).__name__ not in (architectures or ())
     own = {name for name, _ in [*base.named_children(), *base.named_parameters(recurse=False)]}
@@ -94,23 +94,23 @@ def check_loaded(model: Any, info: Mapping[str, Any], folder: str, architectures
         ]  # fmt: skip
         if wrong:
             raise ValueError(
-                f"{folder} {what} weights: {', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)} ({len(wrong)} in all). Its file "
-                "of weights is not the one that belongs to its config.json. Copy the checkpoint anew from where it was made."
+                f"{folder} {what} weights: {', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)} ({len(wrong)} in all). Its "
+                "weights file does not belong to its config.json. Copy the checkpoint again from where it was trained."
             )
     for name, (low, high) in base.scalar_bounds().items():
         value = getattr(base, name)
         if value.device.type != "meta" and not low - 1e-3 <= value.item() <= high + 1e-3:
             raise ValueError(
-                f"{folder} holds {name} = {value.item():g}, outside of the {low:g} to {high:g} in which training keeps it. Its "
-                "weights are damaged, or were changed by hand. Copy the checkpoint again from where it was trained."
+                f"{folder} holds {name} = {value.item():g}, outside the range {low:g} to {high:g} that training keeps it in. "
+                "Its weights are damaged or were edited. Copy the checkpoint again from where it was trained."
             )
 
 
 def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, pooling: str) -> dict[str, Any]:
-    """Tell where a backbone came from and what its weights were: ``config.vision_source``.
+    """Return the source and the fingerprint of a backbone, the value of ``config.vision_source``.
 
     Args:
-        vision: Hub id or local folder that it was loaded from; of a folder only the name is kept.
+        vision: Hub id or local folder that it was loaded from; only the name of a folder is kept.
         backbone: The backbone as it was loaded.
         pooling: ``config.vision_pooling``.
 
@@ -124,10 +124,10 @@ def describe_source(vision: str | os.PathLike, backbone: PreTrainedModel, poolin
 
 
 def tensor_fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
-    """Return SHA-256 (16 hex digits) over shape and float32 bytes of every weight that is used.
+    """Return the SHA-256 (16 hex digits) of the shape and float32 bytes of every weight that is used.
 
-    Names are left out: transformers renames the parameters of backbones from one version to the next. So is an
-    unused pooler, which is initialised at random anew at each load of a checkpoint without one.
+    Names are left out, because transformers renames the parameters of backbones between versions. An unused pooler is
+    left out, because a checkpoint without one gets another random one on each load.
     """
     digests = []
     for name, tensor in weights.items():
@@ -140,7 +140,7 @@ def tensor_fingerprint(weights: Mapping[str, Tensor], pooling: str) -> str:
 
 
 def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
-    """Return the backbone's own weights under their plain names, whether or not LoRA lies around them."""
+    """Return the backbone's own weights under their plain names, with or without LoRA around its layers."""
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in backbone.state_dict().items()
@@ -149,10 +149,10 @@ def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_without_backbone(model: Any) -> dict[str, Tensor]:
-    """Return what a checkpoint without the backbone holds: every other weight, and LoRA with its scale multiplied in.
+    """Return the weights of a checkpoint without its backbone: all others, and LoRA with its scale multiplied in.
 
     Raises:
-        ValueError: If the backbone could not be fetched again as it is.
+        ValueError: If the backbone could not be fetched again unchanged.
     """
     check_can_be_left_out(model.config, model.base_model.vision_model)
     own = {
@@ -169,37 +169,38 @@ def weights_without_backbone(model: Any) -> dict[str, Tensor]:
 
 
 def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
-    """Refuse to leave out a backbone that could not be fetched again as it is.
+    """Refuse to leave out a backbone that could not be fetched again unchanged.
 
     Raises:
-        ValueError: If it came from nowhere, or its weights were changed since.
+        ValueError: If it has no source, or its weights have changed since it was loaded.
     """
     source = config.vision_source
     if not source:
         raise ValueError(
-            "save_backbone=False, but this backbone was not loaded from anywhere, so it could not be fetched again. Build the "
-            "model by DelstModel.from_vision_gene_pretrained(ID_OR_FOLDER, ...), or save it whole (save_backbone=True)."
+            "save_backbone=False, but this backbone was not loaded from a folder or the Hub, so it could not be fetched again. "
+            "Build the model with DelstModel.from_vision_gene_pretrained(ID_OR_FOLDER, ...), or save the complete model "
+            "(save_backbone=True)."
         )
     found = tensor_fingerprint(backbone_weights(backbone), config.vision_pooling)
     if found != source["fingerprint"]:
         raise ValueError(
             f"save_backbone=False, but the backbone's weights (fingerprint {found}) are no longer those of {source['id']!r} "
             f"({source['fingerprint']}): they were trained, merged with LoRA or cast. Train with freeze_vision or lora, or "
-            "save the model whole (save_backbone=True) where the backbone's license lets you."
+            "save the complete model (save_backbone=True) if the backbone's license allows it."
         )
 
 
 def join_backbone(own: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of a whole model.
+    """Return the weights of a complete model.
 
     Args:
-        own: What `weights_without_backbone` gave.
+        own: Result of `weights_without_backbone`.
         backbone: Weights of the backbone; LoRA is added to them.
 
     Raises:
-        ValueError: If LoRA lies beside layers that the backbone does not have.
+        ValueError: If LoRA belongs to layers that the backbone does not have.
     """
-    # A model with a task head holds the DELST model under a name of its own.
+    # A model with a task head holds the DELST model under a prefix.
     prefix = next(name.removesuffix("logit_scale") for name in own if name.endswith("logit_scale"))
     state = {f"{prefix}{BACKBONE}{name}": tensor for name, tensor in backbone.items()}
     for name in own:
@@ -207,8 +208,8 @@ def join_backbone(own: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> dic
         if is_lora:
             if f"{layer}.weight" not in state:
                 raise ValueError(
-                    f"LoRA lies beside {layer!r}, which the backbone does not have here: transformers names it otherwise in "
-                    "this version. Install the version that training.json of the checkpoint names."
+                    f"The checkpoint has LoRA for {layer!r}, which the backbone does not have here: this version of "
+                    "transformers names it otherwise. Install the version named in training.json of the checkpoint."
                 )
             update = own[f"{layer}.lora_B.weight"] @ own[name]
             state[f"{layer}.weight"] = state[f"{layer}.weight"] + update
@@ -222,18 +223,18 @@ def fetch_backbone(
     vision_kwargs: dict[str, Any],
     hub_kwargs: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Return weights of the backbone that a checkpoint was saved without, known to be the right ones.
+    """Return the weights of the backbone that a checkpoint was saved without, after checking their fingerprint.
 
     Args:
         folder: The checkpoint, for messages.
         config: Its configuration.
         vision_path: As in `load_checkpoint`.
-        vision_kwargs: The same.
-        hub_kwargs: Those of the checkpoint, of which the backbone takes token and cache.
+        vision_kwargs: As in `load_checkpoint`.
+        hub_kwargs: Hub arguments of the checkpoint; its cache, token and local_files_only also apply to the backbone.
 
     Raises:
         OSError: If the backbone cannot be reached.
-        ValueError: If it is another one.
+        ValueError: If its weights are not those that the checkpoint was trained on.
     """
     source = config.vision_source
     place = source["id"] if vision_path is None else os.fspath(vision_path)
@@ -246,15 +247,15 @@ def fetch_backbone(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
             f"This checkpoint was saved without its backbone {source['id']!r}, which cannot be loaded from {place!r}: {reason}"
-            "\nIf it is gated, ask for access on its page of the Hub and log in by `hf auth login`. If you have no network, or "
-            f"hold a copy already, give its folder: from_pretrained({os.fspath(folder)!r}, vision_path=FOLDER)."
+            "\nIf it is gated, ask for access on its Hub page and log in with `hf auth login`. Without a network, or with a "
+            f"copy on this machine, give its folder: from_pretrained({os.fspath(folder)!r}, vision_path=FOLDER)."
         ) from error
     found = tensor_fingerprint(weights, config.vision_pooling)
     if found != source["fingerprint"]:
         raise ValueError(
             f"The backbone at {place!r} (fingerprint {found}) is not the one that this checkpoint was trained on: "
             f"{source['id']!r}{' at revision ' + source['revision'] if source['revision'] else ''} ({source['fingerprint']}). "
-            "Its heads would compute nonsense on it. Give that one by vision_path=FOLDER."
+            "The heads would compute nonsense on it. Give the right one with vision_path=FOLDER."
         )
     return weights
 

@@ -26,8 +26,8 @@ class DelstGeneConfig(PreTrainedConfig):
     """Configuration of the gene encoder.
 
     Args:
-        encoder: ``"linear"`` (one matrix, a baseline that a biologist can read), ``"mlp"``, or ``"set"`` (learned gene
-            embeddings weighted by expression and pooled by attention: for panels that differ, and genes that are added).
+        encoder: ``"linear"`` (one matrix, an interpretable baseline), ``"mlp"``, or ``"set"`` (learned gene embeddings
+            weighted by expression and pooled by attention: for panels that differ, and for genes added later).
         num_genes: Size of the gene vocabulary, the width of ``gene_values``.
         hidden_size: Width of the encoder's output and of its hidden layers.
         num_hidden_layers: Number of blocks (linear, norm, GELU, dropout) of the ``"mlp"`` encoder, and of the ``"set"``
@@ -35,10 +35,10 @@ class DelstGeneConfig(PreTrainedConfig):
         dropout: Dropout probability after each block.
         norm: Norm of each block: ``"layer_norm"``, ``"rms_norm"`` or ``"none"``.
         embedding_size: Width of the gene embeddings of the ``"set"`` encoder; None is `hidden_size`.
-        num_attention_heads: Heads of the ``"set"`` encoder's pooling; they divide `hidden_size`.
+        num_attention_heads: Attention heads of the ``"set"`` encoder's pooling; must divide `hidden_size`.
         layer_norm_eps: Epsilon of the norms.
         initializer_range: Standard deviation of the normal initialisation, None for ``1/sqrt(fan_in)`` (gene embeddings: 1).
-        vocabulary_hash: Of the genes in their order (`DelstGeneFeatureExtractor.vocabulary_hash`), filled in when a checkpoint
+        vocabulary_hash: Hash of the genes in order (`DelstGeneFeatureExtractor.vocabulary_hash`), filled in when a checkpoint
             is saved: loading a processor with another vocabulary beside these weights is an error.
 
     Raises:
@@ -84,11 +84,11 @@ class DelstGeneConfig(PreTrainedConfig):
 
 @strict
 class DelstFeaturesConfig(PreTrainedConfig):
-    """Configuration of the place of a backbone whose features are made elsewhere: ``vision_config`` of `DelstConfig`.
+    """Configuration in place of a backbone whose features are computed elsewhere: ``vision_config`` of `DelstConfig`.
 
     Args:
         hidden_size: Width of the features.
-        encoder: What made them, in words.
+        encoder: Name of the encoder that computed them.
     """
 
     model_type = "delst_features"
@@ -111,32 +111,32 @@ class DelstConfig(PreTrainedConfig):
         curvature_init: Initial ``c`` of the hyperboloid of curvature ``-c``. Learned within [init/10, 10 init].
         learn_curvature: Whether ``c`` is learned.
         logit_scale_init: Logarithm of the initial similarity multiplier.
-        logit_scale_max: The multiplier (not its logarithm) is clamped to this by the trainer.
+        logit_scale_max: Upper limit of the multiplier (not of its logarithm), which the trainer enforces.
         cross_entailment_weight: ``lambda`` of the loss; None is 0.2 for the Lorentz geometry and 0 elsewhere.
         intra_entailment_weight: ``beta`` of the loss; None is 0.1 for the Lorentz geometry and 0 elsewhere.
         cross_parent: Which modality is the more general one, ``"gene"`` or ``"image"``.
         intra_parent: Whether the spot with ``"fewer"`` or ``"more"`` expressed genes is the more general one.
-        intra_min_level_ratio: Two spots form an ordered pair when their levels differ at least by this factor.
+        intra_min_level_ratio: Two spots form an ordered pair when their levels differ by at least this factor.
         min_radius: ``K`` of the half-aperture ``asin(2K / (sqrt(c) |x|))``.
-        entailment: What an ordered pair costs: ``"cone"`` (the angle outside the cone, the method), ``"uncha"``,
+        entailment: Penalty of an ordered pair: ``"cone"`` (the angle outside the cone, the method), ``"uncha"``,
             ``"argent"``, ``"negatives"``, ``"difference"`` or ``"radial"`` (docs/method.md has the equations), or ``"none"``
             for no entailment.
-        radius_floor: Distance to the origin below which a parent is pushed outwards, so that cones do not open by collapse. 0
-            for none.
-        regression_weight: Weight of predicting expression from the image embedding. 0 for none.
+        radius_floor: Distance to the origin below which a parent is pushed outwards, so that cones do not widen by collapsing
+            onto the origin. 0 for none.
+        regression_weight: Weight of the loss of expression predicted from the image embedding. 0 for none.
         cross_aperture_scale: ``eta``, the factor on the half-aperture of the cross-modal cones.
-        intra_aperture_scale: The same within a modality.
+        intra_aperture_scale: ``eta`` of the cones within a modality.
         vision_pooling: ``"auto"`` (the backbone's pooler where it has one, else the mean), ``"pooler"``, ``"cls"`` (class
             token), ``"mean"`` (of the patch tokens) or ``"cls+mean"`` (both, one after the other).
         vision_feature_size: Width of the pooled backbone output; measured once and stored when None.
-        head_inputs: What a task head reads: the features of the ``"image"``, of the ``"gene"`` tower, or of ``"both"``.
-        head_standardise: Whether a task head reads the features of a patch standardised over their channels, or as they are.
+        head_inputs: Features that a task head reads: those of the ``"image"`` tower, of the ``"gene"`` tower, or ``"both"``.
+        head_standardise: Whether a task head standardises its features over their channels before reading them.
         head_dropout: Dropout probability before the last layer of a task head.
         freeze_batch_norm: Keep BatchNorm statistics of the backbone fixed in training. Small batches ruin them, and
             batch statistics leak information between the pairs of a contrastive batch.
-        save_backbone: Whether saved checkpoints hold the backbone. Without it they hold heads and LoRA, for a backbone that
-            is gated or must not be republished, and loading fetches it; it must be frozen, or trained by LoRA.
-        vision_source: Where the backbone came from: ``id``, ``revision`` and ``fingerprint``. Filled in by
+        save_backbone: Whether saved checkpoints hold the backbone. If not, they hold heads and LoRA, and loading fetches the
+            backbone: for one that is gated or must not be republished. It must be frozen, or trained with LoRA.
+        vision_source: Source of the backbone: ``id``, ``revision`` and ``fingerprint``. Filled in by
             ``from_vision_gene_pretrained``.
 
     Raises:

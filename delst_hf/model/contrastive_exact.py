@@ -1,8 +1,8 @@
-"""Triton kernels of the contrastive loss in float64, by differences of points, for a batch that float32 does not resolve.
+"""Float64 Triton kernels of the contrastive loss, from differences of points, for batches that float32 does not resolve.
 
-They are launched in each step and return at once unless the device's own verdict (`contrastive_kernels.join_log_sums`) says
-that rounding may move the loss or its gradients by more than the tolerance. Then they overwrite what the quick kernels found.
-They make one pass over the coordinates of every pair: exact duplicates are at distance 0, with zero gradient.
+They are launched in each step and return at once unless the verdict on the device (`contrastive_kernels.join_log_sums`) says
+that rounding may change the loss or its gradients by more than the tolerance. Then they overwrite the results of the fast
+kernels. They make one pass over the coordinates of every pair, so exact duplicates are at distance 0, with zero gradient.
 """
 
 from .contrastive_kernels import factor_of, jit, log1p, multiplier_of, tl
@@ -10,7 +10,7 @@ from .contrastive_kernels import factor_of, jit, log1p, multiplier_of, tl
 
 @jit
 def is_unresolved(verdict, tolerance):
-    """Tell whether the error of the logits, averaged over rows by what foreign columns weigh, is above the tolerance."""
+    """Tell whether the mean error of the logits, rows weighted by their foreign columns' probability, exceeds the tolerance."""
     return tl.load(verdict) > tolerance * tl.load(verdict + 1)
 
 
@@ -18,7 +18,7 @@ def is_unresolved(verdict, tolerance):
 def pair_of_points(
     points, lengths, rapidities, curvature, rows, others, inside, other_inside, dim, GEOMETRY: tl.constexpr, B: tl.constexpr
 ):  # fmt: skip
-    """Measure of each pair of a tile, ``h``, and the derivative of the measure that the gradients take, all (B, B) float64."""
+    """Return the measure of each pair of a tile, its ``h``, and the slope of the measure for gradients, all (B, B) float64."""
     length, other_length = tl.load(lengths + rows), tl.load(lengths + others)
     left, right = points + rows.to(tl.int64) * dim, points + others.to(tl.int64) * dim
     h = tl.zeros((B, B), dtype=tl.float64)
@@ -54,7 +54,7 @@ def exact_log_sums(
     verdict, tolerance, points, lengths, rapidities, scale, curvature, log_sums_out,
     first_row, first_other, size, other_size, shift, dim, GEOMETRY: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Return the log-sum-exp of the foreign logits of each point of one side."""
+    """Write the log-sum-exp of the foreign logits of each point of one side."""
     if is_unresolved(verdict, tolerance):
         index = tl.program_id(0) * B + tl.arange(0, B)
         inside = index < size
@@ -85,7 +85,7 @@ def exact_gradients(
     scalar_parts, outer, weight_of_loss, first_row, first_other, size, other_size, shift, columns, dim,
     LEFT: tl.constexpr, GEOMETRY: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of each point of one side, pair by pair, and from the left side a block's sums for the scalars."""
+    """Write the gradient of each point of one side, pair by pair, and for the left side a block's sums for the scalars."""
     by_measure, by_curvature = tl.zeros((B,), dtype=tl.float64), tl.zeros((B,), dtype=tl.float64)
     if is_unresolved(verdict, tolerance):
         index = tl.program_id(0) * B + tl.arange(0, B)
@@ -147,7 +147,7 @@ def exact_gradients(
 
 @jit
 def add_parts(parts, count, column, B: tl.constexpr):
-    """Sum of one of the two columns of partial sums, float64."""
+    """Sum one of the two columns of partial sums, in float64."""
     total = tl.zeros((B,), dtype=tl.float64)
     for first in range(0, count, B):
         index = first + tl.arange(0, B)
@@ -160,7 +160,7 @@ def finish_scalars(
     verdict, tolerance, pair_parts, pair_count, own_parts, own_count, exact_parts, exact_count, scale, curvature, outer,
     weight_of_loss, gradients, GEOMETRY: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Write the derivatives of the loss by logit scale and curvature."""
+    """Write the derivatives of the loss with respect to logit scale and curvature."""
     if is_unresolved(verdict, tolerance):
         by_measure = add_parts(exact_parts, exact_count, 0, B)
         by_curvature = add_parts(exact_parts, exact_count, 1, B)

@@ -1,8 +1,8 @@
-"""InfoNCE on a CUDA device by Triton kernels: their number does not grow with the batch, and the host waits for none.
+"""InfoNCE on a CUDA device by a few launches of Triton kernels, for none of which the host waits.
 
-The forward pass walks the pairs once, in registers, and keeps the log-sum-exp of each row and column. The backward pass makes
-the pairs anew, some thousand rows at a time; their slopes go to memory in two parts that TF32 holds, and the products with
-the points are the library's. Products in three TF32 parts (3xTF32) are as accurate as float32 and take half its time.
+The forward pass visits the pairs once, in registers, and keeps the log-sum-exp of each row and column. The backward pass
+recomputes the pairs, some thousand rows at a time, and writes their slopes to memory as two TF32 numbers each, which torch
+multiplies with the points. Products in three TF32 parts (3xTF32) are as accurate as float32 and take half its time.
 Whether float64 is needed is decided on the device: see `contrastive_exact`.
 """
 
@@ -24,13 +24,13 @@ from .contrastive_points import finish_gradients, measure_points, split_points
 from .replay import replayed
 
 ROWS_AT_ONCE = 4096
-"""Rows of pairs whose slopes the backward pass keeps at a time, in two floats each."""
+"""Rows of pairs whose slopes the backward pass holds in memory at a time, two floats per pair."""
 
 PROGRAMS = 1024
-"""Programs among which the forward pass is divided: some waves of the largest devices of today."""
+"""Programs that the forward pass is divided into: a few waves on the largest current devices."""
 
 ROW_PROGRAMS = 128
-"""Most programs that the rows are divided among: each keeps two numbers of every column."""
+"""Most programs that the rows are divided into: each stores two numbers per column."""
 
 BLOCK = {"BR": 16, "BD": 64}
 
@@ -39,7 +39,7 @@ TILES: dict[str, dict[str, int]] = {
     "small": {"BM": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3},
     "large": {"BM": 128, "BN": 64, "BK": 32, "num_warps": 8, "num_stages": 3},
 }
-"""Block of pairs by one program. Larger ones do not fit the registers of a Hopper GPU (float32: 32 pairs per thread)."""
+"""Block of pairs per program. Larger ones do not fit the registers of a Hopper GPU (float32: 32 pairs per thread)."""
 
 
 def _tile(n: int, m: int) -> dict[str, int]:
@@ -54,7 +54,7 @@ def _blocks(size: int, block: int) -> int:
 
 @contextmanager
 def _in_tf32(x: Tensor) -> Iterator[None]:
-    """Let the library multiply float32 in TF32: for factors that are numbers of TF32 already."""
+    """Let torch multiply float32 matrices in TF32, for factors that are TF32 numbers already."""
     if not x.is_cuda:
         yield
         return
@@ -73,7 +73,7 @@ def _on_device(x: Tensor) -> Any:
 
 
 class _Points:
-    """All points and what the kernels keep of each: made by two kernels, the same in both passes."""
+    """All points with what the pair kernels read of each: computed by two kernels, identically in both passes."""
 
     def __init__(self, x: Tensor, y: Tensor, curvature: Tensor, geometry: str, start: int):
         self.n, self.m, self.dim = len(x), len(y), x.shape[-1]
@@ -128,7 +128,7 @@ def _exact_log_sums(
     points: _Points, verdict: Tensor, scale: Tensor, curvature: Tensor, log_rows: Tensor, log_columns: Tensor,
     geometry: str, start: int, tolerance: float,
 ) -> None:  # fmt: skip
-    """Overwrite the log-sum-exps by those of float64 where the verdict asks for it."""
+    """Overwrite the log-sum-exps with those of float64 if the verdict asks for it."""
     n, m = points.n, points.m
     for sums, first, other, size, other_size, shift in (
         (log_rows, 0, n, n, m, start),
@@ -141,7 +141,7 @@ def _exact_log_sums(
 
 
 def _join_ranks(log_columns: Tensor, own_measures: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Complete the column sums, and the measures of the own pairs of all columns, over the ranks, in one collective."""
+    """Join the column sums, and the measures of the own pairs of all columns, across ranks in one collective."""
     own = torch.full_like(log_columns, -torch.inf)
     own[start : start + len(own_measures)] = own_measures
     local = torch.cat([log_columns, own])
@@ -266,9 +266,9 @@ def fused_contrastive(
     across_ranks: bool,
     tolerance: float,
 ) -> Tensor:
-    """`FusedInfoNCE`, by one CUDA graph where no other rank is waited for; arguments as in `contrastive.tiled_contrastive`."""
+    """Compute `FusedInfoNCE`, by one CUDA graph unless across ranks; arguments as in `contrastive.tiled_contrastive`."""
     constants = geometry, rows_at_once, start, across_ranks, tolerance
-    if across_ranks:  # which exchanges numbers within
+    if across_ranks:  # ranks exchange numbers within the loss
         return FusedInfoNCE.apply(x, y, scale, curvature, *constants)
     inputs = [x, y, scale, curvature]
     return replayed(lambda *given: [FusedInfoNCE.apply(*given, *constants)], constants, inputs)[0]
@@ -276,14 +276,14 @@ def fused_contrastive(
 
 @functools.cache
 def _kernels_run(device: torch.device) -> bool:
-    """Tell whether Triton compiles and runs here: a trial of a few points, once per device and process."""
+    """Tell whether Triton compiles and runs here, by a trial on a few points, once per device and process."""
     points = torch.eye(16, 32, device=device).requires_grad_()
     one = torch.ones((), device=device)
     try:
         FusedInfoNCE.apply(points, 2 * points, one, one, "lorentz", None, 0, False, 1e-4).backward()
         if points.is_cuda:
             torch.cuda.synchronize(device)
-    except Exception as error:  # no compiler, a driver that is too old, ...: all of them leave the tiles
+    except Exception as error:  # no compiler, a driver that is too old, ...: in each case the tiles remain
         warnings.warn(
             f"Triton does not run on {device} ({error}): the loss falls back to tiles of torch.", stacklevel=2
         )
@@ -292,9 +292,9 @@ def _kernels_run(device: torch.device) -> bool:
 
 
 def is_fused(x: Tensor) -> bool:
-    """Tell whether the kernels serve this batch: float32, 16 rows or more, a CUDA device with TF32, and Triton that runs.
+    """Tell whether the kernels can compute this batch: float32, 16 rows or more, a CUDA device with TF32, a working Triton.
 
-    On a CPU only by Triton's interpreter, which tests ask for by the environment variable ``TRITON_INTERPRET=1``.
+    On a CPU only by Triton's interpreter, which tests enable with the environment variable ``TRITON_INTERPRET=1``.
     """
     if triton is None or x.dtype != torch.float32 or len(x) < 16:
         return False

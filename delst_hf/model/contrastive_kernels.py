@@ -8,10 +8,10 @@ one in float32. With ``q`` the mean rapidity, ``p`` the mean direction and ``n =
     euclidean   |e|^2, 0, 0, 0, 1                                             e = x - mean of all points
     cosine      0, 0, 0, 0, 1                                                 e = x
 
-and ``h``, as in `contrastive.py`, is a product of offsets plus a function of two points' statistics. What grows with a point
-alone is computed in float64, the pair of a spot with itself included. Kernels whose name begins with ``exact`` compute every
-pair by differences in float64, slowly, and only where a number on the device says that float32 does not resolve the batch:
-the host never learns of it.
+and ``h``, as in `contrastive.py`, is a product of offsets plus a function of two points' statistics. What is linear in the
+number of points, own pairs included, is computed in float64. Kernels whose names begin with ``exact`` compute every pair from
+differences in float64. They are slow, and run only if a number on the device says that float32 does not resolve the batch;
+the host never reads it.
 """
 
 import os
@@ -28,24 +28,24 @@ except ImportError:
     triton = None
 
     class tl:  # type: ignore[no-redef]
-        """What the signatures below need of triton.language where there is none."""
+        """Stand-in for triton.language, with what the signatures below need."""
 
         constexpr = None
 
 
 STATISTICS = 5
-"""Numbers kept of each point."""
+"""Statistics per point."""
 
 
 COUNTS = (
     "n", "start", "total", "first_row", "first_other", "size", "other_size", "shift", "columns", "rows_of_chunk",
     "parts_count", "pair_count", "own_count", "exact_count", "columns_of_program",
 )  # fmt: skip
-"""Arguments whose divisibility makes no kernel faster: those of one batch size serve another, such as that of a last batch."""
+"""Arguments whose divisibility makes no kernel faster: one compilation serves all batch sizes, such as that of a last batch."""
 
 
 def jit(function: Any) -> Any:
-    """``triton.jit``, or the function as it is where there is no Triton: it is then never called."""
+    """Apply ``triton.jit``; without Triton return the function unchanged, as it is never called."""
     return function if triton is None else triton.jit(function, do_not_specialize=COUNTS)
 
 
@@ -54,7 +54,7 @@ def jit(function: Any) -> Any:
 
 @jit
 def log1p(w):
-    """``log(1 + w)`` that keeps the digits of a small ``w``."""
+    """Return ``log(1 + w)``, accurate for small ``w``."""
     one = 1.0 + w
     rest = one - 1.0
     small = rest == 0.0
@@ -69,13 +69,13 @@ def to_tf32(x):
 
 @jit
 def measure_and_slope(h, GEOMETRY: tl.constexpr):
-    """Measure of ``h`` and its derivative by ``h``, as in `similarity.measure_and_slope`."""
+    """Return the measure of ``h`` and its derivative by ``h``, as in `contrastive.measure_and_slope`."""
     if GEOMETRY == "lorentz":
         root = tl.sqrt(h * h + h)
         measure, slope = log1p(2.0 * (h + root)), 1.0 / root
     elif GEOMETRY == "euclidean":
         measure = tl.sqrt(h)
-        slope = 1.0 / measure  # of h / 2: the factor 2 is in the end of the gradient
+        slope = 1.0 / measure  # by h / 2, whose derivative by a point is a plain difference
     else:
         measure, slope = h, h * 0.0 + 1.0
     return measure, slope
@@ -92,7 +92,7 @@ def multiplier_of(scale, curvature, GEOMETRY: tl.constexpr):
 
 @jit
 def factor_of(scale, curvature, outer, weight_of_loss, GEOMETRY: tl.constexpr):
-    """Return what turns ``probability * slope`` into a derivative of the loss by a point, float64."""
+    """Return the factor from ``probability * slope`` to the derivative of the loss by a point, float64."""
     factor = -weight_of_loss * tl.load(outer).to(tl.float64) * multiplier_of(scale, curvature, GEOMETRY)
     if GEOMETRY == "lorentz":
         factor = 0.5 * factor * tl.load(curvature)
@@ -101,7 +101,7 @@ def factor_of(scale, curvature, outer, weight_of_loss, GEOMETRY: tl.constexpr):
 
 @jit
 def load_statistics(statistics, index, total):
-    """Return the first four statistics of the points of these indices."""
+    """Return the first four statistics of the points at these indices."""
     first = statistics + index
     return tl.load(first), tl.load(first + total), tl.load(first + 2 * total), tl.load(first + 3 * total)
 
@@ -124,7 +124,7 @@ def product(high, low, rows, columns, width, BM: tl.constexpr, BN: tl.constexpr,
 
 @jit
 def haversine(dot, n_x, w_x, s_x, k_x, n_y, w_y, s_y, k_y, curvature, GEOMETRY: tl.constexpr):
-    """``h`` of a tile, clamped to its resolution from below, its resolution, and ``sinh((r_x - r_y)/2)``."""
+    """Return ``h`` of a tile, clamped from below to its resolution, that resolution, and ``sinh((r_x - r_y)/2)``."""
     eps = 4.8e-7  # four roundings of float32: TF32 units truncate
     if GEOMETRY == "lorentz":
         radial = s_x[:, None] * k_y[None, :] - k_x[:, None] * s_y[None, :]
@@ -154,9 +154,9 @@ def log_sums(
     n, m, start, width, columns_of_program, BLOCKS: tl.constexpr,
     GEOMETRY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Return the maximum and sum of exponentials of the foreign logits, of a program's share of each row and of each column.
+    """Write the maximum and sum of exponentials of the foreign logits in a program's share of each row and of each column.
 
-    Of rows also the error of the logits that rounding may have caused, weighted like the logits themselves.
+    For rows also the error that rounding may have caused in the logits, weighted like the logits themselves.
     """
     row_program, column_program, row_programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     column_programs = tl.num_programs(1)
@@ -213,7 +213,7 @@ def join_log_sums(
     parts, log_sums_out, own_measures, scale, curvature, verdict, parts_count, size,
     JUDGE: tl.constexpr, GEOMETRY: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Return the log-sum-exp from its parts (float64); of rows (`JUDGE`) also a block's share of the mean error."""
+    """Write the log-sum-exp from its parts (float64); for rows (`JUDGE`) also a block's share of the mean error."""
     index = tl.program_id(0) * BR + tl.arange(0, BR)
     inside = index < size
     upper = tl.full((BR,), float("-inf"), dtype=tl.float32)
@@ -244,22 +244,22 @@ def close_sums(
     log_rows, log_columns, own_measures, own_columns, scale, curvature, row_ends, column_ends, own_slopes, sums,
     n, m, start, GEOMETRY: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exps with the own pairs, slope of the loss by each own logit, and a block's sums of losses and of measures of own
-    pairs, those of all ranks."""
+    """Write log-sum-exps with the own pairs, slopes of the loss by the own logits, and a block's sums of losses and of measures
+    of own pairs, those of all ranks."""
     index = tl.program_id(0) * BR + tl.arange(0, BR)
     inside, is_column = index < n, index < m
     multiplier = multiplier_of(scale, curvature, GEOMETRY).to(tl.float64)
     own = -multiplier * tl.load(own_measures + index, mask=inside, other=0.0)
     row_gap = tl.load(log_rows + index, mask=inside, other=0.0) - own
     column_gap = tl.load(log_columns + start + index, mask=inside, other=0.0) - own
-    # log(1 + exp(gap)), by the form that keeps its digits where the own pair dominates
+    # log(1 + exp(gap)), in the form that stays accurate where the own pair dominates
     row_loss = tl.maximum(row_gap, 0.0) + log1p(tl.exp(-tl.abs(row_gap)))
     column_loss = tl.maximum(column_gap, 0.0) + log1p(tl.exp(-tl.abs(column_gap)))
     tl.store(row_ends + index, own + row_loss, mask=inside)
     slope = -1.0 / (1.0 + tl.exp(-row_gap)) - 1.0 / (1.0 + tl.exp(-column_gap))
     tl.store(own_slopes + index, slope, mask=inside)
     tl.store(sums + 2 * tl.program_id(0), tl.sum(tl.where(inside, row_loss + column_loss, 0.0), axis=0))
-    # Columns of other ranks too: their own pairs are there, and their measures came over in `own_columns`.
+    # Columns of other ranks too: their own pairs are on those ranks, which sent the measures in `own_columns`.
     column_measure = tl.load(own_columns + index, mask=is_column, other=0.0)
     tl.store(sums + 2 * tl.program_id(0) + 1, tl.sum(column_measure, axis=0))
     column_own = -multiplier * column_measure
@@ -277,7 +277,7 @@ def pair_slopes(
     first_row, n, m, start, width, rows_of_chunk, GROUP: tl.constexpr,
     GEOMETRY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Probability of each foreign pair times the slope of its measure, in two parts, and the sums of it that gradients need."""
+    """Write each foreign pair's probability times the slope of its measure, in two parts, and the sums that gradients need."""
     program = tl.program_id(0)
     row_blocks, column_blocks = tl.cdiv(rows_of_chunk, BM), tl.cdiv(m, BN)
     group = program // (GROUP * column_blocks)
@@ -306,7 +306,7 @@ def pair_slopes(
     upper = to_tf32(slopes)
     tl.store(slopes_high + place, upper, mask=mask)
     tl.store(slopes_low + place, to_tf32(slopes - upper), mask=mask)
-    # All slopes add up to 0, so measures may be taken from any number: from the mean one, rounding counts least.
+    # All slopes add up to 0, so any number may be subtracted from the measures: their mean keeps rounding smallest.
     centre = (tl.load(closing + 1) / m).to(tl.float32)
     tl.store(scalar_parts + 2 * program, tl.sum(tl.sum(probability * (measure - centre), axis=1), axis=0))
     if GEOMETRY == "lorentz":

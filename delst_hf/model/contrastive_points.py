@@ -1,4 +1,4 @@
-"""Triton kernels of the contrastive loss over single points: what the pairs are made of, and the end of their gradients."""
+"""Triton kernels of the contrastive loss over single points: the inputs of the pairs, and the last step of the gradients."""
 
 from .contrastive_kernels import factor_of, jit, log1p, measure_and_slope, tl, to_tf32
 
@@ -7,7 +7,7 @@ from .contrastive_kernels import factor_of, jit, log1p, measure_and_slope, tl, t
 def measure_points(
     points, curvature, lengths, rapidities, centres, total, dim, GEOMETRY: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """Return the norm and rapidity of each point, and a block's sums of directions (of points, euclidean) and rapidities."""
+    """Write the norm and rapidity of each point, and a block's sums of directions (euclidean: of points) and rapidities."""
     block = tl.program_id(0)
     rows = block * BR + tl.arange(0, BR)
     inside = rows < total
@@ -38,7 +38,7 @@ def split_points(
     points, curvature, lengths, rapidities, centre, high, low, statistics, own_h, own_measures,
     n, total, start, dim, width, GEOMETRY: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Offsets from the centre in two parts, statistics of each point, and ``h`` and measure of each own pair (float64)."""
+    """Write points' offsets from the centre in two parts, their statistics, and own pairs' ``h`` and measure (float64)."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     inside, has_own = rows < total, rows < n
     partners = tl.where(has_own, n + start + rows, 0)
@@ -107,7 +107,7 @@ def finish_gradients(
     products, sums, gradients, scalar_parts, outer, weight_of_loss,
     n, total, start, dim, width, GEOMETRY: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all points from the products and sums of `pair_slopes`, and the own pairs' share, computed in float64."""
+    """Write the gradients of all points, in float64 from the products and sums of `pair_slopes` and from the own pairs."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     inside, is_left = rows < total, rows < n
     own_row = tl.where(is_left, rows, rows - n - start)

@@ -10,20 +10,20 @@ from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
-    """Return number of processes that train together, 1 without torch.distributed."""
+    """Return the number of processes that train together, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """Rank of this process among those that train together, 0 without torch.distributed.
+    """Return the rank of this process among those that train together, 0 without torch.distributed.
 
-    accelerate's ``PartialState`` does not serve here: under torchrun on a CPU it calls every process the main one.
+    accelerate's ``PartialState`` is not used: under torchrun on a CPU it reports every process as the main one.
     """
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def wait_for_all() -> None:
-    """Wait until every process is here. ``PartialState.wait_for_everyone`` waits for nobody under torchrun on a CPU."""
+    """Wait until every process has arrived. ``PartialState.wait_for_everyone`` does not wait under torchrun on a CPU."""
     if world_size() > 1:
         dist.barrier()
 
@@ -51,9 +51,9 @@ def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
 
 
 class _AllGather(torch.autograd.Function):
-    """The tensors of all ranks, stacked; in the backward pass each rank gets the sum of their gradients for its own.
+    """Stack the tensors of all ranks; in the backward pass each rank gets the sum of all ranks' gradients for its own.
 
-    That of torch.distributed.nn is deprecated from torch 2.13 on, and its successor is not in torch 2.6.
+    The all_gather of torch.distributed.nn is deprecated from torch 2.13 on, and its successor is not in torch 2.6.
     """
 
     @staticmethod
@@ -70,5 +70,5 @@ class _AllGather(torch.autograd.Function):
             dist.reduce_scatter_tensor(own, gradients.contiguous())
             return own
         gradients = gradients.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradients)  # gloo came late to reduce_scatter
+        dist.all_reduce(gradients)  # early versions of gloo lack reduce_scatter
         return gradients[dist.get_rank()]

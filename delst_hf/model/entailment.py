@@ -1,7 +1,7 @@
-"""Entailment: what an ordered pair of points costs, the losses over such pairs, and how many children lie in their cones.
+"""Entailment: penalties of ordered pairs of points, losses over such pairs, and the share of children inside their cones.
 
 With ``a`` the exterior angle of the child at its parent, ``w`` the half-aperture of the parent's cone (times ``eta``), ``r``
-the distance to the origin, ``d`` that between the two points, and a prime for the child of another pair:
+the distance to the origin, ``d`` the distance between the two points, and a prime for the child of another pair:
 
     cone         max(0, a - w)                                       MERU (arXiv 2304.09172), HyCoCLIP (arXiv 2410.06912)
     uncha        max(0, a - w) + 0.1 a                               UNCHA (arXiv 2603.22042)
@@ -11,7 +11,7 @@ the distance to the origin, ``d`` that between the two points, and a prime for t
     radial       t softplus((r_parent + m - r_child) / t)            order of the radii alone
 
 A form is a function of paired points, space parts (..., pairs, dim), and returns one penalty per pair (..., pairs);
-`entailment_loss` averages them. All are computed in float32 (float64 where the input is).
+`entailment_loss` averages them. All are computed in float32 (float64 for float64 input).
 """
 
 from collections.abc import Callable
@@ -25,52 +25,52 @@ from torch import Tensor
 from .lorentz import distance, exterior_angle, half_aperture, lift, radius
 
 ANGLE_SHARE = 0.1
-"""Share of the angle itself in the form ``uncha``: a gradient for pairs that are inside already. As in UNCHA."""
+"""Weight of the angle itself in the form ``uncha``: it gives a gradient to pairs that are inside already. As in UNCHA."""
 
 MARGIN = 0.1
-"""``m``, in radians outside the cone (``negatives``) or as a distance (``radial``). Ours."""
+"""``m``, in radians outside the cone (``negatives``) or as a distance (``radial``). Our choice."""
 
 NORM_FLOOR = 0.5
-"""Distance to the origin below which the form ``argent`` pushes parents outwards. ARGENT regularises norms; how is ours."""
+"""Distance to the origin below which the form ``argent`` pushes parents outwards. ARGENT regularises norms; the way is ours."""
 
 TEMPERATURE = 0.1
-"""``t`` of the form ``radial``, a distance: how soft the step of its margin is. Ours."""
+"""``t`` of the form ``radial``, a distance: the softness of its margin. Our choice."""
 
 
 def cone(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise how far, in radians, the child lies outside the cone; nothing where it is inside."""
+    """Penalise the angle, in radians, by which the child lies outside the cone; 0 inside."""
     return F.relu(exterior_angle(parent, child, curvature) - aperture)
 
 
 def uncha(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise as `cone` does, and a tenth of the angle besides, so that the gradient never vanishes."""
+    """Penalise as `cone` does, plus a tenth of the angle, so that the gradient never vanishes."""
     outward = exterior_angle(parent, child, curvature)
     return F.relu(outward - aperture) + ANGLE_SHARE * outward
 
 
 def argent(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise the angle itself, weighted so that pairs that nearly coincide are spared, and parents near the origin.
+    """Penalise the angle, weighted so that nearly coincident pairs count little, and parents near the origin.
 
-    The angle between two points that are all but one is noise. The weight of ARGENT and its regulariser of norms could not be
-    read; the hyperbolic tangent of the distance, without gradient, and the floor under the parent's radius are ours.
+    The angle between two nearly coincident points is noise. We could not read ARGENT's own weight and norm regulariser; the
+    hyperbolic tangent of the distance, without gradient, and the floor under the parent's radius are ours.
     """
     weight = distance(parent, child, curvature).detach().tanh()
     return weight * exterior_angle(parent, child, curvature) + F.relu(NORM_FLOOR - radius(parent, curvature))
 
 
 def negatives(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise as `cone` does, and children of other pairs that come nearer to the cone than the margin."""
+    """Penalise as `cone` does, plus children of other pairs that come nearer to the cone than the margin."""
     foreign = F.relu(exterior_angle(parent, child.roll(1, -2), curvature) - aperture)
     return cone(parent, child, curvature, aperture) + F.relu(MARGIN - foreign)
 
 
 def difference(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise the angle of the child, and reward that of the child of another pair: between -pi and pi, chance is 0."""
+    """Penalise the angle of the child less that of another pair's child: between -pi and pi, 0 by chance."""
     return exterior_angle(parent, child, curvature) - exterior_angle(parent, child.roll(1, -2), curvature)
 
 
 def radial(parent: Tensor, child: Tensor, curvature: float | Tensor, aperture: Tensor) -> Tensor:
-    """Penalise a child that is not farther from the origin than its parent by the margin; directions are left alone."""
+    """Penalise a child that is not farther from the origin than its parent by the margin, whatever its direction."""
     behind = radius(parent, curvature) + MARGIN - radius(child, curvature)
     return TEMPERATURE * F.softplus(behind / TEMPERATURE)
 
@@ -95,7 +95,7 @@ def entailment_loss(
     form: str = "cone",
     radius_floor: float = 0.0,
 ) -> Tensor:
-    """Average how much children violate the entailment by their parents: by default, the radians outside of their cones.
+    """Average how much children violate entailment by their parents: by default, their angles outside the cones in radians.
 
     ``mean(max(0, exterior_angle(parent, child) - aperture_scale * half_aperture(parent)))``
 
@@ -103,15 +103,15 @@ def entailment_loss(
         parent: The more general points, space parts (pairs, dim).
         child: The more specific points, space parts (pairs, dim).
         curvature: ``c > 0``.
-        aperture_scale: ``eta``; below 1 asks for more than the cone, above 1 forgives.
+        aperture_scale: ``eta``; below 1 narrows the cones, above 1 widens them.
         min_radius: ``K`` of the half-aperture.
         counts: (pairs,) bool, which pairs count; None when all do.
-        form: What a pair costs, one of `ENTAILMENT_FORMS`.
-        radius_floor: Distance to the origin below which a parent costs what it lacks, so that cones do not open by collapse
-            of their apices. 0 for none.
+        form: Penalty of a pair, one of `ENTAILMENT_FORMS`.
+        radius_floor: Distance to the origin below which a parent is penalised by the shortfall, so that cones do not widen by
+            collapsing onto the origin. 0 for none.
 
     Returns:
-        0-d tensor; 0 for zero pairs and, by the form ``"cone"``, when every child is inside its cone.
+        0-d tensor; 0 for zero pairs and, with the form ``"cone"``, when every child is inside its cone.
 
     Raises:
         ValueError: If `form` is not known.
@@ -137,9 +137,9 @@ def entailment_loss(
 def _half_slide_pairs(
     level: Tensor, slide_ids: Tensor | None, parent: str, min_level_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `ordered_pairs` before the choice: one candidate for each spot, parents, children and which count, all (batch,).
+    """Return the candidates of `ordered_pairs`, one per spot: parents, children and which of them count, all (batch,).
 
-    Of fixed shape, so that a device need not be waited for.
+    Their shape is fixed, so that the host need not wait for the device.
     """
     if parent not in ("fewer", "more"):
         raise ValueError(f"parent={parent!r} is not known. Choose 'fewer' or 'more'.")
@@ -149,7 +149,7 @@ def _half_slide_pairs(
     if slide_ids is not None:
         order = order[torch.argsort(slide_ids[order], stable=True)]
         slides = slide_ids[order]
-        # Where the slide of each position begins and ends, both by running over the borders.
+        # First and last position of the slide at each position, by cumulative extrema over the borders.
         border = slides[1:] != slides[:-1]
         first[1:] = torch.where(border, position[1:], 0)
         last[:-1] = torch.where(border, position[:-1], len(order) - 1)
@@ -167,14 +167,14 @@ def ordered_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Return pairs of spots of one slide whose levels differ clearly, the general one first.
 
-    The spots of each slide are sorted by level, and the spot of rank r is paired with the one half a slide further up: every
-    spot is in at most one pair, no pair is of near neighbours in rank, and no random number is drawn (a shuffled batch is
-    draw enough), so a resumed or a distributed run pairs the same spots.
+    The spots of each slide are sorted by level, and the spot of rank r is paired with the one half a slide further up. Every
+    spot is in at most one pair, and no pair is of near neighbours in rank. No random number is drawn (a shuffled batch is
+    random enough), so a resumed or a distributed run pairs the same spots.
 
     Args:
         level: Hierarchy key (batch,), for example the number of expressed genes.
-        slide_ids: Slide of each spot (batch,) int; None takes all spots for one slide.
-        parent: ``"fewer"`` makes the spot of the lower level the parent, ``"more"`` the other.
+        slide_ids: Slide of each spot (batch,) int; None treats the batch as one slide.
+        parent: ``"fewer"`` makes the spot of the lower level the parent, ``"more"`` that of the higher level.
         min_level_ratio: Pairs whose levels differ by a smaller factor are dropped.
 
     Returns:
@@ -205,23 +205,23 @@ def intra_entailment_loss(
     form: str = "cone",
     radius_floor: float = 0.0,
 ) -> Tensor:
-    """Average the entailment among spots of one modality, by the pairs of `ordered_pairs`: the more general entails the other.
+    """Average the entailment loss within one modality over `ordered_pairs`: the more general spot entails the other.
 
     Args:
         embeds: Space parts of one modality (batch, dim).
         level: Hierarchy key (batch,), for example the number of expressed genes.
         curvature: ``c > 0``.
-        slide_ids: Slide of each spot (batch,) int; pairs stay within a slide. None takes all spots for one slide.
+        slide_ids: Slide of each spot (batch,) int; pairs stay within a slide. None treats the batch as one slide.
         parent: Whether ``"fewer"`` or ``"more"`` expressed genes make the parent.
-        min_level_ratio: The clear gap that makes a pair.
+        min_level_ratio: As in `ordered_pairs`.
         aperture_scale: ``eta`` of the cones.
         min_radius: ``K`` of the half-aperture.
         form: As in `entailment_loss`.
         radius_floor: As in `entailment_loss`.
 
     Returns:
-        0-d tensor; 0 when the batch holds no ordered pair. On an accelerator NaN where `level` holds NaN or negative values:
-        there, looking at it would make the host wait in every step.
+        0-d tensor; 0 when the batch holds no ordered pair. On an accelerator NaN if `level` holds NaN or negative values:
+        checking it there would make the host wait in every step.
 
     Raises:
         ValueError: If `level`, on a CPU, holds NaN or negative values, or `parent` or `form` is not known.
@@ -258,16 +258,16 @@ def joint_entailment_losses(
     form: str = "cone",
     radius_floor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-modal `entailment_loss` and the mean `intra_entailment_loss` of both modalities, computed as one.
+    """Return the cross-modal `entailment_loss` and the mean `intra_entailment_loss` of both modalities, computed together.
 
-    On an accelerator each of them costs as much as all three together: hundreds of operations on a few numbers.
+    On an accelerator each of the three alone costs as much as all together: hundreds of operations on a few numbers.
 
     Args:
         image: Space parts of the images (batch, dim).
         gene: Space parts of the genes (batch, dim).
         level: Hierarchy key (batch,).
         curvature: ``c > 0``.
-        slide_ids: Slide of each spot (batch,) int; None takes all spots for one slide.
+        slide_ids: Slide of each spot (batch,) int; None treats the batch as one slide.
         cross_parent: Which modality is the parent of the other, ``"gene"`` or ``"image"``.
         cross_aperture_scale: ``eta`` across modalities.
         intra_parent: As ``parent`` of `intra_entailment_loss`.
@@ -292,7 +292,7 @@ def joint_entailment_losses(
     inputs: list[Any] = [image, gene, level, curvature, *([] if slide_ids is None else [slide_ids])]
     if not _may_be_replayed(image):
         return _joint_losses(constants, *inputs)
-    # What only a CUDA device runs is read there only.
+    # Imported on CUDA devices only, which alone use it.
     from .replay import replayed
 
     cross, intra = replayed(lambda *given: _joint_losses(constants, *given), ("entailment", constants), inputs)
@@ -300,7 +300,7 @@ def joint_entailment_losses(
 
 
 def _may_be_replayed(x: Tensor) -> bool:
-    """Tell whether a CUDA graph could hold the losses of these points; a compiler makes its own."""
+    """Tell whether a CUDA graph could hold the losses of these points; under torch.compile the compiler makes its own."""
     return x.is_cuda and not torch.compiler.is_compiling()
 
 
@@ -312,13 +312,13 @@ def _joint_losses(
     curvature: float | Tensor,
     slide_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return `joint_entailment_losses` of inputs that were checked."""
+    """Return `joint_entailment_losses` of checked inputs."""
     cross_parent, intra_parent, min_level_ratio, apertures, form, radius_floor = constants
     cross_aperture_scale, intra_aperture_scale, min_radius = apertures
     parents, children, counts = _half_slide_pairs(level, slide_ids, intra_parent, min_level_ratio)
     both = torch.stack([lift(image), lift(gene)])
     across = both if cross_parent == "image" else both.flip(0)
-    # By index_select, whose gradient is one addition; that of an index sorts first.
+    # The gradient of index_select is one addition; that of plain indexing sorts first.
     parent = torch.cat([across[:1], both.index_select(1, parents)])
     child = torch.cat([across[1:], both.index_select(1, children)])
     aperture = half_aperture(parent, curvature, min_radius)
@@ -339,7 +339,7 @@ def cone_statistics(
     min_radius: float = 0.1,
     aperture_scale: float = 1.0,
 ) -> dict[str, float]:
-    """Tell where the two modalities lie, and whether children are inside the cones of their parents.
+    """Return radii and half-apertures of the two modalities, and the share of children inside the cones of their parents.
 
     Args:
         image_embeds: Space parts on the hyperboloid (pairs, dim).
@@ -353,9 +353,9 @@ def cone_statistics(
         ``image_radius`` and ``gene_radius``, mean distance to the origin (low: general); ``image_half_aperture`` and
         ``gene_half_aperture``, mean half-angle of their cones in degrees (high: general, 90 is a half-space);
         ``in_cone_matched``, the fraction of pairs whose child lies inside its parent's cone; and its control
-        ``in_cone_mismatched``, the same with each parent given the child of a spot half the pairs away (neighbours in
-        a slide look alike, so the next one would be no control). A fraction that does not exceed
-        its control says that the cones are wide, not that they are right.
+        ``in_cone_mismatched``, the same fraction with each parent given the child of a spot half the pairs away (neighbours
+        in a slide look alike, so the next spot would be no control). A fraction that does not exceed its control says that
+        the cones are wide, not that they are right.
     """
     image, gene = image_embeds.detach().float(), gene_embeds.detach().float()
     apex, child = (gene, image) if parent == "gene" else (image, gene)

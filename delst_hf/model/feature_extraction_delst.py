@@ -1,4 +1,4 @@
-"""Counts by gene name -> what the gene encoder reads: the vocabulary's genes, normalised, with a mask of what was measured."""
+"""Counts by gene name -> inputs of the gene encoder: the vocabulary's genes, normalised, with a mask of those measured."""
 
 import hashlib
 import logging
@@ -15,18 +15,18 @@ logger = logging.getLogger(__name__)
 class DelstGeneFeatureExtractor(FeatureExtractionMixin):
     """Aligns counts to a gene vocabulary and normalises them.
 
-    The vocabulary is saved with the model. Counts are scaled to one library size, over all genes given, and log1p-transformed.
+    The vocabulary is saved with the model. Counts are scaled to one library size over all given genes, then log1p-transformed.
     Missing is not zero: genes of the vocabulary that the input lacks are zero in ``gene_values`` and False in ``gene_mask``.
 
     Args:
         vocabulary: Gene names in the order of the model's input; unique.
         target_sum: Library size that every spot is scaled to, in counts.
-        min_match_rate: Below this share of the vocabulary found in the input, a warning is given.
-        error_match_rate: Below this share, an error: the names are then of another kind (Ensembl ids for symbols), or of
-            another species.
+        min_match_rate: Share of the vocabulary found in the input below which a warning is logged.
+        error_match_rate: Share below which an error is raised: the names are then of another kind (Ensembl ids instead of
+            symbols), or of another species.
 
     Raises:
-        ValueError: If the vocabulary is empty or has duplicates.
+        ValueError: If the vocabulary has duplicates.
 
     >>> extractor = DelstGeneFeatureExtractor(["ERBB2", "KRT19", "CD3E"])
     >>> inputs = extractor({"KRT19": 3, "ERBB2": 1, "ACTB": 6})
@@ -54,7 +54,7 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         super().__init__(**kwargs)
 
     def vocabulary_hash(self) -> str:
-        """Return the SHA-256 (16 hex digits) of the genes in their order: two models of one hash read the same input.
+        """Return the SHA-256 (16 hex digits) of the genes in order: models with the same hash read the same input.
 
         >>> DelstGeneFeatureExtractor(["ERBB2", "KRT19"]).vocabulary_hash()
         '0385571dcd06955f'
@@ -65,7 +65,7 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         """Add genes at the end of the vocabulary; the model then needs ``resize_gene_embeddings(len(vocabulary))``.
 
         Args:
-            gene_names: Names of genes; those that the vocabulary has already are passed over.
+            gene_names: Names of genes; those already in the vocabulary are skipped.
 
         Returns:
             The number of genes that were added.
@@ -183,7 +183,7 @@ def _as_matrix(counts: Any, gene_names: Sequence[str] | None) -> tuple[np.ndarra
 def _check_counts(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         raise ValueError(
-            "counts holds NaN or infinite values. Give raw counts; leave genes that were not measured out."
+            "counts holds NaN or infinite values. Give raw counts; leave out genes that were not measured."
         )
     if (values < 0).any():
         raise ValueError(f"counts holds negative values (lowest {values.min():g}). Give raw counts, not scaled values.")
@@ -199,9 +199,8 @@ def log_normalize(counts: Any, target_sum: float = 1e4, total_counts: Any = None
 
     Args:
         counts: (spots, genes) raw counts, dense or any scipy sparse matrix.
-        target_sum: Counts per spot after scaling. For what a model reads, that of its processor.
-        total_counts: (spots,) counts of all genes of each spot, where `counts` holds some of them only. By default the sums of
-            the rows.
+        target_sum: Counts per spot after scaling. For inputs of a model, use that of its processor.
+        total_counts: (spots,) counts of all genes of each spot, if `counts` holds only some of them. Default: the row sums.
 
     Returns:
         (spots, genes) float32, dense for dense counts and csr for sparse ones.
@@ -214,7 +213,7 @@ def log_normalize(counts: Any, target_sum: float = 1e4, total_counts: Any = None
     """
     if not (np.isfinite(target_sum) and target_sum > 0):
         raise ValueError(f"target_sum is {target_sum}; allowed is a positive number. The usual value is 1e4.")
-    # In float64, where the sum of a million counts is exact, and in a copy, so that the caller's counts stay.
+    # In float64, where the sum of a million counts is exact, and in a copy, so that the caller's counts do not change.
     if hasattr(counts, "tocsr"):
         matrix = counts.astype(np.float64).tocsr(copy=True)
         matrix.sum_duplicates()

@@ -2,7 +2,7 @@
 
 ``L = contrastive + lambda * cross-modal entailment + beta * intra-modal entailment``
 
-All compute in float32 (float64 where the input is). With several processes, embeddings are gathered, never logits, and
+All compute in float32 (float64 for float64 input). With several processes, embeddings are gathered, never logits, and
 the gradients averaged by DDP equal those of one process with the joined batch.
 """
 
@@ -41,19 +41,19 @@ def contrastive_loss(
         logit_scale: The multiplier itself, already exponentiated.
         curvature: ``c > 0``, used by the Lorentz geometry.
         geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
-        chunk_size: Rows and columns of a tile; None takes what is fast on the device. It bounds the memory and changes the
-            result by no more than rounding.
-        across_ranks: Take the negatives of all ranks: local images against the genes of all ranks, whose tiles serve both
+        chunk_size: Rows and columns of a tile; None chooses a size that is fast on the device. It bounds the memory and
+            changes the result by no more than rounding.
+        across_ranks: Take the negatives of all ranks: local images against the genes of all ranks, in tiles that serve both
             directions. The mean of the returned value over the ranks is then the loss of the joined batch, and gradients
             averaged over the ranks, as by DDP, are its gradients.
-        groups: (batch,) int; spots of one group, such as a slide, are not each other's negatives. The whole matrix is then
+        groups: (batch,) int; spots of one group, such as a slide, are not each other's negatives. The full matrix is then
             formed (`dense_contrastive`). None: all other spots are negatives.
 
     Returns:
         0-d tensor. log(batch) is chance.
 
     Raises:
-        ValueError: If the two batches differ in shape, or the geometry or the chunk size is not one.
+        ValueError: If the two batches differ in shape, or the geometry or the chunk size is not valid.
 
     >>> x = torch.nn.functional.normalize(torch.eye(3), dim=-1)
     >>> contrastive_loss(x, x, torch.tensor(10.0), 1.0, geometry="cosine") < contrastive_loss(
@@ -63,7 +63,7 @@ def contrastive_loss(
     """
     if image_embeds.shape != gene_embeds.shape:
         raise ValueError(
-            f"image_embeds {tuple(image_embeds.shape)} and gene_embeds {tuple(gene_embeds.shape)} must have one shape: "
+            f"image_embeds {tuple(image_embeds.shape)} and gene_embeds {tuple(gene_embeds.shape)} must have the same shape: "
             "row i of both is the same spot."
         )
     start, across_ranks = 0, across_ranks and world_size() > 1
@@ -151,11 +151,11 @@ def objective(
     gene_mask: Tensor | None = None,
     across_ranks: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute every term that has a weight and, first, their weighted sum.
+    """Compute the weighted sum of the loss terms, which comes first, and every term that has a weight.
 
     With `parts` the loss is that of nested views: parts are contrasted with the wholes of the other modality and entail the
-    wholes of their own, in place of the order by `level`. With `niches` it is that of two levels (HyperST, arXiv 2511.22107):
-    niches are contrasted as spots are, and a spot entails its niche, of which it is a part.
+    wholes of their own modality, in place of the order by `level`. With `niches` it is that of two levels (HyperST, arXiv
+    2511.22107): niches are contrasted as spots are, and each spot entails the niche that it is part of.
 
     Args:
         config: A `DelstConfig`: geometry, forms and weights.
@@ -163,11 +163,11 @@ def objective(
         logit_scale: The multiplier itself (0-d).
         curvature: ``c > 0`` (0-d).
         level: Hierarchy key (batch,), needed by the intra-modal loss without `parts`.
-        slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
+        slide_ids: Slide of each spot (batch,) int; None treats the batch as one slide.
         negative_groups: (batch,) int; spots of one group are not each other's negatives.
         parts: Image and gene embeddings of a part of each spot, each (batch, dim).
-        niches: Image and gene embeddings of the niche of each spot, each (batch, dim); not beside `parts`.
-        predicted: Expression predicted from the image embeddings (batch, genes), with a ``regression_weight``.
+        niches: Image and gene embeddings of the niche of each spot, each (batch, dim); not together with `parts`.
+        predicted: Expression predicted from the image embeddings (batch, genes), for the ``regression_weight``.
         gene_values: Normalised expression (batch, genes).
         gene_mask: (batch, genes) bool, True where measured.
         across_ranks: Take negatives and ordered pairs from all processes; all must call it.
@@ -199,7 +199,7 @@ def objective(
     else:
         terms = _by_level(config, wholes, curvature, level, slide_ids)
     if config.regression_weight > 0 and predicted is not None and gene_values is not None:
-        # Of local spots alone: the gradients of the ranks are averaged.
+        # Local spots only: gradients are averaged over the ranks.
         terms["regression_loss"] = regression_loss(predicted, gene_values, gene_mask)
     loss = contrastive
     for name, term in terms.items():
@@ -222,16 +222,16 @@ def unpaired_objective(
     """Compute the loss of spots without an image, by their gene embeddings alone.
 
     ``contrastive(g(x, m b), g(x, m (1 - b))) + beta * intra-modal entailment(g(x, m))`` with x the expression of a spot, m the
-    genes that were measured and b a coin for each gene. Without an image a spot can only be matched with itself: the halves
-    share no gene and no count, whose noise is independent, so what tells that they are one spot is its state. (Counts are
-    split for the same reason in Neufeld et al., arXiv 2207.00554; halves of the input as views are those of SCARF, 2106.15147.)
+    mask of measured genes and b a coin per gene. Without an image a spot can only be matched with itself. The halves share no
+    gene and no count, and the noise of counts is independent, so only the state of the spot links them. (Neufeld et al., arXiv
+    2207.00554, split counts for the same reason; SCARF, arXiv 2106.15147, uses parts of the input as views.)
 
     Args:
         config: A `DelstConfig`: geometry, form of entailment and its weight.
         halves: Gene embeddings of two complementary halves of the genes of each spot, each (batch, dim).
         logit_scale: The multiplier itself (0-d).
         curvature: ``c > 0`` (0-d).
-        wholes: Gene embeddings of the whole spots (batch, dim), for the order by `level`; None leaves it out.
+        wholes: Gene embeddings of the whole spots (batch, dim), for the order by `level`; None leaves that term out.
         level: Hierarchy key (batch,), needed with `wholes`.
         slide_ids: Slide of each spot (batch,) int; ordered pairs stay within a slide.
         negative_groups: (batch,) int; spots of one group are not each other's negatives.
@@ -291,7 +291,7 @@ def _cross(config: Any, pair: Pair, curvature: Tensor) -> Tensor:
 
 
 def _by_parts(config: Any, wholes: Pair, parts: Pair, curvature: Tensor) -> dict[str, Tensor]:
-    """Return entailment across modalities of wholes and of parts, and of wholes by their parts, each the mean of two."""
+    """Return cross-modal entailment, the mean of wholes and parts, and that of wholes by parts, the mean of modalities."""
     terms = {}
     if config.cross_entailment_weight > 0:
         terms["cross_entailment_loss"] = (_cross(config, wholes, curvature) + _cross(config, parts, curvature)) / 2
@@ -307,7 +307,7 @@ def _by_parts(config: Any, wholes: Pair, parts: Pair, curvature: Tensor) -> dict
 def _by_level(
     config: Any, wholes: Pair, curvature: Tensor, level: Tensor | None, slide_ids: Tensor | None
 ) -> dict[str, Tensor]:
-    """Return entailment across modalities, and within each by the order of `level`."""
+    """Return cross-modal entailment, and entailment within each modality by the order of `level`."""
     if config.intra_entailment_weight <= 0:
         return (
             {"cross_entailment_loss": _cross(config, wholes, curvature)} if config.cross_entailment_weight > 0 else {}

@@ -33,10 +33,10 @@ class DelstOutput(ModelOutput):
         cross_entailment_loss: Cross-modal entailment before its weight (0-d), None when its weight is 0.
         intra_entailment_loss: Intra-modal entailment before its weight, the mean of both modalities (0-d), None when its
             weight is 0.
-        regression_loss: Error of the expression predicted from the image embedding, before its weight (0-d), None when its
-            weight is 0.
-        logits_per_image: Similarities (images, genes) times the logit scale; not formed when only the loss is asked for.
-        logits_per_gene: Its transpose.
+        regression_loss: Squared error of the expression predicted from the image embedding, before its weight (0-d), None when
+            its weight is 0.
+        logits_per_image: Similarities (images, genes) times the logit scale; None with ``return_loss=True``.
+        logits_per_gene: Transpose of ``logits_per_image``.
         image_embeds: Space parts on the hyperboloid (batch, projection_dim); unit vectors for ``geometry="cosine"``.
         gene_embeds: The same for the genes.
         vision_model_output: The backbone's output, ``pooler_output`` being the pooled features (batch, vision width).
@@ -65,7 +65,7 @@ class DelstOutput(ModelOutput):
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes and stays in float32, whatever the model around it is built in or cast to."""
+    """A linear layer that computes and stays in float32, whatever dtype the model around it is built in or cast to."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None):
         super().__init__(in_features, out_features, bias, device, dtype=torch.float32)
@@ -78,7 +78,7 @@ class Float32Linear(nn.Linear):
 
 
 def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return what ``Module.to`` and its kin do to a tensor, less a cast to half precision: the way back would not undo it."""
+    """Wrap what ``Module.to`` and the like apply to a tensor: never cast to half precision, which casting back cannot undo."""
 
     def moved(tensor: Tensor) -> Tensor:
         result = fn(tensor)
@@ -88,7 +88,7 @@ def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 class DelstPreTrainedModel(PreTrainedModel):
-    """What the DELST models share: configuration, initialisation, capabilities of the backbone passed through, checkpoints."""
+    """Base of the DELST models: configuration, initialisation, capabilities passed through from the backbone, checkpoints."""
 
     config_class: type[PreTrainedConfig] = DelstConfig
     config: Any
@@ -101,9 +101,9 @@ class DelstPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["DelstGeneModel"]
-    # The head, whose logit_scale is not one that a backbone may have (swinv2).
+    # The head. Its logit_scale must not match that of a backbone (swinv2).
     _keep_in_fp32_modules_strict = [
-        "(?:visual_projection|expression_head)",  # the second is there only with a regression weight
+        "(?:visual_projection|expression_head)",  # the second exists only with a regression weight
         "gene_projection",
         r"(?<!\.)(?:delst\.)?logit_scale",
         "log_curvature",
@@ -128,36 +128,36 @@ class DelstPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Do as in transformers; a checkpoint that was saved without its backbone fetches it.
+        """Load as transformers does, and fetch the backbone of a checkpoint that was saved without it.
 
         Args:
             pretrained_model_name_or_path: Local folder or Hub id.
             *model_args: As in transformers.
-            **kwargs: As in transformers. Besides ``vision_path``, where the backbone of such a checkpoint lies: a local folder
-                or another Hub id, by default the id and revision that the checkpoint names; and ``vision_kwargs``, for loading
-                it, such as ``{"trust_remote_code": True}``.
+            **kwargs: As in transformers. In addition, for a checkpoint without its backbone: ``vision_path``, the local folder
+                or Hub id of the backbone, by default the id and revision that the checkpoint names; and ``vision_kwargs``,
+                options for loading the backbone, such as ``{"trust_remote_code": True}``.
 
         Raises:
             OSError: If the backbone cannot be reached.
-            ValueError: If it is not the one that the checkpoint was trained on, or the checkpoint holds its backbone and
-                another one is given; if weights are missing, unknown or out of range (but for those of a new task head).
+            ValueError: If the backbone is not the one that the checkpoint was trained on, or ``vision_path`` is given although
+                the checkpoint holds its backbone; if weights are missing, unknown or out of range (a new task head aside).
         """
         from .backbone_delst import load_checkpoint
 
         return load_checkpoint(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, save_backbone: bool | None = None, **kwargs: Any) -> Any:
-        """Do as in transformers; ``save_backbone=False`` leaves the backbone out.
+        """Save as transformers does; ``save_backbone=False`` leaves the backbone out.
 
         Args:
             save_directory: Where to write.
             *args: As in transformers.
-            save_backbone: False writes heads and LoRA only, with the id, revision and fingerprint of the backbone. By default,
-                what ``config.save_backbone`` says.
+            save_backbone: False writes heads and LoRA only, with the id, revision and fingerprint of the backbone.
+                Default: ``config.save_backbone``.
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If the backbone could not be fetched again as it is.
+            ValueError: If the backbone could not be fetched again unchanged.
         """
         setting = self.config.save_backbone
         self.config.save_backbone = setting if save_backbone is None else save_backbone
@@ -165,7 +165,7 @@ class DelstPreTrainedModel(PreTrainedModel):
             if not self.config.save_backbone:
                 from .backbone_delst import weights_without_backbone
 
-                # The original format renames the layers of some backbones, and LoRA must find them under their present names.
+                # The original format renames the layers of some backbones, and LoRA must find them under their current names.
                 kwargs |= {"state_dict": weights_without_backbone(self), "save_original_format": False}
             return super().save_pretrained(save_directory, *args, **kwargs)
         finally:
@@ -191,7 +191,7 @@ class DelstModel(DelstPreTrainedModel):
     def __init__(self, config: DelstConfig, vision_model: PreTrainedModel | None = None):
         super().__init__(config)
         self.vision_model = build_vision_model(config.vision_config) if vision_model is None else vision_model
-        # One object, so that settings such as the attention implementation reach the tower.
+        # One shared object, so that settings such as the attention implementation reach the tower.
         self.vision_model.config = self.config.vision_config
         self.gene_model = DelstGeneModel(self.config.gene_config)
         if config.vision_feature_size is None:
@@ -217,11 +217,11 @@ class DelstModel(DelstPreTrainedModel):
         vision_kwargs: dict[str, Any] | None = None,
         **config: Any,
     ) -> "DelstModel":
-        """Start from a pretrained vision backbone; gene encoder, projections and scalars are new.
+        """Build a model on a pretrained vision backbone; gene encoder, projections and scalars are newly initialised.
 
         Args:
-            vision: Hub id or local folder of any vision backbone (of a two-tower model such as CLIP, its vision tower), or
-                a backbone in memory.
+            vision: Hub id or local folder of any vision backbone (for a two-tower model such as CLIP, its vision tower is
+                used), or a backbone in memory.
             gene_config: Configuration of the gene encoder.
             vision_kwargs: Passed to ``AutoModel.from_pretrained``, for example ``{"revision": ...}``.
             **config: Any argument of `DelstConfig`, for example ``projection_dim=256``.
@@ -245,7 +245,7 @@ class DelstModel(DelstPreTrainedModel):
         return cls(model_config, vision_model=vision).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DelstModel":
-        """Do as in torch, except that no cast reaches the head: its scalars stay in float32, and so do the projections."""
+        """Do as in torch, except that no cast reaches the head: its scalars and projections stay in float32."""
         if recurse:
             for module in self.children():
                 module._apply(fn)
@@ -253,7 +253,7 @@ class DelstModel(DelstPreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the towers; the head is in float32 always."""
+        """Data type of the towers; the head is always in float32."""
         return self.gene_model.dtype
 
     def train(self, mode: bool = True) -> "DelstModel":
@@ -272,16 +272,16 @@ class DelstModel(DelstPreTrainedModel):
 
     @torch.no_grad()
     def clamp_scalars(self) -> None:
-        """Bring the scalars back into their ranges; the trainer calls it after each optimiser step.
+        """Clamp the scalars to their ranges; the trainer calls this after each optimiser step.
 
-        The curvature stays within a factor 10 of its start, the similarity multiplier at most ``logit_scale_max``, and the
-        scale of each modality at most 1.
+        The curvature stays within a factor of 10 of its initial value, the similarity multiplier is at most
+        ``logit_scale_max``, and the scale of each modality at most 1.
         """
         for name, (low, high) in self.scalar_bounds().items():
             getattr(self, name).clamp_(low, high)
 
     def scalar_bounds(self) -> dict[str, tuple[float, float]]:
-        """Return the range of each scalar of the head, as it is stored: all of them are logarithms."""
+        """Return the range of each scalar of the head as it is stored, which is as a logarithm."""
         low, high = self.curvature_bounds
         return {
             "log_curvature": (math.log(low), math.log(high)),
@@ -296,7 +296,7 @@ class DelstModel(DelstPreTrainedModel):
         return self.config.curvature_init / 10, self.config.curvature_init * 10
 
     def resize_gene_embeddings(self, num_genes: int) -> None:
-        """Make room for genes added by `DelstGeneFeatureExtractor.add_genes`: see `DelstGeneModel`, which does it."""
+        """Make room for genes added by `DelstGeneFeatureExtractor.add_genes`: see `DelstGeneModel.resize_gene_embeddings`."""
         added = num_genes - self.config.gene_config.num_genes
         self.gene_model.resize_gene_embeddings(num_genes)
         if self.config.regression_weight > 0:
@@ -321,8 +321,8 @@ class DelstModel(DelstPreTrainedModel):
             else (self.gene_projection, self.log_gene_scale)
         )
         with torch.autocast(device_type=features.device.type, enabled=False):
-            # Backbones differ a hundredfold in the size of their features. Standardised, every one of them starts near
-            # radius 1, neither collapsed to the origin nor beyond the radius cap, where gradients vanish.
+            # Backbones differ a hundredfold in the size of their features. Standardised, all of them start near radius 1,
+            # neither collapsed to the origin nor beyond the radius cap, where gradients vanish.
             standardised = F.layer_norm(features.float(), features.shape[-1:])
             projected = projection(standardised)
             if self.config.geometry == "cosine":
@@ -387,17 +387,17 @@ class DelstModel(DelstPreTrainedModel):
             gene_values: Normalised expression of the same spots (batch, genes).
             gene_mask: (batch, genes) bool, True where measured; None when all are.
             level: Hierarchy key (batch,), the number of expressed genes by default; needed by the intra-modal loss.
-            slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
+            slide_ids: Slide of each spot (batch,) int; None treats the batch as one slide.
             return_loss: Compute the losses instead of the logits.
             across_ranks: Take negatives and ordered pairs from the batches of all processes; all must call forward.
-            negative_groups: (batch,) int; spots of one group are not each other's negatives. None: all others are.
+            negative_groups: (batch,) int; spots of one group are not each other's negatives. None: all others are negatives.
             part_pixel_values: A crop of each patch, of the same shape as `pixel_values`; with it the loss is that of nested
                 views: parts entail wholes, in place of the order by `level`.
-            part_gene_mask: (batch, genes) bool, which genes are the part of each profile; needed beside it.
+            part_gene_mask: (batch, genes) bool, which genes are the part of each profile; needed with `part_pixel_values`.
             niche_pixel_values: A wide patch around each spot, of the same shape as `pixel_values`; with it the loss is that of
                 two levels: spots entail their niches, in place of the order by `level`.
-            niche_gene_values: Normalised expression of each niche (batch, genes); needed beside it.
-            **kwargs: Passed to the vision backbone, save ``return_dict``: False for a plain tuple.
+            niche_gene_values: Normalised expression of each niche (batch, genes); needed with `niche_pixel_values`.
+            **kwargs: Passed to the vision backbone, except ``return_dict``: False returns a plain tuple.
         """
         vision_output = encode_images(self.vision_model, pixel_values, self.config.vision_pooling, **kwargs)
         gene_output = self.gene_model(gene_values, gene_mask, return_dict=True)
@@ -424,7 +424,7 @@ class DelstModel(DelstPreTrainedModel):
         else:
             logits = self.similarity(image_embeds, gene_embeds)
             results = {"logits_per_image": logits, "logits_per_gene": logits.T}
-        # Built at the end and in one piece: the order of a ModelOutput, and of its tuple, is that of assignment.
+        # Built at the end and at once: a ModelOutput, and its tuple, have the order of assignment.
         return DelstOutput(
             **results,
             image_embeds=image_embeds,
@@ -436,7 +436,7 @@ class DelstModel(DelstPreTrainedModel):
     def _embed_pair(
         self, pixel_values: Tensor, gene_values: Tensor, gene_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Embed patches and profiles that stand beside those of the spots: a part of each, or its niche."""
+        """Embed additional patches and profiles of the spots: a part of each spot, or its niche."""
         return (
             self.get_image_features(pixel_values, return_dict=True, **kwargs).pooler_output,
             self.get_gene_features(gene_values, gene_mask, return_dict=True).pooler_output,
@@ -456,14 +456,14 @@ class DelstModel(DelstPreTrainedModel):
         slide_ids: Tensor | None = None,
         **given: Any,
     ) -> dict[str, Tensor]:
-        """Return every term of the objective and, first, their weighted sum: what `forward` returns, from embeddings alone.
+        """Return the losses of `forward` from embeddings alone: first the weighted sum, then every term of the objective.
 
         Args:
             image_embeds: Image embeddings (batch, projection_dim).
             gene_embeds: Gene embeddings of the same spots (batch, projection_dim).
             level: Hierarchy key (batch,), needed by the intra-modal loss without parts.
-            slide_ids: Slide of each spot (batch,) int; None takes the batch for one slide.
-            **given: What else `losses.objective` takes: negative_groups, parts, niches, gene_values, gene_mask, across_ranks.
+            slide_ids: Slide of each spot (batch,) int; None treats the batch as one slide.
+            **given: Others of `losses.objective`: negative_groups, parts, niches, gene_values, gene_mask, across_ranks.
 
         Returns:
             ``loss``, ``contrastive_loss`` and the other terms whose weight is above 0 (0-d tensors).
@@ -478,12 +478,12 @@ class DelstModel(DelstPreTrainedModel):
             return objective(self.config, pair, scale, self.curvature, **given)
 
     def predict_expression(self, image_embeds: Tensor) -> Tensor:
-        """Predict normalised expression from image embeddings by the layer of ``regression_weight``: (batch, genes).
+        """Predict normalised expression (batch, genes) from image embeddings, by the head that ``regression_weight`` trains.
 
-        It predicts the deviation from the genes' means over the training spots, from the embedding in the tangent space.
+        The head predicts the deviation from the genes' means over the training spots, from the embedding in the tangent space.
 
         Raises:
-            ValueError: If this model was trained without.
+            ValueError: If this model has no such head.
         """
         if self.config.regression_weight <= 0:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Gene encoders of DELST: normalised expression of a vocabulary's genes -> one feature vector a spot."""
+"""Gene encoders of DELST: normalised expression of a vocabulary's genes -> one feature vector per spot."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,14 +19,14 @@ NORMS: dict[str, Any] = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm, "no
 
 
 class DelstGenePreTrainedModel(PreTrainedModel):
-    """What gene encoders share: configuration and initialisation."""
+    """Base of the gene encoders: configuration and initialisation."""
 
     config_class = DelstGeneConfig
     config: DelstGeneConfig
     base_model_prefix = "gene_model"
     main_input_name = "gene_values"
     input_modalities = []
-    # An implementation that is chosen for the backbone is set on every part, and refused by one that does not know it.
+    # transformers sets the attention implementation of the backbone on every part; one that lacks it would refuse.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -42,7 +42,7 @@ class DelstGenePreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range or 1.0)
         elif isinstance(module, DelstGeneSetPooling):
-            # All genes start with one weight: the encoder starts as a linear one, and learns what to attend to.
+            # All genes start with equal weight: the encoder starts as a linear one, and learns what to attend to.
             init.zeros_(module.score_weight)
         elif isinstance(module, DelstGeneModel):
             init.zeros_(module.missing_values)
@@ -53,9 +53,9 @@ class DelstGenePreTrainedModel(PreTrainedModel):
 class DelstGeneSetPooling(GradientCheckpointingLayer):
     """Attention pooling over the genes of a spot, a set of any size.
 
-    A gene's token is its embedding times its expression. Keys and values are linear in the token, so that each is
-    expression times a matrix which all spots share: (batch, genes, width) is never formed, and gradient checkpointing makes
-    the weights (batch, heads, genes) anew in the backward pass.
+    A gene's token is its embedding times its expression. Keys and values are linear in the token, so each is the expression
+    times a matrix that all spots share: a tensor (batch, genes, width) is never formed. Gradient checkpointing recomputes the
+    weights (batch, heads, genes) in the backward pass.
     """
 
     def __init__(self, config: DelstGeneConfig):
@@ -67,32 +67,32 @@ class DelstGeneSetPooling(GradientCheckpointingLayer):
         self.score_weight = nn.Parameter(torch.zeros(2 * config.num_attention_heads, width))
 
     def forward(self, embeddings: Tensor, expression: Tensor, gene_mask: Tensor | None = None) -> Tensor:
-        """Pool.
+        """Pool the genes of each spot.
 
         Args:
-            embeddings: Those of the genes (genes, width). An input, because re-entrant checkpointing gives no gradient to a
-                layer none of whose inputs has one.
+            embeddings: Gene embeddings (genes, width). They are an input, because re-entrant checkpointing gives a layer no
+                gradient unless one of its inputs needs one.
             expression: Expression (batch, genes), 0 where it was not measured.
             gene_mask: (batch, genes) bool, True where measured; None when all are.
 
         Returns:
-            (batch, hidden_size), 0 for a spot of which nothing was measured.
+            (batch, hidden_size), 0 for a spot without measured genes.
         """
         slope, offset = F.linear(self.score_weight, embeddings).reshape(2, self.num_heads, 1, -1)
         scores = torch.addcmul(offset, slope, expression)
         if gene_mask is not None:
-            # The lowest number and not -inf: where all is masked, the weights are then finite, and expression is 0.
+            # The lowest number instead of -inf: where all genes are masked, the weights stay finite, and expression is 0.
             scores = scores.masked_fill(~gene_mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1) * expression
         values = self.value_proj(embeddings).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
         pooled = (weights.to(values.dtype) @ values).transpose(0, 1).flatten(1)
-        # A mean of n terms of either sign shrinks by sqrt(n); panels of any size are to arrive at one scale.
+        # A mean of n terms of random sign shrinks by sqrt(n); this keeps the scale equal for panels of any size.
         measured = expression.shape[-1] if gene_mask is None else gene_mask.sum(-1, keepdim=True).to(pooled.dtype)
         return pooled * measured**0.5
 
 
 class DelstGeneModel(DelstGenePreTrainedModel):
-    """Gene encoder: normalised expression of the vocabulary's genes -> one feature vector a spot.
+    """Gene encoder: normalised expression of the vocabulary's genes -> one feature vector per spot.
 
     Examples:
         >>> model = DelstGeneModel(DelstGeneConfig(encoder="mlp", num_genes=40, hidden_size=16))
@@ -104,7 +104,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         super().__init__(config)
         self.missing_values = nn.Buffer(torch.zeros(config.num_genes))
         self.pooling = DelstGeneSetPooling(config) if config.encoder == "set" else None
-        # The matrices of the other encoders are small: there is nothing to make anew.
+        # The matrices of the other encoders are small: recomputing them saves nothing.
         self.supports_gradient_checkpointing = config.encoder == "set"
         if config.encoder == "linear":
             # trf-ignore: TRF036 one layer, named as the blocks below are
@@ -131,7 +131,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
     # trf-ignore: TRF033 it fills a buffer that is saved with the weights, not a hyper-parameter
     @torch.no_grad()
     def set_missing_values(self, values: Tensor) -> None:
-        """Set what stands in for a gene that a panel does not measure, usually its mean over the training spots (genes,)."""
+        """Set the values (genes,) for genes that a panel does not measure, usually their means over the training spots."""
         self.missing_values.copy_(values)
 
     @can_return_tuple
@@ -142,7 +142,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
 
         Args:
             gene_values: Normalised expression (batch, num_genes).
-            gene_mask: (batch, num_genes) bool, True where the gene was measured. Elsewhere `missing_values` stand in: a
+            gene_mask: (batch, num_genes) bool, True where the gene was measured. Elsewhere `missing_values` are used: a
                 gene that the panel lacks is not a gene that the tissue lacks.
 
         Returns:
@@ -160,7 +160,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         if gene_mask is not None:
             gene_values = torch.where(gene_mask, gene_values, self.missing_values)
         if self.pooling is not None:
-            # By a call and not by its weight: a layer whose weights lie on another device fetches them when it is called.
+            # The layer is called, not its weight read: if its weights are offloaded to another device, the call fetches them.
             genes = torch.arange(self.config.num_genes, device=gene_values.device)
             gene_values = self.pooling(
                 self.pooling.gene_embeddings(genes), gene_values - self.missing_values, gene_mask
@@ -172,7 +172,7 @@ class DelstGeneModel(DelstGenePreTrainedModel):
     def resize_gene_embeddings(self, num_genes: int) -> None:
         """Make room for genes that were added at the end of the vocabulary; outputs for the existing genes do not change.
 
-        A new gene starts as an average one in the ``"set"`` encoder, and without influence in the others.
+        A new gene starts as the average gene in the ``"set"`` encoder, and without influence in the others.
 
         Args:
             num_genes: Size of the vocabulary, at least the present one.
@@ -183,8 +183,8 @@ class DelstGeneModel(DelstGenePreTrainedModel):
         added = num_genes - self.config.num_genes
         if added < 0:
             raise ValueError(
-                f"num_genes={num_genes} is less than the {self.config.num_genes} genes of this model. Genes are never taken "
-                "away: leave them out of the input, and they are masked."
+                f"num_genes={num_genes} is less than the {self.config.num_genes} genes of this model. Genes are never removed: "
+                "leave them out of the input, and they are masked."
             )
         if self.pooling is not None:
             weight = self.pooling.gene_embeddings.weight
@@ -199,17 +199,17 @@ class DelstGeneModel(DelstGenePreTrainedModel):
 
     @torch.no_grad()
     def load_gene_embeddings(self, embeddings: Any, names: Sequence[str], vocabulary: Sequence[str]) -> dict[str, Any]:
-        """Start the gene embeddings of the ``"set"`` encoder from given ones, of a language model for example.
+        """Initialise the gene embeddings of the ``"set"`` encoder from given ones, such as those of a language model.
 
-        They are centred, and scaled to the size that new ones have. Genes that are not among the given names keep theirs.
+        They are centred, and scaled like newly initialised ones. Genes that are not among the given names keep theirs.
 
         Args:
-            embeddings: One row a name (names, embedding_size).
+            embeddings: One row per name (names, embedding_size).
             names: Gene names of the rows.
             vocabulary: Gene names of this model, as its feature extractor has them.
 
         Returns:
-            ``matched`` and ``vocabulary`` (numbers of genes), ``match_rate``, and ``unmatched``, the names that kept theirs.
+            ``matched`` and ``vocabulary`` (numbers of genes), ``match_rate``, and ``unmatched``, names that kept theirs.
 
         Raises:
             ValueError: If the encoder has no gene embeddings, shapes disagree, or no name matches.

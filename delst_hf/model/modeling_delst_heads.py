@@ -1,7 +1,7 @@
 """Task heads on a pretrained `DelstModel`: the class of a spot, and the expression of its genes.
 
-Any trainer that reads ``loss`` and ``logits`` trains them, transformers' own first of all. A head reads the pooled features of
-the towers, standardised (``config.head_standardise``), and not the embedding: expression is predicted better from them
+Any trainer that reads ``loss`` and ``logits`` can train them, such as transformers' own. A head reads the pooled features of
+the towers, standardised (``config.head_standardise``), and not the embedding: features predict expression better
 (docs/results.md).
 """
 
@@ -22,8 +22,8 @@ from .vision_delst import encode_images
 class DelstForSpotClassification(DelstPreTrainedModel):
     """Class of a spot from its patch, its genes or both (``config.head_inputs``).
 
-    ``config.num_labels``, ``id2label`` and ``problem_type`` are those of transformers: one class of several, several at once,
-    or regression.
+    ``config.num_labels``, ``id2label`` and ``problem_type`` are those of transformers: single-label, multi-label or
+    regression.
 
     Examples:
         >>> vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -64,7 +64,7 @@ class DelstForSpotClassification(DelstPreTrainedModel):
             pixel_values: Patches (batch, 3, height, width); read when ``config.head_inputs`` is ``"image"`` or ``"both"``.
             gene_values: Normalised expression (batch, genes); read when it is ``"gene"`` or ``"both"``.
             gene_mask: (batch, genes) bool, True where measured; None when all are.
-            labels: Classes (batch,) int; 0/1 (batch, labels) float for several at once; numbers for regression.
+            labels: Classes (batch,) int; 0/1 (batch, labels) float for multi-label; numbers for regression.
             **kwargs: Passed to the vision backbone.
 
         Returns:
@@ -96,7 +96,7 @@ class DelstForSpotClassification(DelstPreTrainedModel):
 class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
     """Normalised expression of every gene of the vocabulary, from the patch alone.
 
-    What is learned is the deviation from the mean that a pretrained gene encoder holds (``missing_values``).
+    The head learns the deviation from the mean expression that a pretrained gene encoder holds (``missing_values``).
 
     Examples:
         >>> vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -131,8 +131,8 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
 
         Args:
             pixel_values: Patches (batch, 3, height, width).
-            labels: What to predict (batch, genes): ``gene_values`` as DelstProcessor returns them.
-            gene_mask: (batch, genes) bool, True where measured; the loss reads only those. None when all are.
+            labels: Targets (batch, genes): ``gene_values`` as DelstProcessor returns them.
+            gene_mask: (batch, genes) bool, True where measured; the loss reads only these. None when all are.
             **kwargs: Passed to the vision backbone.
 
         Returns:
@@ -162,7 +162,7 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
 
     @torch.no_grad()
     def resize_gene_embeddings(self, num_genes: int) -> None:
-        """Do as in `DelstModel`; genes that are new are predicted at 0 until they are learned."""
+        """Make room for genes as `DelstModel` does; new genes are predicted as 0 until they are trained."""
         self.delst.resize_gene_embeddings(num_genes)
         old, added = self.regressor, num_genes - self.regressor.out_features
         self.regressor = Float32Linear(old.in_features, num_genes, device=old.weight.device)
@@ -171,7 +171,7 @@ class DelstForGeneExpressionPrediction(DelstPreTrainedModel):
 
 
 def head_features(features: Tensor, config: DelstConfig) -> Tensor:
-    """Return features (batch, width) as a head reads them: in float32, of mean 0 and variance 1 if it standardises."""
+    """Return features (batch, width) as a head reads them: float32, with mean 0 and variance 1 if it standardises."""
     return F.layer_norm(features.float(), features.shape[-1:]) if config.head_standardise else features.float()
 
 

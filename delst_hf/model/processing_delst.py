@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.models.auto.image_processing_auto import (
-    AutoImageProcessor,  # at its home: 5.17 asks for torchvision else
+    AutoImageProcessor,  # from its own module: imported elsewhere, 5.17 requires torchvision
 )
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import cached_file
@@ -25,8 +25,8 @@ class DelstProcessor(ProcessorMixin):
     Args:
         image_processor: The image processor of the vision backbone (``AutoImageProcessor.from_pretrained(backbone)``).
         feature_extractor: The gene side, with the vocabulary.
-        stain_normalization: Colours of every patch before the model sees it: ``"none"`` as they are, ``"reinhard"`` or
-            ``"macenko"`` those of a reference (`stain_normalization.normalize_stains`).
+        stain_normalization: Normalisation of the stains of every patch: ``"none"``, or ``"reinhard"`` or ``"macenko"`` to
+            those of a reference (`stain_normalization.normalize_stains`).
 
     Raises:
         ValueError: If the normalisation is not known.
@@ -57,8 +57,8 @@ class DelstProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        # Left to itself, transformers takes another image processor where torchvision is installed, whose resizing gives
-        # other pixels than those that the model was trained on.
+        # With torchvision installed, transformers would choose another image processor, whose resizing gives other pixels
+        # than those that the model was trained on.
         return [
             AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, backend="pil", **kwargs),
             DelstGeneFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
@@ -66,7 +66,7 @@ class DelstProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do as in transformers; the vocabulary must be that of the weights beside which the processor was saved.
+        """Load as transformers does, and check that the vocabulary is that of the weights in the same folder.
 
         Args:
             pretrained_model_name_or_path: Local folder or Hub id.
@@ -74,7 +74,7 @@ class DelstProcessor(ProcessorMixin):
             **kwargs: As in transformers.
 
         Raises:
-            ValueError: If the genes, or their order, are not those that config.json beside it holds the hash of.
+            ValueError: If the genes, or their order, do not match the hash in config.json of the same folder.
         """
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         found = processor[0] if isinstance(processor, tuple) else processor
@@ -83,7 +83,7 @@ class DelstProcessor(ProcessorMixin):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the vocabulary of processor_config.json (hash "
                 f"{found.feature_extractor.vocabulary_hash()}) is not the one that the weights were trained with ({trained}), "
-                "so each gene would be read by the weights of another. Copy the checkpoint anew from where it was made."
+                "so each gene would be read by the weights of another. Copy the checkpoint again from where it was trained."
             )
         return processor
 
@@ -97,8 +97,8 @@ class DelstProcessor(ProcessorMixin):
         """Prepare patches, expression or both.
 
         Args:
-            images: One patch or a list of them: PIL images of 8 bits, or arrays (height, width, 3) or (3, height, width) of
-                uint8 or of floats that are shares of 1 or of 255. What is transparent is white.
+            images: One patch or a list of patches: 8-bit PIL images, or arrays (height, width, 3) or (3, height, width) of
+                uint8, or of floats from 0 to 1 or from 0 to 255. Transparent pixels become white.
             counts: Raw counts (batch, genes), as `DelstGeneFeatureExtractor` takes them.
             gene_names: Names of the genes (genes,).
             **kwargs: ``return_tensors`` (``"pt"`` or ``"np"``) and options of the image processor, flat or as
@@ -127,11 +127,11 @@ class DelstProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def prepare_images(self, images: Any, **options: Any) -> Mapping[str, Any]:
-        """Prepare patches alone: what the image processor makes of them, in the stains that `stain_normalization` says.
+        """Prepare patches alone, by the image processor and the normalisation that `stain_normalization` names.
 
         Args:
             images: As in ``__call__``.
-            **options: Of the image processor; ``return_tensors``.
+            **options: Options of the image processor, ``return_tensors`` included.
         """
         rescales = options.get("do_rescale")
         images = _of_bytes(images, getattr(self.image_processor, "do_rescale", False) if rescales is None else rescales)
@@ -143,11 +143,11 @@ class DelstProcessor(ProcessorMixin):
         return {"pixel_values": pixels if kind == "pt" else pixels.numpy() if kind == "np" else list(pixels.numpy())}
 
     def normalize_stains(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        """Bring patches to the stains of the reference, if `stain_normalization` says so.
+        """Normalise the stains of patches to those of the reference, unless `stain_normalization` is ``"none"``.
 
         Args:
-            pixel_values: Patches (batch, 3, height, width) as the image processor gives them, on any device.
-            **options: Those of the image processor that were not its own when it made them.
+            pixel_values: Patches (batch, 3, height, width) as the image processor returns them, on any device.
+            **options: Options that replaced those of the image processor when it made the pixels.
         """
         if self.stain_normalization == "none":
             return pixel_values
@@ -160,7 +160,7 @@ class DelstProcessor(ProcessorMixin):
         """Return mean and standard deviation of the channels (3,), such that ``std * pixels + mean`` is light from 0 to 1.
 
         Args:
-            **options: Those of the image processor that were not its own when it made the pixels.
+            **options: Options that replaced those of the image processor when it made the pixels.
         """
 
         def option(name: str) -> Any:
@@ -178,7 +178,7 @@ class DelstProcessor(ProcessorMixin):
 
 
 def _of_bytes(images: Any, rescales: bool) -> Any:
-    """Return images as image processors expect them: RGB, from 0 to 255 where they rescale, whatever they were given as."""
+    """Return images in any accepted form as image processors expect them: RGB, from 0 to 255 if they rescale."""
     several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
     each = list(images) if several else [images]
     if rescales and each and all(_is_float(one) for one in each):
@@ -196,11 +196,11 @@ def _is_float(image: Any) -> bool:
 
 
 def _rgb(image: Any) -> Any:
-    """Return a PIL image of 8 bits, or an array of one or four channels last, as RGB over white; another as it is."""
+    """Return an 8-bit PIL image, or an array with one channel or four channels last, as RGB over white; others unchanged."""
     mode = getattr(image, "mode", "")
     if mode in ("RGBA", "LA", "PA") or (mode and "transparency" in image.info):
         image = np.asarray(image.convert("RGBA"))
-    elif mode not in ("", "RGB", "I", "F") and ";" not in mode:  # of more than 8 bits nobody knows what is white
+    elif mode not in ("", "RGB", "I", "F") and ";" not in mode:  # with more than 8 bits, white is unknown
         return image.convert("RGB")
     if getattr(image, "dtype", None) != np.uint8:
         return image
@@ -213,7 +213,7 @@ def _rgb(image: Any) -> Any:
 
 
 def _vocabulary_hash(folder: Any, kwargs: dict[str, Any]) -> str | None:
-    """Return the hash that the configuration of the model beside a processor holds; None where there is none."""
+    """Return the vocabulary hash in config.json of a processor's folder, None if there is none."""
     options = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir", "token") if name in kwargs}
     path = cached_file(
         folder,

@@ -1,8 +1,8 @@
 """Losses of small batches on a CUDA device as CUDA graphs: a hundred launches of short kernels become one.
 
-A launch takes the host about ten microseconds, and the losses of some hundred spots are hundreds of kernels of two: while the
-host launches them the device stands still. A graph holds the launches of a loss and of its gradients and is replayed for every
-batch of the same shape. The kernels are those of the plain call, and so are their results, to rounding.
+A launch takes the host about 10 us, and the losses of a few hundred spots are hundreds of kernels of 2 us each: while the host
+launches them, the device idles. A graph holds the launches of a loss and of its gradients and is replayed for every batch of
+the same shape. It runs the kernels of the plain call, so results agree to rounding.
 """
 
 import threading
@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MOST_ROWS = 2048
-"""Rows of a batch up to which launches cost more than the kernels, and a graph's memory is small beside a backbone's."""
+"""Most rows of a batch for a graph: up to here launches cost more than kernels, and its memory is small beside a backbone's."""
 
 MOST_GRAPHS = 8
-"""Graphs of one process: each keeps its memory."""
+"""Most graphs per process: each keeps its own memory."""
 
 Losses = Callable[..., Sequence[Tensor]]
 
 
 class _Graph:
-    """Losses and their gradients by the inputs that need one, recorded once with fixed addresses."""
+    """Losses and their gradients by the inputs that need them, recorded once at fixed addresses."""
 
     def __init__(self, losses: Losses, inputs: Sequence[Tensor], needed: tuple[bool, ...]):
         self.inputs = [x.detach().clone().requires_grad_(need) for x, need in zip(inputs, needed, strict=True)]
@@ -53,15 +53,15 @@ class _Graph:
 def _record(
     compute: Callable[[], tuple[Tensor, Tensor]], device: torch.device
 ) -> tuple[Tensor, Tensor, Callable[[], None]]:
-    """Return the results' tensors and what computes them anew; the first replay is held against the plain call."""
+    """Return the tensors of results and a function that recomputes them; the first replay is compared with the plain call."""
     with torch.cuda.device(device):
         side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):  # workspaces of the library are made by the first
+            for _ in range(2):  # the first allocates the workspaces of libraries
                 expected = compute()
         torch.cuda.current_stream().wait_stream(side)
-        # Threads that pin memory or watch a process group go on meanwhile.
+        # Threads that pin memory or watch a process group keep running meanwhile.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             values, gradients = compute()
         graph.replay()
@@ -71,7 +71,7 @@ def _record(
 
 
 class _Replay(torch.autograd.Function):
-    """Losses of a graph. Its gradients are made with the losses, so that nothing waits in the graph for a backward pass."""
+    """Losses of a graph. Gradients are computed along with them, so the graph holds nothing for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, graph: _Graph, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -94,25 +94,25 @@ class _Replay(torch.autograd.Function):
 
 
 _graphs: dict[Hashable, _Graph] = {}
-"""By what a graph depends on."""
+"""Recorded graphs, by everything that they depend on."""
 
 _serves = {"all": True}
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """Tell whether graphs of CUDA can hold what is computed of `x`, here and now."""
+    """Tell whether a CUDA graph can record computations on `x` now."""
     return x.is_cuda and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
 
 
 def replayed(losses: Losses, constants: Hashable, inputs: Sequence[Any]) -> Sequence[Tensor]:
-    """``losses(*inputs)``, by a CUDA graph where that is faster; a graph is recorded in the first call of its kind.
+    """Compute ``losses(*inputs)``, by a CUDA graph where that is faster; the first call of each kind records its graph.
 
-    The first call is a replay like all others: the steps of a resumed run compute what those of an uninterrupted one do.
+    The first call is a replay like all others, so the steps of a resumed run compute the same as those of an uninterrupted one.
 
     Args:
         losses: Function of the inputs alone that returns 0-d losses and never makes the host wait.
-        constants: Whatever else the losses depend on: graphs of different constants are different.
-        inputs: Tensors; the first of shape (batch, ...). Losses of anything else are computed by the plain call.
+        constants: Everything else that the losses depend on: other constants get another graph.
+        inputs: Tensors; the first of shape (batch, ...). Other inputs use the plain call.
 
     Returns:
         The losses. They can be differentiated once.
@@ -137,8 +137,8 @@ def replayed(losses: Losses, constants: Hashable, inputs: Sequence[Any]) -> Sequ
             return losses(*inputs)
         try:
             _graphs[key] = _Graph(losses, inputs, needed)
-        except Exception as error:  # a driver or a library that cannot be recorded: all of them leave the plain call
+        except Exception as error:  # a driver or a library that cannot be recorded: the plain call always remains
             _serves["all"] = False
-            warnings.warn(f"CUDA graphs do not serve {device} ({error}): losses run without them.", stacklevel=2)
+            warnings.warn(f"CUDA graphs do not work on {device} ({error}): losses run without them.", stacklevel=2)
             return losses(*inputs)
     return _Replay.apply(_graphs[key], *inputs)

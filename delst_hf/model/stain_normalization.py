@@ -1,4 +1,4 @@
-"""Colour normalisation: the stains of each patch become those of one reference, whatever laboratory dyed and scanned it."""
+"""Stain normalisation: the stains of each patch become those of one reference, whichever laboratory stained and scanned it."""
 
 import math
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 _TISSUE_DENSITY = 0.15
-"""Optical density (natural logarithm) that a pixel has in every channel to count as tissue (Macenko's beta)."""
+"""Optical density (natural logarithm) that a pixel must exceed in every channel to count as tissue (Macenko's beta)."""
 _LEAST_TISSUE = 0.02
-"""Share of a patch that must be tissue; statistics of less say nothing of its stains, and the patch is left as it is."""
+"""Least share of tissue in a patch: statistics of less say nothing about its stains, and the patch is left unchanged."""
 _MOST_GAIN = 10.0
-"""A stain or a channel is strengthened at most so many times: in a patch without it, it is the noise of the image."""
+"""Largest factor by which a stain or a channel is amplified: in a patch without that stain, it would amplify noise."""
 
-# To the cones of the eye, and from their logarithms to lightness, yellow-blue and red-green (Ruderman et al., 1998).
+# From RGB to the cones of the eye, and from their logarithms to lightness, yellow-blue and red-green (Ruderman et al., 1998).
 _LMS = ((0.3811, 0.5783, 0.0402), (0.1967, 0.7244, 0.0782), (0.0241, 0.1288, 0.8444))
 _LAB = (
     (1 / math.sqrt(3), 1 / math.sqrt(3), 1 / math.sqrt(3)),
@@ -24,27 +24,27 @@ _REFERENCE_MEAN = (8.74108109, -0.12440419, 0.0444982)
 _REFERENCE_SD = (0.6135447, 0.10989545, 0.0286032)
 
 _WHITE = 240.0
-"""Light, of 255, that passes where there is no tissue."""
-# The reference that goes with Macenko's method since its first implementation: stains in red, green and blue (columns
+"""Light, out of 255, that passes where there is no tissue."""
+# The customary reference of Macenko's method, from its first implementation: stains in red, green and blue (columns
 # haematoxylin and eosin), and the 99th percentile of their concentrations.
 _REFERENCE_STAINS = ((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581))
 _REFERENCE_CONCENTRATION = (1.9705, 1.0308)
 _LEAST_ANGLE = 0.02
-"""Two stains whose directions are nearer than this (sine of the angle) are one stain, and cannot be told apart."""
+"""Stains whose directions are nearer than this (sine of the angle) count as one stain, as they cannot be told apart."""
 
 
 def normalize_stains(pixel_values: Tensor, method: str, mean: Tensor, std: Tensor) -> Tensor:
-    """Give each patch the stains of the reference, by itself: no other patch and no slide is asked.
+    """Give each patch the stains of the reference, independently of other patches and of its slide.
 
     Args:
         pixel_values: Normalised patches (batch, 3, height, width).
-        method: ``"reinhard"`` matches mean and standard deviation of the tissue in a colour space of the eye; ``"macenko"``
-            finds the two stains of the patch and puts those of the reference in their place.
-        mean: Of the normalisation, by channel (3,), where light is 0 to 1.
-        std: The same.
+        method: ``"reinhard"`` matches mean and standard deviation of the tissue in a perceptual colour space; ``"macenko"``
+            finds the two stains of the patch and replaces them by those of the reference.
+        mean: Mean of the normalisation per channel (3,), for light from 0 to 1.
+        std: Its standard deviation per channel (3,).
 
     Returns:
-        The patches, of the same shape, type and normalisation; those that are nearly bare are left as they are.
+        The patches, of the same shape, type and normalisation; those with almost no tissue are unchanged.
 
     Source: Reinhard et al., Color transfer between images (2001); Macenko et al., A method for normalizing histology slides
     for quantitative analysis (ISBI 2009).
@@ -68,7 +68,7 @@ def normalize_stains(pixel_values: Tensor, method: str, mean: Tensor, std: Tenso
 
 
 def _reinhard(pixels: Tensor, density: Tensor, tissue: Tensor) -> tuple[Tensor, Tensor]:
-    """Match the tissue's mean and spread; glass keeps its light. (batch, 3, pixels) of 0 to 255, and which are usable."""
+    """Match the tissue's mean and spread, glass unchanged; return (batch, 3, pixels) from 0 to 255, and which are usable."""
     lms, lab = pixels.new_tensor(_LMS), pixels.new_tensor(_LAB)
     colour = lab @ (lms @ pixels.clamp(min=1)).log()
     mean, covariance = _moments(colour, tissue)
@@ -80,9 +80,9 @@ def _reinhard(pixels: Tensor, density: Tensor, tissue: Tensor) -> tuple[Tensor, 
 
 
 def _macenko(pixels: Tensor, density: Tensor, tissue: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the reference's stains in the place of the patch's. (batch, 3, pixels) of 0 to 255, and which are usable."""
+    """Replace the patch's stains by the reference's; return (batch, 3, pixels) from 0 to 255, and which are usable."""
     plane = torch.linalg.eigh(_moments(density, tissue)[1])[1].flip(2)[:, :, :2]  # of most variance first
-    # An eigenvector has no sign; along the positive axis no angle is cut where arctan2 jumps.
+    # The sign of an eigenvector is arbitrary; along the positive axis no angles lie at the jump of arctan2.
     plane = plane * torch.where(plane.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
     first, second = (plane.transpose(1, 2) @ density).unbind(1)
     angle = torch.atan2(second, first)

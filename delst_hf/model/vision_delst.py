@@ -1,4 +1,4 @@
-"""Any vision backbone of transformers as one function of patches: loading it, and one vector a patch from its output."""
+"""Any vision backbone of transformers as one function of patches: loading it, and pooling its output per patch."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.image_processing_auto import (
-    AutoImageProcessor,  # at its home: 5.17 asks for torchvision else
+    AutoImageProcessor,  # from its own module: imported elsewhere, 5.17 requires torchvision
 )
 
 from .configuration_delst import DelstFeaturesConfig
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class GivenFeatures(nn.Module):
-    """Stands in for a backbone whose features are known: what it is given as ``pixel_values`` are the features.
+    """Stand-in for a backbone whose features are already computed: ``pixel_values`` are the features.
 
     Args:
-        config: That of the backbone, or a `DelstFeaturesConfig`.
+        config: Configuration of the backbone, or a `DelstFeaturesConfig`.
     """
 
     dtype = torch.float32
@@ -37,10 +37,10 @@ class GivenFeatures(nn.Module):
         self.config = config
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pass the features (batch, width) through: without a last hidden state, no kind of pooling touches them."""
+        """Return the features (batch, width) unchanged: without a last hidden state, no pooling is applied to them."""
         if isinstance(self.config, DelstFeaturesConfig) and pixel_values.shape[1:] != (self.config.hidden_size,):
             raise ValueError(
-                f"the model reads features of {self.config.hidden_size} numbers that were made elsewhere, but was "
+                f"the model reads features of width {self.config.hidden_size} that were computed elsewhere, but was "
                 f"given {tuple(pixel_values.shape)}. Pass pixel_values (batch, {self.config.hidden_size}): the "
                 f"features of {self.config.encoder or 'the encoder it was trained with'}, not patches."
             )
@@ -48,12 +48,12 @@ class GivenFeatures(nn.Module):
 
 
 def build_vision_model(config: Any) -> Any:
-    """Build a backbone with random weights, or what stands in for one whose features are made elsewhere."""
+    """Build a backbone with random weights, or the stand-in for one whose features are computed elsewhere."""
     return GivenFeatures(config) if isinstance(config, DelstFeaturesConfig) else AutoModel.from_config(config)
 
 
 def encode_images(vision_model: PreTrainedModel, pixel_values: Tensor, pooling: str, **kwargs: Any) -> Any:
-    """Run a backbone.
+    """Run a backbone, and pool its output.
 
     Args:
         vision_model: The backbone.
@@ -76,21 +76,21 @@ def encode_images(vision_model: PreTrainedModel, pixel_values: Tensor, pooling: 
 
 
 def count_prefix_tokens(vision_model: PreTrainedModel, hidden: Tensor | None, *image_size: int) -> int:
-    """Count the tokens that stand before those of the patches: class token, distillation token, registers.
+    """Count the tokens before those of the patches: class token, distillation token, registers.
 
-    Configurations do not agree on how to say it, so it is the number of tokens less the number of patches.
+    Configurations do not agree on a name for it, so it is the number of tokens less the number of patches.
 
     Args:
         vision_model: The backbone.
         hidden: Its last hidden state; only tokens (batch, tokens, width) have a prefix.
-        *image_size: Height and width of the patches that went in, in pixels.
+        *image_size: Height and width of its input in pixels.
     """
     if hidden is None or hidden.dim() != 3:
         return 0
     if (timm_model := getattr(vision_model, "timm_model", None)) is not None:
         return getattr(timm_model, "num_prefix_tokens", 0)
     config = vision_model.config
-    if config.model_type == "dinov3_convnext":  # its mean feature, put before a map that is flattened
+    if config.model_type == "dinov3_convnext":  # its mean feature, before the flattened map
         return 1
     side = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
     if side is None:
@@ -105,8 +105,8 @@ def pool_vision_output(outputs: Any, pooling: str, num_prefix_tokens: int = 0) -
 
     Args:
         outputs: Output with ``pooler_output`` (batch, width) or (batch, width, 1, 1), or with ``last_hidden_state`` as
-            tokens (batch, tokens, width) or as a map (batch, width, height, width). Without a last hidden state it is
-            pooled already.
+            tokens (batch, tokens, width) or as a map (batch, width, height, width). An output without a last hidden
+            state is pooled already.
         pooling: ``"auto"``, ``"pooler"``, ``"cls"``, ``"mean"`` or ``"cls+mean"``. The mean is that of the patch tokens.
         num_prefix_tokens: Tokens before those of the patches, the first of them the class token (see
             `count_prefix_tokens`).
@@ -138,7 +138,7 @@ def pool_vision_output(outputs: Any, pooling: str, num_prefix_tokens: int = 0) -
 
 @torch.no_grad()
 def measure_vision_model(vision_model: PreTrainedModel, pooling: str) -> tuple[int, int]:
-    """Return the width of the pooled features and number of prefix tokens, from one blank image of the backbone's own size.
+    """Return the width of the pooled features and the number of prefix tokens, from a blank image of the backbone's size.
 
     Configurations do not agree on a name for either.
 
@@ -159,7 +159,7 @@ def measure_vision_model(vision_model: PreTrainedModel, pooling: str) -> tuple[i
 
 
 def _image_size(vision_model: PreTrainedModel) -> Any:
-    """Return the side of the images that a backbone was made for, or their height and width, in pixels."""
+    """Return the side, or height and width, of the images that a backbone was trained on, in pixels."""
     if (timm_model := getattr(vision_model, "timm_model", None)) is not None:
         size = getattr(getattr(timm_model, "patch_embed", None), "img_size", None)
         return size or timm_model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
@@ -167,7 +167,7 @@ def _image_size(vision_model: PreTrainedModel) -> Any:
 
 
 def read_vision_model(vision: str, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
-    """Load a backbone, in float32 unless `options` says otherwise; of a two-tower model such as CLIP its vision tower.
+    """Load a backbone, in float32 unless `options` says otherwise; for a two-tower model such as CLIP, its vision tower.
 
     Args:
         vision: Hub id or local folder.
@@ -178,6 +178,7 @@ def read_vision_model(vision: str, options: dict[str, Any]) -> tuple[PreTrainedM
 
     Raises:
         FileNotFoundError: If `vision` looks like a local path and is not a folder.
+        ValueError: If it is a DELST checkpoint.
     """
     if (vision.startswith(".") or os.path.isabs(vision)) and not os.path.isdir(vision):
         raise FileNotFoundError(
@@ -198,12 +199,12 @@ def read_vision_model(vision: str, options: dict[str, Any]) -> tuple[PreTrainedM
 
 
 def without_classes(vision_config: Any) -> Any:
-    """Take the number of classes out of the arguments of a timm model, changed in place; others stay as they are.
+    """Remove the number of classes from the arguments of a timm model, in place; other configurations do not change.
 
-    timm's ``save_for_hf`` writes it there, and transformers, which loads the model without a head, then says it twice.
+    timm's ``save_for_hf`` writes it there, and transformers, which loads the model without a head, would pass it twice.
 
     Args:
-        vision_config: That of a backbone.
+        vision_config: Configuration of a backbone.
     """
     arguments = getattr(vision_config, "model_args", None)
     if isinstance(arguments, dict):
@@ -214,10 +215,10 @@ def without_classes(vision_config: Any) -> Any:
 def load_vision_model(
     vision: str, vision_kwargs: dict[str, Any], config: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a backbone; choose its pooling where its pooler came without weights.
+    """Load a backbone; if its checkpoint has no weights for its pooler, choose another pooling.
 
-    Checkpoints of image classifiers have no pooler, and transformers then adds one at random: pooling by the class token,
-    or by the mean where there is none, is what such a network was trained for.
+    Checkpoints of image classifiers have no pooler, and transformers then adds a random one. Such a network was trained for
+    pooling by the class token, or by the mean if it has none.
 
     Args:
         vision: Hub id or local folder.
@@ -235,27 +236,27 @@ def load_vision_model(
     absent = sorted(name for name in missing if not belongs_to_pooler(name))
     if absent:
         raise ValueError(
-            f"{vision} lacks {len(absent)} weights of its backbone, {absent[0]!r} first, which would be random. Give a "
-            "checkpoint whose weights are those of its config.json, or train from scratch with --vision_config."
+            f"{vision} lacks {len(absent)} weights of its backbone, such as {absent[0]!r}, which would be random. Give a "
+            "checkpoint whose weights match its config.json, or train from scratch with --vision_config."
         )
     if config.get("vision_pooling", "auto") == "auto" and any(map(belongs_to_pooler, missing)):
         pooling = "cls" if measure_vision_model(model, "mean")[1] else "mean"
         logger.warning(
-            "%s has no pooler weights: vision_pooling=%r is taken in place of a random pooler.", vision, pooling
+            "%s has no pooler weights: vision_pooling=%r is used instead of a random pooler.", vision, pooling
         )
         config = {**config, "vision_pooling": pooling}
     return model, config
 
 
 def load_image_processor(vision: str | os.PathLike, image_size: int | None = None, **kwargs: Any) -> Any:
-    """Load the image processor of a backbone, which needs PIL and nothing else.
+    """Load the image processor of a backbone; it needs PIL only.
 
-    A checkpoint of timm says it in its configuration, which is read here: timm's own transforms need torchvision.
+    For a timm checkpoint it is made from the configuration, because timm's own transforms need torchvision.
 
     Args:
         vision: Hub id or local folder of the backbone.
         image_size: Side of the model's input in pixels; by default that of the backbone. Patches have one physical size: they
-            are resized whole, never cropped.
+            are resized, never cropped.
         **kwargs: Passed on, for example ``revision`` or ``token``.
 
     Returns:
@@ -274,14 +275,14 @@ def load_image_processor(vision: str | os.PathLike, image_size: int | None = Non
 
 
 def check_image_size(config: Any, image_size: int) -> None:
-    """Refuse patches that the grid of a backbone would not cover: what is left over at the border is not seen.
+    """Refuse an input size that the patch grid of a backbone would not cover: pixels left over at the border are not seen.
 
     Args:
-        config: That of the backbone; one without a ``patch_size`` takes any size.
+        config: Configuration of the backbone; one without a ``patch_size`` takes any size.
         image_size: Side of its input in pixels.
 
     Raises:
-        ValueError: If the side is not a multiple of that of the backbone's patches.
+        ValueError: If the side is not a multiple of the backbone's patch size.
 
     Examples:
         >>> from transformers import ViTConfig
@@ -301,7 +302,7 @@ def check_image_size(config: Any, image_size: int) -> None:
 
 
 def belongs_to_pooler(name: str) -> bool:
-    """Tell whether a weight of a backbone is one of its pooler, which in SigLIP is called ``head``."""
+    """Tell whether a weight of a backbone belongs to its pooler, which SigLIP calls ``head``."""
     return "pooler" in name or name.startswith("head.")
 
 
