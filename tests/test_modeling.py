@@ -595,7 +595,7 @@ def test_a_classifier_without_a_pooler_is_pooled_by_its_class_token(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         model = DelstModel.from_vision_gene_pretrained(tmp_path, gene_config=GENE_CONFIG, projection_dim=DIM)
     assert model.config.vision_pooling == "cls"
-    assert "vision_pooling='cls' is taken" in caplog.text
+    assert "vision_pooling='cls' is used" in caplog.text
     output = model(**make_batch()).vision_model_output
     assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0])
     chosen = DelstModel.from_vision_gene_pretrained(tmp_path, gene_config=GENE_CONFIG, vision_pooling="mean")

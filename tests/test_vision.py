@@ -272,7 +272,7 @@ def test_a_pooler_without_weights_is_not_used(backbone, pooling, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         loaded = DelstModel.from_vision_gene_pretrained(tmp_path, gene_config={"num_genes": GENES})
     assert loaded.config.vision_pooling == pooling
-    assert f"vision_pooling='{pooling}' is taken" in caplog.text
+    assert f"vision_pooling='{pooling}' is used" in caplog.text
 
 
 # --- image processors -----------------------------------------------------------------------------------------------
