@@ -108,7 +108,7 @@ def test_features_that_are_not_as_they_were_written_are_made_again(
         path.with_suffix(".sha256").unlink()
     found = cached_features(tiny_model, toy_study.spots, collator, tmp_path, progress=False)
     np.testing.assert_array_equal(found, expected)
-    assert "is not as it was written: the features are made again" in caplog.text
+    assert "does not match its checksum: the features are computed again" in caplog.text
 
 
 @pytest.mark.fault("features that are kept")

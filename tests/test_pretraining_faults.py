@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_not_resumed(half_trained, make_trainer, name, f
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"is damaged: {name} is missing or not as the run wrote it"):
+    with pytest.raises(ValueError, match=f"is damaged: {name} is missing or changed since it was saved"):
         make_trainer().train(resume_from_checkpoint=True)
 
 

@@ -94,7 +94,7 @@ def test_examples_stand_apart_and_parse(description, capsys, tmp_path):
         (["--ranking", "best"], r"--ranking: invalid choice: 'best' \(choose from"),
         (
             ["--dataset", "d", "--output_dir", "my", "runs"],
-            r"'runs' belongs to no option\. A value with a blank.* needs quotes",
+            r"'runs' does not belong to an option\. A value with a space.* needs quotes",
         ),
         ([], r"--dataset is missing. Give it, or begin with a configuration: one of her2st, .*toy"),
     ],

@@ -101,14 +101,14 @@ def test_held_out_spots_are_no_neighbours(make, wide):
     [
         ({"niche_spots": 0}, {}, "niche_spots=0 must be 1 or more"),
         ({"spot_um": 400.0}, {}, "spot_um=400 must be above 0 and below the side of the stored patches, 336 um"),
-        ({"features": "somewhere"}, {}, "for which features is not made"),
-        ({}, {"views": "nested"}, "for which views='nested' is not made"),
+        ({"features": "somewhere"}, {}, "which features does not support"),
+        ({}, {"views": "nested"}, "which views='nested' does not support"),
         (
             {"streaming": True},
             {"contrastive_micro_batch_size": 4},
-            "streaming and contrastive_micro_batch_size are not",
+            "streaming and contrastive_micro_batch_size do not",
         ),
-        ({}, {"cache_features": True, "freeze_vision": True}, "for which cache_features is not made"),
+        ({}, {"cache_features": True, "freeze_vision": True}, "which cache_features does not support"),
     ],
 )
 def test_what_is_not_made_for_two_levels_is_refused(make, data, training, message):

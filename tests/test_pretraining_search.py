@@ -60,9 +60,9 @@ def test_weights_are_those_of_the_start():
 
 def test_what_cannot_be_searched_is_refused(data, tmp_path):
     training = small_training(tmp_path)
-    with pytest.raises(ValueError, match="choose of lorentz, euclidean and cosine"):
+    with pytest.raises(ValueError, match="choose from lorentz, euclidean and cosine"):
         search(data, small_model(), training, SearchArguments("spherical"))
-    with pytest.raises(ValueError, match="--trials 0: 1 or more runs per geometry"):
+    with pytest.raises(ValueError, match="--trials 0: give 1 or more runs per geometry"):
         search(data, small_model(), training, SearchArguments(trials=0))
     alone = DataArguments(data.dataset, train_slides="toy_A1,toy_A2,toy_B1")
     with pytest.raises(ValueError, match="A search needs validation slides"):

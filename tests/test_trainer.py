@@ -190,7 +190,7 @@ def test_regression_trains_and_is_logged(make_trainer, tiny_model):
         ({"min_crop": 1.2}, "min_crop=1.2 is not a share of a patch's side"),
         ({"views": "double"}, "views='double' is not known. Choose one of 'single', 'nested'"),
         ({"mask_negatives": "tumour"}, "mask_negatives='tumour' is not known. Choose one of 'off', 'slide', 'patient'"),
-        ({"views": "nested", "contrastive_micro_batch_size": 4}, "views='nested' embeds a crop of each patch anew"),
+        ({"views": "nested", "contrastive_micro_batch_size": 4}, "views='nested' embeds a new crop of each patch"),
     ],
 )
 def test_switches_that_are_not_known_are_refused(tmp_path, options, message):
@@ -296,7 +296,7 @@ def test_half_written_checkpoint_is_not_taken(make_trainer, monkeypatch):
     monkeypatch.setattr(Trainer, "train", lambda self, checkpoint: taken.append(checkpoint))
     trainer.train(resume_from_checkpoint=True)
     assert taken[0].endswith("checkpoint-3")
-    with pytest.raises(ValueError, match="checkpoint-6 is an incomplete checkpoint.*Go on from .*checkpoint-3"):
+    with pytest.raises(ValueError, match="checkpoint-6 is an incomplete checkpoint.*Resume from .*checkpoint-3"):
         trainer.train(resume_from_checkpoint=os.path.join(run, "checkpoint-6"))
     with pytest.raises(ValueError, match="none holds no complete checkpoint"):
         make_trainer("none").train(resume_from_checkpoint=True)

@@ -1,6 +1,6 @@
-"""What a run is told: which tissue, which model and losses, how to train.
+"""Arguments of a run: which tissue, which model and losses, how to train.
 
-Each field is an option of the command line; its help is what the docstring of its class says (`options`).
+Each field is an option of the command line; its help is its entry in the docstring of its class (`options`).
 """
 
 import dataclasses
@@ -37,39 +37,42 @@ class DataArguments:
 
     Args:
         dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub. Touch it: always.
-        train_slides: Comma-separated slides to train on. Default: the split 'train' of the dataset, less what is held out.
+        train_slides: Comma-separated slides to train on. Default: the split 'train' of the dataset, less held-out slides.
             Touch it: to train on some slides only, or against the dataset's split.
         validation_slides: Comma-separated slides to evaluate on during training. Default: the split 'validation' of the
             dataset. Touch it: to see eval_loss and recall while training; choose another patient.
         test_slides: Comma-separated slides that this run must never read. Default: the split 'test' of the dataset. Touch it:
             before anything else, unless delst prepare has split the dataset.
-        same_patient_slides: Comma-separated validation or test slides that may be of a patient who is trained on: such
-            sections are nearly copies, and all others are refused. Touch it: only to show how much easier they are.
-        unpaired_slides: Comma-separated slides without an image whose spots train the gene side, or 'all'. Vocabulary and
-            means stay those of the pairs. Touch it: with sections that have counts alone (delst prepare --without-image).
+        same_patient_slides: Comma-separated validation or test slides that may be of a training patient: such sections are
+            nearly copies, so all others of that kind are refused. Touch it: only to show how much easier they are.
+        unpaired_slides: Comma-separated slides without an image whose spots train the gene encoder, or 'all'. Vocabulary and
+            means are still those of the pairs. Touch it: for sections with counts only (delst prepare --without-image).
         num_genes: Size of the vocabulary: the most variable genes of the training slides. Touch it: 300 to 500 for panels of
             Xenium; 1000 to 3000 for whole transcriptomes.
-        min_spots: A gene of the vocabulary is detected in this share of the training spots. Touch it: lower it for rare cell
-            types.
-        ranking: What makes a gene variable: the variance beyond what its mean explains, or that of log counts. Touch it:
-            'variance' repeats runs of earlier versions.
-        include_genes: Genes to read however they rank: comma-separated, or a file, one per line. Touch it: when markers that
-            you care for are told to be absent.
-        vocabulary: File of genes to read, one per line, as `delst vocabulary` writes it, instead of choosing them here. One
-            that was chosen on held-out slides is refused. Touch it: when several runs must read the same genes.
-        features: Folder of patch features made elsewhere, one file per slide (TRIDENT, CLAM, HEST, .npy, .parquet): gene
-            encoder and heads are trained on them, and no backbone. Touch it: when patches were encoded elsewhere, or the
-            encoder itself cannot be had.
-        features_patch_px: Side of their patches in pixels of the full resolution, where the files do not say it. Touch it:
-            when they lack it.
+        min_spots: Least share of the training spots in which a gene of the vocabulary is detected. Touch it: lower it for rare
+            cell types.
+        ranking: Measure of a gene's variability: the variance beyond what its mean explains, or the variance of log counts.
+            Touch it: 'variance' repeats runs of earlier versions.
+        include_genes: Genes to read whatever their rank: comma-separated, or a file, one per line. Touch it: when markers that
+            you need are reported absent.
+        vocabulary: File of genes to read, one per line, as `delst vocabulary` writes it, instead of choosing them here. A file
+            chosen on held-out slides is refused. Touch it: when several runs must read the same genes.
+        features: Folder of patch features computed elsewhere, one file per slide (TRIDENT, CLAM, HEST, .npy, .parquet): gene
+            encoder and heads are trained on them, without a backbone. Touch it: when patches were encoded elsewhere, or the
+            encoder itself is not available.
+        features_patch_px: With features: side of their patches in pixels of the full resolution, if the files do not state
+            it. Touch it: when they lack it.
         level_key: Hierarchy key of the intra-modal loss: the number of expressed genes, or one of two controls. Touch it: for
             controls only: 'shuffled' shows what the order itself adds.
-        levels: 'niche': also embed each spot's niche, its whole stored patch and its neighbours' genes; the spot is the
-            patch's centre. Touch it: for patches prepared wide.
-        niche_spots: With levels: neighbours of a spot in its niche, at most. Touch it: 18 for two rings.
-        spot_um: With levels: side of that centre, um. Default: a third of the patch. Touch it: when it is not a third.
-        streaming: Read training spots where they lie, in the folder or on the Hub. Touch it: for studies larger than the disk.
-        shuffle_buffer: With streaming: spots that each loading process shuffles at a time. Touch it: larger mixes more slides.
+        levels: 'niche': also embed each spot's niche, its complete stored patch and its neighbours' genes; the spot is the
+            patch's centre. Touch it: for datasets prepared with wide patches.
+        niche_spots: With levels: most neighbours of a spot in its niche. Touch it: 18 for two rings.
+        spot_um: With levels: side of the patch's centre that is the spot, um. Default: a third of the patch. Touch it: when
+            it is not a third.
+        streaming: Read training spots from the folder or the Hub as they are needed. Touch it: for studies larger than the
+            disk.
+        shuffle_buffer: With streaming: spots that each loading process shuffles at a time. Touch it: raise it to mix more
+            slides.
 
     >>> DataArguments("runs/toy/data", test_slides="toy_D1").level_key
     'n_genes'
@@ -122,20 +125,20 @@ class _ModelArguments:
     """Model and losses: the fields of `DelstConfig`, and of `DelstGeneConfig` with the prefix ``gene_``.
 
     Args:
-        vision: Pretrained vision backbone: a Hub id or a local folder. Without it, vision_config. Touch it: always, but to
-            train from scratch: a pathology model you have access to is best.
-        init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are joined by name, those
-            that it does not know are added. Of the options below only those of the losses apply. Touch it: when you have a
-            DELST checkpoint of a like tissue.
-        vision_config: Configuration of a backbone trained from scratch, as JSON, with its model_type. Touch it: for trials
+        vision: Pretrained vision backbone: a Hub id or a local folder. Default: vision_config, from scratch. Touch it: always,
+            except to train from scratch: a pathology model you have access to is best.
+        init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are matched by name, and new
+            ones are added. Of the model's options only those of the losses, freeze_batch_norm and save_backbone apply. Touch
+            it: when you have a DELST checkpoint of a similar tissue.
+        vision_config: Configuration of a backbone to train from scratch, as JSON, with its model_type. Touch it: for trials
             without any weights, as in toy.yaml.
         image_size: Side of the model's input, px. Default: that of the backbone. Touch it: smaller is faster: 112 px costs a
             quarter of 224 px.
-        stain_normalization: Colours of all patches, kept in the processor: as they are, or a reference's. Touch it: for many
-            laboratories.
+        stain_normalization: Normalise the stains of all patches to a reference; saved in the processor. Touch it: for slides
+            of many laboratories.
         vision_pooling: Touch it: when docs/models.md names another for your backbone.
         save_backbone: Touch it: set to false for a gated backbone.
-        freeze_batch_norm: Touch it: leave it, but for large batches of a network trained from scratch.
+        freeze_batch_norm: Touch it: set to false only for large batches of a network trained from scratch.
         gene_encoder: Touch it: 'set' when panels differ between slides.
         gene_hidden_size: Touch it: lower it (128) for fewer than 1,000 spots.
         gene_num_hidden_layers: Touch it: 1 for few spots.
@@ -148,7 +151,7 @@ class _ModelArguments:
         geometry: Touch it: 'cosine' and 'euclidean' to see what the hyperboloid adds.
         projection_dim: Touch it: lower it (64 to 256) for little data.
         cross_entailment_weight: Touch it: raise it to 1 when the log says that cones are empty; 0 leaves the term out.
-        intra_entailment_weight: Touch it: the same; 0 leaves the term out.
+        intra_entailment_weight: Touch it: likewise; 0 leaves the term out.
         cross_parent: Touch it: 'image' to test the other order.
         intra_parent: Touch it: 'more' to test the other order.
         intra_min_level_ratio: Touch it: raise it to order only spots that differ much.
@@ -158,8 +161,8 @@ class _ModelArguments:
         radius_floor: Touch it: set it (0.3) when the log says that cones have collapsed.
         cross_aperture_scale: Touch it: above 1 for wider cones.
         intra_aperture_scale: Touch it: likewise.
-        curvature_init: Touch it: when the log says that the curvature lies at its clamp.
-        learn_curvature: Touch it: false holds it.
+        curvature_init: Touch it: when the log says that the curvature is at its clamp.
+        learn_curvature: Touch it: set to false to keep it fixed.
         logit_scale_init: Touch it: hardly ever.
         logit_scale_max: Touch it: lower it (50) when the contrastive loss of few spots falls to 0.
 
@@ -172,7 +175,7 @@ class _ModelArguments:
     described_by: typing.ClassVar = {"": DelstConfig, "gene_": DelstGeneConfig}
 
     def config_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `DelstConfig`, those of the gene encoder apart."""
+        """Return the arguments of `DelstConfig`, those of the gene encoder as ``gene_config``."""
         values = {
             name: value
             for name, value in dataclasses.asdict(self).items()  # type: ignore[call-overload]
@@ -201,7 +204,8 @@ ModelArguments = make_dataclass(
 )
 
 
-# What is 0 or more, and what is below 1 besides. With others a run fails late, in words of a library, or trains nothing.
+# Arguments that must be 0 or more, and those that must also be below 1. Otherwise a run fails late, with the message of a
+# library, or trains nothing.
 _AT_LEAST_ZERO = (
     "learning_rate", "vision_learning_rate", "scalar_learning_rate", "weight_decay", "adam_epsilon", "warmup_steps",
     "max_grad_norm", "min_spot_distance_um", "unpaired_weight",
@@ -210,13 +214,13 @@ _BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 
 def check_numbers(args: TrainingArguments) -> None:
-    """Refuse training arguments that are not a number, infinite, or out of their range.
+    """Refuse training arguments that are NaN, infinite, or out of their range.
 
     Args:
-        args: Arguments whose base class has not looked at them yet.
+        args: Arguments that their base class has not checked yet.
 
     Raises:
-        ValueError: Naming the value, and what is allowed.
+        ValueError: If a value is not allowed; the message says what is.
     """
     for name in (*_AT_LEAST_ZERO, *_BELOW_ONE):
         value = getattr(args, name, None)
@@ -233,27 +237,27 @@ def check_numbers(args: TrainingArguments) -> None:
 
 
 class PublicArguments(TrainingArguments):
-    """Training arguments whose record may leave the machine.
+    """Training arguments whose record may be published.
 
     Args:
         output_dir: Folder of this run: checkpoints, log, learning curves, and the result, model/.
-        resume_from_checkpoint: Go on from a checkpoint: true for the last whole one of output_dir, or the folder of one.
+        resume_from_checkpoint: Resume from a checkpoint: true for the last complete one of output_dir, or the folder of one.
         seed: Seed of weights, batches and orientations.
-        num_train_epochs: How often each training spot is seen.
-        max_steps: Optimiser steps.
+        num_train_epochs: Number of times that each training spot is seen.
+        max_steps: Number of optimiser steps.
         per_device_train_batch_size: Spots per batch of each process.
-        dataloader_num_workers: Processes that read images ahead, for each training process.
+        dataloader_num_workers: Processes that prefetch images, per training process.
         bf16: Compute the encoders in bfloat16.
-        use_cpu: Train on the CPU although there is a GPU.
-        lr_scheduler_type: How the learning rates fall: linear, cosine, constant, ...
-        warmup_steps: Steps in which the learning rates rise from 0: a number, or below 1 a share of all.
+        use_cpu: Train on the CPU even if there is a GPU.
+        lr_scheduler_type: Schedule of the learning rates: linear, cosine, constant, ...
+        warmup_steps: Steps in which the learning rates rise from 0: a number, or below 1 a share of all steps.
         save_strategy: When checkpoints are written: no, epoch or steps.
-        save_steps: Steps from one checkpoint to the next.
-        save_total_limit: So many checkpoints are kept, the newest.
+        save_steps: Steps between checkpoints.
+        save_total_limit: Number of checkpoints to keep, the newest.
         eval_strategy: When the validation slides are scored: no, epoch or steps.
-        logging_steps: Steps from one line of the log to the next.
-        report_to: Where else the log goes, comma-separated.
-        disable_tqdm: No progress bar.
+        logging_steps: Steps between lines of the log.
+        report_to: Comma-separated trackers that also receive the log.
+        disable_tqdm: Show no progress bar.
         push_to_hub: Push the checkpoint folder with its card to the Hub at each save.
         hub_model_id: Repository on the Hub.
         hub_private_repo: Make a new repository private.
@@ -261,12 +265,12 @@ class PublicArguments(TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """As in the base class, a CPU without a number: torch restores no optimizer to "cpu:0", as transformers 5.17 asks."""
+        """As in the base class, a CPU without an index: torch cannot restore an optimizer to transformers 5.17's "cpu:0"."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
     def to_dict(self) -> dict[str, Any]:
-        """Do as in the base class, without secrets and paths: trackers write it down, and some of them send it away."""
+        """Do as in the base class, without secrets and paths: trackers store the record, and some upload it."""
         return public_record(super().to_dict())
 
 
@@ -276,26 +280,26 @@ class DelstTrainingArguments(PublicArguments):
 
     Args:
         contrastive_micro_batch_size: Embed per_device_train_batch_size in micro-batches of this many spots (gradient caching):
-            memory of the micro-batch, negatives and gradients of the whole batch, one more forward pass. Touch it: when memory
-            runs out: it keeps the batch and its negatives.
-        vision_learning_rate: Learning rate of the vision backbone. Defaults to learning_rate. Touch it: a tenth of
-            learning_rate for a pretrained backbone.
+            memory of a micro-batch, negatives and gradients of the full batch, one more forward pass. Touch it: when memory
+            runs out: the batch and its negatives stay as they are.
+        vision_learning_rate: Learning rate of the vision backbone. Default: learning_rate. Touch it: a tenth of learning_rate
+            for a pretrained backbone.
         scalar_learning_rate: Learning rate of the curvature, the logit scale and the scale of each modality. Touch it: lower
             it when the curvature runs to its clamp.
         augment: Turn each training patch to one of its eight orientations at random: tissue has no preferred orientation.
             Touch it: set to false for images whose orientation means something.
-        stain_jitter: Dye training patches at random, H and E by 0.05 ('light') or 0.2 ('strong'). Touch it: for slides stained
-            elsewhere.
-        min_crop: Train on a random square of each patch, its side at least this share of the patch's. 1 cuts nothing off. Touch
+        stain_jitter: Vary the stains of training patches at random, H and E by 0.05 ('light') or 0.2 ('strong'). Touch it: for
+            slides stained elsewhere.
+        min_crop: Crop each training patch to a random square, its side at least this share of the patch's. 1 for none. Touch
             it: 0.8 for small studies and large backbones.
         views: 'nested': a crop and half of the genes are parts that entail their spot. Touch it: to compare orders.
-        mask_negatives: Spots of one 'slide', or 'patient', are not contrasted. Touch it: for many slides.
+        mask_negatives: Spots of the same 'slide', or 'patient', are not contrasted. Touch it: for studies of many slides.
         unpaired_weight: Weight of the loss of unpaired spots. Touch it: lower it when recall falls.
-        cache_features: With freeze_vision: embed all spots once, keep the features in OUTPUT_DIR, and train the heads on them.
-            Patches are then not turned (augment has no effect). Touch it: with freeze_vision, whenever the features fit the
-            disk: an epoch takes seconds.
-        lora: Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved merged
-            into the backbone, or by itself with --save_backbone false. Touch it: when the backbone is large and the GPU small.
+        cache_features: With freeze_vision: embed all spots once, store the features in OUTPUT_DIR, and train the heads on
+            them. Patches are then not turned (augment has no effect). Touch it: with freeze_vision, whenever the features fit
+            the disk: an epoch takes seconds.
+        lora: Train LoRA on the backbone's linear layers instead of the backbone (extra 'lora': peft). It is saved merged into
+            the backbone, or separately with --save_backbone false. Touch it: when the backbone is large and the GPU small.
         lora_rank: Rank of LoRA. Touch it: higher (16, 32) for many slides.
         freeze_vision: Train the heads only; the backbone stays as it is. Touch it: when spots are fewer than some 2,000, or
             there is no GPU.
@@ -306,38 +310,38 @@ class DelstTrainingArguments(PublicArguments):
             it: 200 for spots that overlap or lie close, as bins and cells do.
         learning_rate: Learning rate of the heads: the gene encoder and both projections. Touch it: lower it when the loss
             jumps.
-        weight_decay: Weight decay of matrices; norms, biases and the scalars are spared. Touch it: hardly ever.
+        weight_decay: Weight decay of matrices; norms, biases and the scalars have none. Touch it: hardly ever.
         adam_beta2: Second beta of AdamW. Touch it: hardly ever.
         remove_unused_columns: Must stay False: the collator reads all columns.
         dataloader_drop_last: Drop the last, smaller training batch, whose contrastive loss is easier. Touch it: set to false
             when the study is smaller than a batch.
-        per_device_eval_batch_size: Spots per batch of a process when evaluating. Default: per_device_train_batch_size, to
-            compare. Touch it: hardly ever.
-        logging_nan_inf_filter: Has no use here: a loss that is not finite ends the run.
-        resume_anyway: With resume_from_checkpoint: go on although the checkpoint is of a run with other settings or data.
+        per_device_eval_batch_size: Spots per batch of a process when evaluating. Default: per_device_train_batch_size, so
+            that losses compare. Touch it: hardly ever.
+        logging_nan_inf_filter: Not needed here: a loss that is not finite ends the run.
+        resume_anyway: With resume_from_checkpoint: resume although the checkpoint is of a run with other settings or data.
             Touch it: only if you know why settings or data differ.
         label_names: The collator's spot index, passed on to the metrics.
         output_dir: Touch it: always: each run needs a folder of its own.
-        resume_from_checkpoint: Touch it: set to true to go on with a run that ended early.
+        resume_from_checkpoint: Touch it: set to true to resume a run that ended early.
         seed: Touch it: to repeat a run and learn its spread: three seeds show it.
         num_train_epochs: Touch it: 10 to 30; fewer for many slides.
-        max_steps: Touch it: for a short trial, such as 20; wins over num_train_epochs.
+        max_steps: Touch it: for a short trial, such as 20; overrides num_train_epochs.
         per_device_train_batch_size: Touch it: as large as fits: each spot is contrasted with all others of its batch.
         dataloader_num_workers: Touch it: 2 to 8 when the GPU waits for images.
         bf16: Touch it: set to true on a GPU of 2020 or later: half the memory; the head stays in float32.
         use_cpu: Touch it: set to true to leave a GPU alone.
         lr_scheduler_type: Touch it: 'cosine' is a good choice.
         warmup_steps: Touch it: 0.05 to 0.1 (a share of all steps) for a pretrained backbone.
-        save_strategy: Touch it: 'epoch' for long runs, 'no' for short ones; without a checkpoint a killed run starts anew.
+        save_strategy: Touch it: 'epoch' for long runs, 'no' for short ones; without a checkpoint a killed run starts over.
         save_steps: Touch it: with save_strategy 'steps'.
-        save_total_limit: Touch it: 2 saves disk.
+        save_total_limit: Touch it: 2 to save disk space.
         eval_strategy: Touch it: 'epoch', when there are validation slides.
         logging_steps: Touch it: 10 to 50 for long runs.
-        report_to: Touch it: tensorboard, trackio or wandb, installed beside (docs/training.md).
-        disable_tqdm: Touch it: set to true in a log file: no progress bar.
+        report_to: Touch it: tensorboard, trackio or wandb, installed separately (docs/training.md).
+        disable_tqdm: Touch it: set to true when the output goes to a file.
         push_to_hub: Touch it: to publish at each save; delst push does it once, afterwards.
         hub_model_id: Touch it: with push_to_hub: USER/NAME.
-        hub_private_repo: Touch it: with push_to_hub, for a repository that others do not see.
+        hub_private_repo: Touch it: with push_to_hub, for a repository that others cannot see.
 
     Examples:
         >>> training = DelstTrainingArguments("runs/mine", freeze_vision=True, max_steps=100)
@@ -383,41 +387,41 @@ class DelstTrainingArguments(PublicArguments):
         super().__post_init__()
         if super().n_gpu > 1:
             logger.warning(
-                "%d GPUs are here and one is used; `accelerate launch --multi_gpu` in place of `python` uses all.",
+                "%d GPUs were found and one is used. Use all by `accelerate launch --multi_gpu` instead of `python`.",
                 super().n_gpu,
             )
         self._check_values()
-        # Otherwise the order of the spots hangs on the state of torch's generator, and with it resuming exactly.
+        # Otherwise the order of the spots, and so exact resuming, would depend on the state of torch's generator.
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         least = 3 if self.load_best_model_at_end else 2
         if self.save_total_limit is not None and 0 < self.save_total_limit < least:
             raise ValueError(
-                f"save_total_limit={self.save_total_limit} would delete the last whole checkpoint before the new one is known "
-                f"to be whole. Use save_total_limit={least} or more{' (the best one counts)' if least == 3 else ''}."
+                f"save_total_limit={self.save_total_limit} would delete the last complete checkpoint before the new one is "
+                f"known to be complete. Use save_total_limit={least} or more{' (the best one counts)' if least == 3 else ''}."
             )
 
     def _check_device(self) -> None:
-        """Refuse half precision where nothing computes it, before the base class does so in words of its own."""
+        """Refuse half precision without a device for it, with a clearer message than that of the base class."""
         asked = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
         if not asked or torch.cuda.is_available() or (self.use_cpu and asked == ["bf16"]) or is_torch_xpu_available():
             return
         if asked == ["bf16"] and not torch.backends.mps.is_available():
             raise ValueError(
-                "bf16=True needs a GPU, and none was found (delst doctor says what was). Leave --bf16 out, or add --use_cpu "
+                "bf16=True needs a GPU, and none was found (delst doctor lists what was). Leave --bf16 out, or add --use_cpu "
                 "true to compute in bfloat16 on the CPU."
             )
         if "fp16" in asked and (self.use_cpu or not torch.backends.mps.is_available()):
             raise ValueError(
-                "fp16=True needs a GPU, and none was found (delst doctor says what was). Leave it out; on a CPU half precision "
-                "is bfloat16: --bf16 true --use_cpu true."
+                "fp16=True needs a GPU, and none was found (delst doctor lists what was). Leave it out; on a CPU half "
+                "precision is bfloat16: --bf16 true --use_cpu true."
             )
         if "tf32" in asked:
             raise ValueError(
-                "tf32=True needs an NVIDIA GPU, and none was found (delst doctor says what was). Leave it out."
+                "tf32=True needs an NVIDIA GPU, and none was found (delst doctor lists what was). Leave it out."
             )
 
     def _check_values(self) -> None:
-        """Refuse values that no run could have, or that contradict each other."""
+        """Refuse values that are not possible, or that contradict each other."""
         if self.contrastive_micro_batch_size is not None and self.contrastive_micro_batch_size < 1:
             raise ValueError(
                 f"contrastive_micro_batch_size={self.contrastive_micro_batch_size} must be 1 or more, or left out."
@@ -430,7 +434,7 @@ class DelstTrainingArguments(PublicArguments):
                 raise ValueError(f"batch_sampling={self.batch_sampling!r} is not known. Choose one of {allowed}.")
         if self.slide_aware and not self.dataloader_drop_last:
             raise ValueError(
-                f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make whole "
+                f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make full "
                 "batches only. Leave dataloader_drop_last at True."
             )
         for name, choices in (("stain_jitter", STAIN_JITTER), ("views", VIEWS), ("mask_negatives", MASK_NEGATIVES)):
@@ -444,12 +448,12 @@ class DelstTrainingArguments(PublicArguments):
             )
         if self.views == "nested" and (self.cache_features or self.contrastive_micro_batch_size is not None):
             raise ValueError(
-                "views='nested' embeds a crop of each patch anew in every step, for which neither cache_features nor "
-                "contrastive_micro_batch_size is made. Leave them out."
+                "views='nested' embeds a new crop of each patch in every step, which neither cache_features nor "
+                "contrastive_micro_batch_size supports. Leave them out."
             )
         if self.cache_features and (self.lora or not self.freeze_vision):
             raise ValueError(
-                "cache_features keeps what the backbone makes of each patch, so the backbone must stay as it is: add "
+                "cache_features stores the backbone's features of each patch, so the backbone must not change: add "
                 "--freeze_vision true" + (" and leave --lora out." if self.lora else ", or leave cache_features out.")
             )
         if self.lora and self.freeze_vision:
@@ -459,10 +463,12 @@ class DelstTrainingArguments(PublicArguments):
             )
         self._refuse_what_cannot_be_sharded()
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would take the columns that the collator reads. Leave it out.")
+            raise ValueError(
+                "remove_unused_columns=True would remove the columns that the collator reads. Leave it out."
+            )
 
     def _refuse_what_cannot_be_sharded(self) -> None:
-        """FSDP shards one whole model; heads alone, or weights beside frozen ones, are small and need none of it."""
+        """Refuse FSDP where few weights are trained, beside frozen ones or as heads alone: these need no sharding."""
         asked = [name for name in ("lora", "cache_features") if getattr(self, name)]
         if asked and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
             raise ValueError(
@@ -472,10 +478,10 @@ class DelstTrainingArguments(PublicArguments):
 
     @property
     def n_gpu(self) -> int:
-        """GPUs of this process: one at most. With several the base class would split each batch among them, negatives too."""
+        """GPUs of this process: one at most. With several the base class would split each batch and its negatives."""
         return min(super().n_gpu, 1)
 
     @property
     def slide_aware(self) -> bool:
-        """Whether batches are put together by slide and position."""
+        """Whether batches are composed by slide and position."""
         return self.batch_sampling != "random" or self.min_spot_distance_um != 0

@@ -1,4 +1,4 @@
-"""Random changes of patches that leave their meaning alone, drawn on the device."""
+"""Random augmentations of patches that preserve their meaning, drawn on the device."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 
 
 def stain_jitter(pixel_values: Tensor, strength: float, mean: Tensor, std: Tensor) -> Tensor:
-    """Dye each patch a little more or less, in haematoxylin and in eosin by themselves.
+    """Vary the haematoxylin and the eosin of each patch at random, independently of each other.
 
-    Optical density (the negative logarithm, to base 10, of the transmitted light) is unmixed into the two stains and what is
+    Optical density (the negative logarithm, to base 10, of the transmitted light) is unmixed into the two stains and a rest
     orthogonal to them; the concentration ``c`` of each stain becomes ``(1 + a) c + b`` with ``a`` and ``b`` uniform in
-    ``[-strength, strength]``, one of each for a patch and stain. The choices come from the generator of the patches' device.
+    ``[-strength, strength]``, drawn per patch and stain. The draws come from the generator of the patches' device.
 
     Args:
         pixel_values: Normalised patches (batch, 3, height, width).
         strength: A value of `STAIN_JITTER`; 0 changes nothing.
-        mean: Of the normalisation, by channel (3,), where light is 0 to 1.
-        std: The same.
+        mean: Mean of the normalisation per channel (3,), for light from 0 to 1.
+        std: Its standard deviation per channel (3,).
 
     Returns:
         The patches in other stains, of the same shape and normalisation; light stays within 0 and 1.
@@ -41,7 +41,7 @@ def stain_jitter(pixel_values: Tensor, strength: float, mean: Tensor, std: Tenso
     mean, std = mean.to(device).view(3, 1, 1), std.to(device).view(3, 1, 1)
     light = (pixel_values.float() * std + mean).clamp(1 / 256, 1)
     change = (2 * torch.rand(2, len(pixel_values), 2, device=device) - 1) * strength
-    # (stains, channels), and what reads concentrations off optical densities: (channels, stains).
+    # (stains, channels), and the matrix from optical densities to concentrations: (channels, stains).
     stains = F.normalize(torch.tensor(STAINS), dim=-1)
     unmix = torch.linalg.pinv(stains).to(device)
     stains = stains.to(device)
@@ -54,21 +54,21 @@ def stain_jitter(pixel_values: Tensor, strength: float, mean: Tensor, std: Tenso
 
 
 CROP_SHARE = (0.4, 0.8)
-"""Side of the crop of `part_views`, as a share of the patch's."""
+"""Range of the crop's side in `part_views`, as a share of the patch's."""
 
 KEPT_GENES = 0.5
 """Share of the genes that are the part of a profile in `part_views`."""
 
 
 def random_crops(pixel_values: Tensor, smallest: float, largest: float = 1.0) -> Tensor:
-    """Cut a square out of each patch, at a random place, and enlarge it to the patch's size (bilinear).
+    """Cut a square out of each patch, at a random position, and enlarge it to the patch's size (bilinear).
 
-    Sides are uniform between two shares of the patch's side; they and the places come from the generator of its device.
+    Sides are uniform between two shares of the patch's side; they and the positions come from the generator of its device.
 
     Args:
         pixel_values: Square patches (batch, channels, side, side).
-        smallest: Smallest side, as a share of the patch's; 1 (with `largest`) cuts nothing off.
-        largest: Largest side.
+        smallest: Smallest side, as a share of the patch's; 1 leaves patches as they are.
+        largest: Largest side, likewise.
 
     Returns:
         The squares, of the shape and type of the patches.
@@ -108,12 +108,12 @@ def part_views(pixel_values: Tensor, gene_mask: Tensor) -> tuple[Tensor, Tensor]
 
 
 def augmented(inputs: dict[str, Any], args: Any, processor: Any) -> dict[str, Any]:
-    """Dye and crop the patches of a training batch, and add its parts, as the arguments of the training say.
+    """Jitter the stains of a training batch, crop its patches, and add its parts, as the training arguments say.
 
     Args:
         inputs: The batch.
         args: `DelstTrainingArguments`.
-        processor: The `DelstProcessor` that tells what light the pixels stand for; None where they are light itself.
+        processor: The `DelstProcessor` that normalised the pixels; None if they are light from 0 to 1.
     """
     inputs, pixels = dict(inputs), inputs["pixel_values"]
     if pixels.dim() == 4 and args.stain_jitter != "off":  # cached features have no stains

@@ -1,6 +1,6 @@
 """Training the heads alone, fast: the frozen backbone encodes each spot once and its features are stored.
 
-Without the backbone in every step, batches of 16 thousand spots and more fit on one machine.
+Without the backbone in every step, batches of 16,000 spots and more fit on one machine.
 """
 
 import errno
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def without_backbone(model: DelstModel) -> Iterator[None]:
-    """Let the model take features within this context for patches; checkpoints then hold the heads only."""
+    """Let the model take features instead of patches within this context; checkpoints then hold the heads only."""
     backbone = model.vision_model
     model.vision_model = GivenFeatures(backbone.config)
     try:
@@ -42,11 +42,11 @@ def without_backbone(model: DelstModel) -> Iterator[None]:
 
 
 class FeatureRows(SpotRows):
-    """Spots whose patches are already features, batch by batch; to be used with `as_it_is` for a collator.
+    """Spots with features in place of patches, read batch by batch; use `as_it_is` as the collator.
 
     Args:
         spots: Spots of a `Study`.
-        features: Features of the same spots (spots, width), also as a memory map.
+        features: Features of the same spots (spots, width); a memory map will do.
         collator: Collator of the model.
     """
 
@@ -62,13 +62,13 @@ class FeatureRows(SpotRows):
 
 
 def as_it_is(batch: Any) -> Any:
-    """Return the collator of a dataset that makes its own batches."""
+    """Return a batch unchanged: the collator for a dataset that makes its own batches."""
     return batch
 
 
 @contextmanager
 def features_in_place_of_patches(trainer: Any) -> Iterator[None]:
-    """Let a `DelstTrainer` train within this context on the features of its spots, made first where they are not yet there."""
+    """Let a `DelstTrainer` train within this context on the features of its spots, which are computed first if missing."""
     args, collator, spots = trainer.args, trainer.data_collator, (trainer.train_dataset, trainer.eval_dataset)
     options = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
 
@@ -77,7 +77,7 @@ def features_in_place_of_patches(trainer: Any) -> Iterator[None]:
             return None
         return FeatureRows(part, cached_features(trainer.model, part, collator, args.output_dir, **options), collator)
 
-    # The numbers that the run draws do not depend on whether the features were there already.
+    # The random numbers of the run do not depend on whether the features were stored already.
     with torch.random.fork_rng():
         trainer.train_dataset, trainer.eval_dataset = map(rows, spots)
     trainer.data_collator = as_it_is
@@ -91,7 +91,7 @@ def features_in_place_of_patches(trainer: Any) -> Iterator[None]:
 def cached_features(
     model: DelstModel, spots: Dataset, collator: DelstCollator, folder: str | os.PathLike, **options: Any
 ) -> np.ndarray:
-    """Return features of the backbone, embedded by all processes unless `folder` holds those of this backbone and data.
+    """Return features of the backbone, computed by all processes unless `folder` holds those of this backbone and data.
 
     Args:
         model: The model, on the device that embeds.
@@ -102,31 +102,31 @@ def cached_features(
         **options: batch_size, num_workers and progress, as in `embed`.
 
     Returns:
-        (spots, width) float32, mapped from the disk: the processes of a machine share one copy. Several machines need a
-        folder that all of them see.
+        (spots, width) float32, a memory map, of which the processes of a machine share one copy. Several machines need a
+        shared folder.
     """
     folder = Path(folder)
     path = folder / f"features-{_key(model, spots, collator)}.npy"
     if process_rank() == 0 and path.exists() and not _as_written(path):
-        logger.warning("%s is not as it was written: the features are made again.", path)
+        logger.warning("%s does not match its checksum: the features are computed again.", path)
         path.unlink()
     wait_for_all()
     if not path.exists():
         with locked(path, "file of features") if process_rank() == 0 else nullcontext():
             _write_features(path, model, spots, collator, **options)
     wait_for_all()
-    # Copy-on-write: torch asks for memory that may be written to, and nobody writes.
+    # Copy-on-write: torch requires writable memory, though nothing writes to it.
     return np.load(path, mmap_mode="c")
 
 
 def _write_features(path: Path, model: DelstModel, spots: Dataset, collator: DelstCollator, **options: Any) -> None:
-    """Embed all spots into a file that is there once it is whole."""
+    """Embed all spots into a file that appears only when it is complete."""
     partial, first = path.with_suffix(".partial"), process_rank() == 0
     if first:
         _make_room(partial, (len(spots), model.config.vision_feature_size))
     try:
         wait_for_all()
-        # Each process writes its own rows: no one has to hold them all.
+        # Each process writes its own rows: none has to hold them all.
         table = np.lib.format.open_memmap(partial, "r+")
         for start, features, _, _ in embed_share(model, spots, collator, **options):
             table[start : start + len(features)] = features.numpy()
@@ -144,13 +144,13 @@ def _write_features(path: Path, model: DelstModel, spots: Dataset, collator: Del
 
 
 def _as_written(path: Path) -> bool:
-    """Tell whether a file of features is the one that was written, by its checksum."""
+    """Tell whether a file of features matches its checksum."""
     listed = path.with_suffix(".sha256")
     return listed.is_file() and listed.read_text(encoding="utf-8").strip() == sha256(path)
 
 
 def _make_room(path: Path, shape: tuple[int, int]) -> None:
-    """Make the file and take its room on the disk now: a page of a map that finds none ends the process without a word."""
+    """Make the file and reserve its disk space now: on a full disk, writing to a memory map kills the process silently."""
     size = 4 * shape[0] * shape[1]
     try:
         np.lib.format.open_memmap(path, "w+", np.float32, shape).flush()
@@ -158,21 +158,21 @@ def _make_room(path: Path, shape: tuple[int, int]) -> None:
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # this disk cannot reserve
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):  # this file system cannot reserve space
             return
         path.unlink(missing_ok=True)
         raise OSError(
-            f"The features need {size / 1e9:.2f} GB in {path.parent}, which cannot be had ({error.strerror}). Free that much, "
+            f"The features need {size / 1e9:.2f} GB in {path.parent}, which is not free ({error.strerror}). Free that much, "
             "choose another --output_dir, or leave --cache_features out."
         ) from error
 
 
 def _key(model: DelstModel, spots: Dataset, collator: DelstCollator) -> str:
-    """Hash of everything that the features hang on."""
+    """Hash everything that the features depend on."""
     digest = hashlib.sha256()
     for name, tensor in model.vision_model.state_dict().items():
         digest.update(name.encode())
-        # Flat first: a number without a dimension, such as the counter of a batch norm, has no bytes to view.
+        # Flattened first: a 0-d tensor, such as the counter of a batch norm, cannot be viewed as bytes.
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     processor = collator.processor
     digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())

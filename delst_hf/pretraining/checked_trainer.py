@@ -1,6 +1,6 @@
-"""What every run holds to: it ends at the first number that is not finite, and its checkpoints are known to be whole.
+"""Guarantees of every run: it ends at the first number that is not finite, and its checkpoints are known to be complete.
 
-Whether numbers are finite is asked without waiting for the device.
+Checking that numbers are finite does not wait for the device.
 """
 
 import functools
@@ -29,7 +29,7 @@ from .checkpoints import (
 
 TERMS = ("contrastive_loss", "cross_entailment_loss", "intra_entailment_loss", "regression_loss")
 SCALARS = ("logit_scale", "log_curvature", "log_image_scale", "log_gene_scale")
-_FEW = 32  # spots of the last batch on which weights are tried before they are kept
+_FEW = 32  # spots of the last batch on which weights are tried before they are saved
 _LOWEST_SCALAR = math.log(torch.finfo(torch.float32).tiny)
 
 
@@ -38,9 +38,9 @@ class NotFiniteError(ValueError):
 
 
 class FiniteWatch:
-    """Reads of each step whether it was finite: on a CPU at once, of an accelerator a step late, so that nobody waits.
+    """Reads whether each step was finite: on a CPU at once, on an accelerator one step late, so that nothing waits.
 
-    The copy to the host is begun in the step itself; by the next one it has long arrived.
+    The copy to the host starts in the step itself; by the next one it has arrived.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class FiniteWatch:
         """Return step and gradient norm of the earliest step now known not to be finite, if any.
 
         Args:
-            finite: Whether this step is (0-d bool).
+            finite: Whether this step is finite (0-d bool).
             step: Its number.
             grad_norm: Norm of its gradient.
         """
@@ -65,7 +65,7 @@ class FiniteWatch:
         return _first_failure(before)
 
     def settle(self) -> tuple[int, Any] | None:
-        """Do as `failed`, of what is not read yet: before a checkpoint is written, and at the end."""
+        """Do as `failed` for steps that are not read yet: before a checkpoint is written, and at the end."""
         before, self._late = self._late, []
         return _first_failure(before)
 
@@ -80,9 +80,9 @@ def _first_failure(reads: list[tuple[Tensor, Any, int, Any]]) -> tuple[int, Any]
 
 
 def leave_weights_alone(optimizer: Any, finite: Tensor) -> None:
-    """Make the coming step of a fused optimizer on an accelerator change nothing if its gradient is not finite.
+    """Make the next step of a fused optimizer on an accelerator change nothing if its gradient is not finite.
 
-    It is what torch's own scaler of float16 gradients does: the kernel reads the number on the device.
+    torch's own scaler of float16 gradients does the same: the kernel reads the flag on the device.
     """
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     if finite.is_cuda and isinstance(optimizer, torch.optim.Optimizer) and optimizer.defaults.get("fused"):
@@ -94,7 +94,7 @@ def why_not_finite(trainer: Any, sums: Mapping[str, Any], step: int, grad_norm: 
 
     Args:
         trainer: A `CheckedTrainer`.
-        sums: Its loss terms added up since the last log, and the number of ``batches``.
+        sums: Sums of its loss terms since the last log, and the number of ``batches``.
         step: The step, from 1.
         grad_norm: Norm of the gradient of this step.
     """
@@ -110,7 +110,7 @@ def why_not_finite(trainer: Any, sums: Mapping[str, Any], step: int, grad_norm: 
 
 
 def what_to_lower(args: Any) -> str:
-    """Return what to change in a run whose numbers are not finite, a sentence with the rates as they are."""
+    """Return a sentence on what to change in a run whose numbers are not finite, with its current rates."""
     rates = [f"--learning_rate (now {args.learning_rate:g})"]
     if hasattr(args, "scalar_learning_rate"):
         vision = args.learning_rate if args.vision_learning_rate is None else args.vision_learning_rate
@@ -123,15 +123,15 @@ def what_to_lower(args: Any) -> str:
 
 
 class CheckedTrainer(Trainer):
-    """transformers' Trainer whose runs end at the first number that is not finite, and whose checkpoints are whole.
+    """transformers' Trainer whose runs end at the first number that is not finite, and whose checkpoints are complete.
 
-    Checkpoints carry a marker once they are whole, with checksums and what the run was; resuming compares both. The output
-    folder is one run's at a time.
+    A complete checkpoint has a marker file with checksums and the identity of the run; resuming checks both. An output
+    folder belongs to one run at a time.
 
     Args:
         *args: As in the base class.
         processor: Processor of the model, saved with it; the base class would look for a tokenizer in it.
-        run_facts: What decides the run, for the record and for resuming.
+        run_facts: Facts that determine the run, for the record and for resuming.
         **kwargs: As in the base class.
     """
 
@@ -141,9 +141,9 @@ class CheckedTrainer(Trainer):
         self._begin_to_watch()
 
     def _begin_to_watch(self) -> None:
-        """Forget the numbers of an earlier training by this trainer, as a search runs one after another."""
+        """Forget the numbers of an earlier training by this trainer: a search runs one after another."""
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self._finite: Any = True  # whether all losses since the last optimiser step were
+        self._finite: Any = True  # whether all losses since the last optimiser step were finite
         self._last_inputs: dict[str, Any] = {}
         self._watch = FiniteWatch()
 
@@ -153,10 +153,10 @@ class CheckedTrainer(Trainer):
         self._last_inputs = dict(inputs)
 
     def loss_again(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Return the loss of a batch as `compute_loss` gave it to `watch_loss`, and note nothing.
+        """Compute again the loss of a batch that `compute_loss` gave to `watch_loss`, and note nothing.
 
         Args:
-            model: The model by itself, on one process.
+            model: The unwrapped model, on one process.
             inputs: As given to `watch_loss`.
         """
         with self.compute_loss_context_manager():
@@ -164,7 +164,7 @@ class CheckedTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Do as in the base class.
+        """Evaluate as the base class does, and end a training if a loss is not finite.
 
         Raises:
             ValueError: If a loss of the evaluation is not finite, while training.
@@ -179,20 +179,20 @@ class CheckedTrainer(Trainer):
         return metrics
 
     def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint is compared by before it is gone on from: see `checkpoints.run_identity`."""
+        """Return what a checkpoint must agree with before a run resumes from it: see `checkpoints.run_identity`."""
         return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Do as in the base class, but only a checkpoint of this run that was written to its end is gone on from.
+        """Train as the base class does, but resume only from a complete checkpoint of this run.
 
         Args:
-            resume_from_checkpoint: True for the last whole checkpoint of the output folder, or the folder of one.
+            resume_from_checkpoint: True for the last complete checkpoint of the output folder, or the folder of one.
             *args: Passed to the base class.
             **kwargs: Passed to the base class.
 
         Raises:
-            ValueError: If there is no whole checkpoint, the one given is damaged or of another run, the training data hold
-                no whole batch, or a loss, gradient or weight is not finite.
+            ValueError: If there is no complete checkpoint, the one given is damaged or of another run, the training data
+                hold no full batch, or a loss, gradient or weight is not finite.
         """
         check_there_are_steps(self.args, self.train_dataset)
         if resume_from_checkpoint:
@@ -213,11 +213,11 @@ class CheckedTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Do as in the base class; end the run on a loss or gradient that is not finite.
 
-        On a CPU at once. On an accelerator a step later, so that no step waits for its numbers: the fused optimizer leaves the
-        weights alone meanwhile, and a checkpoint is not written before its step is known to be finite.
+        On a CPU the run ends at once. On an accelerator it ends a step later, so that no step waits for its numbers: meanwhile
+        the fused optimizer leaves the weights alone, and no checkpoint is written before its step is known to be finite.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        # Scaled gradients of float16 may overflow: such a step is passed over and the scale lowered.
+        # Scaled gradients of float16 may overflow: such a step is skipped and the scale lowered.
         scaled = self.args.fp16 and (self.accelerator.scaler is not None or self.is_deepspeed_enabled)
         finite, self._finite = torch.as_tensor(self._finite), True
         if not scaled:
@@ -243,7 +243,7 @@ class CheckedTrainer(Trainer):
             self._check_goes_on(when)
 
     def _check_goes_on(self, when: str) -> None:
-        """Refuse weights that are finite, and with which no further step is: the step that made them is known by them alone."""
+        """Refuse finite weights with which no further step is finite: only the weights reveal that the last step diverged."""
         model = self.accelerator.unwrap_model(self.model)
         scalars = {name: getattr(model, name).item() for name in SCALARS if hasattr(model, name)}
         lost = [f"{name} is {value:.4g}" for name, value in scalars.items() if value < _LOWEST_SCALAR]
@@ -274,7 +274,7 @@ class CheckedTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             del model.save_pretrained
-        # A pickle, which nobody reads, with the token and the paths of the run.
+        # A pickle that nothing reads, with the token and the paths of the run.
         (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
         if self.processor is not None and self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
@@ -299,7 +299,7 @@ class CheckedTrainer(Trainer):
 
 
 def _some_of(inputs: Mapping[str, Any], few: int) -> dict[str, Any]:
-    """Return some spots of a batch, from all over it."""
+    """Return at most `few` spots of a batch, spread over all of it."""
     rows = {len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()}
     if len(rows) != 1 or max(rows) <= few:
         return dict(inputs)

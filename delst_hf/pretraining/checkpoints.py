@@ -19,13 +19,13 @@ from ..record import hyperparameters
 logger = logging.getLogger(__name__)
 
 COMPLETE, BEGUN = "complete", "begun"
-# What runs write into their output folder at their end.
+# Results that runs write into their output folder at the end.
 RESULTS = ("model", "search.json", "curves.png")
-# What the scripts say when a run is interrupted; without a whole checkpoint it begins again.
+# What the scripts advise when a run is interrupted; without a complete checkpoint the run starts over.
 GOING_ON = "give the same command with --resume_from_checkpoint true"
 _NAME = re.compile(r"checkpoint-(\d+)")
-# What an identity says in full elsewhere; what may be changed (the length of a run); and what changes no result, or only how
-# the same sum is computed, and so its rounding.
+# Settings that the identity states in full elsewhere; that may change (the length of a run); and that change no result, or only
+# its rounding.
 _NOT_COMPARED = re.compile(
     "(train|validation|test|same_patient)_slides|vocabulary|per_device_.*|auto_find_batch_size"
     "|num_train_epochs|max_steps|resume_anyway"
@@ -36,7 +36,7 @@ _NOT_COMPARED = re.compile(
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Return the latest checkpoint that was written to its end, None when there is none.
+    """Return the latest complete checkpoint, None when there is none.
 
     Args:
         output_dir: Output folder of a `DelstTrainer`. Folders with other names than ``checkpoint-<number>`` do not count.
@@ -50,7 +50,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def how_to_go_on(output: str) -> str:
-    """Say how a run that was ended early goes on.
+    """Say how to resume a run that ended early.
 
     >>> how_to_go_on("runs/none").split(". ")[-1]
     'No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.'
@@ -86,10 +86,10 @@ def interruption_explained(output_dir: str | os.PathLike | None) -> Iterator[Non
 
 @contextmanager
 def own_output(output_dir: str | os.PathLike | None) -> Iterator[None]:
-    """Hold the output folder of a run, on the first process, for as long as the run takes; within a run that holds it, pass.
+    """Lock the output folder of a run on the first process while the run lasts; do nothing within a run that holds the lock.
 
-    What a run that was killed while it wrote its result left half-written is cleared up.
-    The lock lies within the folder (``.run.lock``), since the folder above may not be one to write to.
+    Results that a killed run left half-written are cleaned up. The lock file is inside the folder (``.run.lock``), since the
+    folder above may not be writable.
 
     Args:
         output_dir: Output folder of the run.
@@ -109,7 +109,7 @@ def own_output(output_dir: str | os.PathLike | None) -> Iterator[None]:
 
 
 def resume_point(output_dir: str | os.PathLike, wanted: str | None) -> str | None:
-    """Find the checkpoint to go on from; refuse to write over a run that is not resumed.
+    """Find the checkpoint to resume from; refuse to overwrite a run that is not resumed.
 
     Args:
         output_dir: Output folder of the run.
@@ -125,16 +125,16 @@ def resume_point(output_dir: str | os.PathLike, wanted: str | None) -> str | Non
     if wanted is None or wanted.lower() == "false":
         if last or (Path(output_dir) / "model").exists():
             raise ValueError(
-                f"{output_dir} holds a run already. Go on with it by --resume_from_checkpoint true, or choose "
+                f"{output_dir} holds a run already. Resume it with --resume_from_checkpoint true, or choose "
                 "another --output_dir."
             )
         return None
-    # A run that was killed before its first checkpoint begins again.
+    # A run that was killed before its first checkpoint starts over.
     return last if wanted.lower() == "true" else whole_checkpoint(wanted, output_dir)
 
 
 def whole_checkpoint(wanted: str | bool, output_dir: str | os.PathLike) -> str:
-    """Find the checkpoint that a user asked to go on from, and check every file of it.
+    """Find the checkpoint that a user asked to resume from, and check every file of it.
 
     Args:
         wanted: True for the last one of the run, or the folder of one.
@@ -150,20 +150,20 @@ def whole_checkpoint(wanted: str | bool, output_dir: str | os.PathLike) -> str:
     if wanted is True:
         if last is None:
             raise ValueError(
-                f"{output_dir} holds no complete checkpoint to go on from. Train without resume_from_checkpoint."
+                f"{output_dir} holds no complete checkpoint to resume from. Train without resume_from_checkpoint."
             )
         wanted = last
     folder = Path(str(wanted))
     if not (folder / COMPLETE).is_file():
         raise ValueError(
             f"{wanted} is an incomplete checkpoint: its marker file {COMPLETE!r} is missing. "
-            + (f"Go on from {last}." if last else f"{output_dir} holds no complete one: train from the start.")
+            + (f"Resume from {last}." if last else f"{output_dir} holds no complete one: train from the start.")
         )
     damaged = damaged_files(folder)
     if damaged:
         raise ValueError(
-            f"{folder} is damaged: {', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} missing or not as the run wrote "
-            "it. Go on from an earlier checkpoint by --resume_from_checkpoint FOLDER, or train from the start."
+            f"{folder} is damaged: {', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} missing or changed since "
+            "it was saved. Resume from an earlier checkpoint with --resume_from_checkpoint FOLDER, or train from the start."
         )
     return str(folder)
 
@@ -173,16 +173,16 @@ def damaged_files(checkpoint: Path) -> list[str]:
     files = _marker(checkpoint).get("files", {})
     if not files:
         logger.warning(
-            "%s was written by an earlier version, which kept no checksums: its files are not checked.", checkpoint
+            "%s was written by an earlier version, which stored no checksums: its files are not checked.", checkpoint
         )
     return [name for name, facts in files.items() if _describe(checkpoint / name) != facts]
 
 
 def begin_checkpoint(run: Path, step: int) -> None:
-    """Clear away what a killed run left half-written, and begin the checkpoint of this step.
+    """Remove checkpoints that a killed run left half-written, and begin the checkpoint of this step.
 
-    Left lying, half-written folders would count as checkpoints when the oldest are deleted, and complete ones go in their
-    place. Only folders that a run began are taken away: those with the file `BEGUN`.
+    Otherwise half-written folders would count as checkpoints when the oldest are deleted, and complete ones would be deleted
+    in their place. Only folders that a run began are removed: those with the file `BEGUN`.
     """
     for folder in run.glob("checkpoint-*"):
         began = _NAME.fullmatch(folder.name) and (folder / BEGUN).is_file()
@@ -192,7 +192,7 @@ def begin_checkpoint(run: Path, step: int) -> None:
     ours = any((checkpoint / name).is_file() for name in (COMPLETE, BEGUN))
     if checkpoint.is_dir() and not ours and any(checkpoint.iterdir()):
         raise OSError(
-            f"{checkpoint} holds neither {COMPLETE!r} nor {BEGUN!r}, so it was not made by a run and is not written over. Move "
+            f"{checkpoint} holds neither {COMPLETE!r} nor {BEGUN!r}, so it was not made by a run and is not overwritten. Move "
             "it away, or choose another --output_dir."
         )
     if ours:
@@ -203,7 +203,7 @@ def begin_checkpoint(run: Path, step: int) -> None:
 
 
 def mark_complete(checkpoint: Path, identity: Mapping[str, Any] | None = None) -> None:
-    """Bring every file of a checkpoint to the disk, and only then say that it is complete, and what it holds.
+    """Flush every file of a checkpoint to disk, and only then write the marker that calls it complete and lists its files.
 
     Args:
         checkpoint: Its folder.
@@ -254,7 +254,7 @@ def _marker(checkpoint: Path) -> dict[str, Any]:
 
 
 def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots: Any) -> dict[str, Any]:
-    """Describe what decides the data, the vocabulary and the loss of a run: a checkpoint is gone on from by this run alone.
+    """Describe what determines the data, vocabulary and loss of a run: only the same run resumes from its checkpoints.
 
     Args:
         args: Its `DelstTrainingArguments`.
@@ -279,15 +279,15 @@ def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots:
 
 
 def check_same_run(checkpoint: str, identity: Mapping[str, Any], resume_anyway: bool = False) -> None:
-    """Refuse to go on from a checkpoint of a run whose settings were others.
+    """Refuse to resume from a checkpoint of a run with other settings.
 
     Args:
         checkpoint: Its folder, complete.
-        identity: `run_identity` of the run that is to go on.
-        resume_anyway: Go on all the same, and say what differs.
+        identity: `run_identity` of the run to resume.
+        resume_anyway: Resume all the same, and log what differs.
 
     Raises:
-        ValueError: Naming what differs.
+        ValueError: If settings differ; the message names them.
     """
     before = _marker(Path(checkpoint)).get("run", {})
     now = json.loads(json.dumps(dict(identity)))
@@ -297,10 +297,10 @@ def check_same_run(checkpoint: str, identity: Mapping[str, Any], resume_anyway: 
     differences = "; ".join(f"{name} was {_value(before, name)} and is {_value(now, name)}" for name in names)
     if not resume_anyway:
         raise ValueError(
-            f"{checkpoint} is of another run: {differences}. Give the settings that it was begun with, begin a new run in "
+            f"{checkpoint} is of another run: {differences}. Give the settings that it was started with, start a new run in "
             "another --output_dir, or insist with --resume_anyway true."
         )
-    logger.warning("Going on from %s although %s.", checkpoint, differences)
+    logger.warning("Resuming from %s although %s.", checkpoint, differences)
 
 
 def _value(identity: Mapping[str, Any], name: str) -> str:
@@ -308,14 +308,14 @@ def _value(identity: Mapping[str, Any], name: str) -> str:
 
 
 def check_there_are_steps(args: Any, spots: Any) -> None:
-    """Refuse a run that would end where it begins.
+    """Refuse a run without a single step.
 
     Args:
         args: Its `DelstTrainingArguments`.
         spots: What it trains on.
 
     Raises:
-        ValueError: If the spots make no whole batch.
+        ValueError: If the spots make no full batch.
     """
     batch, number = args.train_batch_size * args.world_size, _number_of(spots)
     if number == 0:
@@ -329,5 +329,5 @@ def check_there_are_steps(args: Any, spots: Any) -> None:
 
 
 def _number_of(spots: Any) -> int | None:
-    """Return how many spots there are to train on; a stream has the length of one process, in batches."""
+    """Return the number of training spots, which for a stream is not its length (batches of one process)."""
     return getattr(spots, "num_rows", len(spots) if hasattr(spots, "__len__") else None)

@@ -1,4 +1,4 @@
-"""A DELST checkpoint trained further: on other slides, with genes that it did not know, or by other losses."""
+"""`--init_from`: training continued from a DELST checkpoint, on other slides, with new genes, or by other losses."""
 
 import dataclasses
 import logging
@@ -16,7 +16,7 @@ from .arguments import DataArguments, split_names
 
 logger = logging.getLogger(__name__)
 
-# What may be set anew for weights that are there: the losses, and what is trained and saved of the backbone.
+# Options that may change for existing weights: the losses, and what is trained and saved of the backbone.
 _MAY_CHANGE = ("cross_entailment_weight", "intra_entailment_weight", "cross_parent", "intra_parent", "intra_min_level_ratio",
                "min_radius", "entailment", "radius_floor", "cross_aperture_scale", "intra_aperture_scale",
                "freeze_batch_norm", "save_backbone")  # fmt: skip
@@ -25,7 +25,7 @@ _MAY_CHANGE = ("cross_entailment_weight", "intra_entailment_weight", "cross_pare
 def continue_checkpoint(
     model: Any, vocabulary: Sequence[str], patch_um: Iterable[float], patch_px: Iterable[int] = ()
 ) -> tuple[DelstModel, DelstProcessor, dict[str, Any]]:
-    """Load a checkpoint to train it further; genes are joined by name, new ones are added at the end.
+    """Load a checkpoint to train it further; genes are matched by name, and new ones are added at the end.
 
     Args:
         model: `ModelArguments` with ``init_from``.
@@ -38,7 +38,7 @@ def continue_checkpoint(
 
     Raises:
         ValueError: If an option would need other weights, no gene is known, the patches are of another size, or the checkpoint
-            is not as it was written.
+            does not match its checksums.
     """
     advice = "Give the folder model/ of an earlier run, or the id of a DELST checkpoint on the Hub."
     with reading(model.init_from, "checkpoint", advice):
@@ -55,7 +55,7 @@ def _continued(
     record = find_training_record(folder)
     if not record:
         logger.warning(
-            "%s has no %s: on which slides and patches it was trained is not known.", folder, TRAINING_RECORD
+            "%s has no %s: the slides and patches that it was trained on are unknown.", folder, TRAINING_RECORD
         )
     check_patch_size(record, patch_um, folder, patch_px)
     for name, value in changes.items():
@@ -67,8 +67,8 @@ def _continued(
     if not known:
         raise ValueError(
             f"{folder} knows none of the {len(vocabulary)} genes that were chosen here, such as {', '.join(vocabulary[:3])}: "
-            f"it reads {', '.join(extractor.vocabulary[:3])}. The species or the kind of names (symbols, Ensembl ids) is "
-            "another one: prepare the data with the same, or train from the start without --init_from."
+            f"it reads {', '.join(extractor.vocabulary[:3])}. The species or the kind of names (symbols, Ensembl ids) "
+            "differs: prepare the data with the same, or train from the start without --init_from."
         )
     added = extractor.add_genes(vocabulary)
     network.resize_gene_embeddings(len(extractor.vocabulary))
@@ -80,7 +80,7 @@ def _continued(
 
 
 def check_held_out(data: DataArguments, before: Mapping[str, Any], validation_slides: Sequence[str]) -> None:
-    """Refuse to hold out what a checkpoint that is continued was trained on, of a dataset of the same name."""
+    """Refuse held-out slides that the continued checkpoint was trained on, if its dataset has the same name."""
     if before.get("dataset") != os.path.basename(os.path.normpath(data.dataset)):
         return
     seen = [slide for slide in [*validation_slides, *split_names(data.test_slides)] if slide in before["train_slides"]]
@@ -92,7 +92,7 @@ def check_held_out(data: DataArguments, before: Mapping[str, Any], validation_sl
 
 
 def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:
-    """Return options that were given other values than their defaults, checked against the checkpoint."""
+    """Return options set to other values than their defaults, checked against the checkpoint."""
     fixed: list[str] = []
     changes: dict[str, Any] = {}
     for one in dataclasses.fields(model):
@@ -111,6 +111,6 @@ def _changes(model: Any, config: DelstConfig) -> dict[str, Any]:
     if fixed:
         raise ValueError(
             f"--init_from continues the weights of {model.init_from}, which {', '.join(fixed)} would not fit. Leave that out, "
-            f"or train from the start without --init_from. Allowed beside it: --{', --'.join(_MAY_CHANGE)}."
+            f"or train from the start without --init_from. Allowed with it: --{', --'.join(_MAY_CHANGE)}."
         )
     return changes

@@ -1,4 +1,4 @@
-"""`--features`: a run on features that were made elsewhere, which stand in for a backbone."""
+"""`--features`: a run on features that were computed elsewhere, in place of a backbone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .arguments import DataArguments, DelstTrainingArguments
 def with_features(
     study: Study, data: DataArguments, model: Any, training: DelstTrainingArguments, slides: Sequence[str]
 ) -> tuple[Study, FeatureTable]:
-    """Return the spots of the slides for which ``--features`` has features, and these."""
+    """Return the spots of the slides that have features in ``--features``, and these features."""
     check_features_replace_a_backbone(model, training)
     # Slides that are split spot by spot hold validation spots too.
     return join_features(str(data.features), study, slides, data.features_patch_px)
@@ -21,7 +21,7 @@ def check_features_replace_a_backbone(model: Any, training: DelstTrainingArgumen
     """Refuse options of a backbone beside ``--features``: there is none.
 
     Raises:
-        ValueError: Naming the options.
+        ValueError: If any is given; the message names them.
     """
     given = [
         name for name in ("vision", "vision_config", "init_from", "image_size") if getattr(model, name) is not None
@@ -29,6 +29,6 @@ def check_features_replace_a_backbone(model: Any, training: DelstTrainingArgumen
     given += [name for name in ("lora", "cache_features") if getattr(training, name)]
     if given:
         raise ValueError(
-            "--features trains on features that were made elsewhere, without a backbone, so "
+            "--features trains on features that were computed elsewhere, without a backbone, so "
             f"{', '.join('--' + n for n in given)} would have no effect. Leave that out, or leave --features out."
         )

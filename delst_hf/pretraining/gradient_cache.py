@@ -1,8 +1,8 @@
 """Gradient caching: the contrastive loss of a large batch at the memory of a small one (GradCache, arXiv 2101.06983).
 
 Gradient accumulation shrinks the batch that a spot is contrasted with; this does not. The batch is embedded in micro-batches
-without a graph, the loss is taken once over all embeddings (of all processes), and each micro-batch is then embedded again
-with a graph, through which the gradient that the loss left on its embeddings is sent back. It costs one more forward pass.
+without a graph, and the loss is computed once over all embeddings (of all processes). Each micro-batch is then embedded again
+with a graph, through which the gradient of the loss by its embeddings is propagated back. It costs one more forward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,16 +21,16 @@ def check_gradient_caching(model: DelstModel, is_deepspeed_enabled: bool) -> Non
     """Refuse what gradient caching cannot do exactly.
 
     Raises:
-        ValueError: With DeepSpeed, or with BatchNorm layers that are trained.
+        ValueError: With DeepSpeed, a regression_weight, or BatchNorm layers that are trained.
     """
     if is_deepspeed_enabled:
         raise ValueError(
-            "contrastive_micro_batch_size sends several backward passes into one step, which DeepSpeed does not take. "
+            "contrastive_micro_batch_size needs several backward passes per step, which DeepSpeed does not support. "
             "Train with DDP (multi_gpu.yaml) or FSDP, or leave the option out."
         )
     if model.config.regression_weight > 0:
         raise ValueError(
-            "contrastive_micro_batch_size sends back the gradients of embeddings alone, and regression_weight "
+            "contrastive_micro_batch_size propagates the gradients of embeddings only, and regression_weight "
             f"{model.config.regression_weight:g} trains a layer beside them. Leave one of the two out."
         )
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -69,11 +69,11 @@ def cached_loss(
     ``loss.backward()`` on the result does the last one. Dropout is drawn per micro-batch, the same in both passes.
 
     Args:
-        model: The model as it is trained, wrapped for distributed training or not; called once a micro-batch and pass.
+        model: The model as it is trained, wrapped for distributed training or not; called once per micro-batch and pass.
         core: The `DelstModel` inside of it.
         inputs: What `DelstModel.forward` takes, on the model's device.
         micro_batch_size: Spots that are embedded at a time.
-        backward: Sends a loss back, as ``accelerator.backward`` does.
+        backward: Runs the backward pass of a loss, as ``accelerator.backward`` does.
         across_ranks: Take negatives and ordered pairs from all processes.
         no_sync: Makes the context in which gradients stay local. DDP then averages them once, with the last micro-batch.
 
@@ -100,7 +100,7 @@ def cached_loss(
             ).sum()
             if not last:
                 backward(surrogate)
-    # The scalars' gradients out of the loss itself ride on the last micro-batch, the one that DDP averages.
+    # The scalars' gradients from the loss itself are added to the last micro-batch, the one that DDP averages.
     surrogate = surrogate + sum((parameter * gradient).sum() for parameter, gradient in scalars)
     after.restore()
     loss = terms.pop("loss")
@@ -118,14 +118,14 @@ def _micro_batches(inputs: Mapping[str, Any], size: int) -> Iterator[dict[str, T
 
 @torch.no_grad()
 def _embed_without_graph(model: nn.Module, parts: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, list[_RandomState]]:
-    """Return embeddings of the whole batch (batch, dim), twice, and the random state before each micro-batch."""
+    """Return image and gene embeddings of the batch, both (batch, dim), and the random state before each micro-batch."""
     states, images, genes = [], [], []
     for part in parts:
         states.append(_RandomState(part["pixel_values"].device))
         output = model(**part)
         images.append(output.image_embeds)
         genes.append(output.gene_embeds)
-        del output  # the hidden states of one micro-batch need not wait for the next
+        del output  # frees the hidden states of one micro-batch before the next
     return torch.cat(images), torch.cat(genes), states
 
 
@@ -144,7 +144,7 @@ def _gradients_of_the_loss(
             across_ranks=across_ranks,
             negative_groups=inputs.get("negative_groups"),
         )
-        # autograd.grad and not backward: it fires no hook, so DDP does not take the scalars for finished.
+        # autograd.grad, not backward: it fires no hooks, so DDP does not take the scalars for finished.
         found = torch.autograd.grad(terms["loss"], [image, gene, *scalars], allow_unused=True)
     used = [(scalar, gradient) for scalar, gradient in zip(scalars, found[2:]) if gradient is not None]
     return {name: term.detach() for name, term in terms.items()}, (found[0], found[1]), used

@@ -1,4 +1,4 @@
-"""What a fine-tuning is told: what to fine-tune, on which tissue, and how to train; and which options its `--help` shows."""
+"""Arguments of a fine-tuning: what to fine-tune, on which tissue, and how to train; and the options that `--help` shows."""
 
 from dataclasses import dataclass, field
 
@@ -11,8 +11,8 @@ class HeadArguments:
     """What to fine-tune, and on which tissue.
 
     Args:
-        model: DELST checkpoint (folder or Hub id); a head of `delst fit` is trained further. Touch it: always; a head of delst
-            fit is a better start than none.
+        model: DELST checkpoint (folder or Hub id); a head fitted by `delst fit` is trained further. Touch it: always; a head
+            of delst fit is a better start than a new one.
         dataset: Dataset folder written by `delst prepare`, or a dataset id of the Hub. Touch it: always.
         target: What to predict. Touch it: 'labels' for classes of tissue.
         train_slides: Comma-separated slides to train on. Default: all that are not held out. Touch it: to train on some slides
@@ -21,13 +21,13 @@ class HeadArguments:
             patient by name. Touch it: to choose who is validated on; another patient.
         test_slides: Comma-separated slides that this run must never read. Touch it: before anything else, unless delst prepare
             has split the dataset.
-        same_patient_slides: Comma-separated validation slides that may be of a patient who is trained on. All others of that
-            kind are refused. Touch it: only where there is one patient.
+        same_patient_slides: Comma-separated validation slides that may be of a training patient. All others of that kind are
+            refused. Touch it: only if there is one patient.
         ignore_labels: Comma-separated labels that are not a tissue class. Touch it: when other labels are not a class of
             tissue.
-        balanced: Weigh classes by how rare they are. Touch it: set to false when frequent classes matter most.
-        lora: Train LoRA beside the backbone's linear layers instead of the backbone (extra 'lora'). Touch it: when the
-            backbone is large, or spots are few.
+        balanced: Give rare classes a higher weight. Touch it: set to false when frequent classes matter most.
+        lora: Train LoRA on the backbone's linear layers instead of the backbone (extra 'lora'). Touch it: when the backbone is
+            large, or spots are few.
         lora_rank: Rank of LoRA. Touch it: higher (16, 32) for many slides.
         freeze_vision: Train the head only. Touch it: for the head alone; delst fit does that in closed form.
         augment: Turn each training patch to one of its eight orientations at random. Touch it: set to false for images whose
@@ -61,16 +61,16 @@ class HeadTrainingArguments(PublicArguments):
             (1e-3) for LoRA.
         weight_decay: Weight decay of matrices. Touch it: hardly ever.
         per_device_train_batch_size: Patches per step of a process. Touch it: lower it when memory runs out.
-        remove_unused_columns: Must stay False: the collator reads them.
-        resume_anyway: Go on although the checkpoint is of a run with other settings or data. Touch it: only if you know why
+        remove_unused_columns: Must stay False: the collator reads all columns.
+        resume_anyway: Resume although the checkpoint is of a run with other settings or data. Touch it: only if you know why
             settings or data differ.
-        logging_nan_inf_filter: Has no use here: a loss that is not finite ends the run.
+        logging_nan_inf_filter: Not needed here: a loss that is not finite ends the run.
         output_dir: Touch it: always: each run needs a folder of its own.
         num_train_epochs: Touch it: 5 to 30.
-        max_steps: Touch it: for a short trial; wins over num_train_epochs.
+        max_steps: Touch it: for a short trial; overrides num_train_epochs.
         seed: Touch it: to repeat a run and learn its spread.
         save_steps: Touch it: lower it where runs are killed.
-        resume_from_checkpoint: Touch it: set to true to go on with a run that ended early; give the same options again.
+        resume_from_checkpoint: Touch it: set to true to resume a run that ended early; give the same options again.
     """
 
     learning_rate: float = 1e-4
@@ -85,7 +85,7 @@ class HeadTrainingArguments(PublicArguments):
         super().__post_init__()
         if self.push_to_hub:
             raise ValueError(
-                "push_to_hub=True is for pretraining. A head is pushed when it is done: delst push "
+                "push_to_hub=True is for pretraining. Push a head once it is trained: delst push "
                 f"{self.output_dir or 'OUTPUT_DIR'}/model USER/NAME."
             )
 

@@ -1,6 +1,6 @@
-"""Which options `--help` of a pretraining shows, in the order of reading; the others are behind `--help-all`.
+"""Options that `--help` of a pretraining shows, in the order of reading; `--help-all` shows the others too.
 
-What an option is, and when one would change it, stands in the docstring of its class (`arguments`).
+The docstring of its class says what an option is, and when to change it (`arguments`).
 """
 
 # Heading -> options.

@@ -1,6 +1,6 @@
-"""How the help of every command is laid out: a usage of one line, groups, each option once, examples as blocks.
+"""Layout of the help of every command: a usage of one line, groups, each option once, examples as blocks.
 
-Beside it the answer to an option that no help shows.
+Also the message for an unknown option.
 """
 
 import argparse
@@ -16,7 +16,7 @@ _OPTIONS_END = 30
 
 
 class HelpLayout(argparse.RawDescriptionHelpFormatter):
-    """Descriptions and examples keep their lines; the usage names what must be given, and not the forty options that may.
+    """Descriptions and examples keep their lines; the usage names required arguments, not the forty optional ones.
 
     >>> import argparse
     >>> parser = argparse.ArgumentParser("delst fit", formatter_class=HelpLayout)
@@ -88,17 +88,17 @@ def explained(text: str, default: object, when: str = "") -> str:
 
 
 def documented(described: type) -> dict[str, tuple[str, str]]:
-    """Return what the docstrings of a class and its bases say of each argument: what it is, and when to touch it.
+    """Return what the docstrings of a class and its bases say about each argument: what it is, and when to touch it.
 
     >>> class Patch:
     ...     \"\"\"A patch.
     ...
     ...     Args:
-    ...         side: Of the patch,
+    ...         side: Side of the patch,
     ...             px. Touch it: hardly ever.
     ...     \"\"\"
     >>> documented(Patch)
-    {'side': ('Of the patch, px.', 'hardly ever.')}
+    {'side': ('Side of the patch, px.', 'hardly ever.')}
     """
     found: dict[str, tuple[str, str]] = {}
     for one in reversed(described.__mro__):
@@ -111,7 +111,7 @@ def documented(described: type) -> dict[str, tuple[str, str]]:
 
 
 def wrapped(text: str) -> str:
-    """Wrap the paragraphs of a text; lines that are indented are examples and stay."""
+    """Wrap the paragraphs of a text; indented ones are examples and keep their lines."""
     blocks = text.strip().split("\n\n")
     return "\n\n".join(block if block.startswith(" ") else textwrap.fill(block, WIDTH) for block in blocks)
 
@@ -120,7 +120,7 @@ _NEGATION = re.compile(r"-{2}no[-_]")
 
 
 def refuse_unknown(words: Iterable[str], known: Iterable[str], source: str = "") -> None:
-    """Refuse options that there are not, with the nearest that there is; an option may be cut short, as argparse allows.
+    """Refuse unknown options, and suggest the nearest known one; options may be abbreviated, as argparse allows.
 
     >>> refuse_unknown(["--sede", "1"], ["--seed", "--data_seed"])
     Traceback (most recent call last):

@@ -1,6 +1,6 @@
-"""A misspelt option of a script, answered before torch and transformers are loaded, which takes some ten seconds.
+"""Misspelt options of a script, refused before torch and transformers are loaded, which takes some ten seconds.
 
-The names are those of the groups of `--help`, and the fields of transformers' TrainingArguments as its source file has them.
+The known names are those in the groups of `--help`, and the fields of transformers' TrainingArguments, read from its source.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ _ANSWERED_BY_SCRIPTS = ("--debug", "--help", "--help-all", "--help_all")
 
 
 def check_words(words: Sequence[str], groups: Mapping[str, Iterable[str]], training_arguments: bool = True) -> None:
-    """Refuse options that a script does not have; what cannot be told without its libraries passes.
+    """Refuse options that a script does not have; pass those that cannot be judged without its libraries.
 
     Args:
         words: The command line without the program's name.
@@ -23,7 +23,7 @@ def check_words(words: Sequence[str], groups: Mapping[str, Iterable[str]], train
         training_arguments: The script also has the options of transformers' TrainingArguments.
 
     Raises:
-        ValueError: Naming the option and the nearest that there is.
+        ValueError: If an option is unknown; the message names the nearest known one.
 
     >>> check_words(["toy", "--lerning_rate", "1e-4"], {"learning rates": ["learning_rate"]})
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""LoRA on the vision backbone (arXiv 2106.09685): a few trained numbers beside weights that stay as they are.
+"""LoRA on the vision backbone (arXiv 2106.09685): few trained weights beside frozen ones.
 
 Needs peft for training: ``pip install 'delst-hf[lora]'``. The trained model is saved merged, a plain `DelstModel`
 (`merge_lora`), or with ``save_backbone=False`` as LoRA and heads, which load without peft (`backbone_delst`).
@@ -13,7 +13,7 @@ _ADVICE = "LoRA needs peft, which is not installed: pip install 'delst-hf[lora]'
 
 
 def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
-    """Freeze the backbone and put LoRA beside each of its linear layers, in place. It starts as no change at all.
+    """Freeze the backbone and add LoRA to each of its linear layers, in place. At first it changes no output.
 
     Args:
         model: The model.
@@ -32,8 +32,8 @@ def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
     targets = [name for name, module in model.vision_model.named_modules() if type(module) is nn.Linear]
     if not targets:
         raise ValueError(
-            f"The backbone {model.config.vision_config.model_type!r} has no linear layers, which LoRA is put beside. Use a "
-            "transformer such as a ViT, or --freeze_vision or full training."
+            f"The backbone {model.config.vision_config.model_type!r} has no linear layers to add LoRA to. Use a "
+            "transformer such as a ViT, --freeze_vision true, or full training."
         )
     model.vision_model.requires_grad_(False)
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
@@ -42,7 +42,7 @@ def add_lora(model: DelstModel, rank: int = 8) -> DelstModel:
 
 
 def merge_lora(model: DelstModel) -> DelstModel:
-    """Add what LoRA learned to the backbone's weights and take it away, in place: a plain model that computes the same."""
+    """Merge LoRA into the backbone's weights and remove it, in place: the result is a plain model that computes the same."""
     layer_class = optional_library("peft", _ADVICE).tuners.lora.LoraLayer
     for name, layer in list(model.vision_model.named_modules()):
         if isinstance(layer, layer_class):

@@ -1,4 +1,4 @@
-"""`--levels niche`: each spot beside its niche, in a run."""
+"""`--levels niche`: a run on spots and their niches."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,16 +11,16 @@ from .arguments import DataArguments, DelstTrainingArguments
 
 
 class Niches:
-    """The two levels of a run: sizes of spot and niche, and what gives both to the trainer.
+    """The two levels of a run: sizes of spot and niche, and the spots and collator that hold both.
 
     Args:
         study: The dataset, prepared with wide patches.
         slides: Slides of the run.
-        data: ``niche_spots``, and ``spot_um``: a third of the stored patches' by default.
+        data: ``niche_spots`` and ``spot_um``, by default a third of the side of the stored patches.
         training: How to train.
 
     Raises:
-        ValueError: If the slides' patches differ in size, or `data` and `training` ask for what is not made.
+        ValueError: If the slides' patches differ in size, or options do not support two levels.
     """
 
     def __init__(self, study: Study, slides: Sequence[str], data: DataArguments, training: DelstTrainingArguments):
@@ -52,15 +52,15 @@ class Niches:
 
     @property
     def size_of_spots(self) -> dict[str, str]:
-        """Facts of the data: the size of the patches that the model is for, which are the spots'."""
+        """Size of the patches that the model reads, which is that of the spots, as facts of the data."""
         return {"patch_um": f"{self.spot_um:g}", "patch_px": f"{self.spot_px:d}"}
 
 
 def check_levels(data: DataArguments, training: DelstTrainingArguments) -> None:
-    """Refuse what is not made for two levels, before any work.
+    """Refuse options that do not support two levels, before any work.
 
     Raises:
-        ValueError: Naming the options.
+        ValueError: If any is given; the message names them.
     """
     if data.niche_spots < 1:
         raise ValueError(
@@ -76,6 +76,6 @@ def check_levels(data: DataArguments, training: DelstTrainingArguments) -> None:
     asked = [name for name, value in given.items() if value]
     if asked:
         raise ValueError(
-            f"levels='niche' embeds each spot and its niche in every step, for which {' and '.join(asked)} "
-            f"{'is' if len(asked) == 1 else 'are'} not made. Leave one of the two out."
+            f"levels='niche' embeds each spot and its niche in every step, which {' and '.join(asked)} "
+            f"{'does' if len(asked) == 1 else 'do'} not support. Leave one of the two out."
         )

@@ -31,12 +31,12 @@ class _CardArguments:
         patch_um: Touch it: when it is missing.
         patch_px: Touch it: when it is missing.
         train_data: Touch it: to say more.
-        hardware: Touch it: when the machine is not found out.
+        hardware: Touch it: when the machine is not detected.
         training_time: Touch it: when it is not in the log.
     """
 
     def facts(self) -> dict[str, str]:
-        """Return those that were given, by their names in `hub.facts`."""
+        """Return the facts that were given, by their names in `hub.facts`."""
         given = {name: getattr(self, option[2:].replace("-", "_"), None) for name, (option, _) in FACTS.items()}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -62,20 +62,20 @@ CardArguments = make_dataclass(
 def parse_arguments(
     classes: tuple[Any, ...], description: str, argv: list[str] | None = None, groups: Groups | None = None
 ) -> tuple[Any, ...]:
-    """Parse ``[config.yaml] [--option value ...]``; options win over the file.
+    """Parse ``[config.yaml] [--option value ...]``; options override the file.
 
     Args:
         classes: Dataclasses to fill.
         description: What `--help` begins with: paragraphs, and examples as indented blocks.
         argv: Command line without the program's name; that of the process by default.
-        groups: What `--help` shows: heading -> options. Others are behind `--help-all`.
+        groups: What `--help` shows: heading -> options. `--help-all` shows the others too.
 
     Returns:
         One instance of each class.
 
     Raises:
         FileNotFoundError: If the first word is neither a file nor the name of a configuration.
-        ValueError: If the file is not a mapping of option to value, or an option is not known or has no such value.
+        ValueError: If the file is not a mapping of option to value, or an option is unknown or has an invalid value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(classes, add_help=False)
@@ -94,14 +94,14 @@ def parse_arguments(
     )
     if rest:
         raise ValueError(
-            f"{' '.join(rest)!r} belongs to no option. A value with a blank, such as a path, needs quotes; a "
-            "configuration stands first. --help explains every option."
+            f"{' '.join(rest)!r} does not belong to an option. A value with a space, such as a path, needs quotes; a "
+            "configuration comes first. --help explains every option."
         )
     return tuple(parsed)
 
 
 def _documented(classes: Iterable[Any]) -> dict[str, tuple[str, str]]:
-    """Return what docstrings say of the fields of dataclasses, and of those that stand for a configuration's."""
+    """Return what docstrings say about the fields of dataclasses, those taken from a configuration included."""
     found: dict[str, tuple[str, str]] = {}
     for described in classes:
         for prefix, config in getattr(described, "described_by", {}).items():
@@ -112,7 +112,7 @@ def _documented(classes: Iterable[Any]) -> dict[str, tuple[str, str]]:
 
 
 class _Parser(HfArgumentParser):
-    """A parser whose mistakes are one line: what was found, and what to do."""
+    """A parser whose errors are one line: what was found, and what to do."""
 
     def error(self, message: str) -> NoReturn:
         missing = re.search(r"arguments are required: (.*)", message)
@@ -137,7 +137,7 @@ def format_help(
 
     Args:
         parser: Knows the options.
-        about: Option -> what it is, and when to touch it; for others their own help stands.
+        about: Option -> what it is, and when to touch it; other options keep their own help.
         description: What the help begins with.
         groups: Heading -> options.
         everything: Also the options that no group names.
@@ -154,9 +154,9 @@ def format_help(
     section = page.add_argument_group("help")
     section.add_argument("-h, --help", action="store_true", help="This page.")
     if groups:
-        text = f"Also the other {len(actions)} options, most of them of transformers' TrainingArguments."
+        text = f"Also show the other {len(actions)} options, most of them of transformers' TrainingArguments."
         section.add_argument("--help-all", action="store_true", help=text)
-    text = "Show tracebacks, and what libraries have to say; with a word it is that of transformers."
+    text = "Show tracebacks and messages of libraries; with a value it is the option of transformers."
     section.add_argument("--debug", action="store_true", help=text)
     actions.pop("debug", None)
     if everything or not groups:
@@ -180,7 +180,7 @@ def _add(section: Any, action: argparse.Action, about: Mapping[str, tuple[str, s
 
 
 def config_folder() -> Path:
-    """Return the folder of the YAML files: training/configs of the repository, which an installation carries along."""
+    """Return the folder of the YAML files: training/configs of the repository, which an installation includes."""
     installed = Path(__file__).with_name("configs")
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "training" / "configs"
 
@@ -192,7 +192,7 @@ def find_config(name: str) -> Path:
         name: Path of a YAML file, or a name such as ``"toy"``.
 
     Raises:
-        FileNotFoundError: Naming those that come with the package.
+        FileNotFoundError: If it is neither; the message names those that come with the package.
 
     >>> find_config("toy").name
     'toy.yaml'

@@ -1,4 +1,4 @@
-"""`push_to_hub` of `DelstTrainer`: whole checkpoints (model, processor, code, record and card), one commit at each save."""
+"""`push_to_hub` of `DelstTrainer`: complete checkpoints (model, processor, code, record and card), one commit per save."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ NOT_EVALUATED = (
 
 
 def make_repository(trainer: Any, token: str | None = None, private: bool | None = None) -> None:
-    """Make the repository, once the card is known to have no gaps: all before the first step.
+    """Make the repository before the first step, after checking that the card has no gaps.
 
     Args:
         trainer: A `DelstTrainer`.
@@ -62,7 +62,7 @@ def push(
 
     Args:
         trainer: A `DelstTrainer`.
-        commit_message: Its title.
+        commit_message: Title of the commit.
         token: By default ``hub_token``.
         revision: Branch, by default ``hub_revision``.
         folder: A checkpoint folder of this run to push; by default the model is saved as it is now.
@@ -91,21 +91,21 @@ def push(
 
 
 def push_checkpoint(trainer: Any) -> None:
-    """Push the model as it is at a save; a failure is logged, and the run goes on."""
-    # With cached features the backbone is away during the run, under FSDP the weights are in pieces: pushed at the end.
+    """Push the model as it is at a save; a failure is logged, and the run continues."""
+    # With cached features the backbone is absent during the run, under FSDP the weights are sharded: pushed at the end.
     in_pieces = trainer.is_fsdp_enabled or trainer.args.cache_features
     if trainer.args.hub_strategy == HubStrategy.END or in_pieces:
         return
     step = trainer.state.global_step
     try:
         trainer.push_to_hub(f"Training in progress, step {step}")
-    except OSError as error:  # a run of hours must not end because the network does
-        logger.warning("Step %d was not pushed, the run goes on. %s", step, error)
+    except OSError as error:  # a run of hours must not end because the network fails
+        logger.warning("Step %d was not pushed; the run continues. %s", step, error)
 
 
 @contextmanager
 def _workplace(trainer: Any) -> Iterator[Path]:
-    """Give a hidden folder in the output of the run; a push that was killed leaves it there, and the next one removes it."""
+    """Provide a hidden folder in the output of the run; if a push is killed, the next one removes what it left there."""
     folder = Path(trainer.args.output_dir or ".") / ".push"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

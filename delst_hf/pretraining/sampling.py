@@ -12,7 +12,7 @@ def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:
     """Return the sampler of slide-aware batches over the joined batch of all processes.
 
     Args:
-        spots: Spots with ``slide_id``, and with ``x_um`` and ``y_um`` where a distance is to be kept.
+        spots: Spots with ``slide_id``, and with ``x_um`` and ``y_um`` if a distance is required.
         args: Training arguments.
 
     Raises:

@@ -1,7 +1,7 @@
 """Learning rates chosen per geometry, with equal budgets, on validation slides: transformers' search by optuna.
 
 A rate that suits one geometry may starve another, so geometries are compared fairly only when each has had the same number of
-trials. Test slides are never read: a search needs validation slides, and refuses to do without.
+trials. Test slides are never read: a search requires validation slides.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ from .checkpoints import own_output
 from .run import assemble, open_study
 
 RANGES = {"learning_rate": (1e-4, 1e-2), "vision_learning_rate": (1e-5, 1e-3), "scalar_learning_rate": (1e-3, 5e-2)}
-"""Ranges of the rates that are tried, drawn on a logarithmic scale."""
+"""Ranges of the rates, drawn on a logarithmic scale."""
 
 GOALS = ("eval_image_to_gene_recall@10", "eval_gene_to_image_recall@10")
-"""Metrics of the validation slides whose mean is maximised: they mean the same in every geometry, as a loss does not."""
+"""Metrics of the validation slides whose mean is maximised: unlike a loss, they mean the same in every geometry."""
 
 
 @dataclass
 class SearchArguments:
-    """What is searched.
+    """Arguments of a search.
 
     Args:
         geometries: Comma-separated geometries to search, each with the same number of trials. Touch it: to leave some out.
         trials: Runs per geometry. Touch it: 10 to 30; all geometries get as many.
-        search_seed: Seed of the draws, the same for every geometry. Touch it: to see how much the choice hangs on the draws.
+        search_seed: Seed of the draws, the same for every geometry. Touch it: to see how much the choice depends on the draws.
 
     >>> SearchArguments().trials
     20
@@ -49,7 +49,7 @@ class SearchArguments:
 
 
 def search(data: DataArguments, model: Any, training: DelstTrainingArguments, options: SearchArguments) -> Path:
-    """Search the learning rates of each geometry, and write what was found.
+    """Search the learning rates of each geometry, and write the results.
 
     Args:
         data: Slides to train on and to validate on.
@@ -58,17 +58,17 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
         options: Geometries and budget.
 
     Returns:
-        ``OUTPUT_DIR/search.json``: per geometry the trials with their rates and values, and the best. A geometry that it
-        holds already is not searched again.
+        ``OUTPUT_DIR/search.json``: per geometry the best rates and their value, and the number of trials. A geometry that
+        the file holds already is not searched again.
 
     Raises:
         ValueError: If there are no validation slides, a number or geometry is not possible, or no trial of a geometry ends
             with finite numbers.
-        OSError: If the output cannot be written, or another run is writing there; before the work.
+        OSError: Before any work, if the output cannot be written, or another run is writing there.
         ImportError: If optuna is not installed.
     """
     names = _checked(data, model, training, options)
-    # Nobody goes on from a trial: its rates and its value are the result, and the weights of sixty runs would stay behind.
+    # No trial is resumed: its rates and its value are the result, and the weights of sixty runs would fill the disk.
     training.save_strategy = SaveStrategy.NO
     with own_output(training.output_dir):
         path = Path(training.output_dir or ".") / "search.json"
@@ -83,7 +83,7 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
 
 
 def _found_before(path: Path) -> dict[str, Any]:
-    """Return what an earlier search of this folder wrote, which is gone on from."""
+    """Return the results of an earlier search in this folder, which this one continues."""
     if not path.is_file():
         return {}
     with reading(path, "search", "Delete it, or choose another --output_dir, and search again."):
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     """Run the command line of training/search.py, and print the best rates of each geometry.
 
     Args:
-        argv: Its words without the program's name; those of the process by default.
+        argv: Command line without the program's name; that of the process by default.
         description: What ``--help`` begins with.
     """
     from .help_groups import PRETRAINING
@@ -119,22 +119,22 @@ def _checked(data: DataArguments, model: Any, training: DelstTrainingArguments, 
     unknown = [name for name in names if name not in ("lorentz", "euclidean", "cosine")]
     if unknown or not names:
         raise ValueError(
-            f"--geometries {options.geometries!r}: choose of lorentz, euclidean and cosine, comma-separated."
+            f"--geometries {options.geometries!r}: choose from lorentz, euclidean and cosine, comma-separated."
         )
     if options.trials < 1:
-        raise ValueError(f"--trials {options.trials}: 1 or more runs per geometry. 20 are usual.")
+        raise ValueError(f"--trials {options.trials}: give 1 or more runs per geometry. 20 are usual.")
     if training.push_to_hub:
         raise ValueError(
             "--push_to_hub would push every trial of the search. Leave it out, and push the run with the best rates."
         )
     if model.init_from is not None:
-        raise ValueError("--init_from continues one geometry; a search begins each of them anew. Leave it out.")
-    optional_library("optuna", "the search draws its trials by optuna: pip install 'delst-hf[search]'")
+        raise ValueError("--init_from continues one geometry; a search trains each from the start. Leave it out.")
+    optional_library("optuna", "the search needs optuna, which is not installed: pip install 'delst-hf[search]'")
     return names
 
 
 def _of_geometry(model: Any, name: str) -> Any:
-    """Return the model's arguments in one geometry; entailment belongs to the Lorentz geometry alone."""
+    """Return the model's arguments in one geometry; entailment weights apply to the Lorentz geometry only."""
     if name == "lorentz":
         return dataclasses.replace(model, geometry=name)
     return dataclasses.replace(model, geometry=name, cross_entailment_weight=None, intra_entailment_weight=None)
@@ -149,8 +149,8 @@ def _search_one(
     trainer = assemble(study, data, model, training)
     if trainer.eval_dataset is None:
         raise ValueError(
-            "A search needs validation slides, on which the rates are compared: give --validation_slides, of another patient "
-            "than those trained on. Test slides are not for it."
+            "A search needs validation slides, on which the rates are compared: give --validation_slides, of a patient who is "
+            "not trained on. Test slides must not be used for it."
         )
     first = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     blank, trainer.model_init = trainer.model, lambda: _again(blank, first)
@@ -195,7 +195,7 @@ def _search_one(
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Let a trial that fails or is interrupted be told in optuna's one line."""
+    """Reduce optuna's log of a failed or interrupted trial to one line."""
     record.exc_info = record.exc_text = None
     return True
 

@@ -1,4 +1,4 @@
-"""FSDP (version 2): what a `DelstModel` needs before its weights are sharded, and how it comes back in one piece."""
+"""FSDP (version 2): preparing a `DelstModel` for sharding, and returning it in one piece."""
 
 import copy
 from inspect import signature
@@ -13,14 +13,14 @@ from ..model.modeling_delst import DelstModel
 
 
 def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
-    """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them whole, their gradients averaged.
+    """Keep the scalars out of FSDP, which refuses 0-d parameters: every process holds them, with averaged gradients.
 
     Args:
         model: The model, not yet wrapped.
         plugin: Accelerate's ``FullyShardedDataParallelPlugin``.
 
     Raises:
-        ValueError: If it is not of version 2, or torch is too old to leave parameters out.
+        ValueError: If the plugin is not of version 2, or torch is too old to leave parameters out.
     """
     if plugin.fsdp_version != 2:
         raise ValueError(
@@ -31,7 +31,7 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
             f"FSDP needs torch 2.7 or later, and {torch.__version__} is installed. Update it, or train with DDP "
             "(training/configs/accelerate/multi_gpu.yaml)."
         )
-    # Accelerate asks for the table of tokens, to shard it by itself. There is none, and transformers' answer is an exception.
+    # Accelerate asks for the token embeddings, to shard them separately. There are none, and transformers raises an exception.
     model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment, return-value]
     holder = nn.Module()
     for name, parameter in model.named_parameters(recurse=False):
@@ -40,7 +40,7 @@ def prepare_for_sharding(model: DelstModel, plugin: Any) -> None:
     plugin.ignored_modules = [holder]
 
     def average(parameter: nn.Parameter) -> None:
-        # Also right when gradients add up: what earlier passes left is the same on all processes, so its mean is itself.
+        # Also right with accumulated gradients: those of earlier passes are equal on all processes, so their mean is the same.
         torch.distributed.all_reduce(parameter.grad)
         parameter.grad /= world_size()  # type: ignore[operator, assignment]
 
