@@ -86,10 +86,10 @@ def test_curves_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
 
 
 def test_how_a_run_goes_on(tmp_path):
-    assert "begins anew" in how_to_go_on(str(tmp_path))
+    assert "starts over" in how_to_go_on(str(tmp_path))
     (tmp_path / "checkpoint-7").mkdir()
     (tmp_path / "checkpoint-7" / "complete").write_text("{}")
-    assert "with --resume_from_checkpoint true. It begins at" in how_to_go_on(str(tmp_path))
+    assert "with --resume_from_checkpoint true. It resumes from" in how_to_go_on(str(tmp_path))
     assert how_to_go_on(str(tmp_path)).endswith("checkpoint-7.")
 
 
@@ -138,7 +138,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on_and_libraries_are_silent
     assert process.returncode == 130, text[-2000:]
     lines = text.strip().splitlines()
     assert lines[-1].startswith("pretrain.py: interrupted; ")
-    assert "To continue: give the same command with --resume_from_checkpoint true. It begins at " in lines[-1]
+    assert "To continue: give the same command with --resume_from_checkpoint true. It resumes from " in lines[-1]
     assert "Traceback" not in text and "Warning" not in text and "Writing model shards" not in text
     assert all(
         line.startswith(("step ", "  ", "pretrain.py", "Markers", "Trains")) for line in lines if line.strip()

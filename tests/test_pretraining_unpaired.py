@@ -104,7 +104,7 @@ def test_all_are_those_of_patients_who_are_not_held_out(study, caplog):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("toy_B2", r"\['toy_B2'\] are of patients of whom slides are held out \(toy_B1\).*--same_patient_slides"),
+        ("toy_B2", r"\['toy_B2'\] are of patients with held-out slides \(toy_B1\).*--same_patient_slides"),
         ("toy_A1", r"\['toy_A1'\] of --unpaired_slides have an image.*without an image here: \['toy_A2'"),
         ("toy_X1", r"No slide \['toy_X1'\]"),
     ],
@@ -122,9 +122,9 @@ def test_a_dataset_without_such_slides_is_refused(toy_study):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"contrastive_micro_batch_size": 2}, "unpaired_slides='all' cannot be had with contrastive_micro_batch_size"),
-        ({"views": "nested"}, "cannot be had with views='nested'"),
-        ({"data": {"levels": "niche"}}, "cannot be had with levels='niche'"),
+        ({"contrastive_micro_batch_size": 2}, "unpaired_slides='all' cannot be combined with contrastive_micro_batch_size"),
+        ({"views": "nested"}, "cannot be combined with views='nested'"),
+        ({"data": {"levels": "niche"}}, "cannot be combined with levels='niche'"),
         ({"data": {"streaming": True}}, "unpaired_slides needs all unpaired spots beside the stream"),
         ({"data": {"train_slides": "toy_A2"}}, r"Slides \['toy_A2'\] have no image"),
         ({"per_device_train_batch_size": 49}, "--unpaired_slides give 48 spots, fewer than a joined batch of 49"),

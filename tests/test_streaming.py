@@ -223,7 +223,7 @@ def test_slides_that_are_split_by_spot_train_on_their_training_spots(tmp_path):
         (
             {},
             {"batch_sampling": "balanced"},
-            "keeps no spots, and batch_sampling='balanced' needs the slide of every spot",
+            "stores no spots, and batch_sampling='balanced' needs the slide of every spot",
         ),
         ({}, {"min_spot_distance_um": 100.0}, "min_spot_distance_um=100 needs the position of every spot"),
         ({}, {"cache_features": True, "freeze_vision": True}, "cache_features needs a place on the disk"),

@@ -4,12 +4,12 @@
     accelerate launch -q training/pretrain.py training/configs/her2st.yaml --geometry cosine --seed 1
     torchrun --nproc_per_node 2 training/pretrain.py training/configs/toy.yaml
 
-Options on the command line win over the file. A run that was killed goes on from its last whole checkpoint with
+Options on the command line override the file. A killed run resumes from its last complete checkpoint with
 --resume_from_checkpoint true. The result is OUTPUT_DIR/model: load it with DelstModel.from_pretrained.
 Negatives come from all processes. Gradient accumulation does not add negatives; --contrastive_micro_batch_size lets a batch
 of any size fit into memory with all of its negatives.
 
-An installed package runs the same without this file: accelerate launch -q -m delst_hf.pretraining toy
+An installed package does the same without this file: accelerate launch -q -m delst_hf.pretraining toy
 """
 
 import sys
@@ -20,7 +20,7 @@ from delst_hf.pretraining.known_options import check_words
 
 
 def main() -> None:
-    # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    # Imported here, so that Ctrl-C during the seconds of importing ends in one line too.
     import delst_hf.registration  # noqa: F401
     from delst_hf.pretraining.run import main as run
 

@@ -15,7 +15,7 @@ from delst_hf.errors import run_script
 
 
 def main() -> None:
-    # Imported here, so that Ctrl-C in the seconds that it takes ends in one line too.
+    # Imported here, so that Ctrl-C during the seconds of importing ends in one line too.
     from delst_hf.pretraining.search import main as run
 
     run(description=__doc__ or "")

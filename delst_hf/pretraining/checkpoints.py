@@ -53,13 +53,13 @@ def how_to_go_on(output: str) -> str:
     """Say how to resume a run that ended early.
 
     >>> how_to_go_on("runs/none").split(". ")[-1]
-    'No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.'
+    'No checkpoint was saved yet, so it starts over; --save_strategy epoch saves one per epoch.'
     """
     last = last_complete_checkpoint(output)
     where = (
-        f"It begins at {last}."
+        f"It resumes from {last}."
         if last
-        else ("No checkpoint was saved yet, so it begins anew; --save_strategy epoch saves one per epoch.")
+        else ("No checkpoint was saved yet, so it starts over; --save_strategy epoch saves one per epoch.")
     )
     return f"what was finished is complete. To continue: {GOING_ON}. {where}"
 

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NO_BACKBONE = (
-    "Give a folder with config.json and weights, or the id USER/NAME of a backbone on the Hub, of timm timm/NAME "
-    "(docs/models.md names some). Without a network fetch it elsewhere (hf download USER/NAME --local-dir DIR) and give DIR; a "
-    "gated one needs its license accepted and hf auth login."
+    "Give a folder with config.json and weights, or the Hub id of a backbone, USER/NAME or, from timm, timm/NAME "
+    "(docs/models.md names some). Without a network, download it elsewhere (hf download USER/NAME --local-dir DIR) and give "
+    "DIR. For a gated one, accept its license and run hf auth login."
 )
 
 
@@ -53,7 +53,7 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
     Args:
         data: Which tissue to learn from.
         model: `ModelArguments`: the model and its losses.
-        training: How to train; with ``resume_from_checkpoint`` a run that was killed goes on.
+        training: How to train; with ``resume_from_checkpoint`` a killed run resumes.
         card: `CardArguments`: facts of the model card, for ``push_to_hub``.
 
     Returns:
@@ -61,7 +61,7 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
 
     Raises:
         ValueError: If the output folder holds a run that is not resumed, or arguments contradict each other or the data.
-        OSError: If it cannot be written, or another run is writing there; before the work.
+        OSError: Before any work, if that folder cannot be written, or another run is writing there.
 
     Examples:
         >>> from delst_hf import DataArguments, DelstTrainingArguments, ModelArguments
@@ -81,7 +81,7 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         trainer = assemble(open_study(data, training), data, model, training, card)
         trainer.train(resume_from_checkpoint=checkpoint)
         features = ["--features", data.features] if data.features else []
-        wide = data.levels != "spot"  # the model is of the centres of the patches
+        wide = data.levels != "spot"  # the model reads the centres of the patches
         return save_run(trainer, "DATASET" if wide else shlex.join([data.dataset, *features]))
 
 
@@ -229,7 +229,7 @@ def _spots(
     train_slides: Sequence[str],
     validation_slides: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the spots to train on, with what is asked for beside them, and those to evaluate on, by the trainer's names."""
+    """Return the spots to train on, with the columns that the run needs, and those to evaluate on, by the trainer's names."""
     spots = study.with_level(training_spots(study, train_slides), data.level_key, training.seed)
     spots = study.with_positions_um(spots) if training.min_spot_distance_um else spots
     return {"train_dataset": spots, "eval_dataset": validation_spots(study, validation_slides)}
@@ -243,7 +243,7 @@ def _run_facts(
     slides: Mapping[str, Sequence[str]],
     before: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what the record of a run says: what the weights have seen is of a checkpoint that is continued its slides too."""
+    """Return the facts of a run for its record; the slides include those that a continued checkpoint was trained on."""
     return {
         "dataset": os.path.basename(os.path.normpath(data.dataset)),
         "data": facts,
@@ -257,7 +257,7 @@ def _run_facts(
 
 
 def trainer_class(data: DataArguments) -> Callable[..., DelstTrainer]:
-    """Return what trains: `DelstTrainer`, or with ``streaming`` the one that reads its spots as it goes."""
+    """Return the class of the trainer: `DelstTrainer`, or with ``streaming`` the one that reads spots as they are needed."""
     if not data.streaming:
         return DelstTrainer
     from .streaming import StreamTrainer
@@ -266,7 +266,7 @@ def trainer_class(data: DataArguments) -> Callable[..., DelstTrainer]:
 
 
 def check_backbone_can_be_left_out(model: Any, training: DelstTrainingArguments) -> None:
-    """Refuse ``save_backbone=False`` where loading could not put the backbone back."""
+    """Refuse ``save_backbone=False`` where loading could not restore the backbone."""
     if not model.save_backbone and (model.vision is None or not (training.freeze_vision or training.lora)):
         raise ValueError(
             "save_backbone=False leaves out the backbone, so it must be one that can be loaded again and is not trained: give "
@@ -281,7 +281,7 @@ def facts_of_data(
     spots: Dataset,
     features: "FeatureTable | None" = None,
 ) -> dict[str, Any]:
-    """Return `data_facts` of the training slides with the colours of their patches, by which a foreign stain is told."""
+    """Return `data_facts` of the training slides with the colours of their patches, which reveal a foreign stain later."""
     from ..data.appearance import picture_facts
 
     path = data.dataset if study.folder is None else study.folder.path
@@ -300,8 +300,8 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
         Training slides and validation slides.
 
     Raises:
-        ValueError: If a slide is unknown or has two roles, none is left for training, or a section of a patient who is
-            trained on is to be held out.
+        ValueError: If a slide is unknown or has two roles, none is left for training, or a held-out section is of a
+            training patient.
     """
     named = {role: split_names(getattr(data, f"{role}_slides")) for role in ("train", "validation", "test")}
     study.check_images(slide for slides in named.values() for slide in slides)
@@ -312,7 +312,7 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
         for role in ("validation", "test")
     }
     held_out = {*chosen["validation"], *chosen["test"]}
-    # A slide whose spots are split is trained on with those of its split "train".
+    # Of a slide whose spots are split, those of the split "train" are trained on.
     trainable = [slide for slide in study.slide_ids if own[slide] in ("train", "spot")]
     train = named["train"] or [slide for slide in trainable if slide not in held_out]
     if not train or set(train) & held_out or set(chosen["validation"]) & set(chosen["test"]):
@@ -322,7 +322,7 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
         )
     departing = [slide for slide in train if own[slide] in ("validation", "test")]
     if departing:
-        logger.warning("Trains on %s, which the dataset holds out: its split is departed from.", ", ".join(departing))
+        logger.warning("Training on %s, although the split of the dataset holds it out.", ", ".join(departing))
     _check_patients(study, train, [*chosen["validation"], *chosen["test"]], split_names(data.same_patient_slides))
     return train, chosen["validation"]
 
@@ -361,7 +361,7 @@ def training_spots(study: Study, slides: Sequence[str]) -> Dataset:
 
 
 def validation_spots(study: Study, slides: Sequence[str]) -> Dataset | None:
-    """Return the spots to evaluate on during training: of these slides, or without any of the split "validation"."""
+    """Return the spots to evaluate on: those of these slides, or without slides those of the split "validation"."""
     split_by_spot = [slide for slide, split in zip(study.slide_ids, study.slides["split"]) if split == "spot"]
     spots = study.resident(slides or split_by_spot, spot_split="validation")
     return spots if len(spots) else None
@@ -375,8 +375,8 @@ def choose_vocabulary(
     Args:
         study: The dataset.
         data: ``vocabulary``, or ``num_genes`` and ``min_spots``.
-        moments: Of the training spots.
-        train_slides: Slides of the run; a vocabulary that others had a part in is refused.
+        moments: Gene moments of the training spots.
+        train_slides: Slides of the run; a vocabulary that was chosen on others too is refused.
     """
     if data.vocabulary is None:
         include: list[str] = []
@@ -390,7 +390,7 @@ def choose_vocabulary(
         )  # fmt: skip
     if data.include_genes:
         raise ValueError(
-            "--vocabulary names all genes that are read, --include_genes adds to those chosen here. Give one."
+            "--vocabulary names all genes to read, --include_genes adds to those chosen here. Give one of the two."
         )
     from ..data.vocabulary_file import read_vocabulary
 
@@ -400,7 +400,7 @@ def choose_vocabulary(
 def build(
     model: Any, vocabulary: Sequence[str], features: "FeatureTable | None" = None
 ) -> tuple[DelstModel, DelstProcessor]:
-    """Build model and processor around a pretrained backbone, one that starts from scratch, or features made elsewhere.
+    """Build model and processor around a pretrained backbone, a new backbone, or features computed elsewhere.
 
     Args:
         model: `ModelArguments`.
@@ -409,8 +409,8 @@ def build(
     """
     if features is not None and model.stain_normalization != "none":
         raise ValueError(
-            f"--stain_normalization {model.stain_normalization} changes patches, and --features has none: their stains were "
-            "what they were when the features were made. Leave one of the two out."
+            f"--stain_normalization {model.stain_normalization} changes patches, and --features has none: stains cannot be "
+            "changed once the features are computed. Leave one of the two out."
         )
     side, config = model.image_size, model.config_arguments()
     vision_config = config.pop("vision_config")
@@ -437,15 +437,15 @@ def build(
 
 
 def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Study, moments: GeneMoments) -> None:
-    """Let the mean over the training spots stand in for a gene that a panel does not measure.
+    """Use the mean over the training spots for genes that a panel does not measure.
 
     Args:
         model: The model, changed in place.
         processor: Its processor.
         study: The dataset.
-        moments: Of the training spots. A gene of the vocabulary that the dataset lacks keeps the value it has.
+        moments: Gene moments of the training spots. A gene of the vocabulary that the dataset lacks keeps its value.
     """
-    # Of a name given twice the first counts, as it does for the choice of the vocabulary.
+    # The first column of a name given twice counts, as in the choice of the vocabulary.
     column = {name: i for i, name in reversed(list(enumerate(study.gene_names)))}
     vocabulary = processor.feature_extractor.vocabulary
     known = [i for i, name in enumerate(vocabulary) if name in column]
@@ -455,11 +455,11 @@ def set_missing_values(model: DelstModel, processor: DelstProcessor, study: Stud
 
 
 def save_run(trainer: DelstTrainer, scored_on: str = "DATASET") -> Path | None:
-    """Save what was trained as ``OUTPUT_DIR/model``, and push it where the arguments say so; all processes call it.
+    """Save the trained model as ``OUTPUT_DIR/model``, and push it if the arguments say so; all processes call it.
 
     Args:
         trainer: A trainer of `assemble` after ``train()``.
-        scored_on: What comes after the model in the command that scores it, which is printed.
+        scored_on: What comes after the model in the ``delst evaluate`` command that is printed.
 
     Returns:
         The checkpoint folder; None on processes other than the first.
@@ -497,7 +497,7 @@ def main(argv: list[str] | None = None, description: str = "") -> None:
     """Run the command line of training/pretrain.py and ``python -m delst_hf.pretraining``.
 
     Args:
-        argv: Its words without the program's name; those of the process by default.
+        argv: Command line without the program's name; that of the process by default.
         description: What ``--help`` begins with.
     """
     from ..atomic.processes import end_like_interrupted

@@ -14,10 +14,10 @@ from .trainer import DelstTrainer
 
 
 def check_streaming(data: DataArguments, training: DelstTrainingArguments) -> None:
-    """Refuse what needs all spots at once, before anything is opened.
+    """Refuse options that need all spots at once, before anything is opened.
 
     Raises:
-        ValueError: Naming the options, and what each of them would need.
+        ValueError: If any is given; the message says what it needs.
     """
     needs = {
         f"batch_sampling={training.batch_sampling!r}": (training.batch_sampling != "random", "the slide of every spot"),
@@ -34,8 +34,8 @@ def check_streaming(data: DataArguments, training: DelstTrainingArguments) -> No
     given = [f"{name} needs {what}" for name, (asked, what) in needs.items() if asked]
     if given:
         raise ValueError(
-            f"--streaming true keeps no spots, and {'; '.join(given)}. Leave one of the two out: without --streaming the study "
-            "is kept on the disk of this machine."
+            f"--streaming true stores no spots, and {'; '.join(given)}. Leave one of the two out: without --streaming the "
+            "study is stored on the disk of this machine."
         )
 
 
@@ -47,8 +47,9 @@ def open_streamed(data: DataArguments) -> StreamedStudy:
 class StreamTrainer(DelstTrainer):
     """`DelstTrainer` whose training spots are a `SpotStream`.
 
-    Trainer would cut a stream into processes by reading all of it in each, or by dealing out the batches of the first one, and
-    would resume by reading all that was seen before. Here each process has its own part, and a resumed one begins where it was.
+    transformers' Trainer would divide a stream among processes by reading all of it in each, or by distributing the batches of
+    the first one, and would resume by reading again all spots seen before. Here each process reads its own part, and resumes
+    where it was.
 
     Args:
         *args: As in the base class.
@@ -57,7 +58,7 @@ class StreamTrainer(DelstTrainer):
         **kwargs: As in the base class.
 
     Raises:
-        TypeError: If the spots are kept and not streamed.
+        TypeError: If the spots are not streamed.
 
     Examples:
         >>> from delst_hf import DelstCollator, DelstModel, DelstProcessor
@@ -116,18 +117,18 @@ class StreamTrainer(DelstTrainer):
         )
 
     def num_examples(self, dataloader: DataLoader) -> int:
-        """Return the number of spots, which the length of a stream is not."""
+        """Return the number of spots; the length of a stream is that of one process, in batches."""
         if isinstance(dataloader.dataset, SpotStream):
             return dataloader.dataset.num_rows
         return super().num_examples(dataloader)
 
     def identity(self) -> dict[str, Any]:
-        """Do as in the base class, with the number of workers, which is part of the order of a stream."""
+        """Do as in the base class, and add the number of workers, which the order of a stream depends on."""
         return {**super().identity(), "dataloader_num_workers": self.args.dataloader_num_workers}
 
 
 class BeginWhereItWas(TrainerCallback):
-    """Before the first step, lets the stream of a resumed run begin behind what was seen of its epoch."""
+    """Before the first step, moves the stream of a resumed run past the batches that were seen in its epoch."""
 
     def on_train_begin(self, args, state, control, train_dataloader: Any = None, **kwargs):
         """Count epochs and batches from steps."""
@@ -137,7 +138,7 @@ class BeginWhereItWas(TrainerCallback):
 
 
 class _Collate:
-    """Make a batch of an arrow table; of what a resumed stream leaves out make nothing."""
+    """Makes a batch of an arrow table, and an empty one of what a resumed stream skips."""
 
     def __init__(self, collator: Any):
         self.collator = collator

@@ -1,6 +1,6 @@
 """DelstTrainer: transformers' Trainer with the dual entailment losses, their diagnostics, and scalars that stay in range.
 
-What only some runs need (slide-aware batches, gradient caching, FSDP, cached features, the Hub) is imported by those.
+What only some runs need (slide-aware batches, gradient caching, FSDP, cached features, the Hub) is imported by these only.
 """
 
 import math
@@ -37,18 +37,18 @@ class ClampScalars(TrainerCallback):
 class DelstTrainer(CheckedTrainer):
     """Trainer for `DelstModel`.
 
-    It logs every loss term, the curvature and whether it sits at a clamp, the logit scale, and for the Lorentz geometry radius,
-    half-aperture and the fraction of pairs inside the cone beside its mismatched control. On an evaluation set it adds
-    retrieval over the whole set. Negatives come from all processes. Checkpoints carry a marker once they are whole; resume
-    with ``train(resume_from_checkpoint=True)``. A loss, gradient or weight that is not finite ends the run.
+    It logs every loss term, the curvature and whether it is at its clamp, the logit scale, and for the Lorentz geometry radius,
+    half-aperture and the fraction of pairs inside the cone with its mismatched control. On an evaluation set it adds retrieval
+    over the complete set. Negatives come from all processes. Complete checkpoints have a marker file; resume with
+    ``train(resume_from_checkpoint=True)``. A loss, gradient or weight that is not finite ends the run.
 
     Args:
         *args: As in the base class.
         processing_class: Processor of the model, saved and pushed with it.
-        run_facts: What the record of the run says beside arguments and log: slides, dataset, ``data`` (`record.data_facts`).
+        run_facts: Facts of the record besides arguments and log: slides, dataset, ``data`` (`record.data_facts`).
         patient_of_slide: Number of the patient of each slide of the dataset, for ``mask_negatives="patient"``.
-        unpaired: Spots without an image that train the gene side (`unpaired.UnpairedSpots`).
-        card_facts: Facts of the model card by hand (`hub.facts.FACTS`), such as ``{"license": "apache-2.0"}``.
+        unpaired: Spots without an image that train the gene encoder (`unpaired.UnpairedSpots`).
+        card_facts: Given facts of the model card (`hub.facts.FACTS`), such as ``{"license": "apache-2.0"}``.
         **kwargs: As in the base class.
 
     Examples:
@@ -124,7 +124,7 @@ class DelstTrainer(CheckedTrainer):
         return training_record(**public_record(facts), hardware=hardware(), log_history=self.known_state().log_history)
 
     def known_state(self) -> TrainerState:
-        """Return the state of the run: a new one before the base class has made it, which asks for the repository first."""
+        """Return the state of the run, a new one if there is none yet: the base class asks for the repository first."""
         return getattr(self, "state", None) or TrainerState()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -143,7 +143,7 @@ class DelstTrainer(CheckedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """As in the base class; a CUDA device copies a batch while it still computes the step before."""
+        """As in the base class; a CUDA device copies a batch while it still computes the previous step."""
         if device.type != "cuda":
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         self._copies = self._copies or torch.cuda.Stream(device)
@@ -153,22 +153,22 @@ class DelstTrainer(CheckedTrainer):
         computing.wait_stream(self._copies)
         for value in (value for batch in batches for value in batch.values()):
             if isinstance(value, Tensor) and value.is_cuda:
-                # Its memory is given to no later copy before this stream is done with it.
+                # No later copy gets its memory before this stream is done with it.
                 value.record_stream(computing)
         return batches, num_items
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """As in the base class, which counts all parameters anew in each step: once per size of a batch does."""
+        """As in the base class, but counted once per batch size and not in each step."""
         size = inputs["pixel_values"].numel()
         if size not in self._operations_of_size:
             self._operations_of_size[size] = super().floating_point_ops(inputs)
         return self._operations_of_size[size]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As in the base class; on the device patches are turned, in training, and normalised where the loader left uint8."""
+        """As in the base class; on the device, training patches are turned, and patches that are still uint8 normalised."""
         inputs = super()._prepare_inputs(inputs)
         pixels: Any = inputs.get("pixel_values")
-        # Cached features have no upright.
+        # Cached features cannot be turned.
         turning = self.model.training and self.args.augment and pixels is not None and pixels.dim() == 4
         choices = orientation_choices(pixels) if turning else None
         if isinstance(self.data_collator, DelstCollator):
@@ -184,7 +184,7 @@ class DelstTrainer(CheckedTrainer):
         return slide_sampler(spots.spots if isinstance(spots, SpotRows) else spots, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""
+        """Create AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""
         if self.optimizer is None:
             model = self.model if model is None else model
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -192,7 +192,7 @@ class DelstTrainer(CheckedTrainer):
         return self.optimizer
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return parameters that are trained, grouped by role, with their learning rate and weight decay."""
+        """Return the trained parameters, grouped by role, with their learning rate and weight decay."""
         decayed = set(self.get_decay_parameter_names(model))
         args = self.args
         vision = args.learning_rate if args.vision_learning_rate is None else args.vision_learning_rate
@@ -233,7 +233,7 @@ class DelstTrainer(CheckedTrainer):
             if value is not None:
                 sums[term] = sums[term] + value.detach()
         sums["batches"] = sums["batches"] + 1
-        # A model that knows nothing takes each spot of the joined batch for the partner with equal probability.
+        # At chance, each spot of the joined batch is the partner with equal probability.
         sums["chance"] = sums["chance"] + math.log(len(outputs.image_embeds) * world_size())
         loss = outputs.loss
         if model.training:
@@ -254,7 +254,7 @@ class DelstTrainer(CheckedTrainer):
         return self.args.unpaired_weight * loss
 
     def loss_again(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """As in the base class; the losses of this process alone, of unpaired spots too."""
+        """As in the base class; the losses of this process alone, unpaired spots included."""
         with self.compute_loss_context_manager():
             loss = model(**inputs, return_loss=True).loss
         if self.unpaired is None:
@@ -264,7 +264,7 @@ class DelstTrainer(CheckedTrainer):
         return loss + self.args.unpaired_weight * last_unpaired_loss(self, len(inputs["gene_values"]))
 
     def _augmented(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Dye and crop the patches of a training batch, and add its parts and the groups of its negatives."""
+        """Jitter the stains of a training batch, crop its patches, and add its parts and the groups of its negatives."""
         args = self.args
         if args.stain_jitter != "off" or args.views != "single" or args.min_crop < 1:
             from .augmentation import augmented
@@ -275,7 +275,7 @@ class DelstTrainer(CheckedTrainer):
         return inputs
 
     def negative_groups(self, slides: Tensor) -> Tensor | None:
-        """Return the group of spots of these slides (batch,) whose others are not their negatives; None where all are."""
+        """Return the group of each spot (batch,), within which spots are not negatives, by its slide; None if all are."""
         if self.args.mask_negatives == "off":
             return None
         return slides if self._group_of_slide is None else self._group_of_slide.to(slides.device)[slides]
@@ -288,7 +288,7 @@ class DelstTrainer(CheckedTrainer):
             self.accelerator.unwrap_model(self.model),
             inputs,
             self.args.contrastive_micro_batch_size or 1,
-            # The base class divides the returned loss by the number of accumulated batches; these it does not see.
+            # The base class divides the returned loss by the number of accumulated batches, but does not see these losses.
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             across_ranks=world_size() > 1,
             no_sync=lambda: self.accelerator.no_sync(model),

@@ -1,7 +1,7 @@
-"""Spots without an image train the gene side: which slides, what cannot be had with them, and their batch in each step.
+"""Spots without an image that train the gene encoder: their slides, options they exclude, and their batch in each step.
 
-Nothing here looks at a clock or at the state of a generator: the batch of a step and the halves of its spots follow from the
-seed and the number of the step. A resumed run therefore goes on exactly, processes share one joined batch, and the paired
+Nothing here depends on a clock or on the state of a generator: the batch of a step and the halves of its spots follow from the
+seed and the number of the step. A resumed run therefore continues exactly, processes share one joined batch, and the paired
 spots are drawn and turned as they are without unpaired ones.
 """
 
@@ -26,10 +26,10 @@ ALL = "all"
 
 
 def check_unpaired(data: DataArguments, training: DelstTrainingArguments) -> None:
-    """Refuse what unpaired spots cannot be trained with, before any work.
+    """Refuse options that cannot be combined with unpaired spots, before any work.
 
     Raises:
-        ValueError: Naming the option.
+        ValueError: If any is given; the message names it.
     """
     asked = {
         "streaming": data.streaming,
@@ -40,8 +40,8 @@ def check_unpaired(data: DataArguments, training: DelstTrainingArguments) -> Non
     }
     if given := [name for name, value in asked.items() if value]:
         raise ValueError(
-            f"unpaired_slides={data.unpaired_slides!r} cannot be had with {' and '.join(given)}: spots without an image "
-            "are trained in whole batches beside the paired ones, ordered by level. Leave one of the two out."
+            f"unpaired_slides={data.unpaired_slides!r} cannot be combined with {' and '.join(given)}: spots without an image "
+            "are trained in full batches beside the paired ones, ordered by level. Leave one of the two out."
         )
 
 
@@ -52,18 +52,18 @@ def choose_unpaired(
     train_slides: Sequence[str],
     validation_slides: Sequence[str],
 ) -> list[str]:
-    """Choose the slides without an image that train the gene side.
+    """Choose the slides without an image that train the gene encoder.
 
     Args:
         study: The dataset.
-        training: What `check_unpaired` looks at.
+        training: Training arguments, for `check_unpaired`.
         data: ``unpaired_slides``: names, or "all" for all that are not of a held-out patient.
         train_slides: Slides whose pairs are trained on.
         validation_slides: Slides to validate on.
 
     Raises:
-        ValueError: If a slide is unknown, has an image, or is of a patient of whom slides are held out, unless these are named
-            in ``same_patient_slides``; or none is left.
+        ValueError: If a slide is unknown, has an image, or is of a patient with held-out slides, unless these are named in
+            ``same_patient_slides``; or if none is left.
     """
     check_unpaired(data, training)
     known, own = study.unpaired_slides, study.split_of_slide
@@ -71,7 +71,7 @@ def choose_unpaired(
     study.check_slides(named)
     if paired := [slide for slide in named if slide not in known]:
         raise ValueError(
-            f"The slides {paired} of --unpaired_slides have an image: their pairs are trained on by --train_slides. Slides "
+            f"The slides {paired} of --unpaired_slides have an image: train on their pairs with --train_slides. Slides "
             f"without an image here: {known or 'none'}; delst prepare makes them with --without-image."
         )
     test = split_names(data.test_slides) or [slide for slide in study.slide_ids if own[slide] == "test"]
@@ -81,14 +81,14 @@ def choose_unpaired(
     near = [slide for slide in named or known if study.patients([slide]) & patients]
     if named and near:
         raise ValueError(
-            f"The unpaired slides {near} are of patients of whom slides are held out ({', '.join(held_out)}), so scores there "
+            f"The unpaired slides {near} are of patients with held-out slides ({', '.join(held_out)}), so scores there "
             "would be too good. Leave them out, or insist by naming the held-out slides in --same_patient_slides."
         )
     chosen = [slide for slide in known if slide in (named or known) and slide not in near]
     if not chosen:
         raise ValueError(
-            f"No slide is left for --unpaired_slides {data.unpaired_slides}: without an image are {known or 'none'}, of "
-            f"held-out patients {near or 'none'}. Prepare some by delst prepare --without-image, or leave the option out."
+            f"No slide is left for --unpaired_slides {data.unpaired_slides}. Slides without an image: {known or 'none'}; of "
+            f"held-out patients: {near or 'none'}. Prepare some with delst prepare --without-image, or leave the option out."
         )
     if near:
         logger.warning("Unpaired slides of held-out patients are left out: %s.", ", ".join(near))
@@ -155,7 +155,7 @@ class UnpairedSpots:
         own = self._order[1][place * joined + start : place * joined + start + self.size]
         found = self.collator.all_but_pixels(self.rows.__getitems__(own.tolist()))
         mask = found["gene_mask"]
-        # A generator per row, so that it does not matter which process has which.
+        # A generator per row, so that it does not matter which process has which row.
         draws = [
             np.random.default_rng([self.seed, position, start + row]).random(mask.shape[1]) for row in range(len(mask))
         ]
