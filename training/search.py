@@ -1,6 +1,6 @@
 """Search the learning rates of each geometry, with equal budgets, on validation slides.
 
-    python training/search.py training/configs/her2st.yaml --train_slides C2,C3 --validation_slides C4 \
+    python training/search.py training/configs/her2st.yaml --train_slides C2,C3 --validation_slides C4 \\
         --same_patient_slides C4,C5 --trials 20 --output_dir runs/search
     python training/search.py training/configs/toy.yaml --geometries lorentz,cosine --trials 5 --output_dir runs/search
 

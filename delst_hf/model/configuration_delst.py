@@ -121,8 +121,8 @@ class DelstConfig(PreTrainedConfig):
         entailment: Penalty of an ordered pair: ``"cone"`` (the angle outside the cone, the method), ``"uncha"``,
             ``"argent"``, ``"negatives"``, ``"difference"`` or ``"radial"`` (docs/method.md has the equations), or ``"none"``
             for no entailment.
-        radius_floor: Distance to the origin below which a parent is pushed outwards, so that cones do not widen by collapsing
-            onto the origin. 0 for none.
+        radius_floor: Distance to the origin below which a parent is pushed outwards, so that cones do not widen as parents
+            collapse onto the origin. 0 for none.
         regression_weight: Weight of the loss of expression predicted from the image embedding. 0 for none.
         cross_aperture_scale: ``eta``, the factor on the half-aperture of the cross-modal cones.
         intra_aperture_scale: ``eta`` of the cones within a modality.

@@ -107,8 +107,8 @@ def entailment_loss(
         min_radius: ``K`` of the half-aperture.
         counts: (pairs,) bool, which pairs count; None when all do.
         form: Penalty of a pair, one of `ENTAILMENT_FORMS`.
-        radius_floor: Distance to the origin below which a parent is penalised by the shortfall, so that cones do not widen by
-            collapsing onto the origin. 0 for none.
+        radius_floor: Distance to the origin below which a parent is penalised by the shortfall, so that cones do not widen as
+            parents collapse onto the origin. 0 for none.
 
     Returns:
         0-d tensor; 0 for zero pairs and, with the form ``"cone"``, when every child is inside its cone.

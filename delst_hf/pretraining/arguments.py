@@ -66,7 +66,7 @@ class DataArguments:
             controls only: 'shuffled' shows what the order itself adds.
         levels: 'niche': also embed each spot's niche, its complete stored patch and its neighbours' genes; the spot is the
             patch's centre. Touch it: for datasets prepared with wide patches.
-        niche_spots: With levels: most neighbours of a spot in its niche. Touch it: 18 for two rings.
+        niche_spots: With levels: largest number of neighbours in a niche. Touch it: 18 for two rings.
         spot_um: With levels: side of the patch's centre that is the spot, um. Default: a third of the patch. Touch it: when
             it is not a third.
         streaming: Read training spots from the folder or the Hub as they are needed. Touch it: for studies larger than the
@@ -253,7 +253,7 @@ class PublicArguments(TrainingArguments):
         warmup_steps: Steps in which the learning rates rise from 0: a number, or below 1 a share of all steps.
         save_strategy: When checkpoints are written: no, epoch or steps.
         save_steps: Steps between checkpoints.
-        save_total_limit: Number of checkpoints to keep, the newest.
+        save_total_limit: Number of newest checkpoints to keep.
         eval_strategy: When the validation slides are scored: no, epoch or steps.
         logging_steps: Steps between lines of the log.
         report_to: Comma-separated trackers that also receive the log.
