@@ -245,8 +245,8 @@ def change_weights(folder: Path, change) -> None:
         (lambda w: w.pop("visual_projection.weight"), "lacks weights: visual_projection.weight .1 in all"),
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("gene_model")], "lacks weights: gene_model"),
         (lambda w: w.update(extra=torch.zeros(2)), "holds unknown weights: extra"),
-        (lambda w: w.update(log_curvature=torch.tensor(80.0)), "log_curvature = 80, outside of"),
-        (lambda w: w.update(logit_scale=torch.tensor(float("nan"))), "logit_scale = nan, outside of"),
+        (lambda w: w.update(log_curvature=torch.tensor(80.0)), "log_curvature = 80, outside the range"),
+        (lambda w: w.update(logit_scale=torch.tensor(float("nan"))), "logit_scale = nan, outside the range"),
     ],
     ids=["tensor", "gene encoder", "extra", "curvature", "nan"],
 )

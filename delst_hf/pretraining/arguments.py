@@ -46,7 +46,7 @@ class DataArguments:
         same_patient_slides: Comma-separated validation or test slides that may be of a training patient: such sections are
             nearly copies, so all others of that kind are refused. Touch it: only to show how much easier they are.
         unpaired_slides: Comma-separated slides without an image whose spots train the gene encoder, or 'all'. Vocabulary and
-            means are still those of the pairs. Touch it: for sections with counts only (delst prepare --without-image).
+            means are still those of the pairs. Touch it: for sections without image (delst prepare --without-image).
         num_genes: Size of the vocabulary: the most variable genes of the training slides. Touch it: 300 to 500 for panels of
             Xenium; 1000 to 3000 for whole transcriptomes.
         min_spots: Least share of the training spots in which a gene of the vocabulary is detected. Touch it: lower it for rare
@@ -67,8 +67,7 @@ class DataArguments:
         levels: 'niche': also embed each spot's niche, its complete stored patch and its neighbours' genes; the spot is the
             patch's centre. Touch it: for datasets prepared with wide patches.
         niche_spots: With levels: largest number of neighbours in a niche. Touch it: 18 for two rings.
-        spot_um: With levels: side of the patch's centre that is the spot, um. Default: a third of the patch. Touch it: when
-            it is not a third.
+        spot_um: With levels: side of the spot in the patch, um. Default: a third of the patch's. Touch it: when it differs.
         streaming: Read training spots from the folder or the Hub as they are needed. Touch it: for studies larger than the
             disk.
         shuffle_buffer: With streaming: spots that each loading process shuffles at a time. Touch it: raise it to mix more
@@ -129,7 +128,7 @@ class _ModelArguments:
             except to train from scratch: a pathology model you have access to is best.
         init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are matched by name, and new
             ones are added. Of the model's options only those of the losses, freeze_batch_norm and save_backbone apply. Touch
-            it: when you have a DELST checkpoint of a similar tissue.
+            it: when there is one of a similar tissue.
         vision_config: Configuration of a backbone to train from scratch, as JSON, with its model_type. Touch it: for trials
             without any weights, as in toy.yaml.
         image_size: Side of the model's input, px. Default: that of the backbone. Touch it: smaller is faster: 112 px costs a
@@ -162,7 +161,7 @@ class _ModelArguments:
         cross_aperture_scale: Touch it: above 1 for wider cones.
         intra_aperture_scale: Touch it: likewise.
         curvature_init: Touch it: when the log says that the curvature is at its clamp.
-        learn_curvature: Touch it: set to false to keep it fixed.
+        learn_curvature: Touch it: false keeps it fixed.
         logit_scale_init: Touch it: hardly ever.
         logit_scale_max: Touch it: lower it (50) when the contrastive loss of few spots falls to 0.
 
@@ -315,14 +314,14 @@ class DelstTrainingArguments(PublicArguments):
         remove_unused_columns: Must stay False: the collator reads all columns.
         dataloader_drop_last: Drop the last, smaller training batch, whose contrastive loss is easier. Touch it: set to false
             when the study is smaller than a batch.
-        per_device_eval_batch_size: Spots per batch of a process when evaluating. Default: per_device_train_batch_size, so
-            that losses compare. Touch it: hardly ever.
+        per_device_eval_batch_size: Spots per batch of a process when evaluating. Default: per_device_train_batch_size, to
+            compare losses. Touch it: hardly ever.
         logging_nan_inf_filter: Not needed here: a loss that is not finite ends the run.
         resume_anyway: With resume_from_checkpoint: resume although the checkpoint is of a run with other settings or data.
             Touch it: only if you know why settings or data differ.
         label_names: The collator's spot index, passed on to the metrics.
         output_dir: Touch it: always: each run needs a folder of its own.
-        resume_from_checkpoint: Touch it: set to true to resume a run that ended early.
+        resume_from_checkpoint: Touch it: true after an early end.
         seed: Touch it: to repeat a run and learn its spread: three seeds show it.
         num_train_epochs: Touch it: 10 to 30; fewer for many slides.
         max_steps: Touch it: for a short trial, such as 20; overrides num_train_epochs.
@@ -338,7 +337,7 @@ class DelstTrainingArguments(PublicArguments):
         eval_strategy: Touch it: 'epoch', when there are validation slides.
         logging_steps: Touch it: 10 to 50 for long runs.
         report_to: Touch it: tensorboard, trackio or wandb, installed separately (docs/training.md).
-        disable_tqdm: Touch it: set to true when the output goes to a file.
+        disable_tqdm: Touch it: set to true for output to a file.
         push_to_hub: Touch it: to publish at each save; delst push does it once, afterwards.
         hub_model_id: Touch it: with push_to_hub: USER/NAME.
         hub_private_repo: Touch it: with push_to_hub, for a repository that others cannot see.
