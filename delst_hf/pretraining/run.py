@@ -322,7 +322,7 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
         )
     departing = [slide for slide in train if own[slide] in ("validation", "test")]
     if departing:
-        logger.warning("Training on %s, although the split of the dataset holds it out.", ", ".join(departing))
+        logger.warning("Training on %s, which the dataset holds out: its split is overridden.", ", ".join(departing))
     _check_patients(study, train, [*chosen["validation"], *chosen["test"]], split_names(data.same_patient_slides))
     return train, chosen["validation"]
 
