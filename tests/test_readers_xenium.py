@@ -43,6 +43,17 @@ def as_dict(slide):
 RIGHT = {"0x0": {"A": 2, "B": 0}, "0x1": {"A": 0, "B": 1}}
 
 
+@pytest.mark.parametrize(("organism", "right"), [("Mouse", "mouse"), ("Human", "human"), ("Custom", ""), (None, "")])
+def test_the_species_is_that_of_the_panel_where_no_id_tells_it(tmp_path, he, organism, right):
+    folder = write_transcripts(tmp_path / "out", TRANSCRIPTS)
+    (folder / "experiment.xenium").write_text(json.dumps({"pixel_size": 1.0, "panel_organism": organism}))
+    assert read_xenium(folder, he, grid_um=10).species == right
+    assert read_xenium(folder, he, grid_um=10, species="rat").species == "rat"
+    gene = {"type": {"data": {"name": "A", "id": "ENSG00000000001"}}}
+    (folder / "gene_panel.json").write_text(json.dumps({"payload": {"targets": [gene]}}))
+    assert read_xenium(folder, he, grid_um=10).species == ""  # its genes say so when they are put in order
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [

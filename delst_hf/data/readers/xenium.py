@@ -26,7 +26,7 @@ from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from ..values import texts
 from .tables import read_table
-from .xenium_image import place_on_image
+from .xenium_image import place_on_image, species_of_panel
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def read_xenium(
         slide_id: by default the name of the folder.
         patient_id: by default the slide id.
         tissue: for example "breast".
-        species: for example "human".
+        species: for example "human"; by default that of the Ensembl ids, else the organism of the panel.
 
     Returns:
         The slide; array_row and array_col are the row and column in the grid, spot_um is grid_um.
@@ -92,10 +92,11 @@ def read_xenium(
         {"x": places[:, 0], "y": places[:, 1], "array_row": squares[:, 0], "array_col": squares[:, 1]},
         index=[f"{row}x{column}" for row, column in squares],
     )
+    genes = _genes(folder, names)
     return Slide(
-        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=_genes(folder, names), mpp=scale.mpp, scale=scale,
-        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, spot_um=grid_um,
-        notes=notes,
+        slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=genes, mpp=scale.mpp, scale=scale,
+        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue,
+        species=species or species_of_panel(folder, genes), spot_um=grid_um, notes=notes,
         source=f"xenium: {folder.resolve().name}, squares of {grid_um:g} um, {Path(image).name}",
     )  # fmt: skip
 

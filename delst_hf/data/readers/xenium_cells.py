@@ -22,7 +22,7 @@ from .joined import join_spots
 from .matrices import Counts, read_10x
 from .tables import need_columns, read_table
 from .xenium import MIN_QV
-from .xenium_image import place_on_image
+from .xenium_image import place_on_image, species_of_panel
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def read_xenium_cells(
         slide_id: by default the name of the folder.
         patient_id: by default the slide id.
         tissue: for example "breast".
-        species: for example "human".
+        species: see `read_xenium`.
 
     Returns:
         The slide; `cell_area_um2` of its spots is the area of the segmented cell where the table states it.
@@ -79,7 +79,8 @@ def read_xenium_cells(
     notes.remarks.append(quality)
     return Slide(
         slide_id=slide_id, image=pixels, spots=spots, counts=matrix, genes=counts.genes, mpp=scale.mpp, scale=scale,
-        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue, species=species, notes=notes,
+        patient_id=patient_id or slide_id, technology="Xenium", tissue=tissue,
+        species=species or species_of_panel(folder, counts.genes), notes=notes,
         source=f"xenium: {folder.resolve().name}, cells of {name}, {counts.name}, {Path(image).name}",
     )  # fmt: skip
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ...errors import reading
+from ..genes import canonical_species
 from ..images import open_image
 from ..scale import Scale, Witness, given, image_states, settle_scale, stated_length
+from ..schema import GENE_ID
 from .transforms import read_transform, refuse_stretch, to_pixels
 
 logger = logging.getLogger(__name__)
@@ -65,12 +68,28 @@ def place_on_image(
     return pixels, to_pixels(um, np.diag([1 / scale.mpp, 1 / scale.mpp, 1.0])), scale
 
 
-def _pixel_um(folder: Path) -> float:
+def facts_of_run(folder: Path) -> dict[str, Any]:
+    """Return what experiment.xenium states of a run, such as pixel_size and panel_organism; nothing if it is missing.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     path = folder / "experiment.xenium"
     if not path.is_file():
-        return PIXEL_UM
+        return {}
     with reading(path, "facts of the run"):
-        told = json.loads(path.read_text(encoding="utf-8")).get("pixel_size", PIXEL_UM)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def species_of_panel(folder: Path, genes: pd.DataFrame) -> str:
+    """Return the organism of the panel, "human" or "mouse", if no gene has an id that tells it; else ""."""
+    species = canonical_species(str(facts_of_run(folder).get("panel_organism", "")))
+    return species if species in ("human", "mouse") and not genes[GENE_ID].any() else ""
+
+
+def _pixel_um(folder: Path) -> float:
+    path = folder / "experiment.xenium"
+    told = facts_of_run(folder).get("pixel_size", PIXEL_UM)
     pixel_um = stated_length(told)
     if pixel_um is None:
         raise ValueError(f"{path}: pixel_size is {told!r}. Allowed: micrometres, such as {PIXEL_UM}. Correct it.")
