@@ -1,9 +1,9 @@
-"""Bring to the site what its pages link to and what lies outside of docs/: README, changelog, scripts, configurations.
+"""Add the files outside of docs/ that pages link to as pages of the site: README, changelog, scripts, configurations.
 
 On a code host a link such as `../benchmarks/step.py` opens the file of the repository. The site has no repository, so each
-such file becomes a page, below `files/` and with the path that it has in the repository; README.md is the page `index.md`.
-A file that is not Markdown is shown as code. Links are followed from page to page, and a link to a file that is not there
-stays as it is, so that `--strict` refuses it.
+such file becomes a page under `files/`, with its path in the repository; README.md becomes the page `index.md`. A file that
+is not Markdown is shown as code. Links are followed from page to page; a link to a missing file stays unchanged, so that
+`--strict` refuses it.
 """
 
 import posixpath
@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 SOURCES: dict[str, str] = {}  # page -> the file of the repository that it shows
-PICTURES = (".png", ".svg")  # in docs/, where mkdocs finds them itself
+PICTURES = (".png", ".svg")  # lie in docs/, where mkdocs finds them itself
 IN_NAVIGATION = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
 
 
@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links between files of the repository lead to the pages that show them."""
+    """Point links between files of the repository to the pages that show them."""
     root = Path(config.config_file_path).parent
     here = page.file.src_uri
     path = SOURCES[here]
