@@ -34,7 +34,7 @@ def add_check(commands: Any) -> None:
     usage = "delst check [FOLDER|SLIDE ...] [--format FORMAT] [--preview PNG] [options of delst prepare FORMAT]"
     parser = add_command(commands, "check", add_check, _run_check, usage=usage, allow_abbrev=False)
     parser.add_argument("--format", choices=tuple(formats.FORMATS), metavar="FORMAT",
-                        help=f"instead of recognising it: {', '.join(formats.FORMATS)}")  # fmt: skip
+                        help=f"format of the slides, instead of recognising it: {', '.join(formats.FORMATS)}")  # fmt: skip
     parser.add_argument("--preview", metavar="PNG", help="also write a picture: spots, labels and patches on the slide")
     # Slides and options of formats stay in `rest`, in their order: this parser does not know which options take a value.
     parser.set_defaults(rest=[])

@@ -148,7 +148,7 @@ def _anndata_arguments(parser: argparse.ArgumentParser) -> None:
     add("--without-image", action="store_true", help=WITHOUT_IMAGE)
     add_image_scale(parser)
     add("--mpp", type=float, help="micrometres per FULL-RESOLUTION pixel (default: from the spots)")
-    add("--spot-um", type=float, metavar="UM", help="what spot_diameter_fullres is in um (default: as on the array)")
+    add("--spot-um", type=float, metavar="UM", help="spot_diameter_fullres in um (default: as on the array)")
     add("--layer", help="layer with raw counts, 'raw' for adata.raw (default: X)")
     add("--label-key", default="label", metavar="COLUMN", help="column of obs with labels, '' for none (default label)")
     add_about(parser, technology="", technology_default="that of the array")

@@ -160,7 +160,7 @@ def add_embed(commands: Any) -> None:
     parser = add_command(commands, "embed", add_embed, _run_embed)
     add = parser.add_argument
     add("model", metavar="MODEL", help="checkpoint: folder or Hub id")
-    add("file", metavar="FILE", help=".h5ad, or a dataset folder or id of the Hub")
+    add("file", metavar="FILE", help=".h5ad, or a dataset: folder or Hub id")
     where = parser.add_mutually_exclusive_group().add_argument
     where("--output", metavar="FILE", help="copy to write (default NAME_delst.h5ad); for a dataset, folder to write")
     where("--in-place", action="store_true", help="change FILE itself, atomically")

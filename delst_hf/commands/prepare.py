@@ -63,7 +63,7 @@ def add_merge(commands: Any) -> None:
 def add_vocabulary(commands: Any) -> None:
     """Add `delst vocabulary`: choose the genes that a model reads, on training slides only.
 
-    Choose genes of a dataset folder, read one row group at a time, and write one name per line.
+    Choose genes of a dataset folder and write one name per line. Counts are read one row group at a time.
 
     Examples:
         delst vocabulary toy-dataset --method hvg --num-genes 100 --output genes.txt
