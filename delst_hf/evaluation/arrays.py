@@ -46,7 +46,9 @@ def read_embeddings(path: str | Path, spots: Dataset, num_spots: int) -> dict[st
         with reading(path, "embeddings"):
             columns = read_arrays(path, KEYS, IMAGE_NAMES, GENE_NAMES)
     else:
-        raise FileNotFoundError(f"no embeddings at {path}. Give a {', '.join(EMBEDDING_SUFFIXES)} file.")
+        raise FileNotFoundError(
+            f"no embeddings at {path}. Give a {', '.join(EMBEDDING_SUFFIXES)} file, or the folder that delst embed wrote."
+        )
     rows = _rows_of(columns, spots, num_spots, path)
     arrays = {}
     for kind, names in (("image", IMAGE_NAMES), ("gene", GENE_NAMES)):

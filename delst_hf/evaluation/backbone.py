@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..model.modeling_delst import DelstModel
 from ..model.vision_delst import encode_images
 
-# Batch size on a CPU: patches of so many pixels in total, but at least so many patches.
+# Batch size on a CPU: patches with this many pixels in total, but at least this many patches.
 CPU_PIXELS, CPU_PATCHES = 8 * 112**2, 4
 _SAME = 1e-4  # tolerance, relative to the largest feature; folding changes float32 by 1e-6
 _Key = TypeVar("_Key")

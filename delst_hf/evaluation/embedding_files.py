@@ -48,7 +48,7 @@ def embed_dataset(
     Args:
         model: Folder or Hub id of a checkpoint.
         dataset: Dataset folder, or a Hub id.
-        output: Folder to write, which must be new, empty, or hold only what a killed run left; of several machines, a folder
+        output: Folder to write, which must be new, empty, or hold only what a killed run left; for several machines, a folder
             that all of them share.
         slides: Ids of the slides to embed; by default all that have an image.
         batch_size: Spots per batch of a process.

@@ -26,7 +26,7 @@ def entailment_rankings(
         child_embeds: Space parts (pairs, dim).
         curvature: ``c > 0``.
         min_radius: ``K``.
-        max_pairs: Score at most so many, evenly spaced pairs; the others are NaN.
+        max_pairs: Maximum number of pairs to score, evenly spaced; the others are NaN.
 
     Returns:
         Arrays (pairs,):

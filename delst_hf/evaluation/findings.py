@@ -12,13 +12,13 @@ from .evidence import Arm, Evaluation, Space, Spots
 from .preparation import row_blocks
 from .uncertainty import Bootstrap, Statistic
 
-# With so many slides or more, intervals are over slides: fewer say too little about how slides vary.
+# With at least this many slides, intervals are over slides: fewer say too little about how slides vary.
 MIN_SLIDES = 5
 Row = dict[str, Any]
 
 
 class Findings:
-    """What protocols read, and what they add to.
+    """What protocols read, and the results that they add.
 
     Attributes:
         spots: The spots.

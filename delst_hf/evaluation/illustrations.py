@@ -16,9 +16,7 @@ from .preparation import finite_matrix, missing_rows
 from .protocols.signatures import signature_map
 from .retrieval import retrieval_scores
 
-MAX_CANDIDATES = (
-    5000  # reference spots near a path to the origin are sought among; of a larger study, evenly spaced ones
-)
+MAX_CANDIDATES = 5000  # reference spots to compare a path to the origin with; evenly spaced ones of a larger study
 _SPACE_FACTS = ("geometry", "curvature", "curvature_bounds", "parent", "min_radius")
 GALLERY_POOL = 20_000  # test spots that a gallery is chosen from
 

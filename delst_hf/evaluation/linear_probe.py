@@ -44,7 +44,7 @@ def linear_probe(
 ) -> dict[str, float]:
     """Fit a linear probe on training slides and score it on test slides.
 
-    Features are standardised by a `FlooredScaler` fitted on the rows that are fitted. Alpha is the one of the highest
+    Features are standardised by a `FlooredScaler` fitted on the same rows as the probe. Alpha is the one with the highest
     mean macro-F1 over left-out training groups (five at most, or contiguous blocks where there is one group only) and the first
     two seeds; on a tie the larger. Rows without a label (None, NaN, '' or 'nan') are dropped and counted.
 

@@ -16,7 +16,7 @@ from scipy.linalg.lapack import dormqr
 SCALE_FLOOR = 0.1
 SCALE_FLOORS = (0.0, SCALE_FLOOR)  # from which a ridge chooses, on left-out training groups
 CONTIGUOUS_FOLDS = 5
-# Up to so many groups are left out one by one, more of them several at a time: to score, and to choose a penalty in a fold.
+# Up to this many groups are left out one by one, more of them several at a time: to score, and to choose a penalty.
 MAX_FOLDS, MAX_INNER_FOLDS = 10, 5
 
 
@@ -49,7 +49,7 @@ def finite_matrix(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def row_blocks(matrix: sparse.csr_matrix, entries: int = 2**20) -> Iterator[slice]:
-    """Yield slices of the rows of a matrix, in order, that hold at most so many stored entries, or one row.
+    """Yield slices of the rows of a matrix, in order, that hold at most `entries` stored entries, or one row.
 
     Examples:
         >>> [(rows.start, rows.stop) for rows in row_blocks(sparse.csr_matrix(np.ones((5, 2))), entries=4)]

@@ -24,7 +24,7 @@ def retrieval(query_embeds: ArrayLike, target_embeds: ArrayLike, **options: Any)
     """Rank all targets for every query. The answer to the i-th query is the i-th target.
 
     Memory is that of the embeddings in float64 and of one tile, so a pool of a million 256-dimensional pairs fits in 10 GB.
-    Its 10^12 scores are hours of work: `num_queries` ranks a random sample of queries against the whole pool.
+    Its 10^12 scores are hours of work: `num_queries` ranks a random sample of queries against the complete pool.
 
     Args:
         query_embeds: (pool, dim). For "lorentz" the space part of points on the hyperboloid of curvature -c.
@@ -187,7 +187,7 @@ def bidirectional_retrieval(
     chunk_size: int = 1024,
     num_queries: int | None = None,
 ) -> dict[str, float]:
-    """Retrieve genes by image and images by gene over the whole pool, with chance beside it.
+    """Retrieve genes by image and images by gene over the complete pool, with chance beside the scores.
 
     Args:
         image_embeds: (pool, dim); the space part for "lorentz".

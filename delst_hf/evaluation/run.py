@@ -81,9 +81,12 @@ def spots_of(study: Study, train_slides: Sequence[str], test_slides: Sequence[st
     study.check_slides([*train_slides, *test_slides])
     overlap = sorted(set(train_slides) & set(test_slides))
     if overlap or not test_slides:
+        found = (
+            f"Slides {overlap} are used for both training and testing" if overlap else "No slide to test on is named"
+        )
         raise ValueError(
-            f"Slides {overlap} are used for both training and testing. Name different slides, and at least one to test on "
-            f"(training {list(train_slides)}, testing {list(test_slides)})."
+            f"{found} (training {list(train_slides)}, testing {list(test_slides)}). Name different slides for both, and at "
+            "least one to test on."
         )
     dataset = study.subset([*train_slides, *test_slides])
     columns = dataset.remove_columns("image").with_format("numpy")

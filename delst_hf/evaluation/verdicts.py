@@ -45,7 +45,7 @@ class Verdict:
     def sentence(self) -> str:
         """State that the score is not better than the rival's, for a list of limitations."""
         where = f" on {self.slide}" if self.slide else ""
-        spread = " and its spread" if self.spread else ""
+        spread = " by more than its spread" if self.spread else ""
         rival = "chance" if self.rival == "chance" else f"that of {self.rival}"
         return (
             f"{self.protocol.title_of(self.variant)}: the {self.metric} of {self.arm}{where} ({self.value:.3f}) is not above "

@@ -74,7 +74,7 @@ def expression_protocol(
         protocol: "hest", the only choice; the arguments below select its variants.
         alpha: "hest", 100 / (columns after PCA * genes); or "cv", chosen by leaving one training group out.
         pcc: "pooled", Pearson over all test spots of a fold; or "per_slide", the mean over its slides.
-        pca: Number of components, at most that of columns and of training spots; None for no PCA and, as in the
+        pca: Number of components, capped by the numbers of columns and of training spots; None for no PCA and, as in the
             benchmark, no scaler.
         slides: (spots,) the slide of each spot, needed by pcc="per_slide".
         seed: Seed of the PCA's solver.

@@ -65,7 +65,7 @@ def label_probe(
         curvature: Positive c, for "lorentz" and for "prototype".
         k: Number of neighbours of "knn".
         seed: Seed of the linear probe's classifier.
-        alphas: Penalties of the linear probe, of which one is chosen by leaving one training group out; a single one is used.
+        alphas: Penalties of the linear probe to choose from by leaving one training group out; a single one is used as it is.
         test: (spots,) bool, the spots to score, such as those of slides that the model has not seen; None for all. Groups
             without such spots are only trained on.
 

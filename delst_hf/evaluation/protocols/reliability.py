@@ -18,7 +18,7 @@ from . import Protocol
 from .imputation import imputed, variable_expression
 
 BANK_NEIGHBOURS = 10
-"""The distance of a spot to the reference is its mean distance to so many nearest fitting spots."""
+"""The distance of a spot to the reference is its mean distance to this many nearest fitting spots."""
 
 
 def run(findings: Findings) -> None:

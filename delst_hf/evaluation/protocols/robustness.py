@@ -22,7 +22,7 @@ from . import Protocol
 
 K_CANDIDATES = (5, 11, 21)
 """Numbers of neighbours, of which croma chooses the one whose vote predicts the classes best."""
-# With more spots the index is computed on a random sample of so many: croma loops over neighbours one by one.
+# With more spots the index is computed on a random sample of this size: croma loops over neighbours one by one.
 MAX_SPOTS = 5_000
 
 
