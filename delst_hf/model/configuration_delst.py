@@ -101,7 +101,7 @@ class DelstFeaturesConfig(PreTrainedConfig):
 class DelstConfig(PreTrainedConfig):
     """Configuration of `DelstModel`.
 
-    What the paper (arXiv 2503.00804) leaves open is a switch here, with a default chosen on evidence (docs/results.md).
+    Choices that the paper (arXiv 2503.00804) leaves open are options here, with defaults chosen on evidence (docs/results.md).
 
     Args:
         vision_config: Configuration of any backbone that ``AutoModel.from_config`` builds; a ViT-B/16 when omitted.

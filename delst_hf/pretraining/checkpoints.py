@@ -260,7 +260,7 @@ def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots:
         args: Its `DelstTrainingArguments`.
         processor: Processor of the model, None where there is none.
         run_facts: Facts of the run (`pretraining.run.assemble`).
-        spots: What it trains on.
+        spots: Its training spots.
     """
     data = run_facts.get("data") or {}
     settings = {**hyperparameters(args), **(run_facts.get("hyperparameters") or {})}
@@ -312,7 +312,7 @@ def check_there_are_steps(args: Any, spots: Any) -> None:
 
     Args:
         args: Its `DelstTrainingArguments`.
-        spots: What it trains on.
+        spots: Its training spots.
 
     Raises:
         ValueError: If the spots make no full batch.

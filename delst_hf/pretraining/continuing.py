@@ -86,8 +86,8 @@ def check_held_out(data: DataArguments, before: Mapping[str, Any], validation_sl
     seen = [slide for slide in [*validation_slides, *split_names(data.test_slides)] if slide in before["train_slides"]]
     if seen:
         raise ValueError(
-            f"The held-out slides {seen}: the checkpoint of --init_from was trained on them, so scores there would be "
-            "worthless. Hold out others."
+            f"The checkpoint of --init_from was trained on the held-out slides {seen}, so scores there would be worthless. "
+            "Hold out others."
         )
 
 

@@ -86,7 +86,7 @@ def pretrain(data: DataArguments, model: Any, training: DelstTrainingArguments, 
 
 
 def open_study(data: DataArguments, training: DelstTrainingArguments) -> Study:
-    """Open the dataset of a run; with ``streaming`` its spots stay where they are.
+    """Open the dataset of a run; with ``streaming`` its spots are read as they are needed.
 
     >>> open_study(DataArguments("runs/toy/data", streaming=True), DelstTrainingArguments("runs/mine")).slide_ids[0]
     'toy_A1'
@@ -328,7 +328,7 @@ def choose_slides(study: Study, data: DataArguments) -> tuple[list[str], list[st
 
 
 def _check_patients(study: Study, train: Sequence[str], held_out: Sequence[str], allowed: Sequence[str]) -> None:
-    """Refuse held-out sections of a patient who is trained on, unless they are named."""
+    """Refuse held-out sections of a patient who is trained on, unless they are in `allowed`."""
     trained = study.patients(train)
     torn = [slide for slide in held_out if study.patients([slide]) & trained and slide not in allowed]
     if torn:

@@ -54,7 +54,7 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
     Args:
         data: Slides to train on and to validate on.
         model: `ModelArguments`; its geometry is set by the search, and its entailment weights apply to the Lorentz geometry.
-        training: How long each run is. Every run begins from the same seed, and none saves its weights.
+        training: Arguments of each run. Every run begins from the same seed, and none saves its weights.
         options: Geometries and budget.
 
     Returns:

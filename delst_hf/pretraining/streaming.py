@@ -40,7 +40,7 @@ def check_streaming(data: DataArguments, training: DelstTrainingArguments) -> No
 
 
 def open_streamed(data: DataArguments) -> StreamedStudy:
-    """Open a dataset whose spots stay where they are."""
+    """Open a dataset whose spots are read as they are needed."""
     return StreamedStudy.load(data.dataset)
 
 
