@@ -1,15 +1,15 @@
-"""InfoNCE in three geometries: similarities, the loss with their matrix, and the loss in tiles without it.
+"""InfoNCE in three geometries: similarities, the loss from their full matrix, and the loss in tiles without it.
 
 In every geometry a logit is ``-multiplier * measure(h)``, where ``h`` is one matrix product of factors that cost O(batch) to
-make:
+compute:
 
     lorentz     h = sinh^2(sqrt(c) d / 2)     measure = sqrt(c) d      multiplier = logit_scale / sqrt(c)
     euclidean   h = |x - y|^2                 measure = sqrt(h)        multiplier = logit_scale
     cosine      h = -x.y                      measure = h              multiplier = logit_scale
 
-A tile needs no more of a geometry than the product, the measure and its slope; autograd on the factors does the rest,
-curvature included. On a CUDA device Triton kernels compute the tiles (`contrastive_fused`); everywhere else, and in float64,
-`TiledInfoNCE` does. All of it is in float32 (float64 where the input is) under any autocast and any TF32 setting.
+A tile needs only the product, the measure and its slope of the geometry; autograd on the factors does the rest, curvature
+included. On a CUDA device Triton kernels compute the tiles (`contrastive_fused`); everywhere else, and in float64,
+`TiledInfoNCE` does. All is computed in float32 (float64 for float64 input) under any autocast and any TF32 setting.
 """
 
 import os
@@ -27,7 +27,7 @@ from .lorentz import distance, haversine_factors, lift, pairwise_distance
 
 GEOMETRIES = ("lorentz", "euclidean", "cosine")
 TOLERANCE = 1e-4
-"""Relative error of the loss above which `TiledInfoNCE` leaves float32 for float64; see `_is_unresolved`."""
+"""Relative error of the loss above which `TiledInfoNCE` switches from float32 to float64; see `_is_unresolved`."""
 
 
 def check_geometry(geometry: str) -> None:
@@ -39,7 +39,7 @@ def check_geometry(geometry: str) -> None:
 def full_precision(x: Tensor) -> Iterator[None]:
     """Compute matrix products of float32 in float32: no autocast, and no TF32, which transformers' Trainer turns on.
 
-    A compiled graph cannot switch TF32: there the setting of the process holds (`torch.set_float32_matmul_precision`).
+    A compiled graph cannot switch TF32: there the setting of the process applies (`torch.set_float32_matmul_precision`).
     """
     with torch.autocast(device_type=x.device.type, enabled=False):
         if torch.compiler.is_compiling():
@@ -108,9 +108,9 @@ def dense_contrastive(
     groups: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE of row i of `x` with row i of `y`, for negatives that are masked and rows that weigh differently.
+    """Return the symmetric InfoNCE of row i of `x` with row i of `y`, with masked negatives and weighted rows.
 
-    It holds the whole matrix of similarities, so memory grows with the square of the batch.
+    It holds the full matrix of similarities, so memory grows with the square of the batch.
 
     Args:
         x: Embeddings (n, dim).
@@ -122,7 +122,7 @@ def dense_contrastive(
         weights: (n,) factors of the logits of each row of `x`.
 
     Returns:
-        0-d tensor. A row without a negative costs nothing.
+        0-d tensor. A row without negatives adds 0.
 
     >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> dense_contrastive(x, x, 1.0, 1.0, "cosine", groups=torch.tensor([0, 0, 0])).item()
@@ -143,7 +143,7 @@ def dense_contrastive(
 
 
 def _euclidean_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``|x_i - y_j|^2`` as ``left @ right.T``, around the mean of all points for the sake of rounding."""
+    """Return ``|x_i - y_j|^2`` as ``left @ right.T``, centred on the mean of all points to reduce rounding."""
     with torch.no_grad():
         centre = (x.sum(0) + y.sum(0)) / max(len(x) + len(y), 1)
     x, y = x - centre, y - centre
@@ -153,10 +153,10 @@ def _euclidean_factors(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def factors_of(inputs: list[Tensor], geometry: str, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what the tiles are made of: left factor (n, k), right factor (m, k), logits of the own pairs (n,), multiplier.
+    """Return the inputs of the tiles: left factor (n, k), right factor (m, k), logits of the own pairs (n,), multiplier.
 
-    The own pairs, row i of `x` with row ``start + i`` of `y`, are the ones that training brings together, where a matrix
-    product has nothing left of a distance. They are computed one by one, to full precision, and left out of the tiles.
+    Training brings the own pairs, row i of `x` with row ``start + i`` of `y`, so close together that a matrix product loses
+    their distance. They are computed one by one, to full precision, and left out of the tiles.
     """
     x, y, scale, curvature = inputs
     own = y[start : start + len(x)]
@@ -169,7 +169,7 @@ def factors_of(inputs: list[Tensor], geometry: str, start: int) -> tuple[Tensor,
     else:
         left, right = -x, y
         own_logits, multiplier = scale * (x * own).sum(-1), scale
-    if x.device.type != "cpu":  # rows of odd length keep matrix units from aligned loads
+    if x.device.type != "cpu":  # rows of odd length prevent aligned loads of matrix units
         padding = (0, -left.shape[-1] % 8)
         left, right = F.pad(left, padding), F.pad(right, padding)
     return left, right, own_logits, multiplier
@@ -183,7 +183,7 @@ def measure_of(h: Tensor, geometry: str, out: Tensor) -> Tensor:
 
 
 def measure_and_slope(h: Tensor, geometry: str, out: Tensor) -> Tensor:
-    """Return the measure of ``h``, which takes its place, and, written into `out`, its derivative by ``h``."""
+    """Return the measure of ``h``, computed in its place, and write its derivative by ``h`` into `out`."""
     if geometry == "cosine":
         out.fill_(1.0)
         return h
@@ -197,7 +197,7 @@ def measure_and_slope(h: Tensor, geometry: str, out: Tensor) -> Tensor:
 
 
 def resolution(left: Tensor, right: Tensor, dim: int) -> Tensor:
-    """Bound of the rounding error of each row of ``left @ right.T``, (n, 1): what is below it cannot be told from 0."""
+    """Return a bound (n, 1) of the rounding error of each row of ``left @ right.T``: entries below it may as well be 0."""
     main = torch.linalg.vector_norm(left[:, :dim], dim=-1) * torch.linalg.vector_norm(right[:, :dim], dim=-1).amax()
     rest = left[:, dim:].abs() @ right[:, dim:].abs().amax(0)
     eps = torch.finfo(left.dtype).eps
@@ -210,7 +210,7 @@ def resolution(left: Tensor, right: Tensor, dim: int) -> Tensor:
 def _tiles(left: Tensor, right: Tensor, chunk_size: int, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
     """Yield rows and columns of each tile, and uninitialised buffers of its shape.
 
-    The memory of all tiles is one: on a CPU, giving it back and asking for it again takes longer than the arithmetic.
+    All tiles share their memory: on a CPU, freeing and allocating it takes longer than the arithmetic.
     """
     memory = left.new_empty(buffers, min(chunk_size, len(left)) * min(chunk_size, len(right)))
     for row in range(0, len(left), chunk_size):
@@ -221,9 +221,9 @@ def _tiles(left: Tensor, right: Tensor, chunk_size: int, buffers: int) -> Iterat
 
 
 def _products(left: Tensor, right: Tensor, floor: Tensor, geometry: str, out: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return a tile of ``h``, clamped to its resolution from below, and, in float64, a mask of the entries that were clamped.
+    """Return a tile of ``h``, clamped from below to its resolution, and, in float64, a mask of the entries that were clamped.
 
-    The measure of a clamped entry is taken for 0, with zero gradient, so that exact duplicates are exact. In float32 the mask
+    The measure of a clamped entry counts as 0, with zero gradient, so that exact duplicates are exact. In float32 the mask
     is None: a batch in which such entries matter is computed in float64.
     """
     h = torch.mm(left, right.T, out=out)
@@ -236,7 +236,7 @@ def _products(left: Tensor, right: Tensor, floor: Tensor, geometry: str, out: Te
 def _log_sums(
     left: Tensor, right: Tensor, floor: Tensor, multiplier: Tensor, geometry: str, start: int, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of the logits of each row (n,) and each column (m,) without the own pairs, and the least ``h`` of a row."""
+    """Return the log-sum-exp of each row's (n,) and column's (m,) logits without own pairs, and the least ``h`` of each row."""
     log_rows, log_columns = left.new_full((len(left),), -torch.inf), right.new_full((len(right),), -torch.inf)
     nearest, factor = left.new_full((len(left),), torch.inf), -multiplier
     for rows, columns, (h, scratch) in _tiles(left, right, chunk_size, buffers=2):
@@ -261,12 +261,12 @@ def _is_unresolved(
     multiplier: Tensor,
     geometry: str,
 ) -> Tensor:
-    """Tell whether rounding may move the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
+    """Tell whether rounding may change the loss or its gradients by more than `TOLERANCE` of themselves (0-d bool).
 
-    The bound of the relative error of each row is a sum of four: the shift of its nearest foreign logit (by the rounding of
-    that entry of ``h``); the relative error of that ``h``, a factor of the gradient; the rounding of long logits; and the
+    The bound of the relative error of each row is a sum of four terms: the shift of its nearest foreign logit (by the rounding
+    of that entry of ``h``); the relative error of that ``h``, a factor of the gradient; the rounding of long logits; and the
     rounding of the direction of the own pair, in its logit and, where its two points nearly coincide, in its gradient. A row
-    counts by the share of its probability that foreign columns may have at worst.
+    is weighted by the largest share of its probability that foreign columns may have.
     """
     eps, floor = torch.finfo(floor.dtype).eps, floor.squeeze(-1)
     measure, pessimistic = (
@@ -285,9 +285,9 @@ def _is_unresolved(
 def _join_ranks(
     log_columns: Tensor, own_logits: Tensor, unresolved: Tensor, start: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Complete the column sums, the own logits of all columns and the verdict over the ranks, in one small collective.
+    """Join the column sums, the own logits of all columns and the verdict across ranks, in one small collective.
 
-    Each is a log-sum-exp over the ranks: own logits are -inf but on the rank that holds the pair.
+    Each is a log-sum-exp over the ranks: own logits are -inf except on the rank that holds the pair.
     """
     own = torch.full_like(log_columns, -torch.inf)
     own[start : start + len(own_logits)] = own_logits
@@ -312,8 +312,9 @@ def _walk_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return gradients of ``sum_i (log_rows_i + log_columns_i - 2 own_i)`` by the four outputs of `factors_of`.
 
-    All slopes add up to 0, over all ranks, and so the gradient by the multiplier is one of differences: measures are taken
-    from `centre`, their mean over the own pairs. Else the rounding of a probability would count with a logit's whole length.
+    All slopes, over all ranks, add up to 0, so any number may be subtracted from the measures in the gradient by the
+    multiplier: `centre` is their mean over the own pairs. Otherwise the rounding of a probability would be multiplied by the
+    full length of a logit.
     """
     left, right, _, multiplier = outputs
     floor, factor = resolution(left, right, dim), -multiplier
@@ -340,12 +341,12 @@ def _walk_back(
 class TiledInfoNCE(torch.autograd.Function):
     """Symmetric InfoNCE of local rows against the columns of all ranks, in memory that grows with the batch.
 
-    The forward pass keeps the log-sum-exp of each row and each column, ``a`` and ``b``; the backward pass makes the tiles of
-    the logits ``z`` anew and with them the gradient of every foreign pair, ``(exp(z - a) + exp(z - b)) / 2N``. It is the
+    The forward pass keeps the log-sum-exp of each row and each column, ``a`` and ``b``; the backward pass recomputes the tiles
+    of the logits ``z`` and from them the gradient of every foreign pair, ``(exp(z - a) + exp(z - b)) / 2N``. It is the
     memory-efficient softmax of FlashAttention (arXiv 2205.14135) for a loss that normalises both rows and columns.
 
-    With several ranks each one walks its rows against all columns, once for both directions: row sums are then complete,
-    column sums are completed by exchanging (2, N) numbers. Its backward expects that all ranks scale their losses alike.
+    Each of several ranks compares its rows with all columns, once for both directions: row sums are then complete, and column
+    sums are completed by exchanging (2, N) numbers. The backward pass assumes that all ranks scale their losses alike.
     """
 
     @staticmethod
@@ -373,8 +374,8 @@ class TiledInfoNCE(torch.autograd.Function):
             if across_ranks:
                 log_columns, own_columns, unresolved = _join_ranks(log_columns, own_logits, unresolved, start)
             can_be_resolved = left.dtype == torch.float32 and x.device.type != "mps" and geometry != "cosine"
-            # Pairs too near for float32 are worth a second walk. On a CPU the verdict is read where it lies; on an
-            # accelerator without the kernels, the one point where the host waits for the device.
+            # Pairs too near for float32 are worth a second pass. On a CPU reading the verdict costs nothing; on an
+            # accelerator without the kernels, the host waits for the device here and nowhere else.
             if not (can_be_resolved and unresolved.cpu().numpy()):
                 break
             inputs, ctx.precise = [tensor.double() for tensor in inputs], True
@@ -386,7 +387,7 @@ class TiledInfoNCE(torch.autograd.Function):
         own_slope = -torch.sigmoid(row_gap) - torch.sigmoid(column_gap)
         centre = (own_columns.mean() / -multiplier).nan_to_num(0.0, 0.0, 0.0)
         ctx.save_for_backward(x, y, scale, curvature, rows, columns, own_slope, centre)
-        # lse - own, by the form that keeps its digits where the own pair dominates.
+        # lse - own, in the form that stays accurate where the own pair dominates.
         zero = torch.zeros_like(row_gap)
         losses = torch.logaddexp(row_gap, zero) + torch.logaddexp(column_gap, zero)
         return (losses.sum() * ctx.weight).to(x.dtype)
@@ -416,7 +417,7 @@ class TiledInfoNCE(torch.autograd.Function):
 
 
 CHUNK_SIZES = {"cpu": 512}
-"""Rows and columns of a tile by device. The buffers of 512 stay in the cache of a core; 4096, elsewhere, was never measured."""
+"""Rows and columns of a tile by device. The buffers of 512 stay in the cache of a core; 4096, elsewhere, is not measured."""
 
 
 @torch.compiler.disable(recursive=True)
@@ -430,7 +431,7 @@ def tiled_contrastive(
     start: int = 0,
     across_ranks: bool = False,
 ) -> Tensor:
-    """Return InfoNCE of row i of `x` against all rows of `y`, of which ``start + i`` is its own, by what serves the device.
+    """Return InfoNCE of row i of `x` against all rows of `y`, of which ``start + i`` is its own, as is fast on the device.
 
     Args:
         x: Local rows (n, dim).
@@ -438,8 +439,8 @@ def tiled_contrastive(
         logit_scale: The multiplier itself, already exponentiated.
         curvature: ``c > 0``.
         geometry: ``"lorentz"``, ``"euclidean"`` or ``"cosine"``.
-        chunk_size: Rows and columns of a tile (by the kernels, rows whose slopes are kept at a time); None for that of the
-            device.
+        chunk_size: Rows and columns of a tile (for the kernels, rows whose slopes are kept at a time); None for the default
+            of the device.
         start: Row of `y` that belongs to the first row of `x`.
         across_ranks: Whether other ranks hold the other rows of `x`; all must call it.
 
@@ -452,7 +453,7 @@ def tiled_contrastive(
     check_geometry(geometry)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(
-            f"chunk_size must be a positive integer, such as 1024, or None for that of the device, got {chunk_size}."
+            f"chunk_size must be a positive integer, such as 1024, or None for the device's default, got {chunk_size}."
         )
     rows_at_once, chunk_size = chunk_size, chunk_size or CHUNK_SIZES.get(x.device.type, 4096)
     x, y = lift(x), lift(y)
@@ -461,7 +462,7 @@ def tiled_contrastive(
     )
     with full_precision(x):
         if x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":  # Triton's interpreter, on a CPU, for tests
-            # What only a CUDA device runs is read there only.
+            # Imported only where it may run.
             from .contrastive_fused import fused_contrastive, is_fused
 
             if is_fused(x):

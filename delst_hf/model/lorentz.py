@@ -6,7 +6,7 @@ a 0-d tensor. The *rapidity* of a point is ``sqrt(c)`` times its distance to the
 
 Distances and angles are computed from polar coordinates (rapidity and direction) instead of from the Lorentzian inner
 product. The two agree in exact arithmetic, but the inner product subtracts two numbers of the size of ``cosh(r)^2``, which
-in float32 leaves nothing of the distance between neighbours from a rapidity of about 6 on.
+in float32 cancels all digits of the distance between neighbours from a rapidity of about 6 on.
 
 All functions compute in the dtype that they are given; callers `lift` bf16 and fp16 to float32 first.
 Sources: MERU (arXiv 2304.09172), entailment cones (arXiv 1804.01882).
@@ -135,8 +135,8 @@ def distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor:
     """Return the geodesic distance between paired points.
 
     With rapidities ``r`` and directions ``u``, ``sinh^2(sqrt(c) d / 2) = sinh^2((r_x - r_y)/2) + sinh(r_x) sinh(r_y)
-    |u_x - u_y|^2 / 4``: no cancellation but that of the directions, so float32 keeps four digits of a distance of 0.1 at a
-    rapidity of 6, and more of a longer one.
+    |u_x - u_y|^2 / 4``. Only the directions cancel, so float32 keeps four digits of a distance of 0.1 at a rapidity of 6, and
+    more of a longer distance.
 
     Args:
         x: Space parts (..., dim).
@@ -162,8 +162,8 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
     """Return two matrices whose product holds ``h = sinh^2(sqrt(c) d(x_i, y_j) / 2)`` of every pair.
 
     `distance` splits ``h`` into a radial and an angular part. With any rapidity ``q`` and any vector ``p``, and
-    ``s, k = sinh, cosh((r - q)/2)``, ``e = sqrt(c)(x - |x| p)`` for each point, both are sums of products of one number of
-    `x` with one of `y`,
+    ``s, k = sinh, cosh((r - q)/2)``, ``e = sqrt(c)(x - |x| p)`` for each point, both are sums of products of a number of `x`
+    and a number of `y`,
 
         sinh^2((r_x - r_y)/2) = s_x^2 k_y^2 + k_x^2 s_y^2 - 2 s_x k_x s_y k_y
         c (|x||y| - x.y) / 2 = sqrt(c) (|x| |e_y|^2 / n_y + |e_x|^2 / n_x |y|) / 4 - e_x.e_y / 2,      n = sqrt(c)|x|
@@ -177,8 +177,8 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
         curvature: ``c > 0``.
 
     Returns:
-        ``left`` (n, dim + 5) and ``right`` (m, dim + 5) with ``h = left @ right.T``, and the first `dim` columns those of
-        the offsets, ``e / sqrt(2)`` and ``-e / sqrt(2)``.
+        ``left`` (n, dim + 5) and ``right`` (m, dim + 5) with ``h = left @ right.T``; the first `dim` columns are the offsets,
+        ``e / sqrt(2)`` and ``-e / sqrt(2)``.
     """
     root = _sqrt(curvature)
     norms = [_norm(points) for points in (x, y)]
@@ -191,7 +191,7 @@ def haversine_factors(x: Tensor, y: Tensor, curvature: float | Tensor) -> tuple[
     parts: list[tuple[Tensor, ...]] = []
     for points, norm, length, r in zip((x, y), norms, lengths, rapidities, strict=True):
         scale = root * (-(0.5**0.5) if parts else 0.5**0.5)
-        # addmm is one pass less over (n, dim), there and back.
+        # addmm saves one pass over (n, dim), forward and backward.
         offset = torch.addmm(points * scale, norm * scale, pole, alpha=-1)
         spread = torch.linalg.vector_norm(offset, dim=-1, keepdim=True).square()
         half = (r - centre) / 2
@@ -211,9 +211,9 @@ def pairwise_distance(x: Tensor, y: Tensor, curvature: float | Tensor) -> Tensor
         curvature: ``c > 0``.
 
     Returns:
-        Distances (n, m). ``sinh^2(sqrt(c) d / 2)`` carries the rounding of the product, a few eps of the value that points
-        as far apart as the batch is wide would have: this matters to pairs a hundred times closer than that and to no
-        others. Pairs that float arithmetic cannot tell apart are at 0, with zero gradient.
+        Distances (n, m). ``sinh^2(sqrt(c) d / 2)`` carries the rounding of the product, a few eps of its value for points as
+        far apart as the batch is wide. It matters only to pairs a hundred times closer than that. Pairs that float arithmetic
+        cannot tell apart are at 0, with zero gradient.
 
     >>> x = exp_map0(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 1.0)
     >>> pairwise_distance(x, x, 1.0).round(decimals=3)
@@ -230,7 +230,7 @@ def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1)
     Args:
         x: Apices, space parts (..., dim).
         curvature: ``c > 0``.
-        min_radius: ``K``. Points with ``sqrt(c)|x| <= 2K`` entail a whole half-space (angle pi/2).
+        min_radius: ``K``. Points with ``sqrt(c)|x| <= 2K`` entail a half-space (angle pi/2).
 
     Returns:
         ``asin(2K / (sqrt(c)|x|))`` in (0, pi/2], shape (...). High means general: a wide cone, an apex near the origin.
@@ -240,7 +240,7 @@ def half_aperture(x: Tensor, curvature: float | Tensor, min_radius: float = 0.1)
     """
     scaled = _sqrt(curvature) * torch.linalg.vector_norm(x, dim=-1)
     narrow = scaled > 2.0 * min_radius
-    # Where the cone is a half-space its gradient is zero; asin has an infinite slope there and is kept from it.
+    # Where the cone is a half-space its gradient is zero; asin, whose slope is infinite there, gets another value.
     sine = 2.0 * min_radius / torch.where(narrow, scaled, torch.full_like(scaled, 4.0 * min_radius))
     limit = 1.0 - torch.finfo(x.dtype).eps
     return torch.where(narrow, torch.asin(sine.clamp_max(limit)), torch.pi / 2)
@@ -263,8 +263,8 @@ def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> 
 
     Returns:
         Angles in [0, pi], shape (...). Low means that the child lies straight behind its parent. 0, with zero gradient,
-        where parent and child coincide, and for a parent at the origin, which entails everything. Zero gradient, too, for a
-        parent nearer to the origin than the dtype's eps, where the true one grows beyond all bounds.
+        where parent and child coincide, and for a parent at the origin, which entails everything. The gradient is also zero
+        for a parent nearer to the origin than the dtype's eps, where the true gradient is unbounded.
 
     >>> parent, child, other = exp_map0(torch.tensor([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]]), 1.0)
     >>> exterior_angle(parent, child, 1.0).rad2deg(), exterior_angle(parent, other, 1.0).rad2deg()
@@ -277,8 +277,8 @@ def exterior_angle(parent: Tensor, child: Tensor, curvature: float | Tensor) -> 
     sine = chord * torch.linalg.vector_norm(u_parent + u_child, dim=-1) / 2
     y = sine * sinh_child
     x = torch.sinh(r_child - r_parent) - chord.square() / 2 * torch.cosh(r_parent) * sinh_child
-    # atan2(0, 0) has no gradient, and next to it one of 1/length: both points are then the same to the dtype. Near the
-    # origin both lengths shrink with the radii. Nor has the direction of a parent at the origin any gradient.
+    # atan2 has no gradient at (0, 0), and one of 1/length next to it, where both points are the same to the dtype. Near the
+    # origin both lengths shrink with the radii. The direction of a parent at the origin has no gradient either.
     eps = torch.finfo(parent.dtype).eps
     apart = torch.maximum(x.abs(), y.abs()) > eps * (r_parent + r_child).clamp_max(1.0)
     defined = apart & (r_parent > _tiny(parent))

@@ -1,11 +1,11 @@
-"""Fine-tune a head, and as much of the backbone as one likes, on the expression or the labels of spots.
+"""Fine-tune a head, and as much of the backbone as you like, on the expression or the labels of spots.
 
     accelerate launch -q -m delst_hf.pretraining.finetune --model DIR --dataset DIR --target labels --lora true --output_dir RUN
     torchrun --nproc_per_node 2 -m delst_hf.pretraining.finetune config.yaml --learning_rate 1e-4
 
-Options are those of transformers' TrainingArguments and the ones below; those of the command line win over a YAML file.
-Validation is on patients who are not trained on: slides that are named, the split of the dataset, else the last patient by
-name. A run that was killed goes on from its last whole checkpoint with --resume_from_checkpoint true. The result is
+Options are those of transformers' TrainingArguments and the ones below; options on the command line override a YAML file.
+Validation is on patients who are not trained on: the slides that you name, else the split of the dataset, else the last
+patient by name. A killed run resumes from its last complete checkpoint with --resume_from_checkpoint true. The result is
 OUTPUT_DIR/model, with the score on the validation slides in its card: predict with it (delst predict).
 """
 
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 class HeadCollator:
-    """Rows of a dataset -> patches and what to predict of them.
+    """Rows of a dataset -> patches and their targets.
 
     Args:
         collator: Collator of the model.
@@ -82,7 +82,7 @@ class HeadCollator:
 
 
 class HeadTrainer(CheckedTrainer):
-    """Trainer of a head, on patches that are turned.
+    """Trainer of a head, on patches that are turned at random.
 
     Args:
         augment: Turn training patches at random.
@@ -94,10 +94,10 @@ class HeadTrainer(CheckedTrainer):
         self.augment = augment
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Do as in the base class, on patches that are turned while training."""
+        """Do as in the base class; in training, on patches that are turned at random."""
         if model.training and self.augment:
             inputs = {**inputs, "pixel_values": random_orientation(inputs["pixel_values"])}
-        given = dict(inputs)  # the base class takes the labels out
+        given = dict(inputs)  # the base class removes the labels
         found = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             self.watch_loss(found[0] if isinstance(found, tuple) else found, given)
@@ -109,15 +109,15 @@ def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | Non
 
     Args:
         head: What to fine-tune, and on which tissue.
-        training: How to train; with ``resume_from_checkpoint`` a run that was killed goes on.
+        training: How to train; with ``resume_from_checkpoint`` a killed run resumes.
 
     Returns:
         ``OUTPUT_DIR/model``; None on processes other than the first.
 
     Raises:
         ValueError: If arguments contradict each other or the data, the output folder holds a run that is not resumed, the
-            checkpoint is not as it was written, or a loss, gradient or weight is not finite.
-        OSError: If it cannot be written, or another run is writing there; before the work.
+            checkpoint does not match its checksums, or a loss, gradient or weight is not finite.
+        OSError: Before any work, if that folder cannot be written, or another run is writing there.
     """
     output = training.output_dir or "."
     with interruption_explained(output), own_output(output):
@@ -129,7 +129,7 @@ def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | Non
 
 
 def _save_head(trainer: "HeadTrainer", head: HeadArguments, training: HeadTrainingArguments) -> Path | None:
-    """Score what was trained, and save it as ``OUTPUT_DIR/model``; all processes call it."""
+    """Score the trained model, and save it as ``OUTPUT_DIR/model``; all processes call it."""
     scores = held_out_scores(trainer, head)
     if not trainer.is_world_process_zero():
         return None
@@ -160,15 +160,15 @@ def assemble_head(study: Study, head: HeadArguments, training: HeadTrainingArgum
         raise ValueError(f"target is {head.target!r}. Allowed: {', '.join(TARGETS)} (--target).")
     if head.lora and head.freeze_vision:
         raise ValueError(
-            "lora and freeze_vision exclude each other: one trains adapters in the backbone, one nothing. Choose one."
+            "lora and freeze_vision exclude each other: lora trains adapters in the backbone, freeze_vision trains nothing in "
+            "it. Choose one of the two."
         )
     set_seed(training.seed)
     train_slides, validation_slides = patient_split(study, head)
     spots = training_spots(study, train_slides), validation_spots(study, validation_slides)
     if spots[1] is None:
         raise ValueError(
-            "no slide is left to validate on. Name some (--validation_slides), of another patient than those who are "
-            "trained on."
+            "no slide is left to validate on. Name some with --validation_slides, of a patient who is not trained on."
         )
     check_patch_size(find_training_record(head.model), study.patch_um([*train_slides, *validation_slides]), head.model)
     processor = DelstProcessor.from_pretrained(head.model)
@@ -220,17 +220,17 @@ def patient_split(study: Study, head: HeadArguments) -> tuple[list[str], list[st
     if not rest:
         raise ValueError(
             f"all slides to train on ({', '.join(train)}) are of the patient {last}, so none is left to validate on. "
-            "Take slides of "
+            "Add slides of "
             f"another patient, or insist on one of this patient: --validation_slides {train[-1]} --same_patient_slides "
             f"{train[-1]}."
         )
     held = [slide for slide in train if patients[slide] == last]
-    logger.warning("the patient %s is left out to validate on: %s", last, ", ".join(held))
+    logger.warning("the patient %s is held out for validation: %s", last, ", ".join(held))
     return rest, held
 
 
 def _labelled(spots: tuple[Dataset, Dataset | None], head: HeadArguments) -> tuple[Any, list[str], Any]:
-    """Return the spots with a label, the classes of the training spots, and the loss that weighs them."""
+    """Return the spots with a label, the classes of the training spots, and the loss that weights them."""
     ignored = {*split_names(head.ignore_labels), ""}
     train = _with_label(spots[0], lambda name: name is not None and name not in ignored)
     classes = sorted(set(train["label"][:]))
@@ -263,7 +263,7 @@ def _with_label(spots: Dataset | None, wanted: Any) -> Any:
 
 
 def _freeze(model: Any, head: HeadArguments) -> None:
-    """Train the head, and of the towers the backbone, LoRA beside it, or nothing; the gene tower is not read by a head."""
+    """Train the head, and of the towers the backbone, its LoRA, or nothing; a head does not read the gene tower."""
     model.delst.requires_grad_(False)
     if head.lora:
         add_lora(model.delst, head.lora_rank)
