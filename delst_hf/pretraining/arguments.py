@@ -46,7 +46,7 @@ class DataArguments:
         same_patient_slides: Comma-separated validation or test slides that may be of a training patient: such sections are
             nearly copies, so all others of that kind are refused. Touch it: only to show how much easier they are.
         unpaired_slides: Comma-separated slides without an image whose spots train the gene encoder, or 'all'. Vocabulary and
-            means are still those of the pairs. Touch it: for sections without image (delst prepare --without-image).
+            means are still those of the pairs. Touch it: for sections without an image (delst prepare --without-image).
         num_genes: Size of the vocabulary: the most variable genes of the training slides. Touch it: 300 to 500 for panels of
             Xenium; 1000 to 3000 for whole transcriptomes.
         min_spots: Least share of the training spots in which a gene of the vocabulary is detected. Touch it: lower it for rare
@@ -128,7 +128,7 @@ class _ModelArguments:
             except to train from scratch: a pathology model you have access to is best.
         init_from: Continue a DELST checkpoint (Hub id or folder): both towers and the head. Genes are matched by name, and new
             ones are added. Of the model's options only those of the losses, freeze_batch_norm and save_backbone apply. Touch
-            it: when there is one of a similar tissue.
+            it: when you have one of a similar tissue.
         vision_config: Configuration of a backbone to train from scratch, as JSON, with its model_type. Touch it: for trials
             without any weights, as in toy.yaml.
         image_size: Side of the model's input, px. Default: that of the backbone. Touch it: smaller is faster: 112 px costs a
@@ -386,7 +386,7 @@ class DelstTrainingArguments(PublicArguments):
         super().__post_init__()
         if super().n_gpu > 1:
             logger.warning(
-                "%d GPUs were found and one is used. Use all by `accelerate launch --multi_gpu` instead of `python`.",
+                "%d GPUs were found and one is used. Use all with `accelerate launch --multi_gpu` instead of `python`.",
                 super().n_gpu,
             )
         self._check_values()
