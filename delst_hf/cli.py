@@ -17,7 +17,7 @@ from .commands.prepare import add_merge, add_prepare, add_vocabulary
 from .commands.sheet import named_sheet
 from .errors import did_you_mean, messages_on_stderr, report_end
 
-# Commands that load no model, and need not wait for transformers' auto classes.
+# Commands whose model and dataset are checked first; and commands that load no model and need no auto classes of transformers.
 _LOADS_MODELS = ("evaluate", "fit", "reference", "predict", "retrieve", "embed", "demo")
 _WITHOUT_MODELS = ("prepare", "check", "merge", "vocabulary", "report", "doctor")
 
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     _words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and keep the words: argparse names what is missing before it looks at what it does not know."""
+        """Parse, and keep the words: argparse reports missing arguments before it looks for unknown ones."""
         self._words = list(args or ())
         arguments, rest = super().parse_known_args(args, namespace)
         if rest and self._subparsers is None and "rest" not in self._defaults:
@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
     def _unknown_options(self) -> str:
-        """Say which options are not there, and what each is probably meant to be; "" if all are."""
+        """Name the options that do not exist, each with the option that was probably meant; "" if all exist."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         options = [word.split("=")[0] for word in self._words if word.startswith("--")]
         unknown = [option for option in options if not any(name.startswith(option) for name in known)]
@@ -60,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Print the version of the package; it is looked up when it is asked for."""
+    """Print the version of the package, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         package = sys.modules[__package__ or "delst_hf"]
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments; by default those of the process.
+        argv: Arguments; by default those of the process.
 
     Returns:
         The exit status: 0 when done, 1 when `delst doctor` or `delst check` found something, 2 for a mistake of the user, 130
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the arguments; those that `delst check` leaves for the format that it finds are in `rest`."""
+    """Return the arguments; `rest` holds those that `delst check` leaves for the format that it recognises."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(named_sheet(sys.argv[1:] if argv is None else argv))
     if rest and not hasattr(arguments, "rest"):
@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_places(arguments: argparse.Namespace) -> None:
-    """Refuse a model or a dataset that is not there, or is something else, before the seconds that libraries take to load."""
+    """Refuse a model or a dataset that does not exist or is something else, before libraries load, which takes seconds."""
     from .data.places import check_dataset, check_model
 
     if arguments.delst_command in _LOADS_MODELS:

@@ -1,9 +1,9 @@
-"""The border between libraries and users: whatever goes wrong is one line with the file and the next step.
+"""The border between libraries and users: every error becomes one line with the file and the next step.
 
-This package tells its users what is wrong by raising ValueError, KeyError, TypeError or OSError with whole sentences.
-Libraries raise the same classes, and twenty others, with half ones: `KeyError: 'cells'`. So an error is ours by where it was
-raised and not by its class (`is_told`). Every reader passes `reading`, or as a function `reader`, which turn what is not ours
-into a sentence with the name of the file; commands and scripts print `explain(error)`. The cause is kept, for `--debug`.
+This package tells its users what is wrong by raising ValueError, KeyError, TypeError or OSError with complete sentences.
+Libraries raise the same classes, and twenty others, with fragments: `KeyError: 'cells'`. So an error is known as ours by where
+it was raised, not by its class (`is_told`). Files are read within `reading`, or by functions decorated with `reader`; both turn
+a library's error into a sentence that names the file. Commands and scripts print `explain(error)`. `--debug` shows the cause.
 """
 
 import difflib
@@ -30,15 +30,15 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INTERRUPTED, FAILED = 130, 2  # exit statuses
 DAMAGED = "It is damaged, incomplete or of another kind: download or write it again."
-# A library that loads its parts late hides why it could not.
+# A library that loads its parts lazily hides why one of them did not load.
 _NOT_LOADED = (
     "A package did not load; it is broken, or memory ran out: install it again, or use a machine with more memory."
 )
 _LONGEST = 300
-# What says enough by its text; of others the class is named too.
+# Errors whose text says enough; for others the class is named too.
 _PLAIN_CLASSES = (ValueError, OSError, ImportError)
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How threads, torch, numpy, C++ and shared libraries say that there is no memory, where it is not by a MemoryError.
+# Words by which threads, torch, numpy, C++ and shared libraries report that memory ran out, other than by a MemoryError.
 _NO_MEMORY = (
     "can't start new thread",
     "failed to launch worker thread",
@@ -47,7 +47,7 @@ _NO_MEMORY = (
     "unable to allocate",
     "bad_alloc",
     "failed to map segment",
-    "could not create a primitive",  # oneDNN, as the next
+    "could not create a primitive",  # oneDNN, like the next one
     "could not execute a primitive",
 )
 _OF_A_GPU = ("OutOfMemoryError", "RuntimeError", "AcceleratorError")
@@ -72,7 +72,7 @@ _NEXT_STEP = {
 def is_told(error: BaseException) -> bool:
     """Say whether an error was raised by a `raise` of this package, and so carries a message for the user.
 
-    A `KeyError` that `mapping["x"]` raises within this package is a fault of the package, and not told.
+    A `KeyError` that `mapping["x"]` raises within this package is a fault of the package, not a message.
     """
     if getattr(error, "told_to_user", False):
         return True
@@ -87,7 +87,7 @@ def is_told(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that the system gave this process no more memory, by whatever class a library says so.
+    """Say whether an error means that the system gave this process no more memory, whatever its class.
 
     >>> is_out_of_memory(RuntimeError("can't start new thread")), is_out_of_memory(RuntimeError("size mismatch"))
     (True, False)
@@ -95,18 +95,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     text = str(error).lower()
-    # The room for a library's thread-local variables, and what oneDNN has not, are other matters: more memory does not help.
+    # Full static thread-local storage and a primitive that oneDNN lacks are other matters: more memory does not help.
     others = ("static tls", "primitive descriptor")
     return any(words in text for words in _NO_MEMORY) and not any(words in text for words in others)
 
 
 def mark_told(error: BaseException) -> None:
-    """Let `is_told` know an error of ours again after it came from another process, which loses the traceback."""
+    """Mark an error of ours for `is_told` before it is sent to another process, which loses the traceback."""
     error.told_to_user = is_told(error)  # type: ignore[attr-defined]
 
 
 def said(error: BaseException) -> str:
-    """Return what a library said, on one line without a full stop, with its class where the text alone says little."""
+    """Return the text of a library's error, on one line without a full stop, with its class where the text says little."""
     text = _one_line(str(error)).rstrip(" .:")
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} ..."
@@ -119,7 +119,7 @@ def said(error: BaseException) -> str:
 def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator[None]:
     """Turn every error of a library into one sentence that names the file and the next step.
 
-    What this package raised itself, and errors of the disk that is written to, pass unchanged.
+    Errors of this package, and errors of the file system that name their file or a full disk, pass unchanged.
 
     >>> with reading("spots.csv", "positions"):
     ...     {}["barcode"]
@@ -127,13 +127,13 @@ def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator
     ValueError: cannot read the positions spots.csv: KeyError: 'barcode'. It is damaged, incomplete or of another kind: ...
 
     Args:
-        path: what is read, for the message.
-        what: its kind.
-        advice: the next step, a sentence.
+        path: The file that is read, for the message.
+        what: Kind of file.
+        advice: The next step, as a sentence.
 
     Raises:
-        ValueError: In place of any other exception, with that as its cause.
-        MemoryError: In place of one without words.
+        ValueError: In place of any other exception, which is its cause.
+        MemoryError: In place of any error that means that memory ran out.
     """
     try:
         yield
@@ -154,12 +154,12 @@ def reading(path: object, what: str = "file", advice: str = DAMAGED) -> Iterator
 
 
 def reading_model(name: str) -> AbstractContextManager[None]:
-    """Do as `reading` does for the folder of a model; what is said of an id of the Hub passes unchanged."""
+    """Return `reading` for the folder of a model; errors about an id of the Hub pass unchanged."""
     return reading(name, "model") if os.path.isdir(name) else nullcontext()
 
 
 def reader(function: _Function) -> _Function:
-    """Put a function that reads a slide within `reading`; its paths are named in the message."""
+    """Run a function that reads a slide within `reading`, with its paths in the message; a decorator."""
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
@@ -199,8 +199,8 @@ def _explained(error: BaseException) -> str:
         return _one_line(f"{error.strerror}. {_NEXT_STEP.get(error.errno, 'Write to another disk.')}")
     if "out of memory" in str(error) and type(error).__name__ in _OF_A_GPU:
         return (
-            "the GPU's memory ran out. Training: lower --contrastive_micro_batch_size (it keeps the negatives of the whole "
-            "batch of --per_device_train_batch_size), or set it to 64 where it is not given; else: lower --batch-size."
+            "the GPU's memory ran out. In training, lower --contrastive_micro_batch_size (it keeps all negatives of the "
+            "batch of --per_device_train_batch_size), or set it to 64 if it is not given; else lower --batch-size."
         )
     return (
         f"{said(error)}{_place(error)}. This was not expected: a file of a kind that this program does not know, or a fault of "
@@ -209,10 +209,10 @@ def _explained(error: BaseException) -> str:
 
 
 def optional_library(name: str, advice: str) -> Any:
-    """Import a library that few need, or say how it is installed.
+    """Import an optional library, or say how to install it.
 
     Raises:
-        ImportError: With the advice, if it is not there.
+        ImportError: With the advice, if it cannot be imported.
 
     >>> optional_library("json", "").dumps([])
     '[]'
@@ -224,9 +224,9 @@ def optional_library(name: str, advice: str) -> Any:
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Return the question after the nearest of the names that there are, in any case; "" where none is near.
+    """Return a question that suggests the nearest known names, whatever their case; "" where none is near.
 
-    Names are quoted, except for options, which their dashes tell from a sentence.
+    Names are quoted, except for options, whose dashes set them apart from the sentence.
 
     >>> did_you_mean(["retreival"], ["hest", "retrieval"])
     " Did you mean 'retrieval'?"
@@ -235,7 +235,7 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     >>> did_you_mean(["--sede"], ["--seed"]), did_you_mean(["--model"], ["--help"])
     (' Did you mean --seed?', '')
     """
-    names = {name.casefold().lstrip("-"): name for name in known}  # dashes are alike in all options
+    names = {name.casefold().lstrip("-"): name for name in known}  # all options begin with dashes
     found = (difflib.get_close_matches(word.casefold().lstrip("-"), names, 1) for word in words)
     near = dict.fromkeys(names[name] for one in found for name in one)
     told = [name if name.startswith("--") else repr(name) for name in near]
@@ -243,7 +243,7 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Say whether an error is an interruption: Python before 3.12 wraps one that comes while a class is made, as in an import.
+    """Say whether an error is an interruption: Python before 3.12 wraps one that comes while a class is made, as by an import.
 
     >>> was_interrupted(KeyboardInterrupt()), was_interrupted(RuntimeError())
     (True, False)
@@ -255,14 +255,14 @@ def run_script(main: Callable[[], Any], name: str, check: Callable[[], Any] | No
     """Run the main function of a script as the `delst` command runs its own: errors are one line.
 
     Args:
-        main: without arguments.
-        name: of the script, for the message.
-        check: what can be refused before the seconds that libraries take to load.
+        main: Function without arguments.
+        name: Name of the script, for messages.
+        check: Refuses what it can before libraries load, which takes seconds.
 
     Returns:
         The exit status: 0 when done, 2 for an error, 130 when interrupted.
     """
-    # Alone: `--debug underflow_overflow` is an option of transformers.
+    # Only --debug without a value: `--debug underflow_overflow` is an option of transformers.
     debug = any(word == "--debug" and after.startswith("-") for word, after in pairwise([*sys.argv, "-"]))
     if debug:
         sys.argv.remove("--debug")
@@ -304,9 +304,9 @@ def report_end(name: str, error: BaseException, debug: bool, when_interrupted: s
         print(f"\n{name}: interrupted; {words or when_interrupted}", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
-        # Python complains at its end of text that is left in the buffer: send it nowhere.
+        # At its end Python would complain of text left in the buffer: discard it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # the status of a program that SIGPIPE ended, by which shells know it
+        return 141  # the status by which shells recognise a program that SIGPIPE ended
     if debug:
         sys.excepthook = show_traceback
         raise error
@@ -320,7 +320,7 @@ def _launch_words() -> list[str]:
 
     try:
         words: list[str] = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):  # no parent, or one that may not be looked at
+    except (psutil.Error, AttributeError):  # no parent, or one that may not be inspected
         return []
     return words if any("accelerate" in word for word in words[:3]) and "launch" in words else []
 
@@ -329,11 +329,11 @@ def _launch_words() -> list[str]:
 def messages_on_stderr(debug: bool = False, load: bool = False) -> Iterator[None]:
     """Show this package's own messages on stderr, and with `debug` those of libraries too, which are silent otherwise.
 
-    Of several processes the first one speaks. Settings are put back at the end.
+    Only the first of several processes shows them. Settings are restored at the end.
 
     Args:
-        debug: Let libraries speak.
-        load: Load the libraries that will be needed, so that they can be told.
+        debug: Show messages of libraries too.
+        load: Load the libraries that will be needed, so that they can be silenced.
     """
     ours, handler = logging.getLogger("delst_hf"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -352,7 +352,7 @@ def messages_on_stderr(debug: bool = False, load: bool = False) -> Iterator[None
 def _quiet_libraries(load: bool) -> Iterator[None]:
     """Silence warnings, notes and the many progress bars of libraries; errors are still raised.
 
-    Libraries that are loaded are told so, those that will be find it in the environment.
+    Loaded libraries are silenced directly; those loaded later read it from the environment.
     """
     with ExitStack() as undo, warnings.catch_warnings():
         for name, value in _QUIET.items():
@@ -371,7 +371,7 @@ def _quiet_libraries(load: bool) -> Iterator[None]:
             if told.is_progress_bar_enabled():
                 undo.callback(told.enable_progress_bar)
                 told.disable_progress_bar()
-        # Its retries without a network: the error that ends them says the same.
+        # It would log each retry without a network; the error at the end says the same.
         hub = logging.getLogger("huggingface_hub")
         undo.callback(hub.setLevel, hub.level)
         hub.setLevel(logging.ERROR)
@@ -391,7 +391,7 @@ def _is_path(name: str, value: object) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """Tell where in this package an error came up: the last of our frames."""
+    """Return where in this package an error occurred: the last of our frames."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -402,7 +402,7 @@ def _place(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return the text on one line; what does not print (controls, marks that turn the direction) is written as its escape."""
+    """Return the text on one line; characters that do not print (controls, marks of direction) are written as escapes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
 
 
