@@ -36,7 +36,8 @@ def test_rounded_logarithms_are_told_from_counts(spots, genes, depth):
     assert told(raw) == ""
     found = {name: told(counts) for name, counts in forms(raw).items()}
     assert all(found.values())
-    assert "vary less from spot to spot than counts can" in found["log1p"]
+    assert "vary less from spot to spot than counts can" in found["log1p"] and "logarithms" in found["log1p"]
+    assert "presence and absence" in told(raw > 0)
     assert "normalised to one total" in found["10,000"]
 
 

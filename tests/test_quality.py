@@ -10,6 +10,7 @@ from delst_hf.data.dataset import write_dataset
 from delst_hf.data.preview import draw_preview
 from delst_hf.data.quality import (
     QualityFilter,
+    describe_grey,
     share_on_tissue,
     slide_mask,
     tissue_fractions,
@@ -40,6 +41,23 @@ def test_tissue_is_coloured_or_dark_and_not_cut_out():
     small = np.asarray(Image.fromarray(patch).resize((32, 32), Image.Resampling.NEAREST))
     np.testing.assert_array_equal(tissue_sample(patch), small)
     assert tissue_sample(patch[:20, :20]).shape == (20, 20, 3)
+
+
+def test_a_grey_image_is_told_from_a_stained_one(tmp_path):
+    """A channel of fluorescence is no H&E; faint tissue on much glass is, and so is what JPEG makes of grey."""
+    slide = half_tissue()
+    assert describe_grey(slide.thumbnail()) == ""
+    faint = np.full((200, 300, 3), 240, np.uint8)
+    faint[:10, :10] = (235, 215, 230)
+    assert describe_grey(Image.fromarray(faint)) == ""
+    grey = np.random.default_rng(0).integers(0, 255, (200, 300), dtype=np.uint8)
+    Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "grey.jpg", quality=90)
+    assert "Give the H&E image" in describe_grey(Image.open(tmp_path / "grey.jpg"))
+    from delst_hf.data.understood import measure
+
+    slide.image[:] = slide.image.mean(-1, keepdims=True)
+    measure(slide, slide.thumbnail())
+    assert slide.notes.remarks == [describe_grey(slide.thumbnail())] != [""]
 
 
 def test_the_tissue_fraction_is_a_column(tmp_path):

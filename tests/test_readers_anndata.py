@@ -291,15 +291,29 @@ def test_in_tissue_that_says_neither(tmp_path):
         read_anndata(write(adata, tmp_path / "a.h5ad"))
 
 
-@pytest.mark.parametrize("kind", ["csc", "csr_array", "int64", "uint16", "float64", "dense int"])
+@pytest.mark.parametrize("kind", ["csc", "csr_array", "int64", "uint16", "float64", "dense int", "dense float16"])
 def test_counts_of_every_type(tmp_path, kind):
     values = np.arange(12).reshape(4, 3)
     adata = make_adata()
     adata.X = {
         "csc": sp.csc_matrix(values.astype(np.float32)), "csr_array": sp.csr_array(values), "dense int": values,
+        "dense float16": values.astype(np.float16),
     }.get(kind, sp.csr_matrix(values.astype(kind if kind in ("int64", "uint16", "float64") else int)))  # fmt: skip
     slide = read_anndata(write(adata, tmp_path / "a.h5ad"))
     np.testing.assert_array_equal(slide.counts.toarray(), values[[0, 1, 3]])
+
+
+def test_layers_are_named_where_x_is_probably_no_counts(tmp_path, caplog):
+    counts = np.random.default_rng(0).poisson(9 * np.random.default_rng(1).gamma(2, 1, (30, 1)), (30, 12))
+    adata = anndata.AnnData(np.rint(np.log1p(counts)).astype(np.float32), layers={"raw_counts": sp.csr_matrix(counts)})
+    adata.var_names = [f"G{i}" for i in range(12)]
+    adata.obsm["spatial"] = np.column_stack([np.arange(30), np.arange(30)])
+    path = write(adata, tmp_path / "a.h5ad")
+    read_anndata(path, without_image=True, mpp=1.0)
+    assert "other layers with whole numbers in this file: ['raw_counts']; choose one (--layer)" in caplog.text
+    caplog.clear()
+    read_anndata(path, without_image=True, mpp=1.0, layer="raw_counts")
+    assert "--layer" not in caplog.text
 
 
 IDS = [f"ENSG{i:011d}" for i in range(3)]

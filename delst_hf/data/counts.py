@@ -68,9 +68,10 @@ def describe_unlikely_counts(counts: sp.csr_matrix) -> str:
     common = common[means[common] >= _LEAST_MEAN]
     variation = counts[:, common].toarray().var(axis=0, ddof=1) / means[common]
     if len(common) >= _FEW_GENES and np.median(variation) < _LEAST_VARIATION:
+        what = "presence and absence" if counts.data.max() == 1 else "rounded logarithms"
         return (
             f"the {len(common)} commonest genes vary less from spot to spot than counts can (the median of variance over mean "
-            f"is {np.median(variation):.2f}, of counts 1 or more): they look like rounded logarithms; give raw counts"
+            f"is {np.median(variation):.2f}, of counts 1 or more): they look like {what}; give raw counts"
         )
     detected = counts.getnnz(axis=0)
     sparse = np.flatnonzero((detected >= _FEW_SPOTS) & (detected <= _MOST_DETECTED * counts.shape[0]))
@@ -158,6 +159,8 @@ def as_counts(matrix: Any) -> sp.csr_matrix:
     Raises:
         ValueError: duplicate entries add up to more than 32 bits hold.
     """
+    if not sp.issparse(matrix) and np.asarray(matrix).dtype == np.float16:  # scipy has no matrix of these
+        matrix = np.asarray(matrix, dtype=np.float32)
     counts = sp.csr_matrix(matrix)
     if not counts.has_canonical_format:
         counts = counts.astype(np.int64)

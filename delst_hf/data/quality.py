@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 # H&E on glass: background is nearly white and nearly colourless. Chroma = largest minus smallest channel, 0 to 255.
 _CHROMA = 20
 _DARK = 190
+# An image is grey if fewer pixels than this share have a larger chroma; JPEG adds a little.
+_GREY, _COLOURED = 8, 1e-3
 # Darker than any dye: where somebody cut the background out.
 _BLACK = 12
 # Share of a slide that its most common colour must have to be taken for glass.
@@ -123,6 +125,21 @@ def share_on_tissue(slide: Slide, thumbnail: Image.Image) -> float:
     left, right = np.clip(columns - margin, 0, mask.shape[1]), np.clip(columns + margin + 1, 0, mask.shape[1])
     inside = integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]
     return float((4 * inside > (bottom - top) * (right - left)).mean())
+
+
+def describe_grey(thumbnail: Image.Image) -> str:
+    """Say that an image has no colour, as a channel of fluorescence or a mask; "" for a stained slide.
+
+    Examples:
+        >>> describe_grey(Image.new("RGB", (9, 9), (200, 200, 202)))
+        'the image is grey throughout, and stained tissue is not: is it one channel of fluorescence? Give the H&E image'
+    """
+    pixels = np.asarray(thumbnail.convert("RGB")).astype(np.int16)
+    if (pixels.max(-1) - pixels.min(-1) > _GREY).mean() > _COLOURED:
+        return ""
+    return (
+        "the image is grey throughout, and stained tissue is not: is it one channel of fluorescence? Give the H&E image"
+    )
 
 
 def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:

@@ -15,7 +15,7 @@ from .counts import as_counts, check_counts, describe_unlikely_counts
 from .folder import open_folder, read_columns
 from .genes import clean_genes
 from .notes import Notes
-from .quality import share_on_tissue
+from .quality import describe_grey, share_on_tissue
 from .scale import in_micrometres, unbelieved
 from .slide import Slide
 
@@ -42,6 +42,9 @@ def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
     if thumbnail is not None:
         notes.on_tissue = share_on_tissue(slide, thumbnail)
+        if told := describe_grey(thumbnail):
+            logger.warning("%s: %s", slide.slide_id, told)
+            notes.remarks.append(told)
 
 
 def _spots_by_label(spots: pd.DataFrame) -> dict[str, int]:

@@ -11,7 +11,15 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ...errors import reading
-from ..counts import as_counts, check_counts, check_places, describe_bad_counts, make_genes, with_whole_indices
+from ..counts import (
+    as_counts,
+    check_counts,
+    check_places,
+    describe_bad_counts,
+    describe_unlikely_counts,
+    make_genes,
+    with_whole_indices,
+)
 from ..declared import check_hdf5, check_zarr
 from ..features import holds_ids, holds_ids_of_genes, holds_symbols
 from ..files import without
@@ -109,6 +117,8 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
     )
     check_counts(matrix, slide_id, hint=hint)
     counts = as_counts(matrix)
+    if (others := [name for name in found if name != layer]) and describe_unlikely_counts(counts):
+        logger.warning("%s: other layers with whole numbers in this file: %s; choose one (--layer)", slide_id, others)
     return counts, _genes(adata.raw.var if layer == "raw" and adata.raw is not None else adata.var, counts)
 
 
