@@ -62,7 +62,7 @@ def test_a_sheet_makes_one_dataset_of_many_slides(study, capsys):
     ({"image": ""}, "line 3: the following arguments are required: --image"),
     ({"coordinates": "nope.csv"}, "line 3: no file at nope.csv"),
     ({"path": "S2.ZIP"}, r"line 3: .*S2.ZIP is packed. Unpack it \(unzip .*\), and give what it holds."),
-    ({"slide": "v1"}, "'v1' of .* and 'V1' of .*capitals alone"),
+    ({"slide": "v1"}, "'v1' of .* and 'V1' of .*differ only in case"),
 ])  # fmt: skip
 def test_a_wrong_row_is_named_before_anything_is_read(study, capsys, change, match):
     folder, rows, _ = study

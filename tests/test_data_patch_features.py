@@ -269,7 +269,7 @@ def test_a_model_trained_on_features_says_so(features_model, trident, toy_folder
     model = DelstModel.from_pretrained(features_model)
     assert not [name for name in model.state_dict() if name.startswith("vision_model")]
     assert "reads features of 16 numbers made elsewhere (features_toy)" in model_card(features_model, "me/x")
-    with pytest.raises(ValueError, match="reads features of 16 numbers"):
+    with pytest.raises(ValueError, match="reads features of width 16 that were computed elsewhere"):
         model.get_image_features(torch.zeros(1, 3, 32, 32))
 
 
