@@ -117,10 +117,10 @@ def test_patches_of_both_levels_may_wait_to_be_normalised(wide_study, collator):
 @pytest.mark.parametrize(
     ("spot_um", "message"),
     [
-        (336.0, "must be above 0 and below the side of the stored patches, 336 um"),
+        (336.0, "must be above 0 and below the side of a niche, which is that of the stored patches: 336 um"),
         (0.0, "must be above 0"),
         (float("nan"), "must be above 0"),
-        (10.0, "is 3 px of a stored patch of 96 px"),
+        (10.0, "has only 3 of the 96 px of a stored patch"),
     ],
 )
 def test_sizes_that_show_nothing_are_refused(spot_um, message):

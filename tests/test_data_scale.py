@@ -273,7 +273,7 @@ def test_any_angle_and_pitch_through_the_readers(tmp_path, picture, array, form)
 def test_a_chip_of_fifty_channels_is_refused_by_every_reader(tmp_path, picture, form):
     """DBiT-seq names its places as legacy arrays do, 1x1 to 50x50, and a crossing is half as wide as the pitch."""
     index = np.mgrid[1:51, 1:51].reshape(2, -1).T
-    told = r"squares of 16\.0 px and 50 x 50 places, more than the array of 1,007 spots has.*--mpp"
+    told = r"squares of 16\.0 px and 50 x 50 positions, more than the array of 1,007 spots has.*--mpp"
     with pytest.raises(ValueError, match=told):
         read_as(form, tmp_path, index, lay(index, 16.0), picture, 8.0)
 
@@ -376,11 +376,11 @@ def test_an_image_of_another_size_than_positions_refer_to(tmp_path, picture):
     np.testing.assert_allclose(double.spots["x"], 2 * full.spots["x"])
     assert double.mpp == pytest.approx(full.mpp / 2)
     Image.fromarray(picture[: SIDE // 2]).save(tmp_path / "half.png")
-    with pytest.raises(ValueError, match=r"half\.png has 900 x 450, which is cut or of another slide"):
+    with pytest.raises(ValueError, match=r"half\.png has 900 x 450, which is cropped or of another slide"):
         read_visium(outs, image=tmp_path / "half.png")
     Image.fromarray(small).resize((200, 200)).save(outs / "spatial/tissue_lowres_image.png")
     with pytest.raises(
-        ValueError, match=r"tissue_lowres_image\.png, 200 x 200, over tissue_lowres_scalef.*Correct the scale"
+        ValueError, match=r"tissue_lowres_image\.png, 200 x 200, divided by tissue_lowres_scalef.*Correct the scale"
     ):
         read_visium(outs)
 
@@ -404,7 +404,7 @@ def test_an_image_of_another_size_than_an_anndata_says(tmp_path, picture):
 @pytest.mark.parametrize("mpp", [1.0, 25.4 / 72, 0.2646, 25400 / 72, 10_000.0, 25.4 / 96, 84.667])
 def test_placeholders_are_known(mpp):
     assert unbelieved(mpp) == "a placeholder"
-    with pytest.raises(ValueError, match="is a placeholder that writers put where they know nothing.*--mpp"):
+    with pytest.raises(ValueError, match="is a placeholder that programs write for an unknown scale.*--mpp"):
         settle_scale("S", [Witness("stated", "PhysicalSizeX of he.tif", (mpp,))])
 
 
@@ -602,11 +602,11 @@ def test_squares_that_nothing_names_are_taken_for_the_legacy_array_aloud(tmp_pat
     index = np.mgrid[2:35, 2:35].reshape(2, -1).T
     slide = read_as(form, tmp_path, index, lay(index, 24.0), picture, 12.0)
     slide.validate()
-    told = "Squares of 33 x 33 places are taken for that of legacy Spatial Transcriptomics"
+    told = "Squares of 33 x 33 positions are taken for legacy Spatial Transcriptomics"
     assert told in caplog.text and "--technology 'Spatial Transcriptomics'" in caplog.text
     assert [told in one for one in slide.notes.remarks] == [True]
     page = slide_page(slide_row(slide, slide.thumbnail(), PatchOptions()), len(slide.spots))
-    assert f"remark   Nothing says which array the spots are of. {told}" in page
+    assert f"remark   Nothing states the array of the spots. {told}" in page
 
 
 def test_nothing_is_assumed_of_an_array_that_is_named(tmp_path, picture, caplog):

@@ -66,9 +66,9 @@ def test_their_spots_are_a_split_without_images(folder):
 def test_the_card_and_the_check_say_so(folder, capsys):
     card = (folder / "README.md").read_text()
     assert "split: unpaired\n    path: spots/unpaired/*.parquet" in card
-    assert "are in the split `unpaired`, also those of patients who are held out: toy_A2, toy_C1." in card
+    assert "are in the split `unpaired`, including those of held-out patients: toy_A2, toy_C1." in card
     pages = dataset_pages(folder)
-    assert "image    none: counts alone, which train the gene side (--unpaired_slides)" in pages[1]
+    assert "image    none: counts alone, to train the gene side (--unpaired_slides)" in pages[1]
     assert "image    100 x 100 px" in pages[0]
     assert main(["check", str(folder)]) == 0
     assert "patch    none" in capsys.readouterr().out

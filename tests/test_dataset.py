@@ -206,7 +206,7 @@ def test_what_is_no_dataset_is_never_replaced(tmp_path):
     write_dataset([small()], tmp_path / "d", **SIZE)
     (tmp_path / "d" / "notes.txt").write_text("mine")
     for name, found in (("thesis", "chapter.tex"), ("file", "no complete dataset"), ("d", "notes.txt")):
-        with pytest.raises(FileExistsError, match=f"not just a dataset folder .*{found}.*Choose another output"):
+        with pytest.raises(FileExistsError, match=f"not only a dataset folder .*{found}.*Choose another output"):
             write_dataset([small()], tmp_path / name, overwrite=True, **SIZE)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
     assert (tmp_path / "d" / "notes.txt").exists()

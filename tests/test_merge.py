@@ -191,7 +191,7 @@ def test_the_same_in_parallel(tmp_path):
     for config in ("spots", "genes", "slides"):
         pair = [pq.read_table(tmp_path / name / config) for name in ("one", "two")]
         assert pair[0].equals(pair[1])
-    with pytest.raises(ValueError, match="slides in memory cannot be spread over processes"):
+    with pytest.raises(ValueError, match="slides in memory cannot be distributed over processes"):
         write_dataset([small("toy_A1")], tmp_path / "x", num_proc=2, **SIZE)
     with pytest.raises(ValueError, match="num_proc is 0"):
         write_dataset(jobs, tmp_path / "x", num_proc=0, **SIZE)

@@ -100,7 +100,7 @@ def test_held_out_spots_are_no_neighbours(make, wide):
     ("data", "training", "message"),
     [
         ({"niche_spots": 0}, {}, "niche_spots=0 must be 1 or more"),
-        ({"spot_um": 400.0}, {}, "spot_um=400 must be above 0 and below the side of the stored patches, 336 um"),
+        ({"spot_um": 400.0}, {}, "spot_um=400 must be above 0 and below the side of a niche, .*stored patches: 336 um"),
         ({"features": "somewhere"}, {}, "which features does not support"),
         ({}, {"views": "nested"}, "which views='nested' does not support"),
         (

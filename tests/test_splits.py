@@ -32,7 +32,7 @@ def test_a_patient_on_two_sides_is_refused_unless_asked_for_by_name():
     assert sorted(plan_split(alone, SplitRequest("slide", test=0.2)).of_slide.values()) == ["test"] * 2 + ["train"] * 8
     plan = plan_split(SLIDES, SplitRequest("slide", test_slides=("s0", "s1"), validation_slides=("s4", "s5")))
     assert [name for name, split in plan.of_slide.items() if split == "test"] == ["s0", "s1"]
-    assert "slides named by hand" in plan.describe()
+    assert "slides named by the user" in plan.describe()
 
 
 def test_by_spot_says_so():
@@ -41,7 +41,7 @@ def test_by_spot_says_so():
     assert {name: int((drawn == name).sum()) for name in set(drawn)} == {"test": 250, "validation": 100, "train": 650}
     np.testing.assert_array_equal(drawn, plan.of_spots("s3", 1000))
     assert (drawn != plan.of_spots("s4", 1000)).any()
-    assert "test figures are too good" in plan.describe()
+    assert "test scores are too good" in plan.describe()
 
 
 @pytest.mark.parametrize(

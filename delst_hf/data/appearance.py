@@ -1,6 +1,6 @@
-"""How patches look to a model: their colour in three numbers, and what a dataset stores of them.
+"""Appearance of patches to a model: their colour in three numbers, and their encoding in a dataset.
 
-The record of a training keeps both, so that a slide is compared with it, and made to look like it.
+The record of a training keeps both, so that a new slide can be compared with the training slides and encoded like them.
 """
 
 import io
@@ -13,9 +13,9 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-# A slide's mean may be this many standard deviations (of the patches trained on) off in any of the three numbers.
+# In each of the three numbers, a slide's mean may be off by this many standard deviations of the training patches.
 _FAR = 4.0
-# Below this a spread says that few alike patches were seen, not that colours are so certain.
+# A smaller standard deviation means that few, similar patches were seen, not that colours are so certain.
 _LEAST_SPREAD = 0.06
 NAMES = ("red to green", "blue to green", "brightness")
 
@@ -23,7 +23,7 @@ NAMES = ("red to green", "blue to green", "brightness")
 def patch_colours(patches: Iterable[np.ndarray]) -> np.ndarray:
     """Return log(red/green), log(blue/green) and log(brightness/255) of the mean colour of each patch (patches, 3).
 
-    H&E is above 0 in the first two: haematoxylin and eosin both take green away.
+    H&E is above 0 in the first two, since haematoxylin and eosin both absorb green.
 
     Args:
         patches: uint8 (height, width, 3) each.
@@ -37,10 +37,10 @@ def patch_colours(patches: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def picture_facts(spots: Any) -> dict[str, Any]:
-    """Return what the record of a training says of its pictures: their ``colours``, and how they are stored.
+    """Return the facts about patches for the record of a training: their ``colours`` and their ``patch_encoding``.
 
     Args:
-        spots: Spots of a `Study`, or `SpotFiles`; of at most 512, spread evenly over all, the patches are looked at.
+        spots: Spots of a `Study`, or `SpotFiles`; up to 512 patches, spread evenly over all spots, are read.
     """
     from .collator import open_patch
 
@@ -55,7 +55,7 @@ def colour_record(colours: np.ndarray) -> dict[str, list[float]]:
 
 
 def describe_foreign_colour(colours: np.ndarray, trained: Mapping[str, Any] | None) -> str | None:
-    """Say how a slide differs in colour from what a model was trained on; None where it does not, or nobody knows.
+    """Return a warning if a slide differs in colour from the training patches; None if it does not, or that is not known.
 
     Args:
         colours: `patch_colours` of the slide (patches, 3).
@@ -70,14 +70,14 @@ def describe_foreign_colour(colours: np.ndarray, trained: Mapping[str, Any] | No
     told = ", ".join(f"{name} {value:+.1f}" for name, value in zip(NAMES, away, strict=True))
     return (
         f"the colours are far from those of the slides that the model was trained on (in their standard deviations: {told}). "
-        "Another stain, another scanner or fluorescence: do not trust the prediction without counts to compare with."
+        "Stain or scanner may differ, or it is fluorescence: do not trust the prediction without counts to compare with."
     )
 
 
 def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
     """Encode uint8 (height, width, 3); JPEG keeps colour at full resolution, since stain carries much of the signal.
 
-    JPEG goes straight from the array to libjpeg; Pillow gives the same pixels, but copies them twice before.
+    JPEG is encoded by libjpeg directly from the array; Pillow gives the same pixels, but copies them twice.
     """
     if image_format == "jpeg":
         return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=quality, subsampling="444"))
@@ -88,11 +88,11 @@ def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
 
 @dataclass(frozen=True)
 class PatchEncoding:
-    """How a dataset stores its patches. A model sees in training what is left of a patch after that.
+    """Encoding of the patches of a dataset, which decides what a model sees of a patch in training.
 
     Attributes:
         image_format: "jpeg" or "png".
-        quality: Of JPEG.
+        quality: JPEG quality, 1 to 100.
     """
 
     image_format: str
@@ -102,7 +102,7 @@ class PatchEncoding:
         return f"jpeg {self.quality}" if self.image_format == "jpeg" else self.image_format
 
     def restored(self, pixels: np.ndarray) -> np.ndarray:
-        """Return a patch (height, width, 3) as it would come out of the dataset.
+        """Return a patch (height, width, 3) as it would be after encoding and decoding.
 
         >>> patch = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         >>> [bool((PatchEncoding(name).restored(patch) == patch).all()) for name in ("png", "jpeg")]
@@ -114,7 +114,7 @@ class PatchEncoding:
 
     @classmethod
     def named(cls, name: str) -> "PatchEncoding | None":
-        """Return the encoding of a name as `str` gives it, such as "jpeg 95"; None for any other text."""
+        """Return the encoding that a text names in the form of `str`, such as "jpeg 95"; None for any other text."""
         kind, _, quality = name.partition(" ")
         if kind == "jpeg" and quality.isdecimal() and 1 <= int(quality) <= 100:
             return cls("jpeg", int(quality))
@@ -122,7 +122,7 @@ class PatchEncoding:
 
     @classmethod
     def of(cls, images: Iterable[Any]) -> "PatchEncoding | None":
-        """Find out how patches are stored; None where they are not all stored alike, or not as `encode` stores them.
+        """Detect how patches are stored; None if they differ, or are not stored as `encode` does.
 
         Args:
             images: Undecoded cells of the column ``image``.
@@ -154,13 +154,13 @@ def _qualities() -> dict[str, int]:
 
 
 def some_images(spots: Any, number: int) -> list[Any]:
-    """Return undecoded patches of some spots of a dataset, spread evenly over all (at most `number`).
+    """Return undecoded patches of up to `number` spots of a dataset, spread evenly over all.
 
     Args:
         spots: Spots of a `Study`, or `SpotFiles`.
-        number: How many at most.
+        number: Largest number of patches.
     """
-    if hasattr(spots, "some_images"):  # they are streamed: a patch here and there would read as much as all of them
+    if hasattr(spots, "some_images"):  # streamed: single patches here and there would read as much as all of them
         return list(spots.some_images(number))
     some = np.unique(np.linspace(0, len(spots) - 1, number).astype(int))
     return list(spots.select_columns("image").with_format("arrow")[some.tolist()]["image"].to_pylist())

@@ -1,4 +1,4 @@
-"""The README of a dataset folder: YAML that names the configs for `load_dataset`, then what a reader needs."""
+"""Write the README of a dataset folder: YAML that names the configs for `load_dataset`, then text for readers."""
 
 import re
 from collections import Counter
@@ -10,12 +10,12 @@ from ..markup import Markdown, fenced, fill, lines, row, yaml_header
 from .schema import CONFIGS
 from .understood import slide_page
 
-# Identifiers as the Hub's list has them; a license in words is named under "other".
+# License identifiers of the Hub; any other license is named under "other".
 _DATA_LICENSE = re.compile(
     r"unknown|other|mit|apache-2\.0|openrail|(cc-by[a-z-]*|gpl|lgpl|bsd|odbl|pddl|cc0)[a-z0-9.-]*", re.I
 )
 
-# Slides whose page stands on the card.
+# The most slides whose pages are on the card.
 _PAGES = 20
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -39,14 +39,14 @@ def dataset_card(
         spots_per_slide: by slide id.
         labels: spots per label.
         num_genes: rows of the `genes` config.
-        stored: how patches are encoded, in words; "" where no slide has an image.
-        license: an identifier of the Hub.
-        fingerprint: of the content.
-        splits: the splits of `spots`; none where it is not split.
-        split_text: what to say about them, as `Markdown`.
+        stored: encoding of the patches, in words; "" where no slide has an image.
+        license: an identifier of the Hub, or a license in words.
+        fingerprint: fingerprint of the content.
+        splits: the splits of `spots`; empty without a split.
+        split_text: description of the splits, as `Markdown`.
     """
-    # `datasets` names its cache after the folder's last part and this YAML, not after its path or content: without the
-    # fingerprint, a dataset that was replaced, or another folder of the same name, would be answered from the cache.
+    # `datasets` names its cache after the name of the folder and this YAML, not after its path or content: without the
+    # fingerprint, a replaced dataset, or another folder of the same name, would be loaded from the cache.
     header: dict[str, Any] = {
         "license": license,
         "tags": ["spatial-transcriptomics", "histology", "delst"],
@@ -97,14 +97,16 @@ def _files(name: str, splits: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _pages(slides: Sequence[Mapping[str, Any]], spots_per_slide: Mapping[str, int]) -> Markdown:
-    """Return what `delst check` says of the first slides, as text that is not markup."""
+    """Return the pages of `delst check` for the first slides, as text in a fence."""
     pages = [slide_page(slide, spots_per_slide[slide["slide_id"]]) for slide in slides[:_PAGES]]
-    more = f"\n\nThe other {len(slides) - _PAGES}: `delst check` with this folder." if len(slides) > _PAGES else ""
+    more = (
+        f"\n\nFor the other {len(slides) - _PAGES}, run `delst check` on this folder." if len(slides) > _PAGES else ""
+    )
     return Markdown(fenced("\n\n".join(pages), "text") + more)
 
 
 def _several(values: Iterable[str]) -> str:
-    """Return each value once, in order; "unknown" for those that nobody gave."""
+    """Return the distinct values in order, comma-separated; "unknown" for empty ones."""
     return ", ".join(dict.fromkeys(value or "unknown" for value in values))
 
 

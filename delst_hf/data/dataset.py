@@ -1,4 +1,4 @@
-"""Slides to a dataset folder that `datasets.load_dataset` opens, in memory or streamed.
+"""Write slides to a dataset folder that `datasets.load_dataset` opens, in memory or streamed.
 
     DIR/README.md                  dataset card; its YAML names the configs and their files
     DIR/spots/<slide_id>.parquet   one row per spot, in row groups of 100; in DIR/spots/<split>/ where the dataset is split
@@ -8,9 +8,9 @@
     DIR/previews/<slide_id>.png    if asked for
     DIR/manifest.json              files, rows and checksums, written last (`manifest`)
 
-The folder appears under its name only when it is complete. Each slide is first a part of its own (`part`); when all are
-there, they are joined (`merge`): their files get a second name in the new folder, and are removed once that is in its place.
-A run that is to be resumed keeps its finished parts.
+The folder gets its name only when it is complete. Each slide is first written as its own part (`part`). When all parts are
+there, `merge` joins them: their files are hard-linked into the new folder, and the parts are removed once it is in place. A run
+that is to be resumed keeps its finished parts.
 """
 
 import hashlib
@@ -84,32 +84,32 @@ def write_dataset(
     progress: bool = False,
     shard_of: Mapping[str, int] | None = None,
 ) -> DatasetSummary:
-    """Write a dataset folder. Slides are taken one at a time, so a generator keeps memory at one slide.
+    """Write a dataset folder. Slides are taken one at a time, so with a generator only one slide is in memory.
 
     Args:
-        slides: slides, or functions that read one each (`functools.partial(read_her2st, root, "C2")`), which alone can be
-            spread over processes and resumed; each is checked before its patches are cut.
+        slides: slides, or functions that read one each (`functools.partial(read_her2st, root, "C2")`); only functions can be
+            distributed over processes and resumed. Each slide is checked before its patches are cut.
         output: the folder to make.
         patch_um: side of a patch in micrometres.
         patch_px: side of a stored patch in pixels.
         image_format: "jpeg" or "png".
-        quality: of JPEG, 1 to 100.
+        quality: JPEG quality, 1 to 100.
         outside: what to do with spots whose centre lies outside the image: "error" or "drop".
         off_tissue: what to do when most spots lie beside the tissue: "error" or "allow".
         scale: what to do when sources of the scale disagree by more than 5 %: "error" or "allow".
-        swap_xy: take x for y and y for x.
+        swap_xy: swap x and y of all spots.
         one_slide: accept slides that look like several samples in one table (see `samples`).
-        quality_filter: what a spot must have to be kept.
+        quality_filter: least counts, genes and tissue of a spot; spots below are removed.
         aliases: see `delst_hf.data.genes.read_aliases`.
         split: how to split; None puts every slide into "train".
         preview: write a picture of each slide with its spots into DIR/previews.
-        max_shard_bytes: a slide's rows go on in a further file beyond this.
-        num_proc: slides that are worked on at a time, a process each.
-        resume: keep finished slides in a hidden folder beside the output until all are done, and take them up from there.
+        max_shard_bytes: size at which a new file begins for the further rows of a slide.
+        num_proc: number of slides processed at a time, one process each.
+        resume: keep finished slides in a hidden folder beside the output until all are done, and reuse those of an earlier run.
         overwrite: replace a dataset folder at `output`, after the new one is complete.
         license: for the dataset card, an identifier of the Hub.
-        progress: show a bar per slide, or one over the slides with several processes.
-        shard_of: which of several runs this is, for the manifest: {"index": 0, "of": 3, "slides": 36}.
+        progress: show a progress bar per slide, or one over the slides with several processes.
+        shard_of: number of this run among several, for the manifest: {"index": 0, "of": 3, "slides": 36}.
 
     Returns:
         What was written.
@@ -141,9 +141,9 @@ def write_dataset(
         str(Path(output).expanduser().resolve()), one_slide,
     )  # fmt: skip
     options.check()
-    if not os.path.isfile(output):  # which is refused below, in other words
+    if not os.path.isfile(output):  # a file is refused below, with another message
         check_folder_output(output)
-    # Cleared up before anything is refused: a run that was killed after its dataset was in place has left its parts.
+    # Clean up before refusing anything: a run that was killed after its dataset was in place has left its parts.
     with writing(output, "dataset") as goal, disk_explained(goal, _FULL_DISK):
         _drop_joined_parts(goal)
         check_output(goal, overwrite)
@@ -158,9 +158,9 @@ def write_dataset(
 
 @contextmanager
 def _workspace(output: Path, resume: bool) -> Iterator[Path]:
-    """Give a folder beside the output for its parts.
+    """Make a folder beside the output for its parts.
 
-    It goes once the output is in its place, or after an error that is not to be resumed from.
+    It is removed once the output is in place, or after an error of a run that is not to be resumed.
     """
     work = parts_folder(output) if resume else output.parent / f".{output.name}.incomplete-parts-{uuid.uuid4().hex[:8]}"
     clear_unfinished(work)
@@ -177,7 +177,7 @@ def _workspace(output: Path, resume: bool) -> Iterator[Path]:
 
 
 def _drop_joined_parts(output: Path) -> None:
-    """Remove the parts that a finished dataset was made of, where a run was killed before it did."""
+    """Remove the parts of a finished dataset that a killed run has left."""
     manifest = output / MANIFEST
     if not parts_folder(output).is_dir() or not manifest.is_file():
         return
@@ -190,15 +190,15 @@ def _drop_joined_parts(output: Path) -> None:
 def _write_parts(
     slides: Iterable[Slide | Job], work: Path, options: PatchOptions, num_proc: int, progress: bool
 ) -> list[Path]:
-    """Write one part per slide that is not there yet; return them in the order of the slides."""
+    """Write the part of every slide that has none yet; return all parts in the order of the slides."""
     if num_proc == 1:
         parts: list[Path] = []
         seen: set[str] = set()
-        for item in slides:  # not enumerate, which would hold on to the last slide
+        for item in slides:  # not enumerate, which would keep the last slide alive
             part = work / _key(item, options, len(parts))
             if part not in parts and not _is_whole(part):
                 _write_whole(item, part, options)
-            # Otherwise its image stays alive while the next slide is read.
+            # Otherwise its image would stay in memory while the next slide is read.
             del item
             slide_id = _slide_id(part)
             if slide_id in seen:
@@ -211,7 +211,7 @@ def _write_parts(
     jobs = list(slides)
     if any(isinstance(job, Slide) for job in jobs):
         raise ValueError(
-            "slides in memory cannot be spread over processes. Give functions that read them, such as "
+            "slides in memory cannot be distributed over processes. Give functions that read them, such as "
             "functools.partial(read_her2st, root, 'C2'), or num_proc=1."
         )
     parts = [work / _key(job, options, index) for index, job in enumerate(jobs)]
@@ -223,7 +223,7 @@ def _write_parts(
 def _write_in_processes(
     todo: Mapping[Path, Slide | Job], options: PatchOptions, num_proc: int, number: int, progress: bool
 ) -> None:
-    # A fresh interpreter each: threads of torch and arrow do not survive a fork.
+    # A new interpreter each: threads of torch and arrow do not survive a fork.
     context = multiprocessing.get_context("spawn")
     level = logging.getLogger("delst_hf").level
     with ProcessPoolExecutor(num_proc, context, initializer=_start_worker, initargs=(level, os.getpid())) as pool:
@@ -235,8 +235,8 @@ def _write_in_processes(
                     bar.update()
         except BrokenProcessPool as error:
             raise ValueError(
-                "a worker process was ended from outside, most often because memory ran out. Take fewer at a time (--num-proc) "
-                "and run the same command again: finished slides are taken up."
+                "a worker process was killed, most often because memory ran out. Use fewer processes (--num-proc) and run the "
+                "same command again: finished slides are reused."
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -244,7 +244,7 @@ def _write_in_processes(
 
 
 def _is_whole(part: Path) -> bool:
-    """Tell whether an earlier run finished this part; one that is not as it was written is removed, to be made again."""
+    """Tell whether an earlier run finished this part; remove a part that does not match its manifest, to write it again."""
     if not part.exists():
         return False
     try:
@@ -252,15 +252,15 @@ def _is_whole(part: Path) -> bool:
         if taken.manifest is None:
             raise ValueError(f"{part} has no {MANIFEST}")
     except (ValueError, OSError) as error:
-        logger.warning("a slide of an earlier run is made again: %s", error)
+        logger.warning("a slide of an earlier run is written again: %s", error)
         shutil.rmtree(part, ignore_errors=True)
         return False
-    logger.info("taken up from an earlier run: %s", _slide_id(part))
+    logger.info("reused from an earlier run: %s", _slide_id(part))
     return True
 
 
 def _write_whole(item: Slide | Job, part: Path, options: PatchOptions) -> None:
-    """Write a part, which is there once it is complete and on the disk."""
+    """Write a part, which gets its name once it is complete and on disk."""
     try:
         with complete_or_nothing(part, replace=False) as unfinished, scratch():  # pixels are decoded as patches are cut
             slide = item if isinstance(item, Slide) else item()
@@ -277,9 +277,9 @@ def _slide_id(part: Path) -> str:
 
 
 def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:
-    """Name the part of a job by all that decides its content: the reader, its arguments, its files, the options.
+    """Name the part of a job by a hash of all that decides its content: the reader, its arguments, its files, the options.
 
-    What a slide in memory holds cannot be told from here, so its part is never taken up by another run.
+    The content of a slide in memory is not hashed, so its part is never reused by another run.
     """
     if isinstance(item, Slide) or not isinstance(item, partial):
         return f"{index:05d}.once-{uuid.uuid4().hex[:8]}"
@@ -293,7 +293,7 @@ def _key(item: Slide | Job, options: PatchOptions, index: int) -> str:
 
 
 def _state(path: Path) -> list[Any]:
-    """Return sizes and times of a file, or of those in a folder: another file is another slide."""
+    """Return size and time of a file, or of the files in a folder: a changed file means a changed slide."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())[:5000]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

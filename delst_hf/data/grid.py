@@ -7,23 +7,23 @@ import pandas as pd
 
 from .tissue import TissueMask
 
-# More than ten on every square of 56 um of the largest slide; their table takes a gigabyte.
+# More than ten per square of 56 um on the largest slide; their table takes a gigabyte.
 _MOST_PATCHES = 2e7
 
 
 def patch_grid(image_shape: Sequence[int], side: float, stride: float) -> pd.DataFrame:
-    """Lay a grid of squares over an image, each wholly inside, the margin equal on both sides.
+    """Lay a grid of squares over an image, all inside it, with equal margins on opposite sides.
 
     Args:
         image_shape: (height, width) in pixels.
-        side: of a square in pixels.
-        stride: from one centre to the next in pixels.
+        side: side of a square in pixels.
+        stride: distance between neighbouring centres in pixels.
 
     Returns:
         x and y of the centres in pixels, array_row and array_col, row by row.
 
     Raises:
-        ValueError: a square that is larger than the image, or a stride that is not positive.
+        ValueError: a square larger than the image, a stride that is not positive, or too many squares.
 
     >>> patch_grid((100, 210), side=100, stride=100)[["x", "array_col"]].to_numpy().tolist()
     [[55.0, 0.0], [155.0, 1.0]]
@@ -39,7 +39,7 @@ def patch_grid(image_shape: Sequence[int], side: float, stride: float) -> pd.Dat
     if height * width / stride**2 > _MOST_PATCHES:
         raise ValueError(
             f"a stride of {stride:.3g} px lays {height * width / stride**2:.2g} patches on a slide of {width} x {height} px. "
-            f"Allowed: up to {_MOST_PATCHES:.0e}. Give a larger one, in micrometres (--stride-um)."
+            f"Allowed: up to {_MOST_PATCHES:.0e}. Give a larger stride, in micrometres (--stride-um)."
         )
     along = []
     for size in (height, width):
@@ -50,10 +50,10 @@ def patch_grid(image_shape: Sequence[int], side: float, stride: float) -> pd.Dat
 
 
 def on_tissue(grid: pd.DataFrame, tissue: TissueMask, side: float, min_tissue: float) -> pd.DataFrame:
-    """Keep the squares of at least this share of tissue, with the column tissue_fraction.
+    """Keep the squares with at least this share of tissue, and add the column tissue_fraction.
 
     Raises:
-        ValueError: a share that is none, or no square with so much tissue.
+        ValueError: a share outside 0 to 1, or no square with so much tissue.
     """
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue is {min_tissue}. Allowed: a share from 0 to 1 (--min-tissue).")
@@ -62,7 +62,7 @@ def on_tissue(grid: pd.DataFrame, tissue: TissueMask, side: float, min_tissue: f
     keep = (fraction >= min_tissue) & (fraction > 0)
     if not keep.any():
         raise ValueError(
-            f"no patch has {min_tissue:g} tissue; the most that one has is {fraction.max():.2f}. Lower --min-tissue, or say "
-            "where tissue is (--mask)."
+            f"no patch has a share of {min_tissue:g} tissue; the highest share is {fraction.max():.2f}. Lower --min-tissue, or "
+            "mark the tissue (--mask)."
         )
     return grid.assign(tissue_fraction=fraction)[keep].reset_index(drop=True)

@@ -1,25 +1,26 @@
-"""The lattice of the spots, measured in the image, and the arrays that are known by theirs.
+"""Measure the lattice of the spots in the image, and recognise known arrays by their lattice.
 
-What a slide is printed with is the safest ruler it has: its spots lie at known distances, whatever a file's metadata say. So
-the lattice is measured first (its kind, its pitch in pixels, at any angle), and a known array is believed only where its kind
-is that of the lattice. Space Ranger's spot_diameter_fullres is not a safe ruler: it is the diameter of a "theoretical 65 um
-spot", not of the 55 um that are printed.
+The printed array is the safest ruler of a slide: its spots lie at known distances, whatever a file's metadata say. So the
+lattice is measured first (its kind, and its pitch in pixels, at any angle), and a known array is accepted only if its kind is
+that of the lattice. Space Ranger's spot_diameter_fullres is not a safe ruler: it is the diameter of a "theoretical 65 um spot",
+not of the printed 55 um.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Two steps of one lattice agree to this, and its angle to this many degrees: jitter of printing, and scanners' aspect ratios.
+# The two steps of a lattice may differ by this factor, and its angle by this many degrees: printing jitters, and pixels of a
+# scanner may not be square.
 _STEP_TOLERANCE, _ANGLE_TOLERANCE = 1.05, 3.5
-# Beyond this distance from its place, in steps, a spot is not on the lattice; this share of the spots must be on it.
+# A spot farther than this from its position, in steps, is not on the lattice; at least this share of the spots must be.
 _OFF_PLACE, _SHARE_IN_PLACE = 0.25, 0.9
-# This share of the spots may lie beyond either end of a lattice.
+# This share of the spots may lie beyond each end of a lattice.
 _ASTRAY = 0.01
 # Cosine of 2.6 degrees.
 _UPRIGHT = 0.999
-# Spots that are enough to see a lattice where array positions do not tell it, and to say that every second place is empty;
-# those whose neighbours are looked at, and those whose array positions are fitted.
+# Numbers of spots: needed to find a lattice without array positions; needed to tell that every second position is empty;
+# the most whose neighbours are searched; and the most whose array positions are fitted.
 _ENOUGH_SPOTS, _ENOUGH_FOR_PARITY, _LOOKED_AT, _FITTED = 12, 8, 4000, 50_000
 
 
@@ -28,13 +29,13 @@ class SpotArray:
     """A kind of slide on which spots are printed at known distances.
 
     Attributes:
-        name: As in the column `technology`.
-        kind: Of its lattice: "hexagonal", "square", or "checkerboard" (squares of which every second place is printed).
-        pitch_um: Distance of the centres of nearest neighbours, in micrometres.
-        spot_um: Diameter of a spot, or side of a bin.
-        stated_um: Diameters that files mean when they state a spot's diameter in pixels, the likeliest first.
-        places: Most places along a side of the lattice; None where that does not tell it from others.
-        assumed: Whether nothing but the look of its lattice says that a slide is of this kind.
+        name: Name, as in the column `technology`.
+        kind: Kind of lattice: "hexagonal", "square", or "checkerboard" (squares with a spot on every second position).
+        pitch_um: Distance between the centres of nearest neighbours, in micrometres.
+        spot_um: Diameter of a spot, or side of a bin, in micrometres.
+        stated_um: Diameters in micrometres that a diameter stated in pixels can mean, the likeliest first.
+        places: Most positions along a side of the lattice; None where that does not distinguish the array from others.
+        assumed: Whether the array was recognised by the shape of its lattice alone.
     """
 
     name: str
@@ -47,10 +48,10 @@ class SpotArray:
 
 
 VISIUM = SpotArray("Visium", "hexagonal", 100.0, 55.0, (65.0, 55.0))
-# 1,007 spots on 31 x 33 places, whose two axes are 200 um. Chips of channels that cross (DBiT-seq) are squares too, of 50 x 50
-# places and more.
+# 1,007 spots on 31 x 33 positions, 200 um apart along both axes. Chips of crossing channels (DBiT-seq) have squares too, but of
+# 50 x 50 positions and more.
 LEGACY = SpotArray("Spatial Transcriptomics", "square", 200.0, 100.0, (100.0,), places=40)
-# About 2,000 spots on every second place of 66 x 63: 6.5 x 6.9 mm in all, 100 um by 111 um from place to place, so that the
+# About 2,000 spots on every second of 66 x 63 positions: 6.5 x 6.9 mm in all, with steps of 100 um and 111 um, so that the
 # nearest neighbours, on the diagonals, are 150 um apart.
 LEGACY_2K = SpotArray("Spatial Transcriptomics", "checkerboard", 150.0, 100.0, (100.0, 110.0))
 KNOWN_ARRAYS = (VISIUM, LEGACY, LEGACY_2K)
@@ -58,14 +59,14 @@ KNOWN_ARRAYS = (VISIUM, LEGACY, LEGACY_2K)
 
 @dataclass(frozen=True)
 class Lattice:
-    """What the places of the spots have in common.
+    """The lattice on which the spots of a slide lie.
 
     Attributes:
-        kind: "hexagonal", "square", "checkerboard", or "unknown" where there is a lattice, but of another kind.
-        pitch_px: Distance of nearest neighbours in pixels.
-        steps_px: The two shortest steps from spot to spot in pixels (2,).
-        angle: Between them, in degrees, 60 to 90.
-        places: From the first to the last spot along each of the two steps, both counted.
+        kind: "hexagonal", "square", "checkerboard", or "unknown" for a lattice of another kind.
+        pitch_px: Distance between nearest neighbours in pixels.
+        steps_px: The lengths of the two shortest steps from spot to spot, in pixels.
+        angle: Angle between the two steps, in degrees, 60 to 90.
+        places: Number of positions from the first to the last spot along each of the two steps.
     """
 
     kind: str
@@ -80,22 +81,24 @@ class Lattice:
         plural = {"hexagonal": "hexagons", "square": "squares", "checkerboard": "a checkerboard"}[self.kind]
         large = self.kind == "square" and max(self.places) > (LEGACY.places or 0)
         places = (
-            f" and {self.places[0]} x {self.places[1]} places, more than the array of 1,007 spots has" if large else ""
+            f" and {self.places[0]} x {self.places[1]} positions, more than the array of 1,007 spots has"
+            if large
+            else ""
         )
         return f"{plural} of {self.pitch_px:.1f} px{places}"
 
 
 def bins(side_um: float) -> SpotArray:
-    """Return the square bins without gaps of Visium HD."""
+    """Return the array of Visium HD: square bins of this side, without gaps."""
     return SpotArray("Visium HD", "square", side_um, side_um, (side_um,))
 
 
 def arrays_named(technology: str, bin_um: float | None = None) -> tuple[SpotArray, ...]:
-    """Return the known arrays that a technology can mean: none for one that is not known.
+    """Return the known arrays that a technology can mean; none for an unknown technology.
 
     Args:
-        technology: As users and data sets write it, for example "Visium", "visium cytassist", "ST"; "" is any known array.
-        bin_um: Side of the bins of Visium HD.
+        technology: Name as users and data sets write it, for example "Visium", "visium cytassist", "ST"; "" is any array.
+        bin_um: Side of the bins of Visium HD in micrometres.
 
     >>> [array.pitch_um for array in arrays_named("Spatial Transcriptomics")]
     [200.0, 150.0]
@@ -113,7 +116,7 @@ def arrays_named(technology: str, bin_um: float | None = None) -> tuple[SpotArra
 
 
 def matching_array(lattice: Lattice | None, candidates: tuple[SpotArray, ...]) -> SpotArray | None:
-    """Return the array among the candidates whose lattice is of the kind that was measured, and as large."""
+    """Return the first candidate whose lattice is of the measured kind, and at least as large as the measured one."""
     if lattice is None:
         return None
     fitting = (array for array in candidates if array.kind == lattice.kind)
@@ -125,10 +128,10 @@ def measure_lattice(pixels: np.ndarray, array: np.ndarray | None = None) -> Latt
 
     Args:
         pixels: Centres (spots, 2) y, x.
-        array: Array positions (spots, 2) row, column, negative where unknown; they need not be given.
+        array: Array positions (spots, 2) row, column, -1 where unknown; None without any.
 
     Returns:
-        None where the spots are too few or on no lattice.
+        The lattice; None if the spots are too few or on no lattice.
 
     >>> places = np.array([(row, column) for row in range(6) for column in range(6)])
     >>> print(measure_lattice(50.0 * places))
@@ -158,8 +161,8 @@ def index_steps(array: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
         pixels: Centres (spots, 2).
 
     Returns:
-        The steps (2, 2) in pixels of one row and of one column; None where the spots are fewer than four, in one line, or
-        elsewhere.
+        The steps (2, 2) in pixels of one row and of one column; None if the spots are fewer than four, on one line, or not at
+        these positions.
     """
     if len(array) < 4 or min(len(np.unique(array[:, 0])), len(np.unique(array[:, 1]))) < 2:
         return None
@@ -183,15 +186,15 @@ def index_steps(array: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
 def median_pitch(array: np.ndarray, pixels: np.ndarray, lattice: Lattice) -> tuple[float, float, float]:
     """Measure squares or a checkerboard by the median slope along both axes (Theil and Sen), which outliers do not move.
 
-    The median of neighbour distances would be too small: the spots of one array jitter, and the nearest is taken.
+    The median distance of nearest neighbours would be too small, since printed spots jitter and the nearest one is taken.
 
     Args:
         array: Array positions (spots, 2) row, column.
         pixels: Centres (spots, 2) y, x.
-        lattice: As measured with these array positions.
+        lattice: The lattice measured with these array positions.
 
     Returns:
-        Pixels per column, pixels per row, and the distance of nearest neighbours.
+        Pixels per column, pixels per row, and the distance between nearest neighbours in pixels.
     """
     from scipy.stats import theilslopes
 
@@ -201,7 +204,7 @@ def median_pitch(array: np.ndarray, pixels: np.ndarray, lattice: Lattice) -> tup
     slopes = []
     for index, step in zip(array.T, steps, strict=True):
         direction = step / np.hypot(*step)
-        if np.abs(direction).max() > _UPRIGHT:  # the axis itself: jitter does not turn an upright array
+        if np.abs(direction).max() > _UPRIGHT:  # use the image axis: jitter does not turn an upright array
             direction = np.rint(direction)
         slopes.append(abs(float(theilslopes(pixels @ direction, index)[0])))
     along_y, along_x = slopes
@@ -210,8 +213,8 @@ def median_pitch(array: np.ndarray, pixels: np.ndarray, lattice: Lattice) -> tup
 
 
 def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
-    """Return the lattice of the places that are taken, of all that array positions can name."""
-    # At random: a regular choice of places has a coarser lattice.
+    """Return the lattice of the occupied array positions."""
+    # A random sample, since a regular one would have a coarser lattice.
     some = np.random.default_rng(0).permutation(len(array))[:_LOOKED_AT]
     basis = _index_basis(np.rint(array[some] - array[some[0]]).astype(np.int64))
     if basis is None:
@@ -224,7 +227,7 @@ def _by_index(array: np.ndarray, steps: np.ndarray) -> Lattice | None:
 
 
 def _index_basis(differences: np.ndarray) -> np.ndarray | None:
-    """Return two whole-numbered steps (2, 2) from which all differences (spots, 2) can be made."""
+    """Return two integer steps (2, 2) that generate all differences (spots, 2)."""
     first, second = np.zeros(2, np.int64), 0  # echelon form: (a, b) and (0, c)
     for row, column in np.unique(differences, axis=0).tolist():
         pair = np.array([row, column])
@@ -239,7 +242,7 @@ def _neighbour_steps(pixels: np.ndarray) -> np.ndarray | None:
     from scipy.spatial import cKDTree
 
     pixels = pixels[np.isfinite(pixels).all(axis=1)]
-    if len(pixels) > _LOOKED_AT:  # those around one spot: of a sample spread over the slide none would be neighbours
+    if len(pixels) > _LOOKED_AT:  # those around one spot: a sample spread over the slide would hold no neighbours
         centre = pixels[np.argmin(np.hypot(*(pixels - np.median(pixels, axis=0)).T))]
         pixels = pixels[np.argpartition(np.hypot(*(pixels - centre).T), _LOOKED_AT)[:_LOOKED_AT]]
     pixels = np.unique(pixels, axis=0)
@@ -262,7 +265,7 @@ def _neighbour_steps(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _commonest(steps: np.ndarray, length: float) -> np.ndarray:
-    """Return the step (2,) that most steps resemble, where a step and its opposite are one."""
+    """Return the step (2,) that most steps resemble, counting a step and its opposite as one."""
     sample = steps[np.linspace(0, len(steps) - 1, min(len(steps), 200)).astype(int)]
     towards = np.where((steps @ sample.T) >= 0, 1.0, -1.0)
     near = np.hypot(*np.moveaxis(steps[:, None] * towards[:, :, None] - sample, -1, 0)) < 0.2 * length
@@ -271,24 +274,24 @@ def _commonest(steps: np.ndarray, length: float) -> np.ndarray:
 
 
 def _fitted(steps: np.ndarray, basis: np.ndarray) -> np.ndarray | None:
-    """Return the basis that fits all steps between neighbours best; None unless nearly all of them are whole steps of it."""
+    """Return the basis that best fits all steps between neighbours; None unless nearly all are integer combinations of it."""
     for _ in range(4):
         if abs(np.linalg.det(basis)) < 1e-9:
             return None
         whole = np.rint(steps @ np.linalg.inv(basis))
         away = np.hypot(*(steps - whole @ basis).T) / np.sqrt(abs(np.linalg.det(basis)))
         near = away < _OFF_PLACE
-        # Steps to the side alone: of the diagonals only the shorter ones are among the steps.
+        # Fit without diagonals: only the shorter ones are among the steps.
         fitted = near & (np.abs(whole).sum(axis=1) == 1)
         if fitted.sum() < 3 or np.linalg.matrix_rank(whole[fitted]) < 2:
             return None
         basis = np.linalg.lstsq(whole[fitted], steps[fitted], rcond=None)[0]
-    # Chance puts a fifth of all places (pi / 4^2) within a quarter of a step.
+    # By chance, a fifth of all positions (pi / 4^2) lie within a quarter of a step.
     return _shortest(basis) if near.mean() >= _SHARE_IN_PLACE and np.median(away) < _OFF_PLACE / 2 else None
 
 
 def _shortest(basis: np.ndarray) -> np.ndarray:
-    """Return Lagrange's reduction: the same lattice by its two shortest steps, at 60 to 90 degrees."""
+    """Return the two shortest steps of the same lattice (Lagrange's reduction), at an angle of 60 to 90 degrees."""
     first, second = basis
     for _ in range(100):
         if second @ second < first @ first:
@@ -301,7 +304,7 @@ def _shortest(basis: np.ndarray) -> np.ndarray:
 
 
 def _described(basis: np.ndarray, pixels: np.ndarray) -> Lattice:
-    """Return the kind and pitch of the lattice of two steps (2, 2), and how many of them the spots (spots, 2) reach."""
+    """Return the lattice of two steps (2, 2): its kind, its pitch, and its extent over the spots (spots, 2)."""
     first, second = _shortest(basis)
     lengths = float(np.hypot(*first)), float(np.hypot(*second))
     area = abs(float(np.linalg.det(np.array([first, second]))))

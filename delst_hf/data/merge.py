@@ -1,4 +1,4 @@
-"""Parts or whole dataset folders, with different gene panels, to one dataset folder."""
+"""Join parts or dataset folders, with different gene panels, into one dataset folder."""
 
 import glob
 import logging
@@ -51,7 +51,7 @@ _FEW_SHARED = 0.5
 
 @dataclass
 class DatasetSummary:
-    """What was written: spots per slide, spots per label, spots per split, the number of genes."""
+    """What was written: spots per slide, spots per label, spots per split, and the number of genes."""
 
     path: Path
     slides: dict[str, int] = field(default_factory=dict)
@@ -71,24 +71,24 @@ def merge_datasets(
 ) -> DatasetSummary:
     """Merge dataset folders; genes are joined by Ensembl id or, where a panel has none, by symbol.
 
-    A gene that a folder does not measure stays missing for its slides (`measured_genes`); columns that turn out to be one
-    gene are summed. Patches are copied as they are.
+    A gene that a folder does not measure stays missing for its slides (`measured_genes`); columns that prove to be one
+    gene are summed. Patches are copied unchanged.
 
     Args:
-        folders: written by `write_dataset` or by this.
+        folders: folders written by `write_dataset` or `merge_datasets`.
         output: the folder to make.
-        split: how to split the result; None keeps the splits that the folders have.
+        split: how to split the result; None keeps the splits of the folders.
         overwrite: replace a dataset at `output`, after the new one is complete.
-        license: None keeps the license of the folders if they agree, else "other".
-        verify: read the folders through first and compare their checksums.
+        license: license of the result; None keeps that of the folders if they agree, else "other".
+        verify: first compare the checksums of all files.
 
     Returns:
         What was written.
 
     Raises:
         FileNotFoundError: a folder is not a dataset folder.
-        ValueError: no folders, one that is not as it was written, a part of several that is missing, a slide given twice, or a
-            split that leaves a patient on two sides.
+        ValueError: no folders, a folder that does not match its manifest, missing folders of a sharded run, a slide given
+            twice, or a patient in two splits.
         FileExistsError: see `check_output`.
 
     Examples:
@@ -101,7 +101,7 @@ def merge_datasets(
     """
     if not folders:
         raise ValueError("there are no datasets to merge. Name at least one folder.")
-    if not os.path.isfile(output):  # which is refused below, in other words
+    if not os.path.isfile(output):  # a file is refused below, with another message
         check_folder_output(output)
     with writing(output, "dataset") as goal:
         check_output(goal, overwrite)
@@ -124,16 +124,16 @@ def join_parts(
     copied: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> DatasetSummary:
-    """Write a dataset folder from parts, which stay as they are.
+    """Write a dataset folder from parts, which stay unchanged.
 
     Args:
         parts: folders in the layout of `part` or of a dataset.
-        folder: where to write.
-        output: what the folder will be called.
-        request: how to split; None keeps what the parts say.
-        license: for the card.
-        copied: copy files that do not change, and compare each with the manifest of its part; otherwise they are linked, as
-            parts are that were compared already.
+        folder: the folder to write in.
+        output: the final path of the folder.
+        request: how to split; None keeps the splits of the parts.
+        license: license for the card.
+        copied: copy files that do not change, and compare each with the manifest of its part; False links them, for parts that
+            were verified before.
         facts: further facts for the manifest.
     """
     genes = [_conformed(read_columns(part.genes_file), GENES.arrow_schema) for part in parts]
@@ -165,7 +165,7 @@ def join_parts(
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with the columns of a schema; those that an older version did not write are null."""
+    """Return a table with the columns of a schema; columns that an older version did not write are null."""
     columns = [
         table[name].cast(schema.field(name).type) if name in table.column_names
         else pa.nulls(len(table), schema.field(name).type) for name in schema.names
@@ -186,7 +186,7 @@ def _check_unique(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _report_overlap(slides: Sequence[pa.Table], places: Sequence[np.ndarray], num_genes: int) -> None:
-    """Say how well the panels match; few shared genes are mostly a matter of names, not of biology."""
+    """Log how well the panels match; few shared genes are mostly due to names, not to biology."""
     panels = [(table["slide_id"][0].as_py(), set(place.tolist())) for table, place in zip(slides, places, strict=True)]
     everywhere = set.intersection(*(panel for _, panel in panels))
     if all(len(panel) == num_genes for _, panel in panels):
@@ -196,8 +196,8 @@ def _report_overlap(slides: Sequence[pa.Table], places: Sequence[np.ndarray], nu
         others = set().union(*(other for j, (_, other) in enumerate(panels) if j != i))
         rate = len(panel & others) / max(len(panel), 1)
         if others and rate < _FEW_SHARED:
-            logger.warning("%s: only %.0f %% of its %d genes are in another panel. Are names of one kind (symbols or Ensembl "
-                           "ids) and one species? An alias table helps (--aliases)",
+            logger.warning("%s: only %.0f %% of its %d genes are in another panel. Check that all panels have names of one "
+                           "kind (symbols or Ensembl ids) and one species; an alias table helps (--aliases)",
                            slide_id, 100 * rate, len(panel))  # fmt: skip
 
 
@@ -207,8 +207,8 @@ def _plan(rows: Sequence[Mapping[str, Any]], request: SplitRequest | None) -> Sp
         named = [] if request is None else [*request.test_slides, *request.validation_slides]
         if blind := [slide_id for slide_id in named if slide_id in unpaired]:
             raise ValueError(
-                f"slides {blind} have no image, so they belong to the split {UNPAIRED!r} and cannot be held out. Name others "
-                "(--test-slides, --validation-slides)."
+                f"slides {blind} have no image, so they belong to the split {UNPAIRED!r} and cannot be held out. Name other "
+                "slides (--test-slides, --validation-slides)."
             )
         paired = [row for row in rows if row["split"] != UNPAIRED]
         return replace(_plan(paired, request) if paired else SplitPlan(None), unpaired=unpaired)
@@ -230,14 +230,14 @@ def _place_spots(
     copied: bool,
     known: dict[str, Entry],
 ) -> Counter[str]:
-    """Bring the spots of one part into the folder; return the number of spots per slide.
+    """Write the spots of one part into the folder; return the number of spots per slide.
 
-    What the part's manifest says of a file that does not change goes into `known`.
+    The manifest entry of each file that is copied or linked unchanged is added to `known`.
     """
     counted: Counter[str] = Counter()
     entries = part.manifest["files"] if part.manifest is not None else {}
     same = bool((place == np.arange(len(place))).all())
-    # Files of one slide in order: a split by spot goes by the position of a spot within its slide.
+    # Files of one slide in order: a split by spot depends on the position of a spot within its slide.
     for slide_id, files in part.spot_files.items():
         lengths = [pq.ParquetFile(path).metadata.num_rows for path in files]
         splits = plan.of_spots(slide_id, sum(lengths))
@@ -250,7 +250,7 @@ def _place_spots(
             with reading(path, "spots"):
                 table = read_columns(path, ["label"])
             stored = table["label"].to_pylist()
-            classes = clean_labels(stored)  # of folders that an older version wrote, 1.0 beside 1
+            classes = clean_labels(stored)  # older versions wrote 1.0 beside 1
             summary.labels.update("(none)" if label is None else label for label in classes)
             summary.splits.update(own.tolist())
             goals = {
@@ -272,11 +272,11 @@ def _place_spots(
 
 
 def _copy_as_written(source: Path, target: Path, entry: Entry) -> None:
-    """Copy a file, and refuse it where it is not what its manifest says: a copy of damage would pass for whole."""
+    """Copy a file, and refuse it if it does not match its manifest: its new checksum would hide the damage."""
     shutil.copyfile(source, target)
     if "sha256" in entry and sha256(target) != entry["sha256"]:
         raise ValueError(
-            f"{source} has another content than its folder was written with: it is damaged. Make the folder again with delst "
+            f"{source} does not match the checksum in its folder's manifest: it is damaged. Make the folder again with delst "
             "prepare, or download it again."
         )
 
@@ -289,7 +289,7 @@ def _free_path(folder: Path, slide_id: str, several: bool) -> Path:
 
 
 def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[str, Path]) -> None:
-    """Copy a file of spots with its genes renumbered, to one file a split."""
+    """Copy a file of spots with renumbered genes, to one file per split."""
     file, start = pq.ParquetFile(path, page_checksum_verification=True), 0
     writers = {name: pq.ParquetWriter(goal, SPOTS_SCHEMA, **WRITER) for name, goal in goals.items()}
     try:
@@ -311,7 +311,7 @@ def _rewrite(path: Path, place: np.ndarray, splits: np.ndarray, goals: Mapping[s
 
 
 def _renumber(rows: pa.Table, place: np.ndarray) -> pa.Table:
-    """Replace gene indices by their places in the union; counts of genes that became one are summed."""
+    """Replace gene indices by those of the union; counts of genes that became one are summed."""
     indices, counts = (rows[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
     lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
     indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -347,7 +347,7 @@ def _copy_previews(part: DatasetFolder, folder: Path) -> None:
 
 
 def _write_examples(folder: Path) -> str:
-    """Write three patches for the card, from slides that have an image; return how they are stored, "" where none has one."""
+    """Write three patches of slides with an image for the card; return their encoding, "" if no slide has an image."""
     files = sorted(file for file in (folder / "spots").rglob("*.parquet") if file.parent.name != UNPAIRED)
     if not files:
         return ""

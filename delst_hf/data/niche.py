@@ -1,7 +1,7 @@
 """Niches: a spot with its nearest neighbours, on a wide patch whose centre is the spot's own (HyperST, arXiv 2511.22107).
 
-The dataset is prepared with patches as wide as a niche (``delst prepare ... --patch-um 336 --patch-px 336``). The centre of a
-patch is then the spot's, the whole of it the niche's; the genes of a niche are those of the spots on it, added up.
+The dataset is prepared with patches as wide as a niche (``delst prepare ... --patch-um 336 --patch-px 336``). The centre of
+such a patch shows the spot, and the complete patch shows the niche. The counts of a niche are the sums over its spots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,19 @@ _FEWEST_PX = 8
 
 
 def with_niches(study: Study, spots: Dataset, neighbours: int, niche_um: float) -> Dataset:
-    """Return these spots with the column ``niche``, the ``spot_index`` of every spot of their niche, their own first.
+    """Return these spots with the column ``niche``: the ``spot_index`` of every spot of their niche, their own first.
 
-    A niche is a spot and the nearest of these spots on its slide whose centres lie on its wide patch. A spot that stands alone
+    A niche is a spot and the nearest of these spots on its slide whose centres lie on its wide patch. A spot without neighbours
     is its own niche.
 
     Args:
         study: The dataset.
-        spots: Some of its spots; the others are no one's neighbours, so that what is held out stays so.
-        neighbours: Spots of a niche beside its own, at most.
+        spots: Some of its spots; only these can be neighbours, so that held-out spots stay held out.
+        neighbours: Largest number of other spots in a niche.
         niche_um: Side of the wide patch in micrometres.
 
     Raises:
-        ValueError: If a slide's micrometres per pixel are not known.
+        ValueError: If the micrometres per pixel of a slide are not known.
 
     Examples:
         >>> study = Study.load("runs/toy/data")
@@ -56,7 +56,7 @@ def with_niches(study: Study, spots: Dataset, neighbours: int, niche_um: float) 
         nearest = cKDTree(points).query(points, k=range(1, min(neighbours + 1, len(rows)) + 1))[1]
         for row, found in zip(rows, nearest, strict=True):
             on_patch = np.abs(points[found] - points[found[0]]).max(axis=1) <= niche_um / 2
-            # Of two spots in one place either may come first.
+            # Of two spots at one position either may come first.
             others = rows[found[on_patch]]
             niches[row] = [int(index[row]), *index[others[others != row]][:neighbours].tolist()]
     return spots.add_column("niche", pa.array(niches, pa.list_(pa.int64())))
@@ -73,31 +73,31 @@ def centre_px(stored_px: int, spot_um: float, niche_um: float) -> int:
     """
     if not 0 < spot_um < niche_um:
         raise ValueError(
-            f"spot_um={spot_um:g} must be above 0 and below the side of the stored patches, {niche_um:g} um, which is that of "
-            "a niche. For wider ones prepare the dataset again: delst prepare ... --patch-um 336 --patch-px 336."
+            f"spot_um={spot_um:g} must be above 0 and below the side of a niche, which is that of the stored patches: "
+            f"{niche_um:g} um. For wider niches prepare the dataset again: delst prepare ... --patch-um 336 --patch-px 336."
         )
     side = round(stored_px * spot_um / niche_um)
     if side < _FEWEST_PX:
         raise ValueError(
-            f"The spot's centre of {spot_um:g} um is {side} px of a stored patch of {stored_px} px. Prepare the dataset with "
-            "more pixels per patch (--patch-px), or give a larger spot_um."
+            f"The spot's centre of {spot_um:g} um has only {side} of the {stored_px} px of a stored patch. Prepare the dataset "
+            "with more pixels per patch (--patch-px), or give a larger spot_um."
         )
     return side
 
 
 class NicheCounts:
-    """Counts of the vocabulary's genes of every spot that is in a niche, kept sparse.
+    """Sparse counts of the vocabulary's genes for every spot that can be in a niche.
 
     Args:
         study: The dataset.
-        datasets: Spots that may be asked for.
-        columns: Position in the vocabulary of each gene of the dataset, -1 where it has none (genes,).
-        vocabulary_size: Genes of the vocabulary.
+        datasets: Spots that may be requested.
+        columns: Position in the vocabulary of each gene of the dataset, -1 for genes outside of it (genes,).
+        vocabulary_size: Number of genes in the vocabulary.
     """
 
     def __init__(self, study: Study, datasets: Sequence[Dataset], columns: np.ndarray, vocabulary_size: int):
         known = np.flatnonzero(columns >= 0)
-        # Genes of one name are added up, as the feature extractor does.
+        # Genes of one name are summed, as in the feature extractor.
         to_vocabulary = scipy.sparse.csr_matrix(
             (np.ones(len(known), np.float32), (known, columns[known])), shape=(len(columns), vocabulary_size)
         )
@@ -113,11 +113,11 @@ class NicheCounts:
         self.row_of_spot[joined] = np.arange(len(joined))
 
     def summed(self, niches: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Add up the spots of each niche.
+        """Sum the counts of the spots of each niche.
 
         Args:
-            niches: ``spot_index`` of the spots of one niche after the other.
-            lengths: Spots of each (niches,).
+            niches: ``spot_index`` of all spots, one niche after the other.
+            lengths: Number of spots of each niche (niches,).
 
         Returns:
             Counts (niches, vocabulary), and total counts of all genes (niches,).
@@ -130,12 +130,12 @@ class NicheCounts:
 
 
 class NicheCollator(DelstCollator):
-    """Makes batches of spots and their niches out of rows with wide patches and the column ``niche``.
+    """Make batches of spots and their niches from rows with wide patches and the column ``niche``.
 
     Args:
         processor, gene_names, slide_ids, measured_genes, defer_pixels: As in `DelstCollator`.
-        counts: Of all spots that are in a niche.
-        centre: Side of a spot's patch as a share of the wide one's.
+        counts: Counts of all spots that are in a niche.
+        centre: Side of a spot's patch as a share of the side of the wide patch.
     """
 
     def __init__(self, *args: Any, counts: NicheCounts, centre: float, **kwargs: Any):
@@ -146,8 +146,8 @@ class NicheCollator(DelstCollator):
         """Collate rows.
 
         Returns:
-            The batch of `DelstCollator` for the centres of the patches; ``niche_pixel_values`` (batch, 3, height, width) of
-            the whole patches, and ``niche_gene_values`` (batch, vocabulary), the normalised sum over the niche.
+            The batch of `DelstCollator` for the centres of the patches; ``niche_pixel_values`` (batch, 3, height, width), the
+            complete patches; and ``niche_gene_values`` (batch, vocabulary), the normalised sums over the niches.
         """
         columns = Columns(rows)
         wide = [open_patch(image) for image in columns.values("image")]
@@ -165,7 +165,7 @@ class NicheCollator(DelstCollator):
         return centre_of(patch, side, round(side))
 
     def finish(self, batch: dict[str, Any], choices: Tensor | None = None) -> dict[str, Any]:
-        """Do as in the base class, for the patches of both levels: a wide one is turned as that of its spot, its centre."""
+        """Finish the patches of spots and of niches as the base class does; a wide patch is turned like its spot's."""
         batch = super().finish(batch, choices)
         if "niche_pixel_values" not in batch:
             return batch

@@ -1,15 +1,13 @@
-"""What was noticed while a slide was read: which scale was taken and who else states one, and what was left out, by reason.
+"""Notes taken while a slide is read: the scale used, other sources of a scale, and what was left out, by reason.
 
-Readers and cleaning steps write into `Slide.notes` as they go; whoever tells the user about a slide reads from it: the summary
-at the end of `delst prepare`, the page of `delst check` and the dataset card. There is one such place, so that nothing is left
-out without being counted.
+Readers and cleaning steps write into `Slide.notes`; the summary at the end of `delst prepare`, the page of `delst check` and
+the dataset card read from it. It is the only such record, so that nothing is left out without being counted.
 
     slide.notes.leave_out_genes("control probes", 12)
     slide.notes.leave_out_spots("not in_tissue", 40)
-    slide.notes.witness("lattice of 100 um", 0.4998)     # micrometres per pixel of slide.image
+    slide.notes.scale_witnesses["lattice of 100 um"] = 0.4998     # micrometres per pixel of slide.image
 
-A function deep within a reader that has no slide yet makes `Notes` of its own, and the slide takes them up
-(`notes.update(other)`, or `Slide(..., notes=notes)`).
+A reader that has no slide yet makes its own `Notes` and hands them to the slide (`Slide(..., notes=notes)`).
 """
 
 import json
@@ -18,20 +16,20 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class Notes:
-    """What was noticed while one slide was read. Numbers of one reason add up.
+    """Notes on one slide. Numbers of one reason add up.
 
     Attributes:
-        scale_from: what decided the micrometres per pixel, in words: "--mpp", "lattice of 100 um".
-        scale_witnesses: what states a scale, in words -> micrometres per pixel of the slide's image, used or not.
-        genes_left_out: kind -> how many features of the source are not among the genes: "control probes", "antibodies".
-        genes_summed: columns that were added to another of the same gene.
-        spots_left_out: reason -> how many rows of the source are not among the spots: "not in_tissue", "without counts".
-        image: property -> what the file is: {"file": "he.tif", "samples": "12 of 16 bits"}.
-        remarks: whole sentences for what has no other place.
-        labels: label -> spots, measured by `understood.measure` when the slide is checked, as are the following.
+        scale_from: source of the micrometres per pixel, in words: "--mpp", "lattice of 100 um".
+        scale_witnesses: source of a scale, in words -> micrometres per pixel of the slide's image, used or not.
+        genes_left_out: kind ("control probes", "antibodies") -> number of features of the source that are not genes.
+        genes_summed: number of columns that were added to another column of the same gene.
+        spots_left_out: reason ("not in_tissue", "without counts") -> number of rows of the source that are not spots.
+        image: property -> value for the image file: {"file": "he.tif", "samples": "12 of 16 bits"}.
+        remarks: complete sentences for anything else.
+        labels: label -> number of spots; this and the following are measured by `understood.measure`.
         median_counts: counts of the median spot.
         median_genes: expressed genes of the median spot.
-        genes_with_ids: how many genes have an Ensembl id.
+        genes_with_ids: number of genes with an Ensembl id.
         on_tissue: share of the spots that lie on tissue, 0 to 1.
 
     >>> notes = Notes()
@@ -70,7 +68,7 @@ class Notes:
 
     @classmethod
     def from_json(cls, text: str | None) -> "Notes":
-        """Return the notes of a slides table: empty where there are none, without the fields of a later version."""
+        """Return the notes stored in a slides table: empty without a text, ignoring fields of later versions."""
         found = json.loads(text) if text else {}
         return cls(**{name: value for name, value in found.items() if name in cls.__dataclass_fields__})
 

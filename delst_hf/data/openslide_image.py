@@ -1,4 +1,4 @@
-"""Slides in a scanner's own format, by openslide (optional: `pip install delst-hf[openslide]`)."""
+"""Read slides in a scanner's own format with openslide (optional: `pip install delst-hf[openslide]`)."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from .pixels import borders, to_rgb
 
 
 class OpenSlideImage:
-    """Full resolution of a slide as uint8 RGB, read region by region; what is transparent is white.
+    """One level of a slide as uint8 RGB, read region by region, transparent parts white.
 
     Attributes:
         shape: (height, width, 3).
@@ -41,12 +41,12 @@ class OpenSlideImage:
 
     @property
     def scale_statements(self) -> list[tuple[str, float]]:
-        """What the scanner states, true or not: micrometres per pixel of this level."""
+        """The micrometres per pixel of this level that the scanner states, true or not, with their source."""
         value = self._slide.properties.get("openslide.mpp-x")
         return [("its metadata", float(value) * self._slide.level_downsamples[self.level])] if value else []
 
     def overview(self, longest_px: int) -> "OpenSlideImage":
-        """Return the smallest level whose longer side is at least this, or the largest."""
+        """Return the smallest level whose longer side is at least `longest_px`, or the largest level."""
         fitting = [level for level, size in enumerate(self._slide.level_dimensions) if max(size) >= longest_px]
         return OpenSlideImage(self.path, fitting[-1] if fitting else 0)
 
@@ -55,7 +55,7 @@ class OpenSlideImage:
         (y0, y1, step_y), (x0, x1, step_x) = borders(region, self.shape)
         if y1 <= y0 or x1 <= x0:
             return np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
-        scale = self._slide.level_downsamples[self.level]  # openslide wants places of level 0
+        scale = self._slide.level_downsamples[self.level]  # openslide expects positions in level 0
         corner = round(x0 * scale), round(y0 * scale)
         pixels = to_rgb(np.asarray(self._slide.read_region(corner, self.level, (x1 - x0, y1 - y0))))
         return pixels[::step_y, ::step_x]

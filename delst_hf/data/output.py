@@ -1,4 +1,4 @@
-"""Where a dataset may be written, what is kept of a run that was killed, and what to do where the disk is full."""
+"""Check where a dataset may be written, manage the parts of killed runs, and explain a full disk."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
         OSError: no folder can be made there.
     """
     output = Path(output).expanduser().resolve()
-    if not os.path.isfile(output):  # what stands there is told below
+    if not os.path.isfile(output):  # a file is refused below
         check_folder_output(output)
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if not entries and (output.is_dir() or not output.exists()):
@@ -30,7 +30,7 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
     strangers = entries - _ENTRIES - _OPTIONAL
     if strangers or not entries >= _ENTRIES:
         raise FileExistsError(
-            f"{output} exists and is not just a dataset folder (it holds {sorted(strangers)[:3] or 'no complete dataset'}), "
+            f"{output} exists and is not only a dataset folder (it holds {sorted(strangers)[:3] or 'no complete dataset'}), "
             "so it is never replaced. Choose another output."
         )
     if not overwrite:
@@ -41,12 +41,12 @@ def check_output(output: str | Path, overwrite: bool = False) -> Path:
 
 
 def parts_folder(output: Path) -> Path:
-    """Return the hidden folder beside an output in which finished slides wait for the others."""
+    """Return the hidden folder beside an output that keeps finished slides until all are done."""
     return output.parent / f".{output.name}.parts"
 
 
 def clear_unfinished(parts: Path) -> None:
-    """Remove slides that a killed run had begun, and the folder itself if no finished one is in it."""
+    """Remove slides that a killed run left unfinished, and the folder itself if it holds no finished slide."""
     if not parts.is_dir():
         return
     for pattern in (".*.incomplete-*", "*.once-*"):
@@ -58,18 +58,18 @@ def clear_unfinished(parts: Path) -> None:
 
 @contextmanager
 def disk_explained(output: Path, then: str) -> Iterator[None]:
-    """Say what to do where the disk runs full.
+    """Explain errors of a full disk that are raised within this context.
 
     Args:
-        output: What is written.
-        then: What became of it and what to do, without a full stop.
+        output: The output that is being written.
+        then: Its state and the next step, without a full stop.
 
     Raises:
-        OSError: In place of any error that says that there is no space left.
+        OSError: In place of any error that reports that there is no space left.
     """
     try:
         yield
-    except Exception as error:  # safetensors and h5py have classes of their own for it
+    except Exception as error:  # safetensors and h5py raise their own classes for it
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if not full or "the disk is full" in str(error):
             raise

@@ -1,4 +1,4 @@
-"""One slide to a part of a dataset: its patches cut and encoded, its genes cleaned, whole or not there.
+"""Write one slide as a part of a dataset: patches cut and encoded, genes cleaned.
 
     PART/spots/<slide_id>.parquet      rows in the order of the slide, row groups of 100; more files where one grows too large
     PART/genes/genes.parquet           the slide's own genes
@@ -6,7 +6,7 @@
     PART/previews/<slide_id>.png       if asked for
     PART/manifest.json                 these files with rows and checksums, written last
 
-A part has the layout of a dataset folder without a card, so joining parts and merging datasets are one thing (`merge`).
+A part has the layout of a dataset folder without a card, so `merge` joins parts as it merges datasets.
 """
 
 import logging
@@ -37,18 +37,18 @@ from .understood import measure
 logger = logging.getLogger(__name__)
 
 _ROWS_PER_GROUP = 100
-# Encoded patches that wait for their turn, because patches are cut in the order of the image's tiles.
+# Buffer of encoded patches: they are cut in the order of the image's tiles, but written in the order of the spots.
 _BUFFER_BYTES = 192 * 2**20
 _UPSAMPLING_ALARM = 2.0
-# Columns of few values. Patches are all different: looking for repeats among them costs as much as writing them.
+# Columns of few distinct values. Patches are all different: a dictionary of them would cost as much as writing them.
 DICTIONARY = ["slide_id", "patient_id", "label", "array_row", "array_col", "gene_counts.list.element"]
-# A checksum of every page: a bit that flips on the disk is an error to whoever reads, not another number.
+# A checksum of every page: a bit that flips on the disk is an error for readers, not a wrong number.
 WRITER: dict[str, Any] = {"use_dictionary": DICTIONARY, "write_page_checksum": True}
 
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """How slides are checked and how patches are cut and stored; the meaning is that of `write_dataset`'s arguments."""
+    """Options for checking slides and for cutting and storing patches, with the meaning of `write_dataset`'s arguments."""
 
     patch_um: float = 112.0
     patch_px: int = 224
@@ -67,7 +67,7 @@ class PatchOptions:
     one_slide: bool = False
 
     def check(self) -> None:
-        """Raise a ValueError for an option that cannot be."""
+        """Raise a ValueError for an impossible option."""
         check_patch_size(self.patch_um, self.patch_px)
         for name, value, allowed in (
             ("image_format", self.image_format, ("jpeg", "png")),
@@ -78,7 +78,7 @@ class PatchOptions:
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}. Allowed: {', '.join(map(repr, allowed))}.")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality}. Allowed: 1 to 100; 95 is hard to tell from the original.")
+            raise ValueError(f"quality is {self.quality}. Allowed: 1 to 100; at 95 patches look like the originals.")
         if self.max_shard_bytes < 2**20:
             raise ValueError(f"max_shard_bytes is {self.max_shard_bytes}. Allowed: a megabyte (2**20) or more.")
         self.quality_filter.check()
@@ -90,7 +90,7 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
     Args:
         slide: the slide.
         folder: a new, empty folder.
-        options: how.
+        options: options of checking, cutting and storing.
 
     Raises:
         ValueError: what `Slide.validate`, `clean_genes` and the quality checks refuse.
@@ -124,7 +124,7 @@ def write_part(slide: Slide, folder: Path, options: PatchOptions) -> None:
 
 
 def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image | None]:
-    """Return the slide as it would be written, and its thumbnail, None of a slide without an image; nothing is written.
+    """Return the slide as it would be written, and its thumbnail (None without an image); write nothing.
 
     Raises:
         ValueError: what `Slide.validate`, `clean_genes` and the quality checks refuse.
@@ -136,7 +136,7 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
     if slide.image is not None and slide.stored_patches is None and side > max(slide.image.shape[:2]):
         height, width = slide.image.shape[:2]
         logger.warning(
-            "%s: a patch of %g um is %.0f px, more than the whole image of %d x %d px: lower --patch-um, correct the scale "
+            "%s: a patch of %g um is %.0f px, larger than the whole image of %d x %d px: lower --patch-um, correct the scale "
             "(--mpp), or give the full-resolution image",
             slide.slide_id, options.patch_um, side, width, height,
         )  # fmt: skip
@@ -150,7 +150,7 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
     if slide.image is None:
         return slide, None
     thumbnail = slide.thumbnail()
-    # A grid is laid on the tissue of this very image: it cannot be of another frame.
+    # A slide without counts has a grid laid on the tissue of this image, so its coordinates fit.
     wrong = describe_wrong_frame(slide, thumbnail) if slide.has_counts else None
     if wrong and options.off_tissue == "error":
         raise WrongFrameError(f"{wrong} To keep them as they are: off_tissue='allow' (--allow-off-tissue).")
@@ -160,7 +160,7 @@ def check_slide(slide: Slide, options: PatchOptions) -> tuple[Slide, Image.Image
 
 
 def swapped(slide: Slide, options: PatchOptions) -> Slide:
-    """Return the slide with x for y where that was asked for."""
+    """Return the slide with x and y swapped if the options say so."""
     return replace(slide, spots=slide.spots.rename(columns={"x": "y", "y": "x"})) if options.swap_xy else slide
 
 
@@ -206,16 +206,16 @@ def _write_spots(slide: Slide, folder: Path, options: PatchOptions) -> np.ndarra
 
 
 def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int, bytes | None, float]]:
-    """Yield position, encoded patch and tissue fraction, in the order of the spots; None and NaN of a slide without an image.
+    """Yield row, encoded patch and tissue fraction in the order of the spots; None and NaN for a slide without an image.
 
-    Within a block patches are cut along the rows of the image, so that each tile of a TIFF is decoded about once.
+    Within a block, patches are cut along the rows of the image, so that each tile of a TIFF is decoded about once.
     """
     if slide.image is None:
         yield from ((position, None, np.nan) for position in range(len(slide.spots)))
         return
     cut = slide.cutter(options.patch_um, options.patch_px)
     side = options.patch_um / slide.mpp
-    block = _ROWS_PER_GROUP  # of an image in memory, every order is as good
+    block = _ROWS_PER_GROUP  # for an image in memory, the order does not matter
     if not isinstance(slide.image, np.ndarray):
         block = max(block, int(_BUFFER_BYTES / (1.5 * options.patch_px**2)))
     x, y = slide.spots["x"].to_numpy(float), slide.spots["y"].to_numpy(float)
@@ -233,7 +233,7 @@ def _encoded_patches(slide: Slide, options: PatchOptions) -> Iterator[tuple[int,
 
 
 class _Shards:
-    """Parquet files of one slide; a new one is begun when the last has grown to the limit."""
+    """The parquet files of one slide; a new one begins when the last has reached the limit."""
 
     def __init__(self, folder: Path, slide_id: str, limit: int):
         self.folder, self.slide_id, self.limit = folder, slide_id, limit
@@ -260,7 +260,7 @@ class _Shards:
 
 
 def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes | None, float]]) -> pa.Table:
-    """Make the rows of these spots."""
+    """Return the table rows of these spots."""
     positions = np.array([position for position, _, _ in patches])
     spots, counts = slide.spots.iloc[positions], counts[positions]
     columns = {
@@ -282,7 +282,7 @@ def _spot_rows(slide: Slide, counts: Any, patches: list[tuple[int, bytes | None,
 
 
 def count_columns(counts: sp.csr_matrix) -> dict[str, pa.Array]:
-    """Return the counts of spots as the columns that hold them: places of genes, counts, and how many genes there are."""
+    """Return the counts of spots as table columns: gene indices, counts, and the number of expressed genes."""
     offsets = pa.array(counts.indptr, pa.int32())
     return {
         "gene_indices": pa.ListArray.from_arrays(offsets, pa.array(counts.indices, pa.int32())),
@@ -294,7 +294,7 @@ def count_columns(counts: sp.csr_matrix) -> dict[str, pa.Array]:
 def _images(encoded: list[bytes | None]) -> pa.Array:
     """Return images as `datasets` stores them, null where there is none.
 
-    From arrays, since a list of dictionaries takes five times as long.
+    They are built from arrays, since a list of dictionaries takes five times as long.
     """
     kind = SPOTS_SCHEMA.field("image").type
     return pa.StructArray.from_arrays(

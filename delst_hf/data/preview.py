@@ -1,11 +1,11 @@
-"""One picture that shows whether a slide was understood: the image, its spots by label, and patches as they are cut."""
+"""One picture to check how a slide was read: the image, its spots by label, and patches as they are cut."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .slide import Slide
 
-# Okabe and Ito's colours, told apart by every eye; labels beyond the eighth share the last.
+# Okabe and Ito's colours, distinguishable with colour blindness; labels beyond the eighth share the last.
 _COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442", "#000000"]
 _UNLABELLED = "#00AA00"
 _PATCHES = 12
@@ -22,7 +22,7 @@ def draw_preview(slide: Slide, patch_um: float) -> Image.Image:
         patch_um: side of a patch in micrometres.
 
     Returns:
-        RGB, about 1200 px and 3 patches wide: left the slide, right a grid of patches in the order of their numbers.
+        RGB image, about 1200 px and 3 patches wide: the slide on the left, numbered patches on the right.
     """
     base = slide.thumbnail(_LONGER_PX).convert("RGB")
     if max(base.size) < _LONGER_PX:
@@ -41,7 +41,7 @@ def draw_preview(slide: Slide, patch_um: float) -> Image.Image:
     )
     picture.paste(base, (0, 0))
     brush = ImageDraw.Draw(picture)
-    # A quarter of the distance that spots would have on a filled square: circles never touch.
+    # A quarter of the distance between spots spread evenly over the image, so that circles do not touch.
     radius = max(2.0, min(12.0, 0.25 * np.sqrt(base.width * base.height / max(len(labels), 1))))
     for i in inside:
         a, b = x[i] * scale[0], y[i] * scale[1]
@@ -69,7 +69,7 @@ def _draw_patches(slide, patch_um, shown, picture, brush, left, scale) -> None:
 
 
 def _draw_scale_bar(slide, brush, bottom, scale) -> None:
-    """Return a millimetre; where the scale is wrong, it is so at a glance."""
+    """Draw a bar of one millimetre, which makes a wrong scale obvious."""
     length = 1000 / slide.mpp * scale
     brush.rectangle((15, bottom - 22, 15 + length, bottom - 16), fill="#000000", outline="#FFFFFF")
     brush.text((15, bottom - 46), "1 mm", font=ImageFont.load_default(16), **{**_OUTLINED, "fill": "#000000"})

@@ -1,4 +1,4 @@
-"""Is there tissue under the spots, and enough counts in them: measured per patch, filtered with a report."""
+"""Measure tissue under the spots and counts in them, and filter spots with a report."""
 
 import logging
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ _CHROMA = 20
 _DARK = 190
 # An image is grey if fewer pixels than this share have a larger chroma; JPEG adds a little.
 _GREY, _COLOURED = 8, 1e-3
-# Darker than any dye: where somebody cut the background out.
+# Darker than any dye: background that was cut out.
 _BLACK = 12
-# Share of a slide that its most common colour must have to be taken for glass.
+# The most common colour is taken for glass if it covers at least this share of a slide.
 _COMMON = 0.05
-# A frame is wrong if fewer spots than this lie on tissue although tissue would have room for them.
+# Coordinates are of another image if a smaller share of the spots lies on tissue.
 _ON_TISSUE = 0.5
-# Fewer spots tell nothing about a frame.
+# Fewer spots do not show whether their coordinates are of this image.
 _ENOUGH_SPOTS = 8
 
 
 @dataclass(frozen=True)
 class QualityFilter:
-    """What a spot must have to be kept.
+    """Least values that a spot must have to be kept.
 
     Attributes:
-        min_counts: sum of its counts.
+        min_counts: sum of the spot's counts.
         min_genes: number of its expressed genes.
-        min_tissue: share of its patch that is tissue, 0 to 1.
+        min_tissue: share of tissue in its patch, 0 to 1.
     """
 
     min_counts: int = 0
@@ -48,7 +48,7 @@ class QualityFilter:
             raise ValueError(f"min_tissue is {self.min_tissue}. Allowed: a share from 0 to 1 (--min-tissue).")
 
     def by_counts(self, slide: Slide) -> Slide:
-        """Return the slide without spots of few counts or genes; say how many of each were removed.
+        """Return the slide without spots of too few counts or genes; log how many of each were removed.
 
         Raises:
             ValueError: no spot is left.
@@ -65,8 +65,8 @@ class QualityFilter:
                        self.min_genes)  # fmt: skip
         if (poor | few).all():
             raise ValueError(
-                f"slide {slide.slide_id!r}: no spot has {self.min_counts} counts and {self.min_genes} genes; the median spot "
-                f"has {np.median(totals):g} and {np.median(expressed):g}. Lower --min-counts or --min-genes."
+                f"slide {slide.slide_id!r}: no spot has {self.min_counts} counts and {self.min_genes} genes; the medians are "
+                f"{np.median(totals):g} and {np.median(expressed):g}. Lower --min-counts or --min-genes."
             )
         slide.notes.leave_out_spots(f"fewer than {self.min_counts} counts", poor.sum())
         slide.notes.leave_out_spots(f"fewer than {self.min_genes} genes", (few & ~poor).sum())
@@ -74,7 +74,7 @@ class QualityFilter:
 
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
-    """Mark tissue in uint8 RGB (..., 3): what is coloured or dark. White glass, grey haze and masked black are not."""
+    """Mark tissue in uint8 RGB (..., 3): pixels that are coloured or dark, but not white glass, grey haze or masked black."""
     # By channel: numpy reduces a short last axis ten times slower.
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     largest = np.maximum(np.maximum(red, green), blue)
@@ -83,9 +83,9 @@ def tissue_mask(pixels: np.ndarray) -> np.ndarray:
 
 
 def tissue_sample(patch: np.ndarray) -> np.ndarray:
-    """Return a grid of up to 32 x 32 of the pixels of a patch (height, width, 3): the middle ones of equal squares."""
+    """Return a grid of up to 32 x 32 pixels of a patch (height, width, 3): the central ones of equal rectangles."""
     height, width = patch.shape[:2]
-    if height == width and height % 32 == 0:  # slices are read three times as fast as lists of places
+    if height == width and height % 32 == 0:  # slices are three times as fast as index arrays
         step = height // 32
         return patch[step // 2 :: step, step // 2 :: step].copy()
     rows, columns = (
@@ -95,25 +95,25 @@ def tissue_sample(patch: np.ndarray) -> np.ndarray:
 
 
 def tissue_fractions(samples: list[np.ndarray]) -> np.ndarray:
-    """Return the share of each patch that is tissue (patches,), 0 to 1, from the samples of patches of one size."""
+    """Return the share of tissue in each patch (patches,), 0 to 1, from samples of patches of one size."""
     return tissue_mask(np.stack(samples)).mean((1, 2))
 
 
 def slide_mask(thumbnail: np.ndarray) -> np.ndarray:
-    """Do as `tissue_mask`, for a whole slide: what has the colour of its glass, which may be tinted, is background too."""
+    """Mark tissue on a whole slide: `tissue_mask` without pixels of the colour of its glass, which may be tinted."""
     mask = tissue_mask(thumbnail)
     coarse = (thumbnail.reshape(-1, 3) // 8).astype(int)
     numbers = np.bincount(coarse[:, 0] * 1024 + coarse[:, 1] * 32 + coarse[:, 2])
     commonest = int(numbers.argmax())
     glass = np.array([commonest // 1024, commonest // 32 % 32, commonest % 32]) * 8 + 4
-    # Only what is bright, pale and common can be glass; a slide that is all tissue has none.
+    # Glass is bright, pale and common; a slide that is all tissue has none.
     if glass.max() < _DARK or glass.max() - glass.min() > 2 * _CHROMA or numbers.max() < _COMMON * numbers.sum():
         return mask
     return mask & (np.abs(thumbnail.astype(int) - glass).max(-1) > _CHROMA)
 
 
 def share_on_tissue(slide: Slide, thumbnail: Image.Image) -> float:
-    """Share of spots whose surroundings, 2 % of the slide wide, are at least a quarter tissue in a thumbnail of it."""
+    """Return the share of spots on tissue: at least a quarter of their surroundings, 2 % of the slide wide, is tissue."""
     mask = slide_mask(np.asarray(thumbnail))
     margin = max(1, round(0.01 * max(mask.shape)))
     height, width = slide.image.shape[:2]
@@ -143,7 +143,7 @@ def describe_grey(thumbnail: Image.Image) -> str:
 
 
 def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:
-    """Say what is wrong when most spots lie beside the tissue; None when they lie on it."""
+    """Return a message if most spots lie beside the tissue; None if they lie on it."""
     share = share_on_tissue(slide, thumbnail)
     if share >= _ON_TISSUE or len(slide.spots) < _ENOUGH_SPOTS:
         return None
@@ -157,4 +157,4 @@ def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:
         other = Slide(slide.slide_id, slide.image, swapped, slide.counts, slide.genes, slide.mpp, slide.patient_id)
         if share_on_tissue(other, thumbnail) > max(_ON_TISSUE, 1.5 * share):
             return f"{found} With x and y swapped, most would: swap them (--swap-xy)."
-    return f"{found} The coordinates are probably of another image or another scale: give the image they refer to."
+    return f"{found} The coordinates are probably of another image or another scale: give the image that they refer to."

@@ -1,7 +1,7 @@
-"""The scale of a slide: who says what of it, which of them is believed, and that they agree.
+"""The scale of a slide: collect its sources, decide which to believe, and check that they agree.
 
-Every reader collects its witnesses: the user (--mpp), the lattice of the spots where it is that of a known array, what files
-state (TIFF and OME tags, metadata, alignments), and the diameters of the spots. `settle_scale` takes the first in that order;
+Every reader collects witnesses: the user (--mpp), the lattice of the spots if it is that of a known array, an alignment, what
+files state (TIFF and OME tags, metadata), and the diameters of the spots. `settle_scale` takes the first in that order;
 `check_scale`, which every slide passes, refuses a slide whose witnesses disagree by more than 5 %.
 """
 
@@ -28,19 +28,19 @@ from .values import number
 
 logger = logging.getLogger(__name__)
 
-# Scanners, lattices and metadata agree to a few per cent; an image that was resized is off by far more.
+# Scanners, lattices and metadata agree to a few per cent; a resized image is off by far more.
 TOLERANCE = 0.05
-# Diameters of spots are stated by eye or by theory: where a safer witness decides, they are reported from 5 % on and refused
-# beyond this.
+# Diameters of spots are stated by eye or by theory: beside a safer witness, a difference above 5 % is reported, and one above
+# this is refused.
 _SPOT_TOLERANCE = 0.2
-# From the safest to the least safe. A placeholder is what writers put where they know nothing.
+# Kinds of witnesses, the safest first. A placeholder is the value that a program writes when it does not know the scale.
 _TRUST = ("given", "geometry", "stated", "spots")
-# Dots per inch of screens and printers. Their pixels in micrometres, or in millimetres taken for micrometres, are not a scale.
+# Dots per inch of screens and printers. Their pixels in micrometres, or in millimetres taken for micrometres, are placeholders.
 _SCREEN_DPI = (1, 72, 96, 150, 300, 600)
-# One micrometre, millimetre or centimetre is what writers mean by nothing.
+# One micrometre, millimetre or centimetre per pixel stands for no value.
 _PLACEHOLDERS = (1.0, 1_000.0, 10_000.0, *(25_400 / dpi for dpi in _SCREEN_DPI), *(25.4 / dpi for dpi in _SCREEN_DPI))
-# Pixels of microscopes, in micrometres, those of reduced images included. Above, it is a printer's, of less than 1,000 dots per
-# inch, or millimetres were stated for micrometres; below, no light tells two pixels apart.
+# Pixels of microscopes, in micrometres, including reduced images. A larger one is a printer's, of less than 1,000 dots per
+# inch, or millimetres were stated for micrometres; a smaller one is below the resolution of light.
 _MICROSCOPE_UM = (0.02, 25.4)
 _ARRAY_NAME = re.compile(r".*?(?<!\d)(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)(?:[_-]\w*)?")
 
@@ -52,10 +52,10 @@ class Witness:
     Attributes:
         kind: "given" (by the user), "geometry" (the lattice of a known array, or an alignment), "stated" (by a file) or "spots"
             (their diameter).
-        source: What it is, in words.
-        mpp: Micrometres per pixel by it; several where it leaves a choice, the likeliest first.
-        remark: What it rests on that nobody has said, and the option that decides, in whole sentences; "" for nothing.
-        per: What was multiplied to what the file states to get `mpp`: pixels of its image per pixel of the frame.
+        source: Name of the source, in words.
+        mpp: Micrometres per pixel by this source; several values if it leaves a choice, the likeliest first.
+        remark: An assumption behind it, and the option that confirms it, in complete sentences; "" for none.
+        per: Factor from the file's own value to `mpp`: pixels of its image per pixel of the frame.
     """
 
     kind: str
@@ -66,17 +66,17 @@ class Witness:
 
     @property
     def unbelieved(self) -> str:
-        """Why a file is not believed that states this, in a few words; "" where it is."""
+        """Why the value of a file is not believed, in a few words; "" if it is."""
         found = unbelieved(self.mpp[0] / self.per) if self.kind == "stated" else ""
         return "a placeholder" if found and self.source.startswith("dpi ") else found
 
     @property
     def placeholder(self) -> bool:
-        """Whether a file states what writers put where they know nothing, or what no microscope has."""
+        """Whether a file states a placeholder, or a scale that no microscope has."""
         return self.unbelieved != ""
 
     def agrees(self, mpp: float, tolerance: float = TOLERANCE) -> bool:
-        """Return whether it says the same, within 5 %."""
+        """Return whether this witness agrees with a scale, by default within 5 %."""
         return any(max(mpp / own, own / mpp) <= 1 + tolerance for own in self.mpp)
 
     def __str__(self) -> str:
@@ -90,8 +90,8 @@ class Scale:
     Attributes:
         mpp: Micrometres per pixel of the frame.
         chosen: The witness that was believed.
-        witnesses: All of them, `chosen` among them.
-        frame: The pixels that all values are per: "pixel of the image", or "full-resolution pixel".
+        witnesses: All witnesses, including `chosen`.
+        frame: The pixel to which all values refer: "pixel of the image", or "full-resolution pixel".
     """
 
     mpp: float
@@ -100,7 +100,7 @@ class Scale:
     frame: str = "pixel of the image"
 
     def note(self, notes: Notes, mpp: float) -> None:
-        """Write down who decided and who else states a scale, per pixel of an image of `mpp`."""
+        """Write the chosen source and all stated scales into the notes, per pixel of an image with `mpp`."""
         notes.scale_from = self.chosen.source
         if self.chosen.remark and self.chosen.remark not in notes.remarks:
             notes.remarks.append(self.chosen.remark)
@@ -118,7 +118,7 @@ class Scale:
 
 
 def unbelieved(mpp: float) -> str:
-    """Return why a stated number of micrometres per pixel is not believed, in a few words; "" where it may be true.
+    """Return why stated micrometres per pixel are not believed, in a few words; "" if they may be true.
 
     >>> unbelieved(0.5), unbelieved(1.0), unbelieved(500.0)
     ('', 'a placeholder', 'not the scale of a microscope')
@@ -130,7 +130,7 @@ def unbelieved(mpp: float) -> str:
 
 
 def in_micrometres(mpp: float) -> str:
-    """Return a number of micrometres per pixel as text, so that none is shown as 0.
+    """Return micrometres per pixel as text, never rounded to 0.
 
     >>> in_micrometres(0.49984), in_micrometres(0.0000012)
     ('0.4998', '1.2e-06')
@@ -139,10 +139,10 @@ def in_micrometres(mpp: float) -> str:
 
 
 def given(mpp: float | None) -> list[Witness]:
-    """Return the user's own statement, if there is one; a number that cannot be one is left to `check_mpp`.
+    """Return the witness of the user's --mpp, if given; implausible numbers are left to `check_mpp`.
 
     Raises:
-        ValueError: It is 0, of which no other witness can be a multiple.
+        ValueError: The number is 0, which cannot be compared with other witnesses.
     """
     if mpp == 0:
         raise ValueError("--mpp is 0. Allowed: a positive number of micrometres per pixel; a 20x scan has about 0.5.")
@@ -150,23 +150,23 @@ def given(mpp: float | None) -> list[Witness]:
 
 
 def stated(source: str, value: Any, scale: float = 1.0) -> list[Witness]:
-    """Return what a file states, times `scale`; nothing where it states no positive number."""
+    """Return the witness of a value in a file, times `scale`; none unless it is a positive number."""
     length = stated_length(value, scale)
     return [] if length is None else [Witness("stated", source, (length,), per=scale)]
 
 
 def stated_length(value: Any, scale: float = 1.0) -> float | None:
-    """Return a length of a file's metadata, times `scale`; None where there is none, or none that could be."""
+    """Return a length from the metadata of a file, times `scale`; None unless it is a positive number."""
     found = number(value)
     return found * scale if found is not None and found > 0 else None
 
 
 def image_states(image: Any, name: str, scale: float = 1.0) -> list[Witness]:
-    """Return what the tags of an image say, one witness per tag.
+    """Return the witnesses of an image, one per tag that states a scale.
 
     Args:
-        image: As `open_image` gives it.
-        name: Of the file.
+        image: The image, as `open_image` returns it.
+        name: Name of the file.
         scale: Pixels of the image per pixel of the frame.
     """
     found = getattr(image, "scale_statements", ())
@@ -174,7 +174,7 @@ def image_states(image: Any, name: str, scale: float = 1.0) -> list[Witness]:
 
 
 def spots_state(spot_um: Sequence[float], spot_px: float | None, what: str) -> list[Witness]:
-    """Return what a stated diameter in pixels says, by the diameters in micrometres that it can mean."""
+    """Return the witness of a stated diameter in pixels, from the diameters in micrometres that it can mean."""
     if not spot_px or not spot_um:
         return []
     diameters = " or ".join(f"{um:g}" for um in spot_um)
@@ -182,10 +182,10 @@ def spots_state(spot_um: Sequence[float], spot_px: float | None, what: str) -> l
 
 
 def names_positions(names: Iterable[object]) -> np.ndarray | None:
-    """Return array positions (spots, 2) row, column from names such as "10x21" or "slide_10x21": x is the column.
+    """Return array positions (spots, 2) row, column from names such as "10x21" or "slide_10x21", in which x is the column.
 
     Returns:
-        None unless every name holds them.
+        The positions; None unless every name holds one.
     """
     matches = [_ARRAY_NAME.fullmatch(str(name)) for name in names]
     if not matches or not all(matches):
@@ -201,12 +201,14 @@ def array_of_spots(
     bin_um: float | None = None,
     spot_px: float | None = None,
 ) -> tuple[Lattice | None, SpotArray | None]:
-    """Return the lattice of a table of spots, by its array positions or else by names that hold them, and the known array.
+    """Return the lattice of a table of spots, using array positions in its columns or else in its names, and the known array.
 
     Args:
-        spots: With x, y, and maybe array_row and array_col.
-        technology: See `find_array`, as `bin_um` and `spot_px`.
-        factor: What x and y were multiplied by since they were written: the lattice is that before.
+        spots: Columns x, y, and optionally array_row and array_col.
+        technology: As in `find_array`.
+        factor: Factor by which x and y were multiplied after reading; the lattice is measured without it.
+        bin_um: As in `find_array`.
+        spot_px: As in `find_array`.
     """
     places = by_name = names_positions(spots.index)
     if {"array_row", "array_col"} <= set(spots):
@@ -227,24 +229,24 @@ def find_array(
     places: np.ndarray | None = None,
     named_by_place: bool = False,
 ) -> SpotArray | None:
-    """Return the known array that the spots are of, None where that cannot be said.
+    """Return the known array on which the spots lie; None if it cannot be determined.
 
     Args:
-        lattice: As measured.
-        technology: As the user or the data set names it; "" leaves it to the lattice.
-        bin_um: Side of the bins of Visium HD.
+        lattice: The measured lattice.
+        technology: Technology as the user or the data set names it; "" leaves the decision to the lattice.
+        bin_um: Side of the bins of Visium HD in micrometres.
         spot_px: Stated diameter of a spot in pixels.
         places: Array positions (spots, 2) row, column, where they are known.
         named_by_place: Whether spots are named "10x21", as on legacy arrays.
 
     Returns:
-        The array; with `assumed` set where squares are taken for the legacy array on the look of them alone.
+        The array; with `assumed` set if squares are taken for the legacy array by their shape alone.
     """
     array = matching_array(lattice, arrays_named(technology, bin_um))
     if array is not LEGACY or technology or lattice is None:
         return array
-    # Squares are also bins and the crossings of channels: a legacy spot is half as wide as its pitch, or it is named by its
-    # place; and no place of the legacy array has a number that large.
+    # Bins and crossing channels are squares too. The legacy array has spots half as wide as its pitch, or named by position,
+    # and no larger position numbers than its own.
     half = 0.4 < (spot_px or 0) / lattice.pitch_px < 0.6
     beyond = places is not None and len(places) > 0 and np.nanmax(places) > (LEGACY.places or np.inf)
     return replace(array, assumed=True) if (half or named_by_place) and not beyond else None
@@ -253,13 +255,13 @@ def find_array(
 def lattice_states(
     lattice: Lattice | None, array: SpotArray | None, pitch_px: float | None = None, measured: str = ""
 ) -> list[Witness]:
-    """Return what the lattice of a known array says.
+    """Return the witness of the lattice of a known array.
 
     Args:
-        lattice: As measured.
+        lattice: The measured lattice.
         array: The known array, if any.
-        pitch_px: Its pitch, where it was measured more closely.
-        measured: That in words.
+        pitch_px: Pitch in pixels, if it was measured more precisely.
+        measured: The same in words.
     """
     if lattice is None or array is None:
         return []
@@ -267,8 +269,8 @@ def lattice_states(
     measured = measured or f"{pitch_px:.1f} px"
     source = f"the lattice of the spots ({array.name}: {array.kind}, {array.pitch_um:g} um = {measured})"
     remark = (
-        f"Nothing says which array the spots are of. Squares of {lattice.places[0]} x {lattice.places[1]} places are taken for "
-        f"that of legacy Spatial Transcriptomics, {array.pitch_um:g} um from spot to spot; chips of crossing channels, such as "
+        f"Nothing states the array of the spots. Squares of {lattice.places[0]} x {lattice.places[1]} positions are taken for "
+        f"legacy Spatial Transcriptomics, {array.pitch_um:g} um from spot to spot; chips of crossing channels, such as "
         f"DBiT-seq, look the same. Confirm it (--technology '{array.name}'), or name another technology and give its scale "
         "(--technology DBiT-seq --mpp MPP)."
     )
@@ -278,22 +280,22 @@ def lattice_states(
 def settle_scale(
     slide_id: str, witnesses: Sequence[Witness], *, frame: str = "pixel of the image", unknown: str = ""
 ) -> Scale:
-    """Believe the safest witness: the user, the lattice of a known array, what files state, the diameters of the spots.
+    """Choose the safest witness: the user, else the lattice of a known array, else files, else the diameters of the spots.
 
     Args:
         slide_id: For messages.
-        witnesses: All that was found.
-        frame: What all of them are per.
-        unknown: Why there is none, for the message.
+        witnesses: All witnesses found.
+        frame: The pixel to which all of them refer.
+        unknown: Why there is no witness, for the message.
 
     Raises:
-        ValueError: There is no witness, or none but placeholders; the message says what to give.
+        ValueError: There is no witness except placeholders; the message says what to give.
     """
     trusted = [one for kind in _TRUST for one in witnesses if one.kind == kind and not one.placeholder]
     if not trusted:
         placeholders = [
             f"{one} is {one.unbelieved}"
-            + (" that writers put where they know nothing" if one.unbelieved == "a placeholder" else "")
+            + (" that programs write for an unknown scale" if one.unbelieved == "a placeholder" else "")
             for one in witnesses
             if one.placeholder
         ]
@@ -312,19 +314,19 @@ def settle_scale(
 
 def _tell_unbelieved(slide_id: str, scale: Scale) -> None:
     for one in scale.witnesses:
-        # Every camera and every program writes some dpi.
+        # Not for dpi, which every camera and every program writes.
         if one.placeholder and not one.agrees(scale.mpp) and not one.source.startswith("dpi "):
-            logger.warning("%s: %s um per %s is %s and is not believed", slide_id, one, scale.frame, one.unbelieved)
+            logger.warning("%s: %s um per %s is %s and is not used", slide_id, one, scale.frame, one.unbelieved)
 
 
 def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
     """Compare the witnesses with the scale that is used.
 
-    The lattice of a known array, and an alignment, contradict even the user, because micrometres per pixel of a reduced image
-    are easily given for those of the full one; against other witnesses the user decides.
+    The lattice of a known array, or an alignment, can contradict even the user, because the micrometres per pixel of a reduced
+    image are easily given in place of those of the full one. Against other witnesses the user decides.
 
     Raises:
-        ValueError: Witnesses disagree by more than 5 %, and `allow` is False; all are listed, and the option that decides.
+        ValueError: Witnesses disagree by more than 5 %, and `allow` is False; the message lists them and the option to use.
     """
     off = [one for one in scale.witnesses if not one.agrees(scale.mpp) and not one.placeholder]
     by_user = scale.chosen.kind == "given"
@@ -336,9 +338,8 @@ def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
         advice = (
             "Correct --mpp, or leave it out; to insist on it add --allow-scale."
             if by_user
-            else "Decide by --mpp, the true micrometres per "
-            f"{scale.frame} (with --allow-scale where the lattice of the spots says otherwise), or by giving the image that "
-            "the spots refer to."
+            else f"Give the true micrometres per {scale.frame} (--mpp; with --allow-scale if the lattice of the spots "
+            "contradicts them), or the image that the spots refer to."
         )
         raise ValueError(
             f"slide {slide_id!r}: the sources of its scale disagree by more than {TOLERANCE:.0%} (um per {scale.frame}):\n"
@@ -349,7 +350,7 @@ def check_scale(slide_id: str, scale: Scale, allow: bool = False) -> None:
 
 
 def scale_of(slide: Any) -> Scale:
-    """Return the scale of a slide that no reader settled: its own mpp, beside what its spots and its image say."""
+    """Return the scale of a slide that no reader settled: its own mpp, beside the witnesses of its spots and its image."""
     array, pixels = (slide.spots[names].to_numpy(float) for names in (["array_row", "array_col"], ["y", "x"]))
     lattice = measure_lattice(pixels, array)
     named = find_array(lattice, slide.technology, bin_um=slide.spot_um, spot_px=slide.spot_px, places=array)
@@ -367,7 +368,7 @@ def scale_of(slide: Any) -> Scale:
 
 
 def stated_diameters(array: SpotArray | None, spot_um: float | None) -> tuple[float, ...]:
-    """Return the diameters in micrometres that a stated diameter in pixels can mean: of the array, or of what the user says."""
+    """Return the diameters in micrometres that a stated diameter in pixels can mean, by the array or by the user."""
     if array is not None and (spot_um is None or spot_um in array.stated_um):
         return array.stated_um
     if spot_um is None:

@@ -1,4 +1,4 @@
-"""Train, validation and test by patient, by slide, or (asked for by name, because neighbours leak) by spot."""
+"""Split into train, validation and test by patient, by slide, or, only on request because neighbours leak, by spot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,15 @@ ASSIGNED = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """How a dataset is to be split.
+    """Request for a split of a dataset.
 
     Attributes:
-        by: "patient", "slide" or "spot".
+        by: unit of the split: "patient", "slide" or "spot".
         test: share of patients, slides or spots for testing, 0 to 1.
         validation: share for validation.
         seed: equal seeds give equal splits.
-        test_slides: slides to test on, instead of drawing them.
-        validation_slides: slides to validate on, instead of drawing them.
+        test_slides: slides to test on, in place of random ones.
+        validation_slides: slides to validate on, in place of random ones.
     """
 
     by: str = "patient"
@@ -34,7 +34,7 @@ class SplitRequest:
     validation_slides: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise a ValueError for a request that no data could fulfil."""
+        """Raise a ValueError for a request that cannot be fulfilled with any data."""
         if self.by not in UNITS:
             raise ValueError(f"split is {self.by!r}. Allowed: {', '.join(map(repr, UNITS))} (--split).")
         if not (0 <= self.test < 1 and 0 <= self.validation < 1 and 0 < self.test + self.validation < 1):
@@ -44,13 +44,14 @@ class SplitRequest:
             )
         if self.by == "spot" and (self.test_slides or self.validation_slides):
             raise ValueError(
-                "split='spot' draws spots of every slide: name no slides, or split by 'slide' or 'patient'."
+                "split='spot' draws spots of every slide, so slides cannot be named. Name none (--test-slides, "
+                "--validation-slides), or split by 'slide' or 'patient' (--split)."
             )
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The split of every slide, or what is drawn per spot, and a sentence for the card."""
+    """The split of every slide, or the random split of spots, and its description for the card."""
 
     request: SplitRequest | None
     of_slide: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class SplitPlan:
         return "spot" if drawn else self.of_slide.get(slide_id, "train")
 
     def of_spots(self, slide_id: str, num_spots: int) -> np.ndarray:
-        """Return the split of each spot of a slide (spots,), the same for a slide whatever other slides there are."""
+        """Return the split of each spot of a slide (spots,), which does not depend on other slides."""
         request, own = self.request, self.of(slide_id)
         if request is None or own != "spot":
             return np.full(num_spots, own, dtype=object)
@@ -84,8 +85,8 @@ class SplitPlan:
         """Return a few sentences of Markdown for the dataset card; names of slides are escaped."""
         if self.unpaired:
             alone = Markdown(
-                f"Slides without an image, whose spots train the gene side alone, are in the split `{UNPAIRED}`, also those of "
-                f"patients who are held out: {cell(', '.join(self.unpaired))}."
+                f"Slides without an image, whose spots train the gene side alone, are in the split `{UNPAIRED}`, including "
+                f"those of held-out patients: {cell(', '.join(self.unpaired))}."
             )
             return (
                 Markdown(f"{replace(self, unpaired=()).describe()} {alone}") if self.of_slide or self.request else alone
@@ -96,17 +97,19 @@ class SplitPlan:
         }
         named = [f"{name}: {cell(', '.join(slides))}" for name, slides in slides_of.items() if slides]
         if request is None and self.is_split:
-            return Markdown(f"Split as the folders were that this one was merged from. {'; '.join(named)}.")
+            return Markdown(f"Split like the folders that were merged into this one. {'; '.join(named)}.")
         if request is None:
             return Markdown(
-                "The one split, `train`, holds all slides: split by `slide_id` or `patient_id`, never by spot."
+                "The only split, `train`, holds all slides: split it by `slide_id` or `patient_id`, never by spot."
             )
         if request.by == "spot":
             return Markdown(
                 f"Split by **spot** (seed {request.seed}; test {request.test:g}, validation {request.validation:g} of every "
-                "slide): neighbouring spots of one section are on both sides, so test figures are too good."
+                "slide): neighbouring spots of one section are in both splits, so test scores are too good."
             )
-        drawn = "slides named by hand" if request.test_slides or request.validation_slides else f"seed {request.seed}"
+        drawn = (
+            "slides named by the user" if request.test_slides or request.validation_slides else f"seed {request.seed}"
+        )
         return Markdown(f"Split by **{request.by}** ({drawn}); no patient is in two splits. {'; '.join(named)}.")
 
 
@@ -115,10 +118,10 @@ def plan_split(slides: Sequence[tuple[str, str]], request: SplitRequest | None) 
 
     Args:
         slides: (slide_id, patient_id) of every slide.
-        request: None puts all into train.
+        request: the request; None puts all slides into train.
 
     Raises:
-        ValueError: too few patients or slides, unknown slides, or a patient on two sides.
+        ValueError: too few patients or slides, unknown slides, or a patient in two splits.
     """
     if request is None:
         return SplitPlan(None, {slide_id: "train" for slide_id, _ in slides})
@@ -144,8 +147,8 @@ def check_leak(slides: Sequence[tuple[str, str]], of_slide: Mapping[str, str], b
     if torn:
         raise ValueError(
             f"split={by!r} leaves patient {torn[0]!r} in {' and '.join(sorted(where[torn[0]]))} ({len(torn)} such patients). "
-            "Neighbouring sections of one patient are nearly copies: use split='patient' (--split patient), or ask for the "
-            "leak by name with split='spot' (--split spot)."
+            "Neighbouring sections of one patient are nearly copies. Use split='patient' (--split patient), or accept the leak "
+            "explicitly with split='spot' (--split spot)."
         )
 
 
@@ -155,8 +158,8 @@ def _named(slides: Sequence[tuple[str, str]], request: SplitRequest) -> dict[str
     both = sorted(set(request.test_slides) & set(request.validation_slides))
     if unknown or both:
         raise ValueError(
-            f"slides {unknown or both} are {'not in the data' if unknown else 'to be in both test and validation'}. The slides "
-            f"are {known}. Correct --test-slides or --validation-slides."
+            f"slides {unknown or both} are {'not in the data' if unknown else 'in both test and validation'}. Available: "
+            f"{known}. Correct --test-slides or --validation-slides."
         )
     of_slide = dict.fromkeys(known, "train")
     of_slide |= dict.fromkeys(request.validation_slides, "validation") | dict.fromkeys(request.test_slides, "test")

@@ -1,4 +1,4 @@
-"""TIFF slides of any size as arrays: only the tiles under the region that is asked for are read and decoded."""
+"""TIFF slides of any size as arrays: only the tiles of the requested region are read and decoded."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from ..errors import reading
 from .pixels import borders, check_channels, to_eight_bits, to_rgb, white_level
 from .tiff_tags import check_upright, significant_bits, stated_scales
 
-# Two rows of tiles of 512 px across 20,000 px; of a wider slide some tiles are decoded twice.
+# Two rows of 512 px tiles across 20,000 px; on a wider slide some tiles are decoded twice.
 _CACHE_BYTES = 64 * 2**20
-# What is read to tell which value is white, where samples have more than 8 bits; and the share of a tile that may be brighter.
+# Tiles and pixels read to find the value of white, where samples have more than 8 bits; share of a tile that may be brighter.
 _SAMPLED_TILES, _SAMPLED_PIXELS, _BRIGHTER = 32, 2**22, 1e-3
-# One strip for the whole image is how many tools write: decoding it needs all of it at once.
+# Many tools write the whole image as one strip, which must be decoded at once.
 _LARGEST_CHUNK = 2**30
-# Axes of length one around an image, and those along which planes of colour lie.
+# Axes along which the colour planes of an image may lie.
 _COLOUR_AXES = "CQS"
 _RETILE = (
     "Convert it to tiles, e.g. `vips tiffsave IN.tif OUT.tif --tile --pyramid --compression jpeg --Q 95 --bigtiff`"
@@ -30,8 +30,8 @@ _RETILE = (
 class TiffImage:
     """One level of a TIFF (tiled or in strips, plain, OME, SVS, BigTIFF) as uint8 RGB.
 
-    Decoded tiles are kept up to a fixed number of bytes, so memory does not grow with the slide. The object can be sent
-    to another process; the file is opened again there.
+    The cache of decoded tiles has a fixed size, so memory does not grow with the slide. The object can be sent to another
+    process, which opens the file again.
 
     Attributes:
         shape: (height, width, 3).
@@ -46,12 +46,12 @@ class TiffImage:
 
         Args:
             path: a TIFF.
-            level: of the pyramid, 0 for full resolution.
-            cache_bytes: decoded tiles that are kept.
-            white: the value that is white, where it is known; by default it is stated or measured (`pixels.white_level`).
+            level: level of the pyramid, 0 for full resolution.
+            cache_bytes: size of the cache of decoded tiles.
+            white: the value of white, where it is known; by default it is stated or measured (`pixels.white_level`).
 
         Raises:
-            ValueError: a truncated or damaged file, or an image that is neither grey nor RGB, or lies on its side.
+            ValueError: a truncated or damaged file, or an image that is neither grey nor colour, or is not stored upright.
         """
         self.path, self.level, self.cache_bytes, self.white = Path(path), level, cache_bytes, white
         with reading(self.path, "TIFF", "It is damaged or incomplete: download or export it again."):
@@ -80,7 +80,7 @@ class TiffImage:
         self._cached = 0
 
     def _check_kind(self, chosen: Any, page: Any) -> int:
-        """Return the number of pages that are the planes of one image; refuse what is not a grey or colour image."""
+        """Return the number of pages that hold colour planes of one image; refuse what is not a grey or colour image."""
         axes = "".join(axis for axis, size in zip(chosen.axes, chosen.shape, strict=True) if size > 1 or axis in "YX")
         colour = page.photometric in (0, 1, 2, 3, 5, 6)  # white is zero, black is zero, RGB, palette, CMYK, YCbCr
         if (
@@ -113,7 +113,7 @@ class TiffImage:
             tiles = self._grid[0] * self._grid[1] * self._separate
             if len(page.dataoffsets) < tiles:
                 raise ValueError(
-                    f"the TIFF {self.path} declares {self.shape[1]} x {self.shape[0]} px, {tiles} pieces, and lists "
+                    f"the TIFF {self.path} declares {self.shape[1]} x {self.shape[0]} px in {tiles} tiles or strips, but lists "
                     f"{len(page.dataoffsets)}: it is damaged. Download or export it again."
                 )
             if needed > size:
@@ -123,7 +123,7 @@ class TiffImage:
                 )
         chunk, page = int(np.prod(self._chunk)) * 3, self._pages[0]
         if not page.is_tiled and self._planes == self._separate == 1 and page.is_memmappable:
-            # Uncompressed rows, one after the other: no strip need be read whole.
+            # Uncompressed consecutive rows can be mapped, so that no strip is read as a whole.
             kind = page.dtype.newbyteorder(self._file.byteorder)
             self._raw = np.memmap(self.path, kind, "r", page.dataoffsets[0], (*self.shape[:2], page.samplesperpixel))
         elif chunk > _LARGEST_CHUNK:
@@ -140,7 +140,7 @@ class TiffImage:
         return f"{round(np.log2(self.white + 1))} of {8 * kind.itemsize} bits" if kind.kind in "iu" else str(kind)
 
     def _white(self) -> float:
-        """Return the value that is white, by the file or by a sample of its tiles."""
+        """Return the value of white, as the file states it or from a sample of its tiles."""
         page = self._pages[0]
         if page.dtype == np.uint8 or int(page.photometric) == 3:  # the numbers of a palette are not samples
             return 255.0
@@ -158,18 +158,18 @@ class TiffImage:
 
     @property
     def scale_statements(self) -> list[tuple[str, float]]:
-        """What the tags say, true or not, the most explicit first: the name of a tag, micrometres per pixel of this level."""
+        """Pairs of tag and the micrometres per pixel of this level that it states, true or not, the most explicit first."""
         full, scale = self.level_shapes[0], self.level_shapes[0][1] / self.shape[1]
         found = stated_scales(self._pages[0], self._file.ome_metadata or "", full[1], self._file.imagej_metadata or {})
         return [(tag, value * scale) for tag, value in found]
 
     @property
     def chunks(self) -> tuple[int, int]:
-        """(rows, columns) of what is decoded at once."""
+        """(rows, columns) of a tile or strip, which is decoded at once."""
         return self._chunk[0], self._chunk[1]
 
     def overview(self, longest_px: int) -> "TiffImage":
-        """Return the smallest stored level whose longer side is at least this, or this level where there is none smaller."""
+        """Return the smallest stored level whose longer side is at least `longest_px`; this level if none is smaller."""
         fitting = [index for index, shape in enumerate(self.level_shapes) if max(shape) >= longest_px]
         return TiffImage(self.path, fitting[-1], white=self.white) if fitting and fitting[-1] > self.level else self
 
@@ -208,7 +208,7 @@ class TiffImage:
         """Return the samples (rows, columns, samples) as uint8 RGB.
 
         Raises:
-            ValueError: they are far brighter than the sample of the image by which it was told what is white.
+            ValueError: they are far brighter than the tiles by which the value of white was found.
         """
         white, page = 255.0 if self.white is None else self.white, self._pages[0]
         if samples.dtype != np.uint8 and int(page.photometric) != 3:
@@ -222,7 +222,7 @@ class TiffImage:
         return _colours(samples, page, white)
 
     def _samples(self, index: int) -> np.ndarray:
-        """Return one tile as it is stored, (rows, columns, samples)."""
+        """Return one tile with its stored samples (rows, columns, samples)."""
         per_plane = self._grid[0] * self._grid[1]
         planes = [
             self._decode(page, plane * per_plane + index) for page in self._pages[: self._planes]
@@ -239,7 +239,7 @@ class TiffImage:
             handle = self._file.filehandle
             handle.seek(page.dataoffsets[index])
             encoded = handle.read(count)  # on its own line: `page.decode` may itself read from the file on first use
-            header = getattr(page.keyframe, "jpegheader", None)  # of Hamamatsu's NDPI
+            header = getattr(page.keyframe, "jpegheader", None)  # only Hamamatsu's NDPI has one
             decoded = page.decode(encoded, index, jpegtables=page.jpegtables, jpegheader=header)[0]
         except Exception as error:  # every codec has its own errors
             raise ValueError(
@@ -253,7 +253,7 @@ class TiffImage:
 
 
 def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
-    """Return the samples of a page (rows, columns, samples) as uint8 RGB, by its photometric interpretation and its white."""
+    """Convert the samples of a page (rows, columns, samples) to uint8 RGB by its photometric interpretation and its white."""
     kind = int(page.photometric)
     if kind == 3:  # a palette of 16 bits, stored (3, colours)
         array = (page.colormap >> 8).astype(np.uint8).T[array[:, :, 0]]
@@ -263,13 +263,13 @@ def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
         return np.asarray(Image.fromarray(to_eight_bits(array, white), "CMYK").convert("RGB"))
     elif kind == 6 and int(page.compression) not in (6, 7):  # a decoder of JPEG gives RGB
         return np.asarray(Image.fromarray(to_eight_bits(array, white), "YCbCr").convert("RGB"))
-    elif page.extrasamples and int(page.extrasamples[0]) == 0:  # a further sample that is not an opacity
+    elif page.extrasamples and int(page.extrasamples[0]) == 0:  # an extra sample that is not opacity
         array = _without_extra(array, page)
     return to_rgb(array, white, premultiplied=bool(page.extrasamples) and int(page.extrasamples[0]) == 1)
 
 
 def _without_extra(samples: np.ndarray, page: Any) -> np.ndarray:
-    """Return the colours (..., samples) alone: opacity may have all bits although they have 12."""
+    """Return the colours (..., samples) without opacity, which may use all 16 bits although colours use 12."""
     return samples[..., : samples.shape[-1] - len(page.extrasamples)] if page.extrasamples else samples
 
 

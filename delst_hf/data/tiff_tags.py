@@ -1,4 +1,4 @@
-"""What the tags of a TIFF say of its scale, its depth and which side is up."""
+"""Read the scale, the depth and the orientation that the tags of a TIFF state."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _UM_PER_UNIT = {
     "microns": 1.0,
     "\\u00B5m": 1.0,
 }
-# What values of the tag Orientation mean; 1 is upright.
+# Meaning of the values of the tag Orientation; 1 is upright.
 _ORIENTATIONS = {
     2: "mirrored", 3: "turned by 180 degrees", 4: "mirrored and turned by 180 degrees", 5: "mirrored and turned by 90 degrees",
     6: "turned by 90 degrees", 7: "mirrored and turned by 270 degrees", 8: "turned by 270 degrees",
@@ -30,12 +30,12 @@ _ORIENTATIONS = {
 
 
 def stated_scales(page: Any, ome: str, width: int, imagej: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the names of tags and the micrometres per pixel that they state of the full resolution, the most explicit first.
+    """Yield the names of tags and the micrometres per full-resolution pixel that they state, the most explicit first.
 
     Args:
         page: The first page of the image.
         ome: OME-XML, or "".
-        width: Of the full resolution, which tells its entry in the OME-XML from those of label and macro.
+        width: Width of the full resolution, by which its entry in the OME-XML is told from those of label and macro.
         imagej: Metadata of ImageJ.
     """
     images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", ome)
@@ -46,7 +46,7 @@ def stated_scales(page: Any, ome: str, width: int, imagej: Mapping[str, Any]) ->
             unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', image)
             if size and (factor := _UM_PER_UNIT.get(unit[1] if unit else "")):
                 sizes.append((f"PhysicalSize{axis}", float(size[1]) * factor))
-        # Both sides of a square pixel are one statement.
+        # Equal sizes in X and Y are one statement.
         yield from sizes[:1] if len({round(value, 6) for _, value in sizes}) == 1 else sizes
     if found := re.search(r"\bMPP\s*=\s*([\d.]+)", page.description or ""):
         yield "MPP of the description", float(found[1])
@@ -63,7 +63,7 @@ def stated_scales(page: Any, ome: str, width: int, imagej: Mapping[str, Any]) ->
 
 
 def significant_bits(page: Any, ome: str) -> int | None:
-    """Return how many bits of a sample are used, by the file: OME's SignificantBits, bits per sample, or the largest value."""
+    """Return the number of used bits per sample: OME's SignificantBits, BitsPerSample, or MaxSampleValue; None without one."""
     if found := re.search(r'\bSignificantBits="(\d+)"', ome):
         return int(found[1])
     bits = page.bitspersample
@@ -77,20 +77,20 @@ def significant_bits(page: Any, ome: str) -> int | None:
 
 
 def check_upright(page: Any, name: str) -> None:
-    """Raise a ValueError if the tag Orientation says that the image lies on its side."""
+    """Raise a ValueError if the tag Orientation says that the image is not stored upright."""
     tag = page.tags.get("Orientation")
     refuse_turned(0 if tag is None else int(tag.value), name, "tiffset -s 274 1 FILE")
 
 
 def refuse_turned(orientation: int, name: str, forget: str) -> None:
-    """Refuse an image that is to be turned before it is shown.
+    """Refuse an image that must be turned for display.
 
-    Some programs turn it and some do not, so whether positions refer to the stored or to the shown pixels cannot be known.
+    Some programs turn it and some do not, so whether positions refer to the stored or to the displayed pixels is unknown.
 
     Args:
-        orientation: 1 to 8 as in TIFF and EXIF; 0 and what is unknown is taken for upright.
-        name: Of the file.
-        forget: A command that makes the stored pixels those that are shown.
+        orientation: 1 to 8 as in TIFF and EXIF; 0 and unknown values are taken for upright.
+        name: Name of the file.
+        forget: A command that removes the tag, so that the stored pixels are displayed.
 
     Raises:
         ValueError: It is not upright.
@@ -99,7 +99,7 @@ def refuse_turned(orientation: int, name: str, forget: str) -> None:
         return
     raise ValueError(
         f"{name} says that it is stored {_ORIENTATIONS[orientation]} (orientation {orientation}), and it is not known whether "
-        "positions refer to the pixels as stored or as shown. Allowed: upright images. If they refer to the stored ones, drop "
-        f"the tag ({forget}); else save the image as it is shown, e.g. "
+        "positions refer to the stored or to the displayed pixels. Allowed: upright images. If they refer to the stored ones, "
+        f"remove the tag ({forget}); else save the image as it is displayed, e.g. "
         "`python -c \"from PIL import Image, ImageOps; ImageOps.exif_transpose(Image.open('IN')).save('OUT.png')\"`."
     )

@@ -1,4 +1,4 @@
-"""Where tissue lies on a slide: found by its colour, or told by a mask image or by polygons as QuPath writes them."""
+"""Find tissue on a slide by its colour, or read it from a mask image or from polygons of QuPath."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,22 +12,22 @@ from scipy import ndimage
 
 from .images import check_readable, read_image
 
-# Side of the reduced image on which tissue is looked for: some 10 to 30 um per pixel.
+# Side of the reduced image in which tissue is searched: about 10 to 30 um per pixel.
 MASK_PX = 1024
-# Saturation, 0 to 255. Glass is below the first and stained tissue above the second, whatever Otsu's method makes of a
-# slide that is all glass or all tissue.
+# Saturation, 0 to 255: glass is below the first value and stained tissue above the second. They bound Otsu's threshold, which
+# fails on a slide of only glass or only tissue.
 _GLASS, _STAINED = 12, 50
-# Darker than any dye: where somebody cut the background out.
+# Darker than any dye: background that was cut out.
 _BLACK = 12
-# Median brightness of a slide whose background is dark, as that of fluorescence is; 0 to 255.
+# A slide with a median brightness below this, 0 to 255, has a dark background, as in fluorescence.
 _DARK_BACKGROUND = 40
-# Vessels, ducts and fat vacuoles are holes of tissue; a larger hole is glass inside a ring of tissue.
+# Vessels, ducts and fat vacuoles are holes that belong to tissue; a larger hole is glass inside a ring of tissue.
 _LARGEST_HOLE_MM2 = 0.5
-# Gaps in fat and between fibres are tissue; closing them first also makes holes of what is open at one end.
+# Gaps of this width, in fat and between fibres, are tissue; closing them turns bays with a narrow opening into holes.
 _GAP_UM = 60
-# Dust and pieces that are not a section.
+# Smaller pieces are dust, not a section.
 _SMALLEST_PIECE_MM2 = 0.02
-# Mask and slide may differ so much in the ratio of their sides: rounding of a reduced image.
+# Aspect ratios of mask and slide may differ by this share, because a reduced image has whole pixels.
 _SAME_RATIO = 0.02
 
 
@@ -44,11 +44,11 @@ class TissueMask:
     image_shape: tuple[int, int]
 
     def fractions(self, centres: np.ndarray, side: float) -> np.ndarray:
-        """Return the share of tissue of squares, exact to the pixels of the mask; beyond the image there is none.
+        """Return the share of tissue in squares (squares,), exact to the pixels of the mask; outside the image it is 0.
 
         Args:
             centres: (squares, 2) x, y in pixels of the image.
-            side: of the squares in pixels of the image.
+            side: side of the squares in pixels of the image.
 
         >>> half = TissueMask(np.array([[True, False]]), (100, 200))
         >>> half.fractions(np.array([[50, 50], [100, 50], [150, 50]]), 100).tolist()
@@ -70,9 +70,9 @@ class TissueMask:
 
 
 def otsu_threshold(values: np.ndarray) -> int:
-    """Return the threshold that separates uint8 values best: the highest variance between the classes (Otsu 1979).
+    """Return the threshold of uint8 values with the highest variance between the two classes (Otsu, 1979).
 
-    Values above it are one class, the others the other.
+    Values above the threshold are one class, all others the other.
 
     >>> otsu_threshold(np.array([10] * 50 + [12] * 50 + [200] * 30, dtype=np.uint8))
     12
@@ -88,24 +88,24 @@ def otsu_threshold(values: np.ndarray) -> int:
 
 
 def find_tissue(thumbnail: np.ndarray, image_shape: Sequence[int], mpp: float) -> TissueMask:
-    """Find tissue by its saturation (Otsu), close its gaps, fill its holes and leave dust out.
+    """Find tissue by its saturation (Otsu), drop dust, close gaps and fill holes.
 
-    Faint fat is found where it lies within 60 um of something stained or is enclosed by it; pen marks are taken for tissue.
+    Faint fat is found if it lies within 60 um of stained tissue or is enclosed by it; pen marks are taken for tissue.
 
     Args:
-        thumbnail: uint8 (rows, columns, 3), the whole slide reduced.
+        thumbnail: uint8 (rows, columns, 3), the whole slide at a reduced size.
         image_shape: (height, width) of the image in pixels.
         mpp: micrometres per pixel of the image.
 
     Raises:
-        ValueError: a dark background, as that of fluorescence, or no tissue.
+        ValueError: a dark background, as in fluorescence, or no tissue.
     """
     largest, smallest = thumbnail.max(-1).astype(np.float32), thumbnail.min(-1).astype(np.float32)
     lit = largest[largest >= _BLACK]
     if not lit.size or (np.median(largest) < _DARK_BACKGROUND and np.median(lit) < 2 * _DARK_BACKGROUND):
         raise ValueError(
-            f"the slide is dark: the median of its brightest channel is {np.median(largest):.0f} of 255. Allowed: a stained "
-            "section on bright glass; this is how fluorescence looks. Give the H&E image, or say where tissue is (--mask)."
+            f"the slide is dark, as in fluorescence: the median of its brightest channel is {np.median(largest):.0f} of 255. "
+            "Allowed: a stained section on bright glass. Give the H&E image, or mark the tissue (--mask)."
         )
     saturation = np.where(largest >= _BLACK, 255 * (largest - smallest) / np.maximum(largest, 1), 0)
     saturation = ndimage.gaussian_filter(saturation, 1).round().astype(np.uint8)
@@ -116,14 +116,14 @@ def find_tissue(thumbnail: np.ndarray, image_shape: Sequence[int], mpp: float) -
     mask = ~_without_pieces(~mask, _LARGEST_HOLE_MM2 / pixel_mm2, but_at_border=True)
     if not mask.any():
         raise ValueError(
-            "no tissue was found: nothing on this slide is more coloured than glass. Look at the image; where tissue is "
-            "there but faint, draw it (--mask with an image, or with GeoJSON of QuPath)."
+            "no tissue was found: nothing on this slide is more coloured than glass. Look at the image; if it shows faint "
+            "tissue, draw that (--mask with an image, or with GeoJSON of QuPath)."
         )
     return TissueMask(mask, (int(image_shape[0]), int(image_shape[1])))
 
 
 def _closed(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Dilate by a disk of `radius` pixels and erode again, by distances: quick at any radius."""
+    """Close gaps: dilate by a disk of `radius` pixels and erode again. Distance transforms are fast at any radius."""
     if radius < 1 or not mask.any():
         return mask
     margin = int(np.ceil(radius)) + 1  # so that nothing grows from the border
@@ -132,7 +132,7 @@ def _closed(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _without_pieces(mask: np.ndarray, smallest: float, but_at_border: bool = False) -> np.ndarray:
-    """Drop connected pieces of fewer pixels than `smallest`, or keep those that touch the border all the same."""
+    """Drop connected pieces of fewer pixels than `smallest`; with `but_at_border`, keep all pieces that touch the border."""
     pieces, number = ndimage.label(mask)
     keep = np.bincount(pieces.reshape(-1), minlength=number + 1) >= smallest
     if but_at_border:
@@ -142,16 +142,16 @@ def _without_pieces(mask: np.ndarray, smallest: float, but_at_border: bool = Fal
 
 
 def read_tissue(path: str | Path, image_shape: Sequence[int]) -> TissueMask:
-    """Read where tissue is from a mask image, or from polygons in GeoJSON.
+    """Read the tissue from a mask image, or from polygons in GeoJSON.
 
     Args:
-        path: an image of the whole slide at any size, tissue not black; or .geojson or .json as QuPath exports it,
-            coordinates in pixels of the image.
+        path: an image of the whole slide at any size, in which tissue is not black; or .geojson or .json as QuPath exports it,
+            with coordinates in pixels of the image.
         image_shape: (height, width) of the image in pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a mask of other proportions, no polygon, or nothing that lies on the image.
+        ValueError: a mask of another aspect ratio, no polygon, or no tissue on the image.
     """
     path = check_readable(path, "mask", "Give a mask image, or GeoJSON as QuPath exports it (--mask).")
     height, width = int(image_shape[0]), int(image_shape[1])
@@ -162,10 +162,10 @@ def read_tissue(path: str | Path, image_shape: Sequence[int]) -> TissueMask:
         rows, columns = pixels.shape
         if abs(columns * height / (rows * width) - 1) > _SAME_RATIO:
             raise ValueError(
-                f"the mask {path.name} is {columns} x {rows} px, but the slide is {width} x {height} px: their proportions "
+                f"the mask {path.name} is {columns} x {rows} px, but the slide is {width} x {height} px: their aspect ratios "
                 "differ. Give a mask of the whole slide, at any size."
             )
-        # Classes are small numbers; what JPEG makes of black and white is anything.
+        # A mask of classes has few, small numbers; JPEG turns black and white into many values.
         mask = pixels > (0 if len(np.unique(pixels)) <= 16 else 127)
     if not mask.any():
         raise ValueError(
@@ -184,7 +184,7 @@ def _drawn_polygons(path: Path, height: int, width: int) -> np.ndarray:
         raise ValueError(f"cannot read {path.name} as GeoJSON: {error}. Export the annotations again.") from error
     if not polygons:
         raise ValueError(
-            f"{path.name} holds no polygon. Allowed: GeoJSON features of the kind Polygon or MultiPolygon, as QuPath writes "
+            f"{path.name} holds no polygon. Allowed: GeoJSON features of type Polygon or MultiPolygon, as QuPath writes "
             "them (File > Export objects as GeoJSON)."
         )
     mask = np.zeros(size[::-1], dtype=bool)
@@ -205,7 +205,7 @@ def _drawn_polygons(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def _polygons(node: Any) -> Iterator[list[Any]]:
-    """Yield the rings of every polygon, outline first, of GeoJSON or of a list of its features."""
+    """Yield the rings of every polygon, outline first, in GeoJSON or in a list of its features."""
     if isinstance(node, list):
         for item in node:
             yield from _polygons(item)

@@ -1,9 +1,9 @@
 """Synthetic H&E-like slides with a planted hierarchy: more tissue structure goes with more expressed genes.
 
-A smooth field in 0..1, the level of structure, covers each slide. It sets what is drawn (white adipose cells, pink
-stroma, glands with a lumen, ducts filled by cells, dense tumour: ever more nuclei) and which genes are on: a programme
-gene is expressed where the level exceeds the gene's own threshold, so the genes of a lower level are a subset of a
-higher's. Library size varies independently of the level. Stain differs between slides, expression between patients.
+A smooth field in 0..1, the level of structure, covers each slide. It determines what is drawn (with rising level: white adipose
+cells, pink stroma, glands with a lumen, ducts filled by cells, dense tumour) and which genes are on: a programme gene is
+expressed where the level exceeds the gene's own threshold, so the genes of a lower level are a subset of those of a higher one.
+Library size varies independently of the level. Stain differs between slides, expression between patients.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ REGIONS = ("adipose", "stroma", "gland", "in situ", "tumour")
 # Optical density per unit of dye in red, green, blue (Ruifrok and Johnston, 2001).
 _HEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 _EOSIN = np.array([0.07, 0.99, 0.11])
-# Drawing at twice the size and averaging gives smooth outlines of nuclei that are only a few pixels wide.
+# Drawing at twice the size and averaging smooths the outlines of nuclei, which are only a few pixels wide.
 _OVERSAMPLING = 2
 
 
@@ -35,7 +35,7 @@ def make_toy_slides(num_slides: int = 5, *, seed: int = 0, **options: float) -> 
     """Make slides toy_A1, toy_A2 (one patient), toy_B1, toy_C1, toy_D1, ... with a common set of genes.
 
     Args:
-        num_slides: how many.
+        num_slides: number of slides.
         seed: equal seeds give equal slides.
         **options: passed to `make_toy_slide`.
 
@@ -74,7 +74,7 @@ def make_toy_slide(
 
     Args:
         slide_id: the letters after the last "_" are the patient: "A" for "toy_A1".
-        seed: together with slide_id it determines everything; the genes depend on the seed only.
+        seed: determines the slide together with slide_id; the genes depend on the seed only.
         spots_per_side: spots lie on a square grid of this many rows and columns.
         num_genes: 60 % programme genes (nested thresholds), 25 % markers of one region, the rest expressed everywhere.
         image_px: side of the square image.
@@ -138,7 +138,7 @@ def _region(level: np.ndarray) -> np.ndarray:
 
 
 def _structure_field(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Smooth field (size, size) in 0..1 whose values are spread nearly evenly, so that every region appears."""
+    """Return a smooth field (size, size) of nearly evenly distributed values in 0..1, so that every region appears."""
     coarse = 64
     noise = gaussian_filter(rng.standard_normal((coarse, coarse)), sigma=coarse / 9, mode="reflect")
     ranks = (rankdata(noise).reshape(coarse, coarse) - 0.5) / coarse**2
@@ -160,7 +160,7 @@ def _sample_counts(
     active[:, markers] = _region(level)[:, None] == np.arange(num_markers)[None] % len(REGIONS)
     patient_effect = np.random.default_rng([seed, 3, crc32(patient.encode())]).lognormal(0, 0.15, num_genes)
     depth = rng.lognormal(rng.normal(0, 0.1), 0.2, level.size)
-    # A hundredth of the expression leaks everywhere: real genes are never exactly off.
+    # A hundredth of the expression leaks everywhere, since real genes are never exactly off.
     rate = mean * patient_effect * np.where(active, 1.0, 0.01) * depth[:, None]
     return sp.csr_matrix(rng.poisson(rng.gamma(4.0, rate / 4.0)).astype(np.int32))
 

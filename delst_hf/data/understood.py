@@ -1,4 +1,4 @@
-"""What was understood of a slide, on one page: for `delst check`, and for the card of a dataset."""
+"""Describe how a slide was read, on one page: for `delst check` and for the card of a dataset."""
 
 import logging
 from collections import Counter
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Sources of a scale that differ by less are said to agree.
+# Sources of a scale agree if they differ by no more than this.
 AGREEMENT = 0.05
 _MANY = 12
 
 
 def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
-    """Write into the slide's notes what only the finished slide can tell: labels, medians, tissue under the spots."""
+    """Write into the slide's notes what can be measured only on the finished slide: labels, medians, tissue under the spots."""
     notes, counts = slide.notes, slide.counts.tocsr()
     notes.labels = _spots_by_label(slide.spots)
     if slide.has_counts:
@@ -52,7 +52,7 @@ def _spots_by_label(spots: pd.DataFrame) -> dict[str, int]:
 
 
 def _totals(counts: sp.csr_matrix) -> np.ndarray:
-    """Sum of the counts of each spot (spots,), without a copy of all of them as 64 bits."""
+    """Return the sum of the counts of each spot (spots,) int64, without a 64-bit copy of all counts."""
     totals, filled = np.zeros(counts.shape[0], np.int64), np.diff(counts.indptr) > 0
     totals[filled] = np.add.reduceat(counts.data, counts.indptr[:-1][filled], dtype=np.int64) if filled.any() else 0
     return totals
@@ -62,8 +62,8 @@ def slide_page(row: Mapping[str, Any], num_spots: int) -> str:
     """Return the page of one slide, about ten lines of plain text.
 
     Args:
-        row: of the slides table, with its `notes`.
-        num_spots: how many spots the slide has.
+        row: row of the slides table, with its `notes`.
+        num_spots: number of spots of the slide.
     """
     notes = Notes.from_json(row.get("notes"))
     lines = [
@@ -83,7 +83,7 @@ def slide_page(row: Mapping[str, Any], num_spots: int) -> str:
     if notes.on_tissue is not None:
         lines.append(("tissue", f"{notes.on_tissue:.0%} of the spots lie on tissue"))
     lines += [("remark", remark) for remark in notes.remarks]
-    # A line break in a name would begin another line of the page.
+    # A line break in a name would begin a new line of the page.
     return "\n".join(f"{name:<9}{' '.join(str(text).split())}" for name, text in lines)
 
 
@@ -91,8 +91,8 @@ def counts_page(found: "Counts", species: str = "", aliases: Mapping[str, tuple[
     """Return the page of a table of counts that has neither image nor positions.
 
     Args:
-        found: As `read_counts` gives them; what is left out of its genes is written into its notes.
-        species: Of the tissue; "" takes what the genes say.
+        found: The counts, as `read_counts` returns them; genes that are left out are counted in their notes.
+        species: Species of the tissue; "" takes it from the genes.
         aliases: See `read_aliases`.
 
     Raises:
@@ -105,7 +105,7 @@ def counts_page(found: "Counts", species: str = "", aliases: Mapping[str, tuple[
     notes, twice = found.notes, int(found.barcodes.duplicated().sum())
     notes.genes_with_ids = int((genes["gene_id"] != "").sum())
     named = ", ".join(found.barcodes[:3]) + (", ..." if len(found.barcodes) > 3 else "")
-    doubled = f"; {twice} names are there twice, as of several samples in one table" if twice else ""
+    doubled = f"; {twice} names occur twice, as with several samples in one table" if twice else ""
     totals, expressed = _totals(counts), np.diff(counts.indptr)
     lines = [
         ("counts", f"{found.name}, without an image and without positions"),
@@ -125,7 +125,7 @@ def counts_page(found: "Counts", species: str = "", aliases: Mapping[str, tuple[
 
 def _image(row: Mapping[str, Any], notes: Notes) -> str:
     if not _has_image(row):
-        return "none: counts alone, which train the gene side (--unpaired_slides)"
+        return "none: counts alone, to train the gene side (--unpaired_slides)"
     size = f"{row['image_width']} x {row['image_height']} px"
     return ", ".join([size, *(f"{name}: {value}" for name, value in notes.image.items())])
 
@@ -145,7 +145,7 @@ def _against(found: float, mpp: float) -> str:
 
 
 def _has_image(row: Mapping[str, Any]) -> bool:
-    return row["image_width"] != 0  # older versions left out what they did not know
+    return row["image_width"] != 0  # older versions wrote null for an unknown width
 
 
 def _patch(row: Mapping[str, Any]) -> str:
@@ -179,17 +179,17 @@ def _labels(row: Mapping[str, Any], notes: Notes) -> str:
 
 
 def summary_table(folder: Path, spots_of: Mapping[str, int]) -> str:
-    """Return a line per slide: what of it is in the dataset, what is not and why, its scale and its labels.
+    """Return a table with one line per slide: what is in the dataset, what was left out and why, scale and labels.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         spots_of: spots per slide.
     """
     columns = ["slide_id", "mpp", "measured_genes", "notes"]
     lines = [("slide", "spots", "left out", "genes", "left out", "um/px", "from", "labels")]
     for row in read_columns(folder / "slides" / "slides.parquet", columns).to_pylist():
         notes, kept = Notes.from_json(row["notes"]), spots_of[row["slide_id"]]
-        # Counts without a place are not spots of the source.
+        # Counts without a position are not spots of the source.
         lost = sum(number for reason, number in notes.spots_left_out.items() if reason != "counts without a spot")
         classes = [label for label in notes.labels if label != "(none)"]
         without = notes.labels.get("(none)", 0)
@@ -209,10 +209,10 @@ def _reasons(counted: Mapping[str, int]) -> str:
 
 
 def dataset_pages(path: Path) -> list[str]:
-    """Return the page of every slide of a dataset folder; its files are verified, labels and medians counted in the spots.
+    """Return the page of every slide of a dataset folder; verify its files, and recount labels and medians from the spots.
 
     Raises:
-        ValueError: a folder that is not as it was written.
+        ValueError: a folder that does not match its manifest.
     """
     folder = open_folder(path, verify=True)
     pages = []
@@ -225,7 +225,7 @@ def dataset_pages(path: Path) -> list[str]:
 
 
 def _recounted(row: Mapping[str, Any], spots: pd.DataFrame) -> dict[str, Any]:
-    """Return the row with notes whose labels and medians are those of the spots."""
+    """Return the row with labels and medians of its notes recounted from the spots."""
     notes = Notes.from_json(row.get("notes"))
     notes.labels = _spots_by_label(spots)
     if len(row["measured_genes"]) and len(spots):
