@@ -142,7 +142,9 @@ def test_what_appeared_during_the_work_is_not_replaced(tmp_path):
             output.mkdir()
             (output / "thesis.tex").write_text("years")
 
-    with pytest.raises(FileExistsError, match="made by somebody else while this run was working; it is left as it is"):
+    with pytest.raises(
+        FileExistsError, match="made by another program while this run was working; it is left unchanged"
+    ):
         work()
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "thesis.tex"]
 

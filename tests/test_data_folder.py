@@ -143,7 +143,7 @@ DAMAGE = {
     "a barcode twice": (replaced("barcode", lambda rows: [rows[1], *rows[1:]]), "barcodes of slide 'toy_A1' are not unique"),
     "a column gone": (lambda table: table.drop_columns(["barcode"]), "has no column barcode"),
     "a column of another type": (as_text("n_genes"), "column n_genes .*type string instead of int32"),
-    "fewer rows": (lambda table: table.slice(1), "tells of 18 spots, the files hold 17"),
+    "fewer rows": (lambda table: table.slice(1), "states 18 spots, but the files hold 17"),
     "no rows": (lambda table: table.slice(0, 0), "slide 'toy_A1' has no spots"),
     "images by path": (replaced("image", lambda rows: [OUTSIDE] * len(rows)), "given by a path"),
 }  # fmt: skip

@@ -220,7 +220,7 @@ def test_the_remains_of_a_killed_run_are_reported_and_not_used(tmp_path, caplog)
     stale.mkdir(parents=True)
     (stale / "toy_Z1.parquet").write_bytes(b"half")
     write_dataset([small()], tmp_path / "d", **SIZE)
-    assert "removed " in caplog.text and "left half-written by a run that was killed" in caplog.text
+    assert "removed " in caplog.text and "left unfinished by a killed run" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
     assert set(load_dataset(str(tmp_path / "d"))["train"]["slide_id"]) == {"toy_A1"}
 

@@ -56,6 +56,6 @@ def test_what_is_no_checkpoint_is_not_replaced(tiny_model, tiny_processor, tmp_p
         save_checkpoint_folder(tmp_path / "model", tiny_model, tiny_processor)
     assert (tmp_path / "model" / "thesis.tex").read_text() == "years"
     save_checkpoint_folder(tmp_path / "head", tiny_model, tiny_processor)
-    with pytest.raises(FileExistsError, match="was made by somebody else while this run was working"):
+    with pytest.raises(FileExistsError, match="was made by another program while this run was working"):
         save_checkpoint_folder(tmp_path / "head", tiny_model, tiny_processor, replace=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head", "model"]

@@ -154,7 +154,7 @@ def test_what_comes_during_the_work_is_not_replaced(file, toy_checkpoint, monkey
         return begun(*args, **options)
 
     monkeypatch.setattr(annotate, "_annotations", meanwhile)
-    with pytest.raises(FileExistsError, match="was made by somebody else while this run was working"):
+    with pytest.raises(FileExistsError, match="was made by another program while this run was working"):
         embed_file(str(toy_checkpoint), path, target, mpp=slide.mpp, num_workers=0)
     assert target.read_text() == "years"
     target.unlink()

@@ -193,7 +193,7 @@ def test_positions_of_a_dataset_are_those_of_its_own_image(tmp_path):
 
 def test_a_spot_without_a_place_makes_no_dataset_and_no_distance(tmp_path):
     write_places(tmp_path / "data", np.array([20.0, np.nan]), np.array([20.0, 40.0]))
-    with pytest.raises(ValueError, match="x is nan of a spot; allowed are numbers"):
+    with pytest.raises(ValueError, match="x of a spot is nan; allowed: numbers"):
         open_folder(tmp_path / "data", verify=True)
     study = Study.load(tmp_path / "data")
     with pytest.raises(ValueError, match="1 spots of toy_A1 have no x"):

@@ -86,11 +86,11 @@ def test_what_cannot_be_is_refused(spots):
     slides, positions = spots
     with pytest.raises(ValueError, match="batch_sampling='slide' is not known.*'within_slide'"):
         SlideSampler(slides, 10, "slide")
-    with pytest.raises(ValueError, match="joined batch of 701 spots out of 700"):
+    with pytest.raises(ValueError, match="joined batch has 701 spots, but there are 700"):
         SlideSampler(slides, 701)
     with pytest.raises(ValueError, match="min_spot_distance_um=5.0 .* x_um and y_um"):
         SlideSampler(slides, 10, min_distance_um=5.0)
-    with pytest.raises(ValueError, match="min_spot_distance_um=300 leaves room for batches of about .* not 300"):
+    with pytest.raises(ValueError, match="min_spot_distance_um=300 allows batches of about .* not 300"):
         list(SlideSampler(slides, 300, "balanced", positions, min_distance_um=300))
 
 

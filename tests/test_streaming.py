@@ -247,7 +247,7 @@ def test_a_study_that_is_kept_is_not_taken_for_one_that_is_streamed(folder, load
 
 
 def test_sizes_that_make_no_batch_are_refused(streamed):
-    with pytest.raises(ValueError, match="shuffle_buffer=8 holds no batch of 16 spots"):
+    with pytest.raises(ValueError, match="shuffle_buffer=8 is smaller than a batch of 16 spots"):
         SpotStream(streamed.spots, 16, 8)
     with pytest.raises(ValueError, match="326 training spots make no batch of 200 for each of 2 processes"):
         SpotStream(streamed.spots, 200, 400, ranks=2)

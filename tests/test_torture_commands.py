@@ -126,7 +126,7 @@ def test_of_two_at_once_into_one_output_one_is_refused(server, given, expected, 
     if not one_after_the_other:
         assert sorted(statuses) == ["0", "2"], texts
         refused = texts[statuses.index("2")]
-        why = ("another run is writing to this", "exists", "holds something already", "made by somebody else",
+        why = ("another run is writing to this", "exists", "holds something already", "made by another program",
                "already holds a dataset", "holds a run already", "is not empty")  # fmt: skip
         assert any(words in refused for words in why) and "Traceback" not in refused
     held = content(tmp_path / "run" / OUTPUTS[name]) == expected(name) and left_over(tmp_path / "run") == []

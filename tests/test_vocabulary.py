@@ -231,7 +231,7 @@ def test_a_half_vocabulary_is_refused(tmp_path):
     for size in (len(whole) // 2, len(whole) - 3, len(whole) - 8):
         path.write_bytes(whole[:size])
         if size < len(whole) - 3:
-            with pytest.raises(ValueError, match=r"states 50 genes and holds \d+: it is cut off"):
+            with pytest.raises(ValueError, match=r"states 50 genes and holds \d+: it is truncated"):
                 read_gene_list(path)
     path.write_text("# chosen by delst vocabulary, method hvg\n# on slides A\nGENE1\n")  # of an earlier version
     assert read_gene_list(path) == ["GENE1"]

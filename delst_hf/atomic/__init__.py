@@ -1,1 +1,1 @@
-"""Writing so that a kill, a full disk or a second run loses nothing: `files`, `folders`, `locks`, `processes`."""
+"""Atomic writes, so that a kill, a full disk or a second run loses nothing: `files`, `locks`, `processes`."""

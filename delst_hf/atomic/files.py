@@ -1,4 +1,4 @@
-"""Files and folders that hold either all of the old or all of the new, whenever a run is killed."""
+"""Atomic writes of files and folders: whenever a run is killed, they are either completely old or completely new."""
 
 import ctypes
 import errno
@@ -19,23 +19,22 @@ logger = logging.getLogger(__name__)
 
 _NOREPLACE, _EXCHANGE = 1, 2
 _AT_FDCWD = -100
-# The kernel or the file system does not know these renames.
+# Errors of a kernel or a file system without renameat2's flags.
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 _LONGEST_NAME = 255  # bytes, on every common disk
 
 
 @contextmanager
 def write_file(path: str | os.PathLike, mode: str = "wb", replace: bool = True, **options: Any) -> Iterator[IO[Any]]:
-    """Open a hidden file beside `path` for writing; it takes the place of `path` on success and is removed on any exception.
+    """Open a hidden file beside `path` for writing; it replaces `path` on success and is removed on any exception.
 
-    The old file stays whole until the new one is on the disk, whenever the process is killed or the disk runs full. Folders
-    that are missing on the way are made. A link is followed, and what is not a regular file (a pipe, /dev/stdout) is written
-    as it is.
+    The old file stays complete until the new one is on disk, even if the process is killed or the disk is full. Missing parent
+    folders are made. A symlink is followed, and anything that is not a regular file (a pipe, /dev/stdout) is written directly.
 
     Args:
         path: The file.
         mode: "wb" or "w".
-        replace: Whether a file at `path` may be replaced, also one that appeared during the work.
+        replace: Whether a file at `path` may be replaced, including one that appeared during the work.
         **options: Passed to `open`, for example ``newline=``; text is UTF-8 by default.
 
     Yields:
@@ -43,7 +42,7 @@ def write_file(path: str | os.PathLike, mode: str = "wb", replace: bool = True, 
 
     Raises:
         IsADirectoryError: If `path` is a folder.
-        FileExistsError: If `replace` is False and there is a file when the new one is done.
+        FileExistsError: If `replace` is False and `path` exists when the new file is complete.
         OSError: If the file cannot be written.
 
     Examples:
@@ -83,15 +82,15 @@ def write_file(path: str | os.PathLike, mode: str = "wb", replace: bool = True, 
 
 
 def _rename_to_free(source: Path, target: Path) -> None:
-    """Rename a file to a name that nothing has: a second name is made, which fails where there is one, the first removed."""
+    """Rename a file to a name that must be free: make a hard link, which fails if the name exists, and remove the old name."""
     try:
         os.link(source, target)
     except FileExistsError:
         raise FileExistsError(
-            f"{target} was made by somebody else while this run was working; it is left as it is. Choose another output, and "
-            "run the same command again."
+            f"{target} was made by another program while this run was working; it is left unchanged. Choose another output, "
+            "and run the same command again."
         ) from None
-    except OSError:  # a disk without hard links
+    except OSError:  # a file system without hard links
         if os.path.lexists(target):
             raise FileExistsError(f"{target} exists. Choose another output.") from None
         os.rename(source, target)
@@ -100,7 +99,7 @@ def _rename_to_free(source: Path, target: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all (see `write_file`).
+    """Write a text file in UTF-8 atomically (see `write_file`).
 
     Examples:
         >>> write_text("notes/genes.txt", "ERBB2")
@@ -112,15 +111,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def check_file_output(path: str | os.PathLike) -> None:
-    """Refuse a file that could not be written, before the work whose result it is to hold.
+    """Refuse a path at which no file could be written, before the work whose result it is to hold.
 
-    Nothing is left behind, neither a file nor a folder.
+    No file or folder is left behind.
 
     Args:
         path: The file that is to be written later.
 
     Raises:
-        OSError: With the reason: a folder of this name, a file where a folder should be, no permission, a read-only disk.
+        OSError: A folder has this name, a parent is a file, permission is missing, or the disk is read-only.
 
     Examples:
         >>> check_file_output("results.json")
@@ -136,13 +135,13 @@ def check_file_output(path: str | os.PathLike) -> None:
 
 
 def check_folder_output(path: str | os.PathLike) -> None:
-    """Refuse a folder that could not be made, before the work whose result it is to hold; nothing is left behind.
+    """Refuse a path at which no folder could be made, before the work whose result it is to hold; leave nothing behind.
 
     Args:
         path: The folder that is to be made, or replaced, later.
 
     Raises:
-        OSError: With the reason, as `check_file_output`.
+        OSError: As in `check_file_output`.
 
     Example:
         >>> import tempfile
@@ -162,7 +161,7 @@ def _absolute(path: str | os.PathLike) -> Path:
 
 
 def _check_parent(path: Path, kind: str) -> None:
-    """Refuse a place in which nothing can be made: it is tried."""
+    """Refuse a path whose nearest existing parent is not a folder, or does not allow to make a file, which is tried."""
     parent = path.parent
     while not os.path.lexists(parent):
         parent = parent.parent
@@ -170,7 +169,7 @@ def _check_parent(path: Path, kind: str) -> None:
         raise NotADirectoryError(f"{path} cannot be written: {parent} is a file, not a folder. Choose another name.")
     try:
         with tempfile.TemporaryFile(prefix=".delst-", dir=parent):
-            pass  # without a name where the system allows that: a kill then leaves nothing
+            pass  # nameless where the system allows that, so that a kill leaves nothing
     except OSError as error:
         raise type(error)(
             f"{path} cannot be written ({error.strerror or error}). Choose a {kind} in a folder that you may write to."
@@ -178,7 +177,7 @@ def _check_parent(path: Path, kind: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk.
+    """Write a file, or the entries of a folder, through to the disk.
 
     Examples:
         >>> Path("genes.txt").write_text("ERBB2")
@@ -194,12 +193,12 @@ def fsync(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring a new folder and all in it to the disk, its files readable for whom the umask allows.
+    """Write a new folder and all its content through to the disk, and give its files the permissions of the umask.
 
-    safetensors writes for its user alone, so that a colleague could not load a model from a shared disk.
+    safetensors makes files that only their owner can read, so that a colleague could not load a model from a shared disk.
 
     Args:
-        folder: One that this run made, so that its permissions tell the umask.
+        folder: A folder that this run made, whose own permissions show the umask.
 
     Examples:
         >>> write_text("model/config.json", "{}")
@@ -216,7 +215,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; where the disk does not allow that, copy it. The first name stays in either case.
+    """Make a hard link to a file; on a file system without hard links, copy it. The source stays in either case.
 
     Examples:
         >>> write_text("genes.txt", "ERBB2")
@@ -231,7 +230,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """Return a new hidden name beside `path`, short enough for any."""
+    """Return a new hidden name beside `path`, short enough for any file system."""
     return path.parent / f".{path.name[:50]}.incomplete-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
@@ -239,20 +238,20 @@ def _sibling(path: Path) -> Path:
 def complete_or_nothing(
     output: Path, *, replace: bool = True, check: Callable[[], object] | None = None
 ) -> Iterator[Path]:
-    """Give a hidden sibling folder to write in; it becomes `output` on success and is removed on any exception.
+    """Make a hidden sibling folder to write in; it becomes `output` on success and is removed on any exception.
 
-    An older folder at `output` is there until the new one is on the disk, and the two then change places in one step.
+    An older folder at `output` stays until the new one is on disk; then the two are exchanged in one step.
 
     Args:
         output: The folder to make.
-        replace: Whether a folder that holds something may be replaced, also one that appeared during the work.
-        check: Called right before `output` is replaced; what it raises leaves everything as it was.
+        replace: Whether a folder with content may be replaced, including one that appeared during the work.
+        check: Called right before `output` is replaced; if it raises, nothing is changed.
 
     Yields:
         The folder to write in.
 
     Raises:
-        FileExistsError: If `replace` is False and `output` is taken when the work is done.
+        FileExistsError: If `replace` is False and `output` exists when the work is done.
 
     Examples:
         >>> with complete_or_nothing(Path("model")) as folder:
@@ -279,10 +278,10 @@ def complete_or_nothing(
 
 
 def recover(output: Path) -> None:
-    """Clear up after runs into `output` that were killed; to be called while its lock is held.
+    """Clean up after killed runs into `output`; call it while its lock is held.
 
-    A folder that was moved aside to be replaced, by a run that died before the new one was in place, is put back. Unfinished
-    folders are removed.
+    A folder that was moved aside by a run that died before the new one was in place is put back. Unfinished files and folders
+    are removed.
 
     Args:
         output: The folder that runs make.
@@ -299,26 +298,26 @@ def recover(output: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, output)
-            logger.warning("%s was moved aside by a run that was killed; it is back in its place", output)
+            logger.warning("%s was moved aside by a killed run; it was put back", output)
     for stale in output.parent.glob(f".{name}.incomplete-*"):
-        logger.warning("removed %s, left half-written by a run that was killed", stale)
+        logger.warning("removed %s, left unfinished by a killed run", stale)
         shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 
 def _put_in_place(folder: Path, output: Path, replace: bool, mark: str) -> None:
-    """Rename a finished folder to its name, in one step that either replaces all or nothing."""
+    """Give a finished folder its name atomically."""
     if output.is_dir() and not any(output.iterdir()):
         try:
             output.rmdir()
-        except OSError:  # something came into it just now
-            logger.debug("%s is not empty any more", output)
+        except OSError:  # something was just written into it
+            logger.debug("%s is no longer empty", output)
     if not replace or not os.path.lexists(output):
         try:
             _rename(folder, output, _NOREPLACE)
         except FileExistsError:
             raise FileExistsError(
-                f"{output} was made by somebody else while this run was working; it is left as it is. Choose another output "
-                "and run the same command again."
+                f"{output} was made by another program while this run was working; it is left unchanged. Choose another "
+                "output, and run the same command again."
             ) from None
         fsync(output.parent)
         return
@@ -334,7 +333,7 @@ def _put_in_place(folder: Path, output: Path, replace: bool, mark: str) -> None:
 
 
 def _replace_in_two_steps(folder: Path, output: Path, mark: str) -> Path:
-    """Replace a folder where the disk knows no exchange; `recover` puts the old one back if the run dies in between."""
+    """Replace a folder on a file system without exchange; `recover` puts the old one back if the run dies in between."""
     old = output.parent / f".{output.name}.replaced-{mark}"
     os.rename(output, old)
     try:
@@ -346,7 +345,7 @@ def _replace_in_two_steps(folder: Path, output: Path, mark: str) -> Path:
 
 
 def _rename(source: Path, target: Path, flag: int) -> None:
-    """Rename with a flag of renameat2(2); without the call, NOREPLACE looks first and EXCHANGE is unknown."""
+    """Rename with a flag of renameat2(2); without that call, NOREPLACE checks the target first, and EXCHANGE fails."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""One run at a time per output: a file beside it that says who writes there, held for as long as the run takes."""
+"""One run at a time per output: a lock file beside it names the process that writes, and is held until the run ends."""
 
 import glob
 import json
@@ -22,10 +22,10 @@ except ImportError:  # pragma: no cover (Windows)
 
 logger = logging.getLogger(__name__)
 
-# Locks of one process do not exclude each other: its own are kept here.
+# File locks of one process do not exclude each other, so its own locks are also listed here.
 _HELD: set[str] = set()
 _GUARD = threading.Lock()
-_TRIES = 10  # to read who holds a lock
+_TRIES = 10  # attempts to read who holds a lock
 
 
 class BusyError(FileExistsError):
@@ -46,19 +46,19 @@ class BusyError(FileExistsError):
 def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
     """Hold the lock of an output: the file ``.NAME.lock`` beside it, with process id, host and start.
 
-    The lock ends with the process, however that ends; what a dead one left is taken over. Where the disk knows no locks, the
-    process id decides, and a lock of another host stands until its file is deleted. A pipe or device, such as /dev/stdout, is
-    not locked: nothing is left there half-written.
+    The lock ends with the process, however that ends; a lock file of a dead process is taken over. On a file system without
+    locks, the process id decides, and a lock of another host is valid until its file is deleted. A pipe or device, such as
+    /dev/stdout, is not locked, since nothing can be left half-written there.
 
     Args:
         output: File or folder that the run writes; it need not exist.
-        what: What it is, for the message.
+        what: Kind of the output, for the message.
 
     Yields:
-        The path of the output, absolute and with links followed.
+        The path of the output, absolute and with symlinks resolved.
 
     Raises:
-        BusyError: If another run holds it, saying which.
+        BusyError: If another run holds the lock; the message names its process.
         OSError: If no file can be made beside the output.
 
     Examples:
@@ -94,7 +94,7 @@ def locked(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
 
 @contextmanager
 def writing(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
-    """Do as `locked`, and clear up first what runs into the output left that were killed (see `files.recover`).
+    """Hold the lock of an output as `locked` does, after cleaning up what killed runs have left (see `files.recover`).
 
     Examples:
         >>> Path(".results.json.incomplete-1").touch()
@@ -110,36 +110,36 @@ def writing(output: str | os.PathLike, what: str = "output") -> Iterator[Path]:
 
 
 def kept_folder(output: str | os.PathLike, key: str) -> Path:
-    """Return the hidden folder beside an output in which a run keeps what it, or the next run like it, goes on from.
+    """Return the hidden folder beside an output in which a run keeps results, to be resumed by the same command.
 
     Args:
         output: The file or folder that the run writes.
-        key: What tells runs apart that make something else.
+        key: Key that differs between runs with different results.
 
     Examples:
         >>> kept_folder("slide.h5ad", "1a2b").name
         '.slide.h5ad.shards-1a2b'
     """
     path = Path(output)
-    # A name has no more than 255 bytes; two long ones that begin alike are two outputs.
+    # A file name has at most 255 bytes; a long one is hashed, since two outputs may share their beginning.
     told = os.fsencode(path.name)
     return path.parent / f".{path.name if len(told) <= 200 else sha256(told).hexdigest()[:32]}.shards-{key}"
 
 
 def kept_folders(output: str | os.PathLike) -> list[Path]:
-    """Return each `kept_folder` of an output that is there, by whatever key."""
+    """Return all existing folders of `kept_folder` of an output, with any key."""
     first = kept_folder(output, "")
     return sorted(first.parent.glob(f"{glob.escape(first.name)}*"))
 
 
 def clear_finished(output: str | os.PathLike, what: str = "output") -> None:
-    """Remove what a run left that was killed after its output was in its place: its lock, and what it had kept to go on from.
+    """Remove what a run has left that was killed after its output was in place: its lock, and the results it kept to resume.
 
-    For a command that refuses an output that exists, and so never comes to `writing` it. Of the `kept_folders` those stay that
-    hold anything newer than the output.
+    It is for commands that refuse an existing output, and so never reach `writing`. Folders of `kept_folders` stay if they hold
+    anything newer than the output.
 
     Raises:
-        BusyError: If another run is writing it.
+        BusyError: If another run is writing the output.
 
     Examples:
         >>> _ = Path("done.parquet").write_bytes(b"whole")
@@ -155,7 +155,7 @@ def clear_finished(output: str | os.PathLike, what: str = "output") -> None:
 
 
 def is_held(output: str | os.PathLike) -> bool:
-    """Say whether this process holds the lock of an output already.
+    """Tell whether this process already holds the lock of an output.
 
     Example:
         >>> is_held("runs/mine")
@@ -167,7 +167,7 @@ def is_held(output: str | os.PathLike) -> bool:
 
 
 def _acquire(path: Path, output: Path, what: str) -> int:
-    """Return the descriptor of the lock file, locked and with our name in it."""
+    """Return the descriptor of the lock file, locked and with our process in it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -186,18 +186,18 @@ def _acquire(path: Path, output: Path, what: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the one who held it deleted the file after we opened it: it locks nothing
+        os.close(descriptor)  # the previous holder deleted the file after we opened it, so it locks nothing
 
 
 def _holder(descriptor: int) -> dict[str, Any] | None:
-    """Tell who holds the lock; None when nobody does, and it is ours from now on."""
+    """Return the record of the process that holds the lock; None if nobody did, so that it is now ours."""
     if fcntl is not None:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return _says_who(descriptor) or {"pid": "unknown"}
         except OSError:
-            logger.debug("this disk knows no locks; the process id decides")
+            logger.debug("this file system has no locks; the process id decides")
         else:
             return None
     left = _parsed(_read(descriptor))
@@ -205,7 +205,7 @@ def _holder(descriptor: int) -> dict[str, Any] | None:
 
 
 def _says_who(descriptor: int) -> dict[str, Any]:
-    """Return what the holder of a lock says of itself, which it writes right after it has it."""
+    """Return the record of the holder of a lock, which it writes right after locking."""
     for _ in range(_TRIES):
         if found := _parsed(_read(descriptor)):
             return found
@@ -233,7 +233,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """Return what a lock file says; empty for a file that was cut."""
+    """Return the record in a lock file; empty for a truncated file."""
     try:
         record = json.loads(text or b"{}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the run they work for, and that keep the memory they will need again."""
+"""End processes with the run that they work for, and control how they keep freed memory."""
 
 import ctypes
 import os
@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-# Of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
+# Options of glibc's mallopt: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
 _KEPT = {-1: 2**30, -3: 2**30}
-_GRACE = 20.0  # seconds to clean up in
-_LOOKS = 1.0  # seconds between two looks at the parent, where the kernel cannot be asked to tell
+_GRACE = 20.0  # seconds to clean up
+_LOOKS = 1.0  # seconds between two checks of the parent, where the kernel does not signal its end
 
 
 def end_with_parent(parent: int) -> None:
-    """Let this process end when its parent does, however that ends; to be called by a worker as its first act.
+    """End this process when its parent ends, for whatever reason; a worker calls it first.
 
-    Linux is asked to kill it; elsewhere a thread looks once a second.
+    Linux kills the process; elsewhere a thread checks the parent once a second.
 
     Args:
         parent: Process id of the parent.
@@ -34,17 +34,17 @@ def end_with_parent(parent: int) -> None:
         told = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
     except (OSError, AttributeError, TypeError):
         told = False
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the call above
         os._exit(1)
     if not told:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def end_like_interrupted() -> None:
-    """Let SIGTERM, which the time limit of a scheduler sends, end this run as Ctrl-C does: cleaning up behind it.
+    """Make SIGTERM, which schedulers send at a time limit, end this run as Ctrl-C does, with its clean-up.
 
-    The end of the launcher that started this process (``accelerate launch``, torchrun) counts as one. To be called once by a
-    command, in its main thread; elsewhere, or where somebody else handles the signal, nothing changes.
+    The end of the launcher that started this process (``accelerate launch``, torchrun) has the same effect. A command calls
+    this once, in its main thread; in another thread, or if the signal already has a handler, nothing changes.
 
     Examples:
         >>> end_like_interrupted()
@@ -62,11 +62,11 @@ def end_like_interrupted() -> None:
 def keep_freed_memory() -> bool:
     """Let this process keep up to 1 GiB of the memory that it frees, for the next arrays of that size.
 
-    glibc gives a freed array of some megabytes back to the kernel, which clears each of its pages anew for the next one: a
-    third of the time of a small convolutional network on a CPU. To be called by a command that is not the user's own program.
+    By default glibc returns a freed array of some megabytes to the kernel, which clears every page again for the next array: a
+    third of the time of a small convolutional network on a CPU. Only commands of this package call it, not user programs.
 
     Returns:
-        Whether the C library could be told; elsewhere than on glibc nothing changes.
+        Whether the C library accepted the options; without glibc nothing changes.
 
     Examples:
         >>> keep_freed_memory() in (True, False)
@@ -81,12 +81,12 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give the kernel all that this process has freed and keeps, as after the last batch of a loop (see `keep_freed_memory`).
+    """Return kept freed memory to the kernel, as after the last batch of a loop (see `keep_freed_memory`).
 
-    Without it each thread keeps what its largest step took, and the peak of a run is the sum over its steps.
+    Otherwise each thread keeps the memory of its largest step, and the peak of a run is the sum over its steps.
 
     Returns:
-        Whether anything was given back; False too elsewhere than on glibc.
+        Whether any memory was returned; False without glibc.
 
     Examples:
         >>> give_back_freed_memory() in (True, False)
@@ -99,11 +99,11 @@ def give_back_freed_memory() -> bool:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt  # without words, so that whoever catches it says how to go on
+    raise KeyboardInterrupt  # without a message: the caller that catches it explains how to resume
 
 
 def _is_launcher(parent: int) -> bool:
-    """Tell whether the parent is a launcher, which is told from a shell by what it says of itself."""
+    """Tell whether the parent is a launcher, by its environment variable or its command line, and not a shell."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return True
     try:
@@ -114,7 +114,7 @@ def _is_launcher(parent: int) -> bool:
 
 
 def _end_after(parent: int) -> None:
-    """End this process once its launcher has ended: as by SIGTERM, and hard if that does not help, as within a collective."""
+    """End this process once its launcher has ended: by SIGTERM, and after a grace period by force, as within a collective."""
     while os.getppid() == parent:
         time.sleep(_LOOKS)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Rows of a dataset folder -> a batch: patches decoded and normalised in one pass, sparse counts made dense."""
+"""Collate rows of a dataset folder to a batch: patches decoded and normalised in one pass, sparse counts made dense."""
 
 import io
 import os
@@ -19,15 +19,15 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class DelstCollator:
-    """Makes batches for `DelstModel` out of rows of the ``spots`` table.
+    """Make batches for `DelstModel` from rows of the ``spots`` table.
 
     Args:
         processor: Processor of the model, with its vocabulary.
-        gene_names: Names of all genes of the dataset, which the rows' ``gene_indices`` point into.
+        gene_names: Names of all genes of the dataset, to which the rows' ``gene_indices`` refer.
         slide_ids: Slides of the dataset; their positions become the integer ``slide_ids`` of a batch.
-        measured_genes: Indices of the genes that each slide's panel measures; None means that all are.
-        defer_pixels: Leave patches of the model's size as uint8, a quarter of the bytes to pass between processes and to the
-            device; `finish` normalises them there. `DelstTrainer` and `embed` call it.
+        measured_genes: Indices of the genes that each slide's panel measures; None means all genes.
+        defer_pixels: Leave patches of the model's size as uint8, a quarter of the bytes to send between processes and to the
+            device, where `finish` normalises them. `DelstTrainer` and `embed` call `finish`.
 
     Raises:
         ValueError: If almost none of the vocabulary's genes are in the dataset.
@@ -51,7 +51,7 @@ class DelstCollator:
         defer_pixels: bool = False,
     ):
         self.processor = processor
-        # Of int32, as the rows' indices are: most of a batch's genes are looked up only to be left out.
+        # int32, like the rows' indices: most genes of a batch are looked up only to be left out.
         self.columns = processor.feature_extractor.match(gene_names).astype(np.int32)
         known = self.columns[self.columns >= 0]
         self.names_are_unique = len(np.unique(known)) == len(known)
@@ -62,7 +62,7 @@ class DelstCollator:
 
     @classmethod
     def of(cls, processor: DelstProcessor, study: Any, **options: Any) -> Self:
-        """Make the collator of a `Study`; options are those of the class.
+        """Make the collator for a `Study`; options are those of the class.
 
         >>> from delst_hf import DelstProcessor, Study
         >>> processor = DelstProcessor.from_pretrained("runs/toy/pretrain/model")
@@ -72,7 +72,7 @@ class DelstCollator:
         return cls(processor, study.gene_names, study.slide_ids, study.measured_genes, **options)
 
     def _panel_masks(self, measured_genes: Mapping[str, np.ndarray] | None) -> np.ndarray:
-        """Return (slides, vocabulary) bool: which genes of the vocabulary each slide measures."""
+        """Return which genes of the vocabulary each slide measures (slides, vocabulary) bool."""
         masks = np.zeros((len(self.slide_index), len(self.processor.feature_extractor.vocabulary)), dtype=bool)
         for slide_id, row in self.slide_index.items():
             columns = self.columns if measured_genes is None else self.columns[measured_genes[slide_id]]
@@ -84,8 +84,8 @@ class DelstCollator:
 
         Args:
             rows: Rows with ``image`` (PIL, or the undecoded dict with its bytes), ``gene_indices``, ``gene_counts``,
-                ``slide_id``, ``total_counts``, ``n_genes`` and ``spot_index``; a column ``level`` takes the place of
-                ``n_genes``. Or the same as an arrow table (`SpotRows`), which is several times faster.
+                ``slide_id``, ``total_counts``, ``n_genes`` and ``spot_index``; a column ``level`` replaces ``n_genes``. Or an
+                arrow table with these columns (`SpotRows`), which is several times faster.
 
         Returns:
             ``pixel_values``, ``gene_values``, ``gene_mask``, ``level``, ``slide_ids``, ``labels`` (the spot index) and
@@ -108,7 +108,7 @@ class DelstCollator:
         }
 
     def gene_values(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> np.ndarray:
-        """Return normalised expression of the vocabulary's genes (batch, vocabulary) float32."""
+        """Return the normalised expression of the vocabulary's genes (batch, vocabulary) float32."""
         columns = Columns(rows)
         indices, lengths = columns.lists("gene_indices")
         counts, _ = columns.lists("gene_counts")
@@ -124,37 +124,37 @@ class DelstCollator:
             dense = np.zeros((len(lengths), width), dtype=np.float32)
             dense[spot, column] = normalize(counts[:, None], totals[spot])[:, 0]
             return dense
-        # bincount adds up, so several genes of one name are summed as in the feature extractor, before the logarithm.
+        # bincount sums several genes of one name before the logarithm, as the feature extractor does.
         summed = np.bincount(spot.astype(np.int64) * width + column, weights=counts, minlength=len(lengths) * width)
         return normalize(summed.reshape(len(lengths), width), totals)
 
     def pixel_values(self, images: Sequence[Any]) -> Tensor:
-        """Return normalised patches (batch, 3, height, width) float32, equal to what the image processor returns.
+        """Return normalised patches (batch, 3, height, width) float32, equal to the output of the image processor.
 
-        With `defer_pixels`, uint8 where nothing but `finish` is left to do.
+        With `defer_pixels`, patches of the model's size are returned as uint8, for `finish`.
         """
         transform = self.pixel_transform
         if transform is None:
             return self._by_processor(images)
         width, height = transform.size
         pixels = np.empty((len(images), height, width, 3), dtype=np.uint8)
-        # Decoded straight into the batch, one after the other, while in cache.
+        # Decoded directly into the batch, one after the other, so that each stays in the CPU's cache.
         if not all(_decode_into(patch, image) for patch, image in zip(pixels, images)):
             return self._by_processor(images)
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return batch if self.defer_pixels else transform(batch)
 
     def _by_processor(self, images: Sequence[Any]) -> Tensor:
-        """Return patches that are to be resized or cropped (batch, 3, height, width) float32."""
+        """Return patches that the image processor resizes or crops (batch, 3, height, width) float32."""
         opened = [open_patch(image) for image in images]
         return self.processor.prepare_images(opened, return_tensors="pt")["pixel_values"]
 
     def finish(self, batch: dict[str, Any], choices: Tensor | None = None) -> dict[str, Any]:
-        """Normalise patches that were left as uint8, on the device where they are; anything else passes through.
+        """Normalise patches that were left as uint8, on their device; leave other batches unchanged.
 
         Args:
-            batch: What the collator made.
-            choices: What `orientation_choices` drew for its patches, which are turned first; None leaves them upright.
+            batch: A batch of the collator.
+            choices: Result of `orientation_choices` for its patches, which are turned first; None leaves them upright.
         """
         pixels = batch.get("pixel_values")
         if pixels is not None and pixels.dtype == torch.uint8 and self.pixel_transform is not None:
@@ -165,11 +165,11 @@ class DelstCollator:
 
 
 class FeatureCollator(DelstCollator):
-    """Makes batches for a model that reads features made elsewhere: these stand in for the patches.
+    """Make batches for a model that reads features of other programs in place of patches.
 
     Args:
         processor, gene_names, slide_ids, measured_genes: As in `DelstCollator`.
-        features: Gives features (rows, width) of values of ``spot_index``, such as a `data.patch_features.FeatureTable`.
+        features: Maps values of ``spot_index`` to features (rows, width), such as a `data.patch_features.FeatureTable`.
     """
 
     def __init__(self, *args: Any, features: Any, **kwargs: Any):
@@ -183,7 +183,7 @@ class FeatureCollator(DelstCollator):
 
 
 class Columns:
-    """Columns of a batch, whether it comes as a list of rows or as an arrow table."""
+    """Columns of a batch, given as a list of rows or as an arrow table."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]] | pa.Table):
         self.table = rows if isinstance(rows, pa.Table) else None
@@ -201,7 +201,7 @@ class Columns:
         return np.asarray(self.values(name)) if self.table is None else self.table[name].to_numpy()
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return all values of a column of lists, one list after the other, and the length of each."""
+        """Return all values of a column of lists, one list after the other, and the length of each list."""
         if self.table is not None:
             column = self.table[name].combine_chunks()
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -211,7 +211,7 @@ class Columns:
 
 
 class PixelTransform:
-    """Rescaling and normalisation of patches that already have the model's size: one fused pass over the uint8 batch."""
+    """Rescale and normalise patches that already have the model's size, in one fused pass over the uint8 batch."""
 
     def __init__(self, size: tuple[int, int], scale: Tensor, shift: Tensor, processor: DelstProcessor):
         self.size, self.scale, self.shift, self.processor = size, scale, shift, processor
@@ -220,7 +220,7 @@ class PixelTransform:
 
     @classmethod
     def from_processor(cls, processor: DelstProcessor) -> "PixelTransform | None":
-        """Return None where the image processor does more than resize, rescale and normalise."""
+        """Return the transform of a processor; None if its image processor does more than resize, rescale and normalise."""
         image_processor: Any = processor.image_processor
         size = image_processor.size
         crop: Any = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else size
@@ -235,18 +235,18 @@ class PixelTransform:
         return cls((size["width"], size["height"]), scale, shift, processor)
 
     def __call__(self, pixels: Tensor, choices: Tensor | None = None) -> Tensor:
-        """Make float32 patches of uint8 ones (batch, 3, height, width), in the memory order that they come in.
+        """Convert uint8 patches (batch, 3, height, width) to normalised float32 ones, in the memory order of the input.
 
-        From the collator that is channels-last, in which convolutions run faster (by a third on a CPU), and no copy is made.
+        Patches of the collator are channels-last: convolutions run faster (by a third on a CPU), and no copy is made.
 
         Args:
             pixels: The patches.
-            choices: What `orientation_choices` drew for them, which are turned first. A CUDA device does both in one pass.
+            choices: Result of `orientation_choices`, by which they are turned first. A CUDA device does both in one pass.
         """
         if choices is None:
             return self.processor.normalize_stains(self._normalized(pixels))
         if pixels.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
-            # What only a CUDA device runs is read there only.
+            # This module is needed, and imported, only on a CUDA device.
             from .turned_kernel import kernel_serves, turned_and_normalised
 
             if kernel_serves(pixels):
@@ -255,7 +255,7 @@ class PixelTransform:
         return self.processor.normalize_stains(self._normalized(random_orientation(pixels, choices)))
 
     def _table(self, device: torch.device) -> Tensor:
-        """Return what each byte becomes, by channel (256, 3) float32."""
+        """Return the normalised value of each byte, per channel (256, 3) float32."""
         if device not in self._tables:
             every = torch.arange(256, device=device).to(torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
             self._tables[device] = self._normalized(every).permute(0, 2, 3, 1).reshape(256, 3)
@@ -263,10 +263,10 @@ class PixelTransform:
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         rows = pixels.permute(0, 2, 3, 1).float().contiguous()
-        # A whole line of pixels at a time: channels alone, three in number, would leave vector units idle.
+        # A line of pixels at a time: three channels alone would leave vector units idle.
         lines = rows.flatten(2)
         key = pixels.device, rows.shape[2]
-        if key not in self._lines:  # one copy to the device in a run, not one in each step
+        if key not in self._lines:  # copied to the device once per run, not in each step
             scale, shift = (x.flatten().repeat(rows.shape[2]).to(pixels.device) for x in (self.scale, self.shift))
             self._lines[key] = scale, shift
         scale, shift = self._lines[key]
@@ -275,18 +275,18 @@ class PixelTransform:
 
 
 def _decode_into(patch: np.ndarray, image: Any) -> bool:
-    """Write the pixels of a cell into `patch` (height, width, 3) uint8; False if they are of another size.
+    """Write the pixels of a cell into `patch` (height, width, 3) uint8; return False if the image has another size.
 
-    A JPEG goes to libjpeg-turbo without a detour. Pillow, which is the same library at the same settings, keeps RGB in four
-    bytes per pixel and hands out three by a copy. It does what is left: other formats, CMYK, and files without their last
-    bytes, which libjpeg fills up with grey in silence and Pillow refuses.
+    A JPEG is decoded by libjpeg-turbo directly. Pillow uses the same library with the same settings, but keeps four bytes per
+    pixel and copies three of them. It decodes all else: other formats, CMYK, and files without their last bytes, which libjpeg
+    would silently fill with grey and Pillow refuses.
     """
     data = image.get("bytes") if isinstance(image, Mapping) else None
     if data is not None and data[:2] == _JPEG_START and data[-2:] == _JPEG_END:
         try:
             imagecodecs.jpeg8_decode(data, outcolorspace="RGB", out=patch)
             return True
-        except (ValueError, RuntimeError):  # another size; a colour space or a fault that Pillow is asked about
+        except (ValueError, RuntimeError):  # another size, colour space or damage: left to Pillow
             pass
     opened = open_patch(image)
     if opened.size != (patch.shape[1], patch.shape[0]):
@@ -299,7 +299,7 @@ def open_patch(image: Any) -> Image.Image:
     """Return a PIL RGB image from a decoded or an undecoded cell of the column ``image``."""
     if image is None:
         raise ValueError(
-            "A spot has no image: it is of the split 'unpaired', which trains the gene side alone (--unpaired_slides). Take "
+            "A spot has no image: it is of the split 'unpaired', which trains the gene side alone (--unpaired_slides). Use "
             "spots of other slides."
         )
     if isinstance(image, Mapping):
@@ -308,14 +308,14 @@ def open_patch(image: Any) -> Image.Image:
 
 
 def random_orientation(pixel_values: Tensor, choices: Tensor | None = None) -> Tensor:
-    """Turn each patch to one of its eight orientations: tissue has no preferred one.
+    """Turn each patch to one of its eight orientations, since tissue has no preferred one.
 
-    Mirroring at the diagonal, at the vertical and at the horizontal axis, each or not, makes all eight. The choices come from
-    the generator of the patches' device, whose state a checkpoint keeps, and the host does not wait for them.
+    Mirroring or not at the diagonal, at the vertical and at the horizontal axis gives all eight. The choices come from the
+    generator of the patches' device, whose state a checkpoint keeps, and the host does not wait for them.
 
     Args:
         pixel_values: Square patches (batch, channels, side, side).
-        choices: What `orientation_choices` drew, to turn other patches alike; drawn here by default.
+        choices: Result of `orientation_choices`, to turn several batches alike; drawn here by default.
 
     Returns:
         The turned patches, of the same shape, in channels-last order.
@@ -335,19 +335,19 @@ def random_orientation(pixel_values: Tensor, choices: Tensor | None = None) -> T
             f"Patches of {side} x {width} pixels cannot be turned: a quarter turn would change their shape. Prepare square "
             "patches, or train with --augment false."
         )
-    # Where the pixels of each line and column come from: one gather, whatever the orientation. These numbers take more memory
-    # than the bytes, so they are short where they can be.
+    # Source of the pixels of each line and column: one gather for all orientations. The indices take more memory than the
+    # bytes, so they are int32 where possible.
     kind = torch.int32 if size * side * side < 2**31 else torch.int64
     line = torch.arange(side, dtype=kind, device=pixel_values.device)
     first = side * side * torch.arange(size, dtype=kind, device=pixel_values.device)[:, None]
     down, right = torch.where(horizontal, side - 1 - line, line), torch.where(vertical, side - 1 - line, line)
     down, right = torch.where(diagonal, down, side * down), torch.where(diagonal, side * right, right)
     source = ((first + down)[:, :, None] + right[:, None, :]).flatten()
-    # In the order of memory of all patches here, channels last: convolutions round differently in another.
+    # Channels last, like all patches here: convolutions round differently in another memory order.
     rows = pixel_values.permute(0, 2, 3, 1).reshape(-1, channels)
     return rows.index_select(0, source).view(size, side, side, channels).permute(0, 3, 1, 2)
 
 
 def orientation_choices(pixel_values: Tensor) -> Tensor:
-    """Draw whether to mirror each patch at each of the three axes: (3, batch, 1, 1, 1) bool."""
+    """Draw whether to mirror each patch at each of the three axes; return (3, batch, 1, 1, 1) bool."""
     return torch.randint(2, (3, len(pixel_values), 1, 1, 1), device=pixel_values.device).bool()

@@ -1,7 +1,7 @@
-"""Well-known markers by tissue: a reminder of what a vocabulary may lack, not a reference.
+"""Well-known markers by tissue: a reminder of genes that a vocabulary may lack, not a reference.
 
-Markers of cell types that pathologists name, as in textbooks of histology and on proteinatlas.org; human symbols, compared in
-any case. Beside those of a tissue stand markers of stroma, vessels, immune cells and proliferation, which every tissue has.
+The markers are of cell types that pathologists name, as in textbooks of histology and on proteinatlas.org: human symbols,
+compared ignoring case. Markers of stroma, vessels, immune cells and proliferation are added for every tissue.
 """
 
 import re
@@ -25,7 +25,7 @@ MARKERS = {
 }
 
 
-# Genes that say how a cell lives and not what it is: mitochondrial, ribosomal, the skeleton and the machinery of each cell.
+# Housekeeping genes, which do not show the type of a cell: mitochondrial, ribosomal, cytoskeleton, general metabolism.
 _HOUSEKEEPING = re.compile(
     r"MT-|MT[RT]?NR|RP[LS]\d|RPLP\d|RPSA|MRP[LS]\d|EEF\d|EIF\d|ACT[BG]1?$|GAPDH$|B2M$|TMSB(4X|10)$|MALAT1$|NEAT1$|FTL\d?$|FTH1$"
     r"|UB[BC]$|UBA52$|TUB[AB]\w+$|HSP90A|HSPA8$|PPIA$|FAU$|TPT1$|NACA$|CFL1$|PFN1$|PSAP$|ALDOA$|PGK1$|LDHA$|OAZ1$|SERF2$|COX\d|ATP5"
@@ -35,7 +35,7 @@ _HOUSEKEEPING = re.compile(
 
 
 def is_housekeeping(gene: str) -> bool:
-    """Tell whether a gene is expressed by nearly any cell, so that its name under a picture tells a pathologist nothing.
+    """Tell whether a gene is expressed by nearly any cell, so that its name under a picture is not informative.
 
     >>> [gene for gene in ("MT-CO1", "Rpl13", "ACTB", "ERBB2", "ACTA2", "Mbp") if is_housekeeping(gene)]
     ['MT-CO1', 'Rpl13', 'ACTB']
@@ -44,10 +44,10 @@ def is_housekeeping(gene: str) -> bool:
 
 
 def absent_markers(tissues: Iterable[str], vocabulary: Sequence[str]) -> dict[str, list[str]]:
-    """Return the well-known markers of each tissue that a vocabulary lacks; a tissue that is not in the table is left out.
+    """Return the well-known markers of each tissue that a vocabulary lacks; tissues outside of the table are left out.
 
     Args:
-        tissues: As the slides table has them: "breast cancer" has the markers of breast.
+        tissues: Tissues of the slides table; "breast cancer" has the markers of breast.
         vocabulary: Names of genes.
 
     >>> absent_markers(["breast cancer"], ["ERBB2", "ESR1", "PGR", "EPCAM", "KRT19", "KRT5", "GATA3", *_EVERYWHERE[:-1]])

@@ -1,4 +1,4 @@
-"""Square patches of physical size: cut from an image or stored before."""
+"""Square patches of physical size, cut from an image or stored in a data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# From the position of a spot to its patch, uint8 (patch_px, patch_px, 3).
+# Function from the row of a spot to its patch, uint8 (patch_px, patch_px, 3).
 Cutter = Callable[[int], np.ndarray]
-# Beyond these no patch is meant: of the image's longer side, and in pixels as stored.
+# The largest side of a patch: as a multiple of the image's longer side, and in stored pixels.
 _LARGEST_SHARE, _LARGEST_PX = 4, 8192
-# A side within a twentieth of a pixel of patch_px moves no border of the patch by more than that.
+# If `side` differs from patch_px by less than this, no border of the patch moves farther without resampling.
 _SAME_SCALE_PX = 0.05
 
 
 @dataclass(frozen=True)
 class StoredPatches:
-    """Patches that a data set brings along.
+    """Patches that a data set contains.
 
     Attributes:
         pixels: uint8 (patches, px, px, 3), an array or a dataset of h5py.
-        rows: (spots,) the patch of each spot.
+        rows: (spots,) index of the patch of each spot.
         patch_um: side of a patch in micrometres.
     """
 
@@ -30,14 +30,14 @@ class StoredPatches:
     patch_um: float
 
     def cutter(self, patch_um: float, patch_px: int) -> Cutter:
-        """Do as `Slide.cutter`: the centre of the stored patch, resampled if its pixels are of another size.
+        """Return a function as `Slide.cutter` does: it takes the centre of the stored patch, resampled if its size differs.
 
         Raises:
-            ValueError: a larger patch than the stored one was asked for.
+            ValueError: the requested patch is larger than the stored one.
         """
         if patch_um > self.patch_um * 1.001:
             raise ValueError(
-                f"patch_um is {patch_um:g}, but the stored patches are {self.patch_um:g} um wide. Ask for at most that "
+                f"patch_um is {patch_um:g}, but the stored patches are {self.patch_um:g} um wide. Lower it to that "
                 "(--patch-um), or give the whole-slide image."
             )
         stored_px = self.pixels.shape[1]
@@ -63,16 +63,16 @@ def centre_of(patch: Image.Image, side: float, patch_px: int) -> Image.Image:
 
 
 def image_cutter(image: Any, centres: np.ndarray, side: float, patch_px: int) -> Cutter:
-    """Return a function from a position in `centres` to the patch there.
+    """Return a function from a row of `centres` to the patch there.
 
     Args:
         image: uint8 (height, width, 3), anything with `.shape` and `[y0:y1, x0:x1]` slicing.
         centres: (spots, 2) x, y in pixels.
-        side: of the region in pixels.
+        side: side of the region in pixels of the image.
         patch_px: side of the patch; where it equals `side`, no pixel is resampled.
 
     Raises:
-        ValueError: the region is several times as large as the image.
+        ValueError: the region is several times larger than the image.
     """
     if side > _LARGEST_SHARE * max(image.shape[:2]):
         raise ValueError(
@@ -104,7 +104,7 @@ def cut_patch(image: Any, left: float, top: float, side: float, patch_px: int) -
 
 
 def check_patch_size(patch_um: float, patch_px: int) -> None:
-    """Raise a ValueError unless both sizes are positive, and what is stored is no larger than a patch can be."""
+    """Raise a ValueError unless patch_um is positive and patch_px is a whole number of pixels in its range."""
     if not (np.isfinite(patch_um) and patch_um > 0):
         raise ValueError(f"patch_um is {patch_um}. Allowed: a positive number of micrometres, e.g. 112.")
     if int(patch_px) != patch_px or not 1 <= patch_px <= _LARGEST_PX:

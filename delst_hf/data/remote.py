@@ -1,4 +1,4 @@
-"""A dataset of the Hub opened without its spots: the small tables are fetched; the files of spots stay there, and are compared
+"""Open a dataset of the Hub without its spots: the small tables are fetched, and the files of spots on the Hub are compared
 with the manifest by name, size and checksum.
 """
 
@@ -20,10 +20,10 @@ _SMALL = ("README.md", MANIFEST, "genes/**", "slides/**")
 
 
 def hub_name(path: str | os.PathLike) -> str:
-    """Return what is not a folder here as a name of the Hub.
+    """Return a path that is not a local folder as an id of the Hub.
 
     Raises:
-        FileNotFoundError: If it cannot be one.
+        FileNotFoundError: If it cannot be an id.
 
     >>> hub_name("me/toy-slides")
     'me/toy-slides'
@@ -34,10 +34,10 @@ def hub_name(path: str | os.PathLike) -> str:
 
 
 def fetch(name: str, patterns: Collection[str], revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch files of a dataset of the Hub, by patterns of their names, and return the folder that holds them.
+    """Fetch the files of a dataset of the Hub whose names match patterns, and return the folder that holds them.
 
     Raises:
-        OSError: If the Hub cannot be reached or does not give it.
+        OSError: If the Hub cannot be reached or denies access.
     """
     with _hub_explained(name):
         wanted = list(patterns)
@@ -46,7 +46,7 @@ def fetch(name: str, patterns: Collection[str], revision: str | None = None, tok
 
 @contextmanager
 def _hub_explained(name: str) -> Iterator[None]:
-    """Let an error of the Hub's client say within this context which dataset it is about, and what to do.
+    """Explain errors of the Hub's client within this context: name the dataset and the next step.
 
     Args:
         name: Id of the dataset.
@@ -56,28 +56,28 @@ def _hub_explained(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # of a dozen kinds, by the client's HTTP library
+    except Exception as error:  # the client and its HTTP library raise a dozen classes
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise OSError(
             f"there is no dataset folder {name} here{near(Path(name), is_dataset)}, and the Hub does not give a dataset of "
-            f"that name ({said}). Make a folder with delst prepare, or check the name; log in by `hf auth login` where it is "
-            "private; HF_HUB_OFFLINE=1 allows only what was fetched before."
+            f"that name ({said}). Make a folder with delst prepare, or check the name; for a private dataset log in with `hf "
+            "auth login`; HF_HUB_OFFLINE=1 allows only what was fetched before."
         ) from error
 
 
 def open_remote(name: str, revision: str | None = None, token: str | None = None) -> DatasetFolder:
-    """Open a dataset of the Hub, whose spots stay there.
+    """Open a dataset of the Hub without fetching its spots.
 
     Args:
-        name: Its id.
+        name: Id of the dataset.
         revision: Branch, tag or commit.
-        token: By default that of ``hf auth login``.
+        token: Access token, by default that of ``hf auth login``.
 
     Returns:
-        The folder of the small tables; the files of spots are where they would be, had they been fetched.
+        The folder of the small tables; its files of spots have the paths that they would have if fetched.
 
     Raises:
-        ValueError: If it has no manifest, or is not what that says.
+        ValueError: If the dataset has no manifest, or does not match it.
     """
     path = fetch(name, _SMALL, revision, token)
     with _hub_explained(name):
@@ -86,8 +86,8 @@ def open_remote(name: str, revision: str | None = None, token: str | None = None
     manifest = read_manifest(path)
     if manifest is None:
         raise ValueError(
-            f"the dataset {name} has no {MANIFEST}, which says how many spots each of its files holds: it is of an older "
-            "version, and cannot be streamed. Make it again with delst prepare and push it, or leave --streaming out."
+            f"the dataset {name} has no {MANIFEST} with the number of spots of each file: it is of an older version, and "
+            "cannot be streamed. Make it again with delst prepare and push it, or leave --streaming out."
         )
     files: dict[str, Any] = manifest["files"]
     here = {file: entry for file, entry in files.items() if file.split("/")[0] in ("genes", "slides")}
@@ -113,4 +113,4 @@ def _problems_there(there: Mapping[str, RepoFile], files: Mapping[str, Any]) -> 
         elif found.size != stated["bytes"]:
             yield f"{file} has {found.size:,} bytes instead of {stated['bytes']:,}"
         elif found.lfs is not None and found.lfs.sha256 != stated["sha256"]:
-            yield f"{file} has another content (SHA-256) than when it was written"
+            yield f"{file} does not match its checksum (SHA-256) in the manifest"

@@ -1,6 +1,6 @@
-"""What is wrong with the spots of a dataset folder, row by row: read where a folder is verified, merged or streamed.
+"""Check the spots of a dataset folder row by row, when a folder is verified, merged or streamed.
 
-Opening a folder that has a manifest does not need it: what its files hold is told by their checksums.
+Opening a folder with a manifest does not need it, since checksums guarantee the content of its files.
 """
 
 import re
@@ -20,7 +20,7 @@ _README_CONTENT = re.compile(r"content ([0-9a-f]{16})\b")
 
 
 def problems_of_spots(folder: Path, files: Sequence[Path], num_genes: int) -> Iterator[str]:
-    """Read the small columns of all spots of a slide."""
+    """Yield the problems in the small columns of all spots of a slide."""
     barcodes: set[str] = set()
     number = 0
     for path in files:
@@ -43,13 +43,13 @@ def problems_of_spots(folder: Path, files: Sequence[Path], num_genes: int) -> It
 
 
 def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: str | None = None) -> str:
-    """Return what is wrong with rows of spots, in words; empty where nothing is.
+    """Return the first problem of rows of spots, in words; "" if there is none.
 
     Args:
-        rows: At least the columns of genes and counts; ``n_genes``, ``total_counts``, ``x``, ``y`` and ``slide_id`` are checked
-            if there.
-        num_genes: Rows of the genes table.
-        slide_id: The slide that they should be of.
+        rows: Rows with at least the columns of genes and counts; ``n_genes``, ``total_counts``, ``x``, ``y`` and ``slide_id``
+            are checked if present.
+        num_genes: Number of rows of the genes table.
+        slide_id: The slide to which the rows must belong; None does not check it.
     """
     indices, counts = (_combined(rows, name) for name in ("gene_indices", "gene_counts"))
     places, values = (column.flatten().to_numpy(zero_copy_only=False) for column in (indices, counts))
@@ -59,7 +59,7 @@ def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: s
     if not np.array_equal(lengths, counts.value_lengths().to_numpy(zero_copy_only=False)):
         return "gene_indices and gene_counts differ in length"
     if len(values) and values.min() < 1:
-        return f"gene_counts go down to {values.min()}; allowed are 1 and more"
+        return f"gene_counts go down to {values.min()}; allowed: 1 or more"
     if "n_genes" in rows.schema.names and not np.array_equal(
         _combined(rows, "n_genes").to_numpy(zero_copy_only=False), lengths
     ):
@@ -73,9 +73,9 @@ def problem_of_rows(rows: pa.RecordBatch | pa.Table, num_genes: int, slide_id: s
     for name in [name for name in ("x", "y") if name in rows.schema.names]:
         places = _combined(rows, name).to_numpy(zero_copy_only=False)
         if not np.isfinite(places).all():
-            return f"{name} is {places[~np.isfinite(places)][0]} of a spot; allowed are numbers"
+            return f"{name} of a spot is {places[~np.isfinite(places)][0]}; allowed: numbers"
     if slide_id is not None and set(_combined(rows, "slide_id").to_pylist()) - {slide_id}:
-        return f"holds spots of another slide than {slide_id!r}"
+        return f"it holds spots of another slide than {slide_id!r}"
     return ""
 
 
@@ -85,12 +85,12 @@ def _combined(rows: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
 
 
 def problems_of_readme(folder: Path, spots: int, verify: bool) -> Iterator[str]:
-    """Compare a folder without a manifest with what its README says."""
+    """Yield the differences between a folder without a manifest and its README."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if regular_size(readme) is not None else ""
     stated = _README_SPOTS.search(text)
     if stated and int(stated[1]) != spots:
-        yield f"README.md tells of {stated[1]} spots, the files hold {spots}"
+        yield f"README.md states {stated[1]} spots, but the files hold {spots}"
     content = _README_CONTENT.search(text)
     if verify and content and content_fingerprint(describe_files(folder)) != content[1]:
-        yield "the content is not that of the fingerprint in README.md"
+        yield "the content does not match the fingerprint in README.md"

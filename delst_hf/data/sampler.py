@@ -1,8 +1,8 @@
-"""Which spots meet in a batch: slides mixed in proportion, or one slide at a time, and no near-duplicate neighbours.
+"""Choose the spots of a batch: slides mixed in proportion, or one slide at a time, and no near-duplicate neighbours.
 
-In a contrastive batch every other spot is a negative. Slides mixed in proportion keep the negatives of a batch those of the
-study; one slide at a time makes them hard, because colour and batch effects no longer tell two spots apart. Spots that overlap
-or touch are near-duplicates, and as negatives they punish the model for being right.
+In a contrastive batch every other spot is a negative. With slides mixed in proportion, the negatives represent the study. With
+one slide at a time they are hard, because colour and batch effects no longer distinguish spots. Spots that overlap or touch are
+near-duplicates; as negatives they would punish the model for being right.
 """
 
 from collections.abc import Iterator
@@ -17,21 +17,21 @@ BATCH_SAMPLING = ("random", "balanced", "within_slide")
 class SlideSampler(Sampler[int]):
     """Order of the spots of an epoch, to be cut into batches of `batch_size`, the joined batch of all processes.
 
-    Every process draws the same order out of seed and epoch, and the loader deals the batches out, so that processes do not
-    overlap and a resumed run goes on where it stopped. An epoch has ``spots // batch_size`` batches. Without a distance each
-    spot comes at most once; with one, spots are drawn again where too few are left that may stand side by side.
+    Every process draws the same order from seed and epoch, and the loader distributes the batches, so that processes do not
+    overlap and a resumed run continues where it stopped. An epoch has ``spots // batch_size`` batches. Without a distance each
+    spot occurs at most once; with one, spots are drawn again when too few distant ones are left.
 
     Args:
         slides: Slide of each spot (spots,), any type that can be compared.
-        batch_size: Spots a joined batch: those of one process times the number of processes.
-        mode: ``"random"``, ``"balanced"`` (slides mixed in proportion, to one spot) or ``"within_slide"`` (one slide a batch
-            as long as a slide has enough spots, then as few as possible).
+        batch_size: Spots per joined batch: those of one process times the number of processes.
+        mode: ``"random"``, ``"balanced"`` (slides mixed in proportion, to one spot) or ``"within_slide"`` (one slide per batch
+            while a slide has enough spots, then as few slides as possible).
         positions_um: Positions (spots, 2) in micrometres, needed for a distance.
-        min_distance_um: Spots of one slide that are closer are never in one batch.
+        min_distance_um: Spots of one slide that are closer than this are never in one batch.
         seed: Seed of all epochs.
 
     Raises:
-        ValueError: If the mode is not known, a batch is larger than the data, positions are missing, or no batch can keep
+        ValueError: If the mode is unknown, a batch is larger than the data, positions are missing, or no batch can keep
             the distance.
 
     Examples:
@@ -55,20 +55,20 @@ class SlideSampler(Sampler[int]):
             )
         if not 1 <= batch_size <= len(slides):
             raise ValueError(
-                f"A joined batch of {batch_size} spots out of {len(slides)}: give at least 1 and at most all of them. Lower "
-                "per_device_train_batch_size."
+                f"A joined batch has {batch_size} spots, but there are {len(slides)}. Allowed: 1 to all of them. Lower "
+                "--per_device_train_batch_size."
             )
         if min_distance_um < 0 or (min_distance_um > 0 and positions_um is None):
             raise ValueError(
-                f"min_spot_distance_um={min_distance_um} must be 0 or more, and above 0 it needs the positions of the spots: "
-                "the columns x_um and y_um that Study.with_positions_um adds."
+                f"min_spot_distance_um={min_distance_um} must be 0 or more. Above 0 it needs the positions of the spots, the "
+                "columns x_um and y_um that Study.with_positions_um adds."
             )
         self.slide = np.unique(slides, return_inverse=True)[1]
         self.sizes = np.bincount(self.slide)
         self.batch_size, self.mode, self.seed, self.epoch = batch_size, mode, seed, 0
         self.min_distance_um = min_distance_um
         self.neighbours = _neighbours(self.slide, positions_um, min_distance_um)
-        # Scratch of `_fill`, allocated once: a batch must not cost as much as the study has spots.
+        # Work arrays of `_fill`, allocated once: the cost of a batch must not grow with the study.
         self._in_batch = np.zeros(len(slides), dtype=bool)
         self._place = np.full(len(slides), len(slides))
 
@@ -76,7 +76,7 @@ class SlideSampler(Sampler[int]):
         return len(self.slide) // self.batch_size * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn next; each has its own."""
+        """Choose the epoch whose order is drawn next; every epoch has another order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -84,7 +84,7 @@ class SlideSampler(Sampler[int]):
             yield from batch.tolist()
 
     def batches(self) -> list[np.ndarray]:
-        """Return the joined batches of the epoch, each (batch_size,) of spots."""
+        """Return the joined batches of the epoch, each an array of spots (batch_size,)."""
         generator = np.random.default_rng([self.seed, self.epoch])
         batches: list[np.ndarray] = []
         if self.mode == "within_slide":
@@ -109,7 +109,7 @@ class SlideSampler(Sampler[int]):
                 batch, pending = self._fill(pending)
             if len(batch) < self.batch_size:
                 raise ValueError(
-                    f"min_spot_distance_um={self.min_distance_um:g} leaves room for batches of about {len(batch)} spots, not "
+                    f"min_spot_distance_um={self.min_distance_um:g} allows batches of about {len(batch)} spots, not "
                     f"{self.batch_size}. Lower the distance or the batch size, or train on more slides."
                 )
             batches.append(batch)
@@ -117,25 +117,25 @@ class SlideSampler(Sampler[int]):
         return [batches[i] for i in shuffled]
 
     def _by_slide(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """Return the spots of each slide, slides and spots in random order."""
+        """Return the spots of each slide, with slides and spots in random order."""
         shuffled = generator.permutation(len(self.slide))
         grouped = shuffled[np.argsort(self.slide[shuffled], kind="stable")]
         groups = np.split(grouped, np.cumsum(self.sizes)[:-1])
         return [groups[i] for i in generator.permutation(len(groups))]
 
     def _order(self, generator: np.random.Generator) -> np.ndarray:
-        """Return all spots in the order in which batches would like to have them."""
+        """Return all spots in the order of the mode, ignoring the distance."""
         if self.mode == "random":
             return generator.permutation(len(self.slide))
         groups = self._by_slide(generator)
         if self.mode == "within_slide":
             return np.concatenate(groups)
-        # The k-th of n spots of a slide stands at (k + u) / n of the epoch: any stretch holds the slides in proportion.
+        # The k-th of n spots of a slide is placed at (k + u) / n of the epoch, so any stretch has the slides in proportion.
         place = np.concatenate([(np.arange(len(group)) + generator.random()) / len(group) for group in groups])
         return np.concatenate(groups)[np.argsort(place, kind="stable")]
 
     def _fill(self, pending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first batch out of `pending`, and what is left in its order; spots too close to the batch are put off."""
+        """Return the first batch from `pending`, and the rest in its order; spots too close to the batch are postponed."""
         if self.neighbours is None:
             return pending[: self.batch_size], pending[self.batch_size :]
         in_batch = self._in_batch
@@ -152,7 +152,7 @@ class SlideSampler(Sampler[int]):
         return np.concatenate(taken), np.concatenate([*put_off, pending[at:]])
 
     def _fits(self, window: np.ndarray, in_batch: np.ndarray) -> np.ndarray:
-        """Tell which spots of the window are far from the batch and from all spots earlier in the window."""
+        """Return which spots of the window (window,) bool are far from the batch and from all earlier spots of the window."""
         starts, flat = self.neighbours  # type: ignore[misc]
         start, count = starts[window], starts[window + 1] - starts[window]
         owner = np.repeat(np.arange(len(window)), count)
@@ -168,13 +168,13 @@ class SlideSampler(Sampler[int]):
 def _neighbours(
     slide: np.ndarray, positions_um: np.ndarray | None, distance: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return for each spot those of its slide that are closer than `distance`, as (spots + 1,) starts into a flat array."""
+    """Return, for each spot, the spots of its slide closer than `distance`: starts (spots + 1,) and a flat array of spots."""
     if positions_um is None or distance == 0:
         return None
     pairs = [np.empty((0, 2), dtype=np.int64)]
     by_slide = np.argsort(slide, kind="stable")
     for rows in np.split(by_slide, np.cumsum(np.bincount(slide))[:-1]):
-        # query_pairs takes the border in; "closer than" leaves it out.
+        # query_pairs includes the distance itself; "closer than" excludes it.
         found = cKDTree(positions_um[rows]).query_pairs(np.nextafter(distance, 0), output_type="ndarray")
         pairs.append(rows[found])
     both = np.concatenate(pairs)

@@ -1,4 +1,4 @@
-"""One study prepared by several runs: which slides each of them takes, and whether all of their folders are there."""
+"""Prepare one study by several runs: choose the slides of each run, and check that all of their folders are there."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
 def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
-    """Return the jobs of one of several runs, consecutive so that merged outputs are in the order of one run.
+    """Return the jobs of one of several runs; they are consecutive, so that merged outputs have the order of a single run.
 
     Raises:
         ValueError: an index outside 0 to number - 1.
@@ -29,18 +29,18 @@ def shard(jobs: Sequence[_T], index: int, number: int) -> Sequence[_T]:
 
 
 def shard_name(output: str | Path, index: int, number: int) -> str:
-    """Return the folder of one of several runs."""
+    """Return the name of the folder of one of several runs."""
     return f"{output}-{index:05d}-of-{number:05d}"
 
 
 def check_shards(folders: Sequence[DatasetFolder]) -> None:
-    """Refuse to merge a part of what several runs made.
+    """Refuse to merge only some of the folders that several runs made.
 
-    A run writes into its manifest which of how many it was, and of how many slides; a folder without a manifest is known by
-    its name, DIR-00001-of-00003.
+    The manifest of a run states its number, the number of runs, and the number of slides; without a manifest, the name of the
+    folder does, DIR-00001-of-00003.
 
     Raises:
-        ValueError: Naming the folders that are missing.
+        ValueError: Folders are missing; the message names them.
     """
     given: dict[tuple[str, int], dict[int, int]] = {}
     for folder in folders:
@@ -61,5 +61,5 @@ def check_shards(folders: Sequence[DatasetFolder]) -> None:
         if missing:
             raise ValueError(
                 f"these folders are parts of {number}, and {', '.join(missing[:5])} {'is' if len(missing) == 1 else 'are'} "
-                "missing. Prepare them (delst prepare ... --shard-index I --num-shards N) and name all of them to delst merge."
+                "missing. Prepare them (delst prepare ... --shard-index I --num-shards N) and give all of them to delst merge."
             )

@@ -1,7 +1,7 @@
-"""Files of spots read where they lie, on the disk or on the Hub, a stretch of rows at a time.
+"""Stream files of spots from the disk or the Hub, a stretch of rows at a time.
 
-What reads them is datasets' own `IterableDataset`. Its shards are stretches of rows instead of whole files: a slide is a file,
-and spots that are shuffled must come from more slides than a machine can hold.
+They are read by datasets' own `IterableDataset`. Its shards are stretches of rows instead of complete files, since a file is a
+slide, and shuffled spots must come from more slides than a machine can hold.
 """
 
 import functools
@@ -19,13 +19,13 @@ from .folder import raise_memory
 from .row_checks import problem_of_rows
 from .schema import slide_of
 
-# Rows of a stretch: those of a group of rows, as `delst prepare` writes them, so that nothing is read twice.
+# Rows per stretch: those of a row group of `delst prepare`, so that nothing is read twice.
 STRETCH_ROWS = 100
 HUB = "hf://"
 COUNTS = ("gene_indices", "gene_counts")
-# What a batch is made of; other columns are not fetched.
+# The columns that a batch needs; others are not fetched.
 TRAINING = ("image", *COUNTS, "slide_id", "n_genes", "total_counts")
-# Large binaries: the patches of a shuffle buffer may be more than 2 GiB.
+# Large binaries, since the patches of a shuffle buffer may exceed 2 GiB.
 _TYPES = {
     "image": pa.struct({"bytes": pa.large_binary(), "path": pa.string()}),
     "gene_indices": pa.list_(pa.int32()),
@@ -41,9 +41,9 @@ class SpotFile:
     """A file of spots.
 
     Attributes:
-        address: Its path, or ``hf://datasets/USER/NAME@REVISION/PATH``.
-        rows: Its number of spots.
-        first: ``spot_index`` of the first of them, which counts in all files of the dataset.
+        address: Path of the file, or ``hf://datasets/USER/NAME@REVISION/PATH``.
+        rows: Number of spots.
+        first: ``spot_index`` of the first spot, counted over all files of the dataset.
     """
 
     address: str
@@ -52,7 +52,7 @@ class SpotFile:
 
     @property
     def slide_id(self) -> str:
-        """The slide that its spots are of."""
+        """The slide to which the spots belong."""
         return slide_of(self.address)
 
 
@@ -65,11 +65,11 @@ class Stretch(NamedTuple):
 
 
 class SpotFiles:
-    """Spots of a dataset that are not opened but read when they are needed; nothing of them is in memory.
+    """Spots of a dataset that are read only when they are needed, and not kept in memory.
 
     Args:
-        files: Their files, in the order of the dataset.
-        num_genes: Rows of the table of genes.
+        files: Files of the spots, in the order of the dataset.
+        num_genes: Number of rows of the table of genes.
         level: Column that the intra-modal loss orders spots by.
 
     Examples:
@@ -83,7 +83,7 @@ class SpotFiles:
         self.files, self.num_genes, self.level = tuple(files), num_genes, level
         self.num_rows = sum(file.rows for file in self.files)
         stretches = [-(-file.rows // STRETCH_ROWS) for file in self.files]
-        # Number of the first stretch of each file, and of all at the end: a stretch is found by its number.
+        # Number of the first stretch of each file, and of all stretches at the end, to find a stretch by its number.
         self._numbers = np.concatenate([[0], np.cumsum(stretches, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -91,11 +91,11 @@ class SpotFiles:
 
     @property
     def num_stretches(self) -> int:
-        """How many stretches all files have."""
+        """The number of stretches of all files."""
         return int(self._numbers[-1])
 
     def stretch_sizes(self) -> np.ndarray:
-        """Return rows of each stretch (stretches,) uint8: all but the last of a file are whole."""
+        """Return the rows of each stretch (stretches,) uint8; only the last one of a file can be shorter."""
         sizes = np.full(self.num_stretches, STRETCH_ROWS, dtype=np.uint8)
         for number, file in zip(self._numbers[1:], self.files, strict=True):
             if file.rows:
@@ -109,11 +109,11 @@ class SpotFiles:
         return Stretch(self.files[place], start, min(start + STRETCH_ROWS, self.files[place].rows))
 
     def read(self, stretches: Sequence[Stretch], columns: Sequence[str] = TRAINING) -> IterableDataset:
-        """Return a stream of these stretches, in their order, that gives arrow tables.
+        """Return a stream of arrow tables of these stretches, in their order.
 
         Args:
-            stretches: What to read.
-            columns: Columns of the files; where they are those of a batch, ``level`` and ``spot_index`` are added.
+            stretches: The stretches to read.
+            columns: Columns of the files; ``spot_index`` is added, and ``level`` if its column is among them.
         """
         about = {"columns": tuple(columns), "num_genes": self.num_genes, "level": self.level}
         source = ArrowExamplesIterable(_tables, {"stretches": list(stretches), **about})
@@ -124,12 +124,12 @@ class SpotFiles:
         return SpotFiles(self.files[index::parts], self.num_genes, self.level)
 
     def tables(self, columns: Sequence[str] = TRAINING, batch_size: int = 8192) -> Iterator[pa.Table]:
-        """Go through all spots in the order of the dataset, `batch_size` at a time."""
+        """Yield all spots in the order of the dataset, `batch_size` at a time."""
         whole = [Stretch(file, 0, file.rows) for file in self.files if file.rows]
         yield from self.read(whole, columns).iter(batch_size=batch_size)
 
     def some_images(self, number: int = 512) -> list[dict[str, Any]]:
-        """Return undecoded patches from some thirty places that are spread evenly over all spots, at most `number`."""
+        """Return up to `number` undecoded patches, from about thirty stretches spread evenly over all spots."""
         places = np.unique(np.linspace(0, self.num_stretches - 1, 32).astype(int))
         each = -(-number // len(places))
         some = [(one.file, one.start, min(one.start + each, one.stop)) for one in map(self.stretch, places.tolist())]
@@ -140,14 +140,14 @@ class SpotFiles:
 def _tables(
     stretches: list[Stretch], columns: tuple[str, ...], num_genes: int, level: str
 ) -> Iterator[tuple[Any, pa.Table]]:
-    """Read stretches, a group of rows at a time: what datasets calls the tables of a shard."""
+    """Yield the tables of a shard as datasets expects them: those of each stretch, one per row group."""
     for number, (file, start, stop) in enumerate(stretches):
         for part, table in enumerate(_groups(file, start, stop, columns)):
             yield (number, part), _checked(table, file, num_genes, level)
 
 
 def _groups(file: SpotFile, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Read the rows of a stretch from the groups of rows that it lies in."""
+    """Yield the rows of a stretch from the row groups that it covers."""
     given = 0
     try:
         with open_spots(file.address) as handle:
@@ -172,37 +172,37 @@ def _groups(file: SpotFile, start: int, stop: int, columns: Sequence[str]) -> It
         raise_memory(error)
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{file.address} cannot be read ({said}). Look whether it is still there and reachable, then go on with "
-            "--resume_from_checkpoint true; `delst check FOLDER` says which files are not as they were written."
+            f"{file.address} cannot be read ({said}). Check that it still exists and can be reached, then resume with "
+            "--resume_from_checkpoint true; `delst check FOLDER` lists the files that do not match the manifest."
         ) from error
     if given != stop - start:
         raise ValueError(
             f"{file.address} holds fewer than the {file.rows} spots that its dataset states. Make the dataset again with delst "
-            "prepare, or copy it again from where it came from."
+            "prepare, or copy it again from its source."
         )
 
 
 def _checked(table: pa.Table, file: SpotFile, num_genes: int, level: str) -> pa.Table:
-    """Check rows as the opening of a folder does, and add the column that the loss orders spots by."""
+    """Check rows as opening a folder does, and add the column by which the loss orders spots."""
     wrong, names = "", table.column_names
     if set(COUNTS) <= set(names):
         wrong = problem_of_rows(table, num_genes, file.slide_id if "slide_id" in names else None)
     if not wrong and "image" in names:
         images = table["image"].combine_chunks()
         if images.field("path").null_count != len(images) or images.field("bytes").null_count:
-            wrong = "an image is a path or is missing, instead of an image"
+            wrong = "an image is missing, or is a path in place of bytes"
     if wrong:
         raise ValueError(f"{file.address}: {wrong}. Make the dataset again with delst prepare.")
     return table.append_column("level", table[level].cast(pa.float32())) if level in names else table
 
 
 def open_spots(address: str) -> Any:
-    """Open a file of spots, of which only what is asked for is read or fetched."""
+    """Open a file of spots, of which only the requested ranges are read or fetched."""
     if not address.startswith(HUB):
         return pa.OSFile(address)
     from huggingface_hub import HfFileSystem
 
-    # Arrow asks for the ranges that it needs; a cache of blocks would fetch more.
+    # Arrow requests the ranges that it needs; a block cache would fetch more.
     return HfFileSystem().open(address, "rb", cache_type="none")
 
 

@@ -1,10 +1,10 @@
-"""The order of spots that are streamed: which process reads which, how they are shuffled, and where a resumed run goes on.
+"""The order of streamed spots: which process reads which spots, how they are shuffled, and where a resumed run continues.
 
-An epoch is a random order of stretches (`SpotFiles`), which every process draws alike from seed and epoch: a few bytes per
-hundred spots. Processes, and the workers of their loaders, take consecutive parts of it, so that all make the same number of
-steps and no spot is seen twice. A worker reads its part block by block, and shuffles the spots of a block. Each block is drawn
-from numbers alone (seed, epoch, process, worker, block), so the state of a stream is the number of batches that it gave, and a
-resumed one reads no more than the block that was being given.
+An epoch is a random order of stretches (`SpotFiles`), which every process draws alike from seed and epoch; it takes a few bytes
+per hundred spots. Processes, and the workers of their loaders, take consecutive parts of it, so that all make the same number
+of steps and no spot is seen twice. A worker reads its part block by block, and shuffles the spots of a block. The shuffle of a
+block depends only on seed, epoch, process, worker and block, so the state of a stream is the number of batches already given,
+and a resumed stream reads only the block that was in use.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from .spot_files import SpotFiles, Stretch
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker of one process reads of an epoch: the spots at `start` to `stop` of its order."""
+    """The part of an epoch that one worker of one process reads: the spots at `start` to `stop` of its order."""
 
     epoch: int
     worker: int
@@ -33,17 +33,17 @@ class SpotStream(IterableDataset):
     """Batches of spots as arrow tables, for a loader with ``batch_size=None``; every process makes its own.
 
     Args:
-        spots: What to read.
+        spots: The spots to read.
         batch_size: Spots per batch of a process.
-        shuffle_buffer: Spots that a worker shuffles at a time; it holds as many again that it reads ahead.
+        shuffle_buffer: Spots that a worker shuffles at a time; it prefetches as many again.
         seed: Seed of all epochs.
-        rank: Number of this process.
-        ranks: How many processes share the spots.
-        drop_last: Leave out what makes no whole batch of all processes. Otherwise the last batch is smaller, and where the
-            processes do not divide the spots the last ones get some of the first spots again.
+        rank: Rank of this process.
+        ranks: Number of processes that share the spots.
+        drop_last: Drop spots that do not fill a batch of every process. Otherwise the last batch is smaller, and if the number
+            of processes does not divide the number of spots, the last processes get some of the first spots again.
 
     Raises:
-        ValueError: If there is no batch to make, or a value is not one of those allowed.
+        ValueError: If there are too few spots for a batch, or the buffer is smaller than a batch.
 
     Examples:
         >>> from delst_hf.data.streamed import StreamedStudy
@@ -67,13 +67,13 @@ class SpotStream(IterableDataset):
     ):
         if batch_size < 1 or shuffle_buffer < batch_size:
             raise ValueError(
-                f"shuffle_buffer={shuffle_buffer} holds no batch of {batch_size} spots. Set it to a few thousand, and to no "
-                "less than a batch."
+                f"shuffle_buffer={shuffle_buffer} is smaller than a batch of {batch_size} spots. Set it to a few thousand, and "
+                "to no less than a batch."
             )
         self.spots, self.batch_size, self.seed, self.rank, self.ranks = spots, batch_size, seed, rank, ranks
         self.block_size = shuffle_buffer // batch_size * batch_size
         total = spots.num_rows
-        # The spots of this process stand at `first` to `first + own` of the order of an epoch.
+        # The spots of this process are at `first` to `first + own` of the order of an epoch.
         own = total // ranks if drop_last else -(-total // ranks)
         self._batches = own // batch_size if drop_last else -(-own // batch_size)
         if not self._batches or total < ranks:
@@ -83,13 +83,13 @@ class SpotStream(IterableDataset):
             )
         self._own = min(own, self._batches * batch_size)
         self._first = own * rank
-        # Shared with the workers of a loader, which outlive an epoch where they are persistent.
+        # Shared with the workers of a loader: persistent ones outlive an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._resumed = {"epoch": 0, "batches": 0}
 
     @property
     def num_rows(self) -> int:
-        """How many spots there are, of all processes together."""
+        """The number of spots of all processes together."""
         return self.spots.num_rows
 
     def __len__(self) -> int:
@@ -97,19 +97,19 @@ class SpotStream(IterableDataset):
         return self._batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is read next; each has an order of its own."""
+        """Choose the epoch that is read next; every epoch has another order."""
         self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the stream begins: an epoch, and how many of its batches were given before."""
+        """Return the position at which the stream begins: an epoch, and the number of its batches already given."""
         epoch = int(self._epoch)
         return {"epoch": epoch, "batches": self._resumed["batches"] if self._resumed["epoch"] == epoch else 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin at a place: the batches before it are given as None, without being read.
+        """Begin at a position: earlier batches are yielded as None, without being read.
 
         Args:
-            state: ``epoch``, and ``batches`` of it that were given already.
+            state: ``epoch``, and ``batches``, the number of its batches already given.
         """
         self._resumed = {"epoch": int(state["epoch"]), "batches": int(state["batches"])}
         self.set_epoch(self._resumed["epoch"])
@@ -124,9 +124,9 @@ class SpotStream(IterableDataset):
         yield from self._read(share, given)
 
     def share(self, epoch: int, worker: int = 0, workers: int = 1) -> Share:
-        """Return what a worker of this process reads of an epoch.
+        """Return the part of an epoch that a worker of this process reads.
 
-        Workers differ by one batch at most; the smaller last batch of all is the last one of its worker.
+        Workers differ by at most one batch; the smaller last batch of the epoch is the last one of its worker.
         """
         last = (self._batches - 1) % workers
         ends = [self._first]
@@ -137,7 +137,7 @@ class SpotStream(IterableDataset):
         return Share(epoch, worker, ends[-2], ends[-1])
 
     def _read(self, share: Share, given: int) -> Iterator[pa.Table]:
-        """Give the batches of a share after the first `given`, while the next block is being read."""
+        """Yield the batches of a share after the first `given`, while prefetching the next block."""
         block, done = divmod(given * self.batch_size, self.block_size)
         blocks = -(-(share.stop - share.start) // self.block_size)
         if block >= blocks:
@@ -163,12 +163,12 @@ class SpotStream(IterableDataset):
 
 
 class EpochOrder:
-    """The stretches of a share in the random order of an epoch; of the others only their order is drawn.
+    """The stretches of a share in the random order of an epoch; other stretches are drawn, but not kept.
 
     Args:
-        spots: What is read.
+        spots: The spots to read.
         seed: Seed of all epochs.
-        share: Which part of the epoch.
+        share: The part of the epoch.
     """
 
     def __init__(self, spots: SpotFiles, seed: int, share: Share):
@@ -176,7 +176,7 @@ class EpochOrder:
         kind = np.int32 if spots.num_stretches < 2**31 else np.int64
         order = np.random.default_rng([seed, share.epoch]).permutation(np.arange(spots.num_stretches, dtype=kind))
         ends = np.cumsum(spots.stretch_sizes()[order], dtype=np.int64)
-        # A share that goes beyond the last spot goes on with the first.
+        # A share that reaches beyond the last spot continues with the first.
         self.parts = []
         for start, stop in self._within(share.start, share.stop):
             low, high = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left") + 1

@@ -1,4 +1,4 @@
-"""A study that is larger than the machine: its spots are read where they lie, and are never all of them here."""
+"""A study larger than the machine: its spots are streamed from a folder or the Hub, and never all loaded."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ from .study import LEVEL_KEYS, Study, files_in_order, load_spots, read_genes, re
 
 @dataclass(frozen=True)
 class StreamedStudy(Study):
-    """The tables of a dataset whose spots stay where they are, in a folder or on the Hub.
+    """The tables of a dataset whose spots are streamed from a folder or from the Hub.
 
-    ``spots`` and what `subset` returns are `SpotFiles`, from which all that a training run asks of a `Study` is answered; what
-    needs a column of all spots at once is refused.
+    ``spots`` and the results of `subset` are `SpotFiles`, which give a training run all that it needs of a `Study`; methods
+    that need a column of all spots at once are refused.
 
     Examples:
         >>> study = StreamedStudy.load("runs/toy/data")
@@ -38,7 +38,7 @@ class StreamedStudy(Study):
 
     @classmethod
     def load(cls, path: str | os.PathLike, **options: Any) -> "StreamedStudy":
-        """Open a dataset folder, or a dataset of the Hub of which only the two small tables are fetched.
+        """Open a dataset folder, or a dataset of the Hub, fetching only its small tables.
 
         Args:
             path: Folder written by ``delst prepare``, or a Hub id.
@@ -46,8 +46,8 @@ class StreamedStudy(Study):
 
         Raises:
             FileNotFoundError: If there is no such folder.
-            OSError: If the Hub cannot be reached or does not give it.
-            ValueError: If it is not as it was written.
+            OSError: If the Hub cannot be reached or denies access.
+            ValueError: If the dataset does not match its manifest.
         """
         if Path(path).expanduser().exists():
             folder, base = open_folder(Path(path).expanduser()), None
@@ -58,7 +58,7 @@ class StreamedStudy(Study):
         return cls(SpotFiles(files, folder.num_genes), read_genes(folder), read_slides(folder), folder)
 
     def subset(self, slide_ids: Sequence[str], spot_split: str | None = None) -> SpotFiles:  # type: ignore[override]
-        """Return the spots of these slides, in the order of the folder, unread; arguments are those of `Study.subset`."""
+        """Return the spots of these slides in the order of the folder, without reading them; arguments as in `Study.subset`."""
         self.check_slides(slide_ids)
         chosen, torn = set(slide_ids), set(self.slides["slide_id"][self.slides["split"] == "spot"])
         files = [
@@ -69,7 +69,7 @@ class StreamedStudy(Study):
         return SpotFiles(files, len(self.genes))
 
     def resident(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
-        """Load the spots of these slides: held-out ones, whose scores need all of them at once. The Hub gives their files."""
+        """Load the spots of held-out slides, whose scores need all of them at once; files on the Hub are fetched."""
         chosen = self.subset(slide_ids, spot_split)
         assert self.folder is not None
         own = [_place(self.folder, file) for file in chosen.files]
@@ -87,28 +87,28 @@ class StreamedStudy(Study):
         """Return these spots with the key by which the intra-modal loss orders them.
 
         Raises:
-            ValueError: If the key is not known, or needs the spots of whole slides.
+            ValueError: If the key is unknown, or needs all spots of a slide at once.
         """
         if key == "shuffled" or key not in LEVEL_KEYS:
             allowed = ", ".join(repr(name) for name in LEVEL_KEYS if name != "shuffled")
             raise ValueError(
-                f"level_key={key!r} cannot be had with streaming: it would need the numbers of all spots of a slide at once. "
+                f"level_key={key!r} does not work with streaming: it would need the values of all spots of a slide at once. "
                 f"Allowed: {allowed}; or leave --streaming out."
             )
         return SpotFiles(spots.files, spots.num_genes, key)
 
     def count_batches(self, spots: SpotFiles, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:  # type: ignore[override]
-        """Return the counts of these spots as sparse matrices, `batch_size` spots at a time; no patch is read."""
+        """Yield the counts of these spots as sparse matrices of `batch_size` spots, without reading patches."""
         for table in spots.tables(COUNTS, batch_size):
             yield sparse_counts(table, len(self.genes))
 
     def own_count_batches(self, spots: SpotFiles, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:  # type: ignore[override]
-        """Return the counts of this process's part of the spots: no process waits for another to read all of them."""
+        """Yield the counts of this process's part of the spots, so that no process waits for another to read all of them."""
         for table in spots.part(process_rank(), world_size()).tables(COUNTS, batch_size):
             yield sparse_counts(table, len(self.genes))
 
     def summed(self, *sums: Any) -> tuple[Any, ...]:
-        """Add up over processes, in their order, so that all of them get the same."""
+        """Sum over processes, in the order of their ranks, so that all of them get the same result."""
         if world_size() == 1:
             return sums
         of_all: list[Any] = [None] * world_size()
@@ -116,12 +116,12 @@ class StreamedStudy(Study):
         return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*of_all, strict=True))
 
     def with_positions_um(self, spots: Any) -> Any:
-        """Refuse what needs the positions of all spots at once."""
-        raise ValueError("min_spot_distance_um cannot be had with streaming. Leave one of the two out.")
+        """Refuse, since this needs the positions of all spots at once."""
+        raise ValueError("min_spot_distance_um does not work with streaming. Leave one of the two out.")
 
 
 def _spot_files(folder: DatasetFolder, base: str | None) -> Iterator[SpotFile]:
-    """Yield files of spots in the order of `load_spots`, with their numbers of spots."""
+    """Yield the files of spots in the order of `load_spots`, with their numbers of spots."""
     first = 0
     for path in files_in_order(folder):
         name = path.relative_to(folder.path).as_posix()
@@ -137,14 +137,14 @@ def _split_of(file: SpotFile) -> str:
 
 
 def _place(folder: DatasetFolder, file: SpotFile) -> Path:
-    """Tell where a file lies, or would lie had it been fetched."""
+    """Return the local path of a file, whether or not it was fetched."""
     if not file.address.startswith(HUB):
         return Path(file.address)
     return folder.path / file.address.split(f"@{folder.path.name}/", 1)[1]
 
 
 def _fetch(files: Sequence[SpotFile], folder: DatasetFolder) -> None:
-    """Fetch whole files of a dataset of the Hub into the folder of its small tables."""
+    """Fetch complete files of a dataset of the Hub into the folder of its small tables."""
     name, revision = files[0].address.removeprefix(f"{HUB}datasets/").split("/spots/")[0].split("@")
     wanted = [_place(folder, file).relative_to(folder.path).as_posix() for file in files]
     fetch(name, wanted, revision)

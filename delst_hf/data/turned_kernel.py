@@ -1,8 +1,8 @@
-"""Patches turned and normalised on a CUDA device by one Triton kernel: each byte is read once and each value written once.
+"""Turn and normalise patches on a CUDA device by one Triton kernel: each byte is read once and each value written once.
 
-A byte has 256 values, so normalising is a table of 256 rows, which `collator.PixelTransform` makes by its own formula: the
-kernel's pixels are its pixels to the last bit, however a compiler rounds a product and a sum. Blocks are read in the order of
-the input's memory and written in that of the output's; a mirrored diagonal exchanges the axes of a block in between.
+A byte has 256 values, so normalising is a lookup in a table of 256 rows. `collator.PixelTransform` makes the table by its own
+formula, so that the kernel's pixels equal its pixels to the last bit, however a compiler rounds. Blocks are read in the memory
+order of the input and written in that of the output; mirroring at the diagonal exchanges the axes of a block in between.
 """
 
 import functools
@@ -27,7 +27,7 @@ def turn_and_normalise(pixels, choices, table, out, n, side, TILE: tl.constexpr)
     patch = tl.program_id(0) // (tiles * tiles)
     tile = tl.program_id(0) % (tiles * tiles)
     row, column = (tile // tiles) * TILE + tl.arange(0, TILE), (tile % tiles) * TILE + tl.arange(0, TILE)
-    # A fourth channel that is masked: sizes of blocks are powers of 2.
+    # A fourth, masked channel, since sizes of blocks are powers of 2.
     channel = tl.arange(0, 4)[None, None, :]
     inside = (row < side)[:, None, None] & (column < side)[None, :, None] & (channel < 3)
     first = patch.to(tl.int64) * side * side * 3
@@ -45,12 +45,12 @@ def turn_and_normalise(pixels, choices, table, out, n, side, TILE: tl.constexpr)
 
 
 def turned_and_normalised(pixels: Tensor, choices: Tensor, table: Tensor) -> Tensor:
-    """Turn patches and look their bytes up.
+    """Turn patches and look up the normalised values of their bytes.
 
     Args:
         pixels: Square patches (batch, 3, side, side) uint8; best in channels-last order, as the collator makes them.
-        choices: What `orientation_choices` drew for them.
-        table: What each byte becomes, by channel (256, 3) float32, on their device.
+        choices: Result of `orientation_choices` for the patches.
+        table: Normalised value of each byte, per channel (256, 3) float32, on the patches' device.
 
     Returns:
         (batch, 3, side, side) float32, channels last.
@@ -68,7 +68,7 @@ def turned_and_normalised(pixels: Tensor, choices: Tensor, table: Tensor) -> Ten
 
 @functools.cache
 def _kernel_runs(device: torch.device) -> bool:
-    """Tell whether the kernel compiles here and gives what torch gives: a trial, once per device and process."""
+    """Tell whether the kernel compiles here and gives the same result as torch; tried once per device and process."""
     pixels = torch.arange(16 * 37 * 37 * 3, device=device).remainder(251).to(torch.uint8).view(16, 37, 37, 3)
     pixels = pixels.permute(0, 3, 1, 2)
     choices = (torch.arange(16, device=device) >> torch.arange(3, device=device)[:, None]).bitwise_and(1).bool()
@@ -82,16 +82,16 @@ def _kernel_runs(device: torch.device) -> bool:
         why = "its pixels are not those of torch"
         if torch.equal(turned_and_normalised(pixels, choices, table).permute(0, 2, 3, 1), plain):
             return True
-    except Exception as error:  # no compiler, a driver that is too old, ...: all of them leave torch
+    except Exception as error:  # no compiler, a driver that is too old, ...: torch is used instead
         why = str(error)
-    warnings.warn(f"Triton does not turn patches on {device} ({why}): torch does, in more passes.", stacklevel=2)
+    warnings.warn(f"Triton cannot turn patches on {device} ({why}): torch does it, in more passes.", stacklevel=2)
     return False
 
 
 def kernel_serves(pixels: Tensor) -> bool:
-    """Tell whether the kernel turns these patches: square, of three channels of bytes, on a CUDA device where it runs.
+    """Tell whether the kernel can turn these patches: square, three channels of bytes, on a CUDA device where it runs.
 
-    On a CPU only by Triton's interpreter, which tests ask for by the environment variable ``TRITON_INTERPRET=1``.
+    On a CPU it runs only with Triton's interpreter, which tests enable by the environment variable ``TRITON_INTERPRET=1``.
     """
     square = pixels.dim() == 4 and pixels.shape[1] == 3 and pixels.shape[2] == pixels.shape[3]
     if triton is None or pixels.dtype != torch.uint8 or not square or not len(pixels):

@@ -1,6 +1,6 @@
-"""Which genes the gene encoder reads: chosen on the spots of the training slides, and on nothing else.
+"""Choose the genes that the gene encoder reads, on the spots of the training slides only.
 
-The file of a vocabulary, and the markers that one may want in it, are in `vocabulary_file` and `markers`.
+`vocabulary_file` reads and writes vocabularies; `markers` lists well-known markers that a vocabulary may lack.
 """
 
 import logging
@@ -20,25 +20,25 @@ logger = logging.getLogger(__name__)
 
 METHODS = ("hvg", "spatial", "detected", "list", "all")
 RANKINGS = ("pearson_residuals", "variance")
-# Spots at a time, which bounds the memory; a dense block of residuals is of fewer still.
+# Spots read at a time, and spots per dense block of residuals: both bound the memory.
 _SPOTS, _BLOCK = 2048, 128
 # Overdispersion of counts that share a mean (Lause, Berens and Kobak, 2021, and scanpy's default).
 _THETA = 100.0
-# A spatial gene is judged on at most this many neighbouring spots of a slide, so that memory is bounded.
+# Moran's I is computed on at most this many neighbouring spots of a slide, which bounds the memory.
 _SPATIAL_SPOTS = 5000
 _NEIGHBOURS = 6
 
 
 @dataclass(frozen=True)
 class GeneMoments:
-    """What a vocabulary is chosen by, and what stands in for a gene that a panel lacks.
+    """Statistics by which a vocabulary is chosen; the means also replace genes that a panel lacks.
 
     Attributes:
-        detected: In how many spots each gene was found (genes,).
-        mean: Mean of its normalised counts, ``log1p``, over the spots (genes,).
-        variance: Their variance (genes,).
-        total: Sum of its raw counts (genes,).
-        spots: How many spots there were.
+        detected: Number of spots in which each gene was found (genes,).
+        mean: Mean of the gene's normalised counts, ``log1p``, over the spots (genes,).
+        variance: Variance of the same (genes,).
+        total: Sum of the gene's raw counts (genes,).
+        spots: Number of spots.
     """
 
     detected: np.ndarray
@@ -49,7 +49,7 @@ class GeneMoments:
 
 
 def _alone(*sums: Any) -> tuple[Any, ...]:
-    """Return the sums of a process that goes through all spots."""
+    """Return the sums unchanged, for a single process that reads all spots."""
     return sums
 
 
@@ -60,8 +60,8 @@ def gene_moments(
 
     Args:
         batches: Raw counts (spots, genes), for example `Study.count_batches`; at least one.
-        target_sum: Library size of the normalisation: that of the processor.
-        summed: Adds up over processes, each of which goes through some of the spots (`Study.summed`).
+        target_sum: Library size of the normalisation, the processor's.
+        summed: Function that sums over processes, each of which reads a part of the spots (`Study.summed`).
     """
     detected: Any = 0.0
     mean: Any = 0.0
@@ -83,15 +83,15 @@ def gene_moments(
 def residual_variance(
     batches: Iterable[scipy.sparse.csr_matrix], moments: GeneMoments, summed: Callable[..., tuple[Any, ...]] = _alone
 ) -> np.ndarray:
-    """Return the variance of every gene's analytic Pearson residuals (genes,): how much more it varies than its mean explains.
+    """Return the variance of every gene's analytic Pearson residuals (genes,): its variation beyond what its mean explains.
 
     A residual is (x - mu) / sqrt(mu + mu^2 / 100), clipped to the square root of the number of spots, where mu is the share of
     the gene in all counts times the counts of the spot (Lause, Berens and Kobak, 2021; scanpy's
-    ``experimental.pp.highly_variable_genes``). A gene of Poisson noise has about 1, or less if it is strong.
+    ``experimental.pp.highly_variable_genes``). For Poisson noise it is about 1, or less for a highly expressed gene.
 
     Args:
         batches: Raw counts (spots, genes) of the same spots as the moments.
-        moments: Of these spots.
+        moments: Moments of these spots.
         summed: As in `gene_moments`.
     """
     share = moments.total / max(moments.total.sum(), 1.0)
@@ -99,7 +99,7 @@ def residual_variance(
     total, square = np.zeros_like(share), np.zeros_like(share)
     for counts in batches:
         depth = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
-        # Where nothing was counted, all but a few per cent, the square of the residual is mu / (1 + mu / 100).
+        # For a count of 0, as are all but a few per cent, the square of the residual is mu / (1 + mu / 100).
         for start in range(0, len(depth), _BLOCK):
             zeros = np.outer(depth[start : start + _BLOCK], share)
             zeros /= 1 + zeros / _THETA
@@ -109,7 +109,7 @@ def residual_variance(
         found = counts.tocoo()
         mean = depth[found.row] * share[found.col]
         zero = np.minimum(np.sqrt(mean / (1 + mean / _THETA)), clip)
-        with np.errstate(invalid="ignore"):  # a stored zero of a gene that is nowhere
+        with np.errstate(invalid="ignore"):  # a stored zero of a gene without any count
             own = np.nan_to_num(np.clip((found.data - mean) / np.sqrt(mean + mean**2 / _THETA), -clip, clip))
         square += np.bincount(found.col, weights=own**2 - zero**2, minlength=len(share))
         total += np.bincount(found.col, weights=own + zero, minlength=len(share))
@@ -131,30 +131,31 @@ def choose_genes(
     target_sum: float = 1e4,
     moments: GeneMoments | None = None,
 ) -> list[str]:
-    """Choose genes on the training slides of a study, some thousand spots at a time.
+    """Choose genes on the training slides of a study, reading some thousand spots at a time.
 
     Args:
         study: The study.
-        slides: Training slides; by default those of the split ``train``, see `training_slides`. Of a slide whose spots are
-            split, the training spots.
+        slides: Training slides; by default those of the split ``train``, see `training_slides`. If the spots of a slide are
+            split, only its training spots are used.
         method: ``"hvg"``, highly variable genes by `ranking`; ``"spatial"``, the highest Moran's I over neighbouring spots,
-            mean over slides; ``"detected"``, in the most spots; ``"list"``, those of ``wanted`` that are there; ``"all"``.
-        ranking: Of ``"hvg"``: ``"pearson_residuals"``, the variance beyond what the mean of a gene explains
-            (`residual_variance`), or ``"variance"``, that of ``log1p`` of normalised counts, which favours genes of middling
-            means over markers.
-        num_genes: How many to keep, those of ``include`` among them; None keeps all. Not used by ``"list"`` and ``"all"``.
-        min_spots: A gene must be detected in this share of the spots; not used by ``"list"`` and ``"all"``.
+            averaged over slides; ``"detected"``, genes found in the most spots; ``"list"``, genes of ``wanted`` that are in the
+            dataset; ``"all"``.
+        ranking: Ranking for ``"hvg"``: ``"pearson_residuals"``, the variance beyond what the mean of a gene explains
+            (`residual_variance`), or ``"variance"``, the variance of ``log1p`` of normalised counts, which favours genes of
+            medium means over markers.
+        num_genes: Number of genes to keep, including ``include``; None keeps all. Not used by ``"list"`` and ``"all"``.
+        min_spots: Least share of the spots in which a gene must be detected; not used by ``"list"`` and ``"all"``.
         wanted: Names or Ensembl ids for ``"list"``.
-        include: Names or Ensembl ids that come first, however they rank.
-        seed: Which neighbourhood of a large slide ``"spatial"`` looks at.
+        include: Names or Ensembl ids that come first, whatever their rank.
+        seed: Seed of the neighbourhood that ``"spatial"`` reads of a large slide.
         target_sum: Library size of the normalisation.
-        moments: Of the training spots, where they are known already.
+        moments: Moments of the training spots, if they are known already.
 
     Returns:
-        Names: those of ``include``, then the best first (for ``"list"`` and ``"all"`` in the order given).
+        Names: those of ``include``, then the best first (for ``"list"`` and ``"all"`` in the given order).
 
     Raises:
-        ValueError: If the method or ranking is unknown, slides are not there, or no gene is left.
+        ValueError: If the method or ranking is unknown, slides are not in the study, or no gene is left.
 
     Examples:
         >>> from delst_hf import Study
@@ -192,10 +193,10 @@ def choose_genes(
 
 
 def training_slides(study: Study, slides: Sequence[str] | None = None) -> list[str]:
-    """Return the slides of the split "train", or those asked for, in the order of the folder.
+    """Return the slides of the split "train", or the given ones, in the order of the folder.
 
     Raises:
-        ValueError: If a slide is not in the study, or held out.
+        ValueError: If a slide is not in the study, or is held out.
     """
     study.check_slides(slides or ())
     own = study.split_of_slide
@@ -208,13 +209,13 @@ def training_slides(study: Study, slides: Sequence[str] | None = None) -> list[s
 
 
 def find_genes(names: Sequence[str], ids: Sequence[str], wanted: Sequence[str], option: str) -> list[str]:
-    """Find listed genes among those of a dataset; how many there are is logged.
+    """Find listed genes among those of a dataset, and log how many were found.
 
     Args:
         names: Genes of the dataset (genes,).
         ids: Their Ensembl ids, "" where unknown (genes,).
         wanted: Names or ids, in any case, with or without versions.
-        option: How the list was given, for the message.
+        option: The option by which the list was given, for the message.
 
     Raises:
         ValueError: If the list is empty, or none of it is in the dataset.
@@ -231,7 +232,7 @@ def find_genes(names: Sequence[str], ids: Sequence[str], wanted: Sequence[str], 
            f"; not {', '.join(missing[:5])}" if missing else "")  # fmt: skip
     if not found:
         raise ValueError(
-            f"none of the {len(wanted)} listed genes, e.g. {wanted[0]!r}, is in the dataset. Check their species."
+            f"none of the {len(wanted)} listed genes, e.g. {wanted[0]!r}, is in the dataset. Check their species and spelling."
         )
     return found
 
@@ -239,7 +240,7 @@ def find_genes(names: Sequence[str], ids: Sequence[str], wanted: Sequence[str], 
 def _score(
     study: Study, spots: Dataset, moments: GeneMoments, method: str, ranking: str, seed: int, target_sum: float
 ) -> np.ndarray:
-    """Return what genes are ranked by (genes,), the highest first."""
+    """Return the score of each gene (genes,); the highest ranks first."""
     if method == "detected":
         return moments.detected
     if method == "spatial":
@@ -250,7 +251,7 @@ def _score(
 
 
 def _spatial_score(study: Study, spots: Dataset, seed: int, target_sum: float) -> np.ndarray:
-    """Return Moran's I of every gene, the mean over slides (genes,); -1 to 1, 0 where a gene does not vary."""
+    """Return Moran's I of every gene, averaged over slides (genes,); -1 to 1, 0 for a gene that does not vary."""
     slide_of_spot = np.asarray(spots.with_format("numpy")["slide_id"][:])
     names = list(dict.fromkeys(slide_of_spot.tolist()))
     scores = np.zeros(len(study.genes))
@@ -270,15 +271,15 @@ def _spatial_score(study: Study, spots: Dataset, seed: int, target_sum: float) -
 
 
 def morans_i(values: scipy.sparse.csr_matrix, xy: np.ndarray, neighbours: int = _NEIGHBOURS) -> np.ndarray:
-    """Return Moran's I of every column over each spot's nearest neighbours (Moran, 1950); a high value is a smooth pattern.
+    """Return Moran's I of every column over each spot's nearest neighbours (Moran, 1950); high values mean smooth patterns.
 
     Args:
         values: Sparse (spots, genes).
         xy: Positions (spots, 2).
-        neighbours: How many neighbours a spot has, each of weight 1.
+        neighbours: Number of neighbours per spot, each of weight 1.
 
     Returns:
-        (genes,), 0 where a gene does not vary.
+        Moran's I (genes,), 0 for a gene that does not vary.
     """
     spots = len(xy)
     count = min(neighbours, spots - 1)

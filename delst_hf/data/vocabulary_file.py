@@ -1,4 +1,4 @@
-"""Files of genes: a vocabulary with where it comes from, and lists of names written by hand."""
+"""Read and write files of genes: vocabularies with a header on their origin, and plain lists of names."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _ESCAPED = {"#": "#", "n": "\n", "r": "\r", "\\": "\\"}
 def write_vocabulary(path: str | Path, names: Sequence[str], method: str, slides: Sequence[str]) -> None:
     """Write names, one per line, under a header: how they were chosen, on which slides, and how many there are.
 
-    The file is whole or not there. In a name, "#", a backslash and a line break are written with a backslash before them.
+    The write is atomic. In a name, "#", a backslash and a line break are escaped with a backslash.
 
     Raises:
         ValueError: If a name is empty.
@@ -30,11 +30,11 @@ def write_vocabulary(path: str | Path, names: Sequence[str], method: str, slides
 
 
 def read_gene_list(path: str | Path) -> list[str]:
-    r"""Read names, one per line; what follows # is left out, unless a backslash is before it.
+    r"""Read names, one per line; text after # is a comment, unless a backslash precedes the #.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file states its number of genes, and holds another: it is a half one.
+        ValueError: If the file states another number of genes than it holds: it is truncated or was edited.
     """
     lines = _lines(path)
     found = [name for line in lines if (name := _BEFORE_COMMENT.match(line)[0].strip())]  # type: ignore[index]
@@ -42,7 +42,7 @@ def read_gene_list(path: str | Path) -> list[str]:
     stated = [line.removeprefix(_NUMBER_LINE).strip() for line in lines if line.startswith(_NUMBER_LINE)]
     if stated and stated[0] != str(len(names)):
         raise ValueError(
-            f"{path} states {stated[0]} genes and holds {len(names)}: it is cut off or was edited. Make it again with delst "
+            f"{path} states {stated[0]} genes and holds {len(names)}: it is truncated or was edited. Make it again with delst "
             "vocabulary, or delete its first lines to use it as a plain list."
         )
     return names
@@ -60,12 +60,12 @@ def read_vocabulary(
         train_slides: slides of the run.
 
     Returns:
-        Names as in `gene_names`. Genes that the dataset has not are left out; the match rate is logged.
+        Names as in `gene_names`. Genes that the dataset lacks are left out; the match rate is logged.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is a half file, no gene of it is in the dataset, or it was chosen on slides that this run does not train
-            on.
+        ValueError: the file is truncated, no gene of it is in the dataset, or it was chosen on slides that this run does not
+            train on.
     """
     listed = read_gene_list(path)
     if not listed:
@@ -79,14 +79,14 @@ def read_vocabulary(
     if held_out:
         raise ValueError(
             f"the vocabulary {path} was chosen on slides {held_out}, which this run does not train on: "
-            f"what is held out would decide which genes are read. Choose it again: "
+            f"held-out slides would decide which genes are read. Choose it again: "
             f"delst vocabulary DIR --slides {','.join(train_slides)}."
         )
     return names
 
 
 def gene_names_of(text: str) -> list[str]:
-    """Return the genes of an option: those of a file of that name, or comma-separated names.
+    """Return the genes that an option gives: the name of a file of genes, or comma-separated names.
 
     >>> gene_names_of("ERBB2, MKI67")
     ['ERBB2', 'MKI67']
@@ -99,7 +99,7 @@ def gene_names_of(text: str) -> list[str]:
 def _lines(path: str | Path) -> list[str]:
     with reading(path, "gene list", "Give a text file in UTF-8 with one gene per line."):
         text = check_readable(path, "gene list").read_text(encoding="utf-8-sig")
-    # Not splitlines, which also breaks at signs that a name may hold.
+    # Not splitlines, which also breaks lines at characters that a name may hold.
     return text.replace("\r\n", "\n").split("\n")
 
 
