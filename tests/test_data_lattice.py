@@ -134,7 +134,7 @@ def test_a_chip_larger_than_the_legacy_array_is_none(degrees):
     for array in (index, None):
         found = measure_lattice(turned(index * 12.5, degrees), array)
         assert (found.kind, matching_array(found, (LEGACY, LEGACY_2K))) == ("square", None)
-        assert "50 x 50 places" in str(found).replace("49", "50")
+        assert "50 x 50 positions" in str(found).replace("49", "50")
         assert matching_array(found, (bins(10.0),)) == bins(10.0)
     assert (
         matching_array(measure_lattice(turned(np.mgrid[:33, :35].reshape(2, -1).T * 9.0, degrees)), (LEGACY,)) == LEGACY
