@@ -153,7 +153,9 @@ def test_an_image_missing_from_a_folder_that_is_not_split_is_found(tmp_path):
     write_dataset([small("toy_A1")], goal, **SIZE)
     without_images(goal / "spots" / "toy_A1.parquet")
     (goal / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="holds 16 spots without an image, and not in the split 'unpaired' alone"):
+    with pytest.raises(
+        ValueError, match="holds 16 spots without an image, which are not exactly those of the split 'unpaired'"
+    ):
         Study.load(goal)
 
 

@@ -198,7 +198,7 @@ def test_a_dataset_that_holds_links_or_is_damaged_is_not_pushed(toy_folder, tmp_
     (tmp_path / "secret").write_bytes((folder / "examples" / "1.jpg").read_bytes())
     (folder / "examples" / "1.jpg").unlink()
     (folder / "examples" / "1.jpg").symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match=r"holds links \(examples/1.jpg\)"):
+    with pytest.raises(ValueError, match=r"holds symlinks \(examples/1.jpg\)"):
         push_dataset(folder, "me/toys")
     (folder / "examples" / "1.jpg").unlink()
     shutil.copyfile(tmp_path / "secret", folder / "examples" / "1.jpg")
@@ -206,7 +206,7 @@ def test_a_dataset_that_holds_links_or_is_damaged_is_not_pushed(toy_folder, tmp_
     changed[-5] ^= 1
     (folder / "examples" / "1.jpg").write_bytes(changed)
     assert main(["push", "--dataset", str(folder), "me/toys"]) == 2
-    assert "examples/1.jpg has another content (SHA-256)" in capsys.readouterr().err
+    assert "examples/1.jpg does not match its checksum (SHA-256)" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_holds_links_is_not_pushed(toy_checkpoint, tmp_path):

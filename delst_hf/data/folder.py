@@ -1,7 +1,7 @@
-"""A dataset folder as it stands on the disk: which files are its own, and whether they are what they say.
+"""Open a dataset folder: find its files, and check that they are complete and consistent.
 
-Whoever reads a folder (`Study`, `merge`, `vocabulary`, a push) begins with `open_folder`; its files are found by the layout
-and the manifest, never by what a README says.
+All code that reads a folder (`Study`, `merge`, `vocabulary`, a push) begins with `open_folder`, which finds files by the layout
+and the manifest, never by the README.
 """
 
 import logging
@@ -28,7 +28,7 @@ from .schema import (
 
 logger = logging.getLogger(__name__)
 
-# Columns that versions wrote from the first on; the others may be missing and are then null.
+# Columns that every version wrote; others may be missing and are then null.
 _REQUIRED = {
     "spots": ("image", "gene_indices", "gene_counts", "slide_id", "patient_id", "barcode", "x", "y", "n_genes", "total_counts"),
     "genes": ("gene_id", "symbol"),
@@ -43,19 +43,19 @@ _WATCHED = {
     "image.path": "path",
     "image.bytes": "bytes",
 }
-_AGAIN = "Make it again with delst prepare, or copy it again from where it came from."
+_AGAIN = "Make it again with delst prepare, or copy it again from its source."
 
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """A folder that was looked through.
+    """A dataset folder that was opened and checked.
 
     Attributes:
         path: The folder.
         spot_files: Files of spots by slide, in the order of the slides table; those of one slide in the order of its spots.
         rows: Number of spots by slide.
-        num_genes: Rows of the genes table.
-        manifest: None for a folder of a version that wrote none.
+        num_genes: Number of rows of the genes table.
+        manifest: The manifest; None for a folder of a version that wrote none.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class DatasetFolder:
 
     @property
     def files(self) -> list[str]:
-        """Return the names of all its own files, README.md and manifest.json among them."""
+        """The names of all files of the folder, including README.md and manifest.json, without foreign ones."""
         if self.manifest is not None:
             return [MANIFEST, *self.manifest["files"]]
         names = (path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")))
@@ -84,10 +84,10 @@ class DatasetFolder:
 
 
 def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
-    """Look through a dataset folder: files, sizes, rows, columns, ranges, slides against spots.
+    """Open a dataset folder, after checking files, sizes, rows, columns, ranges, and slides against spots.
 
-    This reads the manifest, the two small tables and the footers of the files of spots. A folder without a manifest has the
-    small columns of all its spots read once more.
+    This reads the manifest, the two small tables and the footers of the files of spots. Of a folder without a manifest, the
+    small columns of all spots are read too.
 
     Args:
         path: Folder written by ``delst prepare`` or ``delst merge``.
@@ -95,7 +95,7 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
 
     Raises:
         FileNotFoundError: If it is not a dataset folder.
-        ValueError: If it is not what it says, naming everything that is wrong.
+        ValueError: If it is damaged or inconsistent; the message names the problems.
 
     Examples:
         >>> folder = open_folder("runs/toy/data", verify=True)
@@ -105,7 +105,7 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
     path = Path(path).expanduser()
     missing = [name for name in CONFIGS if not (path / name).is_dir()]
     if missing:
-        from .places import check_dataset  # it says what lies there instead
+        from .places import check_dataset  # it reports what is there instead
 
         check_dataset(str(path))
         raise FileNotFoundError(
@@ -120,7 +120,7 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
         refuse(path, [f"{name} is not in {MANIFEST}" for name in sorted(set(there) - set(named))])
     else:
         logger.info(
-            "%s has no %s (it is of an older version): its files cannot be compared with a list", path, MANIFEST
+            "%s has no %s (it is of an older version): its files cannot be compared with a manifest", path, MANIFEST
         )
         named = there
     names = [*_TABLES, *sorted(named)]
@@ -138,31 +138,31 @@ def open_folder(path: str | Path, verify: bool = False) -> DatasetFolder:
 
 
 def refuse_links(folder: DatasetFolder) -> None:
-    """Refuse a folder whose files are links: what they lead to would be copied or pushed along.
+    """Refuse a folder with symlinks, since their targets would be copied or pushed.
 
     Raises:
-        ValueError: Naming them.
+        ValueError: The folder holds symlinks; the message names them.
     """
     names = {part for name in folder.files for part in (name, *map(str, Path(name).parents))} - {"."}
     links = sorted(name for name in names if (folder.path / name).is_symlink())
     if links:
         raise ValueError(
-            f"{folder.path} holds links ({', '.join(links[:3])}). What a link leads to is neither copied nor pushed: put the "
+            f"{folder.path} holds symlinks ({', '.join(links[:3])}), whose targets are neither copied nor pushed. Put the "
             "files themselves there (cp -rL)."
         )
 
 
 def refuse(path: Path, problems: Sequence[str]) -> None:
-    """Refuse a folder that has problems, naming the first five."""
+    """Raise a ValueError that names the first five problems of a folder, if it has any."""
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"The dataset folder {path} is not as it was written: {'; '.join(problems[:5])}{more}. {_AGAIN}"
+            f"The dataset folder {path} is damaged or was changed: {'; '.join(problems[:5])}{more}. {_AGAIN}"
         )
 
 
 def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None) -> DatasetFolder:
-    """Look at the footers of all files, and put the files of spots to the slides of the slides table."""
+    """Check the footers of all files, and assign the files of spots to the slides of the slides table."""
     footers = {name: _footer(path, name) for name in (*_TABLES, *names)}
     num_genes = footers["genes/genes.parquet"].num_rows
     refuse(path, [wrong for name, footer in footers.items() for wrong in _problems_of_columns(name, footer)])
@@ -181,7 +181,7 @@ def _tables(path: Path, names: Sequence[str], manifest: Mapping[str, Any] | None
 
 
 def files_of_slides(path: Path, slides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the files of spots of each slide by their names; those of a slide that the slides table lacks are refused."""
+    """Return the files of spots of each slide by their names; refuse files of slides that the slides table lacks."""
     own: dict[str, list[str]] = {slide_id: [] for slide_id in slides}
     unknown = sorted({slide_of(name) for name in names} - own.keys())
     refuse(path, [f"spots of {slide_id!r} belong to no row of slides/slides.parquet" for slide_id in unknown])
@@ -191,7 +191,7 @@ def files_of_slides(path: Path, slides: Sequence[str], names: Sequence[str]) -> 
 
 
 def problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
-    """Compare slides with spots, and both with the manifest; say what is wrong."""
+    """Yield the differences between slides and spots, and between both and the manifest."""
     expected = folder.manifest["slides"] if folder.manifest is not None else {}
     for slide_id, number in folder.rows.items():
         if not number:
@@ -213,7 +213,7 @@ def problems_of_slides(folder: DatasetFolder) -> Iterator[str]:
 
 
 def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> list[str]:
-    """Check ranges of a file of spots by the statistics that parquet keeps of every group of rows."""
+    """Return the problems of a file of spots by the statistics that parquet keeps of every row group."""
     slide_id, found = slide_of(name), set()
     paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
     watched = [(i, _WATCHED[path]) for i, path in enumerate(paths) if path in _WATCHED]
@@ -224,7 +224,7 @@ def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> l
                 continue
             low, high = (statistics.min, statistics.max) if statistics.has_min_max else (None, None)
             if kind == "path" and statistics.has_null_count and statistics.null_count != group.num_rows:
-                found.add(f"images of {name} are given by a path instead of their bytes")
+                found.add(f"images of {name} are paths in place of bytes")
             elif kind == "bytes" and statistics.has_null_count:
                 found |= _problems_of_images(name, statistics.null_count, group.num_rows)
             elif low is None or high is None:
@@ -232,29 +232,29 @@ def _problems_of_ranges(name: str, footer: pq.FileMetaData, num_genes: int) -> l
             elif kind == "indices" and not 0 <= low <= high < num_genes:
                 found.add(f"gene_indices of {name} go from {low} to {high}, but there are {num_genes} genes")
             elif kind == "counts" and low < 1:
-                found.add(f"gene_counts of {name} go down to {low}; allowed are 1 and more")
+                found.add(f"gene_counts of {name} go down to {low}; allowed: 1 or more")
             elif kind == "slide" and not low == high == slide_id:
                 found.add(f"{name} holds spots of another slide, {low if low != slide_id else high!r}")
     return sorted(found)
 
 
 def _problems_of_images(name: str, missing: int, rows: int) -> set[str]:
-    """Check a group of rows for images that are missing: of a slide all or none, and all of the split "unpaired" alone."""
+    """Check a row group for missing images: a slide has all or none, and only slides of the split "unpaired" have none."""
     split = Path(name).parent.name
     if 0 < missing < rows or (missing and split in SPLITS and split != UNPAIRED):
         return {f"images of {name} are missing"}
-    return {f"{name} holds images, in the split of spots without"} if split == UNPAIRED and not missing else set()
+    return {f"{name} holds images in the split of spots without images"} if split == UNPAIRED and not missing else set()
 
 
 def check_gene_indices(indices: np.ndarray, num_genes: int) -> None:
-    """Refuse places outside the table of genes, which would be read as other genes or as memory that is not ours.
+    """Refuse indices outside the table of genes, which would read other genes or foreign memory.
 
     Args:
-        indices: Places (any,).
-        num_genes: Rows of the table.
+        indices: Gene indices (any,).
+        num_genes: Number of rows of the table.
 
     Raises:
-        ValueError: With their range.
+        ValueError: Indices are out of range; the message states their range.
 
     Examples:
         >>> check_gene_indices(np.array([0, 3]), num_genes=4)
@@ -262,12 +262,12 @@ def check_gene_indices(indices: np.ndarray, num_genes: int) -> None:
     if len(indices) and not 0 <= indices.min() <= indices.max() < num_genes:
         raise ValueError(
             f"gene_indices go from {indices.min()} to {indices.max()}, but there are {num_genes} genes. The dataset folder is "
-            f"not as it was written. {_AGAIN}"
+            f"damaged or was changed. {_AGAIN}"
         )
 
 
 def _problems_of_columns(name: str, footer: pq.FileMetaData) -> Iterator[str]:
-    """Compare the columns of a file with those of its config."""
+    """Yield the differences between the columns of a file and those of its config."""
     config = name.split("/")[0]
     schema = footer.schema.to_arrow_schema()
     missing = [column for column in _REQUIRED[config] if column not in schema.names]
@@ -280,7 +280,7 @@ def _problems_of_columns(name: str, footer: pq.FileMetaData) -> Iterator[str]:
 
 
 def _same_kind(expected: pa.DataType, found: pa.DataType) -> bool:
-    """Tell whether a column has the type of the schema, however its list items are called."""
+    """Tell whether a column has the type of the schema, whatever the name of its list items."""
     if pa.types.is_list(expected):
         return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _same_kind(
             expected.value_type, found.value_type
@@ -289,7 +289,7 @@ def _same_kind(expected: pa.DataType, found: pa.DataType) -> bool:
 
 
 def raise_memory(error: Exception) -> None:
-    """Raise an error of arrow again that means that there is no memory, so that the file is not called damaged for it."""
+    """Re-raise an error of arrow that means that memory ran out, so that the file is not reported as damaged."""
     from ..errors import is_out_of_memory  # needed by few; a training reads this file
 
     if is_out_of_memory(error):
@@ -299,11 +299,11 @@ def raise_memory(error: Exception) -> None:
 def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a small table of a dataset folder, all of its columns by default.
 
-    No threads: arrow waits for ever for one that the system gives no memory for.
+    It is read without threads, since arrow waits forever for a thread that cannot be started for lack of memory.
 
     Raises:
-        pyarrow.ArrowException: If it is not as it was written.
-        OSError: If it cannot be read.
+        pyarrow.ArrowException: If the file is damaged.
+        OSError: If the file cannot be read.
     """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(None if columns is None else list(columns), use_threads=False)
@@ -315,7 +315,7 @@ def _footer(path: Path, name: str) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         raise_memory(error)
         raise ValueError(
-            f"{path / name} is not a whole parquet file ({str(error).splitlines()[0]}). {_AGAIN}"
+            f"{path / name} is not a complete parquet file ({str(error).splitlines()[0]}). {_AGAIN}"
         ) from error
 
 

@@ -1,13 +1,13 @@
-"""What a dataset folder is: the columns of its tables, and the manifest that lists its files.
+"""The layout of a dataset folder: the columns of its tables, and the manifest that lists its files.
 
-The Arrow form of the columns (`Features.arrow_schema`) is stored in every parquet file, so `load_dataset` decodes images
-without being told. The manifest of a folder, or of a part, is written last, with sizes, rows and checksums:
+The Arrow schema of the columns (`Features.arrow_schema`) is stored in every parquet file, so that `load_dataset` decodes images
+by itself. The manifest of a folder, or of a part, is written last, with sizes, rows and checksums:
 
     {"format": "delst-dataset-1", "fingerprint": "...", "genes": 200,
      "slides": {"toy_A1": 36},
      "files": {"spots/toy_A1.parquet": {"bytes": 81224, "rows": 36, "sha256": "..."}, "README.md": {}, ...}}
 
-README.md stands there without a checksum, because a license or a description may be written into it by hand.
+README.md is listed without a checksum, because users may edit its license or description.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from datasets import Features, Image, List, Value
 
 from ..atomic.files import write_text
 
-# Columns of a gene table, and what a table of the features of a source may have beside them (`features.identify`).
+# Columns of a gene table, and further columns that a source's table of features may have (`features.identify`).
 GENE_ID, SYMBOL = "gene_id", "symbol"
 FEATURE, FEATURE_TYPE, INCLUDED = "feature", "feature_type", "included"
 
@@ -31,7 +31,7 @@ SPOTS = Features(
     {
         # None in the split "unpaired", of slides without an image.
         "image": Image(),
-        # The expressed genes of the spot only: positions in the `genes` config, ascending, and their raw counts (> 0).
+        # Only the expressed genes of the spot: positions in the `genes` config, ascending, and their raw counts (> 0).
         "gene_indices": List(Value("int32")),
         "gene_counts": List(Value("int32")),
         "slide_id": Value("string"),
@@ -43,18 +43,18 @@ SPOTS = Features(
         # -1 where the source has no array position.
         "array_row": Value("int32"),
         "array_col": Value("int32"),
-        # None where nobody labelled the spot.
+        # None where the spot has no label.
         "label": Value("string"),
         "n_genes": Value("int32"),
         "total_counts": Value("int64"),
         # Share of the patch that is tissue, 0 to 1.
         "tissue_fraction": Value("float32"),
-        # Area of the cell that the row is; None where rows are spots, bins or squares, or where the source does not state it.
+        # Area of the cell, if the row is a cell and the source states its area; else None.
         "cell_area_um2": Value("float32"),
     }
 )
 
-# Made once: the property is computed anew at each access.
+# Made once, since the property is recomputed at each access.
 SPOTS_SCHEMA = SPOTS.arrow_schema
 
 GENES = Features({"gene_id": Value("string"), "symbol": Value("string"), "species": Value("string")})
@@ -68,7 +68,7 @@ SLIDES = Features(
         "species": Value("string"),
         # Micrometres per pixel of the image that x and y refer to.
         "mpp": Value("float64"),
-        # Positions in `genes` of every gene the slide's table has: a gene outside is missing, not zero.
+        # Positions in `genes` of the genes that the slide measures: any other gene is missing, not zero.
         "measured_genes": List(Value("int32")),
         "thumbnail": Image(),
         # Who or what gave the labels; "" where there are none.
@@ -85,21 +85,21 @@ SLIDES = Features(
         # "train" unless the folder was split; "spot" where spots of the slide are in several splits; "unpaired" of a slide
         # without an image.
         "split": Value("string"),
-        # What was noticed while the slide was read, as JSON (`Notes` in notes.py).
+        # Notes taken while the slide was read, as JSON (`Notes` in notes.py).
         "notes": Value("string"),
     }
 )
 
 # Names of the splits, in the order in which their files of spots are read.
 SPLITS = ("train", "validation", "test", "unpaired")
-# Spots without an image: they train the gene side, and are nobody's default.
+# Spots without an image: they train the gene side, and are used only on request.
 UNPAIRED = "unpaired"
 
 CONFIGS = {"spots": SPOTS, "genes": GENES, "slides": SLIDES}
 
 MANIFEST = "manifest.json"
 FORMAT = "delst-dataset-1"
-# Every file that a dataset folder has; anything else in it is a stranger's.
+# Names of all files that a dataset folder may have; any other file in it is foreign.
 LAYOUT = re.compile(
     r"README\.md|spots/((train|validation|test|unpaired)/)?[A-Za-z0-9][\w.-]*\.parquet|genes/genes\.parquet|slides/slides\.parquet"
     r"|previews/[A-Za-z0-9][\w.-]*\.png|examples/\d+\.(jpg|png)",
@@ -111,11 +111,11 @@ Entry = dict[str, Any]
 
 
 def describe_files(folder: Path, known: Mapping[str, Entry] | None = None) -> dict[str, Entry]:
-    """Return every file of a folder by its name in it, with what the manifest says of it.
+    """Return the manifest entry of every file of a folder, by its name relative to the folder.
 
     Args:
         folder: A dataset folder or a part.
-        known: What is known of files already, so that they are not read again.
+        known: Entries that are known already, so that these files are not read again.
     """
     known = known or {}
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -123,12 +123,12 @@ def describe_files(folder: Path, known: Mapping[str, Entry] | None = None) -> di
 
 
 def write_manifest(folder: Path, files: Mapping[str, Entry] | None = None, **facts: Any) -> dict[str, Any]:
-    """Write the manifest of a folder that is otherwise finished.
+    """Write the manifest of a folder that is otherwise complete.
 
     Args:
         folder: A dataset folder or a part.
-        files: What `describe_files` says of it; found out by default.
-        **facts: What else to say in it, such as ``parts=``.
+        files: Its entries; by default those of `describe_files`.
+        **facts: Further entries of the manifest, such as ``parts=``.
 
     Returns:
         The manifest.
@@ -151,7 +151,7 @@ def write_manifest(folder: Path, files: Mapping[str, Entry] | None = None, **fac
 
 
 def describe(path: Path) -> Entry:
-    """Return the size, rows and SHA-256 of a file; nothing of README.md, which people edit."""
+    """Return the size, rows and SHA-256 of a file; an empty entry for README.md, which users may edit."""
     if path.name == "README.md":
         return {}
     entry: Entry = {"bytes": path.stat().st_size}
@@ -161,13 +161,13 @@ def describe(path: Path) -> Entry:
 
 
 def sha256(path: Path) -> str:
-    """Return SHA-256 of a file, as hex."""
+    """Return the SHA-256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_fingerprint(files: Mapping[str, Entry]) -> str:
-    """Hash (16 hex digits) of all parquet files of a folder, from their checksums in the order of their names."""
+    """Return a hash (16 hex digits) of all parquet files of a folder, from their checksums in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(files, key=lambda name: Path(name).parts):
         if name.endswith(".parquet"):
@@ -176,20 +176,20 @@ def content_fingerprint(files: Mapping[str, Entry]) -> str:
 
 
 def slide_of(name: str) -> str:
-    """Return the slide whose spots a file holds, by its name: spots/toy_A1--00002.parquet is of toy_A1."""
+    """Return the slide of a file of spots by its name: toy_A1 for spots/toy_A1--00002.parquet."""
     return _SHARD.sub("", Path(name).stem)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder; None where there is none, as in folders of versions before 0.2.
+    """Return the manifest of a folder; None if it has none, as folders of versions before 0.2.
 
     Raises:
-        ValueError: If it cannot be read, is of another version, or names files that a dataset folder does not have.
+        ValueError: If the manifest cannot be read, is of another version, or names files that a dataset folder cannot have.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    again = "Make the folder again with delst prepare, or copy it again from where it came from."
+    again = "Make the folder again with delst prepare, or copy it again from its source."
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files, slides = dict(manifest["files"]), dict(manifest["slides"])
@@ -205,13 +205,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     numbers = [*sizes, *slides.values(), manifest.get("genes")]
     if strange or not all(isinstance(value, int) and value >= 0 for value in numbers):
         raise ValueError(
-            f"{path} names {strange[:3] or 'sizes that are not numbers'}, which a dataset folder does not have. {again}"
+            f"{path} names {strange[:3] or 'sizes that are not numbers'}, which a dataset folder cannot have. {again}"
         )
     return manifest
 
 
 def problems_of_files(folder: Path, manifest: Mapping[str, Any], verify: bool = False) -> list[str]:
-    """Return what is wrong with the files of a folder, in words; empty where all are as the manifest says.
+    """Return the problems of the files of a folder, in words; an empty list if all match the manifest.
 
     Args:
         folder: The folder.
@@ -227,12 +227,12 @@ def problems_of_files(folder: Path, manifest: Mapping[str, Any], verify: bool = 
         elif entry and found != entry["bytes"]:
             problems.append(f"{name} has {found:,} bytes instead of {entry['bytes']:,}")
         elif verify and entry and sha256(path) != entry.get("sha256"):
-            problems.append(f"{name} has another content (SHA-256) than when it was written")
+            problems.append(f"{name} does not match its checksum (SHA-256) in the manifest")
     return problems
 
 
 def regular_size(path: Path) -> int | None:
-    """Return bytes of a regular file, links followed; None for anything else (a pipe, a link to itself, nothing)."""
+    """Return the bytes of a regular file, following symlinks; None for anything else (a pipe, a dangling symlink, nothing)."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
-"""A dataset folder opened for training or evaluation: its spots, genes and slides, and the subsets that protocols ask for.
+"""Open a dataset folder for training or evaluation: its spots, genes and slides, and subsets of them.
 
-`datasets.load_dataset` follows what the README of a folder says, out of the folder too, and answers from its cache after a
-file has changed. Here only the files that `open_folder` found are read, the checksum of every page is compared as it is read,
-and the name of the cache states the size and time of change of the files that it was made from.
+`datasets.load_dataset` follows the README of a folder, even to files outside of it, and answers from its cache after a file has
+changed. Here only the files that `open_folder` found are read, the checksum of every page is compared while reading, and the
+name of the cache depends on the size and the change time of the files.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ class Study:
     """The three tables of a dataset folder.
 
     Attributes:
-        spots: One row per spot, with the columns ``spot_index`` (its position) and ``split`` beside those of the folder.
-        genes: One row per gene; ``gene_indices`` of the spots point into it.
+        spots: One row per spot, with the columns of the folder and ``spot_index`` (its position) and ``split``.
+        genes: One row per gene; ``gene_indices`` of the spots refer to its rows.
         slides: One row per slide.
-        folder: Where they were read from, None for tables from elsewhere.
+        folder: The folder of the tables, None for tables of another origin.
 
     Examples:
         >>> study = Study.load("runs/toy/data")
@@ -65,21 +65,21 @@ class Study:
         token: str | None = None,
         cache_dir: str | None = None,
     ) -> "Study":
-        """Open a dataset folder or a dataset of the Hub, after a look at whether it is what it says.
+        """Open a dataset folder or a dataset of the Hub, after checking it.
 
         Args:
             path: Folder written by ``delst prepare``, or a Hub id.
             verify: Also read all files and compare their checksums.
-            revision: Of the Hub id.
-            token: For the Hub; by default that of ``hf auth login``.
-            cache_dir: Where ``datasets`` keeps its Arrow files.
+            revision: Revision of the dataset on the Hub.
+            token: Access token of the Hub; by default that of ``hf auth login``.
+            cache_dir: Folder of the Arrow files of ``datasets``.
 
         Raises:
             FileNotFoundError: If there is no such folder.
-            ValueError: If it is not as it was written (see `data.folder.open_folder`).
+            ValueError: If it is damaged or inconsistent (see `data.folder.open_folder`).
         """
         folder = find_folder(path, verify, revision, token)
-        # A folder may be split; here slides are chosen by name, so all of it is opened.
+        # All splits are opened, since slides are chosen by name.
         spots = load_spots(folder, cache_dir)
         spots = spots.add_column("split", split_of_spots(folder))
         spots = spots.add_column("spot_index", np.arange(len(spots)))
@@ -97,7 +97,7 @@ class Study:
 
     @property
     def gene_names(self) -> list[str]:
-        """What names a gene here: its symbol, or its id where it has no symbol."""
+        """Name of each gene: its symbol, or its id where it has no symbol."""
         return [symbol or gene_id for symbol, gene_id in zip(self.genes["symbol"], self.genes["gene_id"], strict=True)]
 
     @property
@@ -106,7 +106,7 @@ class Study:
         return dict(zip(self.slide_ids, map(np.asarray, self.slides["measured_genes"]), strict=True))
 
     def patients(self, slide_ids: Iterable[str]) -> set[str]:
-        """Return patients of these slides."""
+        """Return the patients of these slides."""
         chosen = self.slides[self.slides["slide_id"].isin(list(slide_ids))]
         return set(chosen["patient_id"])
 
@@ -117,7 +117,7 @@ class Study:
 
     @property
     def is_split(self) -> bool:
-        """Whether the folder holds any slide or spot out."""
+        """Whether the folder holds out any slide or spot."""
         return bool(set(self.split_of_slide.values()) - {"train", UNPAIRED})
 
     @property
@@ -127,34 +127,34 @@ class Study:
 
     @property
     def paired_slides(self) -> list[str]:
-        """The others: slides whose spots have an image."""
+        """Slides with an image, in the order of the folder."""
         return [slide_id for slide_id, split in self.split_of_slide.items() if split != UNPAIRED]
 
     def check_images(self, slide_ids: Iterable[str]) -> None:
         """Refuse slides without an image, and slides that are not in this study.
 
         Raises:
-            ValueError: Naming them.
+            ValueError: There are such slides; the message names them.
         """
         names = list(slide_ids)
         self.check_slides(names)
         if blind := [slide_id for slide_id in names if slide_id in self.unpaired_slides]:
             raise ValueError(
                 f"Slides {blind} have no image (split {UNPAIRED!r}): their spots train the gene side alone "
-                f"(--unpaired_slides of a pretraining). Slides with an image: {self.paired_slides}. Name some of these."
+                f"(--unpaired_slides of a pretraining). Slides with an image: {self.paired_slides}. Choose among these."
             )
 
     def check_slides(self, slide_ids: Sequence[str]) -> None:
         """Refuse slides that the folder does not hold.
 
         Raises:
-            ValueError: Naming the unknown slides, the nearest to each, and those there are.
+            ValueError: Slides are unknown; the message names them, similar names, and all slides of the folder.
         """
         known = self.slide_ids
         unknown = [slide_id for slide_id in slide_ids if slide_id not in known]
         if not unknown:
             return
-        from ..errors import did_you_mean  # needed by few; a training reads this file
+        from ..errors import did_you_mean  # rarely needed, and a training need not load it
 
         raise ValueError(f"No slide {unknown} in this dataset.{did_you_mean(unknown, known)} It holds {known}.")
 
@@ -162,8 +162,8 @@ class Study:
         """Return the spots of these slides, in the order of the folder.
 
         Args:
-            slide_ids: Which slides.
-            spot_split: Of slides whose spots were split one by one, only the spots of this split.
+            slide_ids: Ids of the slides.
+            spot_split: Split to keep of slides whose spots were split one by one; None keeps all spots.
 
         Raises:
             ValueError: If a slide is not in the folder.
@@ -177,18 +177,18 @@ class Study:
         return self.spots.select(np.flatnonzero(chosen))
 
     def patch_um(self, slide_ids: Sequence[str]) -> list[float]:
-        """Return sides of the patches of these slides in micrometres, each once."""
+        """Return the distinct sides of the patches of these slides in micrometres."""
         return sorted(set(self.slides["patch_um"][self.slides["slide_id"].isin(list(slide_ids))]))
 
     def patch_px(self, slide_ids: Iterable[str]) -> list[int]:
-        """Return sides of the patches of these slides as they are stored, in pixels, each once."""
+        """Return the distinct sides of the stored patches of these slides in pixels."""
         return sorted(set(self.slides["patch_px"][self.slides["slide_id"].isin(list(slide_ids))]))
 
     def with_positions_um(self, spots: Dataset) -> Dataset:
         """Return these spots with the columns ``x_um`` and ``y_um``, their position on the slide in micrometres.
 
         Raises:
-            ValueError: If a slide's micrometres per pixel are not known.
+            ValueError: If the micrometres per pixel of a slide are not known.
         """
         columns = spots.with_format("numpy")
         slides = np.asarray(columns["slide_id"][:])
@@ -197,7 +197,7 @@ class Study:
         if unknown:
             raise ValueError(
                 f"Slides {unknown} have no micrometres per pixel (mpp), so distances on them are not known. Prepare them with "
-                "their mpp, or leave out what needs distances (min_spot_distance_um, levels)."
+                "their mpp, or leave out options that need distances (min_spot_distance_um, levels)."
             )
         scale = np.asarray([mpp[name] for name in slides])
         for axis in ("x", "y"):
@@ -205,19 +205,19 @@ class Study:
             if not np.isfinite(places).all():
                 raise ValueError(
                     f"{np.sum(~np.isfinite(places))} spots of {slides[~np.isfinite(places)][0]} have no {axis}. The dataset "
-                    "folder is not as delst prepare writes it: make it again."
+                    "folder was not written by delst prepare, or is damaged: make it again."
                 )
             spots = spots.add_column(f"{axis}_um", scale * places)
         return spots
 
     def counts(self, spots: Dataset) -> scipy.sparse.csr_matrix:
-        """Return the counts of these spots as a sparse matrix (spots, genes) float32; none is in memory twice meanwhile."""
+        """Return the counts of these spots as a sparse matrix (spots, genes) float32, without a second copy in memory."""
         values, indices = np.empty(0, np.float32), np.empty(0, np.int32)
         ends, used = [np.zeros(1, np.int64)], 0
         for batch in self.count_batches(spots):
             start, used = used, used + batch.nnz
             ends.append(start + batch.indptr[1:].astype(np.int64))
-            if used > len(values):  # room for all, by what the spots so far have
+            if used > len(values):  # make room for all spots, estimated from the spots so far
                 room = max(used, int(1.05 * used * len(spots) / sum(map(len, ends[1:]))))
                 values.resize(room, refcheck=False)
                 indices.resize(room, refcheck=False)
@@ -227,21 +227,21 @@ class Study:
         return scipy.sparse.csr_matrix((values, indices, np.concatenate(ends)), (len(spots), len(self.genes)))
 
     def count_batches(self, spots: Dataset, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:
-        """Return the same, `batch_size` spots at a time, for what a whole study is too large for."""
+        """Yield the counts of these spots as sparse matrices of `batch_size` spots, for studies that do not fit in memory."""
         columns = spots.select_columns(["gene_indices", "gene_counts"]).with_format("arrow")
         for start in range(0, max(len(spots), 1), batch_size):
             yield sparse_counts(columns[start : start + batch_size], len(self.genes))
 
     def own_count_batches(self, spots: Dataset, batch_size: int = 8192) -> Iterator[scipy.sparse.csr_matrix]:
-        """Return the batches that this process adds to sums over all spots: here all; of a stream, a part for each process."""
+        """Yield the counts that this process adds to sums over all spots: here all spots, in a stream a part per process."""
         return self.count_batches(spots, batch_size)
 
     def summed(self, *sums: Any) -> tuple[Any, ...]:
-        """Return sums over what `own_count_batches` gives to all processes."""
+        """Return sums over the `own_count_batches` of all processes."""
         return sums
 
     def resident(self, slide_ids: Sequence[str], spot_split: str | None = None) -> Dataset:
-        """Return spots by number, as `subset` does here; a study that is streamed loads them."""
+        """Return spots that can be indexed: here those of `subset`; a streamed study loads them."""
         return self.subset(slide_ids, spot_split)
 
     def with_level(self, spots: Dataset, key: str = "n_genes", seed: int = 0) -> Dataset:
@@ -254,7 +254,7 @@ def sparse_counts(table: pa.Table, num_genes: int) -> scipy.sparse.csr_matrix:
 
     Args:
         table: Rows with ``gene_indices`` and ``gene_counts``.
-        num_genes: Rows of the table of genes.
+        num_genes: Number of rows of the table of genes.
     """
     indices, values = (table[name].combine_chunks() for name in ("gene_indices", "gene_counts"))
     lengths = indices.value_lengths().to_numpy(zero_copy_only=False)
@@ -267,9 +267,9 @@ def sparse_counts(table: pa.Table, num_genes: int) -> scipy.sparse.csr_matrix:
 
 
 class SpotRows:
-    """Spots for a loader: a batch is an arrow table, never a list of Python objects.
+    """Spots for a loader, which gets a batch as an arrow table and not as a list of Python objects.
 
-    A row of a `Dataset` holds thousands of gene indices, each of which would become a Python integer only to be read once.
+    A row of a `Dataset` holds thousands of gene indices, each of which would become a Python integer that is read only once.
 
     Args:
         spots: Spots of a `Study`.
@@ -294,15 +294,15 @@ def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.n
     Args:
         spots: Spots with ``n_genes``, ``total_counts`` and ``slide_id``.
         key: ``"n_genes"``, the number of expressed genes; ``"total_counts"``, a control for sequencing depth; or
-            ``"shuffled"``, a control for having any order at all: the numbers of expressed genes, permuted once among the
-            spots of each slide.
+            ``"shuffled"``, a control for having any order at all: the numbers of expressed genes, permuted once within each
+            slide.
         seed: Seed of the permutation.
 
     Returns:
         Levels (spots,) float32.
 
     Raises:
-        ValueError: If the key is not known.
+        ValueError: If the key is unknown.
 
     Examples:
         >>> study = Study.load("runs/toy/data")
@@ -329,17 +329,17 @@ def hierarchy_level(spots: Dataset, key: str = "n_genes", seed: int = 0) -> np.n
 def find_folder(
     path: str | os.PathLike, verify: bool = False, revision: str | None = None, token: str | None = None
 ) -> DatasetFolder:
-    """Open a dataset folder, or fetch a dataset of the Hub and open that.
+    """Open a dataset folder, or fetch a dataset of the Hub and open it.
 
     Args:
         path: The folder, or a Hub id.
         verify: Compare checksums of all files (see `open_folder`).
-        revision: Of the Hub id.
-        token: By default that of ``hf auth login``.
+        revision: Revision of the dataset on the Hub.
+        token: Access token of the Hub; by default that of ``hf auth login``.
 
     Raises:
-        FileNotFoundError: If there is no such folder, and the name cannot be one of the Hub.
-        OSError: If the Hub cannot be reached or does not give it.
+        FileNotFoundError: If there is no such folder, and the name cannot be an id of the Hub.
+        OSError: If the Hub cannot be reached or denies access.
         ValueError: See `open_folder`.
     """
     local = Path(path).expanduser()
@@ -351,14 +351,14 @@ def find_folder(
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
-    """Return all spots of a folder, those of the splits train, validation, test and unpaired one after the other.
+    """Return all spots of a folder, first those of the split train, then validation, test and unpaired.
 
     Args:
-        folder: What `open_folder` returned.
-        cache_dir: Where `datasets` keeps its Arrow files; by default its usual place.
+        folder: The folder, as `open_folder` returns it.
+        cache_dir: Folder of the Arrow files of `datasets`; by default its usual cache.
 
     Raises:
-        ValueError: If a file cannot be read, or images are not in it.
+        ValueError: If a file cannot be read, or does not contain its images.
     """
     files = files_in_order(folder)
     schema = pq.read_schema(files[0])
@@ -368,7 +368,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
         config_name=f"delst-{_state(files)}",
         data_files=[str(file) for file in files],
         features=Features({name: SPOTS.get(name, own[name]) for name in schema.names}),
-        # Buffered ahead, a file's images would all be in memory at once.
+        # With pre-buffering, all images of a file would be in memory at once.
         fragment_scan_options=arrow_dataset.ParquetFragmentScanOptions(
             page_checksum_verification=True, pre_buffer=False
         ),
@@ -378,8 +378,8 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
     except datasets.exceptions.DatasetGenerationError as error:
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
-            f"the spots of {folder.path} cannot be read ({said}). `delst check {folder.path}` says which files are "
-            "not as they were written; if all are, look whether the disk of the cache is full (HF_DATASETS_CACHE)."
+            f"the spots of {folder.path} cannot be read ({said}). `delst check {folder.path}` lists damaged files; if there "
+            "are none, check whether the disk of the cache is full (HF_DATASETS_CACHE)."
         ) from error
     pa.default_memory_pool().release_unused()  # buffers of the rows that were written
     spots = builder.as_dataset(split="train")
@@ -388,7 +388,7 @@ def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:
 
 
 def split_of_spots(folder: DatasetFolder) -> list[str]:
-    """Return the splits of each spot that `load_spots` gives, in its order: "train" where the folder is not split."""
+    """Return the split of each spot in the order of `load_spots`: "train" if the folder is not split."""
     splits: list[str] = []
     for file in files_in_order(folder):
         name = file.parent.name
@@ -420,18 +420,18 @@ def files_in_order(folder: DatasetFolder) -> list[Path]:
 
 
 def _state(files: list[Path]) -> str:
-    """Hash of the names, sizes and times of change of files: it differs once one of them was touched."""
+    """Return a hash of the names, sizes and change times of files, which differs once a file was touched."""
     told = [[os.path.realpath(file), *_times(file.stat())] for file in files]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
 
 def _times(found: os.stat_result) -> list[int]:
-    # The time of change cannot be set by hand, as the time of modification can.
+    # The change time cannot be set by users, unlike the modification time.
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _refuse_outside_images(folder: DatasetFolder, spots: Dataset) -> None:
-    """Refuse an image given by a path, which would be read from wherever it leads, and a missing one outside of "unpaired"."""
+    """Refuse images given by paths, which could lead to any file, and missing images outside of the split "unpaired"."""
     missing = 0
     for chunk in spots.data.column("image").chunks:
         missing += chunk.null_count
@@ -440,11 +440,11 @@ def _refuse_outside_images(folder: DatasetFolder, spots: Dataset) -> None:
             or pc.any(pc.and_(chunk.is_valid(), chunk.field("bytes").is_null())).as_py()
         ):
             raise ValueError(
-                f"{folder.path} holds spots whose image is a path or is missing, instead of an image. Such a folder is not "
+                f"{folder.path} holds spots whose image is missing, or is a path in place of bytes. Such a folder is not "
                 "opened: make it again with delst prepare."
             )
     if missing != split_of_spots(folder).count(UNPAIRED):
         raise ValueError(
-            f"{folder.path} holds {missing} spots without an image, and not in the split {UNPAIRED!r} alone. Make it again "
-            "with delst prepare."
+            f"{folder.path} holds {missing} spots without an image, which are not exactly those of the split {UNPAIRED!r}. "
+            "Make it again with delst prepare."
         )
