@@ -259,7 +259,7 @@ def test_slides_are_validated_and_named_once(tmp_path):
 def test_a_patch_larger_than_the_slide_is_told(tmp_path, caplog):
     write_dataset([small()], tmp_path / "d", **{**SIZE, "patch_um": 500})
     assert re.search(
-        r"a patch of 500 um is \d+ px, more than the whole image of \d+ x \d+ px: lower --pat", caplog.text
+        r"a patch of 500 um is \d+ px, larger than the whole image of \d+ x \d+ px: lower --pat", caplog.text
     )
 
 
