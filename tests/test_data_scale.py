@@ -368,7 +368,7 @@ def test_an_image_of_another_size_than_positions_refer_to(tmp_path, picture):
     full.validate()
     Image.fromarray(picture).resize((2 * SIDE, 2 * SIDE)).save(tmp_path / "double.png")
     with pytest.raises(
-        ValueError, match=rf"image of {SIDE} x {SIDE} px.*double\.png has 1800 x 1800.*--image-scale 2 says so"
+        ValueError, match=rf"image of {SIDE} x {SIDE} px.*double\.png has 1800 x 1800.*add --image-scale 2\."
     ):
         read_visium(outs, image=tmp_path / "double.png")
     double = read_visium(outs, image=tmp_path / "double.png", image_scale=2)
@@ -391,7 +391,7 @@ def test_an_image_of_another_size_than_an_anndata_says(tmp_path, picture):
     adata.write_h5ad(tmp_path / "a.h5ad")
     read_anndata(tmp_path / "a.h5ad").validate()
     Image.fromarray(picture[::2, ::2]).save(tmp_path / "half.png")
-    with pytest.raises(ValueError, match=r"positions refer to an image of 900 x 900.*--image-scale 0\.5 says so"):
+    with pytest.raises(ValueError, match=r"positions refer to an image of 900 x 900.*add --image-scale 0\.5\."):
         read_anndata(tmp_path / "a.h5ad", image=tmp_path / "half.png")
     slide = read_anndata(tmp_path / "a.h5ad", image=tmp_path / "half.png", image_scale=0.5)
     slide.validate()

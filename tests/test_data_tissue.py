@@ -80,7 +80,7 @@ def test_a_mask_image_of_any_size_says_where_tissue_is(tmp_path):
     mask[10:20, 30:60] = 2  # a class number
     Image.fromarray(mask).save(tmp_path / "mask.png")
     assert (read_tissue(tmp_path / "mask.png", (200, 300)).mask == (mask > 0)).all()
-    with pytest.raises(ValueError, match="proportions differ"):
+    with pytest.raises(ValueError, match="aspect ratios differ"):
         read_tissue(tmp_path / "mask.png", (200, 200))
     Image.fromarray(0 * mask).save(tmp_path / "empty.png")
     with pytest.raises(ValueError, match="marks no tissue"):
@@ -144,5 +144,5 @@ def test_impossible_grids_are_refused():
     assert len(on_tissue(grid, tissue, 100, 0.0)) == 2  # not the one without any
     with pytest.raises(ValueError, match="--min-tissue"):
         on_tissue(grid, tissue, 100, 1.5)
-    with pytest.raises(ValueError, match=r"no patch has 0.9 tissue; .* 0.50"):
+    with pytest.raises(ValueError, match=r"no patch has a share of 0.9 tissue; .* 0.50"):
         on_tissue(grid[1:], tissue, 100, 0.9)

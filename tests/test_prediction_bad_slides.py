@@ -75,7 +75,7 @@ def test_a_slide_that_cannot_be_predicted(make, name, message, pixels, toy_heads
     ("options", "table", "message"),
     [
         (["--stride-um", "0"], None, "the stride is 0 px"),
-        (["--stride-um", "0.0001"], None, "Allowed: up to 2e+07. Give a larger one"),
+        (["--stride-um", "0.0001"], None, "Allowed: up to 2e+07. Give a larger stride"),
         ([], "x,y\n,100\n200,200\n", "1 of 2 positions have no numbers as x and y, the first '0' with x = nan"),
         ([], "x,y\nwide,100\n200,200\n", "1 of 2 positions have no numbers as x and y, the first '0' with x = wide"),
         (
