@@ -128,7 +128,7 @@ def share_on_tissue(slide: Slide, thumbnail: Image.Image) -> float:
 
 
 def describe_grey(thumbnail: Image.Image) -> str:
-    """Say that an image has no colour, as a channel of fluorescence or a mask; "" for a stained slide.
+    """Return a warning if an image has no colour, as a fluorescence channel or a mask; "" for a stained slide.
 
     Examples:
         >>> describe_grey(Image.new("RGB", (9, 9), (200, 200, 202)))
