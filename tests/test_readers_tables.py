@@ -155,6 +155,25 @@ def test_columns_scale_and_resolution(tmp_path, source):
         read_generic(tmp_path / "he.png", path, tmp_path / "xy.tsv", **options)
 
 
+@pytest.mark.parametrize("header", [True, False])
+def test_positions_of_space_ranger_are_read_as_they_are(tmp_path, source, header):
+    """Row before column, with a header or without, and the spots off tissue are left out as by every reader."""
+    path = write_counts(tmp_path, source, "csv")
+    Image.fromarray(source.pixels).save(tmp_path / "he.png")
+    table = pd.DataFrame({"barcode": source.spots.index, "in_tissue": 1, "array_row": range(12), "array_col": 3,
+                          "pxl_row_in_fullres": source.spots["y"], "pxl_col_in_fullres": source.spots["x"]})  # fmt: skip
+    table.to_csv(tmp_path / "xy.csv", index=False, header=header)
+    assert_same(read_generic(tmp_path / "he.png", path, tmp_path / "xy.csv", mpp=5.0), source, with_ids=False)
+    table["in_tissue"] = [0] * 2 + [1] * 10
+    table.to_csv(tmp_path / "xy.csv", index=False, header=header)
+    slide = read_generic(tmp_path / "he.png", path, tmp_path / "xy.csv", mpp=5.0)
+    assert set(slide.spots.index) == set(source.spots.index[2:]) and slide.spots["array_col"].eq(3).all()
+    assert slide.notes.spots_left_out == {"not in_tissue": 2, "counts without a spot": 2}
+    table.assign(in_tissue=0).to_csv(tmp_path / "xy.csv", index=False, header=header)
+    with pytest.raises(ValueError, match="xy.csv: none of 12 spots is in_tissue. Correct that column"):
+        read_generic(tmp_path / "he.png", path, tmp_path / "xy.csv", mpp=5.0)
+
+
 def test_a_transposed_matrix_is_told_by_the_names_of_the_spots(tmp_path, source):
     source.symbols = [f"LOC{i}" for i in range(6)]
     path = write_counts(tmp_path, source, "csv genes")

@@ -10,15 +10,18 @@ import pandas as pd
 from ...errors import reader
 from ..cells import pool_cells
 from ..images import open_image
+from ..notes import Notes
 from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
 from ..scale import array_of_spots, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers
+from .anndata_file import tissue_flags
 from .joined import join_spots
 from .matrices import read_counts
 from .tables import join_key, keep_array_columns, need_columns, read_table
 from .transforms import read_transform, to_pixels
 
+_OF_SPACE_RANGER = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 # More columns than a table of coordinates has.
 _MANY_COLUMNS = 100
 
@@ -54,7 +57,8 @@ def read_generic(
     Args:
         image: the image; None where there is none, so that its spots train the gene side alone.
         counts: CSV, TSV, parquet, 10x .h5, .h5ad, .mtx, or a folder with matrix.mtx.
-        coordinates: CSV, TSV or parquet, one row per spot.
+        coordinates: CSV, TSV or parquet, one row per spot; the table of positions of Space Ranger as it is. Spots whose
+            in_tissue is 0 are left out.
         barcode_column: column of the coordinates with the spot's name in the counts; without a column barcode, the first one.
             Several, comma-separated ("fov,cell_ID"), are joined by "_"; the counts have these columns, or names so joined.
         x_column: column with x (to the right) in pixels, times `scale`.
@@ -95,6 +99,7 @@ def read_generic(
         table = table[rows_of(table, slide_column, slide_value, name, "--slide-column")]
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
     found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
+    table = _on_tissue(table, name, found.notes)
     spots, matrix = join_spots(table, found, slide_id)
     pixels = None if image is None else open_image(image)
     x, y = _pixels_of(spots[[x_column, y_column]].to_numpy(float), scale, transform).T
@@ -127,6 +132,10 @@ def _coordinates(
     """Return the table of coordinates, its rows named as the counts name spots, and the columns that name them."""
     key = [column.strip() for column in barcode_column.split(",")]
     table = read_table(path, "coordinates", text=[0, *key, *text, *SAMPLE_COLUMNS])
+    if _is_without_header(table):
+        table = read_table(path, "coordinates", text=[0], header=None, names=_OF_SPACE_RANGER)
+    if needed[:2] == ["x", "y"] and not {"x", "y"} & set(table):
+        table = table.rename(columns={"pxl_col_in_fullres": "x", "pxl_row_in_fullres": "y"})
     if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
         key = [str(table.columns[0])]
     advice = "Name the right columns (--barcode-column, --x-column, --y-column, --label-column, --area-column)."
@@ -147,6 +156,29 @@ def _coordinates(
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
     return table, key
+
+
+def _is_without_header(table: pd.DataFrame) -> bool:
+    """Tell whether a table is that of positions of Space Ranger 1, whose first spot was taken for names of columns."""
+    first = pd.to_numeric(pd.Series(table.columns[1:].astype(str)), errors="coerce")
+    return table.shape[1] == len(_OF_SPACE_RANGER) and bool(first.notna().all()) and first[0] in (0, 1)
+
+
+def _on_tissue(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
+    """Return the rows of coordinates that are on tissue, if the table says it.
+
+    Raises:
+        ValueError: no row is.
+    """
+    if "in_tissue" not in table:
+        return table
+    kept = tissue_flags(table["in_tissue"], f"{name}: in_tissue")
+    if not kept.any():
+        raise ValueError(
+            f"{name}: none of {len(kept)} spots is in_tissue. Correct that column: 1 for each spot on tissue."
+        )
+    notes.leave_out_spots("not in_tissue", int((~kept).sum()))
+    return table[kept]
 
 
 def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:
