@@ -15,7 +15,7 @@ from ..atomic.locks import writing
 from ..atomic.processes import give_back_freed_memory, keep_freed_memory
 from ..errors import reading, reading_model
 from ..pretraining.help_layout import documented, explained
-from .options import add_command, given
+from .options import add_command, given, split_names
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,6 @@ def evaluation_of(arguments: EvaluationArguments) -> "Evaluation":
     from ..evaluation.retrieval import GEOMETRIES
     from ..evaluation.run import Evaluation
     from ..evaluation.suite import SUITE, chosen_protocols
-    from ..pretraining.arguments import split_names
 
     for name, allowed in (("split", SPLITS), ("domain_method", METHODS), ("geometry", GEOMETRIES)):
         if getattr(arguments, name) not in allowed:
@@ -321,7 +320,6 @@ def choose_slides(
 ) -> tuple[list[str], list[str]]:
     """Choose slides to fit the probes on and slides to score; refuse test slides that the checkpoint has seen."""
     from ..evaluation import slides
-    from ..pretraining.arguments import split_names
 
     # The gene side has seen the counts of unpaired slides.
     trained = [*record.get("train_slides", []), *record.get("unpaired_slides", [])]
