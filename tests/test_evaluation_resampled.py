@@ -78,7 +78,7 @@ def test_correlations_as_scipy_finds_them():
         assert spearman_statistic(values, level)(rows) == pytest.approx(spearmanr(values[rows], level[rows]).statistic)
     slides = np.repeat(["x", "y"], [30, 60])
     by_slide = [spearmanr(values[slides == s], level[slides == s]).statistic for s in ("x", "y")]
-    whole = within_slides(spearman_statistic(values, level), slides)(np.arange(90))
+    whole = within_slides(spearman_statistic, [values, level], slides)(np.arange(90))
     assert whole == pytest.approx((30 * by_slide[0] + 60 * by_slide[1]) / 90)
     # What the condition explains entirely is nothing beyond it.
     assert spearman_statistic(level, level, given=level)(DRAWS[0]) == 0.0

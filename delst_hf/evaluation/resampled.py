@@ -40,13 +40,15 @@ def median_statistic(values: np.ndarray) -> Weighted:
     return Weighted(len(values), of)
 
 
-def within_slides(statistic: Weighted, slides: np.ndarray) -> Weighted:
-    """Return the mean over slides, weighted by their rows, of a statistic within slides; undefined ones are left out."""
-    masks = [slides == slide for slide in np.unique(slides)]
+def within_slides(statistic_of: Callable[..., Weighted], columns: Sequence[np.ndarray], slides: np.ndarray) -> Weighted:
+    """Return the mean over slides, weighted by their rows, of a statistic of columns (rows,); undefined ones are left out."""
+    parts = [np.flatnonzero(slides == slide) for slide in np.unique(slides)]
+    statistics = [statistic_of(*(column[rows] for column in columns)) for rows in parts]
 
     def of(weights: np.ndarray) -> np.ndarray:
-        values = np.stack([statistic.of(weights * mask) for mask in masks])
-        sizes = np.stack([weights @ mask for mask in masks])
+        drawn = [weights[:, rows] for rows in parts]
+        values = np.stack([statistic.of(each) for statistic, each in zip(statistics, drawn, strict=True)])
+        sizes = np.stack([each.sum(axis=1) for each in drawn])
         sizes = np.where(np.isnan(values), 0.0, sizes)
         return _ratio((np.where(sizes > 0, values, 0.0) * sizes).sum(axis=0), sizes.sum(axis=0))
 

@@ -180,12 +180,12 @@ def hierarchy_statistics(
         means[f"{modality}_half_aperture"] = torch.rad2deg(half_aperture(embeds, curvature, min_radius)).numpy()
         means |= {f"{prefix}_of_{name}": np.where(rows, radii, np.nan) for name, rows in groups.items()}
         result[f"{prefix}_level_rho"] = spearman_statistic(radii, num_genes)
-        for name, level, given in (
-            ("genes_within", num_genes, None),
-            ("counts_within", total_counts, None),
-            ("genes_given_counts", num_genes, total_counts),
+        for name, columns in (
+            ("genes_within", [radii, num_genes]),
+            ("counts_within", [radii, total_counts]),
+            ("genes_given_counts", [radii, num_genes, total_counts]),
         ):
-            result[f"{prefix}_{name}"] = within_slides(spearman_statistic(radii, level, given), slides)
+            result[f"{prefix}_{name}"] = within_slides(spearman_statistic, columns, slides)
     return result | {name: mean_statistic(values) for name, values in means.items()}
 
 
@@ -204,8 +204,9 @@ def rank_correlation(
     Returns:
         In [-1, 1]; 0.0 where an argument is constant or `given` explains the level entirely.
     """
-    statistic = spearman_statistic(values, level, given)
-    return (statistic if slides is None else within_slides(statistic, slides))(np.arange(len(values)))
+    columns = [values, level] if given is None else [values, level, given]
+    whole = spearman_statistic(*columns) if slides is None else within_slides(spearman_statistic, columns, slides)
+    return whole(np.arange(len(values)))
 
 
 def explained_by_labels(values: np.ndarray, labels: np.ndarray, slides: np.ndarray) -> float:

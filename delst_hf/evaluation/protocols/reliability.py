@@ -35,8 +35,8 @@ def run(findings: Findings) -> None:
         statistics = {}
         for each in confidences:
             scores = _within_slides(error[known], each.features[known], findings.spots.slides[known])
-            ranks = spearman_statistic(each.features[known], -error[known])
-            statistics[each.name] = within_slides(ranks, findings.spots.slides[known])
+            columns = [each.features[known], -error[known]]
+            statistics[each.name] = within_slides(spearman_statistic, columns, findings.spots.slides[known])
             facts: dict[str, Any] = {"variant": variant, "own": each.own, "control": each.control}
             findings.add("reliability", each.name, scores, {"spearman": statistics[each.name]}, known, **facts)
         ours = [each.name for each in confidences if each.own]

@@ -53,8 +53,9 @@ def _statistics(ways: Mapping[str, Mapping[str, np.ndarray]], pools: np.ndarray 
     for name, scores in ways.items():
         means = {"mean_rank": scores["rank"], **{key: scores[key] for key in (*SCORED_BY_RANK, "mrr")}}
         result |= {f"{name}_{key}": mean_statistic(values) for key, values in means.items()}
-        median = median_statistic(scores["rank"])
-        result[f"{name}_median_rank"] = median if pools is None else within_slides(median, pools)
+        rank = scores["rank"]
+        whole = median_statistic(rank) if pools is None else within_slides(median_statistic, [rank], pools)
+        result[f"{name}_median_rank"] = whole
     return result
 
 

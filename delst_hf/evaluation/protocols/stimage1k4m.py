@@ -7,6 +7,7 @@ spots of every slide, so neighbours of a test spot are in training. Use it to co
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -122,7 +123,7 @@ def run(findings: Findings) -> None:
     for arm in findings.arms.values():
         scores, truth, answer, splits = stimage1k4m_predictions(arm.features[test], labels[test])
         # Each of the five test sets is resampled separately.
-        statistic = within_slides(f1_statistic(truth, answer, everywhere=True), splits)
+        statistic = within_slides(partial(f1_statistic, everywhere=True), [truth, answer], splits)
         bootstrap = Bootstrap(len(truth), splits, resamples=findings.evaluation.resamples, seed=findings.seed)
         findings.add(
             "stimage1k4m", arm.name, scores, intervals={"macro_f1_mean": bootstrap.interval(statistic)}, split="spot"
