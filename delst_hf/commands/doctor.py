@@ -74,9 +74,7 @@ def _checkpoint(folder: str) -> Finding:
         genes = len(DelstProcessor.from_pretrained(folder).feature_extractor.vocabulary)
     except Exception as error:  # whatever reading a damaged file raises
         return Finding("model", f"{folder} cannot be used", explain(error))
-    compared = (
-        "as its checksums say" if (Path(folder) / CHECKSUMS).is_file() else f"loads; no {CHECKSUMS} to compare with"
-    )
+    compared = "checksums match" if (Path(folder) / CHECKSUMS).is_file() else f"loads; no {CHECKSUMS} to compare with"
     return Finding("model", f"{folder}, {compared}: {genes} genes, weights {weights_fingerprint(folder)}")
 
 

@@ -292,7 +292,7 @@ _SUBJECTS = {"checkpoint": _checkpoint, "backbone": _backbone, "embeddings": _em
 def _joined_features(
     arguments: EvaluationArguments, kind: str, study: "Study", slides: list[str], record: dict[str, Any]
 ) -> tuple["Study", Any]:
-    """Return the study, without spots that have no features, and the features; the study and None without `--features`."""
+    """Return the study, without spots that have no features, and the features; the study and None if none are given."""
     from ..data.feature_files import is_features
     from ..data.patch_features import join_features
     from ..evaluation.embedding_files import embedding_files

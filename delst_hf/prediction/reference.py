@@ -82,7 +82,7 @@ class Reference:
         """
         known = torch.from_numpy(self.gene if modality == "gene" else self.image).to(predictor.model.device)
         if not 1 <= number <= len(known):
-            raise ValueError(f"number is {number} neighbours. Allowed: 1 to {len(known)}, the spots of the reference.")
+            raise ValueError(f"number is {number}. Allowed: 1 to {len(known)}, the spots of the reference.")
         positions, distances = [], []
         for start in range(0, len(tangent), _CHUNK):
             part = torch.from_numpy(tangent[start : start + _CHUNK]).to(known)
