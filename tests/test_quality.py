@@ -50,6 +50,10 @@ def test_a_grey_image_is_told_from_a_stained_one(tmp_path):
     faint = np.full((200, 300, 3), 240, np.uint8)
     faint[:10, :10] = (235, 215, 230)
     assert describe_grey(Image.fromarray(faint)) == ""
+    assert describe_grey(Image.new("RGB", (9, 9), "white")) == ""
+    vast = np.full((2000, 2000, 3), 255, np.uint8)
+    vast[:20, :20] = (190, 110, 160)
+    assert describe_grey(Image.fromarray(vast)) == ""
     grey = np.random.default_rng(0).integers(0, 255, (200, 300), dtype=np.uint8)
     Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "grey.jpg", quality=90)
     assert "Give the H&E image" in describe_grey(Image.open(tmp_path / "grey.jpg"))

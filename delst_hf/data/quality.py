@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 # H&E on glass: background is nearly white and nearly colourless. Chroma = largest minus smallest channel, 0 to 255.
 _CHROMA = 20
 _DARK = 190
-# An image is grey if fewer pixels than this share have a larger chroma; JPEG adds a little.
-_GREY, _COLOURED = 8, 1e-3
+# An image is grey if, of its pixels that are not pale, fewer than this share have a larger chroma; JPEG adds a little.
+_GREY, _COLOURED, _PALE = 8, 0.01, 220
 # Darker than any dye: background that was cut out.
 _BLACK = 12
 # The most common colour is taken for glass if it covers at least this share of a slide.
@@ -135,7 +135,8 @@ def describe_grey(thumbnail: Image.Image) -> str:
         'the image is grey throughout, and stained tissue is not: is it one channel of fluorescence? Give the H&E image'
     """
     pixels = np.asarray(thumbnail.convert("RGB")).astype(np.int16)
-    if (pixels.max(-1) - pixels.min(-1) > _GREY).mean() > _COLOURED:
+    pixels = pixels[pixels.min(-1) < _PALE]
+    if not len(pixels) or (pixels.max(-1) - pixels.min(-1) > _GREY).mean() > _COLOURED:
         return ""
     return (
         "the image is grey throughout, and stained tissue is not: is it one channel of fluorescence? Give the H&E image"
