@@ -11,18 +11,18 @@ from .schema import GENE_ID, SYMBOL
 from .values import whole_numbers
 
 _MAX_COUNT = np.iinfo(np.int32).max
-# Of fewer spots, genes or counts nothing is said of whether whole numbers are counts. So many spots and genes tell it.
+# Fewer spots, genes or counts do not show whether whole numbers are counts; more spots and genes than these are not needed.
 _FEW_SPOTS, _FEW_GENES, _FEW_COUNTS = 20, 10, 500
 _SPOTS_LOOKED_AT, _GENES_LOOKED_AT = 5_000, 50
-# Totals of spots of tissue vary by half of their mean and more; of normalised and rounded ones by 0 to 8 % (HER2ST). Of few
-# counts the rounding itself makes the totals differ.
+# The standard deviation of the totals of spots is half of their mean or more for raw counts, and 0 to 8 % for normalised and
+# rounded ones (HER2ST). With few counts, rounding itself makes totals differ.
 _ALIKE = 0.15
-# Counts vary at least as much as chance (variance = mean, Poisson). Of the commonest genes, which have a mean of a half or
-# more, the median of variance over mean was 0.95 to 47 in 1,300 samples of 20 spots and more of HER2ST and of mouse olfactory
-# bulb, also thinned to a tenth and a fiftieth, and 0.1 to 0.7 of their rounded logarithms in five slides of six.
+# Counts vary at least as much as by chance (variance = mean, Poisson). For the commonest genes with a mean of 0.5 or more, the
+# median of variance / mean was 0.95 to 47 in 1,300 samples of 20 spots or more of HER2ST and mouse olfactory bulb, also when
+# thinned to a tenth and a fiftieth; for their rounded logarithms it was 0.1 to 0.7 in five of six slides.
 _LEAST_VARIATION, _LEAST_MEAN = 0.75, 0.5
-# The largest logarithm, to the base 2, of counts per million. Of genes that are zero in a tenth of the spots and more, one is
-# the commonest other count (40 to 99 %); logarithms of counts that were normalised begin at 3 or more.
+# The largest base-2 logarithm of counts per million. For genes that are zero in a tenth of the spots or more, one is the
+# commonest other count (40 to 99 %), while logarithms of normalised counts begin at 3 or more.
 _MAX_LOGARITHM, _MOST_DETECTED, _LEAST_ONES = 20, 0.9, 0.1
 
 
@@ -48,7 +48,7 @@ def describe_bad_counts(counts: Any) -> str | None:
 
 
 def describe_unlikely_counts(counts: sp.csr_matrix) -> str:
-    """Say why whole numbers (spots, genes) are probably no raw counts but were normalised or logarithms, and rounded; else "".
+    """Return why whole numbers (spots, genes) look like rounded normalised counts or logarithms, not raw counts; else "".
 
     Examples:
         >>> describe_unlikely_counts(sp.csr_matrix(np.full((30, 40), 20)))

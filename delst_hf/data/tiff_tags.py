@@ -35,7 +35,7 @@ def stated_scales(page: Any, ome: str, width: int, imagej: Mapping[str, Any]) ->
     Args:
         page: The first page of the image.
         ome: OME-XML, or "".
-        width: Width of the full resolution, by which its entry in the OME-XML is told from those of label and macro.
+        width: Width of the full resolution, which distinguishes its entry in the OME-XML from those of label and macro.
         imagej: Metadata of ImageJ.
     """
     images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", ome)

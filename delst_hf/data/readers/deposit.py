@@ -185,7 +185,7 @@ def _choose(files: list[_File], prefix: str | None, where: Path) -> dict[str, li
         by_role = {role: found for role, found in by_role.items() if role not in _MATRIX}
     how = "Choose the sample by the prefix of its files (--prefix), or put the files of each into its own folder."
     for role, found in by_role.items():
-        # One table of positions may stand there with and without a header, under two names.
+        # One table of positions may be there with and without a header, under two names.
         named = (
             {file.ending for file in found}
             if role == "positions" and len({file.prefix for file in found}) == 1

@@ -159,16 +159,16 @@ def _coordinates(
 
 
 def _is_without_header(table: pd.DataFrame) -> bool:
-    """Tell whether a table is that of positions of Space Ranger 1, whose first spot was taken for names of columns."""
+    """Tell whether a table holds positions of Space Ranger 1, which has no header, so that its first spot became the names."""
     first = pd.to_numeric(pd.Series(table.columns[1:].astype(str)), errors="coerce")
     return table.shape[1] == len(_OF_SPACE_RANGER) and bool(first.notna().all()) and first[0] in (0, 1)
 
 
 def _on_tissue(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
-    """Return the rows of coordinates that are on tissue, if the table says it.
+    """Return the rows of coordinates with in_tissue = 1; all rows if the table has no such column.
 
     Raises:
-        ValueError: no row is.
+        ValueError: no row is on tissue.
     """
     if "in_tissue" not in table:
         return table
