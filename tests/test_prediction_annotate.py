@@ -117,6 +117,16 @@ def test_a_failure_leaves_the_file_untouched(file, toy_checkpoint, monkeypatch):
     assert digest(path) == before and [one.name for one in path.parent.glob("*.h5ad")] == ["mine.h5ad"]
 
 
+def test_whole_numbers_that_are_probably_no_counts_are_warned_of(file, toy_checkpoint, caplog):
+    adata = anndata.read_h5ad(file[0])
+    counts = adata.layers["counts"].toarray()
+    adata.layers["rounded"] = np.rint(1e4 * counts / counts.sum(1, keepdims=True))
+    embed_anndata(str(toy_checkpoint), adata, modality="genes", layer="counts", key="right")
+    assert "give raw counts" not in caplog.text
+    embed_anndata(str(toy_checkpoint), adata, modality="genes", layer="rounded", key="wrong")
+    assert "look normalised to one total and rounded; give raw counts" in caplog.text
+
+
 def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path):
     adata = anndata.read_h5ad(file[0])
     with pytest.raises(ValueError, match="Allowed: auto, image, genes"):
