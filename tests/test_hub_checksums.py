@@ -41,7 +41,10 @@ def unlist(folder, name):
 
 
 FAULTS = {
-    "a flipped bit": (lambda folder: flip(folder / "model.safetensors"), "model.safetensors has another content"),
+    "a flipped bit": (
+        lambda folder: flip(folder / "model.safetensors"),
+        "model.safetensors does not match its checksum",
+    ),
     "no record": (lambda folder: (folder / "training.json").unlink(), "training.json is missing"),
     "a cut file": (lambda folder: (folder / "config.json").write_text("{}"), "config.json has 2 bytes instead of"),
     "a second file of weights": (
@@ -95,7 +98,7 @@ def test_a_checkpoint_in_training_is_compared_with_its_marker(checkpoint):
     (checkpoint / "complete").write_text(json.dumps({"files": files}))
     check_checksums(checkpoint)
     flip(checkpoint / "model.safetensors")
-    with pytest.raises(ValueError, match="model.safetensors has another content"):
+    with pytest.raises(ValueError, match="model.safetensors does not match its checksum"):
         check_checksums(checkpoint)
 
 

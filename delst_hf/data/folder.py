@@ -290,7 +290,7 @@ def _same_kind(expected: pa.DataType, found: pa.DataType) -> bool:
 
 def raise_memory(error: Exception) -> None:
     """Re-raise an error of arrow that means that memory ran out, so that the file is not reported as damaged."""
-    from ..errors import is_out_of_memory  # needed by few; a training reads this file
+    from ..errors import is_out_of_memory  # imported late: a training loads this file and rarely needs it
 
     if is_out_of_memory(error):
         raise error

@@ -99,7 +99,7 @@ def _problems(model: str | os.PathLike, listed: Mapping[str, Any]) -> Iterator[s
         elif found != size:
             yield f"{name} has {found:,} bytes instead of {size:,}"
         elif sha256(path) != digest:
-            yield f"{name} has another content (SHA-256)"
+            yield f"{name} does not match its checksum (SHA-256)"
 
 
 def _added(model: str | os.PathLike, listed: Mapping[str, Any]) -> list[str]:

@@ -338,7 +338,7 @@ def _check(folder: Path, predictor: Predictor | None) -> None:
         size, digest = told["files"][name]["bytes"], told["files"][name]["sha256"]
         if regular_size(folder / name) != size or sha256(folder / name) != digest:
             raise ValueError(
-                f"the reference {folder} does not match its checksums: {name} is missing or has another content. {_AGAIN}."
+                f"the reference {folder} does not match its checksums: {name} is missing or differs. {_AGAIN}."
             )
     if predictor is not None and told["weights"] != weights_of(predictor):
         raise ValueError(
