@@ -95,6 +95,8 @@ def test_names_are_checked_before_any_work(capsys):
         chosen_protocols(["hest", "plip"])
     with pytest.raises(ValueError, match="protocol 'plip' is not known"):
         protocol("plip")
+    with pytest.raises(ValueError, match=r"^no protocol is named\. Allowed are arms, "):
+        chosen_protocols([])
     with pytest.raises(ValueError, match=r"\['retreival'\] are not known\. Did you mean 'retrieval'\?"):
         chosen_protocols(["retreival"])
     assert main(["evaluate", "model", "me/dataset", "--protocols", "none"]) == 2

@@ -62,10 +62,8 @@ def chosen_protocols(names: Iterable[str]) -> tuple[str, ...]:
     wanted = list(names)
     unknown = [name for name in wanted if name not in SUITE]
     if unknown or not wanted:
-        raise ValueError(
-            f"protocols {unknown or wanted} are not known.{did_you_mean(unknown, SUITE)} Allowed are {', '.join(SUITE)}, "
-            "comma-separated."
-        )
+        wrong = f"protocols {unknown} are not known" if unknown else "no protocol is named"
+        raise ValueError(f"{wrong}.{did_you_mean(unknown, SUITE)} Allowed are {', '.join(SUITE)}, comma-separated.")
     return tuple(name for name in SUITE if name in wanted)
 
 

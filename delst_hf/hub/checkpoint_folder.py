@@ -122,8 +122,8 @@ def check_finite_weights(folder: Path) -> None:
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not tensor.isfinite().all():
                     raise ValueError(
-                        f"{path} holds weights that are not finite, {name!r} first: what it predicts is not a number. Nothing "
-                        "was pushed. Train again with lower learning rates."
+                        f"{path} holds weights that are not finite, {name!r} first, so its predictions are not numbers. Do not "
+                        "use or push it; train again with lower learning rates."
                     )
 
 

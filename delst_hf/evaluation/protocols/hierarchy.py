@@ -271,7 +271,8 @@ def run(findings: Findings) -> None:
     for slide in [*(slides if len(slides) > 1 else []), None]:
         rows = np.flatnonzero(spots.test if slide is None else spots.test & (spots.slides == slide))
         if len(rows) < 3:
-            findings.skip("hierarchy", f"slide {slide} has {len(rows)} spots; 3 are needed")
+            where = "the evaluation" if slide is None else f"slide {slide}"
+            findings.skip("hierarchy", f"{where} has {len(rows)} test spots; 3 are needed")
             continue
         given: dict[str, Any] = {
             "image_embeds": space.image[rows],
