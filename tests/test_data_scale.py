@@ -688,9 +688,8 @@ def test_coordinate_systems_by_name_and_affine_transformations(make_store):
     slide.validate()
     np.testing.assert_allclose(slide.spots[["y", "x"]], places, atol=1e-6)
     assert (slide.mpp, slide.technology, slide.spot_um) == (pytest.approx(100 / 60), "Visium", 55)
-    with pytest.raises(
-        ValueError, match=r"no coordinate system 'global' of both: shapes 'spots' are in \['S1', 'half'\], image"
-    ):
+    words = r"coordinate system 'global' is not shared: shapes 'spots' are in \['S1', 'half'\], image"
+    with pytest.raises(ValueError, match=words):
         read_spatialdata(store, coordinate_system="global")
 
 
