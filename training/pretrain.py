@@ -3,13 +3,12 @@
     accelerate launch -q training/pretrain.py training/configs/toy.yaml
     accelerate launch -q training/pretrain.py training/configs/her2st.yaml --geometry cosine --seed 1
     torchrun --nproc_per_node 2 training/pretrain.py training/configs/toy.yaml
+    accelerate launch -q -m delst_hf.pretraining toy     # the same with the installed package, without a clone
 
 Options on the command line override the file. A killed run resumes from its last complete checkpoint with
 --resume_from_checkpoint true. The result is OUTPUT_DIR/model: load it with DelstModel.from_pretrained.
 Negatives come from all processes. Gradient accumulation does not add negatives; --contrastive_micro_batch_size lets a batch
 of any size fit into memory with all of its negatives.
-
-An installed package does the same without this file: accelerate launch -q -m delst_hf.pretraining toy
 """
 
 import sys
