@@ -16,7 +16,7 @@ from ..data.files import open_packed
 from ..data.images import check_readable
 from ..data.readers.anndata_file import tissue_flags
 from ..data.readers.anndata_visium import positions_of
-from ..data.readers.tables import as_written, dialect, unmarked
+from ..data.readers.tables import POSITION_COLUMNS, as_written, dialect, is_first_position, unmarked
 from ..data.study import Study
 from ..data.values import identifiers, some_of
 from ..errors import reading
@@ -32,7 +32,6 @@ _COLUMNS = (
     ("pixel_x", "pixel_y", "selected"),
     ("x", "y", "in_tissue"),
 )
-_OF_SPACE_RANGER = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 # Columns that hold the names of spots; R and pandas leave the first column without a name.
 _NAMES_OF_SPOTS = ("barcode", "barcodes", "unnamed: 0")
 # In a table of no more rows than this, positions may repeat: predicting some of them again costs little.
@@ -192,9 +191,8 @@ def _header(file: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Return the column names of a text file as options of `pandas.read_csv`; Space Ranger 1 wrote no header."""
     with open_packed(file) as opened:
         header = pd.read_csv(opened, **(told | {"nrows": 0})).columns.tolist()
-    numbers = pd.to_numeric(pd.Series(header[1:]), errors="coerce")
-    if len(header) == len(_OF_SPACE_RANGER) and numbers.notna().all() and numbers[0] in (0, 1):
-        return {"names": _OF_SPACE_RANGER, "header": None}
+    if is_first_position(header):
+        return {"names": POSITION_COLUMNS, "header": None}
     return {"names": header, "header": 0}
 
 

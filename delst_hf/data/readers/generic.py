@@ -18,10 +18,9 @@ from ..values import identifiers
 from .anndata_file import tissue_flags
 from .joined import join_spots
 from .matrices import read_counts
-from .tables import join_key, keep_array_columns, need_columns, read_table
+from .tables import POSITION_COLUMNS, is_first_position, join_key, keep_array_columns, need_columns, read_table
 from .transforms import read_transform, to_pixels
 
-_OF_SPACE_RANGER = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 # More columns than a table of coordinates has.
 _MANY_COLUMNS = 100
 
@@ -132,8 +131,8 @@ def _coordinates(
     """Return the table of coordinates, its rows named as the counts name spots, and the columns that name them."""
     key = [column.strip() for column in barcode_column.split(",")]
     table = read_table(path, "coordinates", text=[0, *key, *text, *SAMPLE_COLUMNS])
-    if _is_without_header(table):
-        table = read_table(path, "coordinates", text=[0], header=None, names=_OF_SPACE_RANGER)
+    if is_first_position(table.columns.tolist()):
+        table = read_table(path, "coordinates", text=[0], header=None, names=POSITION_COLUMNS)
     if needed[:2] == ["x", "y"] and not {"x", "y"} & set(table):
         table = table.rename(columns={"pxl_col_in_fullres": "x", "pxl_row_in_fullres": "y"})
     if key == ["barcode"] and "barcode" not in table and table.index.name != "barcode":
@@ -156,12 +155,6 @@ def _coordinates(
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
     return table, key
-
-
-def _is_without_header(table: pd.DataFrame) -> bool:
-    """Tell whether a table holds positions of Space Ranger 1, which has no header, so that its first spot became the names."""
-    first = pd.to_numeric(pd.Series(table.columns[1:].astype(str)), errors="coerce")
-    return table.shape[1] == len(_OF_SPACE_RANGER) and bool(first.notna().all()) and first[0] in (0, 1)
 
 
 def _on_tissue(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:

@@ -17,6 +17,8 @@ from ..values import identifiers, some_of, texts, whole_or
 
 # More columns than any table of counts has; each costs pandas a kilobyte.
 _MOST_COLUMNS = 2_000_000
+# The columns of Space Ranger's tissue_positions in their order; version 1 wrote no header.
+POSITION_COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 
 
 def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] = (), **options: Any) -> pd.DataFrame:
@@ -144,6 +146,16 @@ def keep_array_columns(spots: pd.DataFrame, obs: pd.DataFrame) -> None:
     for column in ("array_row", "array_col"):
         if column in obs:
             spots[column] = whole_or(obs[column], -1)
+
+
+def is_first_position(names: Sequence[object]) -> bool:
+    """Tell whether column names are the first spot of positions by Space Ranger 1, whose table has no header.
+
+    >>> is_first_position(["AAAC-1", "1", "0", "16", "521", "840"]), is_first_position(POSITION_COLUMNS)
+    (True, False)
+    """
+    numbers = pd.to_numeric(pd.Series([str(name) for name in names[1:]]), errors="coerce")
+    return len(names) == len(POSITION_COLUMNS) and bool(numbers.notna().all()) and numbers[0] in (0, 1)
 
 
 def need_columns(table: pd.DataFrame, wanted: Iterable[str], name: str, advice: str) -> None:

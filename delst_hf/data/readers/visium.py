@@ -29,11 +29,10 @@ from .anndata_file import tissue_flags
 from .deposit import samples, standard_layout, without_counts
 from .joined import join_spots
 from .matrices import Counts, read_10x_h5, read_mtx
-from .tables import need_columns, read_table
+from .tables import POSITION_COLUMNS, need_columns, read_table
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 # Folder names that any run has, so they cannot name a slide.
 _NAMES_OF_ANY_RUN = {"outs", "spaceranger", "spatial", "count", "output", "outputs", ""}
 _PARTS_OF_HD = re.compile(r"binned_outputs|segmented_outputs|square_\d+um")
@@ -314,17 +313,17 @@ def _read_positions(path: Path) -> pd.DataFrame:
     table = read_table(path, "positions", text=["barcode", 0])
     if "in_tissue" not in table and (path.name == "tissue_positions_list.csv" or _lacks_header(table)):
         table = read_table(path, "positions", text=[0], header=None)
-        table.columns = pd.Index(_COLUMNS if table.shape[1] == len(_COLUMNS) else table.columns)
-    need_columns(table, sorted(_COLUMNS), path.name, "Add or rename them.")
+        table.columns = pd.Index(POSITION_COLUMNS if table.shape[1] == len(POSITION_COLUMNS) else table.columns)
+    need_columns(table, sorted(POSITION_COLUMNS), path.name, "Add or rename them.")
     table = table if table.index.name == "barcode" else table.set_index("barcode")
     table["in_tissue"] = tissue_flags(table["in_tissue"], f"{path.name}: in_tissue")
     with reading(path, "positions", "All columns except barcode must hold numbers: correct the table."):
-        table = table[_COLUMNS[1:]].astype(dict.fromkeys(_COLUMNS[2:], float))
+        table = table[POSITION_COLUMNS[1:]].astype(dict.fromkeys(POSITION_COLUMNS[2:], float))
     return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
 
 
 def _lacks_header(table: pd.DataFrame) -> bool:
-    return table.shape[1] == len(_COLUMNS) and str(table.columns[1]) in ("0", "1")
+    return table.shape[1] == len(POSITION_COLUMNS) and str(table.columns[1]) in ("0", "1")
 
 
 def scale_factors(spatial: Path) -> dict[str, Any]:
