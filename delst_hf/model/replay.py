@@ -34,13 +34,17 @@ class _Graph:
     def _compute(self, losses: Losses) -> tuple[Tensor, Tensor]:
         """Compute values (losses,) and gradients (losses, numbers of all wanted inputs)."""
         with torch.enable_grad():
-            values = losses(*self.inputs)
-            rows = []
-            for value in values:
-                found = torch.autograd.grad(value, self.wanted, retain_graph=True, allow_unused=True)
-                parts = [torch.zeros_like(x) if g is None else g for x, g in zip(self.wanted, found, strict=True)]
-                rows.append(torch.cat([part.reshape(-1) for part in parts]))
-        return torch.stack([value.detach() for value in values]), torch.stack(rows)
+            values = torch.stack(list(losses(*self.inputs)))
+            # The gradients of several losses take one pass with a batch dimension: as many kernels as those of one loss.
+            several = len(values) > 1
+            seeds = torch.eye(len(values), device=values.device) if several else torch.ones_like(values)
+            found = torch.autograd.grad(values, self.wanted, seeds, is_grads_batched=several, allow_unused=True)
+            shape = len(values), -1
+            rows = [
+                (x.new_zeros(len(values), *x.shape) if g is None else g).reshape(shape)
+                for x, g in zip(self.wanted, found, strict=True)
+            ]
+        return values.detach(), torch.cat(rows, 1)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
