@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from delst_hf.model import entailment, replay
 from delst_hf.model.entailment import joint_entailment_losses
@@ -122,15 +123,17 @@ def test_a_loss_that_does_not_depend_on_an_input(recordings):
 class Operations(TorchDispatchMode):
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.count, self.devices = 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
         self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
+        self.devices |= {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)}
+        return result
 
 
-def plain_losses(*batch):
-    return entailment._joint_losses(("gene", "fewer", 1.25, (1.0, 1.0, 0.1), "cone", 0.0), *batch)
+def plain_losses(*batch, form="cone"):
+    return entailment._joint_losses(("gene", "fewer", 1.25, (1.0, 1.0, 0.1), form, 0.1), *batch)
 
 
 def test_the_gradients_of_two_losses_take_hardly_more_operations_than_those_of_their_sum(recordings):
@@ -140,3 +143,12 @@ def test_the_gradients_of_two_losses_take_hardly_more_operations_than_those_of_t
             replay._Graph(losses, make_batch(0), (True, True, False, True, False))
         counts.append(operations.count)
     assert counts[0] < 1.25 * counts[1], "a pass for each would be 1.5"
+
+
+@pytest.mark.parametrize("form", entailment.ENTAILMENT_FORMS)
+def test_a_recording_reads_no_number_and_copies_nothing_from_the_host(recordings, form):
+    batch = [x.detach().to("meta").requires_grad_(x.requires_grad) for x in make_batch(0)]
+    with Operations() as operations:
+        graph = replay._Graph(lambda *batch: plain_losses(*batch, form=form), batch, (True, True, False, True, False))
+    assert operations.devices == {"meta"}, "a device without numbers: reading one would have raised"
+    assert graph.gradients.shape == (2, 2 * 24 * 8 + 1)
