@@ -74,14 +74,14 @@ def test_tables_of_space_ranger_are_read_as_they_are(tmp_path, name, lines, capl
         found = read_positions(str(file))
     assert found["x"].tolist() == [40, 60] and found["y"].tolist() == [30, 30] and found["array_col"].tolist() == [0, 4]
     assert found.index.tolist() == ["0007", "NA"]
-    assert caplog.messages == [f"{name}: left out 1 of 3 positions: in_tissue is 0"]
+    assert caplog.messages == [f"{name}: in_tissue is 0: left out 1 of 3 spots"]
 
 
 def test_the_only_row_without_a_header_is_a_place_and_none_on_tissue_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text(ROWS[0])
     assert read_positions(str(tmp_path / "a.csv"))["x"].tolist() == [40]
     (tmp_path / "b.csv").write_text(ROWS[1])
-    with pytest.raises(ValueError, match="b.csv: none of 1 positions has in_tissue = 1. Correct that column"):
+    with pytest.raises(ValueError, match="b.csv: in_tissue is 1 for none of 1 spots. Correct that column"):
         read_positions(str(tmp_path / "b.csv"))
 
 

@@ -9,6 +9,8 @@ import pytest
 import scipy.sparse as sp
 from PIL import Image
 
+from delst_hf.data import counts as counts_of_data
+from delst_hf.data import understood
 from delst_hf.data.readers.anndata_visium import find_anndata_slides, read_anndata
 
 
@@ -287,7 +289,7 @@ def test_in_tissue_that_says_neither(tmp_path):
     with pytest.raises(ValueError, match=r"obs\['in_tissue'\] holds 'a'. Allowed: 1 or 0"):
         read_anndata(write(adata, tmp_path / "a.h5ad"))
     adata.obs["in_tissue"] = 0
-    with pytest.raises(ValueError, match="no spot of 'LIB' is in_tissue"):
+    with pytest.raises(ValueError, match=r"obs\['in_tissue'\] is 1 for none of 4 spots. Correct.*or remove it"):
         read_anndata(write(adata, tmp_path / "a.h5ad"))
 
 
@@ -303,16 +305,21 @@ def test_counts_of_every_type(tmp_path, kind):
     np.testing.assert_array_equal(slide.counts.toarray(), values[[0, 1, 3]])
 
 
-def test_layers_are_named_where_x_is_probably_no_counts(tmp_path, caplog):
+def test_layers_are_named_where_x_is_probably_no_counts(tmp_path, caplog, monkeypatch):
+    called, describe = [], counts_of_data.describe_unlikely_counts
+    monkeypatch.setattr(
+        counts_of_data, "describe_unlikely_counts", lambda one: (called.append(one.shape[0]), describe(one))[1]
+    )
     counts = np.random.default_rng(0).poisson(9 * np.random.default_rng(1).gamma(2, 1, (30, 1)), (30, 12))
     adata = anndata.AnnData(np.rint(np.log1p(counts)).astype(np.float32), layers={"raw_counts": sp.csr_matrix(counts)})
     adata.var_names = [f"G{i}" for i in range(12)]
     adata.obsm["spatial"] = np.column_stack([np.arange(30), np.arange(30)])
     path = write(adata, tmp_path / "a.h5ad")
-    read_anndata(path, without_image=True, mpp=1.0)
+    understood.measure(read_anndata(path, without_image=True, mpp=1.0), None)
+    assert called == [30]
     assert "other layers with whole numbers in this file: ['raw_counts']; choose one (--layer)" in caplog.text
     caplog.clear()
-    read_anndata(path, without_image=True, mpp=1.0, layer="raw_counts")
+    understood.measure(read_anndata(path, without_image=True, mpp=1.0, layer="raw_counts"), None)
     assert "--layer" not in caplog.text
 
 

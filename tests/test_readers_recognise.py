@@ -110,6 +110,10 @@ def test_what_lies_in_a_folder_of_several(tmp_path):
     for name in ("S1", "S2"):
         write_outs(tmp_path / name / "outs", make_source())
     assert told(tmp_path) == [("visium", (str(tmp_path / "S1"), str(tmp_path / "S2")))]
+    shutil.copytree(tmp_path / "S1" / "outs", tmp_path / "n" / "S3_outs")
+    shutil.copytree(tmp_path / "S2", tmp_path / "n" / "S4")
+    assert told(tmp_path / "n") == [("visium", (str(tmp_path / "n" / "S3_outs"), str(tmp_path / "n" / "S4")))]
+    shutil.rmtree(tmp_path / "n")
     touch(tmp_path, "a.h5ad", "b.png")  # an image beside others is no slide of its own
     assert [name for name, _ in told(tmp_path)] == ["visium", "anndata"]
     images = touch(tmp_path / "i", "1.svs", "2.tif")

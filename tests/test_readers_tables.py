@@ -1,5 +1,7 @@
 """Legacy Spatial Transcriptomics in the style of STUtility, and slides given as an image and two tables."""
 
+import io
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from PIL import Image
 from delst_hf.data.readers.generic import read_generic
 from delst_hf.data.readers.legacy_st import read_legacy_st
 from delst_hf.data.readers.matrices import read_counts
+from delst_hf.data.readers.tables import POSITION_COLUMNS, is_first_position
 
 
 @pytest.fixture
@@ -170,8 +173,21 @@ def test_positions_of_space_ranger_are_read_as_they_are(tmp_path, source, header
     assert set(slide.spots.index) == set(source.spots.index[2:]) and slide.spots["array_col"].eq(3).all()
     assert slide.notes.spots_left_out == {"not in_tissue": 2, "counts without a spot": 2}
     table.assign(in_tissue=0).to_csv(tmp_path / "xy.csv", index=False, header=header)
-    with pytest.raises(ValueError, match="xy.csv: none of 12 spots is in_tissue. Correct that column"):
+    with pytest.raises(ValueError, match="xy.csv: in_tissue is 1 for none of 12 spots. Correct that column"):
         read_generic(tmp_path / "he.png", path, tmp_path / "xy.csv", mpp=5.0)
+
+
+@pytest.mark.parametrize("first", ["1,0,16,521.5,521.5", "1,1,1,1,1", "0,0,0,1e3,-2", "1,0,16,521,840"])
+def test_a_first_spot_that_stands_where_names_would_is_a_spot(first):
+    """However often its numbers repeat: pandas renames the second of two equal names."""
+    names = pd.read_csv(io.StringIO(f"AAAC-1,{first}\n"), nrows=0).columns
+    assert is_first_position(names.tolist())
+
+
+def test_names_of_columns_are_no_spot():
+    for names in (POSITION_COLUMNS, ["spot", "0", "x", "y", "z", "label"], ["AAAC-1", "1", "0", "16", "521"], [], ["a"],
+                  ["AAAC-1", "7", "0", "16", "521", "840"]):  # fmt: skip
+        assert not is_first_position(names)
 
 
 def test_a_transposed_matrix_is_told_by_the_names_of_the_spots(tmp_path, source):

@@ -47,7 +47,7 @@ def test_positions_that_went_through_a_spreadsheet(tmp_path, source, options, na
     positions_table(source).to_csv(outs / "spatial" / name, index=False, header=False)
     assert_same(read_visium(outs), source, scale=0.5)
     positions_table(source).assign(in_tissue=0).to_csv(outs / "spatial" / name, index=False)
-    with pytest.raises(ValueError, match="none of 14 spots has in_tissue = 1 in the positions of .*spatial. Correct"):
+    with pytest.raises(ValueError, match="in_tissue of the positions in .*spatial is 1 for none of 14 spots. Correct"):
         read_visium(outs)
 
 

@@ -1,5 +1,6 @@
 """Check raw counts and sparse matrices, and make the table of a source's features."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,8 +8,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .notes import Notes
 from .schema import GENE_ID, SYMBOL
 from .values import whole_numbers
+
+logger = logging.getLogger(__name__)
 
 _MAX_COUNT = np.iinfo(np.int32).max
 # Fewer spots, genes or counts do not show whether whole numbers are counts; more spots and genes than these are not needed.
@@ -83,6 +87,21 @@ def describe_unlikely_counts(counts: sp.csr_matrix) -> str:
             "raw counts"
         )
     return ""
+
+
+def warn_of_unlikely_counts(counts: sp.csr_matrix, name: str, notes: Notes) -> None:
+    """Warn of, and note, whole numbers (spots, genes) that are probably not counts, and name other layers of their file.
+
+    Args:
+        counts: the counts.
+        name: of the slide, for the message.
+        notes: of the slide.
+    """
+    if told := describe_unlikely_counts(counts):
+        if notes.other_layers:
+            told += f"; other layers with whole numbers in this file: {notes.other_layers}; choose one (--layer)"
+        logger.warning("%s: %s", name, told)
+        notes.remarks.append(told)
 
 
 def check_counts(

@@ -24,6 +24,7 @@ class Notes:
         genes_left_out: kind ("control probes", "antibodies") -> number of features of the source that are not genes.
         genes_summed: number of columns that were added to another column of the same gene.
         spots_left_out: reason ("not in_tissue", "without counts") -> number of rows of the source that are not spots.
+        other_layers: layers of the source with whole numbers, beside the one that was read.
         image: property -> value for the image file: {"file": "he.tif", "samples": "12 of 16 bits"}.
         remarks: complete sentences for anything else.
         labels: label -> number of spots; this and the following are measured by `understood.measure`.
@@ -46,6 +47,7 @@ class Notes:
     genes_left_out: dict[str, int] = field(default_factory=dict)
     genes_summed: int = 0
     spots_left_out: dict[str, int] = field(default_factory=dict)
+    other_layers: list[str] = field(default_factory=list)
     image: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
-from .counts import as_counts, check_counts, describe_unlikely_counts
+from .counts import as_counts, check_counts, describe_unlikely_counts, warn_of_unlikely_counts
 from .folder import open_folder, read_columns
 from .genes import clean_genes
 from .notes import Notes
@@ -35,9 +35,7 @@ def measure(slide: Slide, thumbnail: Image.Image | None) -> None:
     notes.labels = _spots_by_label(slide.spots)
     if slide.has_counts:
         notes.median_counts = float(np.median(_totals(counts)))
-        if told := describe_unlikely_counts(counts):
-            logger.warning("%s: %s", slide.slide_id, told)
-            notes.remarks.append(told)
+        warn_of_unlikely_counts(counts, slide.slide_id, notes)
         notes.median_genes = float(np.median(np.diff(counts.indptr)))
         notes.genes_with_ids = int((slide.genes["gene_id"] != "").sum())
     if thumbnail is not None:

@@ -1,6 +1,5 @@
 """Add a model's embeddings and predictions of its spots to an AnnData: never to X, and to a file completely or not at all."""
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ import torch
 
 from ..atomic.files import check_file_output, write_file
 from ..atomic.locks import clear_finished, writing
-from ..data.counts import describe_unlikely_counts
+from ..data.counts import warn_of_unlikely_counts
+from ..data.notes import Notes
 from ..data.readers.anndata_file import open_anndata, raw_counts
 from ..data.readers.anndata_visium import places_of_anndata
 from .outputs import full_disk_explained
@@ -25,8 +25,6 @@ from .stream import check_reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 MODALITIES = ("auto", "image", "genes")
 _ROWS = 512
@@ -221,9 +219,9 @@ def _parts(
 @torch.no_grad()
 def _from_genes(predictor: Predictor, adata: "AnnData", name: str, layer: str | None) -> dict[str, np.ndarray]:
     """Embed the genes of the spots, a few hundred spots at a time."""
-    counts, genes = raw_counts(adata, layer, name)
-    if told := describe_unlikely_counts(counts):
-        logger.warning("%s: %s", name, told)
+    notes = Notes()
+    counts, genes = raw_counts(adata, layer, name, notes)
+    warn_of_unlikely_counts(counts, name, notes)
     names = [symbol or gene_id for symbol, gene_id in zip(genes["symbol"], genes["gene_id"], strict=True)]
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, counts.shape[0], _ROWS):

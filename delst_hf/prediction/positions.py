@@ -3,7 +3,6 @@
 Files are checked piece by piece before they are loaded completely; positions from any source pass `check_places`.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ import pandas as pd
 from ..data.declared import check_hdf5, check_parquet
 from ..data.files import open_packed
 from ..data.images import check_readable
-from ..data.readers.anndata_file import tissue_flags
 from ..data.readers.anndata_visium import positions_of
-from ..data.readers.tables import POSITION_COLUMNS, as_written, dialect, is_first_position, unmarked
+from ..data.readers.tables import POSITION_COLUMNS, as_written, dialect, is_first_position, on_tissue, unmarked
 from ..data.study import Study
 from ..data.values import identifiers, some_of
 from ..errors import reading
 from ..evaluation.neighbours import blocks
-
-logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 100_000
 # Columns of x, of y and, optional, of 1 for spots on tissue. Space Ranger and the spot detector of legacy arrays come first:
@@ -226,16 +222,7 @@ def in_pixels(table: pd.DataFrame, name: str) -> pd.DataFrame:
         table = table.set_axis(pd.Index([f"{float(one):.0f}x{float(other):.0f}" for one, other in named]))
     if x != "x":
         table = table.drop(columns=["x", "y"], errors="ignore").rename(columns={x: "x", y: "y"})
-    if tissue in table:
-        kept = tissue_flags(table[tissue], f"{name}: {tissue}")
-        if not kept.any():
-            raise ValueError(
-                f"{name}: none of {len(kept)} positions has {tissue} = 1. Correct that column, or drop it."
-            )
-        if not kept.all():
-            logger.info("%s: left out %d of %d positions: %s is 0", name, (~kept).sum(), len(kept), tissue)
-        table = table[kept]
-    return table
+    return table[on_tissue(table, f"{name}: {tissue}", column=tissue)]
 
 
 def _look_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int, ...] | None) -> None:

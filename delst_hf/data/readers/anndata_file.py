@@ -1,8 +1,7 @@
 """What all readers of AnnData share: the file, its raw counts, its genes and its spots on tissue."""
 
-import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from ..counts import (
     check_counts,
     check_places,
     describe_bad_counts,
-    describe_unlikely_counts,
     make_genes,
     with_whole_indices,
 )
@@ -27,11 +25,10 @@ from ..images import check_readable
 from ..notes import Notes
 from ..scratch import PACKED, plain_file
 from ..values import texts
+from .tables import TRUE
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 # Names of these columns of var in scanpy, squidpy, cell2location, Seurat's converters, BioMart and CELLxGENE, in lower case
 # and without separators.
@@ -46,10 +43,6 @@ _TYPE_COLUMNS = (
     "featuretypes", "featuretype", "featurebiotype", "modality", "genetype", "genebiotype", "biotype", "assay",
 )  # fmt: skip
 _INCLUDED_COLUMNS, _FILTERED_COLUMNS = ("filteredprobes", "included"), ("featureisfiltered",)
-_TRUE, _FALSE = (
-    {"1", "1.0", "true", "t", "yes", "in"},
-    {"0", "0.0", "false", "f", "no", "out", "nan", "none", "", "<na>"},
-)
 
 
 def open_anndata(path: str | Path) -> "AnnData":
@@ -95,8 +88,16 @@ def _check_h5ad(path: Path) -> None:
             )
 
 
-def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.csr_matrix, pd.DataFrame]:
+def raw_counts(
+    adata: "AnnData", layer: str | None, slide_id: str, notes: Notes | None = None
+) -> tuple[sp.csr_matrix, pd.DataFrame]:
     """Return the chosen matrix as int32 counts (spots, genes), and its genes: gene_id, symbol; antibodies are left out.
+
+    Args:
+        adata: the AnnData.
+        layer: the layer, "raw" for adata.raw; None for X.
+        slide_id: for messages.
+        notes: where to note the other layers with whole numbers, for `warn_of_unlikely_counts`.
 
     Raises:
         KeyError: no such layer.
@@ -117,8 +118,8 @@ def raw_counts(adata: "AnnData", layer: str | None, slide_id: str) -> tuple[sp.c
     )
     check_counts(matrix, slide_id, hint=hint)
     counts = as_counts(matrix)
-    if (others := [name for name in found if name != layer]) and describe_unlikely_counts(counts):
-        logger.warning("%s: other layers with whole numbers in this file: %s; choose one (--layer)", slide_id, others)
+    if notes is not None:
+        notes.other_layers = [name for name in found if name != layer]
     return counts, _genes(adata.raw.var if layer == "raw" and adata.raw is not None else adata.var, counts)
 
 
@@ -139,7 +140,7 @@ def _genes(var: pd.DataFrame, counts: sp.csr_matrix) -> pd.DataFrame:
     filtered = _column(var, _FILTERED_COLUMNS)
     if filtered is not None:  # CELLxGENE: the counts of these genes were emptied, not measured as zero
         empty = np.asarray(counts.sum(axis=0, dtype=np.int64)).ravel() == 0
-        measured = [value.lower() not in _TRUE or not none for value, none in zip(filtered, empty, strict=True)]
+        measured = [value.lower() not in TRUE or not none for value, none in zip(filtered, empty, strict=True)]
         included = measured if included is None else included
     return make_genes(names, ids, feature_type=_column(var, _TYPE_COLUMNS), included=included)
 
@@ -155,35 +156,3 @@ def _column(var: pd.DataFrame, names: tuple[str, ...]) -> list[str] | None:
     found = {re.sub(r"[\W_]", "", str(column)).lower(): column for column in reversed(list(var.columns))}
     column = next((found[name] for name in names if name in found), None)
     return None if column is None else texts(var[column])
-
-
-def tissue_flags(values: Iterable[Any], what: str) -> np.ndarray:
-    """Return which rows (rows,) bool are on tissue by a column of numbers, booleans or text.
-
-    Args:
-        values: the column.
-        what: the file and its column, for the message.
-
-    Raises:
-        ValueError: a value that is neither true nor false.
-    """
-    told = pd.Series([text.strip().lower() for text in texts(values)])
-    odd = sorted(set(told) - _TRUE - _FALSE)
-    if odd:
-        raise ValueError(f"{what} holds {odd[0]!r}. Allowed: 1 or 0, True or False. Correct the column.")
-    return told.isin(_TRUE).to_numpy()
-
-
-def on_tissue(obs: pd.DataFrame, name: str, notes: Notes) -> np.ndarray:
-    """Return spots on tissue (spots,) bool by obs["in_tissue"], which tools write as numbers, booleans, text or categories.
-
-    Raises:
-        ValueError: a value that is neither true nor false.
-    """
-    if "in_tissue" not in obs:
-        return np.ones(len(obs), dtype=bool)
-    keep = tissue_flags(obs["in_tissue"], f"{name}: obs['in_tissue']")
-    if not keep.all():
-        logger.info("%s: left out %d spots that are not in_tissue", name, (~keep).sum())
-        notes.leave_out_spots("not in_tissue", (~keep).sum())
-    return keep

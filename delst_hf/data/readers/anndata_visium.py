@@ -33,9 +33,9 @@ from ..scale import (
 from ..scratch import PACKED
 from ..slide import Slide, make_slide_id, no_counts
 from ..values import identifier, identifiers, labels
-from .anndata_file import on_tissue, open_anndata, raw_counts
+from .anndata_file import open_anndata, raw_counts
 from .anndata_libraries import image_of, library_of, rows_of_library
-from .tables import keep_array_columns
+from .tables import keep_array_columns, on_tissue
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -108,7 +108,8 @@ def read_anndata(
     chosen = library_id is not None or image is not None or without_image
     library_id, library = library_of(adata, library_id, slide_value, image or without_image or None, path.name)
     slide_id = slide_id or make_slide_id(slide_value or library_id or path.stem)
-    matrix, genes = raw_counts(adata, layer, slide_id)
+    notes = Notes()
+    matrix, genes = raw_counts(adata, layer, slide_id, notes)
     pixels, factor = (None, 1.0) if without_image else image_of(library, image, image_scale, path.name)
     spots = _spots(adata, label_key, factor, path.name)
     if slide_key is None:
@@ -116,12 +117,7 @@ def read_anndata(
         keep_sample_columns(spots, adata.obs)
     elif not chosen and library_id != slide_value:
         _check_own_image(spots, of_slide, path.name, library_id, slide_key, slide_value)
-    notes = Notes()
-    of_slide[of_slide] = on_tissue(adata.obs[of_slide], path.name, notes)
-    if not of_slide.any():
-        raise ValueError(
-            f"{path.name}: no spot of {slide_id!r} is in_tissue. Check obs['in_tissue'], or remove the column."
-        )
+    of_slide[of_slide] = on_tissue(adata.obs[of_slide], f"{path.name}: obs['in_tissue']", notes)
     if spot_diameter_um is not None and not (np.isfinite(spot_diameter_um) and spot_diameter_um > 0):
         raise ValueError(
             f"spot_diameter_um is {spot_diameter_um}. Allowed: a positive number, 55 for Visium (--spot-um)."

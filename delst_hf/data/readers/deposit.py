@@ -112,6 +112,8 @@ def samples(place: Path) -> list[str]:
         plain = without(name, ARCHIVES if holds_several else PACKED)
         for ending, parts in _TOLD_BY.items():
             own = split_prefix(plain, ending)
+            if own and is_folder and ending == "outs":  # NAME_outs is a run of its own, beside other runs
+                continue
             if own is not None and holds_several == (ending in _CONTAINERS) and not any(one in name for one in _OTHERS):
                 found.setdefault(own, set()).update(parts)
     return sorted(own for own, parts in found.items() if len(parts) == 2)

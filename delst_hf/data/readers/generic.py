@@ -10,15 +10,21 @@ import pandas as pd
 from ...errors import reader
 from ..cells import pool_cells
 from ..images import open_image
-from ..notes import Notes
 from ..samples import SAMPLE_COLUMNS, keep_sample_columns, rows_of
 from ..scale import array_of_spots, given, image_states, lattice_states, settle_scale
 from ..slide import Slide, make_slide_id
 from ..values import identifiers
-from .anndata_file import tissue_flags
 from .joined import join_spots
 from .matrices import read_counts
-from .tables import POSITION_COLUMNS, is_first_position, join_key, keep_array_columns, need_columns, read_table
+from .tables import (
+    POSITION_COLUMNS,
+    is_first_position,
+    join_key,
+    keep_array_columns,
+    need_columns,
+    on_tissue,
+    read_table,
+)
 from .transforms import read_transform, to_pixels
 
 # More columns than a table of coordinates has.
@@ -98,7 +104,7 @@ def read_generic(
         table = table[rows_of(table, slide_column, slide_value, name, "--slide-column")]
     slide_id = slide_id or make_slide_id(Path(counts).name.split(".")[0])
     found = read_counts(counts, orientation, layer, barcodes=identifiers(table.index), key=key)
-    table = _on_tissue(table, name, found.notes)
+    table = table[on_tissue(table, f"{name}: in_tissue", found.notes)]
     spots, matrix = join_spots(table, found, slide_id)
     pixels = None if image is None else open_image(image)
     x, y = _pixels_of(spots[[x_column, y_column]].to_numpy(float), scale, transform).T
@@ -155,23 +161,6 @@ def _coordinates(
     if set(key) <= set(table):
         table.index = pd.Index(join_key([table[column] for column in key]), dtype=object)
     return table, key
-
-
-def _on_tissue(table: pd.DataFrame, name: str, notes: Notes) -> pd.DataFrame:
-    """Return the rows of coordinates with in_tissue = 1; all rows if the table has no such column.
-
-    Raises:
-        ValueError: no row is on tissue.
-    """
-    if "in_tissue" not in table:
-        return table
-    kept = tissue_flags(table["in_tissue"], f"{name}: in_tissue")
-    if not kept.any():
-        raise ValueError(
-            f"{name}: none of {len(kept)} spots is in_tissue. Correct that column: 1 for each spot on tissue."
-        )
-    notes.leave_out_spots("not in_tissue", int((~kept).sum()))
-    return table[kept]
 
 
 def _pixels_of(places: np.ndarray, scale: float, transform: str | None) -> np.ndarray:

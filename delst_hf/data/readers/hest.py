@@ -22,9 +22,9 @@ from ..patches import StoredPatches
 from ..scale import Scale, given, image_states, lattice_states, settle_scale, stated, stated_length
 from ..slide import Slide
 from ..values import identifier, identifiers, is_missing, plain
-from .anndata_file import on_tissue, open_anndata, raw_counts
+from .anndata_file import open_anndata, raw_counts
 from .anndata_libraries import image_of
-from .tables import keep_array_columns, read_table
+from .tables import keep_array_columns, on_tissue, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ def read_hest(root: str | Path, sample: str, *, mpp: float | None = None, patien
     adata = open_anndata(path)
     meta = _metadata(root, sample)
     notes = Notes()
-    adata = adata[on_tissue(adata.obs, path.name, notes)]
-    counts, genes = raw_counts(adata, None, sample)
+    adata = adata[on_tissue(adata.obs, f"{path.name}: obs['in_tissue']", notes)]
+    counts, genes = raw_counts(adata, None, sample, notes)
     image, factor, stored, keep, image_name = _pixels(root, sample, adata)
     scale, array = _scale(adata, meta, mpp, image, sample, factor, image_name if stored is None else "")
     xy = np.asarray(adata.obsm["spatial"], dtype=float) * factor

@@ -108,8 +108,9 @@ def read_counts(
         raise ValueError(f"orientation is {orientation!r}. Allowed: 'auto', 'spots' (as rows), 'genes' (as rows).")
     if without(name, PACKED).endswith((".h5ad", ".zarr")):
         adata = open_anndata(path)
-        matrix, genes = raw_counts(adata, layer, path.stem)
-        return Counts(matrix, adata.obs_names.astype(str), genes, path.name)
+        notes = Notes()
+        matrix, genes = raw_counts(adata, layer, path.stem, notes)
+        return Counts(matrix, adata.obs_names.astype(str), genes, path.name, notes)
     if path.is_dir() or without(name, PACKED).endswith(".mtx"):
         return read_mtx(path)
     check_readable(path, "counts", "Give a CSV, TSV, parquet, .h5, .h5ad or .mtx.")

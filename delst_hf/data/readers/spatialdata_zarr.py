@@ -17,8 +17,8 @@ from ..samples import keep_sample_columns
 from ..scale import Scale, array_of_spots, given, lattice_states, settle_scale, spots_state, stated_diameters
 from ..slide import Slide, make_slide_id
 from ..values import labels
-from .anndata_file import on_tissue, raw_counts
-from .tables import keep_array_columns
+from .anndata_file import raw_counts
+from .tables import keep_array_columns, on_tissue
 from .transforms import refuse_stretch
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def read_spatialdata(
     adata = data.tables[_one(data.tables, table, "table", path.name)]
     keys, notes = adata.uns["spatialdata_attrs"], Notes()
     adata, region = _rows_of(data, adata, keys, region, path.name)
-    adata = adata[on_tissue(adata.obs, path.name, notes)]
+    adata = adata[on_tissue(adata.obs, f"{path.name}: obs['in_tissue']", notes)]
     image = _one(data.images, image, "image", path.name)
     shapes, matrix = data.shapes[region], _matrix(data, region, image, coordinate_system, path.name)
     refuse_stretch(matrix, f"{path.name}: the transformation from {region!r} to {image!r}", "Correct it.")
@@ -101,7 +101,7 @@ def read_spatialdata(
     scale, array = _scale(spots, diameter_px, spot_um, mpp, technology, slide_id)
     if "area_px2" in spots:
         spots["cell_area_um2"] = spots.pop("area_px2") * scale.mpp**2
-    counts, genes = raw_counts(adata, layer, slide_id)
+    counts, genes = raw_counts(adata, layer, slide_id, notes)
     slide = Slide(
         slide_id=slide_id, image=_rgb(data.images[image], image), spots=spots, counts=counts, genes=genes,
         mpp=scale.mpp, scale=scale, patient_id=patient_id or slide_id,

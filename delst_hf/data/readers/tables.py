@@ -2,23 +2,33 @@
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ...errors import reading
 from ..declared import check_parquet
 from ..files import open_packed
 from ..images import check_readable
+from ..notes import Notes
 from ..values import identifiers, some_of, texts, whole_or
+
+logger = logging.getLogger(__name__)
 
 # More columns than any table of counts has; each costs pandas a kilobyte.
 _MOST_COLUMNS = 2_000_000
 # The columns of Space Ranger's tissue_positions in their order; version 1 wrote no header.
 POSITION_COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+# How tools write whether a spot is on tissue, in lower case.
+TRUE, _FALSE = (
+    {"1", "1.0", "true", "t", "yes", "in"},
+    {"0", "0.0", "false", "f", "no", "out", "nan", "none", "", "<na>"},
+)
 
 
 def read_table(path: str | Path, what: str = "table", text: Sequence[str | int] = (), **options: Any) -> pd.DataFrame:
@@ -151,11 +161,69 @@ def keep_array_columns(spots: pd.DataFrame, obs: pd.DataFrame) -> None:
 def is_first_position(names: Sequence[object]) -> bool:
     """Tell whether column names are the first spot of positions by Space Ranger 1, whose table has no header.
 
-    >>> is_first_position(["AAAC-1", "1", "0", "16", "521", "840"]), is_first_position(POSITION_COLUMNS)
+    pandas adds a number to the second of two equal names, so each need only begin as a number: "521.5.1" is one.
+
+    >>> is_first_position(["AAAC-1", "1", "0", "16", "521.5", "521.5.1"]), is_first_position(POSITION_COLUMNS)
     (True, False)
     """
-    numbers = pd.to_numeric(pd.Series([str(name) for name in names[1:]]), errors="coerce")
-    return len(names) == len(POSITION_COLUMNS) and bool(numbers.notna().all()) and numbers[0] in (0, 1)
+    told, *numbers = [str(name) for name in names[1:]] or [""]
+    return (
+        len(names) == len(POSITION_COLUMNS)
+        and re.fullmatch(r"[01](\.\d)?", told) is not None
+        and all(re.match(r"-?\d", number) for number in numbers)
+    )
+
+
+def tissue_flags(column: pd.Series, what: str) -> np.ndarray:
+    """Return which rows (rows,) bool are on tissue by a column of numbers, booleans, text or categories.
+
+    Args:
+        column: the column.
+        what: the file and its column, for the message.
+
+    Raises:
+        ValueError: a value that is neither true nor false.
+    """
+    if column.dtype == bool:
+        return column.to_numpy()
+    told = pd.Series([text.strip().lower() for text in texts(column)])
+    if odd := sorted(set(told) - TRUE - _FALSE):
+        raise ValueError(f"{what} holds {odd[0]!r}. Allowed: 1 or 0, True or False. Correct the column.")
+    return told.isin(TRUE).to_numpy()
+
+
+def on_tissue(
+    table: pd.DataFrame,
+    what: str,
+    notes: Notes | None = None,
+    column: str = "in_tissue",
+    advice: str = "Correct that column: 1 for each spot on tissue, or remove it.",
+) -> np.ndarray:
+    """Return which rows (rows,) bool of a table of spots are on tissue; all of them if it does not have the column.
+
+    Args:
+        table: one row per spot.
+        what: the file and its column, for messages.
+        notes: where to count the other rows; without them their number is logged.
+        column: the column.
+        advice: the next step if no row is on tissue, a sentence.
+
+    Raises:
+        ValueError: no row is on tissue, or a value is neither true nor false.
+
+    >>> on_tissue(pd.DataFrame({"in_tissue": [1, 0]}), "xy.csv: in_tissue", Notes()).tolist()
+    [True, False]
+    """
+    if column not in table or table.empty:
+        return np.ones(len(table), dtype=bool)
+    kept = tissue_flags(table[column], what)
+    if not kept.any():
+        raise ValueError(f"{what} is 1 for none of {len(kept)} spots. {advice}")
+    if notes is not None:
+        notes.leave_out_spots("not in_tissue", int((~kept).sum()))
+    elif not kept.all():
+        logger.info("%s is 0: left out %d of %d spots", what, (~kept).sum(), len(kept))
+    return kept
 
 
 def need_columns(table: pd.DataFrame, wanted: Iterable[str], name: str, advice: str) -> None:

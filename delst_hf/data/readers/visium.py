@@ -25,11 +25,10 @@ from ..scale import Scale, given, image_states, lattice_states, settle_scale, sp
 from ..scratch import ARCHIVES
 from ..slide import Slide, make_slide_id
 from ..values import identifiers, plain_values, positive
-from .anndata_file import tissue_flags
 from .deposit import samples, standard_layout, without_counts
 from .joined import join_spots
 from .matrices import Counts, read_10x_h5, read_mtx
-from .tables import POSITION_COLUMNS, need_columns, read_table
+from .tables import POSITION_COLUMNS, is_first_position, need_columns, on_tissue, read_table, tissue_flags
 
 logger = logging.getLogger(__name__)
 
@@ -178,14 +177,10 @@ def _slide(folder, slide_id, arrays, image, image_scale, mpp, patient_id, techno
     pixels, factor, image_name = scaled = scaled_image(image, [spatial, *outer], factors, slide_id, image_scale)
     counts = _counts(folder)
     scale, array = _scale(slide_id, positions, factors, mpp, scaled, arrays)
-    on_tissue = positions[positions["in_tissue"]]
-    counts.notes.leave_out_spots("not in_tissue", len(positions) - len(on_tissue))
-    if on_tissue.empty:
-        raise ValueError(
-            f"slide {slide_id!r}: none of {len(positions)} spots has in_tissue = 1 in the positions of {folder / 'spatial'}. "
-            "Correct that column: 1 for each spot on tissue."
-        )
-    spots, matrix = join_spots(on_tissue, counts, slide_id)
+    advice = "Correct that column: 1 for each spot on tissue."
+    what = f"slide {slide_id!r}: in_tissue of the positions in {spatial}"
+    kept = on_tissue(positions, what, counts.notes, advice=advice)
+    spots, matrix = join_spots(positions[kept], counts, slide_id)
     table = pd.DataFrame(
         {
             "x": spots["pxl_col_in_fullres"].astype(float) * factor,
@@ -311,7 +306,8 @@ def _positions(spatial: Path) -> pd.DataFrame:
 def _read_positions(path: Path) -> pd.DataFrame:
     # Some tools write tissue_positions_list.csv with a header, and tissue_positions.csv without one.
     table = read_table(path, "positions", text=["barcode", 0])
-    if "in_tissue" not in table and (path.name == "tissue_positions_list.csv" or _lacks_header(table)):
+    names = table.columns.tolist()
+    if "in_tissue" not in names and (path.name == "tissue_positions_list.csv" or is_first_position(names)):
         table = read_table(path, "positions", text=[0], header=None)
         table.columns = pd.Index(POSITION_COLUMNS if table.shape[1] == len(POSITION_COLUMNS) else table.columns)
     need_columns(table, sorted(POSITION_COLUMNS), path.name, "Add or rename them.")
@@ -320,10 +316,6 @@ def _read_positions(path: Path) -> pd.DataFrame:
     with reading(path, "positions", "All columns except barcode must hold numbers: correct the table."):
         table = table[POSITION_COLUMNS[1:]].astype(dict.fromkeys(POSITION_COLUMNS[2:], float))
     return table.set_axis(pd.Index(identifiers(table.index), dtype=object))
-
-
-def _lacks_header(table: pd.DataFrame) -> bool:
-    return table.shape[1] == len(POSITION_COLUMNS) and str(table.columns[1]) in ("0", "1")
 
 
 def scale_factors(spatial: Path) -> dict[str, Any]:
