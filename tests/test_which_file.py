@@ -20,7 +20,7 @@ from delst_hf.data.readers.her2st import find_her2st_sections, locate_her2st
 from delst_hf.data.readers.matrices import read_mtx
 from delst_hf.data.readers.stimage import find_stimage_slides, read_stimage
 from delst_hf.data.readers.visium import outs_name, read_visium
-from delst_hf.data.samples import check_one_slide
+from delst_hf.data.samples import check_one_slide, signs_of_samples
 from delst_hf.data.slide import make_slide_id
 
 S1, S2 = "GSM0000001_S1_", "GSM0000002_S2_"
@@ -298,6 +298,37 @@ def test_a_table_of_two_samples_is_refused_and_one_is_chosen(tmp_path, source):
 def test_a_sound_slide_is_one(tmp_path, source):
     check_one_slide(read_generic(*write_tables(tmp_path, source, sample="S1", batch=1), mpp=5.0))
     check_one_slide(read_visium(write_outs(tmp_path / "outs", source)))
+
+
+def table_of(xy):
+    return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "array_row": -1, "array_col": -1})
+
+
+def hexagons(side=20):
+    return np.array([(100.0 * (c + r % 2 / 2), 86.6 * r) for r in range(side) for c in range(side)])
+
+
+@pytest.mark.parametrize("shift", [(5, 0), (-10, 20), (0, -30)])
+def test_sections_laid_on_one_another_with_a_shift_are_several(shift):
+    """Nothing but their places tells: no array positions, no names of samples."""
+    rng = np.random.default_rng(0)
+    first = hexagons() + rng.normal(0, 0.5, (400, 2))
+    both = np.concatenate([first, (hexagons() + shift)[rng.random(400) < 0.8]])
+    (sign,) = signs_of_samples(table_of(both))
+    assert sign.startswith(tuple(f"{n} of {len(both)} spots have another " for n in range(600, 700)))
+    assert "as two sections laid on one another" in sign
+
+
+def test_single_sections_of_every_kind_are_one(shared_dir):
+    rng = np.random.default_rng(0)
+    squares, cells = np.argwhere(np.ones((40, 40))) * 8.0, rng.uniform(0, 3000, (4000, 2))
+    sixths = np.array([(25, 14.4), (25, -14.4), (-25, 14.4), (-25, -14.4), (0, 28.9), (0, -28.9)])  # BayesSpace
+    slides = [hexagons(), hexagons()[rng.random(400) < 0.4], squares, np.rint(squares / 3), squares * (1, 4), cells,
+              squares[squares[:, 1] % 24 < 16], squares + rng.normal(0, 2, squares.shape),
+              np.concatenate([cells, cells[:400] + (3, 0)]), np.concatenate([hexagons() + one for one in sixths])]  # fmt: skip
+    for file in sorted(shared_dir.glob("data/her2st/data/ST-spotfiles/*.tsv")):
+        slides.append(pd.read_csv(file, sep="\t")[["pixel_x", "pixel_y"]].to_numpy(float))
+    assert [list(signs_of_samples(table_of(one))) for one in slides] == [[]] * len(slides)
 
 
 # --- names
