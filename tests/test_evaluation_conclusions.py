@@ -3,9 +3,10 @@
 from delst_hf.evaluation.conclusions import conclusions
 
 
-def row(protocol, arm, own=False, variant="", **metrics):
+def row(protocol, arm, own=False, variant="", intervals=None, **metrics):
     names = {"protocol": protocol, "variant": variant, "arm": arm, "own": own, "control": False}
-    return {**names, "metrics": metrics, "intervals": {}}
+    ends = {key: {"low": low, "high": high} for key, (low, high) in (intervals or {}).items()}
+    return {**names, "metrics": metrics, "intervals": ends}
 
 
 def record(low, **changes):
@@ -51,3 +52,44 @@ def test_without_baselines_and_without_a_hierarchy_the_sentences_say_so():
         _, _, sure, hierarchy = conclusions(record(0.01, protocols=only, comparisons=[], command=words))
         assert sure.endswith(f"Evaluate without {left_out}.")
     assert "it is not among the --protocols" in hierarchy
+
+
+def test_a_tie_is_neither_above_nor_below():
+    equal = [row("hest", "ours", True, pearson_mean=0.2), row("hest", "colour statistics", pearson_mean=0.2)]
+    against = conclusions(record(0.01, protocols=equal, comparisons=[]))[1]
+    assert against.endswith("gets 0.200; the model lies level with it.")
+
+
+def test_a_baseline_of_one_seed_has_no_spread_to_judge_by():
+    rows = [row("arms", "ours", True, pearson_mean=0.3), row("arms", "colour statistics", pearson_mean=0.2)]
+    rows = [{**each, "slide": "B4"} for each in rows]
+    sure = conclusions(record(0.01, protocols=rows, comparisons=[]))[2]
+    assert "nothing says how sure it is" in sure and "judged by the spread" not in sure
+    rows[1]["metrics"]["pearson_mean_sd"] = 0.01
+    sure = conclusions(record(0.01, protocols=rows, comparisons=[]))[2]
+    assert "judged by the spread of the baseline, the model is above it" in sure
+
+
+def hierarchy(**intervals):
+    names = {"in_cone_matched": 0.3, "in_cone_mismatched": 0.1, "entailment_auc": 0.61}
+    metrics = {**names, "image_radius_genes_given_counts": 0.1}
+    only = [row("hierarchy", "ours", True, intervals=intervals, **metrics)]
+    return conclusions(record(0.01, protocols=only))[-1]
+
+
+def test_the_hierarchy_is_claimed_only_as_far_as_its_intervals_reach():
+    sure = hierarchy(
+        in_cone_matched=(0.2, 0.4),
+        in_cone_mismatched=(0.05, 0.15),
+        entailment_auc=(0.55, 0.66),
+        image_radius_genes_given_counts=(0.02, 0.19),
+    )
+    assert "so the cones tell the two apart" in sure and "(55% to 66% in 95 % of resamples; 50% is chance)" in sure
+    assert "by +0.10 (+0.02 to +0.19 in 95 % of resamples)." in sure
+    unsure = hierarchy(
+        in_cone_matched=(0.1, 0.5),
+        in_cone_mismatched=(0.0, 0.2),
+        image_radius_genes_given_counts=(-0.01, 0.19),
+    )
+    assert "not shown that the cones tell the two apart" in unsure
+    assert "by +0.10 (-0.01 to +0.19 in 95 % of resamples, which holds 0: no correlation is shown)." in unsure

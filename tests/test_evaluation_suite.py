@@ -8,6 +8,7 @@ from delst_hf.cli import main
 from delst_hf.evaluation import protocols, suite
 from delst_hf.evaluation.evidence import Arm, Evaluation, Spots
 from delst_hf.evaluation.findings import Findings
+from delst_hf.evaluation.resampled import pearson_statistic
 from delst_hf.evaluation.result_tables import format_results
 from delst_hf.evaluation.results import model_index
 from delst_hf.evaluation.suite import SUITE, chosen_protocols, protocol, run_protocols
@@ -77,6 +78,18 @@ def test_resamples_of_the_same_rows_are_drawn_once():
     assert again is block
     with pytest.raises(ValueError, match="read-only"):
         block *= 2  # one statistic must not change what the next is given
+
+
+def test_a_difference_that_is_undefined_is_no_comparison():
+    arms = [Arm("colour", [np.eye(20)]), Arm("ours", [np.eye(20)], own=True)]
+    findings = Findings(spots(), arms, evaluation=Evaluation(resamples=5))
+    constant, rising = np.full((1, 1), 3.0), np.arange(20.0)[:, None]
+    one_spot = {arm: pearson_statistic(constant, constant, np.zeros(1)) for arm in ("colour", "ours")}
+    findings.compare("hest", "pearson_mean", one_spot, np.arange(1))  # of one spot, no gene varies
+    assert findings.comparisons == []
+    twenty = {arm: pearson_statistic(rising, rising, np.zeros(20)) for arm in ("colour", "ours")}
+    findings.compare("hest", "pearson_mean", twenty, np.arange(20))
+    assert [each["difference"] for each in findings.comparisons] == [0.0]
 
 
 def test_a_protocol_that_the_data_do_not_allow_is_skipped_with_its_reason():

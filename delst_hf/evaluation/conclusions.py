@@ -55,9 +55,8 @@ def _spokesman(record: Record) -> Verdict | None:
 def _against(verdict: Verdict) -> str:
     gain = verdict.value - verdict.rival_value
     rival = "chance" if verdict.rival == "chance" else f"the best baseline, {verdict.rival},"
-    return (
-        f"{rival} gets {verdict.rival_value:.3f}; the model lies {abs(gain):.3f} {'above' if gain > 0 else 'below'} it."
-    )
+    lies = f"{abs(gain):.3f} {'above' if gain > 0 else 'below'}" if round(gain, 3) else "level with"
+    return f"{rival} gets {verdict.rival_value:.3f}; the model lies {lies} it."
 
 
 def _how_sure(record: Record, verdict: Verdict) -> str:
@@ -73,6 +72,8 @@ def _how_sure(record: Record, verdict: Verdict) -> str:
         left_out = next((name for name in ("--no-baselines", "--protocols") if name in record.get("command", ())), None)
         advice = f" Evaluate without {left_out}." if left_out else ""
         return f"no baseline was scored, so the results do not show what was learned.{advice}"
+    if not verdict.spread:
+        return "there is neither an interval of the difference nor a spread of the baseline, so nothing says how sure it is."
     beyond = "above it" if verdict.better else "not above it"
     return f"there is no interval of the difference; judged by the spread of the baseline, the model is {beyond}."
 
@@ -85,11 +86,36 @@ def _hierarchy(record: Record) -> str:
         return "none was scored; only a checkpoint with a Lorentz space has one."
     metrics, which = row["metrics"], protocol("hierarchy")
     inside, control, auc = metrics["in_cone_matched"], metrics["in_cone_mismatched"], metrics[which.headline]
-    depth = metrics.get("image_radius_genes_given_counts")
-    cones = "so the cones tell the two apart" if inside > control + 0.05 else "so the cones do not tell the two apart"
-    beyond = "Beyond sequencing depth, the radius of images correlates with the number of expressed genes by"
-    radius = "" if depth is None else f" {beyond} {depth:+.2f} (0: not at all)."
+    between = _ends(row, which.headline)
+    pairs = "" if between is None else f"{between[0]:.0%} to {between[1]:.0%} in 95 % of resamples; "
     return (
-        f"{inside:.0%} of children lie in their own parent's cone and {control:.0%} in another's, {cones}; a parent's own "
-        f"child fits its cone better than another child in {auc:.0%} of pairs (50% is chance).{radius}"
+        f"{inside:.0%} of children lie in their own parent's cone and {control:.0%} in another's, {_cones(row)}; a parent's "
+        f"own child fits its cone better than another child in {auc:.0%} of pairs ({pairs}50% is chance).{_depth(row)}"
     )
+
+
+def _cones(row: Record) -> str:
+    metrics, own, other = row["metrics"], _ends(row, "in_cone_matched"), _ends(row, "in_cone_mismatched")
+    if metrics["in_cone_matched"] <= metrics["in_cone_mismatched"] + 0.05:
+        return "so the cones do not tell the two apart"
+    if own is None or other is None or own[0] <= other[1]:
+        return "but without intervals apart from each other, so it is not shown that the cones tell the two apart"
+    return "so the cones tell the two apart"
+
+
+def _depth(row: Record) -> str:
+    name = "image_radius_genes_given_counts"
+    depth, ends = row["metrics"].get(name), _ends(row, name)
+    if depth is None:
+        return ""
+    sure = "0: not at all"
+    if ends is not None:
+        none = ", which holds 0: no correlation is shown" if ends[0] <= 0 <= ends[1] else ""
+        sure = f"{ends[0]:+.2f} to {ends[1]:+.2f} in 95 % of resamples{none}"
+    beyond = "Beyond sequencing depth, the radius of images correlates with the number of expressed genes by"
+    return f" {beyond} {depth:+.2f} ({sure})."
+
+
+def _ends(row: Record, metric: str) -> tuple[float, float] | None:
+    interval = row["intervals"].get(metric)
+    return None if not interval or interval["low"] is None else (interval["low"], interval["high"])

@@ -149,6 +149,8 @@ class Findings:
             for other in statistics:
                 if ours in statistics and other not in own:
                     difference = bootstrap.difference_of(values[ours] - values[other], drawn[ours] - drawn[other])
+                    if np.isnan([difference["difference"], difference["low"]]).any():
+                        continue  # no gene varies on a single spot: nothing to compare
                     self.comparisons.append({**names, "first": ours, "second": other, **difference})
 
     def keep(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
