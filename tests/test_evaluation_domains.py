@@ -2,9 +2,13 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import silhouette_score
+from scipy import sparse
+from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
-from delst_hf.evaluation.protocols.domains import smoothness, spatial_domains, spot_neighbours
+from delst_hf.evaluation.evidence import Arm, Evaluation, Spots
+from delst_hf.evaluation.findings import Findings
+from delst_hf.evaluation.protocols.domains import PROTOCOL, smoothness, spatial_domains, spot_neighbours
+from delst_hf.evaluation.suite import run_protocols
 
 
 def planted(seed=0, side=12):
@@ -32,6 +36,31 @@ def test_shuffled_labels_are_at_chance():
     found, _ = spatial_domains(features, positions, slides, np.random.default_rng(1).permutation(labels))
     assert found["ari"] == pytest.approx(0, abs=0.03) and found["nmi"] == pytest.approx(0, abs=0.03)
     assert found["label_silhouette"] < 0.05
+
+
+def test_the_nmi_of_unrelated_domains_is_the_chance_beside_it():
+    """Ten random domains of sixty spots share 0.2 of their information with five random labels, and not 0."""
+    generator = np.random.default_rng(0)
+    features, labels = generator.normal(size=(60, 4)), generator.choice(list("abcde"), 60).astype(object)
+    found, domains = spatial_domains(features, features[:, :2], ["s"] * 60, labels, num_domains=10)
+    shuffles = [normalized_mutual_info_score(labels, generator.permutation(domains)) for _ in range(400)]
+    assert found["nmi_shuffled"] == pytest.approx(np.mean(shuffles), abs=0.005) and found["nmi_shuffled"] > 0.15
+    assert abs(found["nmi"] - found["nmi_shuffled"]) < 2 * np.std(shuffles)
+    assert PROTOCOL.chance_of("nmi", {"metrics": found}) == found["nmi_shuffled"]
+
+
+def test_labels_on_two_of_six_slides_are_not_resampled_by_slide():
+    """Six slides are resampled, but two say nothing of how slides vary: their ARI had an interval over six slides."""
+    slides, (features, places) = np.repeat(list("uvwxyz"), 20), np.random.default_rng(0).normal(size=(2, 120, 3))
+    labels = np.where(slides < "w", np.where(features[:, 0] > 0, "a", "b"), None)
+    everyone = np.ones(120, dtype=bool)
+    data = Spots(slides, slides, everyone, labels, places[:, :2], sparse.csr_matrix((120, 1)), ["A"])
+    findings = Findings(data, [Arm("ours", [features], own=True)], evaluation=Evaluation(resamples=50))
+    (row,) = run_protocols(findings, ["domains"]).rows
+    units = {name: (interval["unit"], interval["num_units"]) for name, interval in row["intervals"].items()}
+    assert units["smoothness"] == units["silhouette"] == ("slides", 6)
+    assert units["ari"] == units["nmi"] == units["label_silhouette"] == ("spots", 40)
+    assert row["intervals"]["ari"]["low"] < row["metrics"]["ari"] < row["intervals"]["ari"]["high"]
 
 
 def test_smoothness_by_hand():

@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from delst_hf.evaluation import uncertainty
+from delst_hf.evaluation.resampled import mean_statistic
 from delst_hf.evaluation.uncertainty import Bootstrap
 
 
@@ -109,6 +110,18 @@ def test_equal_models_differ_by_nothing():
     assert found["low"] < 0 < found["high"] and found["p_value"] > 0.05
     same = Bootstrap(200).difference(mean_of(values[0]), mean_of(values[0]))
     assert same["difference"] == 0 and same["p_value"] == 1.0
+
+
+def test_the_p_value_agrees_with_the_interval_for_few_slides():
+    """Of five slides, a difference whose interval held 0 had p < 0.05 in 7 of 100 trials."""
+    generator, slides = np.random.default_rng(3), np.repeat(["a", "b", "c", "d", "e"], 2)
+    for trial in range(60):
+        values = np.repeat(generator.normal(size=5) + 0.5, 2)
+        first, second = mean_statistic(values), mean_statistic(np.zeros(10))
+        found = Bootstrap(10, slides, "slides", seed=trial).difference(first, second)
+        if abs(found["p_value"] - 0.05) > 0.01:
+            assert (found["p_value"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
+    assert 0.04 < Bootstrap(10, slides, "slides").difference(mean_statistic(np.ones(10)), second)["p_value"] < 0.05
 
 
 def test_undefined_resamples_are_left_out():

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .findings import MIN_SLIDES
 from .resampled import f1_statistic, mean_statistic, pearson_statistic
 from .suite import protocol
 from .uncertainty import Bootstrap, Statistic
@@ -46,7 +47,7 @@ def compare_results(
     rows = []
     for name, metric, kept, statistics in _common(first, second):
         slides = np.array(first["spots"]["slide"])[kept]
-        unit = first.get("interval_unit", "spots") if len(set(slides)) > 1 else "spots"
+        unit = first.get("interval_unit", "spots") if len(set(slides)) >= MIN_SLIDES else "spots"
         bootstrap = Bootstrap(int(kept.sum()), slides, unit, resamples=resamples, seed=seed)
         difference = bootstrap.difference(statistics[0], statistics[1])
         rows.append({"quantity": name, "metric": metric, **difference})

@@ -262,19 +262,6 @@ def information_statistic(truth: np.ndarray, answer: np.ndarray) -> Weighted:
     return Weighted(len(truth), of)
 
 
-def on_known(statistic: Weighted, known: np.ndarray) -> Weighted:
-    """Turn a statistic of the rows where `known` (rows,) is True into one of all rows; NaN where fewer than two are drawn."""
-
-    def of(weights: np.ndarray) -> np.ndarray:
-        enough = weights[:, known].sum(axis=1) > 1
-        result = np.full(len(weights), np.nan)
-        if enough.any():
-            result[enough] = statistic.of(weights[enough][:, known])
-        return result
-
-    return Weighted(len(known), of)
-
-
 def dispersion_draws(rows: np.ndarray, groups: np.ndarray, bootstrap: Bootstrap) -> dict[str, np.ndarray]:
     """Return Calinski-Harabasz and Davies-Bouldin of every resample, computed from sums over groups."""
     names, numbers = np.unique(groups, return_inverse=True)

@@ -44,7 +44,8 @@ def comparison_table(record: Record) -> Table | None:
         )
         for each in comparisons
     ]
-    note = f"The same {comparisons[0]['unit']} resampled for both. An interval that holds 0 shows no difference."
+    units = " or ".join(dict.fromkeys(each["unit"] for each in comparisons))
+    note = f"The same {units} resampled for both. An interval that holds 0 shows no difference. p is of each comparison alone."
     header = ("protocol", "arms", "difference", "95 %", "p")
     return Table("Paired comparisons", header, tuple(rows), note, prose=(1,))
 

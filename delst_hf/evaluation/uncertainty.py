@@ -127,8 +127,10 @@ class Bootstrap:
         Spots that are easy or hard for both cancel, so the difference is more certain than either number.
 
         Returns:
-            difference (positive: the first is higher), low, high, p_value (two-sided: twice the smaller share of resamples
-            on either side of 0, at least 1 / resamples), level, unit, resamples. An interval that holds 0 shows no difference.
+            difference (positive: the first is higher), low, high, p_value (two-sided, of this one comparison), level, unit,
+            resamples. An interval that holds 0 shows no difference. The p-value is twice the smaller share of resamples on
+            either side of 0, at least 1 / resamples, expanded for the number of units as the interval is: at 1 minus the level
+            the interval ends at 0.
         """
         everyone = np.arange(self.num_rows)
         difference = float(first(everyone) - second(everyone))
@@ -139,11 +141,13 @@ class Bootstrap:
         low, high = self._percentiles(resampled)
         there = resampled[~np.isnan(resampled)]
         tail = min((there <= 0).mean(), (there >= 0).mean()) if len(there) else 0.5
+        units = max(self._num_units(), 2)
+        tail = t.cdf(norm.ppf(max(tail, 0.5 / self.resamples)) * np.sqrt((units - 1) / units), units - 1)
         return {
             "difference": difference,
             "low": low,
             "high": high,
-            "p_value": float(min(1.0, max(2 * tail, 1 / self.resamples))),
+            "p_value": float(min(1.0, 2 * tail)),
             **self._facts(),
         }
 

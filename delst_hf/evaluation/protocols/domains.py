@@ -13,18 +13,20 @@ from sklearn.metrics import (
     adjusted_rand_score,
     calinski_harabasz_score,
     davies_bouldin_score,
+    mutual_info_score,
     normalized_mutual_info_score,
     silhouette_samples,
     silhouette_score,
 )
+from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 from sklearn.neighbors import kneighbors_graph
 
 from ...errors import optional_library
 from ..baselines import permutation_within
 from ..evidence import Arm
-from ..findings import Findings
+from ..findings import MIN_SLIDES, Findings
 from ..preparation import finite_matrix, group_names, missing_rows
-from ..resampled import dispersion_draws, information_statistic, mean_statistic, on_known, rand_statistic
+from ..resampled import dispersion_draws, information_statistic, mean_statistic, rand_statistic
 from ..uncertainty import Bootstrap, Statistic
 from . import Protocol
 
@@ -63,9 +65,10 @@ def spatial_domains(
         compact, separate clusters; calinski_harabasz, high is good; davies_bouldin, low is good; smoothness, the share
         of a spot's six nearest spots on its slide that are in its domain, high for contiguous regions; and
         smoothness_shuffled, the same after permuting domains within slides, which the sizes of the domains alone give.
-        With labels also ari and nmi (1: the same partition, 0: unrelated), and label_silhouette,
-        label_calinski_harabasz and label_davies_bouldin: the three scores above for labels in place of clusters, as
-        STimage-1K4M scores embeddings.
+        With labels also ari and nmi (1: the same partition; an unrelated one has an ari of 0 and a positive nmi, the more so
+        the more domains and the fewer spots), nmi_shuffled, the nmi expected of the same domains on shuffled spots, and
+        label_silhouette, label_calinski_harabasz and label_davies_bouldin: the three scores above for labels in place of
+        clusters, as STimage-1K4M scores embeddings.
 
     Raises:
         ValueError: If an option is not one of those allowed, rows do not match, or the features are constant.
@@ -139,11 +142,14 @@ def _scored(
     slides: np.ndarray,
     neighbours: np.ndarray,
     seed: int,
-) -> tuple[dict[str, float], dict[str, Statistic]]:
-    """Return the scores of `spatial_domains`, and some of them as functions of resampled spots with the clusters kept."""
+) -> tuple[dict[str, float], dict[str, dict[str, Statistic]]]:
+    """Return the scores of `spatial_domains`, and some of them as functions of resampled spots with the clusters kept.
+
+    The functions are listed by the prefix of `_partitions`, whose spots they take.
+    """
     there = (neighbours >= 0).sum(axis=1)
     smooth = mean_statistic(_same_domain(domains, neighbours) / np.maximum(there, 1), there)
-    statistics: dict[str, Statistic] = {"smoothness": smooth}
+    statistics: dict[str, dict[str, Statistic]] = {"": {"smoothness": smooth}, "label_": {}}
     scores = {
         "num_domains": float(len(np.unique(domains))),
         "smoothness": smoothness(domains, neighbours),
@@ -154,7 +160,8 @@ def _scored(
         if prefix and number > 1:
             scores["ari"] = float(adjusted_rand_score(groups, domains[kept]))
             scores["nmi"] = float(normalized_mutual_info_score(groups, domains[kept]))
-            statistics["ari"] = on_known(rand_statistic(groups, domains[kept]), kept)
+            scores["nmi_shuffled"] = _expected_information(groups, domains[kept])
+            statistics[prefix]["ari"] = rand_statistic(groups, domains[kept])
         if not 2 <= number < len(groups):  # one group, or one spot each: the shape of groups is undefined
             continue
         scores[f"{prefix}calinski_harabasz"] = float(calinski_harabasz_score(rows[kept], groups))
@@ -163,27 +170,38 @@ def _scored(
             if len(groups) > MAX_SILHOUETTE:
                 silhouette = silhouette_score(rows[kept], groups, sample_size=MAX_SILHOUETTE, random_state=0)
             else:
-                by_spot = np.full(len(rows), np.nan)
-                by_spot[kept] = silhouette_samples(rows[kept], groups)
-                silhouette, statistics[f"{prefix}silhouette"] = by_spot[kept].mean(), mean_statistic(by_spot)
+                by_spot = silhouette_samples(rows[kept], groups)
+                silhouette, statistics[prefix][f"{prefix}silhouette"] = by_spot.mean(), mean_statistic(by_spot)
         scores[f"{prefix}silhouette"] = float(silhouette)
     return scores, statistics
 
 
-def _centred_intervals(
+def _expected_information(truth: np.ndarray, answer: np.ndarray) -> float:
+    """Return the mean NMI of all orders of `answer`, from the sizes of the groups alone; that of ARI is 0 by construction."""
+    shared = expected_mutual_information(contingency_matrix(truth, answer, sparse=True), len(truth))
+    both = mutual_info_score(truth, truth) + mutual_info_score(answer, answer)  # the sum of their entropies
+    return float(2 * shared / both)
+
+
+def _intervals(
     rows: np.ndarray,
     domains: np.ndarray,
     labels: Sequence[str | None] | np.ndarray | None,
-    scores: Mapping[str, float],
+    scored: tuple[Mapping[str, float], Mapping[str, Mapping[str, Statistic]]],
     bootstrap: Bootstrap,
 ) -> dict[str, dict[str, Any]]:
-    """Return intervals of NMI, Calinski-Harabasz and Davies-Bouldin, shifted so that the resamples' mean is the value itself.
+    """Return the intervals of the scores and statistics that `_scored` returned; those of labels resample the labelled spots.
 
-    Resampling biases these three: copies of a spot coincide, so groups look tighter and purer.
+    Resampling biases NMI, Calinski-Harabasz and Davies-Bouldin: copies of a spot coincide, so groups look tighter and purer.
+    These are shifted so that the resamples' mean is the value itself.
     """
+    scores, statistics = scored
     result = {}
     for prefix, kept, groups in _partitions(labels, domains):
+        if not kept.any():
+            continue
         here, resampled = _restricted(bootstrap, kept), {}
+        result |= {name: here.interval(statistic) for name, statistic in statistics[prefix].items()}
         if f"{prefix}calinski_harabasz" in scores:
             draws = dispersion_draws(rows[kept], groups, here)
             resampled = {prefix + name: values for name, values in draws.items()}
@@ -206,8 +224,10 @@ def _partitions(
 
 
 def _restricted(bootstrap: Bootstrap, kept: np.ndarray) -> Bootstrap:
+    if kept.all():
+        return bootstrap
     slides = None if bootstrap.slides is None else np.asarray(bootstrap.slides)[kept]
-    unit = bootstrap.unit if slides is not None and len(np.unique(slides)) > 1 else "spots"
+    unit = bootstrap.unit if slides is not None and len(np.unique(slides)) >= MIN_SLIDES else "spots"
     return replace(bootstrap, num_rows=int(kept.sum()), slides=slides, unit=unit)
 
 
@@ -270,9 +290,9 @@ def run(findings: Findings) -> None:
     for arm in arms:
         values = _standardised(arm.features[rows])
         answer = _clusters(values, labels, method, seed=findings.seed)
-        scores, statistics = _scored(values, answer, labels, slides, neighbours, findings.seed)
-        intervals = _centred_intervals(values, answer, labels, scores, findings.bootstrap(rows))
-        findings.add("domains", arm.name, scores, statistics, rows, intervals=intervals, own=arm.own, method=method)
+        scored = _scored(values, answer, labels, slides, neighbours, findings.seed)
+        intervals = _intervals(values, answer, labels, scored, findings.bootstrap(rows))
+        findings.add("domains", arm.name, scored[0], intervals=intervals, own=arm.own, method=method)
         if arm.name == findings.own[-1]:
             findings.keep("domain", rows, np.array([f"domain {number + 1}" for number in answer], dtype=object))
 
@@ -282,10 +302,10 @@ PROTOCOL = Protocol(
     run=run,
     title="Spatial domains",
     headline="ari",
-    shown=("nmi", "silhouette", "smoothness", "smoothness_shuffled"),
-    chance={"ari": 0.0, "nmi": 0.0, "smoothness": "smoothness_shuffled"},
-    note="Clusters of the test spots' embeddings. ARI and NMI: 1 is the partition by labels, 0 an unrelated one. Smoothness is "
-    "meaningful only above its shuffled value.",
+    shown=("nmi", "nmi_shuffled", "silhouette", "smoothness", "smoothness_shuffled"),
+    chance={"ari": 0.0, "nmi": "nmi_shuffled", "smoothness": "smoothness_shuffled"},
+    note="Clusters of the test spots' embeddings. ARI and NMI are 1 for the partition by labels; for an unrelated one ARI is 0 "
+    "and NMI the shuffled value beside it. Smoothness is meaningful only above its shuffled value.",
     lower_is_better=("davies_bouldin", "label_davies_bouldin"),
     cost=3.0,
 )
