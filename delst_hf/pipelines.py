@@ -68,12 +68,18 @@ class SpotEmbeddingPipeline(_ProcessorPipeline):
                 "'counts' or both; give counts by gene as {'counts': {'EPCAM': 3, ...}}."
             )
         image, counts = spot.get("image"), spot.get("counts")
-        return self.processor(
+        prepared = self.processor(
             images=None if image is None else load_image(image, timeout=timeout),
             counts=counts,
             gene_names=spot.get("gene_names", None if isinstance(counts, Mapping) else gene_names),
             return_tensors="pt",
         )
+        if (rows := len(prepared.get("gene_values", ()))) > 1:
+            raise ValueError(
+                f"An input is one spot, but its counts have {rows} rows. Give a list with one dict per spot, such as "
+                "[{'counts': row} for row in counts] with gene_names=."
+            )
+        return prepared
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         outputs = {}

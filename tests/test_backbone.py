@@ -109,3 +109,11 @@ def test_refusals(model, backbone, tmp_path):
     scratch = DelstModel(DelstConfig(vision_config=ViTConfig(num_hidden_layers=1, **SMALL), **HEADS))
     with pytest.raises(ValueError, match="was not loaded from a folder or the Hub"):
         scratch.save_pretrained(tmp_path / "scratch", save_backbone=False)
+
+
+def test_a_backbone_is_not_taken_for_a_checkpoint(backbone):
+    """transformers would build a DELST model with random weights of another kind."""
+    with pytest.raises(
+        ValueError, match=r"of the kind 'vit', not a DELST checkpoint. .*from_vision_gene_pretrained\('"
+    ):
+        DelstModel.from_pretrained(backbone)

@@ -25,13 +25,14 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "slide.SVS").write_bytes(b"")
     (tmp_path / "slide.h5ad").write_bytes(b"")
+    (tmp_path / "embeddings.npy").write_bytes(b"")
     (tmp_path / "nothing").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["Läufe 1/model", "backbones/vit", "facebook/dinov2-small", "vit_small", "slide.h5ad", "images"]
+    "name", ["Läufe 1/model", "backbones/vit", "facebook/dinov2-small", "vit_small", "embeddings.npy", "images"]
 )
 def test_what_may_be_a_model_passes(here, name):
     check_model(name)
@@ -46,6 +47,8 @@ def test_what_may_be_a_dataset_passes(here, name):
     ("name", "error", "said"),
     [
         ("data/mine", ValueError, "is a dataset folder, and a model is asked for. Commands take the model first, then"),
+        ("slide.h5ad", ValueError, "is a file, and a model is asked for. Commands take the model first, then the data"),
+        ("images/slide.SVS", ValueError, "is a file, and a model is asked for"),
         ("Läufe 1", ValueError, r"is the folder of a run; its model is Läufe 1/model\. Give that"),
         ("./backbones/dinov3", FileNotFoundError, r"no model ./backbones/dinov3 \(did you mean backbones/dinov2\?\)"),
         ("runs/toy/model", FileNotFoundError, r"no model runs/toy/model\. Give the folder of a DELST checkpoint"),

@@ -58,6 +58,14 @@ def test_what_is_not_a_spot_is_refused(folder, wrong):
         pipeline("spot-embedding", model=folder, device="cpu")(wrong)
 
 
+def test_counts_of_several_spots_are_not_one_input(folder, spots):
+    """All but the first would be dropped without a word."""
+    with pytest.raises(
+        ValueError, match="An input is one spot, but its counts have 3 rows. Give a list with one dict per"
+    ):
+        pipeline("spot-embedding", model=folder, device="cpu")({"counts": spots[1], "gene_names": spots[2]})
+
+
 def test_a_checkpoint_without_a_head_predicts_nothing(folder, spots, tiny_processor):
     with pytest.raises(ValueError, match="was saved as DelstModel, without a head for expression. Fit one: delst fit"):
         pipeline("gene-expression-prediction", model=folder, device="cpu")

@@ -116,6 +116,11 @@ def test_loading_in_bfloat16_leaves_the_head_in_float32(backbone, encoder, tmp_p
 def test_casts_to_wider_types_and_moves_are_left_alone():
     model = make_model().double()
     assert all(p.dtype == torch.float64 for p in model.parameters())
+    batch = make_batch()
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    output, expected = model(**wide, return_loss=True), make_model()(**batch, return_loss=True)
+    assert output.image_embeds.dtype == output.gene_embeds.dtype == output.loss.dtype == torch.float64
+    torch.testing.assert_close(output.loss.float(), expected.loss)
     meta = make_model().to("meta")
     assert all(p.device.type == "meta" for p in meta.parameters())
     empty = meta.to_empty(device="cpu")

@@ -137,6 +137,16 @@ def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path):
     adata.var_names = [f"Gene{i}" for i in range(adata.n_vars)]
     with pytest.raises(ValueError, match="Only 0 of the vocabulary's"):
         embed_anndata(str(toy_checkpoint), adata, modality="genes", layer="counts")
+    for wrong in (str(file[0]), adata.X):
+        with pytest.raises(
+            TypeError, match=r"Give the AnnData itself, after the model: .* there is embed_file\(model, path\)"
+        ):
+            embed_anndata(str(toy_checkpoint), wrong)
+    joined = anndata.concat({"S1": adata, "S2": adata}, label="sample", index_unique="-", uns_merge="first")
+    with pytest.raises(
+        ValueError, match="adata is several samples on one image: 25 of 50 positions occur more than once"
+    ):
+        embed_anndata(str(toy_checkpoint), joined, modality="image", mpp=file[1].mpp)
     del adata.uns["spatial"]
     with pytest.raises(KeyError, match=r"uns\['spatial'\] is missing"):
         embed_anndata(str(toy_checkpoint), adata, modality="image")

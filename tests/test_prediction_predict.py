@@ -236,6 +236,8 @@ def test_given_places_and_stored_patches(toy_heads, slide_file, toy_folder, toy_
     predictor = load_predictor(str(toy_heads / "expression"))
     patches = [np.asarray(image) for image in toy_study.subset(["toy_B1"])["image"]]
     np.testing.assert_allclose(stored.X, predictor(patches)["expression"], atol=1e-5)
+    with pytest.raises(TypeError, match="the slide is of type Image. Give the path of an image"):
+        predict_slide(str(toy_heads / "expression"), Image.new("RGB", (9, 9)), tmp_path / "x.h5ad", **QUIET)
     assert stored.obs["label"].notna().any() and list(stored.uns["spatial"]) == ["toy_B1"]
 
 
@@ -342,6 +344,20 @@ def test_a_foreign_stain_is_warned_of(toy_heads, slide_file, tmp_path, caplog):
         str(toy_heads / "expression"), tmp_path / "green.png", tmp_path / "x.h5ad", choice=PatchChoice(mpp=mpp), **QUIET
     )
     assert "far from those of the slides that the model was trained on" in caplog.text
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_positions_beside_the_tissue_are_warned_of(toy_heads, tmp_path, caplog, swapped):
+    """Glass gets predictions that look like any others."""
+    pixels = np.full((300, 300, 3), 244, np.uint8)
+    pixels[:, :100] = np.random.default_rng(0).integers((150, 60, 120), (220, 150, 190), (300, 100, 3))
+    Image.fromarray(pixels).save(tmp_path / "he.png")
+    x, y = np.meshgrid([30.0, 50.0, 70.0], [60.0, 130.0, 180.0, 250.0])
+    places = pd.DataFrame({"x": y.ravel(), "y": x.ravel()} if swapped else {"x": x.ravel(), "y": y.ravel()})
+    choice = PatchChoice(mpp=2.0, positions=places)
+    predict_slide(str(toy_heads / "expression"), tmp_path / "he.png", tmp_path / "x.h5ad", choice=choice, **QUIET)
+    told = "lie on tissue. With x and y swapped, most would: exchange the two columns."
+    assert (told in caplog.text) is swapped
 
 
 def test_of_a_pyramid_the_best_level_is_read(tmp_path):

@@ -62,6 +62,10 @@ def check_model(name: str) -> None:
             )
         if is_model(path / "model"):
             raise ValueError(f"{name} is the folder of a run; its model is {path / 'model'}. Give that.")
+    elif path.is_file() and path.suffix not in (*EMBEDDING_SUFFIXES, ".h5", ".hdf5"):  # HDF5: features of a slide
+        raise ValueError(
+            f"{name} is a file, and a model is asked for. Commands take the model first, then the data. {_GIVE_MODEL}"
+        )
     elif not path.exists() and not is_id(name) and path.suffix not in EMBEDDING_SUFFIXES:
         raise FileNotFoundError(f"there is no model {name}{near(path, is_model)}. {_GIVE_MODEL}")
 

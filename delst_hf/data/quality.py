@@ -143,8 +143,8 @@ def describe_grey(thumbnail: Image.Image) -> str:
     )
 
 
-def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:
-    """Return a message if most spots lie beside the tissue; None if they lie on it."""
+def describe_wrong_frame(slide: Slide, thumbnail: Image.Image, swap: str = "swap them (--swap-xy)") -> str | None:
+    """Return a message if most spots lie beside the tissue; None if they lie on it. `swap` says how to swap x and y."""
     share = share_on_tissue(slide, thumbnail)
     if share >= _ON_TISSUE or len(slide.spots) < _ENOUGH_SPOTS:
         return None
@@ -157,5 +157,5 @@ def describe_wrong_frame(slide: Slide, thumbnail: Image.Image) -> str | None:
     if inside > _ON_TISSUE:
         other = Slide(slide.slide_id, slide.image, swapped, slide.counts, slide.genes, slide.mpp, slide.patient_id)
         if share_on_tissue(other, thumbnail) > max(_ON_TISSUE, 1.5 * share):
-            return f"{found} With x and y swapped, most would: swap them (--swap-xy)."
+            return f"{found} With x and y swapped, most would: {swap}."
     return f"{found} The coordinates are probably of another image or another scale: give the image that they refer to."

@@ -81,12 +81,7 @@ def same_places(first: pd.DataFrame, second: pd.DataFrame) -> int:
 
 def signs_of_samples(spots: pd.DataFrame) -> Iterable[str]:
     """Yield the signs, in words, that a table of spots holds several samples."""
-    for columns, what in ((["array_row", "array_col"], "array positions"), (["x", "y"], "positions")):
-        table = _placed(spots, columns)
-        twice = int(table.duplicated().sum())
-        if twice >= max(2, _SHARE_TWICE * len(table)):
-            yield f"{twice} of {len(table)} {what} occur more than once"
-            break
+    yield from repeated_positions(spots)
     yield from _laid_over(spots[["x", "y"]].to_numpy(float))
     parts = [_PLACE.fullmatch(str(name)) for name in spots.index]
     if len(parts) and all(parts):
@@ -120,6 +115,16 @@ def _laid_over(xy: np.ndarray) -> Iterable[str]:
             f"{2 * max(same)} of {len(xy)} spots have another {abs(x):.1f} px beside and {abs(y):.1f} px above or below them, "
             "much nearer than all others, as two sections laid on one another"
         )
+
+
+def repeated_positions(spots: pd.DataFrame) -> Iterable[str]:
+    """Yield a sentence if positions, on the array or in pixels, occur more than once, as in sections that were joined."""
+    for columns, what in ((["array_row", "array_col"], "array positions"), (["x", "y"], "positions")):
+        table = _placed(spots, columns)
+        twice = int(table.duplicated().sum())
+        if twice >= max(2, _SHARE_TWICE * len(table)):
+            yield f"{twice} of {len(table)} {what} occur more than once"
+            return
 
 
 def _placed(spots: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -39,6 +39,11 @@ def load_checkpoint(
     """
     hub_kwargs = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
     saved = {} if folder is None else PreTrainedConfig.get_config_dict(folder, **hub_kwargs)[0]
+    if (kind := saved.get("model_type", "delst")) != "delst":
+        raise ValueError(
+            f"{folder} is a model of the kind {kind!r}, not a DELST checkpoint. To make one with it as the backbone: "
+            f"DelstModel.from_vision_gene_pretrained({str(folder)!r}, gene_config={{'num_genes': N}})."
+        )
     if saved.get("save_backbone", True):
         if vision_path is not None:
             raise ValueError(

@@ -65,7 +65,7 @@ class DelstOutput(ModelOutput):
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes and stays in float32, whatever dtype the model around it is built in or cast to."""
+    """A linear layer that computes and stays in float32 where the model around it is built in or cast to half precision."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None):
         super().__init__(in_features, out_features, bias, device, dtype=torch.float32)
@@ -74,7 +74,7 @@ class Float32Linear(nn.Linear):
         return super()._apply(keep_float32(fn), recurse)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float())
+        return super().forward(input.to(self.weight.dtype))
 
 
 def keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -323,7 +323,8 @@ class DelstModel(DelstPreTrainedModel):
         with torch.autocast(device_type=features.device.type, enabled=False):
             # Backbones differ a hundredfold in the size of their features. Standardised, all of them start near radius 1,
             # neither collapsed to the origin nor beyond the radius cap, where gradients vanish.
-            standardised = F.layer_norm(features.float(), features.shape[-1:])
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            standardised = F.layer_norm(features, features.shape[-1:])
             projected = projection(standardised)
             if self.config.geometry == "cosine":
                 return F.normalize(projected, dim=-1)

@@ -65,6 +65,7 @@ def embed_anndata(
     Raises:
         ValueError: If an option has a value that is not allowed, or the patches or counts cannot be embedded.
         KeyError: If a part of the AnnData is missing; the message lists what there is.
+        TypeError: If `adata` is not an AnnData.
 
     Examples:
         >>> import anndata
@@ -72,6 +73,11 @@ def embed_anndata(
         >>> embed_anndata("runs/toy/pretrain/model", adata, modality="image", mpp=0.5, num_workers=0).obsm["X_delst"].shape
         (4, 8)
     """
+    if not hasattr(adata, "obsm"):
+        raise TypeError(
+            f"adata is of type {type(adata).__name__}. Give the AnnData itself, after the model: embed_anndata(model, adata). "
+            "For a file there is embed_file(model, path)."
+        )
     options = {"image": image, "mpp": mpp, "layer": layer, "batch_size": batch_size, "num_workers": num_workers}
     found = _annotations(model, adata, "adata", key, modality, **options)  # type: ignore[arg-type]
     for part, values in found.items():

@@ -190,8 +190,14 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
 
     Raises:
         FileNotFoundError: If it looks like a path and nothing is there.
+        TypeError: If it is no path, but an image or an AnnData in memory.
         ValueError: If the model does not read such patches or features, or was trained on another species.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"the slide is of type {type(source).__name__}. Give the path of an image, an .h5ad or a dataset folder; save an "
+            "image that is in memory first (image.save('he.png')). For an AnnData there is embed_anndata(model, adata)."
+        )
     patches = _opened(source, predictor, choice)
     check_features(predictor.model.config.vision_config, patches.width, patches.encoder)
     check_species(predictor, patches.species or choice.species)
@@ -229,7 +235,7 @@ def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice
         places = partial(read_positions, places)
     options = {name: getattr(choice, name) for name in ("mpp", "stride_um", "min_tissue", "mask", "species")}
     slide = read_slide_image(path, patch_um=patch_um, positions=places, **options)
-    return slide_source(slide, patch_um, predictor.cut_px, predictor.encoding)
+    return slide_source(slide, patch_um, predictor.cut_px, predictor.encoding, on_grid=places is None)
 
 
 def check_species(predictor: Predictor, species: str) -> None:

@@ -18,6 +18,7 @@ from ..data.collator import open_patch
 from ..data.feature_files import read_patch_features
 from ..data.patch_features import FeatureTable
 from ..data.patches import Cutter
+from ..data.quality import describe_wrong_frame
 from ..data.readers.image import read_slide_image
 from ..data.slide import Slide
 from ..data.study import Study
@@ -70,7 +71,9 @@ class PatchSource:
         return start + np.lexsort((rows["x"].to_numpy(), rows["y"].to_numpy() // side))
 
 
-def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEncoding | None = None) -> PatchSource:
+def slide_source(
+    slide: Slide, patch_um: float, patch_px: int, encoding: PatchEncoding | None = None, *, on_grid: bool = False
+) -> PatchSource:
     """Return patches of a slide at its spots, cut on demand.
 
     A pyramid is read at its coarsest level on which a patch still has enough pixels.
@@ -80,6 +83,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
         patch_um: Side of a patch in micrometres.
         patch_px: Side of a patch in pixels.
         encoding: How the training patches were stored; patches of the slide then look as if they came from that dataset.
+        on_grid: Whether the positions are a grid laid on the tissue of this image; others are warned of if they lie beside it.
 
     Raises:
         ValueError: If patches are larger than the slide, or a spot has no position or lies beyond the image.
@@ -99,6 +103,10 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
     shape = None if slide.stored_patches is not None else slide.image.shape
     places = check_places(slide.spots, f"slide {slide.slide_id!r}", shape, side)
     slide = replace(slide, spots=slide.spots.assign(x=places["x"], y=places["y"]))
+    pictures = {} if slide.stored_patches is not None else {slide.slide_id: slide.thumbnail(_PICTURE_PX)}
+    for picture in () if on_grid else pictures.values():
+        if beside := describe_wrong_frame(slide, picture, swap="exchange the two columns"):
+            logger.warning("%s What is computed for patches beside the tissue means nothing.", beside)
     reduced = _at_best_level(slide, side / patch_px)
     spot_um = slide.spot_um or patch_um
     return PatchSource(
@@ -107,7 +115,7 @@ def slide_source(slide: Slide, patch_um: float, patch_px: int, encoding: PatchEn
         patch_um=patch_um,
         mpp={slide.slide_id: slide.mpp},
         spot_px={slide.slide_id: spot_um / slide.mpp},
-        pictures={} if slide.stored_patches is not None else {slide.slide_id: slide.thumbnail(_PICTURE_PX)},
+        pictures=pictures,
         shapes={slide.slide_id: (height, width)},
         species=slide.species,
         about=slide.source,

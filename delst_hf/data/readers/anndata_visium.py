@@ -17,7 +17,7 @@ from ...errors import did_you_mean, reader, reading
 from ..files import visible, without
 from ..lattice import VISIUM, SpotArray, arrays_named
 from ..notes import Notes
-from ..samples import keep_sample_columns, same_places
+from ..samples import keep_sample_columns, repeated_positions, same_places
 from ..scale import (
     Scale,
     Witness,
@@ -158,11 +158,16 @@ def places_of_anndata(
 
     Raises:
         KeyError: a missing part of obsm or uns; the message lists what there is.
-        ValueError: several libraries, or an unknown scale.
+        ValueError: several libraries, several samples on one image, or an unknown scale.
     """
     library_id, library = library_of(adata, None, None, image, name)
     pixels, factor = image_of(library, image, None, name)
     spots, slide_id = _spots(adata, "label", factor, name), make_slide_id(library_id or Path(name).stem)
+    if several := ", ".join(repeated_positions(spots)):
+        raise ValueError(
+            f"{name} is several samples on one image: {several}. Give the spots of each sample with its own image, such as "
+            "adata[adata.obs['sample'] == 'S1'].copy()."
+        )
     tagged = [] if image is None else image_states(pixels, Path(image).name, factor)
     scale, array = _scale(spots, factor, library, None, "", slide_id, [*given(mpp), *tagged])
     slide = Slide(
