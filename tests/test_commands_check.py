@@ -62,6 +62,20 @@ def test_options_of_the_format_wherever_they_stand(here, capsys):
         assert line(page, "about")[0].startswith("Visium, breast") and "stored as 32 px" in line(page, "patch")[0]
 
 
+def test_the_prefix_chooses_a_sample_of_a_deposit(here, capsys):
+    for seed, sample in enumerate(("GSM1_A", "GSM2_B")):
+        outs = write_outs(here / "outs", make_source(seed))
+        (here / "deposit").mkdir(exist_ok=True)
+        for path in [one for one in outs.rglob("*") if one.is_file()]:
+            path.rename(here / "deposit" / f"{sample}_{path.name}")
+        shutil.rmtree(outs)
+    code, page, _ = run(capsys, "deposit", "--prefix", "GSM2_B_")
+    assert code == 0 and line(page, "source")[0].startswith("visium: filtered_feature_bc_matrix.h5")
+    assert line(page, "command") == ["delst prepare visium deposit --prefix GSM2_B_ --output DIR"]
+    code, page, error = run(capsys, "deposit", "--prefix", "GSM3")
+    assert code == 2 and page.count("could be sample") == 2 and "Choose one of the commands above" in error
+
+
 def test_what_insists_on_a_slide_in_prepare_does_so_here(here, capsys):
     write_outs(here / "S1" / "outs", make_source())
     wrong = ["S1", "--mpp", "9"]

@@ -116,6 +116,7 @@ def test_what_lies_in_a_folder_of_several(tmp_path):
     shutil.rmtree(tmp_path / "n")
     touch(tmp_path, "a.h5ad", "b.png")  # an image beside others is no slide of its own
     assert [name for name, _ in told(tmp_path)] == ["visium", "anndata"]
+    assert told(touch(tmp_path / "p", "c.h5ad.gz") / "c.h5ad.gz") == [("anndata", ())]  # as archives hold them
     images = touch(tmp_path / "i", "1.svs", "2.tif")
     assert told(images) == [("image", (str(images / "1.svs"), str(images / "2.tif")))]
     assert told(images / "2.tif") == [("image", ())]

@@ -107,6 +107,10 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
             f"give the files by their options, with --format, one of {', '.join(formats.FORMATS)}."
         )
     candidates = recognise(place)
+    if "--prefix" in given[:-1]:  # one sample of a deposit, named by the user
+        wanted = given[given.index("--prefix") + 1].rstrip("_.-")
+        named = [replace(one, arguments=one.arguments[:1]) for one in candidates if wanted in one.arguments]
+        candidates = named or candidates
     if not candidates and place.is_file() and is_of_places(place):
         raise ValueError(
             f"{place} holds positions of spots alone. Give the counts and the image too: delst check --format table "

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import open_packed, visible
+from ..files import open_packed, visible, without
+from ..scratch import PACKED
 from .deposit import is_without_counts, samples
 from .visium_cells import CELLS, NUCLEI
 
@@ -232,7 +233,7 @@ def _cells_of_tables(place: Path, counts: str, cells: str, name: str, columns: t
 
 
 def _anndata(place: Path) -> Iterator[Candidate]:
-    if place.is_file() and place.suffix == ".h5ad":
+    if place.is_file() and without(place.name, PACKED).endswith(".h5ad"):
         yield Candidate("anndata", (str(place),), "an .h5ad file")
     elif place.suffix == ".zarr" and _zarr_attributes(place).get("encoding-type") == "anndata":
         yield Candidate("anndata", (str(place),), "a .zarr folder that says it is an AnnData")
