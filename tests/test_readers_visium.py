@@ -244,6 +244,9 @@ def test_visium_hd_bins_are_spots(tmp_path, source):
         read_visium_hd(tmp_path / "HD1", bin_um=24)
     with pytest.raises(FileNotFoundError, match="is a Visium HD run.*visium-hd"):
         read_visium(tmp_path / "HD1")
+    (tmp_path / "HD1" / "outs" / "spatial").mkdir(exist_ok=True)  # where Space Ranger lays the images alone
+    with pytest.raises(FileNotFoundError, match="is a Visium HD run.*visium-hd"):
+        read_visium(tmp_path / "HD1")
     with pytest.raises(FileNotFoundError, match=r"no .*square_008um in .*16um. It holds bins of 16 um: .*--bin-um 16"):
         read_visium_hd(tmp_path / "HD1/outs/binned_outputs/square_016um")
     with pytest.raises(FileNotFoundError, match="It is a Visium run: read it with `delst prepare visium`"):

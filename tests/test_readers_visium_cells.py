@@ -133,6 +133,13 @@ def test_mistakes(run, tmp_path, capsys):
     assert main(base) == 2 and "--bin-um applies to --unit bin only" in capsys.readouterr().err
 
 
+def test_the_cells_of_a_run_with_bins_are_checked(run, capsys):
+    _, segmented = run
+    (segmented.parent / "binned_outputs" / "square_008um").mkdir(parents=True)
+    assert main(["check", str(segmented.parent), "--unit", "cell"]) == 0
+    assert f"delst prepare visium-hd {segmented.parent} --unit cell --output DIR" in capsys.readouterr().out
+
+
 def test_the_command_writes_the_area(run, tmp_path, capsys):
     from datasets import load_dataset
 

@@ -109,8 +109,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     candidates = recognise(place)
     if "--prefix" in given[:-1]:  # one sample of a deposit, named by the user
         wanted = given[given.index("--prefix") + 1].rstrip("_.-")
-        named = [replace(one, arguments=one.arguments[:1]) for one in candidates if wanted in one.arguments]
-        candidates = named or candidates
+        candidates = [one for one in candidates if wanted in one.arguments] or candidates
     if not candidates and place.is_file() and is_of_places(place):
         raise ValueError(
             f"{place} holds positions of spots alone. Give the counts and the image too: delst check --format table "
@@ -136,8 +135,12 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         raise ValueError(f"{place} looks like {found.format} ({found.why}), and needs {found.missing}.")
     if found.also:
         print(f"also     {found.also}")
+    own = list(found.arguments)
+    for option, instead in (("--prefix", "--prefix"), ("--bin-um", "--unit")):  # cells are asked for in place of bins
+        if option in own and instead in told:
+            del own[own.index(option) : own.index(option) + 2]
     # The user's own options come last, so that they override.
-    return found.format, [*found.arguments, *told]
+    return found.format, [*own, *told]
 
 
 def _check_slide(job: Callable[[], Any], options: Any, arguments: argparse.Namespace, several: bool) -> bool:

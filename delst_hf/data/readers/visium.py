@@ -237,9 +237,7 @@ def _scale(
 
 
 def _outs(path: Path, prefix: str | None) -> Path:
-    if not any((folder / "spatial").is_dir() for folder in (path, path / "outs")) and any(
-        (folder / "binned_outputs").is_dir() for folder in (path, path / "outs")
-    ):
+    if any((folder / "binned_outputs").is_dir() for folder in (path, path / "outs")):
         raise FileNotFoundError(f"{path} is a Visium HD run. Read it with `delst prepare visium-hd` (read_visium_hd).")
     return standard_layout(path, prefix)
 
