@@ -5,7 +5,16 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 
-from delst_hf.evaluation.linear_probe import PROBE_ALPHAS, answers, fit_classifier, linear_probe, macro_f1, macro_recall
+from delst_hf.evaluation.baselines import permutation_within
+from delst_hf.evaluation.linear_probe import (
+    PROBE_ALPHAS,
+    answers,
+    fit_classifier,
+    linear_probe,
+    macro_f1,
+    macro_recall,
+    shuffled_macro_f1,
+)
 from delst_hf.evaluation.preparation import NarrowRows
 
 CLASSES = np.array(["adipose tissue", "connective tissue", "invasive cancer"])
@@ -125,6 +134,31 @@ def test_majority_baseline_by_hand():
     # Always "a": precision is its share, recall 1; "b" scores 0.
     share = np.mean(held == "a")
     assert result["majority_macro_f1"] == pytest.approx((2 * share / (1 + share)) / 2)
+
+
+def test_the_chance_of_macro_f1_is_its_mean_over_shuffles_of_the_answers():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(["s", "t"], [30, 50])
+    truth = np.where(groups == "s", generator.choice(["a", "b"], 80), generator.choice(["b", "c"], 80))
+    answer = np.where(groups == "s", generator.choice(["b", "d"], 80), generator.choice(["a", "b", "c"], 80))
+
+    def shuffled(places):
+        order = permutation_within(places, int(generator.integers(2**31)))
+        return f1_score(truth, answer[order], labels=np.unique(truth), average="macro", zero_division=0)
+
+    for places in (groups, np.zeros(80, dtype=int)):
+        assert shuffled_macro_f1(truth, answer, places) == pytest.approx(
+            np.mean([shuffled(places) for _ in range(600)]), abs=0.008
+        )
+
+
+def test_noise_is_at_chance_and_above_the_majority():
+    """A balanced classifier of noise answers every class: 0.48 of two classes, where the commonest label alone has 0.33."""
+    features, labels, groups = planted()
+    labels[:] = np.random.default_rng(1).choice(["a", "b"], len(labels))
+    result = probe(np.random.default_rng(0).normal(size=features.shape), labels, groups)
+    assert result["macro_f1_mean"] == pytest.approx(result["shuffled_macro_f1"], abs=0.08)
+    assert result["shuffled_macro_f1"] > result["majority_macro_f1"] + 0.1
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, "", "nan", pd.NA])

@@ -63,6 +63,7 @@ def linear_probe(
     Returns:
         macro_f1_mean, macro_f1_sd, balanced_accuracy_mean, balanced_accuracy_sd: over the seeds (sd with n - 1, 0.0
         for one seed); 1 is perfect. majority_macro_f1: what always answering the commonest training class gets.
+        shuffled_macro_f1: what the same answers in another order get, chance.
         chance_balanced_accuracy: 1 / test classes. alpha, alpha_at_edge (1.0: a wider grid might do better),
         validation_macro_f1 (0.0 when a single alpha leaves no choice), num_train, num_test,
         num_dropped_train, num_dropped_test, num_train_classes, num_test_classes, num_unseen_classes, num_seeds.
@@ -130,6 +131,7 @@ class FittedProbe:
             "balanced_accuracy_mean": float(recalls.mean()),
             "balanced_accuracy_sd": float(recalls.std(ddof=1)) if len(recalls) > 1 else 0.0,
             "majority_macro_f1": macro_f1(truth, np.full(len(truth), majority(self.labels))),
+            "shuffled_macro_f1": float(np.mean([shuffled_macro_f1(truth, answer) for answer in answered])),
             "chance_balanced_accuracy": 1.0 / len(test_classes),
             "alpha": self.alpha,
             "alpha_at_edge": float(self.at_edge),
@@ -191,6 +193,30 @@ def macro_f1(truth: np.ndarray, predicted: np.ndarray, everywhere: bool = False)
     hits, actual, answered = _confusion(truth, predicted)
     scored = (actual > 0) | (everywhere & (answered > 0))
     return float(np.mean(2 * hits[scored] / (actual + answered)[scored]))
+
+
+def shuffled_macro_f1(truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Return the mean of `macro_f1` over all orders of the answers within each group: what an answer says of no row.
+
+    It is exact, as the numbers of rows and of answers of a class stay the same. A balanced classifier of noise is above the F1
+    of always answering the commonest label, which is therefore no chance level.
+
+    Args:
+        truth: (rows,) strings.
+        predicted: (rows,) strings.
+        groups: (rows,) the slide or fold of each row; None for one group.
+
+    Examples:
+        >>> shuffled_macro_f1(np.array(["a", "a", "b", "b"]), np.array(["a", "b", "a", "b"]))
+        0.5
+    """
+    places = np.zeros(len(truth)) if groups is None else groups
+    parts = [(truth[places == place], predicted[places == place]) for place in np.unique(places)]
+    scores = []
+    for name in np.unique(truth):
+        hits = sum((actual == name).sum() * (answer == name).mean() for actual, answer in parts)
+        scores.append(2 * hits / ((truth == name).sum() + (predicted == name).sum()))
+    return float(np.mean(scores))
 
 
 def macro_recall(truth: np.ndarray, predicted: np.ndarray) -> float:

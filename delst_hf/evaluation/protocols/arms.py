@@ -16,7 +16,7 @@ from ..preparation import SCALE_FLOOR, SCALE_FLOORS, missing_rows
 from . import Protocol
 
 LEAST_SPOTS = 20  # to fit on: with fewer no penalty can be chosen
-_PROBE = ("macro_f1_mean", "macro_f1_sd", "majority_macro_f1", "num_unseen_classes")
+_PROBE = ("macro_f1_mean", "macro_f1_sd", "majority_macro_f1", "shuffled_macro_f1", "num_unseen_classes")
 
 
 def run(findings: Findings) -> None:
@@ -129,11 +129,12 @@ PROTOCOL = Protocol(
     title="Arms and their baselines, slide by slide",
     headline="pearson_mean",
     also=("probe_macro_f1_mean",),
-    shown=("pearson_plain", "pearson_floored", "probe_majority_macro_f1"),
-    chance={"pearson_mean": 0.0, "probe_macro_f1_mean": "probe_majority_macro_f1"},
+    shown=("pearson_plain", "pearson_floored", "probe_majority_macro_f1", "probe_shuffled_macro_f1"),
+    chance={"pearson_mean": 0.0, "probe_macro_f1_mean": "probe_shuffled_macro_f1"},
     note="Mean gene-wise Pearson of a ridge regression on frozen features, and macro-F1 of a linear probe for labels. Both are "
     "fitted on the training slides or, without training slides, on the other groups. Training slides also decide whether the "
-    "scales of features get a floor: plain is without it, floored with it. ± is the standard deviation over random networks, "
-    "shuffles or probe seeds.",
+    "scales of features get a floor: plain is without it, floored with it. Majority is always answering the commonest label; "
+    "shuffled, which is chance, are the probe's own answers on shuffled spots. ± is the standard deviation over random "
+    "networks, shuffles or probe seeds.",
     cost=4.0,
 )

@@ -196,7 +196,7 @@ def _intervals(
     These are shifted so that the resamples' mean is the value itself.
     """
     scores, statistics = scored
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for prefix, kept, groups in _partitions(labels, domains):
         if not kept.any():
             continue

@@ -23,6 +23,7 @@ from ..linear_probe import (
     macro_recall,
     majority,
     probe_predictions,
+    shuffled_macro_f1,
 )
 from ..neighbours import most_similar
 from ..preparation import group_names, missing_rows
@@ -71,9 +72,10 @@ def label_probe(
 
     Returns:
         Scores and predictions. Scores: macro_f1 over all spots that could be predicted, pooled over the folds (1 is
-        perfect), balanced_accuracy, majority_macro_f1 (always the commonest training class), macro_f1_fold_mean and
-        macro_f1_fold_sd over the folds, num_folds, num_spots, num_classes. Predictions (spots,): a label, or None where
-        the spot has no label or is in no fold; for "stimage1k4m" always None.
+        perfect), balanced_accuracy, majority_macro_f1 (always the commonest training class), shuffled_macro_f1 (these
+        predictions shuffled within each group: chance), macro_f1_fold_mean and macro_f1_fold_sd over the folds, num_folds,
+        num_spots, num_classes. Predictions (spots,): a label, or None where the spot has no label or is in no fold; for
+        "stimage1k4m" always None.
 
     Raises:
         ValueError: If an option is not one of those allowed, or no fold can be fitted.
@@ -119,6 +121,7 @@ def label_probe(
         "macro_f1": macro_f1(truth, answer),
         "balanced_accuracy": macro_recall(truth, answer),
         "majority_macro_f1": macro_f1(truth, common[done].astype(str)),
+        "shuffled_macro_f1": shuffled_macro_f1(truth, answer, names[done]),
         "macro_f1_fold_mean": float(np.mean(scores)),
         "macro_f1_fold_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
         "num_folds": float(len(scores)),
@@ -267,11 +270,11 @@ PROTOCOL = Protocol(
     run=run,
     title="Labels, probes on unseen groups",
     headline="macro_f1",
-    shown=("balanced_accuracy", "majority_macro_f1", "num_folds"),
-    chance={"macro_f1": "majority_macro_f1"},
+    shown=("balanced_accuracy", "majority_macro_f1", "shuffled_macro_f1", "num_folds"),
+    chance={"macro_f1": "shuffled_macro_f1"},
     task="image-classification",
-    note="Each group (patient, slide or strip of a slide) is predicted from the others. Chance is always answering the "
-    "commonest label.",
+    note="Each group (patient, slide or strip of a slide) is predicted from the others. Majority is always answering the "
+    "commonest label; shuffled, which is chance, are the probe's own answers on shuffled spots of the same group.",
     variants={
         "linear": "Linear classifier of STimage-1K4M on standardised features.",
         "knn": "Majority of the 20 nearest spots of other groups.",

@@ -15,7 +15,7 @@ from ..reliability import selective_prediction
 from ..resampled import spearman_statistic, within_slides
 from ..retrieval import as_inner_product
 from . import Protocol
-from .imputation import imputed, variable_expression
+from .imputation import fold_shares, imputed, variable_expression
 
 BANK_NEIGHBOURS = 10
 """The distance of a spot to the reference is its mean distance to this many nearest fitting spots."""
@@ -70,7 +70,7 @@ def _errors(findings: Findings) -> tuple[dict[str, np.ndarray], dict[str, np.nda
             features[fit], measured[fit], features[scored], spots.slides[fit]
         ).predicted
     if space is not None:
-        predictions["retrieval"] = imputed(findings, space, measured)
+        predictions["retrieval"] = imputed(measured, fold_shares(findings, space))
     predictions = {
         name: values for name, values in predictions.items() if not np.isnan(values[findings.test_rows]).any()
     }
