@@ -356,7 +356,7 @@ def test_positions_beside_the_tissue_are_warned_of(toy_heads, tmp_path, caplog, 
     places = pd.DataFrame({"x": y.ravel(), "y": x.ravel()} if swapped else {"x": x.ravel(), "y": y.ravel()})
     choice = PatchChoice(mpp=2.0, positions=places)
     predict_slide(str(toy_heads / "expression"), tmp_path / "he.png", tmp_path / "x.h5ad", choice=choice, **QUIET)
-    told = "lie on tissue. With x and y swapped, most would: exchange the two columns."
+    told = "lie on tissue. With x and y swapped, 100% would: exchange the two columns."
     assert (told in caplog.text) is swapped
 
 

@@ -11,6 +11,7 @@ from delst_hf.data.preview import draw_preview
 from delst_hf.data.quality import (
     QualityFilter,
     describe_grey,
+    describe_wrong_frame,
     share_on_tissue,
     slide_mask,
     tissue_fractions,
@@ -120,7 +121,7 @@ def test_swapped_axes_are_recognised_and_can_be_put_right(tmp_path):
     right.image[:] = 244
     right.image[:150, :60] = (190, 110, 160)
     assert share_on_tissue(right, right.thumbnail()) < 0.5
-    with pytest.raises(ValueError, match=r"With x and y swapped, most would: swap them \(--swap-xy\)"):
+    with pytest.raises(ValueError, match=r"With x and y swapped, \d+% would: swap them \(--swap-xy\)"):
         write_dataset([right], tmp_path / "d", **SIZE)
     write_dataset([right], tmp_path / "d", swap_xy=True, **SIZE)
     outside = half_tissue()
@@ -130,6 +131,19 @@ def test_swapped_axes_are_recognised_and_can_be_put_right(tmp_path):
     tall.spots[["x", "y"]] = np.column_stack([np.linspace(5, 150, 25), np.linspace(170, 390, 25)])
     with pytest.raises(ValueError, match=r"25 of 25 spots lie outside.*swap them \(--swap-xy\).*refused\.png"):
         write_dataset([tall], tmp_path / "e", **SIZE)
+
+
+def test_swapped_axes_are_recognised_where_most_spots_still_lie_on_tissue():
+    """Sections are about as wide as high, so a swap may move only the outer spots onto the glass."""
+    pixels = np.full((300, 300, 3), 244, np.uint8)
+    pixels[:200, :130] = (190, 110, 160)
+    x, y = np.meshgrid(np.linspace(10, 120, 6), np.linspace(10, 190, 10))
+    slide = make_toy_slide(spots_per_side=8, num_genes=20, image_px=100).select(np.arange(64) < 60)
+    right = dataclasses.replace(slide, image=pixels, spots=slide.spots.assign(x=x.ravel(), y=y.ravel()))
+    wrong = dataclasses.replace(right, spots=right.spots.assign(x=y.ravel(), y=x.ravel()))
+    assert describe_wrong_frame(right, right.thumbnail()) is None
+    assert share_on_tissue(wrong, wrong.thumbnail()) > 0.5
+    assert "With x and y swapped, 100% would: swap them" in str(describe_wrong_frame(wrong, wrong.thumbnail()))
 
 
 def test_the_preview_shows_spots_where_they_are(tmp_path):

@@ -21,6 +21,8 @@ _BLACK = 12
 _COMMON = 0.05
 # Coordinates are of another image if a smaller share of the spots lies on tissue.
 _ON_TISSUE = 0.5
+# x and y are swapped if so many more of the spots then lie on tissue.
+_BETTER = 0.2
 # Fewer spots do not show whether their coordinates are of this image.
 _ENOUGH_SPOTS = 8
 
@@ -144,18 +146,20 @@ def describe_grey(thumbnail: Image.Image) -> str:
 
 
 def describe_wrong_frame(slide: Slide, thumbnail: Image.Image, swap: str = "swap them (--swap-xy)") -> str | None:
-    """Return a message if most spots lie beside the tissue; None if they lie on it. `swap` says how to swap x and y."""
+    """Return a message if most spots lie beside the tissue, or x and y are swapped; `swap` says how to swap them back."""
     share = share_on_tissue(slide, thumbnail)
-    if share >= _ON_TISSUE or len(slide.spots) < _ENOUGH_SPOTS:
+    if share >= 1 - _BETTER or len(slide.spots) < _ENOUGH_SPOTS:
         return None
     found = f"slide {slide.slide_id!r}: only {share:.0%} of {len(slide.spots)} spots lie on tissue."
-    if not tissue_mask(np.asarray(thumbnail)).any():
+    if share < _ON_TISSUE and not tissue_mask(np.asarray(thumbnail)).any():
         return f"{found} The image is blank: give the H&E image of this slide."
     swapped = slide.spots.rename(columns={"x": "y", "y": "x"})
     height, width = slide.image.shape[:2]
     inside = (swapped["x"].between(0, width - 1) & swapped["y"].between(0, height - 1)).mean()
     if inside > _ON_TISSUE:
         other = Slide(slide.slide_id, slide.image, swapped, slide.counts, slide.genes, slide.mpp, slide.patient_id)
-        if share_on_tissue(other, thumbnail) > max(_ON_TISSUE, 1.5 * share):
-            return f"{found} With x and y swapped, most would: {swap}."
+        if (better := share_on_tissue(other, thumbnail)) > max(_ON_TISSUE, share + _BETTER):
+            return f"{found} With x and y swapped, {better:.0%} would: {swap}."
+    if share >= _ON_TISSUE:
+        return None
     return f"{found} The coordinates are probably of another image or another scale: give the image that they refer to."
