@@ -1,5 +1,7 @@
 """Tables of cells as CosMx and MERSCOPE write them, by the generic reader."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from delst_hf.cli import main
 from delst_hf.data.readers.generic import read_generic
+from delst_hf.data.readers.matrices import read_counts
 
 
 @pytest.fixture
@@ -22,12 +25,16 @@ def counts_of(slide, names):
     return slide.counts.toarray()[[slide.spots.index.get_loc(name) for name in names]][:, :4].tolist()
 
 
-def test_cosmx(source, capsys):
-    """Cells numbered anew in each field of view; number 0 is what lies in no cell."""
+@pytest.mark.parametrize("atomx", [False, True])
+def test_cosmx(source, capsys, atomx):
+    """Cells numbered anew in each field of view; number 0 is what lies in no cell. AtoMx writes a name of each cell too."""
     keys = pd.DataFrame({"fov": np.arange(12) // 6 + 1, "cell_ID": np.arange(12) % 6 + 1})
     genes = pd.DataFrame(source.counts[:, :4], columns=["ACTB", "GAPDH", "ERBB2", "CD74"])
     background = pd.DataFrame([[1, 0, 9, 9, 9, 9]], columns=[*keys, *genes])
-    pd.concat([background, pd.concat([keys, genes], axis=1)]).to_csv("S_exprMat_file.csv", index=False)
+    table = pd.concat([background, pd.concat([keys, genes], axis=1)])
+    if atomx:
+        table.insert(2, "cell", [f"c_1_{fov}_{cell}" for fov, cell in table[["fov", "cell_ID"]].to_numpy()])
+    table.to_csv("S_exprMat_file.csv", index=False)
     places = source.spots[["x", "y"]].to_numpy() / 0.5
     told = {"CenterX_global_px": places[:, 0], "CenterY_global_px": places[:, 1], "Area.um2": 30.5 + np.arange(12)}
     keys.assign(**told).to_csv("S_metadata_file.csv", index=False)
@@ -40,6 +47,9 @@ def test_cosmx(source, capsys):
     assert counts_of(slide, names) == source.counts[:, :4].tolist()
     assert slide.spots.loc[names, "cell_area_um2"].tolist() == (30.5 + np.arange(12)).tolist()
     np.testing.assert_allclose(slide.spots.loc[names, ["x", "y"]], source.spots[["x", "y"]])
+    table.astype({"fov": str}).to_parquet("counts.parquet", index=False)
+    assert read_counts("counts.parquet", key=["fov", "cell_ID"]).matrix.sum() == slide.counts.sum() + 36
+    os.remove("counts.parquet")
     assert main(["check", ".", "--image", "he.png", "--scale", "0.5", "--mpp", "5", "--area-column", "Area.um2"]) == 0
     assert "spots    12" in capsys.readouterr().out
 

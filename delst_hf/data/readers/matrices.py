@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from ...errors import reading
 from ..counts import check_places, make_genes
 from ..declared import check_declared, check_hdf5
+from ..feature_kinds import SPOT_COLUMNS, kind_of_name
 from ..files import is_packed, only_one, open_packed, visible, without
 from ..images import check_readable
 from ..notes import Notes
@@ -272,6 +273,7 @@ def _text_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index
         for piece in pd.read_csv(file, **(dialect(path) | options)):
             rows += join_key([unmarked(piece.iloc[:, place]) for place in places])
             piece = piece.iloc[:, values] if len(places) > 1 or places[0] else piece.drop(columns=piece.columns[0])
+            piece = _without_words(piece)
             text += _text_columns(piece)
             pieces.append(sp.csr_matrix(piece.to_numpy()) if not text else sp.csr_matrix(piece.shape))
     _refuse_text(text, path.name)
@@ -286,12 +288,19 @@ def _parquet_table(path: Path, key: Sequence[str]) -> tuple[sp.csr_matrix, pd.In
         table = table.drop(columns=table.columns[places])
     elif isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
+    table = _without_words(table)
     _refuse_text(_text_columns(table), path.name)
     return sp.csr_matrix(table.to_numpy()), pd.Index(table.index.astype(str)), pd.Index(table.columns.astype(str))
 
 
 def _text_columns(table: pd.DataFrame) -> list[str]:
     return [str(name) for name, kind in zip(table.columns, table.dtypes, strict=True) if kind.kind not in "iufb"]
+
+
+def _without_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with 0 in place of text about spots (`cell` of CosMx), which is left out later, as it is no gene."""
+    words = [name for name in _text_columns(table) if kind_of_name(name) == SPOT_COLUMNS]
+    return table.assign(**dict.fromkeys(words, 0)) if words else table
 
 
 def _refuse_lists(columns: Sequence[str], name: str) -> None:
