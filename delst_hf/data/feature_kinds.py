@@ -46,8 +46,8 @@ _NOT_GENES = {
         re.I,
     ),
     SPOT_COLUMNS: re.compile(  # written beside the genes by pandas, CosMx, Space Ranger, Seurat
-        r"unnamed[: _]+\d+|level_0|index|fov|cell|barcodes?|(?:cell|spot|bin|sample|slide|patient|library)[_. ]?ids?|in[_. ]tissue|"
-        r"entity_?id|volume|area(?:[_. ]um2?)?|aspect_?ratio|width|height|(?:mean|max)\.\w+|center[xy]_\w+|"
+        r"unnamed[: _]+\d+|level_0|index|fov|cell|barcodes?|(?:cell|spot|bin|sample|slide|patient|library)[_. ]?ids?|"
+        r"in[_. ]tissue|entity_?id|volume|area(?:[_. ]um2?)?|aspect_?ratio|width|height|(?:mean|max)\.\w+|center[xy]_\w+|"
         r"array[_. ](?:row|col)|pxl[_. ](?:row|col).*|image(?:row|col)|(?:cell|nucleus)[_. ](?:area|volume)|"
         r"(?:transcript|control_(?:probe|codeword)|(?:unassigned|deprecated)_codeword)_counts|"
         r"[xyz][_. ](?:centroid|location|coords?|pos(?:ition)?|pixel|um|px|mm|(?:global|local)_px|slide_mm)|"
