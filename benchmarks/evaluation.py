@@ -5,14 +5,17 @@
 --reference is the JSON of `delst evaluate` by another version on the same model, data and slides; the format of 2309afe is
 read too. Two things differ from 2309afe on purpose: random-init backbones have measured batch norms, so they are listed
 separately, and `arms` chooses the floor of the feature scales, so the old Pearson is compared with the floored one.
+
+--steps adds the CPU seconds of each step, those of a step inside another one not counted twice; run it with OMP_NUM_THREADS=1.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,59 @@ def print_comparison(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         )
 
 
+class Steps:
+    """CPU seconds and calls of functions, less those of the functions inside them; for a single thread."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.calls: dict[str, int] = defaultdict(int)
+        self._inside = [0.0]
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, whose time is added to the step."""
+
+        def wrapper(*args: Any, **options: Any) -> Any:
+            begun = time.process_time()
+            self._inside.append(0.0)
+            try:
+                return function(*args, **options)
+            finally:
+                spent = time.process_time() - begun
+                self.seconds[name] += spent - self._inside.pop()
+                self.calls[name] += 1
+                self._inside[-1] += spent
+
+        return wrapper
+
+    def watch(self) -> None:
+        """Replace the functions of the steps by timed ones. Everything is imported before, which is a step of its own."""
+        import sklearn.decomposition
+
+        from delst_hf.evaluation import linear_probe, subjects, suite
+        from delst_hf.evaluation.protocols import hest, stimage1k4m
+
+        whole = {name: suite.protocol(name) for name in suite.SUITE}
+        timed = {name: dataclasses.replace(each, run=self.timed(name, each.run)) for name, each in whole.items()}
+        suite.protocol = timed.__getitem__
+        for step, owner, function in (
+            ("backbones over patches, gene encoder", subjects._Embedder, "__call__"),
+            ("backbones over patches, gene encoder", subjects._Embedder, "random_features"),
+            ("colour statistics", subjects, "_colours"),
+            ("SGD of the linear probes", linear_probe, "fit_classifier"),
+            ("SGD of the linear probes", stimage1k4m, "fit_classifier"),
+            ("LSQR of hest", hest, "lsqr_ridge"),
+            ("PCA of hest", sklearn.decomposition.PCA, "fit_transform"),
+        ):
+            setattr(owner, function, self.timed(step, getattr(owner, function)))
+        self.seconds["start of Python, imports"] = time.process_time()
+
+    def print(self, total: float) -> None:
+        """Print the steps, longest first, and what is in none of them."""
+        self.seconds["all else: data, tables, what a report draws"] = total - sum(self.seconds.values())
+        for step, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
+            print(f"{step:48} {seconds:6.1f} s {self.calls[step] or '':>5}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -76,8 +132,11 @@ def main() -> None:
     parser.add_argument(
         "--frozen-backbone", help="folder or Hub id of the backbone, if the one in the training record no longer exists"
     )
+    parser.add_argument("--steps", action="store_true", help="print the CPU seconds of each step")
     parser.add_argument("--reference", help="results of another version to compare with")
-    options = parser.parse_args()
+    options, steps = parser.parse_args(), Steps()
+    if options.steps:
+        steps.watch()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "results.json"
         run_evaluation(
@@ -91,7 +150,10 @@ def main() -> None:
                 output=str(output),
             )
         )
-        print(f"\n{time.process_time():.0f} CPU seconds, the start of Python and all imports included")
+        total = time.process_time()
+        if options.steps:
+            steps.print(total)
+        print(f"\n{total:.0f} CPU seconds, the start of Python and all imports included")
         if options.reference:
             print_comparison(json.loads(output.read_text()), json.loads(Path(options.reference).read_text()))
 
