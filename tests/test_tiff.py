@@ -151,6 +151,31 @@ def test_jpeg_tiles_are_decoded_in_their_own_colours(tmp_path, pixels, colour):
     assert error.mean() < 2
 
 
+@pytest.mark.parametrize("tag", ["rgb", "ycbcr"])
+@pytest.mark.parametrize("compression", [33003, 33005])
+def test_jpeg_2000_of_aperio_is_read_by_its_compression_and_not_by_the_tag(tmp_path, pixels, compression, tag):
+    """33003 holds YCbCr, 33005 RGB, whatever the photometric interpretation says; other programs mean what they say."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    whole = np.pad(pixels, ((0, 512 - 390), (0, 768 - 531), (0, 0)), constant_values=255)
+
+    def written(name, description, colour):
+        tiles = [np.ascontiguousarray(np.asarray(Image.fromarray(whole[y : y + 256, x : x + 256]).convert(colour)))
+                 for y in (0, 256) for x in (0, 256, 512)]  # fmt: skip
+        encoded = (imagecodecs.jpeg2k_encode(tile, level=0, codecformat="j2k", mct=colour == "RGB") for tile in tiles)
+        subsampling = {"subsampling": (1, 1)} if tag == "ycbcr" else {}
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            file.write(encoded, shape=pixels.shape, dtype=np.uint8, tile=(256, 256), photometric=tag, **subsampling,
+                       compression=compression, description=description, metadata=None, software=False)  # fmt: skip
+        return np.asarray(open_image(tmp_path / name)[:, :]).astype(int)
+
+    aperio = written(
+        "a.svs", "Aperio Image Library v11.2.1 \r\n531x390|MPP = 0.5", "YCbCr" if compression == 33003 else "RGB"
+    )
+    assert np.abs(aperio - pixels).max() <= 3
+    other = written("a.tif", "another program", "YCbCr" if tag == "ycbcr" else "RGB")
+    assert np.abs(other - pixels).max() <= 3
+
+
 @pytest.mark.parametrize("ome", [False, True])
 def test_levels_of_a_pyramid(tmp_path, pixels, ome):
     path = write_pyramid(tmp_path / "p.tif", pixels, ome=ome)

@@ -255,6 +255,8 @@ class TiffImage:
 def _colours(array: np.ndarray, page: Any, white: float) -> np.ndarray:
     """Convert the samples of a page (rows, columns, samples) to uint8 RGB by its photometric interpretation and its white."""
     kind = int(page.photometric)
+    if page.is_svs and page.samplesperpixel == 3:  # by OpenSlide's notes, Aperio's tag is wrong beside its JPEG 2000
+        kind = {33003: 6, 33005: 2}.get(int(page.compression), kind)
     if kind == 3:  # a palette of 16 bits, stored (3, colours)
         array = (page.colormap >> 8).astype(np.uint8).T[array[:, :, 0]]
     elif kind == 0:
