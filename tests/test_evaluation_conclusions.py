@@ -86,6 +86,11 @@ def test_the_hierarchy_is_claimed_only_as_far_as_its_intervals_reach():
     )
     assert "so the cones tell the two apart" in sure and "(55% to 66% in 95 % of resamples; 50% is chance)" in sure
     assert "by +0.10 (+0.02 to +0.19 in 95 % of resamples)." in sure
+    with_control = [row("hierarchy", "ours", True, in_cone_matched=0.3, in_cone_mismatched=0.1, entailment_auc=0.61)]
+    with_control[0]["metrics"]["entailment_auc_shuffled"] = 0.56
+    assert (
+        "61% of pairs (56% with children shuffled within slides)" in conclusions(record(0, protocols=with_control))[-1]
+    )
     unsure = hierarchy(
         in_cone_matched=(0.1, 0.5),
         in_cone_mismatched=(0.0, 0.2),

@@ -87,10 +87,12 @@ def _hierarchy(record: Record) -> str:
     metrics, which = row["metrics"], protocol("hierarchy")
     inside, control, auc = metrics["in_cone_matched"], metrics["in_cone_mismatched"], metrics[which.headline]
     between = _ends(row, which.headline)
+    shuffled = which.chance_of(which.headline, row)
+    chance = "50% is chance" if shuffled is None else f"{shuffled:.0%} with children shuffled within slides"
     pairs = "" if between is None else f"{between[0]:.0%} to {between[1]:.0%} in 95 % of resamples; "
     return (
         f"{inside:.0%} of children lie in their own parent's cone and {control:.0%} in another's, {_cones(row)}; a parent's "
-        f"own child fits its cone better than another child in {auc:.0%} of pairs ({pairs}50% is chance).{_depth(row)}"
+        f"own child fits its cone better than another child in {auc:.0%} of pairs ({pairs}{chance}).{_depth(row)}"
     )
 
 
