@@ -41,6 +41,8 @@ class _Parser(argparse.ArgumentParser):
             choices = [choice.strip("' ") for choice in found[2].split(",")]
             hint = did_you_mean([found[1]], choices)
             message += f".{hint}" if hint else ""
+        elif decimals := re.search(r"invalid float value: '(-?\d*),(\d+)'$", message):
+            message += f". Write it with a point: {decimals[1]}.{decimals[2]}"
         elif message.startswith(("the following arguments are required", "unrecognized arguments")):
             message = self._unknown_options() or message
         super().error(message)

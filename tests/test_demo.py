@@ -63,13 +63,13 @@ def test_a_place_of_the_picture_is_its_patch(opened):
 def test_maps_colour_the_tissue_alone(opened):
     slide, predictor, reference = opened
     values = np.linspace(0, 1, len(slide.source))
-    picture, legend = number_map(slide, values)
+    picture, legend = number_map(slide, values, unit="of <1>")
     changed = (picture != slide.picture).any(axis=2)
     half = slide.side / 2
     inside = np.zeros_like(changed)
     for x, y in slide.places:
         inside[max(round(y - half), 0) : round(y + half), max(round(x - half), 0) : round(x + half)] = True
-    assert changed.any() and not (changed & ~inside).any() and "0.02" in legend and "0.98" in legend
+    assert changed.any() and not (changed & ~inside).any() and "0.02" in legend and "0.98 of &lt;1&gt;" in legend
     low, high = (picture[int(y), int(x)] for x, y in (slide.places[0], slide.places[-1]))
     assert low[2] > low[1] and high[1] > high[2]  # violet and yellow of viridis
     shares = np.tile([0.2, 0.8], (len(slide.source), 1))

@@ -75,6 +75,7 @@ def files(toy_folder, toy_checkpoint, tmp_path, monkeypatch):
     from test_readers_her2st import write_section
 
     shutil.copytree(toy_folder, tmp_path / "toy-dataset")
+    shutil.copytree(toy_folder, tmp_path / "runs/toy/data")
     shutil.copytree(toy_checkpoint, tmp_path / "runs/toy/pretrain/model")
     write_section(tmp_path / "her2st")
     for path in sorted((tmp_path / "her2st").rglob("*Z1*"), reverse=True):
@@ -93,6 +94,7 @@ def files(toy_folder, toy_checkpoint, tmp_path, monkeypatch):
     factors = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 55 / slide.mpp}
     adata.uns["spatial"] = {"toy_C1": {"images": {"hires": np.asarray(slide.image)}, "scalefactors": factors}}
     adata.write_h5ad(tmp_path / "mine.h5ad")
+    Image.fromarray(np.asarray(slide.image)).save(tmp_path / "he.jpg")
     monkeypatch.chdir(tmp_path)
 
 
@@ -109,6 +111,7 @@ def test_python_blocks_run_as_pasted(page, files):
         assert found["counts"] and Path("her2st-dataset/spots").is_dir()
     if page == "prediction.md":
         assert "X_delst" in found["adata"].obsm
+        assert anndata.read_h5ad("he_python.h5ad").n_vars
 
 
 def test_no_page_with_python_is_forgotten():

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -77,6 +78,8 @@ FORMS = {
     "csc array": (sp.csc_array(COUNTS), NAMES),
     "DataFrame": (pd.DataFrame(COUNTS, columns=NAMES), None),
     "dict": (dict(zip(NAMES, COUNTS.T, strict=True)), None),
+    "list of dicts": ([dict(zip(NAMES, row, strict=True)) for row in COUNTS.tolist()], None),
+    "AnnData": (anndata.AnnData(sp.csr_matrix(COUNTS.astype(np.float32)), var=pd.DataFrame(index=NAMES)), None),
 }
 
 
@@ -93,7 +96,8 @@ def test_one_spot_without_a_batch_axis():
     expected = {name: value[:1].tolist() for name, value in make_extractor()(COUNTS, NAMES).items()}
     assert {name: value.tolist() for name, value in make_extractor()(COUNTS[0], NAMES).items()} == expected
     as_dict = dict(zip(NAMES, COUNTS[0].tolist(), strict=True))
-    assert {name: value.tolist() for name, value in make_extractor()(as_dict).items()} == expected
+    for one in (as_dict, [as_dict], pd.Series(as_dict)):
+        assert {name: value.tolist() for name, value in make_extractor()(one).items()} == expected
 
 
 def test_the_names_of_a_dataframe_may_be_overruled():
@@ -162,6 +166,12 @@ def test_a_vocabulary_with_duplicates_is_refused():
         DelstGeneFeatureExtractor(["A", "B", "C", "B"])
 
 
+def test_a_vocabulary_is_shown_in_one_line():
+    """print(processor) would otherwise fill screens with names of genes."""
+    shown = repr(DelstGeneFeatureExtractor([f"G{number}" for number in range(2000)]))
+    assert "2000 genes: G0, G1, G2, ..." in shown and shown.count("\n") < 12
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +183,8 @@ def test_a_vocabulary_with_duplicates_is_refused():
         ([[1, -2]], ["A", "B"], r"negative values \(lowest -2\)"),
         ([[1, 0.5]], ["A", "B"], r"fractions: it looks normalised.*adata.layers\['counts'\]"),
         ([[1, 2]], None, "gene_names is missing"),
+        ([{"A": 1}, {"B": 1}], None, "The spots of counts name different genes, .* Give the same genes for every spot"),
+        ([[1, 2]], "ERBB2", "but there are 1 gene names"),
         ([[1, 2, 3]], ["A", "B"], r"shape \(1, 3\), but there are 2 gene names.$"),
         (
             [[1, 2, 3], [4, 5, 6]],

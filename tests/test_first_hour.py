@@ -60,6 +60,8 @@ DELST = {
     f"predict {HEAD} {MOUSE} --output x.h5ad": r"the slide is of mouse, but the model .* was trained on synthetic",
     f"predict {HEAD} he.jpg --mpp 0.5 --species mouse --output x.h5ad": r"the slide is of mouse",
     f"embed {MODEL} {MOUSE} --output e": r"0 of the vocabulary's 30 genes.*species and case",
+    f"predict {HEAD} plain.png --mpp 0,5 --output x.h5ad": r"invalid float value: '0,5'. Write it with a point: 0.5",
+    f"embed mine.h5ad {MODEL}": r"mine.h5ad is a file, and a model is asked for. Commands take the model first",
     f"predict {HEAD} plain.png --output x.h5ad": r"mpp is unknown.*--mpp",
     f"predict {MODEL} he.jpg --mpp 0.5 --genes ERBB2 --output x.h5ad": r"no expression head. Fit one: delst fit",
     "prepare torn.csv --split slide --test-slides S1 --output d": r"leaves patient 'P1' in test and train",

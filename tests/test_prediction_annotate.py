@@ -128,7 +128,7 @@ def test_whole_numbers_that_are_probably_no_counts_are_warned_of(file, toy_check
     assert caplog.text.count(told) == 1
 
 
-def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path):
+def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path, caplog):
     adata = anndata.read_h5ad(file[0])
     with pytest.raises(ValueError, match="Allowed: auto, image, genes"):
         embed_anndata(str(toy_checkpoint), adata, modality="both")
@@ -148,6 +148,9 @@ def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path):
     ):
         embed_anndata(str(toy_checkpoint), joined, modality="image", mpp=file[1].mpp)
     del adata.uns["spatial"]
+    with pytest.raises(ValueError, match="Only 0 of the vocabulary's"):
+        embed_anndata(str(toy_checkpoint), adata, layer="counts")
+    assert "adata: there is no image, so the counts are embedded" in caplog.text
     with pytest.raises(KeyError, match=r"uns\['spatial'\] is missing"):
         embed_anndata(str(toy_checkpoint), adata, modality="image")
     from delst_hf.prediction import embed_file

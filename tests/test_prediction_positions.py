@@ -47,6 +47,11 @@ def test_columns_of_other_names_are_told_with_the_next_step(tmp_path):
     assert len(str(told.value)) < 500
 
 
+def test_columns_in_capitals_are_x_and_y(tmp_path):
+    (tmp_path / "cells.csv").write_text("barcode,Y,X\na,4,3\n")
+    assert read_positions(str(tmp_path / "cells.csv"))[["x", "y"]].to_numpy().tolist() == [[3, 4]]
+
+
 SPACE_RANGER = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
 ROWS = ["0007,1,0,0,30,40", "0008,0,0,2,30,50", "NA,1,0,4,30,60"]
 

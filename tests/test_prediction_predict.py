@@ -241,9 +241,13 @@ def test_given_places_and_stored_patches(toy_heads, slide_file, toy_folder, toy_
     assert stored.obs["label"].notna().any() and list(stored.uns["spatial"]) == ["toy_B1"]
 
 
-def test_a_model_without_a_head_gives_its_embedding(toy_checkpoint, slide_file, tmp_path):
+def test_a_model_without_a_head_gives_its_embedding(toy_checkpoint, slide_file, tmp_path, capsys):
     path, mpp = slide_file
-    predict_slide(str(toy_checkpoint), path, tmp_path / "out.h5ad", choice=PatchChoice(mpp=mpp), **QUIET)
+    assert (
+        main(["predict", str(toy_checkpoint), str(path), "--mpp", str(mpp), "--output", str(tmp_path / "out.h5ad")])
+        == 0
+    )
+    assert "genes    0: the model has no head, so the file holds embeddings" in capsys.readouterr().out
     adata = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert adata.n_vars == 0 and adata.obsm["X_delst"].shape == (adata.n_obs, 8) and "delst_radius" in adata.obs
     with pytest.raises(ValueError, match="has no expression head. Fit one: delst fit"):

@@ -229,8 +229,11 @@ def _run_predict(arguments: argparse.Namespace) -> None:
         **_speed(arguments),
     )
     print(f"output   {arguments.output}")
-    print(f"patches  {len(found.source)} of {found.source.patch_um:g} um")
-    print(f"genes    {len(found.genes)}" + (f"; classes {', '.join(found.classes)}" if found.classes else ""))
+    print(f"patches  {len(found.source)} of {found.source.patch_um:.4g} um")
+    if not len(found.genes) and not found.classes:
+        print("genes    0: the model has no head, so the file holds embeddings. Fit a head: delst fit MODEL DATASET")
+    else:
+        print(f"genes    {len(found.genes)}" + (f"; classes {', '.join(found.classes)}" if found.classes else ""))
 
 
 def _choice(arguments: argparse.Namespace) -> Any:

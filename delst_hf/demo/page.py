@@ -137,9 +137,11 @@ class _Page:
             if way == "radius":
                 if not np.isfinite(slide.values["radius"]).any():
                     raise ValueError("This model's geometry has no radius.")
-                return [*number_map(slide, slide.values["radius"]), about]
+                return [*number_map(slide, slide.values["radius"], unit="radius"), about]
             values, lines = slide.score(asked)
-            return [*number_map(slide, values), "<br>".join([about, *map(as_html, lines)])]
+            total = self.predictor.processor.feature_extractor.target_sum
+            unit = f"log(1 + counts per {total:,.0f})"
+            return [*number_map(slide, values, unit=unit), "<br>".join([about, *map(as_html, lines)])]
         except ValueError as error:
             return [slide.picture, "", _mistake(str(error))]
 

@@ -22,13 +22,16 @@ _OPACITY = 0.75
 _MANY = 1500
 
 
-def number_map(slide: OpenSlide, values: np.ndarray, colours: str = "viridis") -> tuple[np.ndarray, str]:
+def number_map(
+    slide: OpenSlide, values: np.ndarray, colours: str = "viridis", unit: str = ""
+) -> tuple[np.ndarray, str]:
     """Draw numbers over the tissue.
 
     Args:
         slide: The slide.
         values: (patches,) numbers; patches whose number is not finite are not painted.
         colours: Name of a colour map of matplotlib.
+        unit: What the numbers are, for the legend.
 
     Returns:
         The picture (height, width, 3), and its legend as HTML.
@@ -38,7 +41,8 @@ def number_map(slide: OpenSlide, values: np.ndarray, colours: str = "viridis") -
     shade = colormaps[colours](np.clip((values - low) / max(high - low, 1e-9), 0, 1))[:, :3]
     stops = ", ".join(map(to_hex, colormaps[colours](np.linspace(0, 1, 9))))
     bar = element("i", style=f"background:linear-gradient(90deg, {stops})")
-    legend = element("div", element("span", f"{low:.2f}"), bar, element("span", f"{high:.2f}"), class_="delst-legend")
+    ends = element("span", f"{low:.2f}"), bar, element("span", f"{high:.2f} {unit}".strip())
+    legend = element("div", *ends, class_="delst-legend")
     return _painted(slide, shade, there), legend
 
 

@@ -1,6 +1,7 @@
 """Counts by gene name -> inputs of the gene encoder: the vocabulary's genes, normalised, with a mask of those measured."""
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,10 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         self.min_match_rate = min_match_rate
         self.error_match_rate = error_match_rate
         super().__init__(**kwargs)
+
+    def __repr__(self) -> str:
+        genes = f"{len(self.vocabulary)} genes: {', '.join(self.vocabulary[:3])}{', ...' * (len(self.vocabulary) > 3)}"
+        return f"{type(self).__name__} {json.dumps(self.to_dict() | {'vocabulary': genes}, indent=2, sort_keys=True)}"
 
     def vocabulary_hash(self) -> str:
         """Return the SHA-256 (16 hex digits) of the genes in order: models with the same hash read the same input.
@@ -133,9 +138,10 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
         """Turn counts into model inputs.
 
         Args:
-            counts: Raw counts, (batch, genes) or (genes,): numpy, torch, scipy.sparse, a pandas DataFrame whose columns are the
-                gene names, or a mapping from gene name to counts.
-            gene_names: Names of the genes (genes,). Names given twice are summed.
+            counts: Raw counts, (batch, genes) or (genes,): numpy, torch or scipy.sparse; or with their names a pandas DataFrame
+                (its columns), a Series (its index), an AnnData (its X and var_names), a mapping from gene name to counts, or a
+                list of such mappings, one per spot, with the same genes.
+            gene_names: Names of the genes (genes,), where `counts` does not hold them. Names given twice are summed.
             return_tensors: ``"pt"`` or ``"np"``.
 
         Returns:
@@ -163,21 +169,37 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
 
 def _as_matrix(counts: Any, gene_names: Sequence[str] | None) -> tuple[np.ndarray, Sequence[str]]:
     """Return any accepted form of counts as a dense (batch, genes) float64 array and its gene names."""
+    if hasattr(counts, "var_names"):  # an AnnData
+        counts, gene_names = counts.X, counts.var_names if gene_names is None else gene_names
+    if isinstance(gene_names, str):
+        gene_names = [gene_names]
     if gene_names is None:
-        if hasattr(counts, "columns"):
-            gene_names = [str(name) for name in counts.columns]
-        elif isinstance(counts, Mapping):
-            gene_names, counts = list(counts), np.stack([np.asarray(column) for column in counts.values()], axis=-1)
-        else:
-            raise ValueError(
-                "gene_names is missing. Pass the names of the genes, in the order of the columns of counts."
-            )
+        counts, gene_names = _named(counts)
     dense = counts.toarray() if hasattr(counts, "toarray") else counts
     values = np.atleast_2d(np.asarray(dense, dtype=np.float64))
     if values.ndim != 2 or values.shape[1] != len(gene_names):
         hint = " The matrix looks transposed: pass counts.T." if values.shape[0] == len(gene_names) else ""
         raise ValueError(f"counts has shape {values.shape}, but there are {len(gene_names)} gene names.{hint}")
     return values, gene_names
+
+
+def _named(counts: Any) -> tuple[Any, Sequence[str]]:
+    """Return counts, and the names of the genes that they hold."""
+    if hasattr(counts, "columns"):
+        return counts, [str(name) for name in counts.columns]
+    if isinstance(counts, Mapping):
+        return np.stack([np.asarray(column) for column in counts.values()], axis=-1), list(counts)
+    if hasattr(counts, "index") and hasattr(counts, "to_numpy"):  # a Series
+        return counts, [str(name) for name in counts.index]
+    if isinstance(counts, Sequence) and counts and all(isinstance(spot, Mapping) for spot in counts):
+        names = list(counts[0])
+        if any(spot.keys() != counts[0].keys() for spot in counts):
+            raise ValueError(
+                "The spots of counts name different genes, and a gene that a spot lacks may be zero or not measured. Give the "
+                "same genes for every spot."
+            )
+        return [[spot[name] for name in names] for spot in counts], names
+    raise ValueError("gene_names is missing. Pass the names of the genes, in the order of the columns of counts.")
 
 
 def _check_counts(values: np.ndarray) -> None:

@@ -87,6 +87,10 @@ class DelstProcessor(ProcessorMixin):
             )
         return processor
 
+    def __repr__(self) -> str:
+        parts = (self.image_processor, self.feature_extractor)
+        return f"{type(self).__name__}, stain normalization: {self.stain_normalization}\n" + "\n".join(map(repr, parts))
+
     def __call__(
         self,
         images: Any = None,

@@ -1,5 +1,6 @@
 """Add a model's embeddings and predictions of its spots to an AnnData: never to X, and to a file completely or not at all."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from .stream import check_reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 MODALITIES = ("auto", "image", "genes")
 _ROWS = 512
@@ -192,6 +195,10 @@ def _annotations(
     predictor = load_predictor(model) if isinstance(model, str) else model
     if modality == "auto":
         modality = "image" if image is not None or isinstance(adata.uns.get("spatial"), Mapping) else "genes"
+        if modality == "genes":
+            logger.warning(
+                "%s: there is no image, so the counts are embedded, not patches (--image, --modality).", name
+            )
     if modality == "genes":
         arrays = _from_genes(predictor, adata, name, layer)
         facts = provenance(predictor, None)

@@ -113,7 +113,7 @@ def fit_head(
     facts = feature_facts(data_facts(dataset, study, slides), table)
     told = {"model": model, "dataset": facts, "slides": slides, "px": predictor.patch_px, "rows": len(source)}
     with full_disk_explained(Path(output)), workspace(output, told, partial(_check_free, output)) as folder:
-        shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress)
+        shards = run(source, predictor, folder, ("features",), batch_size, num_workers, progress, what="features")
         head = {"target": target, "slides": slides, "date": date.today().isoformat()}
         fitted: Any
         if collator is not None:

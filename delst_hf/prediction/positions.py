@@ -261,10 +261,12 @@ def _looked_through(pieces: Iterable[pd.DataFrame], name: str, shape: tuple[int,
 
 def _columns(names: list[str], name: str) -> tuple[str, str, str]:
     """Return the names of the columns of x, of y, and of whether a position is on tissue; the last may be absent."""
-    found = next((columns for columns in _COLUMNS if set(columns[:2]) <= set(names)), None)
+    known = {str(one).strip().lower(): one for one in names} | {one: one for one in names}
+    found = next((columns for columns in _COLUMNS if set(columns[:2]) <= set(known)), None)
     if found is None:
         raise ValueError(
             f"{name}: columns {some_of(names)} found. Needed: x and y, in pixels of the full resolution, or the table of "
             "positions of Space Ranger unchanged. Put a line of names above the first row, if there is none."
         )
-    return found
+    x, y, tissue = (known.get(one, one) for one in found)
+    return x, y, tissue

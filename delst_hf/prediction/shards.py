@@ -87,6 +87,7 @@ def run(
     batch_size: int = 64,
     num_workers: int = 2,
     progress: bool = True,
+    what: str = "predict",
 ) -> Shards:
     """Predict all patches of a source; resume from shards that an earlier run left.
 
@@ -98,6 +99,7 @@ def run(
         batch_size: Patches per batch.
         num_workers: Threads that read patches.
         progress: Show a bar with tiles per second and the time left.
+        what: Name of the bar.
     """
     check_reading(batch_size, num_workers)
     for stale in folder.glob(".*.incomplete-*"):
@@ -113,7 +115,7 @@ def run(
         source.read, (batch for order in todo.values() for batch in in_batches(order, batch_size)), num_workers
     )
     with (
-        tqdm(total=len(source), initial=taken, desc="predict", unit="tile", disable=not progress) as bar,
+        tqdm(total=len(source), initial=taken, desc=what, unit="tile", disable=not progress) as bar,
         closing(batches),
     ):
         predicted = one_late((patches, predictor.begin(patches)) for _, patches in batches)
