@@ -9,7 +9,7 @@ from scipy import sparse
 
 from delst_hf.evaluation.evidence import Arm, Evaluation, Spots
 from delst_hf.evaluation.findings import Findings
-from delst_hf.evaluation.protocols.robustness import robustness_chance, robustness_index
+from delst_hf.evaluation.protocols.robustness import counting_neighbours, robustness_chance, robustness_index
 from delst_hf.evaluation.result_tables import format_results
 from delst_hf.evaluation.suite import run_protocols
 
@@ -61,6 +61,23 @@ def test_the_index_of_six_spots_is_that_of_the_hand():
         {"robustness_index": 1 / 5, "support": 4 / 6, "neighbours": 2, "robustness_chance": 8 / 16}
     )
     np.testing.assert_allclose(by_spot, BY_SPOT)
+
+
+@pytest.mark.usefixtures("any_croma")
+def test_the_pooled_index_weighs_spots_by_the_neighbours_that_count():
+    """The plain mean of the spots, whose interval was 18 % too narrow on HER2ST, moves otherwise than the pooled index."""
+    assert counting_neighbours(FEATURES, LABELS, SLIDES, np.arange(6), 2).tolist() == [2, 1, 1, 1, 0, 0]
+    generator = np.random.default_rng(3)
+    features, labels, slides = (
+        generator.normal(size=(60, 4)),
+        generator.choice(list("ab"), 60),
+        np.repeat(list("xyz"), 20),
+    )
+    groups = np.char.add(slides, generator.choice(list("12345"), 60))
+    scores, by_spot = robustness_index(features, labels, slides, groups, [7])
+    weights = counting_neighbours(features, labels, slides, groups, 7)
+    pooled = np.nansum(by_spot * weights) / weights.sum()
+    assert scores["robustness_index"] == pytest.approx(pooled) != pytest.approx(np.nanmean(by_spot), abs=1e-3)
 
 
 def test_the_package_agrees_with_the_definition():

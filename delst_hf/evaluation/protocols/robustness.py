@@ -15,8 +15,10 @@ import pandas as pd
 
 from ..evidence import Spots
 from ..findings import Findings
+from ..neighbours import highest, query_blocks
 from ..preparation import finite_matrix, missing_rows
 from ..resampled import mean_statistic
+from ..retrieval import as_inner_product
 from ..uncertainty import Weighted
 from . import Protocol
 
@@ -155,8 +157,10 @@ def _score(findings: Findings, variant: str, rows: np.ndarray, centres: np.ndarr
         )
     statistics: dict[str, Any] = {}
     for arm in findings.arms.values():
-        scores, by_spot = robustness_index(arm.features[kept], labels[kept], centres[kept], groups[kept], candidates)
-        statistics[arm.name] = _moved(by_spot, scores["robustness_index"])
+        facts = arm.features[kept], labels[kept], centres[kept], groups[kept]
+        scores, by_spot = robustness_index(*facts, candidates)
+        counting = counting_neighbours(*facts, int(scores["neighbours"]))
+        statistics[arm.name] = _moved(by_spot, counting, scores["robustness_index"])
         findings.add(
             "robustness", arm.name, scores, {"robustness_index": statistics[arm.name]}, kept,
             variant=variant, num_spots=len(kept), labels=shared,
@@ -164,14 +168,30 @@ def _score(findings: Findings, variant: str, rows: np.ndarray, centres: np.ndarr
     findings.compare("robustness", "robustness_index", statistics, kept, variant=variant)
 
 
-def _moved(by_spot: np.ndarray, value: float) -> Weighted:
-    """Return the mean index of resampled spots, shifted so that drawing every spot once gives the pooled index.
+def counting_neighbours(
+    features: np.ndarray, labels: np.ndarray, centres: np.ndarray, groups: np.ndarray, neighbours: int
+) -> np.ndarray:
+    """Count for each spot (spots,) the nearest neighbours that are SO or OS; arguments as for `robustness_index`.
 
-    croma returns the index of each spot and the pooled one, but not how many neighbours of a spot count.
+    croma returns the index of each spot and the pooled one, but not this weight of a spot in the latter.
     """
-    mean = mean_statistic(by_spot)
-    shift = value - mean(np.arange(len(by_spot)))
-    return Weighted(len(by_spot), lambda weights: mean.of(weights) + shift)
+    label, centre, group = (np.unique(names, return_inverse=True)[1] for names in (labels, centres, groups))
+    unit = as_inner_product(*(np.asarray(features, dtype=np.float64),) * 2, "cosine", None)[0]
+    result = np.empty(len(unit))
+    for rows in query_blocks(len(unit), len(unit)):
+        similar = np.where(group[rows, None] == group, -np.inf, unit[rows] @ unit.T)
+        near = highest(similar, neighbours)
+        allowed = np.isfinite(np.take_along_axis(similar, near, axis=1))
+        counts = (label[near] == label[rows, None]) != (centre[near] == centre[rows, None])
+        result[rows] = (counts & allowed).sum(axis=1)
+    return result
+
+
+def _moved(by_spot: np.ndarray, counting: np.ndarray, value: float) -> Weighted:
+    """Return the pooled index of resampled spots, shifted so that drawing every spot once gives croma's digits."""
+    pooled = mean_statistic(by_spot, counting)
+    shift = value - pooled(np.arange(len(by_spot)))
+    return Weighted(len(by_spot), lambda weights: pooled.of(weights) + shift)
 
 
 PROTOCOL = Protocol(
