@@ -54,6 +54,14 @@ def test_without_baselines_and_without_a_hierarchy_the_sentences_say_so():
     assert "it is not among the --protocols" in hierarchy
 
 
+def test_nothing_scored_is_told_in_whole_sentences():
+    nothing = conclusions(record(0.01, protocols=[], command=["delst", "evaluate", "--protocols"]))
+    assert nothing == [
+        'Nothing was scored on B4; the table "Not run" says why.',
+        "The hierarchy: it is not among the --protocols that were chosen.",
+    ]
+
+
 def test_a_tie_is_neither_above_nor_below():
     equal = [row("hest", "ours", True, pearson_mean=0.2), row("hest", "colour statistics", pearson_mean=0.2)]
     against = conclusions(record(0.01, protocols=equal, comparisons=[]))[1]

@@ -184,6 +184,7 @@ def test_a_vocabulary_is_shown_in_one_line():
         ([[1, 0.5]], ["A", "B"], r"fractions: it looks normalised.*adata.layers\['counts'\]"),
         ([[1, 2]], None, "gene_names is missing"),
         ([{"A": 1}, {"B": 1}], None, "The spots of counts name different genes, .* Give the same genes for every spot"),
+        (np.ones((2, 0)), [], "There are no counts: no gene is given. A dataset of images alone"),
         ([[1, 2]], "ERBB2", "but there are 1 gene names"),
         ([[1, 2, 3]], ["A", "B"], r"shape \(1, 3\), but there are 2 gene names.$"),
         (

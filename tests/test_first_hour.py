@@ -63,6 +63,8 @@ DELST = {
     f"predict {HEAD} plain.png --mpp 0,5 --output x.h5ad": r"invalid float value: '0,5'. Write it with a point: 0.5",
     f"embed mine.h5ad {MODEL}": r"mine.h5ad is a file, and a model is asked for. Commands take the model first",
     f"predict {HEAD} plain.png --output x.h5ad": r"mpp is unknown.*--mpp",
+    f"evaluate {MODEL} images": r"There are no counts: .* delst predict embeds its patches",
+    "vocabulary images --output genes.txt": r"There are no counts: the slides are images alone",
     f"predict {MODEL} he.jpg --mpp 0.5 --genes ERBB2 --output x.h5ad": r"no expression head. Fit one: delst fit",
     "prepare torn.csv --split slide --test-slides S1 --output d": r"leaves patient 'P1' in test and train",
 }  # fmt: skip
@@ -103,6 +105,7 @@ def folder(tiny_backbone, tmp_path_factory):
     )
     (here / "mouse.yaml").write_text(f"dataset: {MOUSE}\noutput_dir: new\n")
     shutil.copy(here / "he.jpg", here / "plain.png")
+    assert main(["prepare", "image", str(here / "he.jpg"), "--mpp", "0.5", "--output", str(here / "images")]) == 0
     source = make_source()
     docs_files.write_table(source, here / "counts.csv", here / "table_spots.csv")
     assert (

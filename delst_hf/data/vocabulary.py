@@ -172,6 +172,10 @@ def choose_genes(
     names, ids = np.asarray(study.gene_names, dtype=object), study.genes["gene_id"].tolist()
     if method == "list":
         return find_genes(names.tolist(), ids, wanted or (), "--genes FILE")
+    if not len(names):
+        raise ValueError(
+            "There are no counts: the slides are images alone (delst prepare image). Give slides with counts."
+        )
     first = np.zeros(len(names), dtype=bool)
     first[np.unique(names.astype(str), return_index=True)[1]] = True
     if method == "all":

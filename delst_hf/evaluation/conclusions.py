@@ -29,7 +29,10 @@ def conclusions(record: Record) -> list[str]:
     slides = ", ".join(record["test_slides"])
     verdict = _spokesman(record)
     if verdict is None:
-        return [f'Nothing was scored on {slides}; the table "Not run" says why.', _hierarchy(record)]
+        return [
+            f'Nothing was scored on {slides}; the table "Not run" says why.',
+            f"The hierarchy: {_hierarchy(record)}",
+        ]
     where = f" on {verdict.slide}" if verdict.slide else f" on {slides}"
     chance = "" if verdict.chance is None else f" and {verdict.chance:.3g} is chance"
     what = f"{verdict.protocol.title_of(verdict.variant)} ({verdict.metric.replace('_', ' ')})"

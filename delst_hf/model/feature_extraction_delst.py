@@ -97,6 +97,11 @@ class DelstGeneFeatureExtractor(FeatureExtractionMixin):
                 "This feature extractor has no vocabulary. Build it with DelstGeneFeatureExtractor(vocabulary=[...]) or "
                 "load it with from_pretrained from a model folder."
             )
+        if not len(gene_names):
+            raise ValueError(
+                "There are no counts: no gene is given. A dataset of images alone (delst prepare image) has none; delst "
+                "predict embeds its patches, and predicts what the model's heads know."
+            )
         position = {name: i for i, name in enumerate(self.vocabulary)}
         columns = np.fromiter((position.get(str(name), -1) for name in gene_names), np.int64, len(gene_names))
         found = len(np.unique(columns[columns >= 0]))
