@@ -143,6 +143,20 @@ def test_protocols_in_which_nothing_is_gained_are_limitations():
     assert "| entailment auc | 0.700 | Probability that a parent's own child" in results_text(record)
 
 
+def test_a_gain_whose_interval_holds_none_is_a_limitation():
+    ours = row("hest", "DELST backbone", True, variant="alpha=cv", pearson_mean=0.25)
+    map_of = {**row("signatures", "immune", True, auroc=0.52), "intervals": {"auroc": {"low": 0.44, "high": 0.6}}}
+    protocols = [row("hest", "colour statistics", variant="alpha=cv", pearson_mean=0.2), ours, map_of]
+    pair = {"protocol": "hest", "variant": "alpha=cv", "metric": "pearson_mean", "first": "DELST backbone",
+            "second": "colour statistics", "difference": 0.05, "low": -0.01, "high": 0.09, "unit": "spots"}  # fmt: skip
+    text = limitations({}, {}, results(protocols=protocols, comparisons=[pair]))
+    assert "(0.250) is not above that of colour statistics (0.200) by more than its spread." in text
+    assert "the auroc of immune (0.520) is not above chance (0.500) by more than its spread." in text
+    map_of["intervals"]["auroc"]["low"] = 0.51
+    text = limitations({}, {}, results(protocols=protocols, comparisons=[{**pair, "low": 0.01}]))
+    assert "colour statistics" not in text and "immune" not in text
+
+
 def test_a_folder_of_an_earlier_version_is_completed_and_cleaned(folder, tmp_path):
     for path in folder.glob("*.py"):
         path.unlink()

@@ -21,7 +21,8 @@ class Verdict:
         value: The score.
         rival: The best baseline, or "chance".
         rival_value: Score of the rival.
-        spread: The standard deviation of the baseline's score where there is one, else 0.
+        spread: By how much the score has to be better: on one slide the standard deviation of the baseline's score, else how
+            far the 95 % interval reaches below the difference (for chance: below the score); 0 where there is neither.
         chance: The chance level; None where the protocol states none.
     """
 
@@ -45,7 +46,7 @@ class Verdict:
     def sentence(self) -> str:
         """State that the score is not better than the rival's, for a list of limitations."""
         where = f" on {self.slide}" if self.slide else ""
-        spread = " by more than its spread" if self.spread else ""
+        spread = " by more than its spread" if self.value > self.rival_value else ""
         rival = "chance" if self.rival == "chance" else f"that of {self.rival}"
         return (
             f"{self.protocol.title_of(self.variant)}: the {self.metric} of {self.arm}{where} ({self.value:.3f}) is not above "
@@ -53,7 +54,7 @@ class Verdict:
         )
 
 
-def verdicts(rows: Sequence[Record], own_arms: Sequence[str]) -> list[Verdict]:
+def verdicts(rows: Sequence[Record], own_arms: Sequence[str], comparisons: Sequence[Record] = ()) -> list[Verdict]:
     """Judge every headline score of the model's own arms.
 
     The first own arm is compared with the best baseline of the same protocol, variant and slide. Where there is none, and for
@@ -62,12 +63,16 @@ def verdicts(rows: Sequence[Record], own_arms: Sequence[str]) -> list[Verdict]:
     Args:
         rows: Rows of results.
         own_arms: Names of the model's own arms; the first one represents it.
+        comparisons: Paired comparisons of results, whose intervals say how sure a difference to a baseline is.
     """
+    pairs = {
+        tuple(pair[key] for key in ("protocol", "variant", "metric", "first", "second")): pair for pair in comparisons
+    }
     result = []
     for row in rows:
         if row["own"]:
             rivals = _rivals(rows, row) if row["arm"] == own_arms[0] else []
-            result += list(_of_row(row, protocol(row["protocol"]), rivals))
+            result += list(_of_row(row, protocol(row["protocol"]), rivals, pairs))
     return result
 
 
@@ -80,7 +85,9 @@ def _rivals(rows: Sequence[Record], row: Record) -> list[Record]:
     ]
 
 
-def _of_row(row: Record, which: Protocol, rivals: Sequence[Record]) -> Iterator[Verdict]:
+def _of_row(
+    row: Record, which: Protocol, rivals: Sequence[Record], pairs: Mapping[tuple[str, ...], Record]
+) -> Iterator[Verdict]:
     for metric in which.judged:
         value = row["metrics"].get(metric)
         if value is None:
@@ -91,8 +98,15 @@ def _of_row(row: Record, which: Protocol, rivals: Sequence[Record]) -> Iterator[
         chance = which.chance_of(metric, row)
         if scored:
             best = max(scored, key=lambda other: sign * other["metrics"][metric])
+            pair = pairs.get((which.name, row["variant"], metric, row["arm"], best["arm"]), {})
             # Per slide, the spread is over random networks or seeds of a probe; otherwise over folds, which is not used.
-            spread = spread_of(best["metrics"], metric) if row.get("slide") else None
+            spread = spread_of(best["metrics"], metric) if row.get("slide") else _reach(pair, pair.get("difference"))
             yield Verdict(*facts, best["arm"], best["metrics"][metric], spread or 0.0, chance)
         elif chance is not None:
-            yield Verdict(*facts, "chance", chance, chance=chance)
+            yield Verdict(*facts, "chance", chance, _reach(row["intervals"].get(metric) or {}, value), chance)
+
+
+def _reach(interval: Record, value: float | None) -> float:
+    """Return how far an interval reaches below its value; 0 without one."""
+    low = interval.get("low")
+    return 0.0 if low is None or value is None else max(value - low, 0.0)

@@ -84,5 +84,6 @@ def limitations(record: Record, data: Record, results: Record | None, baselines:
             lines.append(
                 "These results hold no baselines (colour, random-init and frozen backbone): how much is learned is not shown."
             )
-        lines += [verdict.sentence() for verdict in verdicts(rows, results["own_arms"]) if not verdict.better]
+        judged = verdicts(rows, results["own_arms"], results.get("comparisons") or ())
+        lines += [verdict.sentence() for verdict in judged if not verdict.better]
     return Markdown("\n".join(f"- {cell(line)}" for line in lines))
