@@ -100,6 +100,44 @@ def test_numbers_that_no_run_could_have_are_refused(arguments, value, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [DelstTrainingArguments, HeadTrainingArguments])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 is not possible: .* 1 or more"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 is not possible"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is for models of text"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is for models of text"),
+        ({"include_num_input_tokens_seen": True}, "include_num_input_tokens_seen is for models of text"),
+        ({"train_sampling_strategy": "group_by_length"}, "='group_by_length' is for models of text"),
+        ({"debug": "underflow_overflow"}, "debug='underflow_overflow' cannot read masks"),
+        ({"dataloader_in_order": False}, "as workers finish them, so that no run can be repeated or resumed exactly"),
+        (
+            {"accelerator_config": {"split_batches": True}},
+            "split_batches in accelerator_config would give a process other",
+        ),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches in accelerator_config would give"),
+        ({"accelerator_config": {"even_batches": False}}, "even_batches=False in accelerator_config would give"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, "use_seedable_sampler=False in accelerator_config"),
+    ],
+)
+def test_options_that_a_run_would_ignore_or_fail_on_are_refused(arguments, options, message, tmp_path):
+    """They left a run as it was without a word, or ended it in a library: a missing 'input_ids', a concatenated bool."""
+    with pytest.raises(ValueError, match=message):
+        arguments(str(tmp_path), use_cpu=True, **options)
+
+
+def test_spots_chosen_for_a_batch_have_no_other_order(tmp_path):
+    with pytest.raises(ValueError, match="'sequential' cannot be combined with batch_sampling='balanced'"):
+        DelstTrainingArguments(str(tmp_path), train_sampling_strategy="sequential", batch_sampling="balanced")
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("image_to_gene_mean_rank", False), ("gene_to_image_mrr", True)])
+def test_the_best_model_has_the_lowest_rank(metric, greater, tmp_path):
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    assert DelstTrainingArguments(str(tmp_path), metric_for_best_model=metric, **options).greater_is_better is greater
+
+
+@pytest.mark.parametrize("arguments", [DelstTrainingArguments, HeadTrainingArguments])
 def test_what_trackers_are_told_has_no_secrets_and_no_paths(tmp_path, arguments):
     """TensorBoard writes ``to_json_string`` into its event file, wandb and others send ``to_dict`` away."""
     home = tmp_path / "alice"

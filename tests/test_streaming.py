@@ -183,10 +183,10 @@ def _places(spots, labels) -> list[int]:
     return [place[label] for label in labels.tolist()]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(folder, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (1, True)])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(folder, tmp_path, workers, persistent):
     """205 spots make 12 batches: the run is resumed within its first and within its second epoch."""
-    settings = {"dataloader_num_workers": workers, "max_steps": 15}
+    settings = {"dataloader_num_workers": workers, "max_steps": 15, "dataloader_persistent_workers": persistent}
     whole = run_of(folder, tmp_path / "whole", save_strategy="steps", save_steps=7, **settings)
     whole.train()
     for step in (7, 14) if workers == 0 else (7,):
@@ -198,8 +198,12 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(folder, tmp_path, workers):
         ):
             assert torch.equal(one, other), name
     if workers:
-        other = run_of(folder, tmp_path / "other", **settings | {"dataloader_num_workers": 0})
-        with pytest.raises(ValueError, match="dataloader_num_workers was 2 and is 0"):
+        other = run_of(
+            folder,
+            tmp_path / "other",
+            **settings | {"dataloader_num_workers": 0, "dataloader_persistent_workers": False},
+        )
+        with pytest.raises(ValueError, match=f"dataloader_num_workers was {workers} and is 0"):
             other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
 
 
@@ -227,6 +231,7 @@ def test_slides_that_are_split_by_spot_train_on_their_training_spots(tmp_path):
         ),
         ({}, {"min_spot_distance_um": 100.0}, "min_spot_distance_um=100 needs the position of every spot"),
         ({}, {"cache_features": True, "freeze_vision": True}, "cache_features needs a place on the disk"),
+        ({}, {"train_sampling_strategy": "sequential"}, "='sequential' needs the order of the dataset"),
         ({"level_key": "shuffled"}, {}, "level_key='shuffled' needs the numbers of genes"),
         ({"features": "somewhere"}, {}, "features needs the features of every spot. Leave one of the two out"),
     ],

@@ -216,6 +216,15 @@ def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
         (4, {"batch_sampling": "balanced", "contrastive_micro_batch_size": 10}),
         (5, {"batch_sampling": "within_slide", "per_device_train_batch_size": 16, "freeze_vision": True}),
         (4, {"stain_jitter": "strong", "min_crop": 0.7, "views": "nested", "mask_negatives": "slide"}),
+        (
+            4,
+            {
+                "dataloader_num_workers": 1,
+                "dataloader_persistent_workers": True,
+                "eval_strategy": "steps",
+                "eval_steps": 2,
+            },
+        ),
     ],
     ids=[
         "at the end of an epoch",
@@ -223,6 +232,7 @@ def test_baseline_geometries_train(make_trainer, tiny_model, geometry):
         "balanced and cached",
         "within a slide, frozen",
         "drawn on the device",
+        "workers that outlive an epoch",
     ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step, options):
@@ -240,6 +250,30 @@ def test_resumed_run_equals_the_uninterrupted_one(make_trainer, caplog, step, op
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     halfway = DelstModel.from_pretrained(os.path.join(run, f"checkpoint-{step}"))
     assert not torch.equal(whole.model.visual_projection.weight, halfway.visual_projection.weight)
+
+
+@pytest.mark.parametrize("options", [{"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
+def test_metrics_of_parts_of_the_spots_are_refused(make_trainer, options):
+    with pytest.raises(ValueError, match="Retrieval is scored over all validation spots at once"):
+        make_trainer(**options)
+
+
+def test_a_checkpoint_without_an_optimizer_is_not_resumed(make_trainer, caplog):
+    """The run went on, with a new optimizer and a schedule from its start, and ended elsewhere without a word."""
+    options = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True, "max_steps": 4}
+    make_trainer("alone", **options).train()
+    with pytest.raises(ValueError, match="checkpoint-4 holds weights alone .*--init_from"):
+        make_trainer("alone", **options).train(resume_from_checkpoint=True)
+    make_trainer("alone", resume_anyway=True, **options | {"max_steps": 5}).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["dataloader_drop_last", "dataloader_persistent_workers"])
+def test_a_run_whose_steps_get_other_spots_is_not_resumed(make_trainer, name):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "dataloader_num_workers": 1}
+    make_trainer("other", **options).train()
+    options[name] = name != "dataloader_drop_last"
+    with pytest.raises(ValueError, match=f"is of another run: {name} was not given and is {options[name]}"):
+        make_trainer("other", **options).train(resume_from_checkpoint=True)
 
 
 def test_resumed_run_ends_with_the_same_best_model(make_trainer):

@@ -22,6 +22,7 @@ from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 from ..model.processing_delst import STAIN_NORMALIZATIONS
 from ..record import public_record
+from .refused_options import check_options
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +211,7 @@ _AT_LEAST_ZERO = (
     "max_grad_norm", "min_spot_distance_um", "unpaired_weight",
 )  # fmt: skip
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
+_AT_LEAST_ONE = ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size")
 
 
 def check_numbers(args: TrainingArguments) -> None:
@@ -226,6 +228,9 @@ def check_numbers(args: TrainingArguments) -> None:
         if not 0 <= float(value or 0) < (1 if name in _BELOW_ONE else math.inf):
             allowed = "from 0 to below 1" if name in _BELOW_ONE else "0 or more, and finite"
             raise ValueError(f"{name}={value} is not possible: it must be a number, {allowed}.")
+    for name in _AT_LEAST_ONE:
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} is not possible: it must be a whole number, 1 or more.")
     if not math.isfinite(args.num_train_epochs):
         raise ValueError(f"num_train_epochs={args.num_train_epochs} is not possible: it must be a finite number.")
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
@@ -261,6 +266,10 @@ class PublicArguments(TrainingArguments):
         hub_model_id: Repository on the Hub.
         hub_private_repo: Make a new repository private.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self)
 
     @property
     def device(self) -> torch.device:
@@ -382,6 +391,8 @@ class DelstTrainingArguments(PublicArguments):
                 "non_blocking": True
             }  # batches come from pinned memory: no step waits for its copy
         check_numbers(self)
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("rank"):
+            self.greater_is_better = False  # the base class knows that of losses only
         self._check_device()
         super().__post_init__()
         if super().n_gpu > 1:
@@ -435,6 +446,12 @@ class DelstTrainingArguments(PublicArguments):
             raise ValueError(
                 f"batch_sampling={self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g} make full "
                 "batches only. Leave dataloader_drop_last at True."
+            )
+        if self.slide_aware and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy={str(self.train_sampling_strategy)!r} cannot be combined with batch_sampling="
+                f"{self.batch_sampling!r} and min_spot_distance_um={self.min_spot_distance_um:g}, which choose the spots of a "
+                "batch themselves. Leave it out."
             )
         for name, choices in (("stain_jitter", STAIN_JITTER), ("views", VIEWS), ("mask_negatives", MASK_NEGATIVES)):
             if getattr(self, name) not in choices:

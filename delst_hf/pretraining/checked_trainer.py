@@ -122,6 +122,18 @@ def what_to_lower(args: Any) -> str:
     )
 
 
+def seeds_of_workers(args: Any) -> torch.Generator | None:
+    """Return the generator from which a loader draws the seeds of its workers, None for torch's own.
+
+    Workers that outlive an epoch are seeded once in a run, and once more when it is resumed: if torch's generator drew these
+    seeds, the resumed run would draw other numbers afterwards.
+
+    Args:
+        args: Arguments of the run.
+    """
+    return torch.Generator() if args.dataloader_persistent_workers else None
+
+
 class CheckedTrainer(Trainer):
     """transformers' Trainer whose runs end at the first number that is not finite, and whose checkpoints are complete.
 
@@ -209,6 +221,12 @@ class CheckedTrainer(Trainer):
     def _training(self) -> AbstractContextManager[Any]:
         """Return the context of a training."""
         return nullcontext()
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader: Any = super()._get_dataloader(*args, **kwargs)
+        if self.args.dataloader_persistent_workers:
+            loader.base_dataloader.generator = seeds_of_workers(self.args)
+        return loader
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Do as in the base class; end the run on a loss or gradient that is not finite.

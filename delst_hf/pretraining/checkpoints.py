@@ -34,6 +34,9 @@ _NOT_COMPARED = re.compile(
     "|accelerator_config|skip_memory_metrics|include_.*|remove_unused_columns"
 )
 
+# What decides which spots, or which random numbers, a step gets, and is no hyper-parameter of the record.
+_OF_THE_LOADER = ("dataloader_drop_last", "dataloader_persistent_workers")
+
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """Return the latest complete checkpoint, None when there is none.
@@ -264,6 +267,8 @@ def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots:
     """
     data = run_facts.get("data") or {}
     settings = {**hyperparameters(args), **(run_facts.get("hyperparameters") or {})}
+    defaults = type(args).__dataclass_fields__
+    loader = {name: getattr(args, name) for name in _OF_THE_LOADER if getattr(args, name) != defaults[name].default}
     return {
         "seed": args.seed,
         "spots_per_batch": args.train_batch_size * args.world_size,
@@ -274,6 +279,7 @@ def run_identity(args: Any, processor: Any, run_facts: Mapping[str, Any], spots:
         "vocabulary": processor.feature_extractor.vocabulary_hash() if processor is not None else None,
         "data": data.get("fingerprint"),
         **({"features": data["features_fingerprint"]} if "features_fingerprint" in data else {}),
+        **loader,
         **{name: value for name, value in settings.items() if not _NOT_COMPARED.fullmatch(name)},
     }
 
@@ -287,9 +293,15 @@ def check_same_run(checkpoint: str, identity: Mapping[str, Any], resume_anyway: 
         resume_anyway: Resume all the same, and log what differs.
 
     Raises:
-        ValueError: If settings differ; the message names them.
+        ValueError: If settings differ, which the message names, or the checkpoint holds weights alone.
     """
     before = _marker(Path(checkpoint)).get("run", {})
+    if not resume_anyway and not any(Path(checkpoint).glob("rng_state*")):
+        raise ValueError(
+            f"{checkpoint} holds weights alone (--save_only_model true), without the state of the optimizer: a resumed run "
+            "would differ from an uninterrupted one. Train from the start, begin a new run with --init_from, or insist with "
+            "--resume_anyway true."
+        )
     now = json.loads(json.dumps(dict(identity)))
     names = [name for name in before | now if before.get(name) != now.get(name)] if before else []
     if not names:

@@ -10,6 +10,7 @@ from ..data.spot_files import SpotFiles
 from ..data.spot_stream import SpotStream
 from ..data.streamed import StreamedStudy
 from .arguments import DataArguments, DelstTrainingArguments
+from .checked_trainer import seeds_of_workers
 from .trainer import DelstTrainer
 
 
@@ -29,6 +30,10 @@ def check_streaming(data: DataArguments, training: DelstTrainingArguments) -> No
         "features": (data.features is not None, "the features of every spot"),
         "unpaired_slides": (bool(data.unpaired_slides), "all unpaired spots beside the stream"),
         "level_key='shuffled'": (data.level_key == "shuffled", "the numbers of genes of all spots of a slide"),
+        "train_sampling_strategy='sequential'": (
+            training.train_sampling_strategy != "random",
+            "the order of the dataset, where a stream is shuffled",
+        ),
         "auto_find_batch_size": (training.auto_find_batch_size, "another order of the spots for each size"),
     }
     given = [f"{name} needs {what}" for name, (asked, what) in needs.items() if asked]
@@ -103,6 +108,7 @@ class StreamTrainer(DelstTrainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
+            generator=seeds_of_workers(args),
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         )

@@ -99,6 +99,11 @@ class DelstTrainer(CheckedTrainer):
 
             prepare_for_sharding(self.model, self.accelerator.state.fsdp_plugin)
         if self.compute_metrics is None:
+            if self.args.batch_eval_metrics or not self.args.eval_do_concat_batches:
+                raise ValueError(
+                    "Retrieval is scored over all validation spots at once, which batch_eval_metrics=True and "
+                    "eval_do_concat_batches=False prevent. Leave them out, or give DelstTrainer compute_metrics of your own."
+                )
             self.compute_metrics = self.retrieval_metrics
         self._last_embeds: dict[str, tuple[Tensor, Tensor]] = {}
         self._copies: torch.cuda.Stream | None = None
