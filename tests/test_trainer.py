@@ -267,6 +267,15 @@ def test_a_checkpoint_without_an_optimizer_is_not_resumed(make_trainer, caplog):
     make_trainer("alone", resume_anyway=True, **options | {"max_steps": 5}).train(resume_from_checkpoint=True)
 
 
+def test_a_resumed_run_logs_and_saves_as_often_as_it_is_told_now(make_trainer):
+    """The steps of the checkpoint went on, and only a hidden warning said so."""
+    make_trainer("often", save_strategy="steps", save_steps=2, max_steps=4).train()
+    resumed = make_trainer("often", save_strategy="steps", save_steps=1, logging_steps=1)
+    resumed.train(resume_from_checkpoint=True)
+    assert {row["step"] for row in resumed.state.log_history if "loss" in row} == {2, 4, 5, 6}
+    assert Path(resumed.args.output_dir, "checkpoint-5", "complete").is_file()
+
+
 @pytest.mark.parametrize("name", ["dataloader_drop_last", "dataloader_persistent_workers"])
 def test_a_run_whose_steps_get_other_spots_is_not_resumed(make_trainer, name):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "dataloader_num_workers": 1}

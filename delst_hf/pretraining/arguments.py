@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import logging
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_xpu_available
 
 from ..data.study import LEVEL_KEYS
@@ -22,7 +24,6 @@ from ..data.vocabulary import RANKINGS
 from ..model.configuration_delst import DelstConfig, DelstGeneConfig
 from ..model.processing_delst import STAIN_NORMALIZATIONS
 from ..record import public_record
-from .refused_options import check_options
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,46 @@ def check_numbers(args: TrainingArguments) -> None:
         )
 
 
+# Why options of transformers' Trainer are refused that a run would ignore, or whose failure only a library explains.
+_OF_TEXT = "is for models of text, and changes nothing here"
+_OTHER_ORDER = "would give a process other batches than a run here records and resumes"
+
+
+def check_options(args: Any) -> None:
+    """Refuse options that would be ignored, or would end the run late, before anything is opened.
+
+    Args:
+        args: Arguments of a run, which their base class has checked.
+
+    Raises:
+        ValueError: At the first one that is given; the message says why it cannot be used.
+    """
+    loader = args.accelerator_config
+    refused = {
+        "label_smoothing_factor": (args.label_smoothing_factor != 0, _OF_TEXT),
+        "neftune_noise_alpha": (args.neftune_noise_alpha is not None, _OF_TEXT),
+        "include_num_input_tokens_seen": (args.include_num_input_tokens_seen != "no", _OF_TEXT),
+        f"train_sampling_strategy='{args.train_sampling_strategy}'": (
+            args.train_sampling_strategy not in ("random", "sequential"),
+            _OF_TEXT,
+        ),
+        "debug='underflow_overflow'": ("underflow_overflow" in args.debug, "cannot read masks, which are no numbers"),
+        "dataloader_in_order=False": (
+            not args.dataloader_in_order,
+            "gives batches as workers finish them, so that no run can be repeated or resumed exactly",
+        ),
+        "split_batches in accelerator_config": (loader.split_batches, _OTHER_ORDER),
+        "dispatch_batches in accelerator_config": (loader.dispatch_batches, _OTHER_ORDER),
+        "even_batches=False in accelerator_config": (not loader.even_batches, _OTHER_ORDER),
+        "use_seedable_sampler=False in accelerator_config": (not loader.use_seedable_sampler, _OTHER_ORDER),
+    }
+    for name, (asked, why) in refused.items():
+        if asked:
+            raise ValueError(f"{name} {why}. Leave it out.")
+    for name in set(args.report_to) - set(get_available_reporting_integrations()):
+        raise ValueError(f"report_to={name!r} is not installed here. Install it (pip install {name}), or leave it out.")
+
+
 class PublicArguments(TrainingArguments):
     """Training arguments whose record may be published.
 
@@ -268,6 +309,10 @@ class PublicArguments(TrainingArguments):
     """
 
     def __post_init__(self) -> None:
+        # Otherwise accelerate takes each process of torchrun for a single one on a machine without a GPU: each would train
+        # alone on all spots, and write into the same folder.
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         check_options(self)
 

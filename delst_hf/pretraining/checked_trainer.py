@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import (
@@ -134,6 +134,14 @@ def seeds_of_workers(args: Any) -> torch.Generator | None:
     return torch.Generator() if args.dataloader_persistent_workers else None
 
 
+class StepsAsGiven(TrainerCallback):
+    """Logs, scores and saves as often as the arguments say: a resumed state has the steps of its checkpoint."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Read the steps from the arguments."""
+        state.compute_steps(args, state.max_steps)
+
+
 class CheckedTrainer(Trainer):
     """transformers' Trainer whose runs end at the first number that is not finite, and whose checkpoints are complete.
 
@@ -150,6 +158,7 @@ class CheckedTrainer(Trainer):
     def __init__(self, *args: Any, processor: Any = None, run_facts: dict[str, Any] | None = None, **kwargs: Any):
         self.processor, self.run_facts = processor, run_facts or {}
         super().__init__(*args, **kwargs)
+        self.add_callback(StepsAsGiven)
         self._begin_to_watch()
 
     def _begin_to_watch(self) -> None:
