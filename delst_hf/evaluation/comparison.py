@@ -69,7 +69,8 @@ def _common(
             yield name, "macro_f1", kept, tuple(f1_statistic(truth, side.astype(str)) for side in (left, right))
         else:
             ranks = [side.astype(float) for side in (left, right)]
-            yield name, "recall@10", kept, tuple(mean_statistic(rank <= 10) for rank in ranks)
+            found = [_recall(spots, name, kept, rank) for spots, rank in zip((ours, theirs), ranks)]
+            yield name, "recall@10", kept, tuple(mean_statistic(recall) for recall in found)
             yield name, "mean_rank", kept, tuple(mean_statistic(rank) for rank in ranks)
     sides = [record.get("expression") or {} for record in (first, second)]
     if all(sides) and sides[0]["genes"] == sides[1]["genes"] and sides[0]["groups"] == sides[1]["groups"]:
@@ -77,6 +78,12 @@ def _common(
         pair = tuple(pearson_statistic(np.array(side["predicted"], dtype=float), measured, groups) for side in sides)
         name = f"{protocol(sides[0]['protocol']).title_of(sides[0]['variant'])}:{sides[0]['arm']}"
         yield name, "pearson_mean", np.ones(len(measured), dtype=bool), pair
+
+
+def _recall(spots: Mapping[str, Any], name: str, kept: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return recall@10 of the spots `kept`: as it was stored, where spots tie, else by their rank."""
+    stored = spots.get(name.replace("rank:", "recall@10:"))
+    return (rank <= 10).astype(float) if stored is None else np.array(stored, dtype=float)[kept]
 
 
 def _same_quantities(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
