@@ -29,10 +29,11 @@ FACTS += [
 ]
 
 PUSH = """
-import contextlib, io, json, os, sys, time
+import contextlib, io, json, os, shutil, sys, time
 from datasets import load_dataset
 import evaluate
 from delst_hf.cli import main
+from delst_hf.data.study import Study
 
 time.sleep = lambda seconds: None  # the client waits between its tries
 model, heads, data, results, *facts = sys.argv[1:]
@@ -49,11 +50,15 @@ def run(*arguments, token="hf_me"):
 def connected():
     open("connected", "w").close()
 
+shutil.copytree(model, "head")
+open("head/README.md", "w").write("---\\nlicense: '{license}'\\n---\\n# head")  # as delst fit leaves it
+
 answers = {
     "gaps": run("push", model, "me/gaps"),
     "upload cut": run("push", model, "me/whole", *complete),
     "model": connected() or run("push", model, "me/whole", *complete),
     "same again": run("push", model, "me/whole", *complete),
+    "head": run("push", "head", "me/head", *complete),
     "heads": run("push", heads, "me/heads", *complete),
     "whole": run("push", model, "me/replaced", *complete),
     "heads over whole": run("push", heads, "me/replaced", *complete),
@@ -74,6 +79,7 @@ answers = {
 }
 os.environ["HF_TOKEN"] = "hf_me"
 rows = {name: len(load_dataset("me/toys", name, split="train")) for name in ("spots", "genes", "slides")}
+rows["study"] = len(Study.load("me/toys").spots)
 streamed = sum(1 for _ in load_dataset("me/toys", split="train", streaming=True))
 scores = evaluate.load("me/gene_pearson").compute(predictions=[[1.0], [2.0], [4.0]], references=[[1.0], [2.0], [4.0]])
 print(json.dumps({"answers": answers, "rows": rows, "streamed": streamed, "scores": scores}))
@@ -140,12 +146,15 @@ def test_pushes_and_what_comes_back(checkpoints, toy_study, toy_folder, tmp_path
         torch.save({"images": images, "counts": counts, "names": names}, tmp_path / "inputs.pt")
         opened = OPEN.replace('torch.load("inputs.pt")', 'torch.load("inputs.pt", weights_only=False)')
         answer_of(hub, tmp_path, opened, without_package=True)
-        files = {name: hub.files(f"me/{name}") for name in ("whole", "heads", "replaced", "cut-commit", "taken")}
+        files = {
+            name: hub.files(f"me/{name}") for name in ("whole", "head", "heads", "replaced", "cut-commit", "taken")
+        }
         commits = {name: [c.title for c in hub.repositories["model", f"me/{name}"].branches["main"]] for name in files}
         repositories = {name for _, name in hub.repositories}
 
     answers = {name: (status, out + err) for name, (status, out, err) in found["answers"].items()}
-    for name in ("model", "same again", "heads", "heads over whole", "dataset", "metric", "retry"):
+    assert "README.md of head has gaps, so the card that is pushed is written" in answers["head"][1]
+    for name in ("head", "model", "same again", "heads", "heads over whole", "dataset", "metric", "retry"):
         assert answers[name][0] == 0 and "pushed " in answers[name][1], (name, answers[name][1])
     messages = {
         "gaps": r"--license .*--dataset-license ",
@@ -167,7 +176,10 @@ def test_pushes_and_what_comes_back(checkpoints, toy_study, toy_folder, tmp_path
         assert status == 2, name
         assert re.search(message, text, re.DOTALL), (name, text)
     assert not {"me/gaps", "me/x", "guest/x", "me/none"} & repositories
-    assert found["rows"] == {"spots": 108, "genes": len(toy_study.genes), "slides": 3} and found["streamed"] == 108
+    assert (
+        found["rows"] == {"spots": 108, "genes": len(toy_study.genes), "slides": 3, "study": 108}
+        and found["streamed"] == 108
+    )
     assert found["scores"]["gene_pearson"] == pytest.approx(1.0)
 
     # One commit a push; a broken one leaves nothing, the same content makes no second one.
@@ -176,7 +188,7 @@ def test_pushes_and_what_comes_back(checkpoints, toy_study, toy_folder, tmp_path
     # A checkpoint without its backbone over a whole one: no weight of the backbone stays behind.
     assert len(files["replaced"]["model.safetensors"]) == len(files["heads"]["model.safetensors"])
     assert len(files["heads"]["model.safetensors"]) < len(files["whole"]["model.safetensors"])
-    for name in ("whole", "heads"):
+    for name in ("whole", "head", "heads"):
         everything = b"".join(content for path, content in files[name].items() if path.endswith((".json", ".md")))
         assert str(folder).encode() not in everything and b"pictures" not in files[name]["results.json"]
         card = files[name]["README.md"].decode()

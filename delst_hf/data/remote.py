@@ -15,7 +15,8 @@ from .folder import DatasetFolder, files_of_slides, problems_of_slides, read_col
 from .places import check_dataset, is_dataset, near
 from .schema import CONFIGS, MANIFEST, problems_of_files, read_manifest
 
-EVERYTHING = ("README.md", MANIFEST, *(f"{name}/**" for name in CONFIGS))
+# All that a manifest names: a folder that lacks a picture would be taken for damaged.
+EVERYTHING = ("README.md", MANIFEST, *(f"{name}/**" for name in (*CONFIGS, "examples", "previews")))
 _SMALL = ("README.md", MANIFEST, "genes/**", "slides/**")
 
 

@@ -1,6 +1,7 @@
 """Push to the Hub: a checkpoint with its code, records and a card without gaps; a dataset folder; a metric."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,10 +20,12 @@ from ..evaluation.results import RESULTS, write_results
 from ..model.configuration_delst import DelstConfig
 from ..model.processing_delst import DelstProcessor
 from ..record import TRAINING_RECORD, public_record
-from .card import check_filled, model_card
+from .card import check_filled, model_card, unfilled
 from .checkpoint_folder import check_finite_weights, checkpoint_class, write_checksums
 from .checksums import check_checksums
 from .push import push_files, user_of
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 METRICS = Path(__file__).resolve().parents[1] / "metrics"
@@ -43,7 +46,7 @@ def push_model(
     """Upload a checkpoint in one commit; afterwards ``from_pretrained(repo_id)`` loads it, even without this package.
 
     Args:
-        folder: The checkpoint. A README.md in it is uploaded unchanged; otherwise the card is written.
+        folder: The checkpoint. A README.md in it is uploaded unchanged if it has no gaps; otherwise the card is written.
         repo_id: "user/name"; the repository is created if it does not exist.
         results: Results of `delst evaluate`, to be uploaded too.
         overwrite_card: Replace a README.md in the repository that somebody else wrote.
@@ -72,7 +75,13 @@ def push_model(
         copy_checkpoint_folder(folder, staging)
         if results is not None:
             write_results(staging / RESULTS, public_record(results))
-        if not (staging / CARD).is_file():
+        written = (staging / CARD).is_file()
+        if not written or unfilled((staging / CARD).read_text(encoding="utf-8")):
+            if written:
+                logger.warning(
+                    "%s of %s has gaps, so the card that is pushed is written from the records.", CARD, folder
+                )
+            (staging / CARD).unlink(missing_ok=True)  # a link to that of the folder
             (staging / CARD).write_text(model_card(folder, repo_id, results=results, **card), encoding="utf-8")
         check_filled((staging / CARD).read_text(encoding="utf-8"))
         return push_files(
