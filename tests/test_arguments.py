@@ -127,6 +127,13 @@ def test_options_that_a_run_would_ignore_or_fail_on_are_refused(arguments, optio
         arguments(str(tmp_path), use_cpu=True, **options)
 
 
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_strategies_that_push_no_checkpoint_are_refused(strategy, tmp_path):
+    with pytest.raises(ValueError, match=f"hub_strategy='{strategy}' would push what .*: use 'every_save' or 'end'"):
+        DelstTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy=strategy)
+    DelstTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy="end")
+
+
 def test_spots_chosen_for_a_batch_have_no_other_order(tmp_path):
     with pytest.raises(ValueError, match="'sequential' cannot be combined with batch_sampling='balanced'"):
         DelstTrainingArguments(str(tmp_path), train_sampling_strategy="sequential", batch_sampling="balanced")

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import logging
 import os
@@ -17,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from delst_hf import DelstCollator, DelstModel, DelstProcessor, DelstTrainer, DelstTrainingArguments
 from delst_hf.data.collator import random_orientation
 from delst_hf.data.study import Study
-from delst_hf.pretraining.checkpoints import last_complete_checkpoint
+from delst_hf.pretraining.checkpoints import begin_checkpoint, last_complete_checkpoint
 from delst_hf.pretraining.trainer import SCALARS
 
 pytestmark = pytest.mark.usefixtures("without_curves")
@@ -363,6 +364,32 @@ def test_leftovers_do_not_push_out_whole_checkpoints(make_trainer):
     ]
     assert last_complete_checkpoint(run).endswith("checkpoint-6")
     assert not (run / "checkpoint-4" / "stale").exists()
+
+
+@pytest.mark.parametrize("marker", ["complete", "begun"])
+def test_a_run_that_is_killed_while_it_removes_a_checkpoint_is_resumed(tmp_path, monkeypatch, marker):
+    """A folder whose file `begun` was deleted before others was taken for a stranger's, and no run went on."""
+    remove, left = os.unlink, 0
+
+    def killed(*arguments, **options):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", killed)
+    for number in range(6):
+        folder = tmp_path / str(number) / "checkpoint-2"
+        folder.mkdir(parents=True)
+        for name in ("a.py", "b.json", "z.safetensors", marker):
+            (folder / name).touch()
+        left = number
+        with contextlib.suppress(KeyboardInterrupt):
+            begin_checkpoint(folder.parent, 2)
+        left = 9
+        begin_checkpoint(folder.parent, 2)
+        assert [path.name for path in folder.iterdir()] == ["begun"]
 
 
 def test_limits_that_would_lose_work_are_refused(tmp_path):

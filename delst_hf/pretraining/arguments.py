@@ -269,6 +269,10 @@ def check_options(args: Any) -> None:
             not args.dataloader_in_order,
             "gives batches as workers finish them, so that no run can be repeated or resumed exactly",
         ),
+        f"hub_strategy='{args.hub_strategy.value}'": (
+            args.push_to_hub and "checkpoint" in args.hub_strategy,
+            "would push what a run resumes from, and only models are pushed here: use 'every_save' or 'end'",
+        ),
         "split_batches in accelerator_config": (loader.split_batches, _OTHER_ORDER),
         "dispatch_batches in accelerator_config": (loader.dispatch_batches, _OTHER_ORDER),
         "even_batches=False in accelerator_config": (not loader.even_batches, _OTHER_ORDER),

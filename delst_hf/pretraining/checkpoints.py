@@ -190,7 +190,7 @@ def begin_checkpoint(run: Path, step: int) -> None:
     for folder in run.glob("checkpoint-*"):
         began = _NAME.fullmatch(folder.name) and (folder / BEGUN).is_file()
         if began and not (folder / COMPLETE).is_file():
-            shutil.rmtree(folder)
+            _remove(folder)
     checkpoint = run / f"checkpoint-{step}"
     ours = any((checkpoint / name).is_file() for name in (COMPLETE, BEGUN))
     if checkpoint.is_dir() and not ours and any(checkpoint.iterdir()):
@@ -199,8 +199,7 @@ def begin_checkpoint(run: Path, step: int) -> None:
             "it away, or choose another --output_dir."
         )
     if ours:
-        (checkpoint / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(checkpoint)
+        _remove(checkpoint)
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / BEGUN).touch()
 
@@ -237,8 +236,19 @@ def delete_oldest(run: Path, limit: int | None, best: str | None = None) -> None
     kept = Path(best).resolve() if best else None
     removable = [steps[step] for step in sorted(steps) if steps[step].resolve() != kept]
     for folder in removable[: max(len(steps) - limit, 0)]:
-        (folder / COMPLETE).unlink()
-        shutil.rmtree(folder)
+        _remove(folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, `BEGUN` last: if the run is killed meanwhile, the next one knows what is left for a run's."""
+    (checkpoint / BEGUN).touch()
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    for path in checkpoint.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != BEGUN:
+            path.unlink()
+    shutil.rmtree(checkpoint)
 
 
 def _describe(path: Path) -> dict[str, Any] | None:
