@@ -34,9 +34,8 @@ def run(findings: Findings) -> None:
             if pools is None and not shuffled:
                 for name, scores in ways.items():
                     findings.keep(f"rank:{name}", rows[queries], scores["rank"])
-                    if (
-                        (scores["rank"] <= 10) != scores["recall@10"]
-                    ).any():  # a mean rank does not tell it where spots tie
+                    # Where spots tie, their mean rank does not tell the recall.
+                    if np.any((scores["rank"] <= 10) != scores["recall@10"]):
                         findings.keep(f"recall@10:{name}", rows[queries], scores["recall@10"])
         names = np.unique(slides)
         for slide in names if len(names) > 1 else ():
