@@ -1,6 +1,7 @@
 """Ridge from sums, held-out scores, logistic regression, and the checkpoints that hold them."""
 
 import json
+import re
 from dataclasses import replace
 
 import anndata
@@ -12,6 +13,7 @@ from PIL import Image
 from scipy.special import softmax
 from transformers import ViTImageProcessorPil
 
+import delst_hf
 import delst_hf.prediction.fit as fit_module
 from delst_hf import (
     DelstCollator,
@@ -258,6 +260,20 @@ def test_the_classifier_knows_its_classes(toy_heads, toy_study):
     assert set(model.config.id2label.values()) == known and model.config.head_inputs == "image"
     text = (toy_heads / "labels" / "README.md").read_text()
     assert "Macro-F1" in text and all(f"| {label} |" in text for label in known)
+
+
+@pytest.mark.parametrize(("head", "name"), [("expression", "expression"), ("labels", "shares")])
+def test_the_code_of_the_card_reads_the_head(toy_heads, toy_study, monkeypatch, head, name):
+    """A head has no embedding of its own to ask for: the card shows how its output is read."""
+    monkeypatch.chdir(toy_heads)
+    text = (toy_heads / head / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    name_of_class = re.search(r"imported, AutoModel takes the towers alone: use `delst_hf.(\w+)` in its place", text)[1]
+    code = code.replace("AutoModel.from", f"delst_hf.{name_of_class}.from")
+    found = {"delst_hf": delst_hf, "patches": toy_study.spots["image"][:2]}
+    exec(compile(code, "README.md", "exec"), found)
+    genes, classes = found["processor"].feature_extractor.vocabulary, found["model"].config.id2label
+    assert found[name].shape == (2, len(genes if head == "expression" else classes))
 
 
 def test_bad_requests_are_refused_before_the_work(toy_heads, toy_checkpoint, toy_folder, tmp_path):

@@ -18,7 +18,7 @@ from ..record import public_record, read_training_record
 from .card_results import limitations, results_text
 from .checksums import weights_fingerprint
 from .facts import FACTS
-from .head_card import head_text
+from .head_card import head_text, lines_of_use, use_with_package
 
 _FENCED = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ ]*$", re.DOTALL | re.MULTILINE)
 _HEADER_GAP = re.compile(r"^[a-z_]+: '?\{([a-z_]+)\}'?$", re.MULTILINE)
@@ -183,6 +183,8 @@ def _model_facts(folder: Path, config: DelstConfig) -> dict[str, Any]:
         )
         if left_out
         else "",
+        "use": lines_of_use(config),
+        "with_package": use_with_package(config),
         "input_px": _input_size(folder, config),
     }
 

@@ -7,8 +7,42 @@ import numpy as np
 
 from ..evaluation.tables import Table
 from ..markup import Markdown, cell
+from ..model.configuration_delst import DelstConfig
 
 _GENES_SHOWN = 20
+# What a model with a head returns, by its class.
+_OUTPUTS = {
+    "DelstForGeneExpressionPrediction": "expression = model(**inputs).logits  # (patches, genes of processor.feature_extractor."
+    "vocabulary)",
+    "DelstForSpotClassification": "shares = model(**inputs).logits.softmax(-1)  # (spots, classes of model.config.id2label)",
+}
+_INSTALLED = "the package delst_hf is installed (`pip install .` in a clone of\nit) and imported"
+_EMBEDS = """
+image_embeds = model.get_image_features(inputs["pixel_values"]).pooler_output
+gene_embeds = model.get_gene_features(inputs["gene_values"], inputs["gene_mask"]).pooler_output"""
+
+
+def use_with_package(config: DelstConfig) -> Markdown:
+    """Return, as the end of a sentence, how the checkpoint is loaded where this package is imported."""
+    name = (config.architectures or [""])[0]
+    if name not in _OUTPUTS:
+        return Markdown(f"it is not needed if {_INSTALLED}.")
+    return Markdown(f"if {_INSTALLED}, AutoModel takes the towers alone: use `delst_hf.{name}` in its place.")
+
+
+def lines_of_use(config: DelstConfig) -> Markdown:
+    """Return the lines of code that follow the loading of model and processor: to the output of the head, or embeddings.
+
+    Examples:
+        >>> print(lines_of_use(DelstConfig(architectures=["DelstForSpotClassification"], gene_config={"num_genes": 3})))
+        inputs = processor(images=patches, return_tensors="pt")
+        shares = model(**inputs).logits.softmax(-1)  # (spots, classes of model.config.id2label)
+    """
+    output = _OUTPUTS.get((config.architectures or [""])[0])
+    read = "both" if output is None else config.head_inputs
+    given = {"image": "images=patches", "gene": "counts=counts, gene_names=gene_names"}
+    inputs = ", ".join(given[name] for name in given if read in (name, "both"))
+    return Markdown(f'inputs = processor({inputs}, return_tensors="pt")\n{output or _EMBEDS.strip()}')
 
 
 def head_text(head: Mapping[str, Any]) -> Markdown:
