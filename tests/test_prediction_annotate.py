@@ -1,5 +1,6 @@
 """Embeddings written into an AnnData that exists: never into X, the rest byte for byte."""
 
+import gzip
 import hashlib
 
 import anndata
@@ -126,6 +127,16 @@ def test_whole_numbers_that_are_probably_no_counts_are_warned_of(file, toy_check
     embed_anndata(str(toy_checkpoint), adata, modality="genes", layer="rounded", key="wrong")
     told = "look normalised to one total and rounded; give raw counts; other layers with whole numbers in this file: ['counts"
     assert caplog.text.count(told) == 1
+
+
+def test_a_packed_file_is_predicted_and_not_embedded(file, toy_checkpoint, tmp_path, capsys):
+    packed = tmp_path / "mine.h5ad.gz"
+    packed.write_bytes(gzip.compress(file[0].read_bytes()))
+    command = [str(toy_checkpoint), str(packed), "--output", str(tmp_path / "out.h5ad"), "--quiet"]
+    assert main(["predict", *command]) == 0
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").n_obs == len(file[1].spots)
+    assert main(["embed", *command, "--overwrite"]) == 2
+    assert "mine.h5ad.gz is not an .h5ad file. Unpack it first." in capsys.readouterr().err
 
 
 def test_what_cannot_be_embedded_is_told(file, toy_checkpoint, tmp_path, caplog):

@@ -215,6 +215,8 @@ def test_columns_of_positions_in_an_anndata_go_by_their_names(tmp_path):
     adata.obs["in_tissue"] = [0, 1]
     adata.write_h5ad(tmp_path / "tissue.h5ad")
     assert read_positions(str(tmp_path / "tissue.h5ad"))["x"].tolist() == [4]
+    (tmp_path / "tissue.h5ad.gz").write_bytes(gzip.compress((tmp_path / "tissue.h5ad").read_bytes()))
+    assert read_positions(str(tmp_path / "tissue.h5ad.gz"))["x"].tolist() == [4]
     adata.obsm["spatial"] = np.ones((2, 1))
     adata.write_h5ad(tmp_path / "one.h5ad")
     with pytest.raises(ValueError, match=r"obsm\['spatial'\] has shape \(2, 1\)"):

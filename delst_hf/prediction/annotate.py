@@ -17,6 +17,7 @@ from ..data.counts import warn_of_unlikely_counts
 from ..data.notes import Notes
 from ..data.readers.anndata_file import open_anndata, raw_counts
 from ..data.readers.anndata_visium import places_of_anndata
+from ..data.scratch import PACKED
 from .outputs import full_disk_explained
 from .predict import provenance
 from .predictor import Predictor, load_predictor
@@ -123,7 +124,8 @@ def embed_file(
     """
     path = Path(path)
     if path.suffix != ".h5ad":
-        raise ValueError(f"{path.name} is not an .h5ad file. Write one with adata.write_h5ad(...).")
+        advice = "Unpack it first" if path.suffix in PACKED else "Write one with adata.write_h5ad(...)"
+        raise ValueError(f"{path.name} is not an .h5ad file. {advice}.")
     output = path.with_name(f"{path.stem}_delst.h5ad") if output is None else Path(output)
     check_file_output(output)
     in_place = output.exists() and path.exists() and os.path.samefile(output, path)

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from ..data.declared import check_hdf5, check_parquet
-from ..data.files import open_packed
+from ..data.files import open_packed, without
 from ..data.images import check_readable
 from ..data.readers.anndata_visium import positions_of
 from ..data.readers.tables import POSITION_COLUMNS, as_written, dialect, is_first_position, on_tissue, unmarked
+from ..data.scratch import PACKED, plain_file
 from ..data.study import Study
 from ..data.values import identifiers, some_of
 from ..errors import reading
@@ -71,7 +72,8 @@ def read_positions(path: str, shape: tuple[int, ...] | None = None) -> pd.DataFr
     check_positions(path)
     file = Path(path)
     with reading(file, "positions", "Give a CSV, parquet or .h5ad with x and y, in pixels of the full resolution."):
-        table = _of_anndata(file, shape) if file.suffix == ".h5ad" else _of_table(file, shape)
+        of_anndata = without(file.name, PACKED).endswith(".h5ad")
+        table = _of_anndata(plain_file(file), shape) if of_anndata else _of_table(file, shape)
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()][0]
             raise ValueError(

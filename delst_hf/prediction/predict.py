@@ -22,6 +22,7 @@ from ..data.patch_features import join_features
 from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
+from ..data.scratch import PACKED
 from ..data.study import Study
 from ..errors import did_you_mean
 from ..evaluation.embed import check_features
@@ -35,7 +36,7 @@ from .source import PatchSource, dataset_source, features_source, in_full_resolu
 
 logger = logging.getLogger(__name__)
 
-_ANNDATA = (".h5ad",)
+_ANNDATA = (".h5ad", *(f".h5ad{packed}" for packed in PACKED))
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,13 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
 
 def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
     path = Path(source)
-    if path.suffix in SUFFIXES_OF_FEATURES and path.suffix not in _ANNDATA:
+    if path.suffix in SUFFIXES_OF_FEATURES and not path.name.endswith(_ANNDATA):
         given = features_source(path, choice.mpp, choice.image, choice.features_patch_px)
         check_patch_size(predictor.record, [given.patch_um or 0], predictor.name, of_features=True)
         return given
     if choice.features is None:
         check_features(predictor.model.config.vision_config, None)
-    if path.suffix in _ANNDATA:
+    if path.name.endswith(_ANNDATA):
         patch_um = predictor.patch_um(choice.patch_um)
         slide, scale = places_of_anndata(open_anndata(path), path.name, image=choice.image, mpp=choice.mpp)
         return in_full_resolution(slide_source(slide, patch_um, predictor.cut_px, predictor.encoding), scale)
