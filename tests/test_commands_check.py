@@ -217,6 +217,17 @@ def test_counts_with_their_positions_are_a_slide(here, capsys):
         assert code == 0 and line(page, "slide") == ["counts (patient counts)"]
     code, _, error = run(capsys, "spots.csv")
     assert code == 2 and "holds positions of spots alone" in error and "--coordinates spots.csv" in error
+    Path("tissue_positions_list.csv").write_text("AAAC-1,1,0,16,521,521\nAAAG-1,0,1,17,530,540\n")
+    code, _, error = run(capsys, "tissue_positions_list.csv")
+    assert code == 2 and "holds positions of spots alone" in error
+
+
+def test_an_archive_that_no_reader_opens_is_to_be_unpacked(here, capsys):
+    """The bins of Visium HD, as 10x offers them beside the other files of a run."""
+    bins = write_outs(here / "binned_outputs" / "square_008um", make_source(), positions="parquet")
+    shutil.make_archive("HD_binned_outputs", "gztar", here, bins.parent.name)
+    code, _, error = run(capsys, "HD_binned_outputs.tar.gz")
+    assert code == 2 and "Unpack it (tar -xf HD_binned_outputs.tar.gz), and give what it holds. Or name" in error
 
 
 @pytest.mark.parametrize(

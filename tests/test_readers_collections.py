@@ -271,6 +271,9 @@ def test_xenium_mistakes(tmp_path, source):
         read_xenium(tmp_path / "out", tmp_path / "he.png", min_qv=99)
     with pytest.raises(FileNotFoundError, match="no transcripts.parquet"):
         read_xenium(tmp_path, tmp_path / "he.png")
+    (tmp_path / "GSM1_R1_transcripts.csv.gz").touch()  # as archives hold them
+    with pytest.raises(FileNotFoundError, match="There is GSM1_R1_transcripts.csv.gz: remove what stands before"):
+        read_xenium(tmp_path, tmp_path / "he.png")
 
 
 # --- SpatialData ----------------------------------------------------------------------------------------------------

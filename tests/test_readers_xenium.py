@@ -210,7 +210,7 @@ def test_mistakes(tmp_path, he, capsys):
     (folder / "cell_feature_matrix.zarr.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"cannot read .*zarr\.zip: BadZipFile"):
         read_xenium_cells(folder, he)
-    with pytest.raises(FileNotFoundError, match=r"no transcripts\.parquet, .*or read its cells \(--unit cell\)"):
+    with pytest.raises(FileNotFoundError, match=r"no transcripts\.parquet, .*or read its cells \(--unit cell\)\.$"):
         read_xenium(folder, he)
     pd.read_parquet(folder / "cells.parquet").drop(columns="x_centroid").to_parquet(folder / "cells.parquet")
     with pytest.raises(KeyError, match=r"columns \['x_centroid'\] are missing"):

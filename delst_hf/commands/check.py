@@ -99,6 +99,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     """
     from ..data.files import visible
     from ..data.readers.recognise import is_of_places, recognise
+    from ..data.scratch import is_archive
 
     if place is None:
         named = [one for one in given if not one.startswith("--")]
@@ -119,6 +120,8 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
     if not candidates:
         there = [path.name for path in visible(place)]
         packed = zipped([str(place), *there])
+        if is_archive(place):
+            packed = f"Unpack it (tar -xf {shlex.quote(str(place))}), and give what it holds."
         raise ValueError(
             f"the format of {place} is not recognised from its files ({', '.join(there[:10]) or 'one file'}). "
             f"{f'{packed} Or name' if packed else 'Name'} the format with "

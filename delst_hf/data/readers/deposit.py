@@ -103,7 +103,8 @@ def samples(place: Path) -> list[str]:
         place: a folder, or an archive of one. A sample has counts and positions; anything else yields none.
     """
     if place.is_file():
-        names = [(PurePosixPath(name).name, False) for name in names_within(place)] if is_archive(place) else []
+        within = [PurePosixPath(name) for name in names_within(place)] if is_archive(place) else []
+        names = [(name.name, False) for name in within if not set(_OTHERS) & set(name.parts)]
     else:
         names = [(entry.name, entry.is_dir()) for entry in visible(place)]
     found: dict[str, set[str]] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..files import open_packed, visible, without
 from ..scratch import PACKED
 from .deposit import is_without_counts, samples
+from .tables import is_first_position
 from .visium_cells import CELLS, NUCLEI
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".mrxs", ".bif")
@@ -113,8 +114,9 @@ def lone_counts(place: Path) -> Path | None:
 
 def is_of_places(table: Path) -> bool:
     """Tell whether a table holds positions of spots."""
-    names = {name.lower() for name in _header(table)}
-    return bool({"pixel_x", "pxl_row_in_fullres"} & names) or {"x", "y"} <= names
+    columns = _columns(table)
+    names = {name.lower() for name in columns}
+    return bool({"pixel_x", "pxl_row_in_fullres"} & names) or {"x", "y"} <= names or is_first_position(columns)
 
 
 def _ask(place: Path) -> list[Candidate]:

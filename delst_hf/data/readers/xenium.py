@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from ...errors import reader
 from ..counts import make_genes
 from ..feature_kinds import kind_of_name
-from ..files import only_one
+from ..files import only_one, visible
 from ..notes import Notes
 from ..slide import Slide, make_slide_id
 from ..values import texts
@@ -109,6 +109,10 @@ def _transcripts(folder: Path) -> Iterator[pd.DataFrame]:
     if not parquet.is_file() and not tables:
         cells = any((folder / f"cells.{kind}").is_file() for kind in ("parquet", "csv.gz", "csv"))
         advice = "Give the output folder of Xenium" + (", or read its cells (--unit cell)." if cells else ".")
+        if named := visible(folder, "*transcripts.parquet", "*transcripts.csv.gz", "*transcripts.csv"):
+            advice = (
+                f"There is {named[0].name}: remove what stands before 'transcripts' from the names of this run's files."
+            )
         raise FileNotFoundError(f"no transcripts.parquet, .csv.gz or .csv in {folder}. {advice}")
     names = set(pq.read_schema(parquet).names) if parquet.is_file() else set(read_table(tables[0], nrows=1).columns)
     missing = sorted(set(_COLUMNS[:3]) - names)
