@@ -168,9 +168,10 @@ def test_mistakes_end_with_one_line(checkpoint, toy_folder, tmp_path, capsys):
 
 def test_nan_is_written_as_null(tmp_path):
     path = write_results(
-        tmp_path / "r.json", {"format": FORMAT, "a": [np.float64("nan")], "test_slides": ["s"], "x": np.int64(3)}
+        tmp_path / "results.json", {"format": FORMAT, "a": [np.float64("nan")], "test_slides": ["s"], "x": np.int64(3)}
     )
     assert read_results(path) == {"format": FORMAT, "a": [None], "test_slides": ["s"], "x": 3}
+    assert read_results(tmp_path) == read_results(path)  # the folder of a checkpoint
 
 
 def test_results_of_an_earlier_version_are_refused_with_the_command_that_makes_them_anew(tmp_path):

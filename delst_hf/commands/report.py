@@ -24,7 +24,12 @@ def add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """
     parser = add_command(commands, "report", add_report, _run_report)
     add = parser.add_argument
-    add("results", nargs="+", metavar="RESULTS", help="JSON files of `delst evaluate --output`")
+    add(
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="JSON files of `delst evaluate`, or folders of checkpoints that hold one",
+    )
     add("--output", required=True, metavar="HTML", help="file to write")
     add("--names", metavar="A,B", help="name of each result; equal names are runs of one model")
     add("--model-index", metavar="YAML", help="also write the model-index of the first result here")

@@ -57,7 +57,7 @@ def write_results(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
-    """Read the results of `delst evaluate` or training/evaluate.py.
+    """Read the results of `delst evaluate` or training/evaluate.py: a file, or results.json in the folder of a checkpoint.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -68,7 +68,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         >>> record["test_slides"]
         ['toy_D1']
     """
-    path = Path(path)
+    path = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}. Make them with `delst evaluate MODEL DATASET --output {path}`.")
     try:
