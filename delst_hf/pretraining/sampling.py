@@ -3,9 +3,25 @@
 from typing import Any
 
 import numpy as np
+from transformers import TrainerCallback
 
 from ..data.sampler import SlideSampler
 from .arguments import DelstTrainingArguments
+
+
+class EpochOfSampler(TrainerCallback):
+    """Tells a sampler its epoch, which the loader of several processes does not do when a run is resumed within one.
+
+    Args:
+        sampler: The sampler.
+    """
+
+    def __init__(self, sampler: SlideSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Count complete epochs."""
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 def slide_sampler(spots: Any, args: DelstTrainingArguments) -> SlideSampler:

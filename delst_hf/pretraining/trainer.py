@@ -183,10 +183,13 @@ class DelstTrainer(CheckedTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not self.args.slide_aware:
             return super()._get_train_sampler(train_dataset)
-        from .sampling import slide_sampler
+        from .sampling import EpochOfSampler, slide_sampler
 
         spots = self.train_dataset if train_dataset is None else train_dataset
-        return slide_sampler(spots.spots if isinstance(spots, SpotRows) else spots, self.args)
+        sampler = slide_sampler(spots.spots if isinstance(spots, SpotRows) else spots, self.args)
+        self.remove_callback(EpochOfSampler)
+        self.add_callback(EpochOfSampler(sampler))
+        return sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW over five groups: backbone and heads, each with and without decay, and the scalars."""
