@@ -43,6 +43,9 @@ class _Parser(argparse.ArgumentParser):
             message += f".{hint}" if hint else ""
         elif decimals := re.search(r"invalid float value: '(-?\d*),(\d+)'$", message):
             message += f". Write it with a point: {decimals[1]}.{decimals[2]}"
+        elif message.endswith("required: COMMAND") and not self._unknown_options():
+            commands = next(action for action in self._actions if action.dest == "delst_command").choices or ()
+            message = f"name a command: {', '.join(commands)}. {self.prog} --help explains each."
         elif message.startswith(("the following arguments are required", "unrecognized arguments")):
             message = self._unknown_options() or message
         super().error(message)

@@ -98,6 +98,13 @@ def test_the_command_answers_before_it_loads_anything(here, command):
     assert not {"torch", "transformers", "datasets", "pandas", "numpy"} & set(done.stdout.split("LOADED")[1].split())
 
 
+@pytest.mark.parametrize("words", [[], ["--debug"]])
+def test_without_a_command_all_are_named(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "error: name a command: prepare, check, merge, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
