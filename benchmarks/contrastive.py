@@ -206,6 +206,7 @@ def report_gpu(options: argparse.Namespace) -> None:
         f"GPU, {torch.cuda.get_device_name()}, D={options.dim}, float32, without TF32 where the library multiplies it"
     )
     torch.backends.cuda.matmul.allow_tf32 = False  # for the other forms; ours sets it by itself
+    peaks: dict[tuple[str, int], float] = {}
     for size in options.gpu_sizes:
         repeats = 30 if size <= 4096 else 7
         names = [name for name in LOSSES if name == "ours" or size <= 16384]
@@ -213,7 +214,8 @@ def report_gpu(options: argparse.Namespace) -> None:
         inputs = make_inputs(size, options.dim, "cuda")
         print(f"  N={size}")
         for name, times in table.items():
-            memory = f"{peak_on_gpu(name, inputs):10.0f} MiB peak" if name in LOSSES else ""
+            peaks[name, size] = peak_on_gpu(name, inputs) if name in LOSSES else 0.0
+            memory = f"{peaks[name, size]:10.0f} MiB peak" if name in LOSSES else ""
             print(f"    {name:<12}{1e3 * statistics.median(times):9.3f} ms {memory}", flush=True)
         if size <= 8192:
             bar("error of ours against float64", error_on_gpu(inputs), 1e-4)
@@ -221,6 +223,8 @@ def report_gpu(options: argparse.Namespace) -> None:
             bar("time, ours / one-matrix", ratio(table, "ours", "one-matrix"), 1.0)
         elif size >= 16384:
             bar("time, ours / four products in float32", ratio(table, "ours", "products"), 1.0)
+            if half := peaks.get(("ours", size // 2)):
+                bar("peak memory of ours, N / N/2", peaks["ours", size] / half, 2.2)
         del inputs
         torch.cuda.empty_cache()
 

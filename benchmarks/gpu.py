@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def commands(piece: str, output: Path, small: bool) -> list[list[str]]:
         return [[*python, "benchmarks/predict.py", *sizes]]
     if piece == "tests":
         files = TESTS[:1] if small else TESTS
-        spread = [] if small else ["--numprocesses", "6", "--dist", "loadfile"]
+        spread = ["--numprocesses", "6", "--dist", "loadfile"] if find_spec("xdist") and not small else []
         return [[*python, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *spread, *files]]
     data, run = str(output / "work" / "data"), str(output / "work" / "run")
     precision = ["--use_cpu", "true", "--max_steps", "2"] if small else ["--bf16", "true"]
@@ -84,12 +85,16 @@ def main() -> None:
     options = parser.parse_args()
     options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
-    endings = []
+    endings, bars = [], []
     for piece in options.only:
         endings.append(run(piece, options.output, options.small))
         text = (options.output / f"{piece}.log").read_text(encoding="utf-8", errors="replace")
+        bars += [
+            f"{piece}: {line.strip()}" for line in text.splitlines() if line.strip().startswith(("pass  ", "MISS  "))
+        ]
         print(f"== {piece}\n{text if piece in ('loss', 'step') else text[-2500:]}", flush=True)
-    print("\n".join(["== summary", *endings]))
+    missed = [bar for bar in bars if ": MISS  " in bar]
+    print("\n".join(["== summary", *endings, f"{len(bars) - len(missed)} of {len(bars)} bars reached", *missed]))
     sys.exit(any("done" not in ending for ending in endings))
 
 
