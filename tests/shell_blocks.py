@@ -95,6 +95,7 @@ class Parsed(Exception):
 @contextmanager
 def only_parsing() -> Iterator[None]:
     """Stop every program once its own parser has taken its words."""
+    import delst_hf.pretraining.arguments as arguments
     import delst_hf.pretraining.options as options
 
     scripts, ours = argparse.ArgumentParser.parse_args, options.parse_arguments
@@ -108,7 +109,12 @@ def only_parsing() -> Iterator[None]:
         raise Parsed
 
     patched = mock.patch.object
-    with patched(argparse.ArgumentParser, "parse_args", stop_script), patched(options, "parse_arguments", stop_ours):
+    with (
+        patched(argparse.ArgumentParser, "parse_args", stop_script),
+        patched(options, "parse_arguments", stop_ours),
+        # The blocks install the trackers that they report to.
+        patched(arguments, "get_available_reporting_integrations", lambda: ["tensorboard", "trackio", "wandb"]),
+    ):
         try:
             yield
         except Parsed:
