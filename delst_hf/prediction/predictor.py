@@ -242,7 +242,7 @@ def load_predictor(name: str, heads: Sequence[str] = ()) -> Predictor:
     for head in heads:
         other, _ = _load(head)
         if isinstance(other, DelstModel):
-            raise ValueError(f"{head} is a model without a head. Give one that delst fit made (--head).")
+            raise ValueError(f"{head} is a model without a head: give --head a folder that `delst fit` wrote.")
         if not _same_backbone(predictor.model, _towers(other)):
             raise ValueError(
                 f"the head {head} was fitted on another backbone than {name}. Fit it on this one (delst fit)."
