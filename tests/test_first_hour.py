@@ -47,7 +47,7 @@ DELST = {
     f"evaluate runs/toy/pretrain {DATA}": r"is the folder of a run; its model is runs/toy/pretrain/model",
     f"evaluate {DATA} {MODEL}": r"Commands take the model first, then the data",
     f"report {MODEL} --output r.html": r"no results at runs/toy/pretrain/model/results.json. Make them with",
-    f"predict {HEAD} he.jpg --mpp 0.5 --head {MODEL} --output x.h5ad": r"is a model without a head. Give one that delst fit",
+    f"predict {HEAD} he.jpg --mpp 0.5 --head {MODEL} --output x.h5ad": r"is a model without a head: give --head a folder",
     # how things are given
     f"evaluate --model {MODEL} --dataset {DATA}":
         r"MODEL and DATASET are given without a name: delst evaluate MODEL DATASET\.$",
