@@ -191,7 +191,8 @@ def _explained(error: BaseException) -> str:
             "smaller batches or patches, or fewer processes (--num-proc)."
         )
     if isinstance(error, ImportError):
-        return f"{said(error)}. {_NOT_LOADED}"
+        text = said(error)
+        return f"{text}." if "pip install" in text else f"{text}. {_NOT_LOADED}"  # some libraries say it themselves
     if isinstance(error, OSError) and error.filename and error.errno:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         return _one_line(f"{files}: {error.strerror}. {_NEXT_STEP.get(error.errno, 'Check the disk and the path.')}")

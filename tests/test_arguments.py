@@ -111,6 +111,7 @@ def test_numbers_that_no_run_could_have_are_refused(arguments, value, tmp_path):
         ({"train_sampling_strategy": "group_by_length"}, "='group_by_length' is for models of text"),
         ({"debug": "underflow_overflow"}, "debug='underflow_overflow' cannot read masks"),
         ({"report_to": "nonesuch"}, "report_to='nonesuch' is not installed here. Install it .pip install nonesuch."),
+        ({"deepspeed": {"train_batch_size": 8}}, "deepspeed is not installed here. Install it .pip install deepspeed."),
         ({"dataloader_in_order": False}, "as workers finish them, so that no run can be repeated or resumed exactly"),
         (
             {"accelerator_config": {"split_batches": True}},

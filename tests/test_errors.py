@@ -127,6 +127,11 @@ def test_a_library_that_does_not_load_is_not_a_damaged_file():
         assert one.endswith("install it again, or use a machine with more memory.")
 
 
+def test_a_library_that_says_how_to_install_it_is_not_called_broken():
+    told = errors.explain(ImportError("You need to install `bitsandbytes`: `pip install -U bitsandbytes`"))
+    assert told == "You need to install `bitsandbytes`: `pip install -U bitsandbytes`."
+
+
 def test_an_error_of_ours_is_known_again_from_another_process():
     error = caught(lambda: positive("wide", "a.json: factor", "Correct it."))
     errors.mark_told(error)

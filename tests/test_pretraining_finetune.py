@@ -117,6 +117,12 @@ def test_a_head_is_not_trained_for_no_step_nor_on_damaged_weights(toy_checkpoint
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
+def test_a_metric_that_no_evaluation_gives_is_refused(toy_checkpoint, toy_folder, tmp_path):
+    command = ["--eval_strategy", "epoch", "--metric_for_best_model", "eval_los", "--max_steps", "1"]
+    with pytest.raises(ValueError, match="'eval_los' is not given by an evaluation of this run. Did you mean 'loss'"):
+        main(options(toy_checkpoint, toy_folder, tmp_path / "run", *command))
+
+
 @pytest.mark.fault("secrets and paths, fine-tuning")
 def test_a_fine_tuning_writes_no_pickle_and_no_secret(expression, toy_checkpoint, toy_folder, tmp_path):
     written = [path for path in expression.rglob("*") if path.is_file()]

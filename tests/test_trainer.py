@@ -286,6 +286,37 @@ def test_a_run_whose_steps_get_other_spots_is_not_resumed(make_trainer, name):
         make_trainer("other", **options).train(resume_from_checkpoint=True)
 
 
+def test_a_run_that_is_resumed_after_its_last_step_makes_no_other(make_trainer):
+    """Killed after its last checkpoint, which lies within an epoch of three steps."""
+    options = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "constant"}
+    whole = make_trainer(max_steps=4, **options)
+    whole.train()
+    resumed = make_trainer(max_steps=4, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("geometry", ["lorentz", "cosine"])
+def test_a_metric_that_no_evaluation_gives_is_refused_before_training(make_trainer, tiny_model, geometry):
+    """The names are those that the first evaluation gives, at which transformers' Trainer finds the mistake."""
+    tiny_model.config.geometry = geometry
+    if geometry == "cosine":
+        tiny_model.config.cross_entailment_weight = tiny_model.config.intra_entailment_weight = 0.0
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    trainer = make_trainer("names", tiny_model, **options)
+    given = {name.removeprefix("eval_") for name in trainer.evaluate()}
+    speed = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch"}
+    assert given - speed == trainer.evaluation_names()
+    trainer = make_trainer("run", tiny_model, metric_for_best_model="eval_image_to_gene_recal@10", **options)
+    with pytest.raises(
+        ValueError, match=r"'eval_image_to_gene_recal@10' is not given by .* Did you mean 'image_to_gene_recall@10'"
+    ):
+        trainer.train()
+    make_trainer("right", tiny_model, metric_for_best_model="image_to_gene_recall@10", **options).train()
+
+
 def test_resumed_run_ends_with_the_same_best_model(make_trainer):
     # This term rises in the first steps: the best model is neither the last one nor one after the interruption.
     options = {

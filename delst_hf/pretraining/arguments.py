@@ -11,6 +11,7 @@ import os
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -317,6 +318,8 @@ class PublicArguments(TrainingArguments):
         # alone on all spots, and write into the same folder.
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise ValueError("deepspeed is not installed here. Install it (pip install deepspeed), or leave it out.")
         super().__post_init__()
         check_options(self)
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import (
     begin_checkpoint,
+    check_metric,
     check_same_run,
     check_there_are_steps,
     delete_oldest,
@@ -199,6 +200,10 @@ class CheckedTrainer(Trainer):
             )
         return metrics
 
+    def evaluation_names(self) -> set[str] | None:
+        """Return the names of what an evaluation gives, None if the caller's ``compute_metrics`` or data decide on them."""
+        return {"loss"} if self.compute_metrics is None and not isinstance(self.eval_dataset, dict) else None
+
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree with before a run resumes from it: see `checkpoints.run_identity`."""
         return run_identity(self.args, self.processor, self.run_facts, self.train_dataset)
@@ -213,9 +218,11 @@ class CheckedTrainer(Trainer):
 
         Raises:
             ValueError: If there is no complete checkpoint, the one given is damaged or of another run, the training data
-                hold no full batch, or a loss, gradient or weight is not finite.
+                hold no full batch, no evaluation gives ``metric_for_best_model``, or a loss, gradient or weight is not finite.
         """
         check_there_are_steps(self.args, self.train_dataset)
+        if self.model is not None:  # a search has none between its trials
+            check_metric(self.args, self.evaluation_names)
         if resume_from_checkpoint:
             resume_from_checkpoint = whole_checkpoint(resume_from_checkpoint, self.args.output_dir or ".")
             check_same_run(resume_from_checkpoint, self.identity(), getattr(self.args, "resume_anyway", False))
@@ -230,6 +237,13 @@ class CheckedTrainer(Trainer):
     def _training(self) -> AbstractContextManager[Any]:
         """Return the context of a training."""
         return nullcontext()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Do as in the base class, but make no step beyond the last: it made one if a run was resumed after its last step."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader: Any = super()._get_dataloader(*args, **kwargs)

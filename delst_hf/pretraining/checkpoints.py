@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -327,6 +327,29 @@ def check_same_run(checkpoint: str, identity: Mapping[str, Any], resume_anyway: 
 
 def _value(identity: Mapping[str, Any], name: str) -> str:
     return repr(identity[name]) if name in identity else "not given"
+
+
+def check_metric(args: Any, evaluation_names: Callable[[], set[str] | None]) -> None:
+    """Refuse a ``metric_for_best_model`` that no evaluation gives: the base class does so at the first one.
+
+    Args:
+        args: Arguments of the run.
+        evaluation_names: Returns the names of what an evaluation gives, without ``eval_``; None if they are not known.
+
+    Raises:
+        ValueError: If it is another name; the message suggests the nearest.
+    """
+    metric = args.metric_for_best_model
+    names = None if metric is None or args.eval_strategy == "no" else evaluation_names()
+    if metric is None or names is None or metric.removeprefix("eval_") in names:
+        return
+    from ..errors import did_you_mean
+
+    near = did_you_mean([metric.removeprefix("eval_")], names)
+    raise ValueError(
+        f"metric_for_best_model={metric!r} is not given by an evaluation of this run.{near} Choose one of "
+        f"{', '.join(sorted(names))}."
+    )
 
 
 def check_there_are_steps(args: Any, spots: Any) -> None:

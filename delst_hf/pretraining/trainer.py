@@ -336,6 +336,18 @@ class DelstTrainer(CheckedTrainer):
             image_embeds, gene_embeds, model.config.geometry, curvature=model.curvature.item()
         )
 
+    def evaluation_names(self) -> set[str] | None:
+        """As in the base class, with retrieval, the loss terms and the state of the hyperboloid."""
+        if self.compute_metrics != self.retrieval_metrics or isinstance(self.eval_dataset, dict):
+            return super().evaluation_names()
+        config, two = self.model.config, torch.eye(2)
+        pair: Any = (two.numpy(), two.numpy())
+        names = {"loss", TERMS[0], "contrastive_chance"} | {
+            term for term in TERMS[1:] if getattr(config, term.replace("_loss", "_weight")) > 0
+        }
+        names |= cone_statistics(two, two, 1.0).keys() if config.geometry == "lorentz" else set()
+        return names | self.retrieval_metrics(EvalPrediction(pair, two.numpy())).keys()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss terms since the last log, the scalars and the state of the hyperboloid."""
         prefix, mode = ("eval_", "eval") if "eval_loss" in logs else ("", "train")
