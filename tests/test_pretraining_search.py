@@ -70,6 +70,14 @@ def test_what_cannot_be_searched_is_refused(data, tmp_path):
 
 
 @pytest.mark.fault("runs and their checkpoints")
+def test_a_search_of_several_processes_is_refused_before_its_first_trial(data, tmp_path, monkeypatch):
+    """It trained the trials of its first geometry, and failed on the processes that are not told the best of them."""
+    training = small_training(tmp_path)
+    monkeypatch.setattr(type(training), "world_size", 2)
+    with pytest.raises(ValueError, match="2 processes were started, and a search runs in one"):
+        search(data, small_model(), training, SearchArguments())
+
+
 def test_trials_that_diverge_are_counted_and_not_the_end(data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RANGES", {"learning_rate": (1e-30, 1e30)})
     training = small_training(tmp_path / "some", max_steps=4)

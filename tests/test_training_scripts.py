@@ -130,6 +130,15 @@ def test_killed_and_resumed_run_ends_as_the_uninterrupted_one(pretrained, toy_fo
     assert early is None or not torch.equal(early["visual_projection.weight"], whole["visual_projection.weight"])
 
 
+def test_processes_that_checkpoint_activations_train_a_backbone_with_weights_that_are_not_read(toy_folder, tmp_path):
+    """DDP waited for the gradients of a mask token, or of a pooler, and ended the run at its second step."""
+    command = ["training/pretrain.py", CONFIG, "--dataset", str(toy_folder), "--vision_pooling", "mean", *SMALL]
+    for name, more in (("plain", ()), ("saved", ("--gradient_checkpointing", "true"))):
+        run_in_ranks(tmp_path / f"log of {name}", *command, "--output_dir", str(tmp_path / name), *more)
+    plain, saved = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "saved"))
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in plain.items())
+
+
 def test_a_run_resumed_within_its_second_epoch_ends_as_the_uninterrupted_one(pretrained, toy_folder, tmp_path):
     """Of several processes the loader that skips batches told the sampler no epoch: the spots were those of the first."""
     output = tmp_path / "out"

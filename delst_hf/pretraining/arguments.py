@@ -321,6 +321,11 @@ class PublicArguments(TrainingArguments):
         if self.deepspeed and find_spec("deepspeed") is None:
             raise ValueError("deepspeed is not installed here. Install it (pip install deepspeed), or leave it out.")
         super().__post_init__()
+        # The base class turns it off with checkpointing, which needs that only if it is re-entrant. Backbones hold weights
+        # that no forward pass reads, such as a mask token or a pooler, and DDP would wait for their gradients.
+        re_entrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if self.gradient_checkpointing and self.ddp_find_unused_parameters is None and not re_entrant:
+            self.ddp_find_unused_parameters = True
         check_options(self)
 
     @property

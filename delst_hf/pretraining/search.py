@@ -123,6 +123,12 @@ def _checked(data: DataArguments, model: Any, training: DelstTrainingArguments, 
         )
     if options.trials < 1:
         raise ValueError(f"--trials {options.trials}: give 1 or more runs per geometry. 20 are usual.")
+    if training.world_size > 1:
+        raise ValueError(
+            f"{training.world_size} processes were started, and a search runs in one. Start it without torchrun or "
+            "accelerate's --multi_gpu; to use several devices, start one search per geometry (--geometries lorentz), with an "
+            "--output_dir of its own."
+        )
     if training.push_to_hub:
         raise ValueError(
             "--push_to_hub would push every trial of the search. Leave it out, and push the run with the best rates."
