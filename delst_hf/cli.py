@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .atomic.processes import end_like_interrupted
@@ -144,12 +145,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_places(arguments: argparse.Namespace) -> None:
     """Refuse a model or a dataset that does not exist or is something else, before libraries load, which takes seconds."""
-    from .data.places import check_dataset, check_model
+    from .data.places import check_dataset, check_model, check_prediction
 
     if arguments.delst_command in _LOADS_MODELS:
         for name, check in (("model", check_model), ("dataset", check_dataset)):
             if (value := getattr(arguments, name, None)) is not None:
                 check(value)
+    if arguments.delst_command in ("predict", "retrieve") and arguments.output:
+        check_prediction(Path(arguments.output), arguments.overwrite)
 
 
 if __name__ == "__main__":

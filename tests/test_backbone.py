@@ -117,3 +117,13 @@ def test_a_backbone_is_not_taken_for_a_checkpoint(backbone):
         ValueError, match=r"of the kind 'vit', not a DELST checkpoint. .*from_vision_gene_pretrained\('"
     ):
         DelstModel.from_pretrained(backbone)
+
+
+def test_the_folder_of_a_run_or_of_a_dataset_is_told_from_a_model(model, tmp_path):
+    model.save_pretrained(tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match="run is the folder of a run; its model is .*run/model. Give that"):
+        DelstModel.from_pretrained(tmp_path / "run")
+    assert isinstance(DelstModel.from_pretrained(tmp_path / "run", subfolder="model"), DelstModel)
+    (tmp_path / "data" / "spots").mkdir(parents=True)
+    with pytest.raises(ValueError, match="data is a dataset folder. Give the folder of a checkpoint"):
+        DelstModel.from_pretrained(tmp_path / "data")

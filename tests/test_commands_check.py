@@ -262,3 +262,25 @@ def test_formats_without_a_place(here, capsys):
     given = ["--image", "he.png", "--counts", "counts.csv", "--coordinates", "spots.csv", "--mpp", "5"]
     code, page, _ = run(capsys, "--format", "table", *given)
     assert code == 0 and line(page, "spots")[0].startswith("12;")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("S1.rds", "R reads it: write the counts there (DropletUtils::write10xCounts"),
+        ("S1.cloupe", "Only Loupe Browser reads it: give the folder outs of Space Ranger"),
+        ("S1.gef", "stereopy reads it"),
+        ("S1.loom", "anndata.io.read_loom(FILE).write_h5ad("),
+        ("S1.h5mu", "mudata.read_h5mu(FILE)['rna'].write_h5ad("),
+        ("S1.xlsx", "save each sheet as CSV"),
+    ],
+)
+def test_files_that_other_programs_read_are_to_be_exported(here, capsys, name, said):
+    (here / name).write_bytes(b"PK\x03\x04" * 9)
+    code, _, error = run(capsys, name)
+    assert code == 2 and said in error
+
+
+def test_an_id_of_the_hub_is_to_be_downloaded(here, capsys):
+    code, _, error = run(capsys, "me/toys")
+    assert code == 2 and "hf download USER/NAME --repo-type dataset --local-dir DIR" in error

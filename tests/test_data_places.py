@@ -82,18 +82,31 @@ def test_what_lies_beside_is_named_where_no_name_is_near(here):
     assert near(Path("nowhere/resnet"), lambda path: True) == ""
 
 
-@pytest.mark.parametrize("command", ["evaluate", "fit"])
-def test_the_command_answers_before_it_loads_anything(here, command):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "data/mine", "Läufe 1/model"], "data/mine is a dataset folder, and a model is asked for."),
+        (["fit", "data/mine", "Läufe 1/model", "--output", "out"], "data/mine is a dataset folder, and a model"),
+        (
+            ["predict", "Läufe 1/model", "he.png", "--output", "slide.h5ad"],
+            "slide.h5ad exists. Choose another --output",
+        ),
+        (
+            ["retrieve", "Läufe 1/model", "he.png", "--output", "he.csv"],
+            "--output is he.csv. Allowed are names that end",
+        ),
+    ],
+)
+def test_the_command_answers_before_it_loads_anything(here, words, said):
     code = (
         "import sys; from delst_hf.cli import main; status = main(sys.argv[1:]); "
         "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules})); sys.exit(status)"
     )
     (here / "delst").write_text(code)  # by this name the package knows that it is the command
-    words = ["delst", command, "data/mine", "Läufe 1/model", *(["--output", "out"] if command == "fit" else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, cwd=here)
+    done = subprocess.run([sys.executable, "delst", *words], capture_output=True, text=True, env=environment, cwd=here)
     assert done.returncode == 2
-    assert done.stderr.startswith("delst: error: data/mine is a dataset folder, and a model is asked for.")
+    assert done.stderr.startswith(f"delst: error: {said}")
     assert done.stderr.count("\n") == 1
     assert not {"torch", "transformers", "datasets", "pandas", "numpy"} & set(done.stdout.split("LOADED")[1].split())
 

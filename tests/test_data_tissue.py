@@ -146,3 +146,16 @@ def test_impossible_grids_are_refused():
         on_tissue(grid, tissue, 100, 1.5)
     with pytest.raises(ValueError, match=r"no patch has a share of 0.9 tissue; .* 0.50"):
         on_tissue(grid[1:], tissue, 100, 0.9)
+
+
+def test_a_mask_that_is_the_slide_itself_is_warned_of_and_a_jpeg_mask_is_not(tmp_path, caplog):
+    noise = np.random.default_rng(0).integers(-20, 20, (200, 300, 1))
+    Image.fromarray(np.clip(slide_with((50, 150, 50, 250)) + noise, 0, 255).astype(np.uint8)).save(tmp_path / "he.png")
+    read_tissue(tmp_path / "he.png", (200, 300))
+    assert "the mask he.png does not look like one: 33 % of it is neither black nor white" in caplog.text
+    assert "which is 100 % of the slide" in caplog.text
+    caplog.clear()
+    white = 255 * (slide_with((50, 150, 50, 250)) == PINK).all(-1).astype(np.uint8)
+    Image.fromarray(white).save(tmp_path / "mask.jpg", quality=60)
+    assert read_tissue(tmp_path / "mask.jpg", (200, 300)).mask.mean() == pytest.approx(1 / 3, abs=0.01)
+    assert not caplog.records

@@ -41,6 +41,7 @@ def test_case_follows_the_species_where_most_names_are_in_the_other(caplog):
         "MT-CO1",
     ]
     assert "changed the case of symbols to that of human, e.g. Actb to ACTB" in caplog.text
+    assert "4 of 4 are written as those of mouse are: if they are, give --species mouse" in caplog.text
     assert clean(["ACTB", "MT-CO1", "H2-K1"], species="mouse")[2] == [
         "Actb",
         "mt-Co1",

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from delst_hf import DelstConfig, DelstModel, DelstTrainingArguments
+from delst_hf import DelstConfig, DelstForSpotClassification, DelstModel, DelstTrainingArguments
 from delst_hf.pretraining.lora import add_lora, merge_lora
 
 pytest.importorskip("peft", reason="the optional extra 'lora' is not installed")
@@ -83,14 +83,38 @@ def test_saved_without_the_backbone_it_loads_without_peft(tiny_model, inputs, tm
     monkeypatch.setitem(sys.modules, "peft", None)
     loaded = DelstModel.from_pretrained(tmp_path / "adapter", vision_path=tmp_path / "vit")
     torch.testing.assert_close(embeds(loaded, inputs), expected, rtol=1e-5, atol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(saved)
+    with torch.no_grad():
+        loaded.vision_model.layernorm.weight.mul_(2)
     with pytest.raises(ValueError, match="are no longer those of 'vit'"):
-        loaded.save_pretrained(tmp_path / "again")
+        loaded.save_pretrained(tmp_path / "trained")
 
     name = next(name for name in saved if ".lora_A." in name)
     save_file({name.replace("layers.0", "layer.0"): tensor for name, tensor in saved.items()},
               tmp_path / "adapter" / "model.safetensors")  # fmt: skip
     with pytest.raises(ValueError, match=r"The checkpoint has LoRA for 'vision_model.layer.0.*names it otherwise"):
         DelstModel.from_pretrained(tmp_path / "adapter", vision_path=tmp_path / "vit")
+
+
+def test_loaded_without_its_backbone_it_is_saved_so_again_with_a_head_and_with_more_lora(tiny_model, inputs, tmp_path):
+    tiny_model.vision_model.save_pretrained(tmp_path / "vit")
+    model = add_lora(with_backbone_of(tmp_path / "vit", tiny_model), rank=2)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "first", save_backbone=False)
+    more = add_lora(DelstModel.from_pretrained(tmp_path / "first", vision_path=tmp_path / "vit"), rank=3)
+    for name, parameter in more.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    expected = embeds(more, inputs)
+    more.save_pretrained(tmp_path / "second")
+    head = DelstForSpotClassification.from_pretrained(tmp_path / "second", vision_path=tmp_path / "vit", num_labels=2)
+    head.save_pretrained(tmp_path / "head")
+    for name in ("second", "head"):
+        again = DelstModel.from_pretrained(tmp_path / name, vision_path=tmp_path / "vit")
+        torch.testing.assert_close(embeds(again, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mistakes(tiny_model, tmp_path, monkeypatch):

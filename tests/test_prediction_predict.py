@@ -14,7 +14,6 @@ from conftest import as_stored
 from faults import run_in_child
 from PIL import Image
 
-import delst_hf.prediction.outputs as outputs_module
 import delst_hf.prediction.shards as shards_module
 from delst_hf import DelstForGeneExpressionPrediction, DelstModel
 from delst_hf.atomic.locks import kept_folder, kept_folders
@@ -138,7 +137,7 @@ def test_spatialdata_opens_image_shapes_and_table(predicted, tmp_path):
 
 
 def test_spatialdata_is_asked_for_before_the_work(predicted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(outputs_module, "find_spec", lambda name: None)
+    monkeypatch.setattr("delst_hf.data.places.find_spec", lambda name: None)
     assert main([*predicted[1], "--output", str(tmp_path / "slide.zarr")]) == 2
     assert "pip install 'delst-hf[spatialdata]', or write .h5ad" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

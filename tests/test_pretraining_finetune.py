@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import scripts
 import torch
+from conftest import make_tiny_processor
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from delst_hf import DelstForGeneExpressionPrediction, DelstForSpotClassification, DelstProcessor
+from delst_hf import DelstForGeneExpressionPrediction, DelstForSpotClassification, DelstModel, DelstProcessor
 from delst_hf.data.collator import DelstCollator
+from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.prediction import load_predictor
 from delst_hf.pretraining.finetune import HeadArguments, HeadTrainer, main, patient_split
 
@@ -175,3 +177,28 @@ def test_bad_requests_are_refused(more, message, toy_checkpoint, toy_folder, tmp
 def test_the_script_is_thin():
     code = "import runpy, sys; sys.argv[0] = 'training/finetune.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
     assert "--validation_slides" in scripts.run_script(code, "--help").stdout
+
+
+def test_a_checkpoint_without_its_backbone_is_trained_where_it_can_be_saved_so(
+    toy_study, toy_folder, tiny_backbone, tmp_path, monkeypatch
+):
+    """Otherwise the run was lost at its end, when the trained backbone was refused."""
+    processor = make_tiny_processor(toy_study)
+    genes = {"num_genes": len(processor.feature_extractor.vocabulary), "hidden_size": 16}
+    model = DelstModel.from_vision_gene_pretrained(tiny_backbone, gene_config=genes, projection_dim=8)
+    model.config.save_backbone, model.config.vision_source["id"] = False, str(tiny_backbone)
+    save_checkpoint_folder(tmp_path / "heads", model, processor)
+    monkeypatch.setattr(HeadTrainer, "train", lambda self, *args, **kwargs: pytest.fail("the training began"))
+    with pytest.raises(ValueError, match="was saved without its backbone, .* --lora true or --freeze_vision true"):
+        main(options(tmp_path / "heads", toy_folder, tmp_path / "run", "--target", "labels", "--max_steps", "1"))
+    monkeypatch.undo()
+    pytest.importorskip("peft", reason="the optional extra 'lora' is not installed")
+    more = ["--target", "labels", "--max_steps", "1", "--lora", "true"]
+    main(options(tmp_path / "heads", toy_folder, tmp_path / "lora", *more))
+    assert DelstForSpotClassification.from_pretrained(tmp_path / "lora" / "model").config.save_backbone is False
+    assert any(".lora_A." in name for name in load_file(tmp_path / "lora" / "model" / "model.safetensors"))
+
+
+def test_a_model_that_is_nowhere_is_no_fault_of_the_program(toy_folder, tmp_path):
+    with pytest.raises(ValueError, match="cannot read the checkpoint me/none: .*Give the folder model/ of a run"):
+        main(options("me/none", toy_folder, tmp_path / "run", "--max_steps", "1"))

@@ -218,6 +218,23 @@ def test_a_checkpoint_that_holds_links_is_not_pushed(toy_checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "secret"]
 
 
+def test_a_reference_is_pushed_where_it_is_asked_for(toy_checkpoint, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("delst_hf.hub.publish.push_files", lambda files, *arguments, **options: sorted(files))
+    folder = shutil.copytree(toy_checkpoint, tmp_path / "model")
+    (folder / "README.md").write_text(HEAD + "a card without gaps")
+    with pytest.raises(FileNotFoundError, match="has no reference to push. Make one: delst reference"):
+        push_model(folder, "me/toy", with_reference=True)
+    (folder / "reference").mkdir()
+    (folder / "reference" / "reference.json").write_text("{}")
+    assert not [name for name in push_model(folder, "me/toy") if name.startswith("reference")]
+    assert "holds data of training spots and is not pushed (--with-reference)" in caplog.text
+    assert "reference/reference.json" in push_model(folder, "me/toy", with_reference=True)
+    (tmp_path / "secret").write_text("mine")
+    (folder / "reference" / "spots.parquet").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="spots.parquet is a link to secret outside of the checkpoint"):
+        push_model(folder, "me/toy", with_reference=True)
+
+
 def test_passwords_of_addresses_are_not_repeated():
     text = "The connection to http://alice:hunter2@hub.example:80/x broke (https://bob@other/y)"
     assert without_secrets(text) == "The connection to http://hub.example:80/x broke (https://other/y)"

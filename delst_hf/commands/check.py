@@ -12,7 +12,7 @@ from ..atomic.files import check_file_output, write_file
 from ..atomic.locks import writing
 from ..errors import explain
 from . import formats, sheet
-from .options import add_command, zipped
+from .options import add_command, exported, zipped
 from .prepare import add_format, slide_options
 
 
@@ -105,7 +105,8 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         named = [one for one in given if not one.startswith("--")]
         raise ValueError(
             f"nothing to check: {named or 'no file or folder'} is not there. Give a slide, its folder or a dataset folder; or "
-            f"give the files by their options, with --format, one of {', '.join(formats.FORMATS)}."
+            f"give the files by their options, with --format, one of {', '.join(formats.FORMATS)}. A dataset of the Hub is "
+            "downloaded first: hf download USER/NAME --repo-type dataset --local-dir DIR."
         )
     candidates = recognise(place)
     if "--prefix" in given[:-1]:  # one sample of a deposit, named by the user
@@ -119,7 +120,7 @@ def _recognised(place: Path | None, given: list[str]) -> tuple[str, list[str]]:
         )
     if not candidates:
         there = [path.name for path in visible(place)]
-        packed = zipped([str(place), *there])
+        packed = exported(place.name) or zipped([str(place), *there])
         if is_archive(place):
             packed = f"Unpack it (tar -xf {shlex.quote(str(place))}), and give what it holds."
         raise ValueError(

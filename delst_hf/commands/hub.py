@@ -54,6 +54,7 @@ def add_push(commands: Any) -> None:
     kind("--dataset", action="store_true", help="DIR is a dataset folder")
     kind("--metric", action="store_true", help="DIR names a metric: gene_pearson, retrieval_recall, entailment")
     add("--private", action="store_true", help="create the repository private; an existing public one is refused")
+    add("--with-reference", action="store_true", help="push reference/ of delst reference too: data of training spots")
     add("--overwrite-card", action="store_true", help="replace a README.md in the repository that somebody else wrote")
     add("--revision", metavar="BRANCH", help="branch (default main)")
     _add_facts(parser)
@@ -143,6 +144,7 @@ def _run_push(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{arguments.folder} is a dataset folder. Push it with `delst push --dataset {arguments.folder} ...`."
         )
+    options["with_reference"] = arguments.with_reference
     print(f"pushed   {push_model(arguments.folder, arguments.repo_id, **options, **_card_arguments(arguments))}")
     print(f'open     transformers.AutoModel.from_pretrained("{arguments.repo_id}", trust_remote_code=True)')
 

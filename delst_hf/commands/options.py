@@ -124,6 +124,27 @@ def zipped(names: Sequence[str]) -> str:
     return "" if packed is None else f"Unpack it (unzip {shlex.quote(packed)}), and give what it holds."
 
 
+# What other programs export, by the suffixes of their files.
+_EXPORTS = {
+    ".rds .rdata .rda .h5seurat": "R reads it: write the counts there (DropletUtils::write10xCounts, type='HDF5') and the "
+    "positions (write.csv of GetTissueCoordinates), and give these to delst prepare table.",
+    ".cloupe": "Only Loupe Browser reads it: give the folder outs of Space Ranger that it came with.",
+    ".gef .gem .gem.gz": "stereopy reads it: write its bins as an .h5ad (stereo.io.stereo_to_anndata), and give that.",
+    ".loom": "anndata reads it: anndata.io.read_loom(FILE).write_h5ad('slide.h5ad'), and give that.",
+    ".h5mu": "mudata reads it: mudata.read_h5mu(FILE)['rna'].write_h5ad('slide.h5ad'), and give that.",
+    ".xlsx .xls .ods": "A spreadsheet reads it: save each sheet as CSV, and give these; look for genes that became dates.",
+}
+
+
+def exported(name: str) -> str:
+    """Return how to export a file that only other programs read; "" for any other.
+
+    >>> exported("slide.CLOUPE")[:30], exported("slide.csv")
+    ('Only Loupe Browser reads it: g', '')
+    """
+    return next((told for ends, told in _EXPORTS.items() if name.lower().endswith(tuple(ends.split()))), "")
+
+
 WITHOUT_IMAGE = "use the counts alone: the spots get the split 'unpaired' and train only the gene side of a model"
 
 

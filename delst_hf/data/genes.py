@@ -252,14 +252,17 @@ def _case_by_species(symbols: pd.Series, species: str, slide_id: str) -> list[st
     if species not in ("human", "mouse", "rat"):
         return names
     lettered = [name for name in names if (name.isalpha() and len(name) >= 3) or sum(map(str.isalpha, name)) >= 3]
+    other = "mouse" if species == "human" else "human"
     if species == "human":
         wrong, change = ([name for name in lettered if (plain := name.replace("orf", "")).upper() != plain], _human)
     else:
         wrong, change = [name for name in lettered if name == name.upper()], _mouse
     if 2 * len(wrong) <= len(lettered):
         return names
-    logger.warning("%s: changed the case of symbols to that of %s, e.g. %s to %s",
-                   slide_id, species, wrong[0], change(wrong[0]))  # fmt: skip
+    logger.warning(
+        "%s: changed the case of symbols to that of %s, e.g. %s to %s; %d of %d are written as those of %s are: if they are, "
+        "give --species %s", slide_id, species, wrong[0], change(wrong[0]), len(wrong), len(lettered), other, other,
+    )  # fmt: skip
     return [change(name) for name in names]
 
 

@@ -26,6 +26,7 @@ from .folder import DatasetFolder, open_folder, read_columns, refuse_links
 from .genes import union_genes
 from .output import check_output
 from .part import WRITER, count_columns
+from .places import is_dataset_id
 from .row_checks import problem_of_rows
 from .schema import (
     CONFIGS,
@@ -105,6 +106,12 @@ def merge_datasets(
         check_folder_output(output)
     with writing(output, "dataset") as goal:
         check_output(goal, overwrite)
+        for name in folders:
+            if is_dataset_id(str(name)):
+                raise FileNotFoundError(
+                    f"there is no dataset folder {name} here. One of the Hub is downloaded first: hf download {name} "
+                    "--repo-type dataset --local-dir DIR."
+                )
         opened = [open_folder(Path(folder).expanduser().resolve(), verify) for folder in folders]
         check_shards(opened)
         for folder in opened:

@@ -1,4 +1,4 @@
-"""Recognise what a name on the command line is: a dataset folder, the folder of a run, a model, or an id of the Hub.
+"""Recognise what a name on the command line is: a dataset folder, the folder of a run, a model, an id of the Hub, an output.
 
 The files at the path decide it, before anything is loaded, so that a wrong path is answered at once with the next step.
 """
@@ -6,11 +6,16 @@ The files at the path decide it, before anything is loaded, so that a wrong path
 import difflib
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+
+from ..atomic.files import check_file_output, check_folder_output
+from ..atomic.locks import clear_finished, is_held
 
 _CONFIG = "config.json"
 _TABLES = ("spots", "genes", "slides")
-_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs")
+_PREDICTIONS = (".h5ad", ".zarr", ".parquet")
 EMBEDDING_SUFFIXES = (".npy", ".npz", ".parquet")
 _GIVE_MODEL = (
     "Give the folder of a DELST checkpoint (OUTPUT_DIR/model) or of a backbone, or the id USER/NAME of one on the Hub."
@@ -35,6 +40,15 @@ def is_id(name: str) -> bool:
     (True, False, False)
     """
     return name.count("/") <= 1 and not name.startswith((".", "~", "/")) and not os.path.isabs(name)
+
+
+def is_dataset_id(name: str) -> bool:
+    """Tell whether a name can only be the id USER/NAME of a dataset: nothing is there, not even a folder USER.
+
+    >>> is_dataset_id("me/toys-v1.0"), is_dataset_id("toys"), is_dataset_id("runs/toy/data")
+    (True, False, False)
+    """
+    return name.count("/") == 1 and is_id(name) and not Path(name).parent.exists()
 
 
 def check_model(name: str) -> None:
@@ -99,7 +113,7 @@ def check_dataset(name: str) -> None:
         advice = f"is not a dataset folder, but {path / 'data'} is. Give that."
     elif len(missing) < len(_TABLES):
         advice = f"is not a complete dataset folder: {missing} missing. Make it again with delst prepare."
-    elif any(file.suffix.lower() in _IMAGES for file in path.iterdir()):
+    elif any(file.suffix.lower() in IMAGES for file in path.iterdir()):
         advice = (
             "holds images, and a dataset folder is asked for. Make one of a slide with its counts: delst prepare FORMAT "
             "(delst prepare --help shows each); of images without counts: delst prepare image."
@@ -110,6 +124,31 @@ def check_dataset(name: str) -> None:
             "is there."
         )
     raise FileNotFoundError(f"{name} {advice}")
+
+
+def check_prediction(output: Path, overwrite: bool) -> None:
+    """Refuse an output that could not be written, before any work; beside one that exists, remove what a killed run left.
+
+    Args:
+        output: Path of the prediction.
+        overwrite: Whether it may be replaced.
+
+    Raises:
+        ValueError: If its suffix is not one of those allowed.
+        FileExistsError: If it exists and may not be replaced.
+        ImportError: If it is .zarr and spatialdata is not installed.
+    """
+    if output.suffix not in _PREDICTIONS:
+        raise ValueError(f"--output is {output.name}. Allowed are names that end in {', '.join(_PREDICTIONS)}.")
+    (check_folder_output if output.suffix == ".zarr" else check_file_output)(output)
+    if output.suffix == ".zarr" and find_spec("spatialdata") is None:
+        raise ImportError(
+            f"{output.name} needs SpatialData, which is not installed: pip install 'delst-hf[spatialdata]', or write .h5ad."
+        )
+    if output.exists() and not overwrite:
+        if not is_held(output):
+            clear_finished(output)
+        raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
 
 
 def near(path: Path, kind: Callable[[Path], bool]) -> str:

@@ -58,7 +58,8 @@ def _hub_explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client and its HTTP library raise a dozen classes
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+        said = getattr(error, "server_message", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = said.split(". ")[0].rstrip(".")
         raise OSError(
             f"there is no dataset folder {name} here{near(Path(name), is_dataset)}, and the Hub does not give a dataset of "
             f"that name ({said}). Make a folder with delst prepare, or check the name; for a private dataset log in with `hf "

@@ -26,7 +26,7 @@ from datasets import Dataset, Features
 from datasets.packaged_modules.parquet.parquet import Parquet
 
 from .folder import DatasetFolder, check_gene_indices, open_folder, read_columns
-from .schema import SPLITS, SPOTS, UNPAIRED
+from .schema import CONFIGS, SPLITS, SPOTS, UNPAIRED
 
 LEVEL_KEYS = ("n_genes", "total_counts", "shuffled")
 
@@ -347,7 +347,13 @@ def find_folder(
         return open_folder(local, verify)
     from .remote import EVERYTHING, fetch, hub_name
 
-    return open_folder(fetch(hub_name(path), EVERYTHING, revision, token), verify)
+    fetched = fetch(hub_name(path), EVERYTHING, revision, token)
+    if missing := [name for name in CONFIGS if not (fetched / name).is_dir()]:
+        raise ValueError(
+            f"{path} on the Hub{f' at {revision}' if revision else ''} is not a dataset of delst prepare: {missing} missing. "
+            "Give the id, or the revision=, of one that delst push --dataset pushed."
+        )
+    return open_folder(fetched, verify)
 
 
 def load_spots(folder: DatasetFolder, cache_dir: str | None = None) -> Dataset:

@@ -1,6 +1,7 @@
 """Find tissue on a slide by its colour, or read it from a mask image or from polygons of QuPath."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from .images import check_readable, read_image
+
+logger = logging.getLogger(__name__)
 
 # Side of the reduced image in which tissue is searched: about 10 to 30 um per pixel.
 MASK_PX = 1024
@@ -27,6 +30,8 @@ _LARGEST_HOLE_MM2 = 0.5
 _GAP_UM = 60
 # Smaller pieces are dust, not a section.
 _SMALLEST_PIECE_MM2 = 0.02
+# Values of a mask that are neither black nor white, and the share of its pixels that may have them: JPEG and blurred edges.
+_GREY, _MOST_GREY = (48, 208), 0.2
 # Aspect ratios of mask and slide may differ by this share, because a reduced image has whole pixels.
 _SAME_RATIO = 0.02
 
@@ -158,7 +163,8 @@ def read_tissue(path: str | Path, image_shape: Sequence[int]) -> TissueMask:
     if path.suffix.lower() in (".geojson", ".json"):
         mask = _drawn_polygons(path, height, width)
     else:
-        pixels = read_image(path).max(-1)
+        colours = read_image(path)
+        pixels = colours.max(-1)
         rows, columns = pixels.shape
         if abs(columns * height / (rows * width) - 1) > _SAME_RATIO:
             raise ValueError(
@@ -166,7 +172,15 @@ def read_tissue(path: str | Path, image_shape: Sequence[int]) -> TissueMask:
                 "differ. Give a mask of the whole slide, at any size."
             )
         # A mask of classes has few, small numbers; JPEG turns black and white into many values.
-        mask = pixels > (0 if len(np.unique(pixels)) <= 16 else 127)
+        few = len(np.unique(pixels)) <= 16
+        mask = pixels > (0 if few else 127)
+        grey = 0 if few else ((colours > _GREY[0]) & (colours < _GREY[1])).any(-1).mean()
+        if grey > _MOST_GREY:
+            logger.warning(
+                "the mask %s does not look like one: %.0f %% of it is neither black nor white. What is brighter than grey is "
+                "taken for tissue, which is %.0f %% of the slide. If it is the slide itself, leave --mask out",
+                path.name, 100 * grey, 100 * mask.mean(),
+            )  # fmt: skip
     if not mask.any():
         raise ValueError(
             f"the mask {path.name} marks no tissue on this slide: all of it is black. Draw the tissue in white, or leave "

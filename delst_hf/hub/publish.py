@@ -36,6 +36,7 @@ def push_model(
     repo_id: str,
     *,
     results: Mapping[str, Any] | None = None,
+    with_reference: bool = False,
     overwrite_card: bool = False,
     private: bool = False,
     revision: str | None = None,
@@ -49,6 +50,8 @@ def push_model(
         folder: The checkpoint. A README.md in it is uploaded unchanged if it has no gaps; otherwise the card is written.
         repo_id: "user/name"; the repository is created if it does not exist.
         results: Results of `delst evaluate`, to be uploaded too.
+        with_reference: Upload the folder reference/ of `delst reference` too: embeddings, expression, labels and names of
+            training spots.
         overwrite_card: Replace a README.md in the repository that somebody else wrote.
         private: Create the repository private; an existing public one is refused.
         revision: Branch.
@@ -69,6 +72,7 @@ def push_model(
     """
     folder = check_checkpoint(folder)
     _refuse_links(folder)
+    reference = _reference_files(folder, with_reference)
     check_checksums(folder)
     check_finite_weights(folder)
     with _staging(folder) as staging:
@@ -85,7 +89,7 @@ def push_model(
             (staging / CARD).write_text(model_card(folder, repo_id, results=results, **card), encoding="utf-8")
         check_filled((staging / CARD).read_text(encoding="utf-8"))
         return push_files(
-            {path.name: path for path in sorted(staging.iterdir())},
+            {path.name: path for path in sorted(staging.iterdir())} | reference,
             repo_id,
             "model",
             marks=("configuration_delst.py",),
@@ -160,6 +164,21 @@ def _refuse_links(folder: Path) -> None:
                 f"{path} is a link to {path.resolve().name} outside of the checkpoint. Targets of links are not pushed: put "
                 "the file itself there (cp -L), or delete the link."
             )
+
+
+def _reference_files(folder: Path, wanted: bool) -> dict[str, Path]:
+    """Return the files of a checkpoint's reference by their names in the repository, none if they are not wanted."""
+    reference = folder / "reference"
+    if wanted and not reference.is_dir():
+        raise FileNotFoundError(f"{folder} has no reference to push. Make one: delst reference MODEL DATASET.")
+    if not wanted:
+        if reference.is_dir():
+            logger.warning(
+                "reference/ of %s holds data of training spots and is not pushed (--with-reference).", folder
+            )
+        return {}
+    _refuse_links(reference)
+    return {f"reference/{path.name}": path for path in sorted(reference.iterdir()) if not path.name.startswith(".")}
 
 
 def check_checkpoint(folder: str | os.PathLike) -> Path:

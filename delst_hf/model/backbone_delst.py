@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,6 +39,8 @@ def load_checkpoint(
         load: transformers' own ``from_pretrained`` of that class.
     """
     hub_kwargs = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
+    if isinstance(folder, str | os.PathLike) and not hub_kwargs.get("subfolder"):
+        _refuse_run_or_dataset(os.fspath(folder))
     saved = {} if folder is None else PreTrainedConfig.get_config_dict(folder, **hub_kwargs)[0]
     if (kind := saved.get("model_type", "delst")) != "delst":
         raise ValueError(
@@ -56,10 +59,26 @@ def load_checkpoint(
         config, kwargs = config_class.from_pretrained(place, return_unused_kwargs=True, **kwargs)
     backbone = fetch_backbone(folder, config, vision_path, vision_kwargs or {}, hub_kwargs)
     file: Any = cached_file(folder, "model.safetensors", **hub_kwargs)
-    state = join_backbone(load_file(file), backbone)
+    own = load_file(file)
     kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_ARGUMENTS}
-    options = {**kwargs, "state_dict": state, "output_loading_info": True}
-    return _checked(load(None, *model_args, config=config, **options), folder, saved, kwargs)
+    options = {**kwargs, "state_dict": join_backbone(own, backbone), "output_loading_info": True}
+    loaded = load(None, *model_args, config=config, **options)
+    if lora := {name.split(BACKBONE, 1)[1]: tensor for name, tensor in own.items() if ".lora_" in name}:
+        vision = loaded[0].base_model.vision_model
+        # Kept, so that the model can be saved without its backbone again: with a head on it, or trained further.
+        vision.joined_lora = (tensor_fingerprint(backbone_weights(vision), config.vision_pooling), lora)
+    return _checked(loaded, folder, saved, kwargs)
+
+
+def _refuse_run_or_dataset(folder: str) -> None:
+    """Refuse a folder of ours that holds no model; transformers would only say that its config.json is missing."""
+    model, told = os.path.join(folder, "model"), ""
+    if os.path.isfile(os.path.join(model, "config.json")):
+        told = f"is the folder of a run; its model is {model}. Give that"
+    elif os.path.isdir(os.path.join(folder, "spots")):
+        told = "is a dataset folder. Give the folder of a checkpoint (OUTPUT_DIR/model), or its id on the Hub"
+    if told and not os.path.isfile(os.path.join(folder, "config.json")):
+        raise ValueError(f"{folder} {told}.")
 
 
 def _checked(loaded: Any, folder: Any, saved: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
@@ -156,6 +175,8 @@ def backbone_weights(backbone: nn.Module) -> dict[str, Tensor]:
 def weights_without_backbone(model: Any) -> dict[str, Tensor]:
     """Return the weights of a checkpoint without its backbone: all others, and LoRA with its scale multiplied in.
 
+    LoRA that the model was loaded with, which is part of its weights since, is returned too.
+
     Raises:
         ValueError: If the backbone could not be fetched again unchanged.
     """
@@ -170,7 +191,19 @@ def weights_without_backbone(model: Any) -> dict[str, Tensor]:
             for adapter, scale in layer.scaling.items():
                 own[f"{name}.lora_A.weight"] = own.pop(f"{name}.lora_A.{adapter}.weight")
                 own[f"{name}.lora_B.weight"] = own.pop(f"{name}.lora_B.{adapter}.weight") * scale
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    for name, before in _joined_lora(model.base_model.vision_model)[1].items():
+        key = f"{prefix}{BACKBONE}{name}"
+        # The sum of two updates is one of both ranks.
+        parts = [own[key], before.to(own[key])] if key in own else [before]
+        own[key] = torch.cat(parts, dim=0 if ".lora_A." in name else 1)
     return own
+
+
+def _joined_lora(backbone: Any) -> tuple[str, dict[str, Tensor]]:
+    """Return the fingerprint of a backbone as it was loaded with LoRA, and that LoRA; ("", {}) where it had none."""
+    found: tuple[str, dict[str, Tensor]] = getattr(backbone, "joined_lora", ("", {}))
+    return found
 
 
 def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
@@ -187,7 +220,7 @@ def check_can_be_left_out(config: Any, backbone: nn.Module) -> None:
             "(save_backbone=True)."
         )
     found = tensor_fingerprint(backbone_weights(backbone), config.vision_pooling)
-    if found != source["fingerprint"]:
+    if found not in (source["fingerprint"], _joined_lora(backbone)[0]):
         raise ValueError(
             f"save_backbone=False, but the backbone's weights (fingerprint {found}) are no longer those of {source['id']!r} "
             f"({source['fingerprint']}): they were trained, merged with LoRA or cast. Train with freeze_vision or lora, or "

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from .source import PatchSource
 if TYPE_CHECKING:
     from anndata import AnnData
 
-SUFFIXES = (".h5ad", ".zarr", ".parquet")
 # Longer side of the pictures in uns["spatial"], as in Space Ranger's output.
 _HIRES_PX, _LOWRES_PX = 2000, 600
 _ROWS_PER_CHUNK = 512
@@ -229,14 +227,6 @@ def _wide(table: pd.DataFrame, shard: dict[str, np.ndarray], prediction: Predict
     names = [f"X_delst_{i}" for i in range(shard["tangent"].shape[1])]
     parts.append(pd.DataFrame(shard["tangent"], index=table.index, columns=names))
     return pd.concat(parts, axis=1)
-
-
-def check_spatialdata(output: Path) -> None:
-    """Raise an ImportError if the output is .zarr and spatialdata is not installed."""
-    if output.suffix == ".zarr" and find_spec("spatialdata") is None:
-        raise ImportError(
-            f"{output.name} needs SpatialData, which is not installed: pip install 'delst-hf[spatialdata]', or write .h5ad."
-        )
 
 
 def _write_spatialdata(output: Path, prediction: Prediction, overwrite: bool) -> None:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..atomic.files import check_file_output, check_folder_output
-from ..atomic.locks import clear_finished, is_held
 from ..data.appearance import describe_foreign_colour
 from ..data.feature_files import SUFFIXES as SUFFIXES_OF_FEATURES
 from ..data.genes import canonical_species
 from ..data.patch_features import join_features
+from ..data.places import IMAGES, check_prediction, is_dataset_id
 from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
@@ -27,7 +26,7 @@ from ..data.study import Study
 from ..errors import did_you_mean
 from ..evaluation.embed import check_features
 from ..record import check_patch_size, public_text
-from .outputs import SUFFIXES, Prediction, check_spatialdata, full_disk_explained, write_prediction
+from .outputs import Prediction, full_disk_explained, write_prediction
 from .positions import check_positions, in_pixels, read_positions
 from .predictor import Predictor, load_predictor
 from .reference import load_reference
@@ -124,7 +123,7 @@ def predict_slide(
         True
     """
     output, choice = Path(output), choice or PatchChoice()
-    check_output(output, overwrite)
+    check_prediction(output, overwrite)
     predictor = load_predictor(model, heads)
     weights = signature_weights(signatures or {}, predictor)
     # Genes of signatures are predicted too, and left out of the output unless they are asked for.
@@ -142,7 +141,7 @@ def predict_slide(
         "choice": asdict(choice),
         "version": 2,
     }
-    with full_disk_explained(output), workspace(output, told, partial(check_output, output, overwrite)) as folder:
+    with full_disk_explained(output), workspace(output, told, partial(check_prediction, output, overwrite)) as folder:
         keep = ("tangent", "radius", "expression", "probabilities")
         shards = run(patches, predictor, folder, keep, batch_size, num_workers, progress)
         if found := describe_foreign_colour(shards.column("colours"), predictor.data.get("colours")):
@@ -162,28 +161,6 @@ def predict_slide(
         )
         write_prediction(output, prediction, overwrite)
     return prediction
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that could not be written, before any work; beside one that exists, remove what a killed run left.
-
-    Args:
-        output: Path of the prediction.
-        overwrite: Whether it may be replaced.
-
-    Raises:
-        ValueError: If its suffix is not one of those allowed.
-        FileExistsError: If it exists and may not be replaced.
-        ImportError: If it is .zarr and spatialdata is not installed.
-    """
-    if output.suffix not in SUFFIXES:
-        raise ValueError(f"--output is {output.name}. Allowed are names that end in {', '.join(SUFFIXES)}.")
-    (check_folder_output if output.suffix == ".zarr" else check_file_output)(output)
-    check_spatialdata(output)
-    if output.exists() and not overwrite:
-        if not is_held(output):
-            clear_finished(output)
-        raise FileExistsError(f"{output} exists. Choose another --output, or replace it (--overwrite).")
 
 
 def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
@@ -207,6 +184,12 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
 
 def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
     path = Path(source)
+    of_hub = not path.suffix or (is_dataset_id(str(source)) and path.suffix.lower() not in IMAGES)
+    is_dataset = path.is_dir() or (of_hub and not path.exists() and not os.path.isabs(path))
+    if choice.positions is not None and (is_dataset or path.suffix in (".h5ad", *SUFFIXES_OF_FEATURES)):
+        raise ValueError(
+            f"positions (--positions, --at) are on the image of a slide, and {source} is none. Give the image."
+        )
     if path.suffix in SUFFIXES_OF_FEATURES and not path.name.endswith(_ANNDATA):
         given = features_source(path, choice.mpp, choice.image, choice.features_patch_px)
         check_patch_size(predictor.record, [given.patch_um or 0], predictor.name, of_features=True)
@@ -217,7 +200,7 @@ def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice
         patch_um = predictor.patch_um(choice.patch_um)
         slide, scale = places_of_anndata(open_anndata(path), path.name, image=choice.image, mpp=choice.mpp)
         return in_full_resolution(slide_source(slide, patch_um, predictor.cut_px, predictor.encoding), scale)
-    if path.is_dir() or not (path.exists() or path.suffix or os.path.isabs(path)):
+    if is_dataset:
         study = Study.load(str(source))
         slides, features = list(choice.slides) or study.paired_slides, None
         pixels = study.patch_px(slides)

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import torch
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
+from transformers.utils import cached_file
 
 from ..atomic.files import check_folder_output, complete_or_nothing, write_text
 from ..atomic.locks import writing
@@ -229,7 +230,8 @@ def build_reference(
     """
     if not Path(model).is_dir():
         raise FileNotFoundError(
-            f"no folder {model}. A reference is saved in the checkpoint's folder: download it first."
+            f"no folder {model}. A reference is saved in the checkpoint's folder; one on the Hub is downloaded first: "
+            f"hf download {model} --local-dir MODEL_DIR."
         )
     if size < 1:
         raise ValueError(f"size is {size}. Allowed: 1 or more (--size).")
@@ -298,7 +300,7 @@ def load_reference(
     """Read the reference in a checkpoint folder, or that folder itself; None where there is none.
 
     Args:
-        model: The folder.
+        model: The folder, or the id of a checkpoint on the Hub.
         required: Whether there must be one.
         predictor: The model whose patches are compared with it; a reference made by other weights is refused.
 
@@ -310,7 +312,7 @@ def load_reference(
         >>> len(load_reference("runs/toy/expression").spots)
         108
     """
-    for folder in (Path(model) / FOLDER, Path(model)):
+    for folder in (Path(model) / FOLDER, Path(model)) if os.path.isdir(model) else _fetched(str(model)):
         if (folder / "reference.safetensors").is_file() or (folder / _LIST).is_file():
             with reading(folder, "reference", f"{_AGAIN}."):
                 _check(folder, predictor)
@@ -321,8 +323,27 @@ def load_reference(
                 profiles = check_places(sp.csr_matrix(parts, (len(spots), len(names))), f"{folder}: the profiles")
                 return Reference(arrays["image"], arrays["gene"], spots, profiles, names)
     if required:
-        raise FileNotFoundError(f"no reference in {model}. {_AGAIN}.")
+        on_hub = (
+            "" if os.path.isdir(model) else f" (download the model for that: hf download {model} --local-dir MODEL)"
+        )
+        raise FileNotFoundError(f"no reference in {model}. {_AGAIN}{on_hub}.")
     return None
+
+
+def _fetched(model: str) -> Iterator[Path]:
+    """Yield the folder of the reference that was pushed with a checkpoint on the Hub (delst push --with-reference)."""
+    places = [
+        cached_file(
+            model,
+            f"{FOLDER}/{name}",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        for name in (_LIST, *_FILES)
+    ]
+    if places[0] is not None:
+        yield Path(places[0]).parent
 
 
 def _check(folder: Path, predictor: Predictor | None) -> None:

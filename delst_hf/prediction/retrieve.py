@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
+from ..data.places import check_prediction
 from .outputs import Prediction, full_disk_explained, write_prediction
-from .predict import PatchChoice, check_output, open_source, provenance, state_of
+from .predict import PatchChoice, open_source, provenance, state_of
 from .predictor import Predictor, load_predictor
 from .reference import FaissSearch, Reference, load_reference
 from .shards import Shards, run, workspace
@@ -72,7 +73,7 @@ def retrieve_slide(
         if value not in allowed:
             raise ValueError(f"--{name} is {value!r}. Allowed: {', '.join(allowed)}.")
     output, choice = Path(output), choice or PatchChoice()
-    check_output(output, overwrite)
+    check_prediction(output, overwrite)
     predictor = load_predictor(model)
     known = _reference(predictor, reference or model, neighbours)
     patches = open_source(source, predictor, choice)
@@ -83,7 +84,7 @@ def retrieve_slide(
         "choice": asdict(choice),
         "retrieve": 1,
     }
-    with full_disk_explained(output), workspace(output, told, partial(check_output, output, overwrite)) as folder:
+    with full_disk_explained(output), workspace(output, told, partial(check_prediction, output, overwrite)) as folder:
         embedded = run(patches, predictor, folder, ("tangent", "radius"), batch_size, num_workers, progress)
         classes = sorted({name for name in known.spots["label"] if isinstance(name, str) and name})
         graph = FaissSearch(predictor, known.gene if modality == "gene" else known.image) if search == "faiss" else None

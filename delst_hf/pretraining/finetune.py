@@ -28,11 +28,12 @@ from ..atomic.processes import end_like_interrupted
 from ..data.appearance import picture_facts
 from ..data.collator import DelstCollator, random_orientation
 from ..data.study import SpotRows, Study
-from ..errors import run_script
+from ..errors import reading, run_script
 from ..evaluation.embed import check_features
 from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
 from ..hub.checksums import check_checksums
+from ..model.configuration_delst import DelstConfig
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
 from ..model.processing_delst import DelstProcessor
 from ..prediction.fit import TARGETS, measured_values
@@ -51,7 +52,7 @@ from .checked_trainer import CheckedTrainer
 from .checkpoints import interruption_explained, own_output, resume_point
 from .head_arguments import GROUPS, HeadArguments, HeadTrainingArguments
 from .lora import add_lora, merge_lora
-from .run import choose_slides, training_spots, validation_spots
+from .run import check_trained_backbone_is_saved, choose_slides, training_spots, validation_spots
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,11 @@ def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | Non
     output = training.output_dir or "."
     with interruption_explained(output), own_output(output):
         checkpoint = resume_point(output, training.resume_from_checkpoint)
-        check_checksums(head.model)
+        with reading(
+            head.model, "checkpoint", "Give the folder model/ of a run, or the id of a checkpoint on the Hub."
+        ):
+            check_checksums(head.model)
+            DelstConfig.from_pretrained(head.model)
         trainer = assemble_head(Study.load(head.dataset), head, training)
         trainer.train(resume_from_checkpoint=checkpoint)
         return _save_head(trainer, head, training)
@@ -134,7 +139,7 @@ def _save_head(trainer: "HeadTrainer", head: HeadArguments, training: HeadTraini
     if not trainer.is_world_process_zero():
         return None
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if head.lora:
+    if head.lora and model.config.save_backbone:
         merge_lora(model.delst)
     facts = {**trainer.run_facts, "log_history": trainer.state.log_history}
     record = {**find_training_record(head.model), **training_record(**public_record(facts), hardware=hardware())}
@@ -184,6 +189,7 @@ def assemble_head(study: Study, head: HeadArguments, training: HeadTrainingArgum
     else:
         model, loss, made = DelstForGeneExpressionPrediction.from_pretrained(head.model), None, HeadCollator(collator)
     check_features(model.config.vision_config, None)
+    check_trained_backbone_is_saved(model.config, head.model, head.lora or head.freeze_vision)
     _freeze(model, head)
     facts = {
         "train_slides": train_slides,
@@ -314,11 +320,15 @@ def held_out_scores(trainer: HeadTrainer, head: HeadArguments) -> dict[str, Any]
 
 def main(argv: list[str] | None = None, description: str = "") -> None:
     """Run the command line of training/finetune.py and ``python -m delst_hf.pretraining.finetune``."""
+    from ..data.places import check_dataset, check_model
     from .options import parse_arguments
 
     end_like_interrupted()
     classes = HeadArguments, HeadTrainingArguments
-    finetune(*parse_arguments(classes, description or __doc__ or "", argv, GROUPS))
+    head, training = parse_arguments(classes, description or __doc__ or "", argv, GROUPS)
+    check_model(head.model)
+    check_dataset(head.dataset)
+    finetune(head, training)
 
 
 if __name__ == "__main__":

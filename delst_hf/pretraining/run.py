@@ -153,7 +153,9 @@ def assemble(
     sides = (study.patch_um(train_slides), study.patch_px(train_slides))
     if niches is not None:
         sides = ([niches.spot_um], [niches.spot_px])
-    network, processor, before = _build_or_continue(data, model, vocabulary, features, sides, validation_slides)
+    network, processor, before = _build_or_continue(
+        data, model, training, vocabulary, features, sides, validation_slides
+    )
     set_missing_values(network, processor, study, moments)
     if training.lora:
         from .lora import add_lora
@@ -184,6 +186,7 @@ def assemble(
 def _build_or_continue(
     data: DataArguments,
     model: Any,
+    training: DelstTrainingArguments,
     vocabulary: Sequence[str],
     features: "FeatureTable | None",
     sides: tuple[Sequence[float], Sequence[int]],
@@ -194,6 +197,7 @@ def _build_or_continue(
     Args:
         data: Arguments of the data.
         model: `ModelArguments`.
+        training: How to train.
         vocabulary: The genes to read.
         features: Features in place of a backbone, if any.
         sides: Sides of the patches that are trained on, in micrometres and in pixels.
@@ -205,6 +209,7 @@ def _build_or_continue(
 
     network, processor, record = continue_checkpoint(model, vocabulary, *sides)
     check_held_out(data, record, validation_slides)
+    check_trained_backbone_is_saved(network.config, model.init_from, training.lora or training.freeze_vision)
     return network, processor, record
 
 
@@ -271,6 +276,15 @@ def check_backbone_can_be_left_out(model: Any, training: DelstTrainingArguments)
         raise ValueError(
             "save_backbone=False leaves out the backbone, so it must be one that can be loaded again and is not trained: give "
             "--vision, and --freeze_vision true or --lora true."
+        )
+
+
+def check_trained_backbone_is_saved(config: Any, name: str, backbone_stays: bool) -> None:
+    """Refuse to train the backbone of a checkpoint that was saved without it: it could not be saved at the end."""
+    if not (config.save_backbone or backbone_stays):
+        raise ValueError(
+            f"{name} was saved without its backbone, and what is trained from it is saved so too, which a trained backbone "
+            "does not allow. Give --lora true or --freeze_vision true."
         )
 
 

@@ -1,0 +1,77 @@
+"""Datasets and references of the Hub, as a command on another machine opens them; and what it says where there is none."""
+
+import shutil
+
+import pytest
+from hub_client import answer_of
+from hub_server import HubServer
+
+OPEN = """
+import json, sys
+from delst_hf.cli import main
+from delst_hf.data.study import Study
+from delst_hf.prediction import load_reference, spots_like
+
+def said(call, *arguments, **options):
+    try:
+        return len(call(*arguments, **options))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+def spots(name, **options):
+    return Study.load(name, **options).spots
+
+def of_reference(name, required=False):
+    found = load_reference(name, required=required)
+    return () if found is None else found.spots
+
+print(json.dumps({
+    "dot": main(["predict", "me/with", "me/toys-v1.0", "--output", "x.parquet", "--quiet"]),
+    "other": said(spots, "me/other"),
+    "revision": said(spots, "me/toys-v1.0", revision="none"),
+    "missing": said(spots, "me/none"),
+    "with": said(of_reference, "me/with"),
+    "without": said(of_reference, "me/without"),
+    "required": said(of_reference, "me/without", required=True),
+    "at": said(lambda: list(spots_like("me/with", "me/toys-v1.0", [(1, 2)], neighbours=1))),
+    "merge": main(["merge", "me/toys-v1.0", "--output", "merged"]),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(toy_heads, toy_folder, tmp_path_factory):
+    from delst_hf.prediction import build_reference
+
+    home = tmp_path_factory.mktemp("home")
+    model = shutil.copytree(toy_heads / "expression", home / "model")
+    (home / "other").mkdir()
+    (home / "other" / "README.md").write_text("# another dataset")
+    with HubServer() as hub:
+        hub.put("me/without", model)
+        build_reference(str(model), str(toy_folder), size=20, progress=False)
+        hub.put("me/with", model)
+        hub.put("me/toys-v1.0", toy_folder, kind="dataset")
+        hub.put("me/other", home / "other", kind="dataset")
+        return answer_of(hub, home, OPEN)
+
+
+def test_an_id_with_a_dot_is_no_image(answers):
+    assert answers["dot"] == 0
+
+
+def test_what_the_hub_holds_instead_is_said(answers):
+    assert "ValueError: me/other on the Hub is not a dataset of delst prepare: ['spots'" in answers["other"]
+    assert "Invalid rev id: none" in answers["revision"]
+    assert "the Hub does not give a dataset of that name (Repository not found)" in answers["missing"]
+    assert answers["merge"] == 2
+
+
+def test_a_reference_that_was_pushed_is_fetched(answers):
+    assert answers["with"] == 20 and answers["without"] == 0
+    assert "no reference in me/without. Make one" in answers["required"]
+    assert "hf download me/without --local-dir MODEL" in answers["required"]
+
+
+def test_a_position_is_not_looked_up_in_a_dataset(answers):
+    assert "ValueError: positions (--positions, --at) are on the image of a slide" in answers["at"]
