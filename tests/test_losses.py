@@ -17,7 +17,7 @@ from delst_hf.model.contrastive import similarity_logits
 from delst_hf.model.distributed import gather_across_ranks, world_size
 from delst_hf.model.entailment import entailment_loss, intra_entailment_loss, ordered_pairs
 from delst_hf.model.lorentz import exp_map0
-from delst_hf.model.losses import contrastive_loss
+from delst_hf.model.losses import contrastive_loss, regression_loss
 
 GEOMETRIES = ["lorentz", "cosine", "euclidean"]
 
@@ -351,8 +351,21 @@ def loss_of_model(rows: slice, across_ranks: bool, niche: bool = False) -> tuple
     return model(pixels, genes, **batch).loss, list(model.parameters())
 
 
+def regression_of_rows(rows: slice, across_ranks: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Of spots of two panels, most of which one rank holds."""
+    generator = torch.Generator().manual_seed(5)
+    inputs, values = torch.randn(2, sum(SIZES), 6, dtype=torch.float64, generator=generator)[:, rows]
+    weight = torch.randn(6, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    mask = (torch.arange(6) < 2) | (torch.arange(sum(SIZES)) < SIZES[0] - 1)[:, None]
+    return regression_loss(inputs @ weight, values, mask[rows], across_ranks), [weight]
+
+
 KINDS = {name: partial(loss_of_rows, name) for name in GEOMETRIES}
-KINDS |= {"model": loss_of_model, "model, two levels": partial(loss_of_model, niche=True)}
+KINDS |= {
+    "regression": regression_of_rows,
+    "model": loss_of_model,
+    "model, two levels": partial(loss_of_model, niche=True),
+}
 
 
 def work_of_one_rank(rank: int, folder: str) -> None:

@@ -9,14 +9,18 @@ import pytest
 import scripts
 import torch
 from conftest import make_tiny_processor
+from ranks import in_ranks
 from safetensors.torch import load_file
 from transformers import Trainer
 
 from delst_hf import DelstForGeneExpressionPrediction, DelstForSpotClassification, DelstModel, DelstProcessor
 from delst_hf.data.collator import DelstCollator
+from delst_hf.data.study import Study
 from delst_hf.hub.checkpoint_folder import save_checkpoint_folder
 from delst_hf.prediction import load_predictor
-from delst_hf.pretraining.finetune import HeadArguments, HeadTrainer, main, patient_split
+from delst_hf.pretraining.finetune import HeadTrainer, assemble_head, main, patient_split
+from delst_hf.pretraining.head_arguments import HeadArguments, HeadTrainingArguments
+from delst_hf.pretraining.options import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "hf_PlantedSecretOfAlice"
@@ -117,6 +121,35 @@ def test_a_head_is_not_trained_for_no_step_nor_on_damaged_weights(toy_checkpoint
     with pytest.raises(ValueError, match="model.safetensors does not match its checksum"):
         main(options(broken, toy_folder, tmp_path / "run", "--max_steps", "1"))
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def gradient_of_a_rank(rank: int, ranks: int, command: list[str], goal: str | None) -> torch.Tensor:
+    """The gradient of a head by this process's half of 16 spots of two panels, averaged by DDP."""
+    trainer = assemble_head(
+        Study.load(command[3]), *parse_arguments((HeadArguments, HeadTrainingArguments), "", command)
+    )
+    trainer.augment = False
+    batch = trainer.data_collator(trainer.train_dataset.__getitems__(list(range(0, 64, 4))))
+    if "gene_mask" in batch:
+        batch["gene_mask"][:8, ::2] = False
+    model = trainer.accelerator.prepare_model(trainer.model) if ranks > 1 else trainer.model
+    own = slice(16 * rank // ranks, 16 * (rank + 1) // ranks)
+    trainer.accelerator.backward(
+        trainer.compute_loss(model.train(), {name: value[own] for name, value in batch.items()})
+    )
+    head = trainer.model.regressor if "gene_mask" in batch else trainer.model.classifier
+    if goal and rank == 0:
+        torch.save(head.weight.grad, goal)
+    return head.weight.grad
+
+
+@pytest.mark.parametrize("target", ["expression", "labels"])
+def test_two_processes_give_the_gradient_of_the_joined_batch(target, toy_heads, toy_folder, tmp_path):
+    """They averaged the means of their values, or of weighted classes, of which one may have fewer."""
+    command = options(toy_heads / target, toy_folder, tmp_path / "run", "--target", target, "--freeze_vision", "true")
+    in_ranks(gradient_of_a_rank, 2, command, str(tmp_path / "two.pt"))
+    expected = gradient_of_a_rank(0, 1, command, None)
+    torch.testing.assert_close(torch.load(tmp_path / "two.pt"), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_metric_that_no_evaluation_gives_is_refused(toy_checkpoint, toy_folder, tmp_path):

@@ -28,6 +28,18 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Return the mean of a number (0-d) over the ranks, without a gradient; every rank must call it.
+
+    A sum of local errors over such a mean of their weights is, averaged over the ranks as by DDP, the weighted mean of the
+    joined batch, also where ranks hold different weights.
+    """
+    total = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total / world_size()
+
+
 def gather_across_ranks(x: Tensor) -> tuple[Tensor, int]:
     """Join the rows of all ranks in rank order, with exact gradients (summed over the ranks that used them).
 

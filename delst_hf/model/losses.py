@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .contrastive import dense_contrastive, tiled_contrastive
-from .distributed import gather_across_ranks, world_size
+from .distributed import gather_across_ranks, mean_over_ranks, world_size
 from .entailment import entailment_loss, intra_entailment_loss, joint_entailment_losses
 from .lorentz import lift
 
@@ -111,13 +111,17 @@ def part_contrastive_loss(
     return (terms[0] + terms[1]) / 2
 
 
-def regression_loss(predicted: Tensor, gene_values: Tensor, gene_mask: Tensor | None = None) -> Tensor:
+def regression_loss(
+    predicted: Tensor, gene_values: Tensor, gene_mask: Tensor | None = None, across_ranks: bool = False
+) -> Tensor:
     """Return the mean squared error of predicted expression over the genes that were measured.
 
     Args:
         predicted: (batch, genes).
         gene_values: Normalised expression (batch, genes).
         gene_mask: (batch, genes) bool, True where measured; None when all are.
+        across_ranks: Divide by the number of values that the ranks have on average: as in `contrastive_loss`, the mean over the
+            ranks is then the loss of the joined batch.
 
     Returns:
         0-d tensor.
@@ -127,9 +131,10 @@ def regression_loss(predicted: Tensor, gene_values: Tensor, gene_mask: Tensor | 
     4.0
     """
     squares = (lift(predicted) - lift(gene_values)).square()
-    if gene_mask is None:
-        return squares.mean()
-    return (squares * gene_mask).sum() / gene_mask.sum().clamp_min(1)
+    mask = torch.ones_like(squares) if gene_mask is None else gene_mask
+    number = mask.sum().to(squares)
+    number = mean_over_ranks(number) if across_ranks else number
+    return (squares * mask).sum() / torch.where(number > 0, number, 1)
 
 
 Pair = tuple[Tensor, Tensor]
@@ -200,7 +205,7 @@ def objective(
         terms = _by_level(config, wholes, curvature, level, slide_ids)
     if config.regression_weight > 0 and predicted is not None and gene_values is not None:
         # Local spots only: gradients are averaged over the ranks.
-        terms["regression_loss"] = regression_loss(predicted, gene_values, gene_mask)
+        terms["regression_loss"] = regression_loss(predicted, gene_values, gene_mask, across_ranks)
     loss = contrastive
     for name, term in terms.items():
         loss = loss + getattr(config, name.replace("_loss", "_weight")) * term

@@ -323,8 +323,9 @@ class PublicArguments(TrainingArguments):
         super().__post_init__()
         # The base class turns it off with checkpointing, which needs that only if it is re-entrant. Backbones hold weights
         # that no forward pass reads, such as a mask token or a pooler, and DDP would wait for their gradients.
-        re_entrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        if self.gradient_checkpointing and self.ddp_find_unused_parameters is None and not re_entrant:
+        how: Any = self.gradient_checkpointing_kwargs or {}
+        asked = self.gradient_checkpointing and not how.get("use_reentrant", False)
+        if asked and self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True
         check_options(self)
 

@@ -34,6 +34,7 @@ from ..hub.card import model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
 from ..hub.checksums import check_checksums
 from ..model.configuration_delst import DelstConfig
+from ..model.distributed import mean_over_ranks, world_size
 from ..model.modeling_delst_heads import DelstForGeneExpressionPrediction, DelstForSpotClassification
 from ..model.processing_delst import DelstProcessor
 from ..prediction.fit import TARGETS, measured_values
@@ -82,6 +83,21 @@ class HeadCollator:
         return {"pixel_values": batch["pixel_values"], "labels": labels}
 
 
+class BalancedLoss:
+    """Cross-entropy with a weight per class, as transformers' Trainer calls it.
+
+    Args:
+        weight: Weight of each class (classes,).
+    """
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """Return the weighted mean over the spots."""
+        return F.cross_entropy(outputs.logits, labels, self.weight.to(outputs.logits))
+
+
 class HeadTrainer(CheckedTrainer):
     """Trainer of a head, on patches that are turned at random.
 
@@ -99,10 +115,22 @@ class HeadTrainer(CheckedTrainer):
         if model.training and self.augment:
             inputs = {**inputs, "pixel_values": random_orientation(inputs["pixel_values"])}
         given = dict(inputs)  # the base class removes the labels
-        found = super().compute_loss(model, inputs, *args, **kwargs)
+        found: Any = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
+            if world_size() > 1:  # the mean over the processes is then the loss of the joined batch
+                weight = self._weight(given)
+                found = found * (weight / mean_over_ranks(weight).clamp_min(torch.finfo(torch.float32).tiny))
             self.watch_loss(found[0] if isinstance(found, tuple) else found, given)
         return found
+
+    def _weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the weight of the mean that is the loss of a batch: measured values, or spots by the weight of their class."""
+        if "gene_mask" in batch:
+            return batch["gene_mask"].sum().float()
+        labels = batch["labels"]
+        if isinstance(self.compute_loss_func, BalancedLoss):
+            return self.compute_loss_func.weight.to(labels.device)[labels].sum()
+        return torch.tensor(float(len(labels)), device=labels.device)
 
 
 def finetune(head: HeadArguments, training: HeadTrainingArguments) -> Path | None:
@@ -255,10 +283,7 @@ def _labelled(spots: tuple[Dataset, Dataset | None], head: HeadArguments) -> tup
     if head.balanced:
         names = np.asarray(train["label"][:])
         share = np.array([(names == name).mean() for name in classes])
-        weight = torch.from_numpy(1 / (len(classes) * share)).float()
-
-        def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            return F.cross_entropy(outputs.logits, labels, weight.to(outputs.logits))
+        loss = BalancedLoss(torch.from_numpy(1 / (len(classes) * share)).float())
 
     return (train, validation), classes, loss
 
