@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 from hub_client import answer_of
-from hub_server import HubServer
+from hub_server import Fault, HubServer
 
 OPEN = """
 import json, sys
 from delst_hf.cli import main
 from delst_hf.data.study import Study
+from delst_hf.hub.checksums import check_checksums
 from delst_hf.prediction import load_reference, spots_like
 
 def said(call, *arguments, **options):
@@ -34,6 +35,7 @@ print(json.dumps({
     "without": said(of_reference, "me/without"),
     "required": said(of_reference, "me/without", required=True),
     "at": said(lambda: list(spots_like("me/with", "me/toys-v1.0", [(1, 2)], neighbours=1))),
+    "cut": said(lambda: check_checksums("me/cut")),
     "merge": main(["merge", "me/toys-v1.0", "--output", "merged"]),
 }))
 """
@@ -52,6 +54,8 @@ def answers(toy_heads, toy_folder, tmp_path_factory):
         build_reference(str(model), str(toy_folder), size=20, progress=False)
         hub.put("me/with", model)
         hub.put("me/toys-v1.0", toy_folder, kind="dataset")
+        hub.put("me/cut", model)
+        hub.faults = [Fault("GET", "me/cut/resolve/.*safetensors", status=500, times=9)]
         hub.put("me/other", home / "other", kind="dataset")
         return answer_of(hub, home, OPEN)
 
@@ -75,3 +79,8 @@ def test_a_reference_that_was_pushed_is_fetched(answers):
 
 def test_a_position_is_not_looked_up_in_a_dataset(answers):
     assert "ValueError: positions (--positions, --at) are on the image of a slide" in answers["at"]
+
+
+def test_a_hub_that_fails_is_not_taken_for_a_damaged_checkpoint(answers):
+    assert "OSError: model.safetensors of me/cut could not be fetched from the Hub (" in answers["cut"]
+    assert "checksums" not in answers["cut"]

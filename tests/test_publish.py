@@ -206,7 +206,8 @@ script, config, root, *options = sys.argv[1:]
 facts = ["--license", "mit", "--dataset_name", "toys", "--dataset_license", "cc0-1.0"]
 sys.path.insert(0, root)
 answers = []
-for card, name in (([], "me/run"), (facts, "guest/run"), (facts, "me/run")):
+private = [*facts, "--hub_private_repo", "true"]
+for card, name in (([], "me/run"), (facts, "guest/run"), (facts, "me/vit"), (private, "me/public"), (facts, "me/run")):
     sys.argv = [script, config, *options, *card, "--hub_model_id", name]
     said = io.StringIO()
     try:
@@ -218,7 +219,7 @@ print(json.dumps(answers))
 """
 
 
-def test_the_trainer_pushes_at_each_save(toy_folder, tmp_path):
+def test_the_trainer_pushes_at_each_save(toy_folder, tiny_backbone, tmp_path):
     options = ["--dataset", toy_folder, "--output_dir", tmp_path / "run", "--validation_slides", "toy_A2"]
     options += ["--same_patient_slides", "toy_A2"]
     options += [
@@ -246,7 +247,9 @@ def test_the_trainer_pushes_at_each_save(toy_folder, tmp_path):
     with HubServer() as hub:
         script, config = ROOT / "training/pretrain.py", ROOT / "training/configs/toy.yaml"
         hub.faults = [Fault("POST", "/commit/", times=1)]  # the first push breaks, the run goes on
-        (gaps_status, gaps), (rights_status, rights), (done_status, done) = answer_of(
+        hub.put("me/vit", tiny_backbone)
+        hub.create("me/public")
+        (gaps_status, gaps), (rights_status, rights), taken, public, (done_status, done) = answer_of(
             hub, tmp_path, TRAIN, script, config, ROOT, *options
         )
         repository, files = hub.repositories["model", "me/run"], hub.files("me/run")
@@ -259,7 +262,11 @@ def test_the_trainer_pushes_at_each_save(toy_folder, tmp_path):
     )
     assert "me may not write to the model guest/run" in rights
     assert (gaps_status, rights_status, done_status) == (2, 2, 0), done
-    assert kinds == {("model", "me/run")}
+    # Before the first step: a run would not push at any save, and end in an error.
+    assert taken[0] == 2 and "me/vit is taken: the repository holds" in taken[1]
+    assert public[0] == 2 and "me/public exists and is public" in public[1]
+    assert "was not pushed; the run continues" not in taken[1] + public[1]
+    assert kinds == {("model", name) for name in ("me/run", "me/vit", "me/public")}
     titles = [commit.title for commit in repository.branches["main"]]
     assert titles == ["initial commit", "Training in progress, step 4", "End of training"]
     assert {"README.md", "model.safetensors", "config.json", "processor_config.json", "training.json"} <= set(files)

@@ -66,6 +66,20 @@ def _located(model: str | os.PathLike, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
+def _fetched(model: str | os.PathLike, name: str) -> Path | None:
+    """Return the path of a file that a checkpoint lists as `_located` does; where the Hub fails, that is said."""
+    if os.path.isdir(model):
+        return _located(model, name)
+    try:
+        found = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
+    except Exception as error:  # the client and its HTTP library raise a dozen classes
+        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise OSError(
+            f"{name} of {model} could not be fetched from the Hub ({said[0].rstrip('.')}). Run the same command again."
+        ) from error
+    return None if found is None else Path(found)
+
+
 def _listed(model: str | os.PathLike) -> Mapping[str, Any] | None:
     """Return name -> size and SHA-256 of the files that a checkpoint lists; None where it lists none."""
     for name in (CHECKSUMS, _MARKER) if os.path.isdir(model) else (CHECKSUMS,):
@@ -92,7 +106,7 @@ def _listed(model: str | os.PathLike) -> Mapping[str, Any] | None:
 
 def _problems(model: str | os.PathLike, listed: Mapping[str, Any]) -> Iterator[str]:
     for name, (size, digest) in listed.items():
-        path = _located(model, name)
+        path = _fetched(model, name)
         found = None if path is None else regular_size(path)
         if path is None or found is None:
             yield f"{name} is missing"

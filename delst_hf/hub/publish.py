@@ -28,6 +28,8 @@ from .push import push_files, user_of
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+# What marks a repository of ours: a model.
+MODEL_MARKS = ("configuration_delst.py",)
 METRICS = Path(__file__).resolve().parents[1] / "metrics"
 
 
@@ -92,7 +94,7 @@ def push_model(
             {path.name: path for path in sorted(staging.iterdir())} | reference,
             repo_id,
             "model",
-            marks=("configuration_delst.py",),
+            marks=MODEL_MARKS,
             # Files of an earlier push must not stay: weights of a backbone, above all.
             earlier=r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json",
             overwrite_card=overwrite_card,

@@ -64,22 +64,11 @@ def push_files(
         FileExistsError: If the name is taken by something else, or README.md there was written by somebody else.
         ConnectionError: If the Hub cannot be reached or the connection breaks.
     """
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")
-    user = user_of(repo_id, repo_type, token)
-    target = Target(HfApi(token=token), repo_id, repo_type, revision)
+    target, user = open_target(repo_id, repo_type, marks=marks, private=private, revision=revision, token=token)
     # What goes into the repository's list: names of files, and the checksum of the card.
     card = {"card": sha256(files["README.md"])} if "README.md" in files else {}
     listed = {"format": 1, "files": sorted(files), **card}
     with errors_explained(repo_id, repo_type, user):
-        there = target.files(default_branch=True)
-        _check_free(repo_id, there, marks)
-        if private and there is not None and not target.api.repo_info(repo_id, repo_type=repo_type).private:
-            raise PermissionError(
-                f"The {repo_type} {repo_id} exists and is public, so --private would not hide what is pushed. Nothing was "
-                "pushed. Make it private in its settings on the Hub first, choose another name, or leave --private out."
-            )
-        target.create(private)
         there = target.files() or []
         last = target.read_list(there)
         if not overwrite_card:
@@ -100,6 +89,45 @@ def push_files(
             raise KeyboardInterrupt(target.outcome(head, listed)) from None
 
 
+def open_target(
+    repo_id: str,
+    repo_type: str,
+    *,
+    marks: Sequence[str],
+    private: bool | None = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple["Target", str]:
+    """Return the branch of a repository that may be written, made where it is missing, and the name of the user.
+
+    Args:
+        repo_id: "user/name".
+        repo_type: "model", "dataset" or "space".
+        marks: As in `push_files`.
+        private: As in `push_files`; None for the default of the account.
+        revision: As in `push_files`.
+        token: As in `push_files`.
+
+    Raises:
+        ValueError: As in `push_files`.
+        OSError: As in `push_files`, except for what README.md says.
+    """
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is not a repository name; use user/name.")
+    user = user_of(repo_id, repo_type, token)
+    target = Target(HfApi(token=token), repo_id, repo_type, revision)
+    with errors_explained(repo_id, repo_type, user):
+        there = target.files(default_branch=True)
+        _check_free(repo_id, there, marks)
+        if private and there is not None and not target.api.repo_info(repo_id, repo_type=repo_type).private:
+            raise PermissionError(
+                f"The {repo_type} {repo_id} exists and is public, so --private would not hide what is pushed. Nothing was "
+                "pushed. Make it private in its settings on the Hub first, choose another name, or leave --private out."
+            )
+        target.create(private)
+    return target, user
+
+
 @dataclass(frozen=True)
 class Target:
     """The branch of a Hub repository that is to be written."""
@@ -117,7 +145,7 @@ class Target:
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return None
 
-    def create(self, private: bool) -> None:
+    def create(self, private: bool | None) -> None:
         """Make repository and branch where they are missing."""
         space: dict[str, Any] = {"space_sdk": "static"} if self.repo_type == "space" else {}
         self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True, **space)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import get_token
 from transformers.trainer_utils import HubStrategy
 
 from ..hub.card import check_filled, model_card
 from ..hub.checkpoint_folder import save_checkpoint_folder
-from ..hub.publish import push_model
-from ..hub.push import errors_explained, user_of
+from ..hub.publish import MODEL_MARKS, push_model
+from ..hub.push import open_target, user_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def make_repository(trainer: Any, token: str | None = None, private: bool | None
 
     Raises:
         ValueError: Without a processor, or if the card lacks facts (see `hub.facts.FACTS`).
-        OSError: As `push.push_folder` says.
+        OSError: As `push.open_target` says.
     """
     if not trainer.is_world_process_zero():
         return
@@ -45,9 +45,8 @@ def make_repository(trainer: Any, token: str | None = None, private: bool | None
     repo_id = name if "/" in name else f"{user_of(name, 'model', token)}/{name}"
     with _workplace(trainer) as folder:
         check_filled(model_card(save_whole(trainer, folder), repo_id, given=_given(trainer)))
-    with errors_explained(repo_id, "model", user_of(repo_id, "model", token)):
-        private = args.hub_private_repo if private is None else private
-        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
+    private = args.hub_private_repo if private is None else private
+    open_target(repo_id, "model", marks=MODEL_MARKS, private=private, revision=args.hub_revision, token=token)
     trainer.hub_model_id, trainer.push_in_progress = repo_id, None
 
 
