@@ -176,10 +176,11 @@ def test_a_checkpoint_of_another_run_is_not_resumed(half_trained, make_trainer, 
 
 
 def test_what_changes_only_how_a_sum_is_computed_may_change(half_trained, make_trainer):
-    """The size of micro-batches, workers, logging, evaluation batches, checkpointing of activations."""
+    """The size of micro-batches, workers, logging, evaluation batches, checkpointing of activations, callbacks that go on."""
     same = make_trainer(
         contrastive_micro_batch_size=5, dataloader_num_workers=1, logging_steps=3, per_device_eval_batch_size=7,
         gradient_checkpointing=True, eval_strategy="steps", eval_steps=3, max_steps=6,
+        restore_callback_states_from_checkpoint=True,
     )  # fmt: skip
     check_same_run(str(half_trained), same.identity())
     with pytest.raises(ValueError, match="optim was .*adafactor"):

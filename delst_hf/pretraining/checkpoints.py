@@ -31,7 +31,7 @@ _NOT_COMPARED = re.compile(
     "|num_train_epochs|max_steps|resume_anyway"
     "|eval_.*|batch_eval_metrics|load_best.*|metric_for_best.*|greater_is_better|log_.*|project|debug|use_cpu"
     "|contrastive_micro_batch_size|(gradient|activation)_checkpointing.*|torch_compile.*|torch_empty_cache_steps|ddp_.*|fsdp.*|deepspeed"
-    "|accelerator_config|skip_memory_metrics|include_.*|remove_unused_columns"
+    "|accelerator_config|skip_memory_metrics|include_.*|remove_unused_columns|restore_callback_states_from_checkpoint"
 )
 
 # What decides which spots, or which random numbers, a step gets, and is no hyper-parameter of the record.
