@@ -83,3 +83,18 @@ def test_a_part_that_is_missing_is_an_error(embedded, toy_checkpoint, toy_folder
     assert "Name it with --output DIR" in capsys.readouterr().err
     assert main(["embed", str(toy_checkpoint), str(toy_folder), "--output", str(embedded)]) == 2
     assert "is not empty. Choose another --output" in capsys.readouterr().err
+
+
+def test_what_processes_left_that_were_killed_at_their_end_is_embedded_again(toy_checkpoint, toy_folder, tmp_path):
+    """One of two was done with its file, and the same command was refused until the folder was removed by hand."""
+    folder = tmp_path / "out"
+    words = ["embed", str(toy_checkpoint), str(toy_folder), "--output", str(folder), "--num-workers", "0"]
+    folder.mkdir()
+    for name in (
+        "embeddings-00001-of-00002.parquet",
+        ".embeddings-00000-of-00002.parquet.incomplete-7-a",
+        "training.json",
+    ):
+        (folder / name).write_bytes(b"{}")
+    assert main(words) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["embeddings-00000-of-00001.parquet", "training.json"]

@@ -75,7 +75,7 @@ def embed_dataset(
     PartialState()  # starts the process group
     output = Path(output)
     check_folder_output(output)
-    if output.exists() and not all(_left_by_a_kill(path) for path in output.iterdir()):
+    if output.exists() and not _left_by_a_kill(output):
         if process_rank() == 0:
             clear_finished(output, "folder of embeddings")
         raise FileExistsError(f"{output} is not empty. Choose another --output.")
@@ -100,10 +100,13 @@ def embed_dataset(
     return output
 
 
-def _left_by_a_kill(path: Path) -> bool:
-    """Tell whether a file was left by a run that was killed before any of its files was complete."""
-    return path.name.startswith((".embeddings-", f".{TRAINING_RECORD}.incomplete-")) or (
-        path.name == TRAINING_RECORD and not any(path.parent.glob("embeddings-*"))
+def _left_by_a_kill(folder: Path) -> bool:
+    """Tell whether a folder is empty, or holds only what a run left that was killed before all of its files were complete."""
+    names = [path.name for path in folder.iterdir()]
+    parts = [match for name in names if (match := _PART.fullmatch(name))]
+    others = [name for name in names if not _PART.fullmatch(name) and name != TRAINING_RECORD]
+    return all(len(parts) < int(part[2]) for part in parts) and all(
+        name.startswith((".embeddings-", f".{TRAINING_RECORD}.incomplete-")) for name in others
     )
 
 
