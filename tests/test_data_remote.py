@@ -11,7 +11,7 @@ import json, sys
 from delst_hf.cli import main
 from delst_hf.data.study import Study
 from delst_hf.hub.checksums import check_checksums
-from delst_hf.prediction import load_reference, spots_like
+from delst_hf.prediction import load_predictor, load_reference, spots_like
 
 def said(call, *arguments, **options):
     try:
@@ -36,6 +36,7 @@ print(json.dumps({
     "required": said(of_reference, "me/without", required=True),
     "at": said(lambda: list(spots_like("me/with", "me/toys-v1.0", [(1, 2)], neighbours=1))),
     "cut": said(lambda: check_checksums("me/cut")),
+    "denied": said(load_predictor, "me/denied"),
     "merge": main(["merge", "me/toys-v1.0", "--output", "merged"]),
 }))
 """
@@ -56,6 +57,7 @@ def answers(toy_heads, toy_folder, tmp_path_factory):
         hub.put("me/toys-v1.0", toy_folder, kind="dataset")
         hub.put("me/cut", model)
         hub.faults = [Fault("GET", "me/cut/resolve/.*safetensors", status=500, times=9)]
+        hub.faults += [Fault("HEAD", "me/denied/resolve/.*", status=401, times=99)]
         hub.put("me/other", home / "other", kind="dataset")
         return answer_of(hub, home, OPEN)
 
@@ -84,3 +86,7 @@ def test_a_position_is_not_looked_up_in_a_dataset(answers):
 def test_a_hub_that_fails_is_not_taken_for_a_damaged_checkpoint(answers):
     assert "OSError: model.safetensors of me/cut could not be fetched from the Hub (" in answers["cut"]
     assert "checksums" not in answers["cut"]
+
+
+def test_why_a_checkpoint_is_not_given_is_said(answers):
+    assert "no checkpoint at me/denied" in answers["denied"] and "401 Unauthorized" in answers["denied"]

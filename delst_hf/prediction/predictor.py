@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.appearance import PatchEncoding
 from ..data.collator import PixelTransform
-from ..errors import did_you_mean, reading_model
+from ..errors import did_you_mean, reading_model, said
 from ..evaluation.backbone import InferenceBackbone, on_cpu
 from ..hub.checkpoint_folder import checkpoint_class
 from ..hub.checksums import check_checksums
@@ -255,9 +255,8 @@ def _load(name: str) -> tuple[Any, DelstProcessor]:
     try:
         config = DelstConfig.from_pretrained(name)
     except OSError as error:
-        reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"no checkpoint at {name}. Give the folder of a DELST checkpoint, or its id on the Hub ({reason})"
+            f"no checkpoint at {name}. Give the folder of a DELST checkpoint, or its id on the Hub ({said(error)})."
         ) from error
     check_checksums(name)
     with reading_model(name):
