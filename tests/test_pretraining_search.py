@@ -48,6 +48,10 @@ def test_each_geometry_has_as_many_trials_from_the_same_weights(data, tmp_path, 
     before = len(begun)
     search(data, small_model(), training, SearchArguments("lorentz,cosine", trials=2))
     assert len(begun) == before  # what is done is not searched again
+    with pytest.raises(
+        ValueError, match="geometry lorentz with other settings: search_seed. Choose another --output_dir"
+    ):
+        search(data, small_model(), training, SearchArguments("lorentz", trials=2, search_seed=1))
 
 
 def test_weights_are_those_of_the_start():

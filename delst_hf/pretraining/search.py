@@ -18,6 +18,7 @@ from ..atomic.processes import end_like_interrupted
 from ..data.study import Study
 from ..errors import optional_library, reading
 from ..model.modeling_delst import DelstModel
+from ..record import hyperparameters
 from .arguments import DataArguments, DelstTrainingArguments, ModelArguments, split_names
 from .checked_trainer import NotFiniteError
 from .checkpoints import own_output
@@ -62,8 +63,8 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
         the file holds already is not searched again.
 
     Raises:
-        ValueError: If there are no validation slides, a number or geometry is not possible, or no trial of a geometry ends
-            with finite numbers.
+        ValueError: If there are no validation slides, a number or geometry is not possible, no trial of a geometry ends with
+            finite numbers, or the file is of a search with other settings.
         OSError: Before any work, if the output cannot be written, or another run is writing there.
         ImportError: If optuna is not installed.
     """
@@ -73,11 +74,15 @@ def search(data: DataArguments, model: Any, training: DelstTrainingArguments, op
     with own_output(training.output_dir):
         path = Path(training.output_dir or ".") / "search.json"
         found = _found_before(path)
+        settings = {"search_seed": options.search_seed, **hyperparameters(data, model, training)}
+        settings = {name: value for name, value in settings.items() if name not in ("geometry", *RANGES)}
+        _check_settings(path, {name: found[name] for name in names if name in found}, settings)
         study = open_study(data, training)
         for name in names:
             if found.get(name, {}).get("trials_asked") == options.trials:
                 continue
-            found[name] = _search_one(study, data, _of_geometry(model, name), training, options)
+            best = _search_one(study, data, _of_geometry(model, name), training, options)
+            found[name] = {**best, "settings": settings}
             write_text(path, json.dumps(found, indent=1) + "\n")
     return path
 
@@ -88,6 +93,18 @@ def _found_before(path: Path) -> dict[str, Any]:
         return {}
     with reading(path, "search", "Delete it, or choose another --output_dir, and search again."):
         return {str(name): dict(found) for name, found in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def _check_settings(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to take results of other settings for those of this search; results of earlier versions name none."""
+    for name, one in found.items():
+        before = one.get("settings", settings)
+        other = sorted(key for key in before | settings if before.get(key) != settings.get(key))
+        if other:
+            raise ValueError(
+                f"{path} holds a search of the geometry {name} with other settings: {', '.join(other)}. Choose another "
+                "--output_dir, or give the settings of that search."
+            )
 
 
 def main(argv: list[str] | None = None, description: str = "") -> None:
