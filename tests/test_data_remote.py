@@ -10,6 +10,7 @@ OPEN = """
 import json, sys
 from delst_hf.cli import main
 from delst_hf.data.study import Study
+from delst_hf.evaluation.results import read_results
 from delst_hf.hub.checksums import check_checksums
 from delst_hf.prediction import load_predictor, load_reference, spots_like
 
@@ -37,6 +38,7 @@ print(json.dumps({
     "at": said(lambda: list(spots_like("me/with", "me/toys-v1.0", [(1, 2)], neighbours=1))),
     "cut": said(lambda: check_checksums("me/cut")),
     "denied": said(load_predictor, "me/denied"),
+    "results": said(read_results, "me/with"),
     "merge": main(["merge", "me/toys-v1.0", "--output", "merged"]),
 }))
 """
@@ -71,6 +73,7 @@ def test_what_the_hub_holds_instead_is_said(answers):
     assert "Invalid rev id: none" in answers["revision"]
     assert "the Hub does not give a dataset of that name (Repository not found)" in answers["missing"]
     assert answers["merge"] == 2
+    assert "hf download me/with results.json --local-dir DIR" in answers["results"]
 
 
 def test_a_reference_that_was_pushed_is_fetched(answers):

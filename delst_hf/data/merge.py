@@ -26,7 +26,7 @@ from .folder import DatasetFolder, open_folder, read_columns, refuse_links
 from .genes import union_genes
 from .output import check_output
 from .part import WRITER, count_columns
-from .places import is_dataset_id
+from .places import is_only_id
 from .row_checks import problem_of_rows
 from .schema import (
     CONFIGS,
@@ -107,7 +107,7 @@ def merge_datasets(
     with writing(output, "dataset") as goal:
         check_output(goal, overwrite)
         for name in folders:
-            if is_dataset_id(str(name)):
+            if is_only_id(str(name)):
                 raise FileNotFoundError(
                     f"there is no dataset folder {name} here. One of the Hub is downloaded first: hf download {name} "
                     "--repo-type dataset --local-dir DIR."

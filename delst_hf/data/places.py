@@ -42,10 +42,10 @@ def is_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "~", "/")) and not os.path.isabs(name)
 
 
-def is_dataset_id(name: str) -> bool:
-    """Tell whether a name can only be the id USER/NAME of a dataset: nothing is there, not even a folder USER.
+def is_only_id(name: str) -> bool:
+    """Tell whether a name can only be an id USER/NAME of the Hub: nothing is there, not even a folder USER.
 
-    >>> is_dataset_id("me/toys-v1.0"), is_dataset_id("toys"), is_dataset_id("runs/toy/data")
+    >>> is_only_id("me/toys-v1.0"), is_only_id("toys"), is_only_id("runs/toy/data")
     (True, False, False)
     """
     return name.count("/") == 1 and is_id(name) and not Path(name).parent.exists()

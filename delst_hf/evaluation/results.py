@@ -13,6 +13,7 @@ import yaml
 from datasets import Dataset
 
 from ..atomic.files import write_file
+from ..data.places import is_only_id
 from ..record import training_record
 from .suite import protocol
 
@@ -70,6 +71,11 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     if not path.is_file():
+        if is_only_id(str(path)) and not path.suffix:
+            raise FileNotFoundError(
+                f"no results at {path}. Those of a model on the Hub are downloaded first: hf download {path} {RESULTS} "
+                "--local-dir DIR."
+            )
         raise FileNotFoundError(f"no results at {path}. Make them with `delst evaluate MODEL DATASET --output {path}`.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

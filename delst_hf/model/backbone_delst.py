@@ -61,12 +61,16 @@ def load_checkpoint(
     file: Any = cached_file(folder, "model.safetensors", **hub_kwargs)
     own = load_file(file)
     kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_ARGUMENTS}
-    options = {**kwargs, "state_dict": join_backbone(own, backbone), "output_loading_info": True}
-    loaded = load(None, *model_args, config=config, **options)
-    if lora := {name.split(BACKBONE, 1)[1]: tensor for name, tensor in own.items() if ".lora_" in name}:
-        vision = loaded[0].base_model.vision_model
-        # Kept, so that the model can be saved without its backbone again: with a head on it, or trained further.
-        vision.joined_lora = (tensor_fingerprint(backbone_weights(vision), config.vision_pooling), lora)
+    state = join_backbone(own, backbone)
+    lora, vision = (
+        {name.split(BACKBONE, 1)[1]: tensor for name, tensor in weights.items() if BACKBONE in name}
+        for weights in (own, state)
+    )
+    # Kept, so that the model can be saved without its backbone again: with a head on it, or trained further.
+    joined = (tensor_fingerprint(vision, config.vision_pooling), lora) if lora else None
+    loaded = load(None, *model_args, config=config, **{**kwargs, "state_dict": state, "output_loading_info": True})
+    if joined is not None:
+        loaded[0].base_model.vision_model.joined_lora = joined
     return _checked(loaded, folder, saved, kwargs)
 
 

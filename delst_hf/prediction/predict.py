@@ -17,7 +17,7 @@ from ..data.appearance import describe_foreign_colour
 from ..data.feature_files import SUFFIXES as SUFFIXES_OF_FEATURES
 from ..data.genes import canonical_species
 from ..data.patch_features import join_features
-from ..data.places import IMAGES, check_prediction, is_dataset_id
+from ..data.places import IMAGES, check_prediction, is_only_id
 from ..data.readers.anndata_file import open_anndata
 from ..data.readers.anndata_visium import places_of_anndata
 from ..data.readers.image import read_slide_image
@@ -184,7 +184,7 @@ def open_source(source: str | os.PathLike, predictor: Predictor, choice: PatchCh
 
 def _opened(source: str | os.PathLike, predictor: Predictor, choice: PatchChoice) -> PatchSource:
     path = Path(source)
-    of_hub = not path.suffix or (is_dataset_id(str(source)) and path.suffix.lower() not in IMAGES)
+    of_hub = not path.suffix or (is_only_id(str(source)) and path.suffix.lower() not in IMAGES)
     is_dataset = path.is_dir() or (of_hub and not path.exists() and not os.path.isabs(path))
     if choice.positions is not None and (is_dataset or path.suffix in (".h5ad", *SUFFIXES_OF_FEATURES)):
         raise ValueError(
