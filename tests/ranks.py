@@ -20,6 +20,9 @@ _IMPORTED += ["peft", "sklearn.linear_model", "delst_hf.report.drawing", "matplo
 def in_ranks(function: Callable[..., None], *arguments: Any, ranks: int = 2) -> None:
     """Call ``function(rank, *arguments)`` in as many processes, which find each other by the environment.
 
+    A function that trains leaves its process group to the end of the process: destroyed while DDP still holds it, the group may
+    wait for a thread that waits for Python's lock, which it holds itself.
+
     Args:
         function: A function of a module.
         *arguments: What pickle takes.

@@ -313,8 +313,6 @@ def gradients_of_one_rank(rank: int, folder: str, data: str, size: int) -> None:
     if rank == 0:
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         torch.save({"loss": total / world, "gradients": gradients}, f"{folder}/ranks_{world}.pt")
-    if world > 1:
-        dist.destroy_process_group()
 
 
 def test_two_processes_give_the_gradients_of_the_joined_batch(folder, tiny_model, tiny_processor, tmp_path):

@@ -54,7 +54,6 @@ def work_of_one_rank(rank: int, way: str, folder: str, data: str, options: dict)
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         Path(f"{arguments.output_dir}/log.json").write_text(json.dumps(log))
     dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

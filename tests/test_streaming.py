@@ -345,7 +345,6 @@ def work_of_one_process(rank: int, ranks: int, folder: str, output: str) -> None
         if rank == 0:
             torch.save(trainer.trained_model().state_dict(), f"{output}/{name}.pt")
     Path(f"{output}/seen-{rank}.json").write_text(json.dumps({**seen, "genes": genes}))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_see_each_spot_once_and_resume_to_the_bit(folder, tmp_path):
